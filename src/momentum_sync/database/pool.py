@@ -1,0 +1,91 @@
+"""Connections for work that is done as a caller, under the caller's role and claims.
+
+The database decides who may see what: every read for a client runs in a transaction whose role and
+`request.jwt.claims` are the caller's, as PostgREST does it, and row level security applies as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import psycopg
+from psycopg import AsyncConnection, IsolationLevel, errors
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from momentum_sync.errors import Forbidden, Unavailable
+
+_Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+_STATEMENT_TIMEOUT_MS = 10_000
+_WAIT_FOR_CONNECTION_S = 5.0
+
+
+class Caller(Protocol):
+    """Whoever work is done for."""
+
+    @property
+    def role(self) -> str:
+        """A database role that the server may become: `authenticated` or `service_role`."""
+
+    @property
+    def claims(self) -> str:
+        """The token's claims as a JSON object."""
+
+
+class CallerPool:
+    """A bounded pool whose only verb is to work as somebody."""
+
+    def __init__(self, conninfo: str, *, size: int) -> None:
+        self._pool: _Pool = AsyncConnectionPool(
+            conninfo,
+            min_size=1,
+            max_size=size,
+            timeout=_WAIT_FOR_CONNECTION_S,
+            open=False,
+            configure=_configure,
+            check=AsyncConnectionPool.check_connection,
+            reconnect_timeout=60.0,
+            kwargs={"autocommit": True, "application_name": "momentum-sync gateway", "connect_timeout": 5},
+            name="callers",
+        )
+
+    async def open(self) -> None:
+        """Starts connecting in the background; work waits until there is a connection."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Closes every connection, waiting a few seconds for work under way."""
+        await self._pool.close(timeout=5.0)
+
+    @asynccontextmanager
+    async def as_caller(self, caller: Caller, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A transaction that is the caller's, committed on leaving; with `frozen` it is REPEATABLE READ.
+
+        Raises Forbidden for what the database refuses the caller, Unavailable when the database cannot be
+        reached in time.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                await connection.set_isolation_level(
+                    IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
+                )
+                async with connection.transaction():
+                    await connection.execute(
+                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)",
+                        (caller.role, caller.claims),
+                    )
+                    yield connection
+        except errors.InsufficientPrivilege as error:
+            raise Forbidden("This token does not allow that.") from error
+        except PoolTimeout as error:
+            raise Unavailable("The database does not answer; try again in a moment.") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise Unavailable("The database could not do that now; try again in a moment.") from error
+
+
+async def _configure(connection: AsyncConnection[TupleRow]) -> None:
+    await connection.execute(f"set statement_timeout = {_STATEMENT_TIMEOUT_MS}")
+    await connection.execute(f"set idle_in_transaction_session_timeout = {_STATEMENT_TIMEOUT_MS}")

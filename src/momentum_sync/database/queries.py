@@ -1,0 +1,36 @@
+"""Named SQL beside the Python that runs it.
+
+A `queries.sql` holds statements, each under a line `-- name: the_name`; comments below that line belong to the
+statement. Parameters are psycopg's, `%(name)s`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import LiteralString, cast
+
+_NAME = re.compile(r"^-- name: *([a-z][a-z0-9_]*) *$", re.MULTILINE)
+
+
+def parse(text: str) -> Mapping[str, LiteralString]:
+    """The statements of a file by name. ValueError for text outside a statement, an empty one, or a name used twice."""
+    parts = _NAME.split(text)
+    outside = "\n".join(line for line in parts[0].splitlines() if not line.startswith("--"))
+    if outside.strip():
+        raise ValueError(f"SQL before the first '-- name:' line: {outside.strip()[:60]!r}")
+    statements: dict[str, LiteralString] = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        if name in statements:
+            raise ValueError(f"two statements are named {name}")
+        if not body.strip():
+            raise ValueError(f"the statement {name} is empty")
+        # The text comes with the package, never from a user: to psycopg that is a literal.
+        statements[name] = cast(LiteralString, body.strip().rstrip(";"))
+    return statements
+
+
+def load(package: str) -> Mapping[str, LiteralString]:
+    """The statements of the `queries.sql` that lies in a package; give it `__package__`."""
+    return parse(resources.files(package).joinpath("queries.sql").read_text(encoding="utf-8"))

@@ -1,0 +1,108 @@
+"""All that is worth telling, one function each.
+
+Standard error gets one line an event: readable on a terminal, JSON otherwise. No token and no event's content is
+ever among it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+_log = structlog.get_logger("momentum_sync")
+
+
+def configure(*, level: str) -> None:
+    """Sets up the log. `level` is a name of the `logging` module, such as `INFO`."""
+    rendering: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            rendering,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # we tell of a lost database ourselves, once
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+
+
+def listening(url: str) -> None:
+    """The server answers."""
+    _log.info("listening", url=url)
+
+
+def stopping() -> None:
+    """The server is told to end."""
+    _log.info("stopping")
+
+
+def development_secret() -> None:
+    """There is no secret, so tokens are signed with one made up for development."""
+    _log.warning(
+        "DEVELOPMENT MODE: no SUPABASE_JWT_SECRET or SUPABASE_URL is set. Tokens are checked against a secret kept in "
+        "the data directory, and the server listens on loopback only."
+    )
+
+
+def capture_live(slot: str, epoch: str, number: int) -> None:
+    """Capture holds the slot and reads."""
+    _log.info("capture live", slot=slot, epoch=epoch, number=number)
+
+
+def slot_busy(said: str) -> None:
+    """Another instance reads the slot; this one waits."""
+    _log.info("waiting for the slot", said=said)
+
+
+def capture_broke(said: str, pause: float) -> None:
+    """The stream or the log failed; capture starts again after `pause` seconds."""
+    _log.warning("capture broke", said=said, again_in_s=pause)
+
+
+def malformed_message(said: str, size: int) -> None:
+    """A logical message under our prefix was unreadable and is left out."""
+    _log.error("malformed logical message", said=said, bytes=size)
+
+
+def migrated(line: str) -> None:
+    """One step of a migration."""
+    _log.info("migrate", step=line)
+
+
+def housekeeping_failed(said: str) -> None:
+    """Partitions or metrics could not be kept this time; it is tried again."""
+    _log.warning("housekeeping failed", said=said)
+
+
+def partitions_dropped(names: list[str]) -> None:
+    """Retention ended for these days of the log."""
+    _log.info("partitions dropped", names=names)
+
+
+def keys_unavailable(url: str, said: str) -> None:
+    """The issuer's signing keys could not be fetched; those known before stay in use."""
+    _log.warning("signing keys unavailable", url=url, said=said)
+
+
+def connected(user_id: str | None, client_id: str, channels: int) -> None:
+    """A client is live."""
+    _log.debug("connected", user_id=user_id, client_id=client_id, channels=channels)
+
+
+def disconnected(user_id: str | None, client_id: str, code: int | None) -> None:
+    """A client is gone; `code` is what the server closed with, if it did."""
+    _log.debug("disconnected", user_id=user_id, client_id=client_id, code=code)
+
+
+def failed(where: str, error: BaseException) -> None:
+    """A defect: an exception that nothing foresaw. The client got a general answer."""
+    _log.error("failed", where=where, exc_info=error)

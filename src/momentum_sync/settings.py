@@ -1,0 +1,156 @@
+"""Every setting: its unit, its default, its reason. Read once, from the environment and from `.env`."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import platformdirs
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from momentum_sync.errors import Unsuitable
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def _default_data_dir() -> Path:
+    # PostgreSQL does not run as root, and its user cannot look into root's home.
+    return Path("/var/lib/momentum-sync") if os.geteuid() == 0 else platformdirs.user_data_path("momentum-sync")
+
+
+def duration(text: str) -> timedelta | None:
+    """A number with s, m, h or d; None for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    return timedelta(seconds=float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+class Settings(BaseSettings):
+    """What the server is told. Make one with `read`."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_prefix="MOMENTUM_", extra="ignore", frozen=True, populate_by_name=True,
+        env_ignore_empty=True,
+    )  # fmt: skip
+
+    database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
+    """libpq URL of a Postgres >= 15. Unset: an embedded one under the data directory."""
+
+    supabase_url: str | None = Field(None, validation_alias=AliasChoices("supabase_url", "SUPABASE_URL"))
+    """Issuer of the tokens; its keys are fetched from /auth/v1/.well-known/jwks.json."""
+
+    jwt_secret: SecretStr | None = Field(None, validation_alias=AliasChoices("jwt_secret", "SUPABASE_JWT_SECRET"))
+    """HS256 secret, where the project still signs with one."""
+
+    anon_key: SecretStr | None = Field(None, validation_alias=AliasChoices("anon_key", "SUPABASE_ANON_KEY"))
+    """Public API key. Alone it opens nothing; it is known so that it can be told from a wrong one."""
+
+    service_role_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("service_role_key", "SUPABASE_SERVICE_ROLE_KEY")
+    )
+    """API key that is `service_role`."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8787, ge=0, le=65535)
+    """0: one that the system chooses."""
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Of the embedded Postgres and the development secret."""
+
+    retention: timedelta = timedelta(days=2)
+    """How long the log keeps events, rounded up to days. A number with s, m, h or d."""
+
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Web pages that may connect, comma-separated, beside the server's own; `*` is any. What sends no Origin may."""
+
+    jwt_audience: str = "authenticated"
+    """What a token's `aud` must name, where it has one."""
+
+    token_in_query: bool = False
+    """Accept `?access_token=`. Off, because addresses end up in the logs of proxies."""
+
+    slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
+    """Replication slot; one a database, and instances of one database share it."""
+
+    window_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024)
+    """The newest events kept in memory."""
+
+    send_buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
+    """What may wait unsent for one client before it is closed as too slow."""
+
+    max_connections: int = Field(20_000, ge=1)
+    max_connections_per_user: int = Field(50, ge=1)
+
+    pool_size: int = Field(8, ge=1)
+    """Database connections for snapshots and requests."""
+
+    heartbeat: timedelta = timedelta(seconds=25)
+    """How often a client hears that the feed is alive. Below the 30 s after which phones' networks forget."""
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @field_validator("retention", "heartbeat", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = duration(value)
+        if found is None:
+            raise ValueError(f"{value} is no duration; write a number with s, m, h or d: 12h")
+        return found
+
+    @field_validator("retention", "heartbeat", mode="after")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("must be longer than nothing")
+        return value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("supabase_url", mode="after")
+    @classmethod
+    def _no_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else value
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.development and self.host not in _LOOPBACK:
+            raise ValueError(
+                f"MOMENTUM_HOST={self.host} would open a server without a secret to others;"
+                " set SUPABASE_JWT_SECRET or SUPABASE_URL first"
+            )
+        return self
+
+    @property
+    def development(self) -> bool:
+        """Whether nothing says how tokens are signed, so that a secret is made up."""
+        return self.jwt_secret is None and self.supabase_url is None
+
+    @property
+    def issuer(self) -> str | None:
+        """The `iss` of tokens, and the root of the key set's address."""
+        return f"{self.supabase_url}/auth/v1" if self.supabase_url else None
+
+
+def read(**given: object) -> Settings:
+    """The settings, those `given` (and not None) before the environment. Unsuitable names the first that is wrong."""
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        named = name if name.isupper() else f"MOMENTUM_{name.upper()}"
+        said = first["msg"].removeprefix("Value error, ")
+        raise Unsuitable(
+            f"{named}: {said}." if name else f"{said}.",
+            "Set it in the environment or in .env; `momentum-sync serve --help` lists what there is.",
+        ) from error
