@@ -1,0 +1,103 @@
+"""The messages of the replication stream that carry our events, decoded.
+
+Formats: PostgreSQL, "Streaming Replication Protocol" (XLogData, keepalive, standby status update) and "Logical
+Replication Message Formats" (Begin, Message, Commit), protocol version 1. Times there are microseconds since
+2000-01-01; here they are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+_UNIX_2000 = 946_684_800
+
+_BEGIN = struct.Struct("!QqI")
+_COMMIT = struct.Struct("!BQQq")
+_MESSAGE = struct.Struct("!BQ")
+_KEEPALIVE = struct.Struct("!QqB")
+_STATUS = struct.Struct("!cQQQqB")
+_WAL_HEADER = struct.Struct("!QQq")
+
+
+class ProtocolError(ValueError):
+    """Bytes that the protocol does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A committed transaction begins. `lsn` is the place of its commit, `xid` its id in 32 bits."""
+
+    lsn: int
+    committed_at: float
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A logical message, as `pg_logical_emit_message` wrote it."""
+
+    transactional: bool
+    prefix: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The transaction is complete. `end` is the place behind its commit record."""
+
+    lsn: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """Everything below `end` has been sent. With `reply` the server wants a status at once."""
+
+    end: int
+    reply: bool
+
+
+Frame = Begin | Message | Commit | Keepalive | None
+
+
+def decode(data: bytes | memoryview) -> Frame:
+    """One CopyData payload of the stream. None for a kind that carries no event. ProtocolError if it is broken."""
+    view = memoryview(data)
+    try:
+        match view[0]:
+            case 0x77:  # w: XLogData, its payload behind three 64-bit fields
+                return _payload(view[_WAL_HEADER.size + 1 :])
+            case 0x6B:  # k
+                end, _, reply = _KEEPALIVE.unpack(view[1:])
+                return Keepalive(end, bool(reply))
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a frame of the replication stream is broken: {error}") from None
+    raise ProtocolError(f"unknown frame {view[0]:#04x} in the replication stream")
+
+
+def _payload(view: memoryview) -> Begin | Message | Commit | None:
+    match view[0]:
+        case 0x42:  # B
+            lsn, at, xid = _BEGIN.unpack(view[1:])
+            return Begin(lsn, at / 1_000_000 + _UNIX_2000, xid)
+        case 0x4D:  # M
+            flags, _ = _MESSAGE.unpack(view[1 : 1 + _MESSAGE.size])
+            rest = bytes(view[1 + _MESSAGE.size :])
+            end = rest.index(b"\0") if b"\0" in rest else -1
+            if end < 0 or len(rest) < end + 5:
+                raise ProtocolError("a logical message is cut short")
+            (length,) = struct.unpack_from("!I", rest, end + 1)
+            content = rest[end + 5 :]
+            if len(content) != length:
+                raise ProtocolError(f"a logical message of {length} bytes came with {len(content)}")
+            return Message(bool(flags & 1), rest[:end].decode(), content)
+        case 0x43:  # C
+            _, lsn, end, _ = _COMMIT.unpack(view[1:])
+            return Commit(lsn, end)
+    return None
+
+
+def status(*, received: int, durable: int, now: float, reply: bool) -> bytes:
+    """A standby status update: what was received, and up to where the slot may forget."""
+    return _STATUS.pack(b"r", received, durable, durable, int((now - _UNIX_2000) * 1_000_000), reply)

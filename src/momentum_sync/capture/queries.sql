@@ -1,0 +1,33 @@
+-- name: server
+select
+    current_setting('server_version_num')::int / 10000 as version,
+    current_setting('wal_level') as wal_level,
+    current_setting('server_encoding') as encoding,
+    current_setting('max_replication_slots')::int as max_slots,
+    current_setting('max_wal_senders')::int as max_senders,
+    (select count(*)::int from pg_catalog.pg_replication_slots) as slots,
+    (select count(*)::int from pg_catalog.pg_stat_replication) as senders,
+    (select r.rolreplication or r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user)
+        or coalesce(pg_has_role(current_user, (
+            select r.oid from pg_catalog.pg_roles r where r.rolname = 'rds_replication'), 'member'), false)
+        as may_replicate,
+    current_user::text as role,
+    to_regprocedure('momentum.publish(text[], jsonb)') is not null and to_regclass('momentum.stream') is not null
+        as migrated
+
+-- name: becomes
+-- The roles among those that callers have which the server's own role may not become.
+select coalesce(array_agg(wanted), '{}')
+from unnest(array['authenticated', 'service_role']) as wanted
+where not pg_has_role(current_user, wanted, 'member')
+
+-- name: slot
+select database::text, current_database()::text, plugin::text, active_pid, wal_status, confirmed_flush_lsn::text
+from pg_catalog.pg_replication_slots
+where slot_name = %(slot)s
+
+-- name: create_slot
+select from pg_create_logical_replication_slot(%(slot)s, 'pgoutput')
+
+-- name: drop_slot
+select pg_drop_replication_slot(%(slot)s)

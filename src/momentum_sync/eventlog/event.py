@@ -1,0 +1,154 @@
+"""An event, and the id by which clients know it.
+
+An id names a place in a history: `<epoch>-<number>`. As long as the stream has not passed the snapshot that a
+connection began with, a number alone does not say what the client has seen, and the id carries the snapshot:
+`<epoch>-<number>.<xmin>.<xmax>.<xid_xid…>.<lsn>`. To clients an id is opaque.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import msgspec
+
+from momentum_sync.database import lsn as lsn_text
+from momentum_sync.database.visibility import Snapshot
+
+CACHE_INVALIDATION = "cache_invalidation"
+
+_ID = re.compile(
+    r"(?P<epoch>[0-9a-f]{8})-(?P<number>\d{1,19})"
+    r"(?:\.(?P<xmin>\d{1,20})\.(?P<xmax>\d{1,20})\.(?P<xids>[\d_]*)\.(?P<high>[0-9A-F]{1,8})_(?P<low>[0-9A-F]{1,8}))?"
+)
+
+
+class Malformed(ValueError):
+    """A logical message under our prefix that `momentum.publish` did not write."""
+
+
+class _Envelope(msgspec.Struct):
+    channels: list[str]
+    event: msgspec.Raw
+
+
+class _Head(msgspec.Struct):
+    event_type: str = ""
+    user_id: str | None = None
+    cache_keys: list[str] = msgspec.field(default_factory=list)
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_head = msgspec.json.Decoder(_Head)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened, in its place.
+
+    `body` is the JSON object as the database wrote it and as clients get it. `keys` says where it goes: the channels,
+    with `cache_invalidation` narrowed to the user whose keys they are. `committed_at` is seconds since 1970.
+    """
+
+    number: int
+    commit_lsn: int
+    commit_index: int
+    xid: int
+    committed_at: float
+    channels: tuple[str, ...]
+    body: bytes
+    event_type: str
+    cache_keys: tuple[str, ...]
+    keys: tuple[str, ...]
+    size: int = field(compare=False)
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        number: int,
+        place: tuple[int, int],
+        xid: int,
+        committed_at: float,
+        channels: tuple[str, ...],
+        body: bytes,
+    ) -> Event:
+        """An event from its parts. Malformed if `body` is not the JSON object of an event."""
+        try:
+            head = _head.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"not an event: {error}") from None
+        return cls(
+            number=number,
+            commit_lsn=place[0],
+            commit_index=place[1],
+            xid=xid,
+            committed_at=committed_at,
+            channels=channels,
+            body=body,
+            event_type=head.event_type,
+            cache_keys=tuple(head.cache_keys),
+            keys=tuple(route(channel, head.user_id) for channel in channels),
+            size=len(body) + sum(map(len, channels)) + 500,
+        )
+
+
+def open_envelope(content: bytes) -> tuple[tuple[str, ...], bytes]:
+    """The channels and the event's JSON from the content of a logical message. Malformed if it is not that."""
+    try:
+        content.decode()  # msgspec does not look inside a Raw
+        envelope = _envelope.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Malformed(f"not an envelope: {error}") from None
+    body = bytes(envelope.event)
+    if not body.startswith(b"{"):
+        raise Malformed("not an envelope: the event is no object")
+    if not envelope.channels or any("\0" in channel for channel in envelope.channels):
+        raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold")
+    return tuple(envelope.channels), body
+
+
+def route(channel: str, user_id: str | None) -> str:
+    """The key under which a channel's connections stand. Invalidations go to their user alone."""
+    return f"{CACHE_INVALIDATION}:{user_id}" if channel == CACHE_INVALIDATION else channel
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A snapshot that somebody began with, and the place in the WAL behind which it can hold nothing.
+
+    Every transaction that the snapshot sees had written its commit below `upto`.
+    """
+
+    snapshot: Snapshot
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventId:
+    """A place in a history, as handed to clients."""
+
+    epoch: str
+    number: int
+    seen: Seen | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> EventId:
+        """From the text that a client brought. ValueError if we never gave it out."""
+        found = _ID.fullmatch(text)
+        if found is None:
+            raise ValueError("not an id of an event")
+        seen = None
+        if found["xmin"] is not None:
+            xids = frozenset(int(xid) for xid in found["xids"].split("_") if xid)
+            snapshot = Snapshot(int(found["xmin"]), int(found["xmax"]), xids)
+            seen = Seen(snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"))
+        return cls(found["epoch"], int(found["number"]), seen)
+
+    def __str__(self) -> str:
+        plain = f"{self.epoch}-{self.number}"
+        if self.seen is None:
+            return plain
+        snapshot = self.seen.snapshot
+        xids = "_".join(str(xid) for xid in sorted(snapshot.under_way))
+        return f"{plain}.{snapshot.xmin}.{snapshot.xmax}.{xids}.{lsn_text.text(self.seen.upto).replace('/', '_')}"

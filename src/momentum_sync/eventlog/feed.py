@@ -1,0 +1,79 @@
+"""The feed: numbered events on their way from capture to whoever serves clients, within one process.
+
+Capture may repeat itself after a break: numbers up to the last one published are dropped here. `position` is the
+place in the WAL up to which everything has been published.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.window import Window
+
+
+class Listener(Protocol):
+    """Whoever follows a feed. The calls come in order and must not block."""
+
+    def event(self, event: Event) -> None:
+        """The next event."""
+
+    def advanced(self, position: int) -> None:
+        """Everything that committed below `position` has been handed over."""
+
+    def history_changed(self) -> None:
+        """The feed has a gap or another epoch: what clients hold no longer leads on from here."""
+
+
+class Feed:
+    """One history, its newest events, and who listens."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.epoch = ""
+        self.number = 0
+        self.position = 0
+        self._listeners: list[Listener] = []
+
+    @property
+    def last_id(self) -> EventId:
+        """The place that the feed has reached."""
+        return EventId(self.epoch, self.number)
+
+    def listen(self, listener: Listener) -> None:
+        """From now on the listener is told of everything."""
+        self._listeners.append(listener)
+
+    def begin(self, *, epoch: str, number: int, position: int, ceiling: int) -> None:
+        """Capture holds the slot and will go on after `number`.
+
+        `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
+        events up to `number`. A history that the feed has followed this far goes on where the feed stands. Another one,
+        or one that was written elsewhere meanwhile, starts afresh.
+        """
+        if epoch == self.epoch and number <= self.number:
+            return
+        followed = bool(self.epoch)
+        self.epoch = epoch
+        self.number = number
+        self.position = position
+        self.window.restart(first=number + 1, ceiling=ceiling)
+        if followed:
+            for listener in self._listeners:
+                listener.history_changed()
+
+    def publish(self, event: Event) -> None:
+        """Hands the event on, unless it has been."""
+        if event.number <= self.number:
+            return
+        self.number = event.number
+        self.window.add(event)
+        for listener in self._listeners:
+            listener.event(event)
+
+    def advance(self, position: int) -> None:
+        """Everything that committed below `position` has been published."""
+        if position > self.position:
+            self.position = position
+            for listener in self._listeners:
+                listener.advanced(position)

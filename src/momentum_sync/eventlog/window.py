@@ -1,0 +1,91 @@
+"""The hot window: the newest events in memory, bounded by bytes.
+
+It answers what a snapshot has not seen. Every event knows the highest transaction id up to and including it, so the
+search from the newest backwards ends where all that is older was visible to the snapshot anyway.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.eventlog.event import Event
+
+
+class Window:
+    """Events in order of their numbers. `limit` is in bytes; events that the log does not have yet stay beyond it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._events: deque[tuple[Event, int]] = deque()
+        self._by_key: dict[str, deque[tuple[Event, int]]] = {}
+        self._size = 0
+        self._ceiling = 0
+        self._durable = 0
+        self._evicted_ceiling = 0
+        self._first = 1
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self._size
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that the window would hold; all before it are in the log only."""
+        return self._first
+
+    def restart(self, *, first: int, ceiling: int) -> None:
+        """Empties it. `first` is the number that comes next, `ceiling` no less than any transaction id before it."""
+        self._events.clear()
+        self._by_key.clear()
+        self._size = 0
+        self._ceiling = self._evicted_ceiling = ceiling
+        self._first = first
+        self._durable = first - 1
+
+    def add(self, event: Event) -> None:
+        """Takes the next event."""
+        self._ceiling = max(self._ceiling, event.xid)
+        entry = (event, self._ceiling)
+        self._events.append(entry)
+        for key in event.keys:
+            self._by_key.setdefault(key, deque()).append(entry)
+        self._size += event.size
+        self._evict()
+
+    def durable(self, number: int) -> None:
+        """The log holds everything up to `number`."""
+        self._durable = max(self._durable, number)
+        self._evict()
+
+    def reaches(self, snapshot: Snapshot) -> bool:
+        """Whether nothing that the snapshot has not seen was evicted."""
+        return self._evicted_ceiling < snapshot.xmin
+
+    def unseen(self, snapshot: Snapshot, keys: Iterable[str]) -> list[Event]:
+        """The held events on any of the keys that the snapshot does not see, in order, each once."""
+        found: dict[int, Event] = {}
+        for key in keys:
+            for event, ceiling in reversed(self._by_key.get(key, ())):
+                if ceiling < snapshot.xmin:
+                    break
+                if not snapshot.sees(event.xid):
+                    found[event.number] = event
+        return [found[number] for number in sorted(found)]
+
+    def _evict(self) -> None:
+        while self._size > self._limit and self._events and self._events[0][0].number <= self._durable:
+            event, ceiling = self._events.popleft()
+            self._size -= event.size
+            self._evicted_ceiling = ceiling
+            self._first = event.number + 1
+            for key in event.keys:
+                held = self._by_key[key]
+                held.popleft()
+                if not held:
+                    del self._by_key[key]
