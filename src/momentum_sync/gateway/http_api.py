@@ -1,0 +1,190 @@
+"""The HTTP side of the contract, section 3. Every path also lives under `/functions/v1/realtime-momentum-sync`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from momentum_sync import __version__, observe
+from momentum_sync.errors import BadRequest, RequestError, TooLarge
+from momentum_sync.gateway import health
+from momentum_sync.gateway.websocket import PREFIX, Gateway
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.messages import timestamp
+
+_MAX_BODY = 64 * 1024
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+class ForUser(BaseModel):
+    """Whose data is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: UUID
+
+
+class Notifications(ForUser):
+    """Whose notifications, and how many of them at most."""
+
+    limit: int = Field(50, ge=1, le=200, strict=True)
+
+
+class Answer(BaseModel):
+    """What was asked for."""
+
+    success: bool
+    data: dict[str, object] | list[dict[str, object]]
+    timestamp: str
+
+
+class Fault(BaseModel):
+    """What is wrong: a word for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class Refusal(BaseModel):
+    """The answer to a request that cannot be met."""
+
+    error: Fault
+
+
+class Health(BaseModel):
+    """The state of the server."""
+
+    status: str
+    connected_clients: int
+    active_subscriptions: int
+    timestamp: str
+    uptime: float = Field(description="seconds")
+    memory_usage: dict[str, int] = Field(description="bytes")
+    capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`")
+
+
+_REFUSALS: dict[int | str, dict[str, object]] = {
+    status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
+}
+
+
+async def _identify(request: Request) -> Identity:
+    gateway: Gateway = request.app.state.gateway
+    return await gateway.authenticator.authenticate(
+        authorization=request.headers.get("authorization"), apikey=request.headers.get("apikey")
+    )
+
+
+Caller = Annotated[Identity, Depends(_identify)]
+
+
+def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_id: Callable[[], str]) -> FastAPI:
+    """The FastAPI application of one gateway."""
+    api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
+    api.state.gateway = gateway
+    sync = APIRouter(prefix="/sync")
+    started_at = time.monotonic()
+
+    @sync.post("/momentum", response_model=Answer, responses=_REFUSALS)
+    async def momentum(asked: ForUser, caller: Caller) -> Response:
+        """The user's momentum now."""
+        return _answer(await gateway.desk.momentum(caller, asked.user_id))
+
+    @sync.post("/interventions", response_model=Answer, responses=_REFUSALS)
+    async def interventions(asked: ForUser, caller: Caller) -> Response:
+        """The user's interventions that are scheduled or in progress."""
+        return _answer(await gateway.desk.interventions(caller, asked.user_id))
+
+    @sync.post("/notifications", response_model=Answer, responses=_REFUSALS)
+    async def notifications(asked: Notifications, caller: Caller) -> Response:
+        """The user's notifications, newest first."""
+        return _answer(await gateway.desk.notifications(caller, asked.user_id, asked.limit))
+
+    @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def state() -> Response:
+        """Whether the server does what it promises. Needs no token."""
+        lag = gateway.lag()
+        verdict = health.judge(capture_state(), lag)
+        body = Health(
+            status=verdict.status,
+            connected_clients=len(gateway.router),
+            active_subscriptions=gateway.router.subscriptions,
+            timestamp=timestamp(time.time()),
+            uptime=round(time.monotonic() - started_at, 3),
+            memory_usage=health.memory_usage(),
+            capture={"state": capture_state(), "lag_ms": round(lag * 1000), "last_event_id": last_event_id()},
+        )
+        return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
+
+    async def websocket_only() -> Response:
+        raise BadRequest("upgrade_required", "This address speaks WebSocket; open it with `wss://` or `ws://`.")
+
+    api.include_router(sync)
+    api.include_router(sync, prefix=PREFIX, include_in_schema=False)
+    for path in (PREFIX, "/ws"):
+        api.add_api_route(path, websocket_only, methods=["GET"], include_in_schema=False)
+    _answer_errors(api)
+    api.middleware("http")(_bounded)
+    api.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(gateway.allowed_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "apikey", "content-type"],
+        max_age=600,
+    )
+    return api
+
+
+def _answer(data: msgspec.Raw) -> Response:
+    body = msgspec.json.encode({"success": True, "data": data, "timestamp": timestamp(time.time())})
+    return Response(body, media_type="application/json")
+
+
+def _refusal(status: int, code: str, sentence: str) -> Response:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 503 else None
+    body = msgspec.json.encode({"error": {"code": code, "message": sentence}})
+    return Response(body, status, media_type="application/json", headers=headers)
+
+
+def _answer_errors(api: FastAPI) -> None:
+    """Every error in the contract's form, none with more in it than its sentence."""
+
+    @api.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        return _refusal(error.status, error.code, str(error))
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _refusal(400, "invalid_json", "The body is not JSON.")
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return _refusal(422, "invalid_field", f"`{where}`: {first['msg']}.")
+
+    @api.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return _refusal(error.status_code, _CODES.get(error.status_code, "bad_request"), f"{error.detail}.")
+
+    @api.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        observe.failed(urlsplit(str(request.url)).path, error)
+        return _refusal(503, "unavailable", "Something went wrong here; try again in a moment.")
+
+
+async def _bounded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuses a body larger than any request of ours, before it is read."""
+    length = request.headers.get("content-length")
+    if request.method == "POST" and (length is None or not length.isdigit() or int(length) > _MAX_BODY):
+        error = TooLarge("too_large", f"A body has a Content-Length of at most {_MAX_BODY} bytes.")
+        return _refusal(error.status, error.code, str(error))
+    return await call_next(request)

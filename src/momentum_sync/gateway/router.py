@@ -1,0 +1,163 @@
+"""From channels to connections: who holds what, and one event to all of them.
+
+A frame is built once for all connections whose previous event was the same, and its JSON is the database's own; what
+differs between connections is only `previous_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import Feed
+from momentum_sync.gateway.session import Session, build
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import frame
+
+
+class Connection(Protocol):
+    """A socket with a session."""
+
+    session: Session
+
+    def write(self, data: bytes) -> None:
+        """Writes whole frames."""
+
+    def flush(self) -> None:
+        """Writes what the session has to send, and closes if it wants to."""
+
+
+class Router:
+    """The connections of one gateway. It listens to the feed. `clock` gives seconds since 1970."""
+
+    def __init__(self, feed: Feed, *, limit: int, limit_per_user: int, clock: Callable[[], float]) -> None:
+        self._feed = feed
+        self._limit = limit
+        self._limit_per_user = limit_per_user
+        self._clock = clock
+        self._by_key: dict[str, dict[Connection, None]] = {}
+        self._keys: dict[Connection, set[str]] = {}
+        self._by_client: dict[tuple[object, str], Connection] = {}
+        self._by_user: dict[object, int] = {}
+        self._stitching: dict[Connection, None] = {}
+        feed.listen(self)
+
+    @property
+    def connections(self) -> list[Connection]:
+        """All that were admitted and have not left."""
+        return list(self._keys)
+
+    @property
+    def subscriptions(self) -> int:
+        """How many channels are held, over all connections."""
+        return sum(map(len, self._keys.values()))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def admit(self, connection: Connection) -> bool:
+        """Takes in a connection, in place of an earlier one of the same client; False when there are too many."""
+        session = connection.session
+        client = (_owner(session), session.client_id)
+        earlier = self._by_client.get(client)
+        if earlier is not None:
+            self.leave(earlier)
+            earlier.session.close(Close.REPLACED)
+            earlier.flush()
+        user = client[0]
+        if len(self._keys) >= self._limit or self._by_user.get(user, 0) >= self._limit_per_user:
+            return False
+        self._by_client[client] = connection
+        self._by_user[user] = self._by_user.get(user, 0) + 1
+        self._keys[connection] = set()
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """Forgets a connection; does nothing for one it does not know."""
+        keys = self._keys.pop(connection, None)
+        if keys is None:
+            return
+        for key in keys:
+            self._release(key, connection)
+        self._stitching.pop(connection, None)
+        client = (_owner(connection.session), connection.session.client_id)
+        if self._by_client.get(client) is connection:
+            del self._by_client[client]
+        self._by_user[client[0]] -= 1
+        if not self._by_user[client[0]]:
+            del self._by_user[client[0]]
+
+    def follow(self, connection: Connection) -> None:
+        """Brings what the connection is sent in line with the channels that its session holds now."""
+        held = self._keys.get(connection)
+        if held is None:
+            return
+        wanted = set(connection.session.channels.values())
+        for key in held - wanted:
+            self._release(key, connection)
+        for key in wanted - held:
+            self._by_key.setdefault(key, {})[connection] = None
+        self._keys[connection] = wanted
+        if connection.session.seen is not None:
+            connection.session.advanced(self._feed.position)
+        if connection.session.seen is not None:
+            self._stitching[connection] = None
+
+    def _release(self, key: str, connection: Connection) -> None:
+        holders = self._by_key[key]
+        holders.pop(connection, None)
+        if not holders:
+            del self._by_key[key]
+
+    # The feed's listener
+
+    def event(self, event: Event) -> None:
+        """Writes the event to whoever holds one of its channels, once each."""
+        holders = self._holders(event)
+        if not holders:
+            return
+        now = self._clock()
+        event_id = f"{self._feed.epoch}-{event.number}"
+        frames: dict[tuple[str, str], bytes] = {}
+        for connection in holders:
+            session = connection.session
+            if session.seen is not None:
+                session.event(event, now)
+                connection.flush()
+                continue
+            channel = session.channel_of(event)
+            if channel is None:
+                continue
+            key = (channel, session.last_id)
+            data = frames.get(key)
+            if data is None:
+                payload = build(event, channel, event_id=event_id, previous_id=session.last_id, now=now)
+                data = frames[key] = frame(payload)
+            session.delivered(event, event_id)
+            connection.write(data)
+
+    def _holders(self, event: Event) -> Iterable[Connection]:
+        found = [holders for key in event.keys if (holders := self._by_key.get(key))]
+        if len(found) == 1:
+            return list(found[0])
+        return {connection: None for holders in found for connection in holders}
+
+    def advanced(self, position: int) -> None:
+        """Ends the stitch of those whose snapshot the stream has passed."""
+        if self._stitching:
+            for connection in list(self._stitching):
+                connection.session.advanced(position)
+                if connection.session.seen is None:
+                    del self._stitching[connection]
+
+    def history_changed(self) -> None:
+        """Everyone begins again, with a snapshot."""
+        for connection in self.connections:
+            connection.session.close(Close.RESTART)
+            connection.flush()
+
+
+def _owner(session: Session) -> object:
+    """Whose connection it is: a client id means something only among those of one user and role."""
+    return (session.identity.role, session.identity.subject, session.user_id)

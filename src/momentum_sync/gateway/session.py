@@ -1,0 +1,319 @@
+"""One connection's conversation, without its socket: what comes in, what goes out, when it ends.
+
+The socket's side feeds it frames (`receive`), hands back what the database said (`greet`, `state`, …), lets it look at
+the clock (`tick`), and writes what `to_send` gives. Work that needs the database comes out of `receive` as a value.
+Once a session is live and its stitch is done, the router writes prebuilt frames past it and moves `last_id` along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import msgspec
+
+from momentum_sync.errors import RequestError
+from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, EventId, Seen, route
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire import messages
+from momentum_sync.wire.close import Close
+
+_BURST = 100.0
+_MESSAGES_A_SECOND = 20.0
+_UNREADABLE_IN_A_ROW = 5
+_PENDING_KEYS = 1_000
+_WARN_BEFORE_EXPIRY_S = 60.0
+_SILENT_HEARTBEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ReadState:
+    """Work: read the momentum state."""
+
+    ref: object
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRead:
+    """Work: mark a notification as opened."""
+
+    notification_id: UUID
+    ref: object
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Work: ask which of the channels the caller may have."""
+
+    channels: list[str]
+    ref: object
+
+
+@dataclass(frozen=True, slots=True)
+class CheckToken:
+    """Work: verify a token, and ask again for the channels held."""
+
+    token: str = field(repr=False)
+    ref: object
+
+
+Work = ReadState | MarkRead | Grant | CheckToken
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a connection begins with: the channels it got, the snapshot, and the events published since."""
+
+    granted: list[str]
+    refused: list[str]
+    momentum: msgspec.Raw
+    interventions: msgspec.Raw
+    notifications: msgspec.Raw
+    seen: Seen
+    last_id: EventId
+    missed: list[Event]
+    reason: str | None
+
+
+class Session:
+    """A conversation with one client. `heartbeat` and all times are seconds; `now` is since 1970."""
+
+    def __init__(
+        self, identity: Identity, user_id: UUID | None, client_id: str, *, heartbeat: float, now: float
+    ) -> None:
+        self.identity = identity
+        self.user_id = user_id
+        self.client_id = client_id
+        self.closing: Close | None = None
+        self.live = False
+        self.last_id = ""
+        self.seen: Seen | None = None
+        self.channels: dict[str, str] = {}
+        self._epoch = ""
+        self._heartbeat = heartbeat
+        self._out: list[bytes] = []
+        self._pending_keys: dict[str, None] = {}
+        self._allowance = _BURST
+        self._received_at = now
+        self._unreadable = 0
+        self._next_heartbeat = now + heartbeat
+        self._warned = False
+        self._last_heard = now
+
+    def to_send(self) -> list[bytes]:
+        """The messages to write since the last call, as JSON texts."""
+        out, self._out = self._out, []
+        return out
+
+    def close(self, why: Close) -> None:
+        """Ends the conversation; the first reason stands."""
+        self.closing = self.closing or why
+
+    # From the client
+
+    def heard(self, now: float) -> None:
+        """Bytes of any kind came from the client."""
+        self._last_heard = now
+
+    def receive(self, text: bytes, now: float) -> Work | None:
+        """A text frame. Answers what it can; returns the work it cannot do itself."""
+        if not self._allowed(now):
+            return None
+        try:
+            message = messages.decode(text)
+        except messages.BadMessage as bad:
+            self._unreadable_frame(bad.code, str(bad), now, bad.ref)
+            return None
+        self._unreadable = 0
+        match message:
+            case messages.Ping():
+                self._out.append(messages.encode("pong", now, {}, message.ref))
+            case messages.CacheInvalidationAck():
+                for key in message.keys:
+                    if self._pending_keys.pop(key, "absent") is None:
+                        fields: dict[str, object] = {"cache_key": key}
+                        self._out.append(messages.encode("cache_invalidation_confirmed", now, fields, message.ref))
+            case messages.Unsubscribe():
+                for channel in message.channels:
+                    self.channels.pop(channel, None)
+                self._confirm(now, message.ref)
+            case messages.RequestMomentumUpdate():
+                return ReadState(message.ref)
+            case messages.MarkNotificationRead():
+                return MarkRead(message.notification_id, message.ref)
+            case messages.Subscribe():
+                return Grant(list(dict.fromkeys(message.channels)), message.ref)
+            case messages.Authenticate():
+                return CheckToken(message.token, message.ref)
+        return None
+
+    def receive_binary(self, now: float) -> None:
+        """A binary frame, which no message of ours is."""
+        if self._allowed(now):
+            self._unreadable_frame("binary_frame", "Messages are text frames; this one was binary.", now, None)
+
+    def _allowed(self, now: float) -> bool:
+        passed = max(0.0, now - self._received_at)
+        self._allowance = min(_BURST, self._allowance + passed * _MESSAGES_A_SECOND)
+        self._received_at = now
+        if self._allowance < 1.0:
+            self.close(Close.TOO_MANY_MESSAGES)
+        self._allowance -= 1.0
+        return self.closing is None
+
+    def _unreadable_frame(self, code: str, sentence: str, now: float, ref: object) -> None:
+        self._out.append(messages.error(code, sentence, now, ref))
+        self._unreadable += 1
+        if self._unreadable >= _UNREADABLE_IN_A_ROW:
+            self.close(Close.UNREADABLE)
+
+    # From the database
+
+    def greet(self, greeting: Greeting, now: float) -> None:
+        """The subscription is live: confirms it, hands over the snapshot, then what was published since."""
+        self._hold(greeting.granted)
+        self.live = True
+        self.seen = greeting.seen
+        self._epoch = greeting.last_id.epoch
+        self.last_id = str(greeting.last_id)
+        fields: dict[str, object] = {
+            "channels": list(self.channels),
+            "user_id": self.user_id,
+            "client_id": self.client_id,
+            "resumed": False,
+            "replayed": 0,
+        }
+        if greeting.refused:
+            fields["refused"] = greeting.refused
+        if greeting.reason is not None:
+            fields["reason"] = greeting.reason
+        self._out.append(messages.encode("subscription_confirmed", now, fields))
+        state: dict[str, object] = {
+            "momentum": greeting.momentum,
+            "interventions": greeting.interventions,
+            "notifications": greeting.notifications,
+            "last_event_id": self.last_id,
+        }
+        self._out.append(messages.encode("initial_state", now, state))
+        for event in greeting.missed:
+            self.event(event, now)
+
+    def state(self, data: msgspec.Raw, now: float, ref: object) -> None:
+        """The momentum state that was asked for."""
+        self._out.append(messages.encode("momentum_state_update", now, {"data": data}, ref))
+
+    def marked_read(self, notification_id: UUID, now: float, ref: object) -> None:
+        """The notification stands as opened."""
+        fields: dict[str, object] = {"notification_id": notification_id}
+        self._out.append(messages.encode("notification_marked_read", now, fields, ref))
+
+    def granted(self, asked: Sequence[str], granted: Sequence[str], now: float, ref: object) -> None:
+        """The answer to a Grant: all of the channels or, naming the refused ones, none."""
+        refused = [channel for channel in asked if channel not in granted]
+        if refused:
+            sentence = "Not allowed to have these channels; the others are unchanged."
+            self._out.append(messages.error("forbidden", sentence, now, ref, refused=refused))
+            return
+        self._hold(granted)
+        self._confirm(now, ref)
+
+    def renewed(self, identity: Identity, granted: Sequence[str], now: float, ref: object) -> None:
+        """A fresh token was good; channels that it no longer grants are gone."""
+        self.identity = identity
+        self._warned = False
+        lost = [channel for channel in self.channels if channel not in granted]
+        for channel in lost:
+            del self.channels[channel]
+        fields: dict[str, object] = {"expires_at": _expiry(identity.expires_at)}
+        if lost:
+            fields["refused"] = lost
+        self._out.append(messages.encode("authenticated", now, fields, ref))
+
+    def refuse(self, error: RequestError, now: float, ref: object) -> None:
+        """Work failed; the client is told, and the connection stays."""
+        self._out.append(messages.error(error.code, str(error), now, ref))
+
+    def _hold(self, channels: Iterable[str]) -> None:
+        user_id = None if self.user_id is None else str(self.user_id)
+        for channel in channels:
+            self.channels[channel] = route(channel, user_id)
+
+    def _confirm(self, now: float, ref: object) -> None:
+        fields: dict[str, object] = {
+            "channels": list(self.channels),
+            "user_id": self.user_id,
+            "client_id": self.client_id,
+            "resumed": False,
+            "replayed": 0,
+        }
+        self._out.append(messages.encode("subscription_confirmed", now, fields, ref))
+
+    # From the feed
+
+    def advanced(self, position: int) -> None:
+        """The stream has come this far."""
+        if self.seen is not None and position >= self.seen.upto:
+            self.seen = None
+
+    def event(self, event: Event, now: float) -> None:
+        """An event on a channel held, while the stitch is not done or in answer to a greeting."""
+        if self.seen is not None and self.seen.snapshot.sees(event.xid):
+            return
+        event_id = str(EventId(self._epoch, event.number, self.seen))
+        channel = self.channel_of(event)
+        if channel is None:
+            return
+        self._out.append(build(event, channel, event_id=event_id, previous_id=self.last_id, now=now))
+        self.delivered(event, event_id)
+
+    def channel_of(self, event: Event) -> str | None:
+        """The first of the event's channels that this session holds."""
+        for channel, key in zip(event.channels, event.keys, strict=True):
+            if self.channels.get(channel) == key:
+                return channel
+        return None
+
+    def delivered(self, event: Event, event_id: str) -> None:
+        """The event was written to the client under this id."""
+        self.last_id = event_id
+        for key in event.cache_keys:
+            self._pending_keys[key] = None
+        while len(self._pending_keys) > _PENDING_KEYS:
+            del self._pending_keys[next(iter(self._pending_keys))]
+
+    # From the clock
+
+    def tick(self, now: float, lag_ms: int) -> float:
+        """Does what is due; returns when to look again."""
+        expires_at = self.identity.expires_at
+        if expires_at is not None and now >= expires_at:
+            self.close(Close.TOKEN)
+        elif expires_at is not None and not self._warned and now >= expires_at - _WARN_BEFORE_EXPIRY_S:
+            self._warned = True
+            self._out.append(messages.encode("token_expiring", now, {"expires_at": _expiry(expires_at)}))
+        if now >= self._next_heartbeat:
+            self._next_heartbeat = now + self._heartbeat
+            if self.live:
+                fields: dict[str, object] = {"last_event_id": self.last_id, "lag_ms": lag_ms}
+                self._out.append(messages.encode("heartbeat", now, fields))
+        return min(
+            self._next_heartbeat,
+            float("inf") if expires_at is None else expires_at,
+            float("inf") if expires_at is None or self._warned else expires_at - _WARN_BEFORE_EXPIRY_S,
+        )
+
+    def silent(self, now: float) -> bool:
+        """Whether the client has sent nothing, not even a pong, for several heartbeats."""
+        return now - self._last_heard > _SILENT_HEARTBEATS * self._heartbeat
+
+
+def build(event: Event, channel: str, *, event_id: str, previous_id: str, now: float) -> bytes:
+    """The message that carries an event."""
+    if channel == CACHE_INVALIDATION:
+        return messages.cache_invalidation(event.cache_keys, event_id=event_id, previous_id=previous_id, now=now)
+    return messages.realtime_event(event.body, event_id=event_id, previous_id=previous_id, channel=channel, now=now)
+
+
+def _expiry(expires_at: float | None) -> str | None:
+    return None if expires_at is None else messages.timestamp(expires_at)

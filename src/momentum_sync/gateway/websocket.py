@@ -1,0 +1,414 @@
+"""The socket of a session: uvicorn's `ws` protocol on `websockets`' sans-I/O layer, without ASGI between.
+
+uvicorn makes one for each upgrade and feeds it the request. The caller is authenticated before the upgrade; then come
+the snapshot, the greeting and the feed. Frames with work for the database are done one at a time, and reading
+pauses meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from momentum_sync import observe
+from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import MAX_FRAME, frame
+
+PREFIX = "/functions/v1/realtime-momentum-sync"
+PATHS = frozenset({PREFIX, f"{PREFIX}/", "/ws", f"{PREFIX}/ws"})
+SUBPROTOCOL = "momentum.v1"
+_HANDSHAKE_TIMEOUT_S = 15.0
+_CLOSE_TIMEOUT_S = 5.0
+_MAX_CHANNELS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What all connections share. `live` says whether the feed runs; `lag` is seconds by which it may be behind."""
+
+    desk: Desk
+    router: Router
+    authenticator: Authenticator
+    live: Callable[[], bool]
+    lag: Callable[[], float]
+    heartbeat: float
+    send_buffer: int
+    allowed_origins: tuple[str, ...]
+    token_in_query: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a client asked for when it connected."""
+
+    user_id: uuid.UUID | None
+    client_id: str
+    channels: list[str]
+    last_event_id: str | None
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One socket, from the request to the end."""
+
+    gateway: Gateway
+    session: Session
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._loop = _loop or asyncio.get_running_loop()
+        self._open: set[Any] = server_state.connections  # of uvicorn's own protocols, says their type
+        self._tasks = server_state.tasks
+        self._ws = ServerProtocol(
+            max_size=MAX_FRAME, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
+        )
+        self._transport: asyncio.Transport
+        self._greeted = False
+        self._closed_with: int | None = None
+        self._inbox: deque[bytes | None] = deque()
+        self._parts: list[bytes] = []
+        self._binary = False
+        self._working = False
+        self._ticker: asyncio.TimerHandle | None = None
+        self._aborter: asyncio.TimerHandle | None = None
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._open.add(self)
+        self._transport.set_write_buffer_limits(high=self.gateway.send_buffer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
+        for timer in (self._ticker, self._aborter):
+            if timer is not None:
+                timer.cancel()
+        if self._greeted:
+            self.gateway.router.leave(self)
+            observe.disconnected(str(self.session.user_id), self.session.client_id, self._closed_with)
+
+    def data_received(self, data: bytes) -> None:
+        self._ws.receive_data(data)
+        if self._greeted:
+            self.session.heard(time.time())
+        for event in self._ws.events_received():
+            if isinstance(event, Request):
+                self._spawn(self._begin(event))
+            elif isinstance(event, Frame):
+                self._frame(event)
+        self._write_protocol()
+        if self._ws.state is not State.CONNECTING and self._ws.close_expected():
+            self._end()
+        elif self._inbox and not self._working:
+            self._work_through()
+
+    def eof_received(self) -> None:
+        self._ws.receive_eof()
+        self._transport.close()
+
+    def pause_writing(self) -> None:
+        """The client does not read, and what waits for it has reached the bound."""
+        self._finish(Close.TOO_SLOW)
+
+    def resume_writing(self) -> None:
+        """It has read after all; the close frame is on its way regardless."""
+
+    def shutdown(self) -> None:
+        """uvicorn ends."""
+        self._finish(Close.GOING_AWAY)
+
+    # The handshake
+
+    async def _begin(self, request: Request) -> None:
+        self._transport.pause_reading()
+        try:
+            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                hello, identity = await self._admit(request)
+        except TimeoutError:
+            self._reject(Unavailable("The server took too long; try again in a moment."))
+            return
+        except RequestError as error:
+            self._reject(error)
+            return
+        except Exception as error:
+            observe.failed("handshake", error)
+            self._reject(Unavailable("Something went wrong here; try again in a moment."))
+            return
+        response = self._ws.accept(request)
+        self._ws.send_response(response)
+        self._write_protocol()
+        if response.status_code != 101:
+            self._transport.close()
+            return
+        await self._greet(hello, identity)
+
+    async def _admit(self, request: Request) -> tuple[Hello, Identity]:
+        """Settles who it is before the upgrade. Raises RequestError."""
+        address = urlsplit(request.path)
+        if address.path not in PATHS:
+            raise BadRequest("not_found", f"There is no WebSocket here; it is at {PREFIX}.")
+        _check_origin(request.headers, self.gateway.allowed_origins)
+        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        authorization = request.headers.get("Authorization")
+        if authorization is None:
+            token = _token_of_subprotocol(request.headers)
+            if token is None and self.gateway.token_in_query:
+                token = query.get("access_token")
+            authorization = None if token is None else f"Bearer {token}"
+        identity = await self.gateway.authenticator.authenticate(
+            authorization=authorization, apikey=request.headers.get("apikey")
+        )
+        hello = _hello(query, identity)
+        if not self.gateway.live():
+            raise Unavailable("The feed of changes is not running; try again in a moment.")
+        return hello, identity
+
+    def _reject(self, error: RequestError) -> None:
+        body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
+        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
+        status = 404 if error.code == "not_found" else error.status
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if status == 503:
+            headers["Retry-After"] = "1"
+        self._ws.send_response(Response(status, "Refused", headers, body))
+        self._write_protocol()
+        self._transport.close()
+
+    async def _greet(self, hello: Hello, identity: Identity) -> None:
+        now = time.time()
+        self.session = Session(
+            identity, hello.user_id, hello.client_id, heartbeat=self.gateway.heartbeat, now=now
+        )  # fmt: skip
+        if self._transport.is_closing():
+            return
+        self._greeted = True
+        if not self.gateway.router.admit(self):
+            self._finish(Close.TOO_MANY_CONNECTIONS)
+            return
+        try:
+            greeting = await self.gateway.desk.greet(
+                identity, hello.user_id, hello.channels, last_event_id=hello.last_event_id
+            )
+        except Forbidden:
+            self._finish(Close.NOT_ALLOWED)
+            return
+        except RequestError:
+            self._finish(Close.RESTART)
+            return
+        except Exception as error:
+            observe.failed("greeting", error)
+            self._finish(Close.RESTART)
+            return
+        self.session.greet(greeting, time.time())
+        self.gateway.router.follow(self)
+        observe.connected(str(hello.user_id), hello.client_id, len(greeting.granted))
+        self.flush()
+        self._transport.resume_reading()
+        self._tick()
+
+    # Frames
+
+    def _frame(self, event: Frame) -> None:
+        if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._parts = [bytes(event.data)]
+            self._binary = event.opcode is Opcode.BINARY
+        elif event.opcode is Opcode.CONT:
+            self._parts.append(bytes(event.data))
+        else:
+            return
+        if event.fin:
+            self._inbox.append(None if self._binary else b"".join(self._parts))
+            self._parts = []
+
+    def _work_through(self) -> None:
+        """Takes frames from the inbox until one has work for the database."""
+        while self._inbox and self.session.closing is None:
+            text = self._inbox.popleft()
+            now = time.time()
+            if text is None:
+                self.session.receive_binary(now)
+                continue
+            work = self.session.receive(text, now)
+            self.gateway.router.follow(self)
+            if work is not None:
+                self._working = True
+                self._transport.pause_reading()
+                self._spawn(self._do(work))
+                break
+        self.flush()
+
+    async def _do(self, work: Work) -> None:
+        session, ref = self.session, work.ref
+        try:
+            await self._ask(work)
+        except RequestError as error:
+            session.refuse(error, time.time(), ref)
+        except Exception as error:
+            observe.failed("message", error)
+            session.refuse(Unavailable("Something went wrong here; try again in a moment."), time.time(), ref)
+        self._working = False
+        self.gateway.router.follow(self)
+        if isinstance(work, CheckToken):
+            self._tick()
+        self._work_through()
+        if not self._working and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    async def _ask(self, work: Work) -> None:
+        session, desk = self.session, self.gateway.desk
+        match work:
+            case Grant(channels, ref):
+                granted = await desk.grant(session.identity, session.user_id, channels)
+                session.granted(channels, granted, time.time(), ref)
+            case CheckToken(token, ref):
+                identity = await self.gateway.authenticator.verify(token)
+                if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
+                    raise Forbidden("The new token is somebody else's.")
+                granted = await desk.regrant(identity, session.user_id, list(session.channels))
+                session.renewed(identity, granted, time.time(), ref)
+            case ReadState(ref):
+                user_id = _needed(session.user_id)
+                session.state(await desk.momentum(session.identity, user_id), time.time(), ref)
+            case MarkRead(notification_id, ref):
+                await desk.mark_read(session.identity, _needed(session.user_id), notification_id)
+                session.marked_read(notification_id, time.time(), ref)
+
+    # Out
+
+    def write(self, data: bytes) -> None:
+        """Writes whole frames, past the session."""
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Writes what the session has to send, and ends the connection if the session does."""
+        out = self.session.to_send()
+        if out and self._closed_with is None:
+            self._transport.write(b"".join(map(frame, out)))
+        if self.session.closing is not None:
+            self._finish(self.session.closing)
+
+    def _write_protocol(self) -> None:
+        for data in self._ws.data_to_send():
+            if data:
+                self._transport.write(data)
+
+    def _tick(self) -> None:
+        """Lets the session look at the clock, and comes again when it says so."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._transport.is_closing() or self._closed_with is not None:
+            return
+        now = time.time()
+        if self.session.silent(now):
+            self._transport.abort()
+            return
+        again = self.session.tick(now, round(self.gateway.lag() * 1000))
+        self.flush()
+        if self._ws.state is State.OPEN:
+            self._ws.send_ping(b"")
+            self._write_protocol()
+        self._ticker = self._loop.call_later(max(0.05, again - now), self._tick)
+
+    def _finish(self, why: Close) -> None:
+        """Sends a close frame, once, and does not wait long for the answer."""
+        if self._closed_with is not None or self._transport.is_closing():
+            return
+        self._closed_with = why.code
+        if self._greeted:
+            self.gateway.router.leave(self)
+        if self._ws.state is not State.OPEN:
+            self._transport.close()
+            return
+        self._ws.send_close(why.code, why.reason)
+        self._write_protocol()
+        self._transport.resume_reading()
+        self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def _end(self) -> None:
+        """The closing handshake is done, or the client broke the protocol: `websockets` has said why."""
+        if self._greeted:
+            self.gateway.router.leave(self)
+        self._transport.close()
+        if self._aborter is None:
+            self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
+    """The protocol class of one gateway, as uvicorn wants it."""
+    return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"gateway": gateway})
+
+
+def _hello(query: dict[str, str], identity: Identity) -> Hello:
+    user_id = identity.subject
+    if "user_id" in query:
+        try:
+            user_id = uuid.UUID(query["user_id"])
+        except ValueError:
+            raise BadRequest("invalid_user_id", "`user_id` is not a UUID.") from None
+    client_id = query.get("client_id") or str(uuid.uuid4())
+    channels = [channel for channel in query.get("channels", "").split(",") if channel]
+    if len(client_id) > 200 or len(channels) > _MAX_CHANNELS or any(len(channel) > 200 for channel in channels):
+        raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
+    if any("\0" in text for text in (client_id, *channels)):
+        raise BadRequest("invalid_text", "`client_id` and `channels` must not contain NUL.")
+    return Hello(user_id, client_id, channels, query.get("last_event_id"))
+
+
+def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
+
+
+def _token_of_subprotocol(headers: Headers) -> str | None:
+    for header in headers.get_all("Sec-WebSocket-Protocol"):
+        for offered in header.split(","):
+            if offered.strip().startswith("bearer."):
+                return offered.strip().removeprefix("bearer.")
+    return None
+
+
+def _check_origin(headers: Headers, allowed: tuple[str, ...]) -> None:
+    """A browser names the page that connects. Its own server's pages may, and those that the operator lists."""
+    origin = headers.get("Origin")
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    if urlsplit(origin).netloc != headers.get("Host"):
+        raise Forbidden("Pages of this origin may not connect here; see MOMENTUM_ALLOWED_ORIGINS.", "forbidden_origin")
+
+
+def _needed(user_id: uuid.UUID | None) -> uuid.UUID:
+    if user_id is None:
+        raise BadRequest("no_user", "This connection is nobody's: connect with `user_id`.")
+    return user_id

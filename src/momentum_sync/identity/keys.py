@@ -1,0 +1,83 @@
+"""The issuer's signing keys: fetched, kept, and fetched again when a token names a new one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import httpx
+import jwt
+
+from momentum_sync import observe
+from momentum_sync.errors import Unauthenticated, Unavailable
+from momentum_sync.identity.tokens import Identity, Rules, UnknownKey, api_key, bearer, verify
+
+_FRESH_S = 600.0
+_AGAIN_AFTER_S = 10.0
+_TIMEOUT_S = 5.0
+_MAX_KEY_SET = 256 * 1024
+
+
+class Authenticator:
+    """Turns what a request carries into an identity. Without an issuer no key set is ever asked for."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._url = f"{rules.issuer}/.well-known/jwks.json" if rules.issuer else None
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._tried_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def authenticate(self, *, authorization: str | None, apikey: str | None) -> Identity:
+        """The caller behind a request's `Authorization` and `apikey`. Raises Unauthenticated or Unavailable."""
+        alone = api_key(apikey, self._rules) if apikey is not None else None
+        token = bearer(authorization)
+        if token is None or token == apikey:
+            if alone is None:
+                raise Unauthenticated("A token is needed: `Authorization: Bearer <token>`.")
+            return alone
+        return await self.verify(token)
+
+    async def verify(self, token: str) -> Identity:
+        """The identity that a token proves now. Raises Unauthenticated, or Unavailable if keys cannot be had."""
+        try:
+            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S:
+                await self._refresh(self._fetched_at)
+            return verify(token, self._rules, self._keys, now=time.time())
+        except UnknownKey:
+            fetched_at = self._fetched_at
+            await self._refresh(fetched_at)
+            if self._fetched_at == float("-inf") and self._url is not None:
+                raise Unavailable("The issuer's signing keys cannot be had; try again in a moment.") from None
+            return verify(token, self._rules, self._keys, now=time.time())
+
+    async def _refresh(self, known_at: float) -> None:
+        """Fetches the key set, unless it was tried moments ago or another caller has just done so."""
+        if self._url is None:
+            return
+        async with self._lock:
+            if self._fetched_at > known_at or time.monotonic() - self._tried_at < _AGAIN_AFTER_S:
+                return
+            self._tried_at = time.monotonic()
+            try:
+                self._keys = await _fetch(self._url)
+                self._fetched_at = time.monotonic()
+            except (httpx.HTTPError, ValueError, jwt.PyJWTError) as error:
+                observe.keys_unavailable(self._url, str(error) or type(error).__name__)
+
+
+async def _fetch(url: str) -> Mapping[str, jwt.PyJWK]:
+    async with (
+        httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False) as client,
+        client.stream("GET", url) as response,
+    ):
+        response.raise_for_status()
+        body = b""
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > _MAX_KEY_SET:
+                raise ValueError("the key set is larger than any that is real")
+    found = jwt.PyJWKSet.from_json(body.decode()).keys
+    return {key.key_id: key for key in found if key.key_id and key.public_key_use in (None, "sig")}

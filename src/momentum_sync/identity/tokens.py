@@ -1,0 +1,163 @@
+"""Who a caller is: a JSON Web Token, checked against the keys that are known.
+
+Supabase signs with one HS256 secret, or with RS256, ES256 or EdDSA keys that it publishes as a key set. A key serves
+only the algorithm family it was made for, so a public key never checks an HMAC.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import jwt
+
+from momentum_sync.errors import Unauthenticated
+
+ROLES = frozenset({"authenticated", "service_role"})
+_NOT_BEFORE_LEEWAY_S = 5.0
+_FAMILIES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+_MAX_TOKEN = 16 * 1024
+
+
+class UnknownKey(Unauthenticated):
+    """The token names a key that is not known; it may have been published since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A caller whose token was good.
+
+    `subject` is None for `service_role`. `claims` is the JSON that the database gets; `expires_at` is seconds since
+    1970, None for an API key that is no token.
+    """
+
+    role: str
+    subject: UUID | None
+    claims: str = field(repr=False)
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a good token looks like here."""
+
+    secret: str | None = field(default=None, repr=False)
+    issuer: str | None = None
+    audience: str = "authenticated"
+    anon_key: str | None = field(default=None, repr=False)
+    service_role_key: str | None = field(default=None, repr=False)
+
+
+def service_role() -> Identity:
+    """The identity behind the service key."""
+    return Identity("service_role", None, '{"role":"service_role"}', None)
+
+
+def api_key(key: str, rules: Rules) -> Identity | None:
+    """The identity that an API key alone gives: `service_role`, or None for the anon key. Raises Unauthenticated."""
+    if rules.service_role_key is not None and hmac.compare_digest(key.encode(), rules.service_role_key.encode()):
+        return service_role()
+    if rules.anon_key is not None and hmac.compare_digest(key.encode(), rules.anon_key.encode()):
+        return None
+    raise Unauthenticated("The API key is not one of this project's.", "invalid_api_key")
+
+
+def verify(token: str, rules: Rules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
+    """The identity that a token proves at `now`, seconds since 1970. Raises Unauthenticated, or UnknownKey."""
+    if len(token) > _MAX_TOKEN:
+        raise Unauthenticated("The token is longer than any that is issued.", "invalid_token")
+    if rules.service_role_key is not None and hmac.compare_digest(token.encode(), rules.service_role_key.encode()):
+        return service_role()
+    try:
+        header = jwt.get_unverified_header(token)
+        key, algorithm = _key(header, rules, keys)
+        claims = jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            options={
+                "verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_aud": False,
+                "verify_iss": False, "verify_sub": False, "verify_jti": False,
+            },
+        )  # fmt: skip
+    except Unauthenticated:
+        raise
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError) as error:
+        raise Unauthenticated("The token is not valid.", "invalid_token") from error
+    _check_times(claims, now)
+    _check_origin(claims, rules, symmetric=algorithm == "HS256")
+    return _identity(claims)
+
+
+def _key(header: Mapping[str, Any], rules: Rules, keys: Mapping[str, jwt.PyJWK]) -> tuple[str | jwt.PyJWK, str]:
+    algorithm = header.get("alg")
+    if algorithm == "HS256":
+        if rules.secret is None:
+            raise Unauthenticated("Tokens of this kind are not accepted here.", "invalid_token")
+        return rules.secret, algorithm
+    if not isinstance(algorithm, str) or algorithm not in _FAMILIES:
+        raise Unauthenticated("The token is signed in a way that is not accepted.", "invalid_token")
+    kid = header.get("kid")
+    if not isinstance(kid, str) or kid not in keys:
+        raise UnknownKey("The token is signed with an unknown key.", "invalid_token")
+    if keys[kid].key_type != _FAMILIES[algorithm]:
+        raise Unauthenticated("The token is not valid.", "invalid_token")
+    return keys[kid], algorithm
+
+
+def _check_times(claims: Mapping[str, Any], now: float) -> None:
+    expires_at = _number(claims.get("exp"))
+    if expires_at is None:
+        raise Unauthenticated("The token has no time at which it expires.", "invalid_token")
+    if expires_at <= now:
+        raise Unauthenticated("The token has expired.", "token_expired")
+    not_before = _number(claims.get("nbf", 0))
+    if not_before is None or not_before > now + _NOT_BEFORE_LEEWAY_S:
+        raise Unauthenticated("The token is not valid yet.", "invalid_token")
+
+
+def _check_origin(claims: Mapping[str, Any], rules: Rules, *, symmetric: bool) -> None:
+    audience = claims.get("aud")
+    if audience is not None and rules.audience not in ([audience] if isinstance(audience, str) else audience):
+        raise Unauthenticated("The token is meant for somebody else.", "invalid_token")
+    issuer = claims.get("iss")
+    # Supabase's own HS256 API keys name `supabase`, and many HS256 setups name nobody; a published key is only as
+    # good as the issuer it was published for.
+    if rules.issuer is not None and issuer != rules.issuer and not (symmetric and issuer in (None, "supabase")):
+        raise Unauthenticated("The token is from somebody else.", "invalid_token")
+
+
+def _identity(claims: dict[str, Any]) -> Identity:
+    role = claims.setdefault("role", "authenticated")
+    if role not in ROLES:
+        raise Unauthenticated("The token's role opens nothing here.", "invalid_token")
+    expires_at = float(claims["exp"])
+    if role == "service_role":
+        return Identity(role, None, json.dumps(claims), expires_at)
+    try:
+        subject = UUID(claims["sub"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise Unauthenticated("The token does not say whose it is.", "invalid_token") from None
+    claims["sub"] = str(subject)
+    return Identity(role, subject, json.dumps(claims), expires_at)
+
+
+def _number(value: object) -> float | None:
+    """A time in seconds since 1970, if it can be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
+        return None
+    return float(value)
+
+
+def bearer(authorization: str | None) -> str | None:
+    """The token of an `Authorization` header; None without one. Raises Unauthenticated for another scheme."""
+    if authorization is None:
+        return None
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("The Authorization header is not `Bearer <token>`.", "invalid_token")
+    return token.strip()
