@@ -1,0 +1,230 @@
+"""The server: capture → event log → gateway, started in this order and stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import uvicorn
+from fastapi import FastAPI
+from psycopg_pool import PoolTimeout
+from pydantic import SecretStr
+
+from momentum_sync import observe
+from momentum_sync.capture import slot
+from momentum_sync.capture.reader import Capture
+from momentum_sync.database.migrate import migrate
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.errors import Unsuitable
+from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.table import EventLog
+from momentum_sync.eventlog.window import Window
+from momentum_sync.gateway.http_api import make_api
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.gateway.websocket import Gateway, protocol_for
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.tokens import Rules
+from momentum_sync.settings import Settings
+
+_HOUSEKEEPING_S = 3600.0
+_STOP_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers. `url` is its root; `stopped` ends when something told it to stop."""
+
+    url: str
+    api: FastAPI
+    stopped: asyncio.Event
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The connection string of a database that is up to date; the embedded one, started and migrated, if none is given.
+
+    Raises Unsuitable for one that cannot be used.
+    """
+    if settings.database_url is not None:
+        slot.check(settings.database_url, settings.slot)
+        yield settings.database_url
+        return
+    # Linux and macOS only, and a heavy import: for those who have no database of their own.
+    from momentum_sync.database.embedded import Embedded
+
+    with Embedded(settings.data_dir) as embedded:
+        migrate(embedded.conninfo, tell=observe.migrated)
+        slot.check(embedded.conninfo, settings.slot)
+        yield embedded.conninfo
+
+
+def development_secret(data_dir: Path) -> str:
+    """The HS256 secret of development mode: made once, kept in a file that only its owner reads."""
+    path = data_dir.expanduser() / "development.secret"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_urlsafe(48), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
+
+
+def token_rules(settings: Settings) -> Rules:
+    """What a good token looks like, under these settings."""
+    return Rules(
+        secret=development_secret(settings.data_dir) if settings.development else _revealed(settings.jwt_secret),
+        issuer=settings.issuer,
+        audience=settings.jwt_audience,
+        anon_key=_revealed(settings.anon_key),
+        service_role_key=_revealed(settings.service_role_key),
+    )
+
+
+@asynccontextmanager
+async def server(settings: Settings, conninfo: str) -> AsyncIterator[Running]:
+    """Capture, log and gateway on a prepared database, answering inside the context."""
+    if settings.development:
+        observe.development_secret()
+    async with AsyncExitStack() as stack:
+        log = EventLog(conninfo, settings.slot)
+        await log.open()
+        stack.push_async_callback(log.close)
+        feed = Feed(Window(settings.window_bytes))
+        capture = Capture(conninfo, settings.slot, log, feed)
+        router = Router(
+            feed,
+            limit=settings.max_connections,
+            limit_per_user=settings.max_connections_per_user,
+            clock=time.time,
+        )
+        pool = CallerPool(conninfo, size=settings.pool_size)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        gateway = Gateway(
+            desk=Desk(pool, feed, log),
+            router=router,
+            authenticator=Authenticator(token_rules(settings)),
+            live=lambda: capture.state == "live",
+            lag=lambda: capture.lag(time.time()),
+            heartbeat=settings.heartbeat.total_seconds(),
+            send_buffer=settings.send_buffer_bytes,
+            allowed_origins=settings.allowed_origins,
+            token_in_query=settings.token_in_query,
+        )
+        api = make_api(gateway, capture_state=lambda: capture.state, last_event_id=lambda: str(feed.last_id))
+        await stack.enter_async_context(_background(capture.run()))
+        await stack.enter_async_context(_background(_keep_house(log, settings)))
+        yield await stack.enter_async_context(_listening(settings, api, gateway))
+
+
+@asynccontextmanager
+async def _listening(settings: Settings, api: FastAPI, gateway: Gateway) -> AsyncIterator[Running]:
+    """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
+    config = uvicorn.Config(
+        api,
+        ws=protocol_for(gateway),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+    )
+    listener = _bind(settings.host, settings.port)
+    url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
+    stopped = asyncio.Event()
+    uvicorn_server = _Uvicorn(config)
+    serving = asyncio.ensure_future(uvicorn_server.serve(sockets=[listener]))
+    serving.add_done_callback(lambda _: stopped.set())
+    serving.add_done_callback(lambda _: uvicorn_server.listens.set())
+    await uvicorn_server.listens.wait()
+    try:
+        observe.listening(url)
+        yield Running(url, api, stopped)
+    finally:
+        observe.stopping()
+        uvicorn_server.should_exit = True
+        await serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without a hand on the process's signals, which belong to whoever runs the server."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise Unsuitable(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            "Stop what listens there, or choose another: --port 8788",
+        ) from error
+    return listener
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _keep_house(log: EventLog, settings: Settings) -> None:
+    """Partitions ahead, expired ones dropped, old metrics deleted; every hour, and again soon if it failed."""
+    while True:
+        pause = _HOUSEKEEPING_S
+        try:
+            dropped = await log.keep_partitions(retention=settings.retention)
+            if dropped:
+                observe.partitions_dropped(dropped)
+            await log.clean_metrics()
+        except (psycopg.Error, PoolTimeout) as error:
+            observe.housekeeping_failed(str(error))
+            pause = 60.0
+        await asyncio.sleep(pause)
+
+
+async def until_stopped(running: Running) -> None:
+    """Waits for SIGINT or SIGTERM, or for the server to end by itself."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.stopped.set)
+    try:
+        await running.stopped.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,21 @@
+"""The command line: one verb a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from momentum_sync.errors import Unsuitable
+
+EXIT_UNSUITABLE = 2
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns Unsuitable into its sentence, what mends it, and exit status 2."""
+    try:
+        yield
+    except Unsuitable as error:
+        print(f"momentum-sync: {error}\n  {error.hint}", file=sys.stderr)
+        raise SystemExit(EXIT_UNSUITABLE) from None

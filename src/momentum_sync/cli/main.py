@@ -1,0 +1,37 @@
+"""`momentum-sync`: the verbs, gathered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from momentum_sync import __version__
+from momentum_sync.cli import migrate, serve, token
+
+app = typer.Typer(
+    name="momentum-sync",
+    help="Committed changes in PostgreSQL on the screens of those who may see them: in commit order, none lost, "
+    "none twice, within milliseconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="serve")(serve.serve)
+app.command(name="migrate")(migrate.migrate)
+app.command(name="token")(token.token)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"momentum-sync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Only for `--version`; the verbs do the work."""

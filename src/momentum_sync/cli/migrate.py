@@ -1,0 +1,37 @@
+"""`momentum-sync migrate`: bring a database up to date."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from psycopg import OperationalError
+
+from momentum_sync.cli import explained
+from momentum_sync.database.migrate import migrate as run
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import read
+
+
+def migrate(
+    database_url: Annotated[
+        str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
+    ] = None,
+) -> None:
+    """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time."""
+    with explained():
+        settings = read(database_url=database_url)
+        if settings.database_url is None:
+            from momentum_sync.database.embedded import Embedded
+
+            with Embedded(settings.data_dir) as embedded:
+                applied = run(embedded.conninfo, tell=typer.echo)
+        else:
+            try:
+                applied = run(settings.database_url, tell=typer.echo)
+            except OperationalError as error:
+                raise Unsuitable(
+                    f"The database cannot be reached: {str(error).strip().splitlines()[-1]}.",
+                    "Set DATABASE_URL=postgresql://user:password@host:5432/database.",
+                ) from error
+    typer.echo("The database is up to date." if not applied else f"{len(applied)} migrations applied.")

@@ -1,0 +1,63 @@
+"""`momentum-sync token`: a signed token, to try things with."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+import jwt
+import typer
+
+from momentum_sync.app import token_rules
+from momentum_sync.cli import explained
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import duration, read
+
+
+class Role(StrEnum):
+    """Who the token makes one."""
+
+    user = "user"
+    coach = "coach"
+    admin = "admin"
+    service_role = "service_role"
+
+
+def token(
+    user: Annotated[UUID | None, typer.Option(help="Whose token: the id in auth.users. Not for service_role.")] = None,
+    role: Annotated[Role, typer.Option(help="coach and admin are app_metadata.role, as in Supabase.")] = Role.user,
+    expires: Annotated[str, typer.Option(help="For how long: a number with s, m, h or d.")] = "1h",
+) -> None:
+    """Print a token signed with SUPABASE_JWT_SECRET, or with the development secret if there is none."""
+    with explained():
+        settings = read()
+        secret = token_rules(settings).secret
+        if secret is None:
+            raise Unsuitable(
+                "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
+                "Sign in there, or set SUPABASE_JWT_SECRET to a secret that the server has too.",
+            )
+        if (user is None) != (role is Role.service_role):
+            raise Unsuitable(
+                "A token is a user's, and only service_role has none.",
+                f"momentum-sync token --user <uuid>{'' if role is Role.service_role else f' --role {role}'}",
+            )
+        lifetime = duration(expires)
+        if lifetime is None:
+            raise Unsuitable(f"--expires {expires} is no duration.", "Write a number with s, m, h or d: 1h")
+    typer.echo(sign(secret, user, role, lifetime))
+
+
+def sign(secret: str, user: UUID | None, role: Role, lifetime: timedelta) -> str:
+    """An HS256 token as Supabase Auth would sign it."""
+    now = int(time.time())
+    claims: dict[str, object] = {"iat": now, "exp": now + int(lifetime.total_seconds())}
+    if role is Role.service_role:
+        claims["role"] = "service_role"
+    else:
+        claims |= {"sub": str(user), "role": "authenticated", "aud": "authenticated"}
+        claims["app_metadata"] = {} if role is Role.user else {"role": role.value}
+    return jwt.encode(claims, secret, algorithm="HS256")
