@@ -106,3 +106,8 @@ def disconnected(user_id: str | None, client_id: str, code: int | None) -> None:
 def failed(where: str, error: BaseException) -> None:
     """A defect: an exception that nothing foresaw. The client got a general answer."""
     _log.error("failed", where=where, exc_info=error)
+
+
+def demo_waits(said: str) -> None:
+    """The demo's world lost the database and tries again."""
+    _log.warning("demo waits for the database", said=said)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from momentum_sync import __version__
-from momentum_sync.cli import migrate, serve, token
+from momentum_sync.cli import demo, migrate, serve, token
 
 app = typer.Typer(
     name="momentum-sync",
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(name="demo")(demo.demo)
 app.command(name="serve")(serve.serve)
 app.command(name="migrate")(migrate.migrate)
 app.command(name="token")(token.token)

@@ -1,0 +1,107 @@
+"""`momentum-sync demo`: all of it at once, with something to see."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlencode
+
+import typer
+import uvloop
+from fastapi.staticfiles import StaticFiles
+from pydantic import SecretStr
+
+from momentum_sync import app, observe
+from momentum_sync.cli import explained
+from momentum_sync.cli.token import Role, sign
+from momentum_sync.demo.world import COACH, PEOPLE, live
+from momentum_sync.settings import Settings, read
+
+_LINKS_LAST = timedelta(days=7)
+_TRY_THIS = "update daily_engagement_scores set final_score = 90, momentum_state = 'Rising' where user_id = '{}';"
+
+
+def demo(
+    port: Annotated[int | None, typer.Option(help="0: any that is free. [env: MOMENTUM_PORT; 8787]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Holds the demo's own Postgres, in `demo`. [env: MOMENTUM_DATA_DIR]")
+    ] = None,
+    pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two changes.")] = 0.7,
+    log_level: Annotated[str | None, typer.Option(help="[env: MOMENTUM_LOG_LEVEL; WARNING here]")] = "WARNING",
+) -> None:
+    """Start a Postgres, the server and a small world that keeps changing; print links to look at it.
+
+    It never touches DATABASE_URL, and listens on loopback only.
+    """
+    with explained():
+        given = read(port=port, data_dir=data_dir, log_level=log_level)
+        home = given.data_dir / "demo"
+        settings = given.model_copy(
+            update={
+                "data_dir": home,
+                "host": "127.0.0.1",
+                "database_url": None,
+                "supabase_url": None,
+                "jwt_secret": SecretStr(app.development_secret(home)),
+                "anon_key": None,
+                "service_role_key": None,
+                "slot": "momentum_sync",
+            }
+        )
+        observe.configure(level=settings.log_level)
+        print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
+        with app.database(settings) as conninfo:
+            uvloop.run(_demo(settings, conninfo, pace, app.development_secret(home)))
+    print("Stopped.", file=sys.stderr)
+
+
+async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> None:
+    async with app.server(settings, conninfo) as running:
+        pages = Path(str(resources.files("momentum_sync"))) / "web"
+        running.api.mount("/demo", StaticFiles(directory=pages))
+        world = asyncio.ensure_future(live(conninfo, pace=pace))
+        world.add_done_callback(lambda _: running.stopped.set())
+        try:
+            print(_welcome(running.url, secret, conninfo), flush=True)
+            await app.until_stopped(running)
+        finally:
+            world.cancel()
+            with suppress(asyncio.CancelledError):
+                await world
+
+
+def _welcome(url: str, secret: str, conninfo: str) -> str:
+    """What the terminal shows: links that open as they are. Tokens stand behind `#`, which browsers send to nobody."""
+    lines = ["", "Momentum Sync runs. Open, side by side:", ""]
+    coach = urlencode(
+        [
+            ("access_token", sign(secret, COACH.id, Role.coach, _LINKS_LAST)),
+            ("name", COACH.name),
+            *(("person", f"{person.id} {person.name}") for person in PEOPLE),
+        ]
+    )
+    lines += [f"  {COACH.name}, a coach", f"  {url}/demo/coach.html#{coach}", ""]
+    for person in PEOPLE[:2]:
+        user = urlencode(
+            [
+                ("access_token", sign(secret, person.id, Role.user, _LINKS_LAST)),
+                ("user_id", str(person.id)),
+                ("name", person.name),
+            ]
+        )
+        lines += [f"  {person.name}, a user", f"  {url}/demo/user.html#{user}", ""]
+    lines += [
+        "Change something yourself, with any client of PostgreSQL:",
+        "",
+        f'  psql "{conninfo}"',
+        f"  {_TRY_THIS.format(PEOPLE[0].id)}",
+        "",
+        "Ctrl-C ends it; the data stay.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+-- name: person
+insert into auth.users (id, email, raw_app_meta_data)
+values (%(id)s, %(email)s, %(app_metadata)s)
+on conflict (id) do nothing
+
+-- name: score
+-- Today's score, moved by a step; the state follows from it.
+insert into public.daily_engagement_scores as s (
+    user_id, score_date, raw_score, normalized_score, final_score, momentum_state, events_count, breakdown)
+select %(user_id)s, current_date, score, score, score,
+    case when score >= 66 then 'Rising' when score >= 40 then 'Steady' else 'NeedsCare' end,
+    1, jsonb_build_object('lessons', round(score * 0.6), 'journal', round(score * 0.4))
+from (select %(start)s::numeric as score) as started
+on conflict (user_id, score_date) do update set
+    (raw_score, normalized_score, final_score, momentum_state, events_count, breakdown) = (
+        select score, score, score,
+            case when score >= 66 then 'Rising' when score >= 40 then 'Steady' else 'NeedsCare' end,
+            s.events_count + 1,
+            jsonb_build_object('lessons', round(score * 0.6), 'journal', round(score * 0.4))
+        from (select least(98, greatest(4, s.final_score + %(step)s)) as score) as moved)
+returning momentum_state
+
+-- name: intervention
+insert into public.coach_interventions (
+    user_id, intervention_type, trigger_date, trigger_reason, trigger_momentum_state, assigned_coach_id, assigned_at,
+    scheduled_date)
+values (
+    %(user_id)s, %(intervention_type)s, current_date, %(trigger_reason)s, 'NeedsCare', %(coach_id)s, now(),
+    current_date + %(in_days)s::int)
+
+-- name: advance_intervention
+-- The one that waits longest goes a step further.
+update public.coach_interventions
+set status = case status when 'scheduled' then 'in_progress' else 'completed' end,
+    completed_at = case status when 'in_progress' then now() end
+where id = (
+    select id from public.coach_interventions
+    where status in ('scheduled', 'in_progress') and assigned_coach_id = %(coach_id)s
+    order by updated_at limit 1 for update skip locked)
+
+-- name: open_interventions
+select count(*) from public.coach_interventions where status in ('scheduled', 'in_progress')
+
+-- name: notification
+insert into public.momentum_notifications (
+    user_id, notification_type, trigger_date, title, message, action_type, status, sent_at)
+values (%(user_id)s, %(notification_type)s, current_date, %(title)s, %(message)s, %(action_type)s, 'sent', now())
+
+-- name: forget
+-- A demo that runs for days keeps what fits on its pages.
+with old_interventions as (
+    delete from public.coach_interventions where status = 'completed' and completed_at < now() - interval '2 minutes'
+)
+delete from public.momentum_notifications where created_at < now() - interval '2 minutes'
