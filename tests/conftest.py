@@ -1,0 +1,3 @@
+"""Fixtures are plugins by subject."""
+
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.server"]
