@@ -13,18 +13,14 @@ alter table public.coach_interventions replica identity full;
 
 do $$
 declare
-    wanted regclass;
+    wanted text;
 begin
-    foreach wanted in array array[
-        'public.daily_engagement_scores', 'public.momentum_notifications', 'public.coach_interventions'
-    ]::regclass[]
-    loop
+    foreach wanted in array array['daily_engagement_scores', 'momentum_notifications', 'coach_interventions'] loop
         if not exists (
             select from pg_catalog.pg_publication_tables p
-            where p.pubname = 'supabase_realtime'
-              and format('%I.%I', p.schemaname, p.tablename)::regclass = wanted
+            where p.pubname = 'supabase_realtime' and p.schemaname = 'public' and p.tablename = wanted
         ) then
-            execute format('alter publication supabase_realtime add table %s', wanted);
+            execute format('alter publication supabase_realtime add table public.%I', wanted);
         end if;
     end loop;
 end;
@@ -496,7 +492,7 @@ begin
         perform public.log_realtime_event(
             coalesce(event ->> 'event_type', 'unknown'),
             channel,
-            (substring(event ->> 'user_id' from '^[0-9a-f-]{36}$'))::uuid,
+            (substring(event ->> 'user_id' from '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))::uuid,
             octet_length(event::text),
             (extract(epoch from clock_timestamp() - began) * 1000)::integer);
     end loop;

@@ -12,8 +12,16 @@ select
             select r.oid from pg_catalog.pg_roles r where r.rolname = 'rds_replication'), 'member'), false)
         as may_replicate,
     current_user::text as role,
-    to_regprocedure('momentum.publish(text[], jsonb)') is not null and to_regclass('momentum.stream') is not null
-        as migrated
+    (
+        select pg_get_userbyid(c.relowner)
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'momentum' and c.relname = 'event_log'
+    )::text as owner,
+    coalesce((
+        select pg_has_role(current_user, c.relowner, 'usage')
+        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'momentum' and c.relname = 'event_log'
+    ), false) as may_write
 
 -- name: becomes
 -- The roles among those that callers have which the server's own role may not become.

@@ -42,7 +42,8 @@ class _Server:
     senders: int
     may_replicate: bool
     role: str
-    migrated: bool
+    owner: str | None
+    may_write: bool
 
 
 def check(conninfo: str, slot: str) -> None:
@@ -75,8 +76,13 @@ def check(conninfo: str, slot: str) -> None:
                     f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
                     "Choose another name for ours: MOMENTUM_SLOT=momentum_sync_2",
                 )
-            if not server.migrated:
+            if server.owner is None:
                 raise Unsuitable("The database is not migrated.", "momentum-sync migrate")
+            if not server.may_write:
+                raise Unsuitable(
+                    f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",
+                    f"As a superuser: grant {_identifier(server.owner)} to {_identifier(server.role)};",
+                )
             missing = connection.execute(_SQL["becomes"]).fetchone()
             assert missing is not None
             if missing[0]:

