@@ -213,7 +213,10 @@ def test_supabases_layout(supabase: tuple[str, str]) -> None:
 def _auth(admin: psycopg.Connection[tuple[object, ...]]) -> list[tuple[object, ...]]:
     """Everything of `auth`, and the publication's and the roles' own rows, as they stand in the catalog."""
     return [
-        *admin.execute("select oid, xmin::text from pg_class where relnamespace = 'auth'::regnamespace order by 1"),
+        *admin.execute(
+            "select oid, relowner, relacl::text, relrowsecurity, relnatts from pg_class"
+            " where relnamespace = 'auth'::regnamespace order by 1"
+        ),
         *admin.execute("select oid, xmin::text from pg_proc where pronamespace = 'auth'::regnamespace order by 1"),
         *admin.execute("select oid, xmin::text from pg_publication where pubname = 'supabase_realtime'"),
         *admin.execute("select oid, xmin::text from pg_authid order by 1"),

@@ -1,0 +1,196 @@
+"""The log's table: appended by its holder alone, kept by day, asked for what a snapshot has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.errors import FencedOff
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.table import EventLog, SlotFacts
+from tests.fixtures.postgres import Sql
+
+FACTS = SlotFacts(slot="s", system_identifier="7000", timeline=1, confirmed_lsn=100)
+
+
+def event(number: int, *, xid: int = 10, channels: tuple[str, ...] = ("c",), text: str = "ü") -> Event:
+    body = json.dumps({"event_type": "x", "user_id": "u", "text": text}).encode()
+    return Event.build(
+        number=number, place=(200 + number, 0), xid=xid, committed_at=1.5, channels=channels, body=body
+    )  # fmt: skip
+
+
+@pytest_asyncio.fixture
+async def log(database: str) -> AsyncIterator[EventLog]:
+    log = EventLog(database, "s")
+    await log.open()
+    await log.keep_partitions(retention=None)
+    yield log
+    await log.close()
+
+
+async def test_a_history_begins_with_an_epoch(log: EventLog) -> None:
+    standing = await log.take_over(FACTS)
+    assert (standing.number, standing.place) == (0, (0, 0))
+    assert len(standing.epoch) == 8
+    assert (await log.take_over(FACTS)).epoch == standing.epoch
+
+
+async def test_what_is_appended_stands(log: EventLog, db: Sql) -> None:
+    await log.take_over(FACTS)
+    hostile = '"\\\n\'; drop table momentum.event_log; -- \u2028 {"'
+    await log.append([event(1, text=hostile), event(2, channels=("a,b", 'c"{}'))], confirmed=210)
+    rows = db.execute(
+        "select number, commit_lsn::text, commit_index, xid, committed_at, channels, event"
+        " from momentum.event_log order by number"
+    ).fetchall()
+    assert [row[0] for row in rows] == [1, 2]
+    assert rows[0][1:5] == ("0/C9", 0, 10, datetime.fromtimestamp(1.5, UTC))
+    assert rows[0][6]["text"] == hostile
+    assert rows[1][5] == ["a,b", 'c"{}']
+
+
+async def test_a_history_goes_on_where_the_log_ends(log: EventLog) -> None:
+    first = await log.take_over(FACTS)
+    await log.append([event(1), event(2)], confirmed=210)
+    again = await log.take_over(replace(FACTS, confirmed_lsn=210))
+    assert (again.epoch, again.number, again.place) == (first.epoch, 2, (202, 0))
+
+
+async def test_a_history_goes_on_after_retention_has_emptied_the_log(log: EventLog, db: Sql) -> None:
+    first = await log.take_over(FACTS)
+    await log.append([event(1), event(2)], confirmed=210)
+    db.execute("truncate momentum.event_log")
+    again = await log.take_over(FACTS)
+    assert (again.epoch, again.number) == (first.epoch, 2)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        replace(FACTS, system_identifier="7001"),
+        replace(FACTS, timeline=2),
+        replace(FACTS, confirmed_lsn=211),
+    ],
+    ids=["another system", "another timeline", "a slot confirmed further than the log is complete"],
+)
+async def test_a_broken_history_begins_another_epoch_with_numbers_that_go_on(log: EventLog, facts: SlotFacts) -> None:
+    first = await log.take_over(FACTS)
+    await log.append([event(1)], confirmed=210)
+    assert (await log.take_over(replace(FACTS, confirmed_lsn=210))).epoch == first.epoch
+    other = await log.take_over(facts)
+    assert other.epoch != first.epoch
+    assert (other.number, other.place) == (1, (0, 0))
+
+
+async def test_who_was_succeeded_appends_nothing(log: EventLog, database: str, db: Sql) -> None:
+    await log.take_over(FACTS)
+    await log.append([event(1)], confirmed=205)
+    successor = EventLog(database, "s")
+    await successor.open()
+    await successor.take_over(FACTS)
+    with pytest.raises(FencedOff):
+        await log.append([event(2)], confirmed=210)
+    with pytest.raises(FencedOff):
+        await log.confirm(210)
+    await successor.append([event(2)], confirmed=210)
+    await successor.close()
+    assert db.execute("select array_agg(number), max(s.confirmed_lsn)::text from momentum.event_log"
+                      " cross join momentum.stream s").fetchone() == ([1, 2], "0/D2")  # fmt: skip
+
+
+async def test_confirmed_never_goes_back(log: EventLog, db: Sql) -> None:
+    await log.take_over(FACTS)
+    await log.confirm(300)
+    await log.append([event(1)], confirmed=210)
+    assert db.execute("select confirmed_lsn::text from momentum.stream").fetchone() == ("0/12C",)
+
+
+async def test_what_a_snapshot_has_not_seen(log: EventLog) -> None:
+    await log.take_over(FACTS)
+    await log.append(
+        [
+            event(1, xid=8),
+            event(2, xid=11),
+            event(3, xid=12),
+            event(4, xid=11, channels=("other",)),
+            event(5, xid=30, channels=("other", "c")),
+            event(6, xid=31),
+        ],
+        confirmed=300,
+    )
+    snapshot = Snapshot.parse("10:20:11")
+    assert [event.number for event in await log.unseen(snapshot, ["c"], below=6)] == [2, 5]
+    assert [event.number for event in await log.unseen(snapshot, ["c"], below=7)] == [2, 5, 6]
+    found = await log.unseen(snapshot, ["c"], below=3)
+    assert found == [event(2, xid=11)]
+
+
+async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: Sql) -> None:
+    today = datetime.now(UTC).date()
+
+    def names() -> list[str]:
+        return [
+            str(name).removeprefix("event_log_")
+            for (name,) in db.execute(
+                "select relname from pg_inherits join pg_class on oid = inhrelid"
+                " where inhparent = 'momentum.event_log'::regclass order by 1"
+            )
+        ]
+
+    def days(*offsets: int) -> list[str]:
+        return [f"{today + timedelta(days=offset):%Y%m%d}" for offset in offsets]
+
+    assert names() == days(-1, 0, 1, 2)
+    for offset in (-5, -3, -2):
+        day = today + timedelta(days=offset)
+        db.execute(
+            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"  # type: ignore[arg-type]
+            f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
+        )
+    assert await log.keep_partitions(retention=None) == []
+    dropped = await log.keep_partitions(retention=timedelta(days=2))
+    assert [name.removeprefix("event_log_") for name in dropped] == days(-5, -3)
+    assert names() == days(-2, -1, 0, 1, 2)
+
+
+async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: Sql) -> None:
+    await log.take_over(FACTS)
+    today = f"{datetime.now(UTC).date():%Y%m%d}"
+    db.execute(f"drop table momentum.event_log_{today}")  # type: ignore[arg-type]
+    await log.append([event(1)], confirmed=210)
+    assert db.execute("select count(*) from momentum.event_log").fetchone() == (1,)
+
+
+async def test_an_append_is_one_statement_whatever_its_size(log: EventLog, db: Sql) -> None:
+    await log.take_over(FACTS)
+    await log.append([event(number) for number in range(1, 2001)], confirmed=3000)
+    assert db.execute("select count(*), count(distinct xmin::text) from momentum.event_log").fetchone() == (2000, 1)
+
+
+async def test_an_append_is_durable_whatever_the_databases_default(database: str, db: Sql) -> None:
+    db.execute(
+        "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$"
+    )
+    log = EventLog(database, "s")
+    await log.open()
+    async with log._pool.connection() as connection:
+        row = await (await connection.execute("show synchronous_commit")).fetchone()
+    await log.close()
+    assert row == ("on",)
+
+
+def test_nobody_but_the_owner_reads_the_log(database: str) -> None:
+    for role in ("anon", "authenticated", "service_role"):
+        for table in ("event_log", "stream"):
+            with psycopg.connect(database) as connection:
+                connection.execute(f"set role {role}")  # type: ignore[arg-type]
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(f"select * from momentum.{table}")  # type: ignore[arg-type]

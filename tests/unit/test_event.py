@@ -1,0 +1,60 @@
+"""Ids are opaque to clients and exact for us; what they bring back is read with care."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, route
+from momentum_sync.eventlog.resume import refusal
+
+snapshots = st.builds(
+    lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(xids)),
+    st.integers(0, 2**63),
+    st.integers(0, 1000),
+    st.sets(st.integers(0, 2**63), max_size=5),
+)
+ids = st.builds(
+    EventId,
+    st.text("0123456789abcdef", min_size=8, max_size=8),
+    st.integers(0, 2**63 - 1),
+    st.none() | st.builds(Seen, snapshots, st.integers(0, 2**64 - 1)),
+)
+
+
+@given(ids)
+def test_an_id_comes_back_as_it_went(event_id: EventId) -> None:
+    text = str(event_id)
+    assert EventId.parse(text) == event_id
+    assert all(character.isalnum() or character in "-._" for character in text)
+
+
+@given(st.text())
+def test_any_text_is_an_id_or_refused(text: str) -> None:
+    try:
+        EventId.parse(text)
+    except ValueError:
+        assert refusal(text, "00000000") == "unknown_id"
+
+
+def test_why_there_is_no_resume() -> None:
+    assert refusal("1234abcd-7", "1234abcd") == "not_supported"
+    assert refusal("1234abcd-7", "00000000") == "history_changed"
+    assert refusal("'; drop table x", "1234abcd") == "unknown_id"
+
+
+def test_an_invalidation_goes_to_its_user_alone() -> None:
+    event = Event.build(
+        number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("cache_invalidation", "x:1"),
+        body=b'{"event_type": "cache_invalidation", "user_id": "u", "cache_keys": ["k"]}',
+    )  # fmt: skip
+    assert event.keys == ("cache_invalidation:u", "x:1")
+    assert event.cache_keys == ("k",)
+    assert route("cache_invalidation", "u") in event.keys
+
+
+def test_a_body_that_is_no_event() -> None:
+    with pytest.raises(Malformed):
+        Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=b"[]")

@@ -1,0 +1,106 @@
+"""Numbers are dense, and the same whenever the slot repeats itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.capture.numbering import Numbering
+from momentum_sync.capture.pgoutput import Begin, Message
+from momentum_sync.eventlog.event import Event, Malformed
+
+Wal = list[tuple[int, list[bytes]]]
+
+
+def envelope(text: str) -> bytes:
+    return json.dumps({"channels": ["c"], "event": {"text": text}}).encode()
+
+
+def read(numbering: Numbering, wal: Wal) -> list[Event]:
+    found = []
+    for lsn, contents in wal:
+        numbering.begin(Begin(lsn, float(lsn), lsn))
+        for content in contents:
+            try:
+                event = numbering.message(Message(True, "momentum_sync", content))
+            except Malformed:
+                continue
+            if event is not None:
+                found.append(event)
+        numbering.commit()
+    return found
+
+
+def fresh() -> Numbering:
+    return Numbering(number=0, place=(0, 0), near_xid=1)
+
+
+contents = st.one_of(st.text(max_size=5).map(envelope), st.just(b"no envelope"))
+wals = st.lists(st.lists(contents, max_size=4), max_size=8).map(
+    lambda transactions: [(10 * (at + 1), messages) for at, messages in enumerate(transactions)]
+)
+
+
+@given(wals)
+def test_numbers_are_dense_and_in_order(wal: Wal) -> None:
+    events = read(fresh(), wal)
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    places = [(event.commit_lsn, event.commit_index) for event in events]
+    assert places == sorted(set(places))
+
+
+@given(wals, st.data())
+def test_whatever_is_repeated_after_a_crash_gets_the_numbers_it_had(wal: Wal, data: st.DataObject) -> None:
+    whole = read(fresh(), wal)
+    logged = data.draw(st.integers(0, len(whole)))
+    place, number = (0, 0), 0
+    if logged:
+        last = whole[logged - 1]
+        place, number = (last.commit_lsn, last.commit_index), last.number
+    repeated_from = data.draw(st.integers(0, len([lsn for lsn, _ in wal if lsn <= place[0]])))
+    again = Numbering(number=number, place=place, near_xid=1)
+    assert read(again, wal[repeated_from:]) == whole[logged:]
+
+
+def test_only_transactional_messages_under_our_prefix_count() -> None:
+    numbering = fresh()
+    assert numbering.message(Message(False, "momentum_sync", envelope("outside"))) is None
+    numbering.begin(Begin(10, 0.0, 5))
+    assert numbering.in_transaction
+    assert numbering.message(Message(True, "theirs", envelope("a"))) is None
+    assert numbering.message(Message(False, "momentum_sync", envelope("b"))) is None
+    event = numbering.message(Message(True, "momentum_sync", envelope("c")))
+    assert event is not None
+    assert (event.number, event.commit_lsn, event.commit_index, event.xid) == (1, 10, 0, 5)
+    numbering.commit()
+    assert not numbering.in_transaction
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"null", b"[]", b"{}", b'{"channels": []}', b'{"channels": ["a"], "event": []}', b"\xff",
+        b'{"channels": [], "event": {}}', b'{"channels": [1], "event": {}}', b'{"channels": ["a"], "event": {"a": "\xff"}}',
+        b'{"channels": ["\\u0000"], "event": {}}', b'{"channels": ["a"], "event": {"event_type": 1}}',
+        b'{"channels": ["a"], "event": {"cache_keys": "x"}}', b'{"channels": ["a"], "event": {}} ',
+    ],
+)  # fmt: skip
+def test_what_publish_did_not_write_is_malformed(content: bytes) -> None:
+    numbering = fresh()
+    numbering.begin(Begin(10, 0.0, 5))
+    if content.endswith(b" "):
+        assert numbering.message(Message(True, "momentum_sync", content)) is not None
+        return
+    with pytest.raises(Malformed):
+        numbering.message(Message(True, "momentum_sync", content))
+
+
+def test_the_transaction_id_is_widened() -> None:
+    numbering = Numbering(number=0, place=(0, 0), near_xid=2**32 + 5)
+    numbering.begin(Begin(10, 0.0, 7))
+    event = numbering.message(Message(True, "momentum_sync", envelope("a")))
+    assert event is not None
+    assert event.xid == 2**32 + 7

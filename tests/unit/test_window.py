@@ -1,0 +1,68 @@
+"""The window against a plain list: what a snapshot has not seen, and what was evicted."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.window import Window
+
+
+def event(number: int, xid: int, keys: tuple[str, ...], padding: int = 0) -> Event:
+    body = b'{"p": "' + b"x" * padding + b'"}'
+    return Event.build(number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=keys, body=body)
+
+
+keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True).map(tuple)
+histories = st.lists(st.tuples(st.integers(1, 30), keys), max_size=30)
+snapshots = st.builds(
+    lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(x for x in xids if xmin <= x < xmin + more)),
+    st.integers(1, 30),
+    st.integers(0, 10),
+    st.sets(st.integers(1, 40)),
+)
+
+
+@given(histories, snapshots, keys, st.integers(0, 20_000), st.integers(0, 30))
+def test_nothing_that_a_snapshot_has_not_seen_is_missed(
+    history: list[tuple[int, tuple[str, ...]]],
+    snapshot: Snapshot,
+    asked: tuple[str, ...],
+    limit: int,
+    durable: int,
+) -> None:
+    window = Window(limit)
+    window.restart(first=1, ceiling=0)
+    events = [event(at + 1, xid, held) for at, (xid, held) in enumerate(history)]
+    for added in events:
+        window.add(added)
+    window.durable(min(durable, len(events)))
+    wanted = [e for e in events if set(e.keys) & set(asked) and not snapshot.sees(e.xid)]
+    kept = [e for e in wanted if e.number >= window.first]
+    assert window.unseen(snapshot, asked) == kept
+    if window.reaches(snapshot):
+        assert kept == wanted
+    assert window.size == sum(e.size for e in events if e.number >= window.first)
+    assert window.size <= limit or len(window) == len(events) - min(durable, len(events))
+    assert len(window) == len(events) - window.first + 1
+
+
+def test_what_the_log_does_not_have_yet_stays() -> None:
+    window = Window(1)
+    window.restart(first=1, ceiling=0)
+    window.add(event(1, 5, ("a",)))
+    window.add(event(2, 5, ("a",)))
+    assert len(window) == 2
+    window.durable(1)
+    assert window.first == 2
+    window.durable(2)
+    assert (len(window), window.size, window.first) == (0, 0, 3)
+
+
+def test_a_window_made_anew_does_not_claim_what_it_cannot_know() -> None:
+    window = Window(1000)
+    window.restart(first=8, ceiling=20)
+    assert not window.reaches(Snapshot.parse("20:25:"))
+    assert window.reaches(Snapshot.parse("21:25:"))
