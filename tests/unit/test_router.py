@@ -1,0 +1,233 @@
+"""One event to all who hold its channels: built once, sent once, in a chain that each can check."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.eventlog.event import Event, EventId, Seen
+from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.window import Window
+from momentum_sync.gateway import router as module
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.session import Greeting, Session
+from momentum_sync.gateway.stitch import missed, place
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+
+NULL = msgspec.Raw(b"null")
+
+
+class Wire:
+    """A connection that keeps what is written."""
+
+    def __init__(self, user: UUID, client_id: str) -> None:
+        identity = Identity("authenticated", user, "{}", None)
+        self.session = Session(identity, user, client_id, heartbeat=25.0, now=0.0)
+        self.data: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.data.append(data)
+
+    def flush(self) -> None:
+        self.data.extend(self.session.to_send())
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The messages so far, whether framed or not."""
+        texts = [data[data.index(b"{") :] for data in self.data]
+        self.data.clear()
+        return [json.loads(text) for text in texts]
+
+
+class World:
+    """A feed, a router, and events on them."""
+
+    def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
+        self.feed = Feed(Window(1_000_000))
+        self.router = Router(self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0)
+        self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
+
+    def join(
+        self, *channels: str, seen: Seen | None = None, client_id: str | None = None, user: UUID | None = None
+    ) -> Wire:
+        wire = Wire(user or uuid4(), client_id or str(uuid4()))
+        assert self.router.admit(wire)
+        seen = seen or Seen(Snapshot.parse("10:10:"), 0)
+        after = missed(self.feed.window, [], seen, list(channels))
+        wire.session.greet(
+            Greeting(
+                list(channels),
+                [],
+                NULL,
+                NULL,
+                NULL,
+                seen,
+                place("abcdef01", self.feed.number, seen, after),
+                after,
+                None,
+            ),
+            0.0,
+        )
+        self.router.follow(wire)
+        wire.flush()
+        return wire
+
+    def publish(self, *channels: str, xid: int = 50) -> Event:
+        event = Event.build(
+            number=self.feed.number + 1, place=(200 + self.feed.number, 0), xid=xid, committed_at=0.0,
+            channels=channels, body=b'{"event_type":"x"}',
+        )  # fmt: skip
+        self.feed.publish(event)
+        return event
+
+
+def ids(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["event"]["id"] for message in messages if message["type"] == "realtime_event"]
+
+
+def test_an_event_reaches_its_holders_and_nobody_else() -> None:
+    world = World()
+    one, two, three = world.join("a"), world.join("a", "b"), world.join("c")
+    for wire in (one, two, three):
+        wire.taken()
+    world.publish("a")
+    assert ids(one.taken()) == ids(two.taken()) == ["abcdef01-1"]
+    assert three.taken() == []
+
+
+def test_an_event_on_two_channels_held_comes_once_under_the_first() -> None:
+    world = World()
+    wire = world.join("b", "a")
+    wire.taken()
+    world.publish("a", "b")
+    (message,) = wire.taken()
+    assert message["event"]["channel"] == "a"
+
+
+def test_each_connection_can_prove_that_it_missed_nothing() -> None:
+    world = World()
+    one, two = world.join("a"), world.join("a", "b")
+    for channels in (("a",), ("b",), ("a",)):
+        world.publish(*channels)
+    for wire, expected in ((one, ["abcdef01-1", "abcdef01-3"]), (two, ["abcdef01-1", "abcdef01-2", "abcdef01-3"])):
+        _, state, *events = wire.taken()
+        assert ids(events) == expected
+        chain = [state["last_event_id"], *expected]
+        assert [message["event"]["previous_id"] for message in events] == chain[:-1]
+
+
+def test_a_frame_is_built_once_for_all_who_stand_at_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    wires = [world.join("a") for _ in range(50)]
+    built: list[str] = []
+    real = module.build
+    monkeypatch.setattr(module, "build", lambda *args, **more: built.append(more["event_id"]) or real(*args, **more))
+    world.publish("a")
+    world.publish("a")
+    assert built == ["abcdef01-1", "abcdef01-2"]
+    assert {id(wire.data[-1]) for wire in wires} == {id(wires[0].data[-1])}
+
+
+def test_who_leaves_or_unsubscribes_gets_no_more() -> None:
+    world = World()
+    gone, less, stays = world.join("a"), world.join("a", "b"), world.join("a")
+    for wire in (gone, less, stays):
+        wire.taken()
+    world.router.leave(gone)
+    world.router.leave(gone)
+    del less.session.channels["a"]
+    world.router.follow(less)
+    world.publish("a")
+    assert (gone.taken(), less.taken(), len(stays.taken())) == ([], [], 1)
+    assert (len(world.router), world.router.subscriptions) == (2, 2)
+    world.router.leave(less)
+    world.router.leave(stays)
+    assert (world.router._by_key, world.router._by_user, world.router._by_client) == ({}, {}, {})
+
+
+def test_a_second_connection_of_the_same_client_replaces_the_first() -> None:
+    world = World(per_user=1)
+    user = uuid4()
+    first = world.join("a", client_id="phone", user=user)
+    second = world.join("a", client_id="phone", user=user)
+    assert first.session.closing is Close.REPLACED
+    first.taken()
+    second.taken()
+    world.publish("a")
+    assert (len(first.taken()), len(second.taken())) == (0, 1)
+    world.join("a", client_id="phone", user=uuid4())
+    assert second.session.closing is None
+
+
+def test_connections_are_limited_over_all_and_for_each_user() -> None:
+    world = World(limit=3, per_user=2)
+    user = uuid4()
+    world.join(user=user)
+    world.join(user=user)
+    assert not world.router.admit(Wire(user, "third"))
+    world.join()
+    assert not world.router.admit(Wire(uuid4(), "fourth"))
+
+
+@pytest.mark.parametrize("joins_at", range(4))
+def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
+    """Transactions 10 and 12 are visible to the snapshot, 11 and 13 are not; they are published in the order 11 12 10 13."""
+    world = World()
+    seen = Seen(Snapshot.parse("11:13:11"), 1000)
+    wire = None
+    for at, xid in enumerate([11, 12, 10, 13]):
+        if at == joins_at:
+            wire = world.join("a", seen=seen)
+        world.publish("a", xid=xid)
+    assert wire is not None
+    world.feed.advance(1000)
+    world.publish("a", xid=12)
+    _, state, *events = wire.taken()
+    numbers = [EventId.parse(event_id).number for event_id in ids(events)]
+    assert numbers == [1, 4, 5]
+    assert EventId.parse(state["last_event_id"]).number < 1 or joins_at == 0
+    assert [message["event"]["previous_id"] for message in events] == [state["last_event_id"], *ids(events)[:-1]]
+
+
+def test_a_stitch_ends_when_the_stream_has_passed_the_snapshot() -> None:
+    world = World()
+    wire = world.join("a", seen=Seen(Snapshot.parse("11:13:11"), 300))
+    assert wire.session.seen is not None
+    world.feed.advance(299)
+    assert wire.session.seen is not None
+    world.feed.advance(300)
+    assert wire.session.seen is None
+    assert world.router._stitching == {}
+
+
+def test_when_history_changes_everyone_begins_again() -> None:
+    world = World()
+    wire = world.join("a")
+    world.feed.begin(epoch="abcdef01", number=0, position=400, ceiling=9)
+    assert wire.session.closing is None
+    world.feed.begin(epoch="00000002", number=5, position=500, ceiling=9)
+    assert wire.session.closing is Close.RESTART
+
+
+def test_a_gap_in_the_feed_is_a_changed_history() -> None:
+    world = World()
+    wire = world.join("a")
+    world.publish("a")
+    world.feed.begin(epoch="abcdef01", number=3, position=500, ceiling=60)
+    assert wire.session.closing is Close.RESTART
+
+
+def test_what_capture_repeats_is_published_once() -> None:
+    world = World()
+    wire = world.join("a")
+    wire.taken()
+    event = world.publish("a")
+    world.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
+    world.feed.publish(event)
+    assert len(wire.taken()) == 1
+    assert len(world.feed.window) == 1

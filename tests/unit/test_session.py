@@ -1,0 +1,300 @@
+"""A conversation, with literals: no socket, no database, no clock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.errors import NotFound
+from momentum_sync.eventlog.event import Event, EventId, Seen
+from momentum_sync.gateway.session import CheckToken, Grant, Greeting, MarkRead, ReadState, Session
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+
+USER = UUID("00000000-0000-4000-8000-000000000001")
+CHANNELS = [f"momentum_updates:{USER}", f"interventions:{USER}", f"notifications:{USER}", "cache_invalidation"]
+SEEN = Seen(Snapshot.parse("10:20:12"), 500)
+NULL = msgspec.Raw(b"null")
+
+
+def identity(expires_at: float | None = 10_000.0) -> Identity:
+    return Identity("authenticated", USER, "{}", expires_at)
+
+
+def make(*, now: float = 1000.0, expires_at: float | None = 10_000.0) -> Session:
+    return Session(identity(expires_at), USER, "phone", heartbeat=25.0, now=now)
+
+
+def greeting(
+    *, missed: list[Event] | None = None, refused: list[str] | None = None, reason: str | None = None
+) -> Greeting:
+    return Greeting(
+        granted=list(CHANNELS), refused=refused or [], momentum=msgspec.Raw(b'{"has_data": true}'), interventions=NULL,
+        notifications=msgspec.Raw(b"[]"), seen=SEEN, last_id=EventId("abcdef01", 7, SEEN), missed=missed or [],
+        reason=reason,
+    )  # fmt: skip
+
+
+def live(**more: Any) -> Session:
+    session = make(**more)
+    session.greet(greeting(), 1000.0)
+    session.to_send()
+    return session
+
+
+def sent(session: Session) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in session.to_send()]
+
+
+def event(number: int, *, xid: int = 30, channel: str = CHANNELS[0]) -> Event:
+    body = json.dumps({"event_type": "x", "user_id": str(USER)}).encode()
+    return Event.build(
+        number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=(channel, "momentum_updates:all"), body=body
+    )  # fmt: skip
+
+
+def invalidation(number: int, *keys: str) -> Event:
+    body = json.dumps({"event_type": "cache_invalidation", "user_id": str(USER), "cache_keys": keys}).encode()
+    return Event.build(
+        number=number, place=(number, 0), xid=30, committed_at=0.0, channels=("cache_invalidation",), body=body
+    )  # fmt: skip
+
+
+def test_a_greeting_is_the_confirmation_then_the_state() -> None:
+    session = make()
+    session.greet(greeting(), 1000.0)
+    confirmed, state = sent(session)
+    assert confirmed == {
+        "type": "subscription_confirmed", "channels": CHANNELS, "user_id": str(USER), "client_id": "phone",
+        "resumed": False, "replayed": 0, "timestamp": "1970-01-01T00:16:40.000Z",
+    }  # fmt: skip
+    assert state["type"] == "initial_state"
+    assert state["momentum"] == {"has_data": True}
+    assert (state["interventions"], state["notifications"]) == (None, [])
+    assert EventId.parse(state["last_event_id"]) == EventId("abcdef01", 7, SEEN)
+
+
+def test_what_was_refused_and_why_there_was_no_resume_is_said() -> None:
+    session = make()
+    session.greet(greeting(refused=["momentum_updates:all"], reason="history_changed"), 1000.0)
+    confirmed = sent(session)[0]
+    assert (confirmed["refused"], confirmed["reason"]) == (["momentum_updates:all"], "history_changed")
+
+
+def test_missed_events_follow_the_state_in_a_chain() -> None:
+    session = make()
+    session.greet(greeting(missed=[event(8), event(9)]), 1000.0)
+    _, state, first, second = sent(session)
+    assert first["event"]["previous_id"] == state["last_event_id"]
+    assert second["event"]["previous_id"] == first["event"]["id"]
+    assert session.last_id == second["event"]["id"]
+
+
+def test_until_the_stream_has_passed_the_snapshot_ids_carry_it_and_what_it_holds_is_dropped() -> None:
+    session = live()
+    session.event(event(8, xid=11), 1001.0)
+    assert sent(session) == []
+    session.event(event(9, xid=12), 1001.0)
+    session.event(event(10, xid=25), 1001.0)
+    first, second = sent(session)
+    assert EventId.parse(first["event"]["id"]) == EventId("abcdef01", 9, SEEN)
+    assert EventId.parse(second["event"]["id"]) == EventId("abcdef01", 10, SEEN)
+    session.advanced(499)
+    assert session.seen is SEEN
+    session.advanced(500)
+    assert session.seen is None
+    session.event(event(11, xid=11), 1001.0)
+    (third,) = sent(session)
+    assert third["event"]["id"] == "abcdef01-11"
+    assert third["event"]["previous_id"] == second["event"]["id"]
+
+
+def test_an_event_on_no_channel_held_is_not_sent() -> None:
+    session = live()
+    session.event(event(8, channel="notifications:somebody"), 1001.0)
+    assert sent(session) == []
+
+
+def test_ping() -> None:
+    session = live()
+    assert session.receive(b'{"type": "ping", "ref": 1}', 1001.0) is None
+    assert sent(session) == [{"type": "pong", "ref": 1, "timestamp": "1970-01-01T00:16:41.000Z"}]
+
+
+def test_work_for_the_database_comes_out_as_values() -> None:
+    session = live()
+    notification = UUID("00000000-0000-4000-8000-000000000002")
+    mark = {"type": "mark_notification_read", "notification_id": str(notification), "ref": "a"}
+    assert session.receive(b'{"type": "request_momentum_update", "ref": 2}', 1001.0) == ReadState(2)
+    assert session.receive(json.dumps(mark).encode(), 1001.0) == MarkRead(notification, "a")
+    assert session.receive(b'{"type": "subscribe", "channels": ["a", "b", "a"]}', 1001.0) == Grant(["a", "b"], None)
+    assert session.receive(b'{"type": "authenticate", "token": "secret"}', 1001.0) == CheckToken("secret", None)
+    assert "secret" not in repr(CheckToken("secret", None))
+    assert sent(session) == []
+
+
+def test_answers_to_work() -> None:
+    session = live()
+    notification = UUID("00000000-0000-4000-8000-000000000002")
+    session.state(msgspec.Raw(b'{"final_score": 1.50}'), 1001.0, 1)
+    session.marked_read(notification, 1001.0, 2)
+    session.refuse(NotFound("There is no such notification."), 1001.0, 3)
+    state, marked, refused = sent(session)
+    assert (state["type"], state["data"], state["ref"]) == ("momentum_state_update", {"final_score": 1.5}, 1)
+    assert (marked["type"], marked["notification_id"]) == ("notification_marked_read", str(notification))
+    assert (refused["type"], refused["code"], refused["ref"]) == ("error", "not_found", 3)
+    assert session.closing is None
+
+
+def test_a_key_is_confirmed_once_and_only_if_it_was_pending() -> None:
+    session = live()
+    session.event(invalidation(8, "a", "b"), 1001.0)
+    (sent_keys,) = sent(session)
+    assert sent_keys["cache_keys"] == ["a", "b"]
+    session.receive(b'{"type": "cache_invalidation_ack", "cache_keys": ["b", "c"], "cache_key": "a"}', 1001.0)
+    assert [message["cache_key"] for message in sent(session)] == ["a", "b"]
+    session.receive(b'{"type": "cache_invalidation_ack", "cache_key": "a"}', 1001.0)
+    assert sent(session) == []
+    session.event(invalidation(9, "a"), 1001.0)
+    sent(session)
+    session.receive(b'{"type": "cache_invalidation_ack", "cache_key": "a", "ref": 5}', 1001.0)
+    ((kind, key, ref),) = [(message["type"], message["cache_key"], message["ref"]) for message in sent(session)]
+    assert (kind, key, ref) == ("cache_invalidation_confirmed", "a", 5)
+
+
+def test_pending_keys_are_bounded() -> None:
+    session = live()
+    for number in range(8, 508):
+        session.event(invalidation(number, *(f"{number}:{key}" for key in range(4))), 1001.0)
+    sent(session)
+    session.receive(b'{"type": "cache_invalidation_ack", "cache_keys": ["8:0", "507:3"]}', 1001.0)
+    assert [message["cache_key"] for message in sent(session)] == ["507:3"]
+
+
+def test_subscribing_is_all_or_nothing() -> None:
+    session = live()
+    session.granted(["a", "b"], ["a"], 1001.0, "r")
+    (refused,) = sent(session)
+    assert (refused["type"], refused["code"], refused["refused"]) == ("error", "forbidden", ["b"])
+    assert list(session.channels) == CHANNELS
+    session.granted(["a", "b"], ["a", "b"], 1001.0, "r")
+    (confirmed,) = sent(session)
+    assert (confirmed["type"], confirmed["channels"]) == ("subscription_confirmed", [*CHANNELS, "a", "b"])
+
+
+def test_unsubscribing_answers_with_what_is_left() -> None:
+    session = live()
+    text = json.dumps({"type": "unsubscribe", "channels": [CHANNELS[0], "never held"], "ref": 1})
+    assert session.receive(text.encode(), 1001.0) is None
+    (confirmed,) = sent(session)
+    assert (confirmed["channels"], confirmed["ref"]) == (CHANNELS[1:], 1)
+
+
+def test_a_fresh_token_drops_what_it_does_not_grant() -> None:
+    session = live(expires_at=1030.0)
+    session.tick(1000.0, 0)
+    session.renewed(identity(9000.0), CHANNELS[:2], 1001.0, 1)
+    warned, answer = sent(session)
+    assert warned["type"] == "token_expiring"
+    assert (answer["type"], answer["expires_at"]) == ("authenticated", "1970-01-01T02:30:00.000Z")
+    assert answer["refused"] == CHANNELS[2:]
+    assert list(session.channels) == CHANNELS[:2]
+    session.tick(1031.0, 0)
+    assert session.closing is None
+
+
+def test_one_unreadable_message_after_another_ends_it() -> None:
+    session = live()
+    for _ in range(4):
+        session.receive(b"nonsense", 1001.0)
+    session.receive(b'{"type": "ping"}', 1001.0)
+    for _ in range(4):
+        session.receive_binary(1001.0)
+    assert session.closing is None
+    session.receive(b"[]", 1001.0)
+    assert session.closing is Close.UNREADABLE
+    codes = [message["code"] for message in sent(session) if message["type"] == "error"]
+    assert codes == ["invalid_json"] * 4 + ["binary_frame"] * 4 + ["invalid_message"]
+
+
+def test_too_many_messages_end_it_and_patience_is_rewarded() -> None:
+    patient = live()
+    for second in range(300):
+        for _ in range(20):
+            patient.receive(b'{"type": "ping"}', 1001.0 + second)
+    assert patient.closing is None
+    flood = live()
+    for _ in range(101):
+        flood.receive(b'{"type": "ping"}', 1001.0)
+    assert flood.closing is Close.TOO_MANY_MESSAGES
+
+
+def test_heartbeats() -> None:
+    session = live()
+    assert session.tick(1001.0, 0) == 1025.0
+    assert sent(session) == []
+    assert session.tick(1025.0, 40) == 1050.0
+    (heartbeat,) = sent(session)
+    assert (heartbeat["type"], heartbeat["lag_ms"], heartbeat["last_event_id"]) == ("heartbeat", 40, session.last_id)
+
+
+def test_a_token_is_warned_of_once_and_then_expires() -> None:
+    session = live(expires_at=1090.0)
+    assert session.tick(1000.0, 0) == 1025.0
+    session.tick(1025.0, 0)
+    sent(session)
+    assert session.tick(1029.0, 0) == 1030.0
+    assert session.tick(1030.0, 0) == 1050.0
+    (warning,) = sent(session)
+    assert (warning["type"], warning["expires_at"]) == ("token_expiring", "1970-01-01T00:18:10.000Z")
+    session.tick(1031.0, 0)
+    assert sent(session) == []
+    session.tick(1090.0, 0)
+    assert session.closing is Close.TOKEN
+
+
+def test_an_api_key_does_not_expire() -> None:
+    session = live(expires_at=None)
+    session.tick(1e11, 0)
+    assert session.closing is None
+
+
+def test_silence() -> None:
+    session = live()
+    assert not session.silent(1075.0)
+    assert session.silent(1076.0)
+    session.heard(1060.0)
+    assert not session.silent(1076.0)
+
+
+def test_the_first_reason_to_close_stands() -> None:
+    session = live()
+    session.close(Close.REPLACED)
+    session.close(Close.TOO_SLOW)
+    assert session.closing is Close.REPLACED
+
+
+@given(st.lists(st.binary(max_size=60) | st.sampled_from([b'{"type": "ping"}', b'{"type": "subscribe"}', b"{}"])))
+def test_whatever_is_received_every_answer_is_json_and_the_session_stands_or_ends(frames: list[bytes]) -> None:
+    session = live()
+    for at, frame in enumerate(frames):
+        session.receive(frame, 1001.0 + at)
+        for message in sent(session):
+            assert message["type"] in ("pong", "error")
+        if session.closing is not None:
+            assert session.closing is Close.UNREADABLE
+            break
+
+
+@pytest.mark.parametrize("now", [1000.0, 999.0])
+def test_a_clock_that_goes_back_costs_nothing(now: float) -> None:
+    session = live()
+    session.receive(b'{"type": "ping"}', now)
+    assert session.closing is None

@@ -1,0 +1,213 @@
+"""Each way a token can be wrong, and those in which it is right."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+from uuid import UUID
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.errors import Unauthenticated
+from momentum_sync.identity.tokens import Rules, UnknownKey, api_key, bearer, verify
+
+SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
+USER = UUID("00000000-0000-4000-8000-000000000001")
+NOW = 1_800_000_000.0
+ISSUER = "https://project.example/auth/v1"
+RULES = Rules(secret=SECRET, anon_key="anon", service_role_key="service")
+PRIVATE: dict[str, Any] = {
+    "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    "ES256": ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
+}
+
+
+def public(algorithm: str, kid: str = "k") -> jwt.PyJWK:
+    maker = {
+        "RS256": jwt.algorithms.RSAAlgorithm,
+        "ES256": jwt.algorithms.ECAlgorithm,
+        "EdDSA": jwt.algorithms.OKPAlgorithm,
+    }
+    jwk = maker[algorithm].to_jwk(PRIVATE[algorithm].public_key(), as_dict=True)  # type: ignore[attr-defined]
+    return jwt.PyJWK({**jwk, "kid": kid})
+
+
+def claims(**more: Any) -> dict[str, Any]:
+    standard = {"sub": str(USER), "role": "authenticated", "aud": "authenticated", "exp": NOW + 60}
+    return {name: value for name, value in {**standard, **more}.items() if value is not None}
+
+
+def signed(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] | None = None, **more: Any) -> str:
+    return jwt.encode(claims(**more), key, algorithm=algorithm, headers=headers)
+
+
+def check(token: str, rules: Rules = RULES, keys: dict[str, jwt.PyJWK] | None = None) -> Any:
+    return verify(token, rules, keys or {}, now=NOW)
+
+
+def test_a_good_token() -> None:
+    identity = check(signed(app_metadata={"role": "coach"}))
+    assert (identity.role, identity.subject, identity.expires_at) == ("authenticated", USER, NOW + 60)
+    assert json.loads(identity.claims)["app_metadata"] == {"role": "coach"}
+    assert "coach" not in repr(identity)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"aud": None}, {"aud": ["x", "authenticated"]}, {"role": None}, {"nbf": NOW - 5}, {"nbf": NOW + 4}, {"iss": "any"},
+        {"sub": str(USER).upper()}, {"exp": NOW + 0.5}, {"iat": "nonsense"},
+    ],
+)  # fmt: skip
+def test_other_good_tokens(more: dict[str, Any]) -> None:
+    assert check(signed(**more)).subject == USER
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"exp": NOW}, "expired"),
+        ({"exp": NOW - 3600}, "expired"),
+        ({"exp": None}, "no time at which it expires"),
+        ({"exp": "soon"}, "no time at which it expires"),
+        ({"exp": True}, "no time at which it expires"),
+        ({"exp": -1}, "no time at which it expires"),
+        ({"exp": 1e300}, "no time at which it expires"),
+        ({"nbf": NOW + 60}, "not valid yet"),
+        ({"nbf": "later"}, "not valid yet"),
+        ({"aud": "somebody"}, "somebody else"),
+        ({"aud": ["x"]}, "somebody else"),
+        ({"aud": []}, "somebody else"),
+        ({"role": "postgres"}, "role opens nothing"),
+        ({"role": "anon"}, "role opens nothing"),
+        ({"role": "authenticated; drop table x"}, "role opens nothing"),
+        ({"role": 7}, "role opens nothing"),
+        ({"sub": None}, "whose it is"),
+        ({"sub": "' or true --"}, "whose it is"),
+        ({"sub": 5}, "whose it is"),
+    ],
+)
+def test_wrong_claims(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(Unauthenticated, match=said):
+        check(signed(**more))
+
+
+def encoded(part: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "", ".", "..", "a.b.c", "x" * 20_000, "Bearer x", signed()[:-4], signed() + "AAAA", signed("another" * 6),
+        f"{encoded({'alg': 'none'})}.{encoded(claims())}.", f"{encoded({'alg': 'None'})}.{encoded(claims())}.",
+        f"{encoded({})}.{encoded(claims())}.", f"{encoded([])}.{encoded(claims())}.x", signed(SECRET * 2, "HS512"),
+        f"{encoded({'alg': ['HS256']})}.{encoded(claims())}.x", f"{encoded({'alg': 'HS256'})}.{encoded([])}.x", "ü.ü.ü",
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_what_proves_nothing(token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        check(token)
+
+
+def test_a_payload_changed_after_signing() -> None:
+    header, _, signature = signed().split(".")
+    with pytest.raises(Unauthenticated):
+        check(f"{header}.{encoded(claims(sub=str(UUID(int=2))))}.{signature}")
+
+
+@given(st.text(max_size=100))
+def test_any_text_is_refused(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        check(text)
+
+
+@pytest.mark.parametrize("algorithm", list(PRIVATE))
+def test_a_key_set(algorithm: str) -> None:
+    rules = Rules(issuer=ISSUER)
+    keys = {"k": public(algorithm)}
+    good = signed(PRIVATE[algorithm], algorithm, {"kid": "k"}, iss=ISSUER)
+    assert check(good, rules, keys).subject == USER
+    with pytest.raises(UnknownKey):
+        check(good, rules, {"other": public(algorithm)})
+    with pytest.raises(UnknownKey):
+        check(signed(PRIVATE[algorithm], algorithm, None, iss=ISSUER), rules, keys)
+    for issuer in (None, "https://elsewhere.example", "supabase"):
+        with pytest.raises(Unauthenticated, match="somebody else"):
+            check(signed(PRIVATE[algorithm], algorithm, {"kid": "k"}, iss=issuer), rules, keys)
+
+
+@pytest.mark.parametrize("algorithm", list(PRIVATE))
+@pytest.mark.parametrize("published", list(PRIVATE))
+def test_a_key_serves_its_own_algorithm_only(algorithm: str, published: str) -> None:
+    if algorithm == published:
+        return
+    token = signed(PRIVATE[algorithm], algorithm, {"kid": "k"}, iss=ISSUER)
+    with pytest.raises(Unauthenticated):
+        check(token, Rules(issuer=ISSUER), {"k": public(published)})
+
+
+def test_a_public_key_is_no_hmac_secret() -> None:
+    pem = PRIVATE["RS256"].public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )  # fmt: skip
+    forged = jwt.api_jws.PyJWS().encode(
+        json.dumps(claims(iss=ISSUER)).encode(), base64.b64encode(pem).decode(), "HS256", {"kid": "k"}
+    )
+    for rules in (Rules(issuer=ISSUER), Rules(issuer=ISSUER, secret=SECRET)):
+        with pytest.raises(Unauthenticated):
+            check(forged, rules, {"k": public("RS256")})
+
+
+def test_without_a_secret_no_hmac_is_good() -> None:
+    with pytest.raises(Unauthenticated, match="not accepted here"):
+        check(signed(), Rules(issuer=ISSUER))
+
+
+def test_supabases_own_hmac_keys_name_supabase() -> None:
+    rules = Rules(secret=SECRET, issuer=ISSUER)
+    assert check(signed(role="service_role", sub=None, aud=None, iss="supabase"), rules).role == "service_role"
+    with pytest.raises(Unauthenticated, match="somebody else"):
+        check(signed(iss="https://elsewhere.example"), rules)
+
+
+def test_service_role_has_no_user() -> None:
+    identity = check(signed(role="service_role"))
+    assert (identity.role, identity.subject) == ("service_role", None)
+
+
+def test_api_keys() -> None:
+    assert api_key("anon", RULES) is None
+    service = api_key("service", RULES)
+    assert service is not None
+    assert (service.role, service.subject, service.expires_at) == ("service_role", None, None)
+    assert check("service").role == "service_role"
+    for wrong in ("", "Service", "anon ", "ü"):
+        with pytest.raises(Unauthenticated):
+            api_key(wrong, RULES)
+    with pytest.raises(Unauthenticated):
+        api_key("anon", Rules())
+
+
+@pytest.mark.parametrize(("header", "token"), [(None, None), ("Bearer t", "t"), ("bearer  t ", "t")])
+def test_bearer(header: str | None, token: str | None) -> None:
+    assert bearer(header) == token
+
+
+@pytest.mark.parametrize("header", ["", "t", "Basic dXNlcg==", "Bearer", "Bearer "])
+def test_another_scheme(header: str) -> None:
+    with pytest.raises(Unauthenticated):
+        bearer(header)
+
+
+def test_secrets_are_not_shown() -> None:
+    assert SECRET not in repr(RULES)
+    assert "service" not in repr(RULES)
