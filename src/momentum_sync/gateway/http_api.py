@@ -23,7 +23,7 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import timestamp
 
 _MAX_BODY = 64 * 1024
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+_CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 class ForUser(BaseModel):

@@ -1,0 +1,218 @@
+"""Each endpoint of the contract, section 3."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Server, Start, sign
+
+ENDPOINTS = ["/sync/momentum", "/sync/interventions", "/sync/notifications"]
+
+
+def error(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message"}
+    assert body["error"]["message"].endswith(".")
+    return response.status_code, body["error"]["code"]
+
+
+@pytest.mark.parametrize("prefix", ["", PATH])
+async def test_momentum(server: Server, db: Sql, user: UUID, prefix: str) -> None:
+    add_score(db, user, "Rising", 71.5)
+    async with server.http(sign(user)) as http:
+        body = (await http.post(f"{prefix}/sync/momentum", json={"user_id": str(user)})).json()
+    assert set(body) == {"success", "data", "timestamp"}
+    assert body["success"] is True
+    assert (body["data"]["momentum_state"], body["data"]["final_score"]) == ("Rising", 71.5)
+
+
+@pytest.mark.parametrize("prefix", ["", PATH])
+async def test_interventions(server: Server, db: Sql, user: UUID, prefix: str) -> None:
+    intervention = add_intervention(db, user)
+    async with server.http(sign(user)) as http:
+        body = (await http.post(f"{prefix}/sync/interventions", json={"user_id": str(user)})).json()
+    assert [row["id"] for row in body["data"]["interventions"]] == [str(intervention)]
+
+
+@pytest.mark.parametrize("prefix", ["", PATH])
+async def test_notifications_newest_first(server: Server, db: Sql, user: UUID, prefix: str) -> None:
+    made = [add_notification(db, user) for _ in range(60)]
+    for age, notification in enumerate(reversed(made)):
+        db.execute(
+            "update momentum_notifications set created_at = now() - %s * interval '1 minute' where id = %s",
+            (age, notification),
+        )
+    async with server.http(sign(user)) as http:
+
+        async def ask(**more: object) -> list[str]:
+            answer = await http.post(f"{prefix}/sync/notifications", json={"user_id": str(user), **more})
+            return [row["id"] for row in answer.json()["data"]]
+
+        newest = [str(notification) for notification in reversed(made)]
+        assert await ask() == newest[:50]
+        assert await ask(limit=1) == newest[:1]
+        assert await ask(limit=200) == newest
+
+
+@pytest.mark.parametrize("prefix", ["", PATH])
+async def test_health(server: Server, user: UUID, prefix: str) -> None:
+    async with server.live(user), server.http() as http:
+        response = await http.get(f"{prefix}/sync/health")
+    body = response.json()
+    assert response.status_code == 200
+    assert (body["status"], body["connected_clients"], body["active_subscriptions"]) == ("healthy", 1, 4)
+    assert body["uptime"] > 0
+    assert body["memory_usage"]["peak_rss"] > 0
+    assert body["timestamp"].endswith("Z")
+    assert body["capture"]["state"] == "live"
+    assert body["capture"]["lag_ms"] < 5000
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_without_a_token(server: Server, user: UUID, path: str) -> None:
+    async with server.http() as http:
+        response = await http.post(path, json={"user_id": str(user)})
+    assert error(response) == (401, "unauthenticated")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_another_users_data_is_refused_the_same_for_who_exists_and_who_does_not(
+    server: Server, db: Sql, user: UUID, other: UUID, path: str
+) -> None:
+    add_score(db, other)
+    add_intervention(db, other)
+    add_notification(db, other)
+    async with server.http(sign(user)) as http:
+        answers = [await http.post(path, json={"user_id": str(target)}) for target in (other, uuid4())]
+    assert answers[0].content == answers[1].content
+    assert error(answers[0]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_admin_and_service_may_ask_for_anybody(server: Server, db: Sql, user: UUID, path: str) -> None:
+    async with server.http(sign(new_user(db), app_role="admin")) as http:
+        assert (await http.post(path, json={"user_id": str(user)})).status_code == 200
+    async with server.http(apikey=SERVICE_KEY) as http:
+        assert (await http.post(path, json={"user_id": str(user)})).status_code == 200
+    async with server.http(SERVICE_KEY) as http:
+        assert (await http.post(path, json={"user_id": str(user)})).status_code == 200
+
+
+async def test_a_coach_reads_what_the_policies_let_a_coach_read(
+    server: Server, db: Sql, user: UUID, other: UUID
+) -> None:
+    coach = new_user(db)
+    add_score(db, user)
+    add_score(db, other)
+    add_intervention(db, user, coach=coach)
+    async with server.http(sign(coach, app_role="coach")) as http:
+        assert (await http.post("/sync/momentum", json={"user_id": str(user)})).status_code == 200
+        assert error(await http.post("/sync/momentum", json={"user_id": str(other)})) == (403, "forbidden")
+        assert (await http.post("/sync/interventions", json={"user_id": str(user)})).status_code == 200
+        assert error(await http.post("/sync/notifications", json={"user_id": str(user)})) == (403, "forbidden")
+
+
+async def test_api_keys(server: Server, user: UUID) -> None:
+    body = {"user_id": str(user)}
+    async with server.http() as http:
+
+        async def ask(**headers: str) -> httpx.Response:
+            return await http.post("/sync/momentum", json=body, headers=headers)
+
+        assert error(await ask(apikey=ANON_KEY)) == (401, "unauthenticated")
+        assert error(await ask(apikey=ANON_KEY, Authorization=f"Bearer {ANON_KEY}")) == (401, "unauthenticated")
+        assert error(await ask(apikey="wrong", Authorization=f"Bearer {sign(user)}")) == (401, "invalid_api_key")
+        assert (await ask(apikey=ANON_KEY, Authorization=f"Bearer {sign(user)}")).status_code == 200
+        assert (await ask(apikey=SERVICE_KEY, Authorization=f"Bearer {SERVICE_KEY}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        {"exp": 1}, {"exp": None}, {"aud": "x"}, {"role": "postgres"}, {"sub": "' or true --"}, {"sub": None},
+        {"nbf": 2**34},
+    ],
+)  # fmt: skip
+async def test_each_wrong_token_is_a_401(server: Server, user: UUID, token: dict[str, Any]) -> None:
+    async with server.http(sign(user, **token)) as http:
+        response = await http.post("/sync/momentum", json={"user_id": str(user)})
+    assert error(response)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/sync/momentum", b"{", 400, "invalid_json"),
+        ("/sync/momentum", b"\xff", 400, "invalid_json"),
+        ("/sync/momentum", b"", 422, "invalid_field"),
+        ("/sync/momentum", b"[]", 422, "invalid_field"),
+        ("/sync/momentum", b"{}", 422, "invalid_field"),
+        ("/sync/momentum", b'{"user_id": 7}', 422, "invalid_field"),
+        ("/sync/momentum", b'{"user_id": "\' or true --"}', 422, "invalid_field"),
+        ("/sync/momentum", b'{"user_id": null}', 422, "invalid_field"),
+        ("/sync/notifications", b'{"user_id": "USER", "limit": 0}', 422, "invalid_field"),
+        ("/sync/notifications", b'{"user_id": "USER", "limit": 201}', 422, "invalid_field"),
+        ("/sync/notifications", b'{"user_id": "USER", "limit": "5"}', 422, "invalid_field"),
+        ("/sync/notifications", b'{"user_id": "USER", "limt": 5}', 422, "invalid_field"),
+        ("/sync/momentum", b" " * 100_000, 413, "too_large"),
+        ("/sync/nothing", b"{}", 404, "not_found"),
+        ("/sync/health", b"{}", 405, "method_not_allowed"),
+    ],
+)
+async def test_each_mistake_gets_the_contracts_error(
+    server: Server, user: UUID, path: str, body: bytes, status: int, code: str
+) -> None:
+    async with server.http(sign(user)) as http:
+        content = body.replace(b"USER", str(user).encode())
+        response = await http.post(path, content=content, headers={"content-type": "application/json"})
+    assert error(response) == (status, code)
+
+
+async def test_a_body_without_a_length_is_refused(server: Server, user: UUID) -> None:
+    async def parts() -> Any:
+        yield b'{"user_id": "x"}'
+
+    async with server.http(sign(user)) as http:
+        assert error(await http.post("/sync/momentum", content=parts())) == (413, "too_large")
+
+
+async def test_the_socket_addresses_say_what_they_are(server: Server) -> None:
+    async with server.http() as http:
+        for path in (PATH, "/ws"):
+            assert error(await http.get(path)) == (400, "upgrade_required")
+
+
+async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -> None:
+    async with server.http() as http:
+        described = (await http.get("/openapi.json")).json()
+    assert set(described["paths"]) == {*ENDPOINTS, "/sync/health"}
+    for path in ENDPOINTS:
+        assert {"200", "401", "403", "422", "503"} <= set(described["paths"][path]["post"]["responses"])
+
+
+async def test_pages_of_listed_origins_may_ask(start: Start, user: UUID) -> None:
+    async with start(allowed_origins="https://app.example") as server, server.http(sign(user)) as http:
+        for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
+            response = await http.post("/sync/momentum", json={"user_id": str(user)}, headers={"Origin": origin})
+            assert response.headers.get("access-control-allow-origin") == allowed
+
+
+async def test_no_answer_tells_what_it_should_not(server: Server, user: UUID) -> None:
+    async with server.http(sign(user)) as http:
+        for response in (
+            await http.post("/sync/momentum", json={"user_id": str(uuid4())}),
+            await http.get("/sync/health"),
+            await http.get("/nothing"),
+        ):
+            text = response.text + str(response.headers)
+            assert "Traceback" not in text
+            assert SECRET not in text
+            assert "uvicorn" not in text
