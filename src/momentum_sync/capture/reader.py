@@ -98,6 +98,7 @@ class Capture:
                 asyncio.ensure_future(stream.run(run.take)),
                 asyncio.ensure_future(run.append()),
                 asyncio.ensure_future(run.keep_alive(self._ask)),
+                asyncio.ensure_future(self._log.watch()),
             ]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

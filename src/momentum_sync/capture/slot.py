@@ -147,6 +147,7 @@ class Stream:
     def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
+        self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._take: Callable[[bytes | memoryview], None] | None = None
@@ -166,13 +167,13 @@ class Stream:
         """Stops reading; what the server sends waits in the socket."""
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._pgconn.socket)
+            self._loop.remove_reader(self._socket)
 
     def resume(self) -> None:
         """Reads on, beginning with what libpq holds already."""
         if not self._reading and not self._ended.done():
             self._reading = True
-            self._loop.add_reader(self._pgconn.socket, self._readable)
+            self._loop.add_reader(self._socket, self._readable)
             self._loop.call_soon(self._drain)
 
     def send(self, payload: bytes) -> None:

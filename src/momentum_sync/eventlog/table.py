@@ -52,7 +52,7 @@ class EventLog:
         self._pool: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
             conninfo,
             min_size=1,
-            max_size=3,
+            max_size=4,
             timeout=10.0,
             open=False,
             configure=_configure,
@@ -183,6 +183,16 @@ class EventLog:
             for name in expired:
                 await connection.execute(sql.SQL("drop table momentum.{}").format(sql.Identifier(name)))
         return expired
+
+    async def watch(self) -> None:
+        """Holds a connection until the database ends it, then raises psycopg.OperationalError.
+
+        A PostgreSQL that shuts down ends sessions first and then waits for its WAL senders to be confirmed. Whoever
+        reads the WAL must go when the log can no longer be written, or the shutdown hangs.
+        """
+        async with self._pool.connection() as connection:
+            async for _ in connection.notifies():
+                pass
 
     async def clean_metrics(self) -> int:
         """Deletes old rows of `realtime_event_metrics`; returns how many."""

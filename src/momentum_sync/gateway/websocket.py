@@ -162,11 +162,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self._reject(Unavailable("Something went wrong here; try again in a moment."))
             return
         response = self._ws.accept(request)
+        if response.status_code != 101:
+            self._reject(BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13."))
+            return
         self._ws.send_response(response)
         self._write_protocol()
-        if response.status_code != 101:
-            self._transport.close()
-            return
         await self._greet(hello, identity)
 
     async def _admit(self, request: Request) -> tuple[Hello, Identity]:
@@ -175,7 +175,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if address.path not in PATHS:
             raise BadRequest("not_found", f"There is no WebSocket here; it is at {PREFIX}.")
         _check_origin(request.headers, self.gateway.allowed_origins)
-        query = {name: values[-1] for name, values in parse_qs(address.query).items()}
+        query = {name: values[-1] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
         authorization = request.headers.get("Authorization")
         if authorization is None:
             token = _token_of_subprotocol(request.headers)

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 MAX_FRAME = 64 * 1024
-_Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern="^[^\0]+$")]  # PostgreSQL has no NUL
 _Channels = Annotated[list[_Channel], msgspec.Meta(min_length=1, max_length=500)]
 _Key = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 _Ref = str | int | float | bool | None

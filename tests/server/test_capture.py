@@ -1,0 +1,275 @@
+"""Capture through what happens to it: PostgreSQL going away, another instance, a log that is slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+import psycopg
+import pytest
+import websockets
+
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.migrate import migrate
+from momentum_sync.database.pool import CallerPool
+from tests.fixtures.postgres import Sql, add_notification, add_score, new_user, short_folder
+from tests.fixtures.server import Server, Start, sign, until_state
+
+
+def logged(db: Sql) -> list[tuple[int, str]]:
+    return [
+        (number, kind)
+        for number, kind in db.execute("select number, event ->> 'event_type' from momentum.event_log order by number")
+    ]
+
+
+async def until_logged(db: Sql, count: int) -> list[tuple[int, str]]:
+    async with asyncio.timeout(20):
+        while len(found := logged(db)) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+def confirmed(db: Sql) -> int:
+    row = db.execute("select confirmed_flush_lsn - '0/0' from pg_replication_slots where database = current_database()")
+    value = row.fetchone()
+    assert value is not None
+    return int(value[0])
+
+
+async def test_events_are_logged_with_their_places_and_the_slot_is_confirmed_behind_them(
+    server: Server, db: Sql, user: UUID
+) -> None:
+    before = confirmed(db)
+    add_score(db, user)
+    await until_logged(db, 2)
+    rows = db.execute(
+        "select number, commit_index, channels, xid, abs(extract(epoch from committed_at - now())) < 60,"
+        " commit_lsn - '0/0' from momentum.event_log order by number"
+    ).fetchall()
+    assert [(row[0], row[1]) for row in rows] == [(1, 0), (2, 1)]
+    assert rows[1][2] == [f"momentum_updates:{user}", "momentum_updates:all"]
+    assert rows[0][3] == rows[1][3]
+    assert rows[0][4]
+    async with asyncio.timeout(20):
+        while confirmed(db) <= before:
+            await asyncio.sleep(0.02)
+    assert confirmed(db) >= rows[1][5]
+
+
+async def test_the_slot_is_confirmed_only_behind_the_log_and_keepalives_are_answered_meanwhile(
+    start: Start, database: str, db: Sql, user: UUID
+) -> None:
+    impatient = psycopg.conninfo.make_conninfo(database, options="-c wal_sender_timeout=1500ms")
+    async with start(conninfo=impatient) as server, server.live(user) as client:
+        add_score(db, user)
+        await until_logged(db, 2)
+        pid = db.execute("select active_pid from pg_replication_slots where database = current_database()").fetchone()
+        with psycopg.connect(database) as blocker:
+            blocker.execute("lock table momentum.stream in access exclusive mode")
+            before = confirmed(db)
+            add_notification(db, user)
+            assert (await client.until("realtime_event"))["event"]["event_type"] == "momentum_score_created"
+            assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
+            # Longer than wal_sender_timeout: a stream that answers nothing would be gone by then.
+            await asyncio.to_thread(db.execute, "select pg_sleep(4)")
+            assert confirmed(db) == before
+        assert [kind for _, kind in await until_logged(db, 3)][-1] == "push_notification"
+        again = db.execute("select active_pid from pg_replication_slots where database = current_database()").fetchone()
+        assert again == pid, "the stream was never lost"
+
+
+async def test_what_was_written_while_the_server_was_down_is_in_the_log_afterwards(
+    start: Start, db: Sql, user: UUID
+) -> None:
+    async with start():
+        add_notification(db, user)
+        await until_logged(db, 1)
+    for _ in range(3):
+        add_notification(db, user)
+    async with start() as server:
+        assert [number for number, _ in await until_logged(db, 4)] == [1, 2, 3, 4]
+        async with server.live(user) as client:
+            add_notification(db, user)
+            assert (await client.next())["event"]["id"].endswith("-5")
+
+
+async def test_a_second_instance_waits_for_the_slot_and_takes_over(start: Start, db: Sql, user: UUID) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(start())
+        async with start(live=False) as second:
+            health = await until_state(second, "waiting")
+            assert health["status"] == "unhealthy"
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with second.connect(sign(user)):
+                    raise AssertionError("it was let in")
+            assert refused.value.response.status_code == 503
+            add_notification(db, user)
+            await until_logged(db, 1)
+            epoch = (await until_state(first, "live"))["capture"]["last_event_id"].split("-")[0]
+            await stack.aclose()
+            assert (await until_state(second, "live"))["capture"]["last_event_id"] == f"{epoch}-1"
+            async with second.live(user) as client:
+                add_notification(db, user)
+                assert (await client.next())["event"]["id"] == f"{epoch}-2"
+
+
+async def test_a_foreign_message_under_our_prefix_stops_nothing(server: Server, db: Sql, user: UUID) -> None:
+    async with server.live(user) as client:
+        for content in ("nonsense", "{}", '{"channels": [], "event": {}}', '{"channels": ["x"], "event": [1]}'):
+            db.execute("select pg_logical_emit_message(true, 'momentum_sync', %s)", (content,))
+        db.execute("select pg_logical_emit_message(true, 'momentum_sync', '\\xff00'::bytea)")
+        db.execute("select pg_logical_emit_message(false, 'momentum_sync', 'outside of any transaction')")
+        add_notification(db, user)
+        event = (await client.next())["event"]
+    assert event["event_type"] == "push_notification"
+    assert [number for number, _ in await until_logged(db, 1)] == [1]
+
+
+async def test_a_slot_made_anew_begins_another_epoch(start: Start, db: Sql, user: UUID) -> None:
+    async with start() as server:
+        first = (await until_state(server, "live"))["capture"]["last_event_id"]
+    db.execute("select pg_drop_replication_slot('momentum_sync')")
+    add_notification(db, user)
+    async with start() as server:
+        second = (await until_state(server, "live"))["capture"]["last_event_id"]
+        async with server.connect(sign(user), last_event_id=first) as client:
+            assert (await client.next())["reason"] == "history_changed"
+    assert first.split("-")[0] != second.split("-")[0]
+
+
+async def test_no_query_for_an_event(
+    server: Server, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server.live(user) as client, server.live(other):
+        async with asyncio.timeout(20):
+            while db.execute(
+                "select 1 from pg_stat_activity where datname = current_database() and state <> 'idle'"
+                " and application_name = 'momentum-sync gateway'"
+            ).fetchone():
+                await asyncio.sleep(0.01)
+        worked = []
+        real = CallerPool.as_caller
+        monkeypatch.setattr(CallerPool, "as_caller", lambda *args, **more: worked.append(args) or real(*args, **more))
+        for _ in range(20):
+            add_notification(db, user)
+        for _ in range(20):
+            await client.until("realtime_event")
+        assert worked == []
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Embedded]:
+    """A cluster of the test's own, to be mistreated."""
+    with short_folder() as folder, Embedded(folder) as embedded:
+        migrate(embedded.conninfo, tell=lambda _: None)
+        yield embedded
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embedded, mode: str) -> None:
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        user = new_user(db)
+    async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+        with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+            add_notification(db, user, title="before")
+            before = (await client.next())["event"]
+        cluster = str(own_cluster._cluster)
+        await asyncio.to_thread(own_cluster._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", cluster)
+        health = await until_state(server, "broken")
+        assert health["status"] == "unhealthy"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with server.connect(sign(user)):
+                raise AssertionError("it was let in")
+        assert refused.value.response.status_code == 503
+        answer = await client.ask({"type": "request_momentum_update"})
+        assert (answer["type"], answer["code"]) == ("error", "unavailable")
+        await asyncio.to_thread(own_cluster._start)
+        await until_state(server, "live")
+        with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+            add_notification(db, user, title="after")
+            after = (await client.until("realtime_event"))["event"]
+        assert (after["title"], after["previous_id"]) == ("after", before["id"])
+        async with server.live(user) as another:
+            assert len(another.seen[1]["notifications"]) == 2
+
+
+async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(
+    start: Start, own_cluster: Embedded
+) -> None:
+    """A commit that waits for a standby is sent to capture before any snapshot sees it."""
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        user = new_user(db)
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as early:
+            db.execute("alter system set synchronous_standby_names = 'nobody'")
+            db.execute("select pg_reload_conf()")
+            while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
+                await asyncio.sleep(0.01)
+
+            def write_and_wait() -> UUID:
+                with psycopg.connect(own_cluster.conninfo, autocommit=True) as writer:
+                    return add_notification(writer, user, title="late")
+
+            writing = asyncio.ensure_future(asyncio.to_thread(write_and_wait))
+            late = (await early.until("realtime_event"))["event"]
+            soon = add_notification(db, user, title="soon")
+            await early.until("realtime_event")
+            assert not writing.done()
+            async with server.connect(sign(user)) as client:
+                state = await client.until("initial_state")
+                assert [row["id"] for row in state["notifications"]] == [str(soon)]
+                event = (await client.next())["event"]
+                assert event["notification_id"] == late["notification_id"]
+                assert event["previous_id"] == state["last_event_id"]
+                assert (await client.ask({"type": "ping"}))["type"] == "pong"
+            db.execute("alter system reset synchronous_standby_names")
+            db.execute("select pg_reload_conf()")
+            assert str(await writing) == late["notification_id"]
+
+
+async def test_snapshot_and_events_are_exact_whatever_commits_meanwhile(
+    start: Start, database: str, db: Sql, user: UUID
+) -> None:
+    """Rows are only ever added, so each must come once: in the snapshot, or as an event."""
+    stop = asyncio.Event()
+
+    def write(writer: int) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            for number in range(25):
+                with connection.transaction():
+                    add_notification(connection, user, title=f"{writer}.{number}")
+                    connection.execute("select pg_sleep(random() * 0.02)")
+
+    async with start(max_connections_per_user=100) as server:
+        writers = [asyncio.ensure_future(asyncio.to_thread(write, writer)) for writer in range(6)]
+        results: list[tuple[list[str], list[str]]] = []
+
+        async def watch() -> None:
+            async with server.connect(sign(user)) as client:
+                held = [row["id"] for row in (await client.until("initial_state"))["notifications"]]
+                last = client.seen[-1]["last_event_id"]
+                came: list[str] = []
+                await stop.wait()
+                while len(held) + len(came) < 150:
+                    event = (await client.until("realtime_event"))["event"]
+                    assert event["previous_id"] == last
+                    last = event["id"]
+                    came.append(event["notification_id"])
+                assert (await client.ask({"type": "ping"}))["type"] == "pong"
+                results.append((held, came))
+
+        watchers = []
+        while not all(writer.done() for writer in writers):
+            watchers.append(asyncio.ensure_future(watch()))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*writers)
+        stop.set()
+        await asyncio.gather(*watchers)
+    everything = sorted(str(row[0]) for row in db.execute("select id from momentum_notifications"))
+    assert len(results) == len(watchers) > 10
+    for held, came in results:
+        assert sorted(held + came) == everything
+    assert any(came for _, came in results)
