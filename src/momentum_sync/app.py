@@ -41,10 +41,11 @@ _STOP_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers. `url` is its root; `stopped` ends when something told it to stop."""
+    """A server that answers. `url` is its root; `live` is set once it takes sockets, `stopped` when it shall end."""
 
     url: str
     api: FastAPI
+    live: asyncio.Event
     stopped: asyncio.Event
 
 
@@ -122,11 +123,11 @@ async def server(settings: Settings, conninfo: str) -> AsyncIterator[Running]:
         api = make_api(gateway, capture_state=lambda: capture.state, last_event_id=lambda: str(feed.last_id))
         await stack.enter_async_context(_background(capture.run()))
         await stack.enter_async_context(_background(_keep_house(log, settings)))
-        yield await stack.enter_async_context(_listening(settings, api, gateway))
+        yield await stack.enter_async_context(_listening(settings, api, gateway, capture.has_begun))
 
 
 @asynccontextmanager
-async def _listening(settings: Settings, api: FastAPI, gateway: Gateway) -> AsyncIterator[Running]:
+async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, live: asyncio.Event) -> AsyncIterator[Running]:
     """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
     config = uvicorn.Config(
         api,
@@ -147,7 +148,7 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway) -> Asyn
     await uvicorn_server.listens.wait()
     try:
         observe.listening(url)
-        yield Running(url, api, stopped)
+        yield Running(url, api, live, stopped)
     finally:
         observe.stopping()
         uvicorn_server.should_exit = True
@@ -214,15 +215,17 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
         await asyncio.sleep(pause)
 
 
-async def until_stopped(running: Running) -> None:
-    """Waits for SIGINT or SIGTERM, or for the server to end by itself."""
+@contextmanager
+def stopped_by_signals(running: Running) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the server, as long as this lasts."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
         loop.add_signal_handler(number, running.stopped.set)
     try:
-        await running.stopped.wait()
+        yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             loop.remove_signal_handler(number)
 
 

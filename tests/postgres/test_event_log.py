@@ -152,7 +152,7 @@ async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: S
     for offset in (-5, -3, -2):
         day = today + timedelta(days=offset)
         db.execute(
-            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"  # type: ignore[arg-type]
+            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"
             f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
         )
     assert await log.keep_partitions(retention=None) == []
@@ -164,7 +164,7 @@ async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: S
 async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: Sql) -> None:
     await log.take_over(FACTS)
     today = f"{datetime.now(UTC).date():%Y%m%d}"
-    db.execute(f"drop table momentum.event_log_{today}")  # type: ignore[arg-type]
+    db.execute(f"drop table momentum.event_log_{today}")
     await log.append([event(1)], confirmed=210)
     assert db.execute("select count(*) from momentum.event_log").fetchone() == (1,)
 
@@ -191,6 +191,6 @@ def test_nobody_but_the_owner_reads_the_log(database: str) -> None:
     for role in ("anon", "authenticated", "service_role"):
         for table in ("event_log", "stream"):
             with psycopg.connect(database) as connection:
-                connection.execute(f"set role {role}")  # type: ignore[arg-type]
+                connection.execute(f"set role {role}")
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                    connection.execute(f"select * from momentum.{table}")  # type: ignore[arg-type]
+                    connection.execute(f"select * from momentum.{table}")

@@ -14,7 +14,7 @@ FUNCTIONS = ["get_realtime_momentum_state", "get_realtime_interventions", "subsc
 
 
 def call(connection: Sql, function: str, user: UUID | None) -> dict[str, Any]:
-    row = connection.execute(f"select public.{function}(%s)", (user,)).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(f"select public.{function}(%s)", (user,)).fetchone()
     assert row is not None
     return row[0]  # type: ignore[no-any-return]
 
@@ -167,6 +167,6 @@ def test_metrics_are_the_services_alone(user: UUID, acting: As) -> None:
         "select * from realtime_event_metrics",
     ):
         with acting(user, app_role="admin") as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement)
         with acting(None, role="service_role") as connection:
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement)

@@ -151,11 +151,11 @@ def supabase(cluster: str) -> Iterator[tuple[str, str]]:
             "project_owner": "login createrole createdb replication bypassrls",
         }.items():
             if not admin.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
-                admin.execute(f"create role {role} {attributes}")  # type: ignore[arg-type]
+                admin.execute(f"create role {role} {attributes}")
         for role in ("anon", "authenticated", "service_role"):
             if not admin.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
                 bypass = "bypassrls" if role == "service_role" else ""
-                admin.execute(f"create role {role} nologin noinherit {bypass}")  # type: ignore[arg-type]
+                admin.execute(f"create role {role} nologin noinherit {bypass}")
         admin.execute(f"""
             grant anon, authenticated, service_role to project_owner;
             alter database {psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"]} owner to project_owner;
@@ -178,7 +178,7 @@ def supabase(cluster: str) -> Iterator[tuple[str, str]]:
             alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
             alter default privileges in schema public grant all on functions to anon, authenticated, service_role;
             reset role;
-        """)  # type: ignore[arg-type]
+        """)
         yield make_conninfo(conninfo, user="project_owner"), conninfo
 
 
@@ -202,7 +202,7 @@ def test_supabases_layout(supabase: tuple[str, str]) -> None:
         add_score(admin, user)
         for role, sees in {"anon": None, "authenticated": 0, "service_role": 1}.items():
             with admin.transaction(force_rollback=True):
-                admin.execute(f"set local role {role}")  # type: ignore[arg-type]
+                admin.execute(f"set local role {role}")
                 if sees is None:
                     with pytest.raises(psycopg.errors.InsufficientPrivilege):
                         admin.execute("select * from daily_engagement_scores")

@@ -21,7 +21,7 @@ def rows(db: Sql, user: UUID, other: UUID) -> None:
 
 
 def seen(connection: Sql, table: str) -> set[UUID]:
-    return {user for (user,) in connection.execute(f"select user_id from {table}").fetchall()}  # type: ignore[arg-type]
+    return {user for (user,) in connection.execute(f"select user_id from {table}").fetchall()}
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -75,7 +75,7 @@ def test_a_user_marks_own_notifications_only_and_only_their_status(user: UUID, a
 def test_a_user_changes_neither_scores_nor_interventions(db: Sql, user: UUID, acting: As, table: str) -> None:
     for statement in (f"update {table} set updated_at = now()", f"delete from {table}", f"truncate {table}"):
         with acting(user) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement)
     with acting(user) as connection:
         assert connection.execute("update coach_interventions set status = 'completed'").rowcount == 0
 
@@ -93,8 +93,8 @@ def test_a_coach_updates_assigned_interventions_and_cannot_hand_them_to_another_
 
 def test_updated_at_is_kept(db: Sql) -> None:
     for table in TABLES:
-        db.execute(f"update {table} set updated_at = '2020-01-01'")  # type: ignore[arg-type]
-        assert db.execute(f"select bool_and(updated_at > '2026-01-01') from {table}").fetchone() == (True,)  # type: ignore[arg-type]
+        db.execute(f"update {table} set updated_at = '2020-01-01'")
+        assert db.execute(f"select bool_and(updated_at > '2026-01-01') from {table}").fetchone() == (True,)
 
 
 def may(connection: Sql, channel: str) -> bool:

@@ -55,10 +55,10 @@ def test_only_the_service_publishes_by_hand(user: UUID, acting: As) -> None:
 
 def notified(database: str, db: Sql, statement: str, *parameters: object, listen: str) -> list[dict[str, object]]:
     with psycopg.connect(database, autocommit=True) as listener:
-        listener.execute(f'listen "{listen}"')  # type: ignore[arg-type]
-        db.execute(statement, parameters)  # type: ignore[arg-type]
-        db.execute(f"notify \"{listen}\", 'end'")  # type: ignore[arg-type]
-        found = []
+        listener.execute(f'listen "{listen}"')
+        db.execute(statement, parameters)
+        db.execute(f"notify \"{listen}\", 'end'")
+        found: list[dict[str, object]] = []
         for notification in listener.notifies(timeout=10):
             if notification.payload == "end":
                 return found

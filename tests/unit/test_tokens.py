@@ -62,8 +62,8 @@ def test_a_good_token() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"aud": None}, {"aud": ["x", "authenticated"]}, {"role": None}, {"nbf": NOW - 5}, {"nbf": NOW + 4}, {"iss": "any"},
-        {"sub": str(USER).upper()}, {"exp": NOW + 0.5}, {"iat": "nonsense"},
+        {"aud": None}, {"aud": ["x", "authenticated"]}, {"role": None}, {"nbf": NOW - 5}, {"nbf": NOW + 4},
+        {"iss": "any"}, {"sub": str(USER).upper()}, {"exp": NOW + 0.5}, {"iat": "nonsense"},
     ],
 )  # fmt: skip
 def test_other_good_tokens(more: dict[str, Any]) -> None:

@@ -32,7 +32,10 @@ _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before read
 
 
 class Capture:
-    """The one reader of a slot. `state` is `starting`, `live`, `waiting` (another instance reads) or `broken`."""
+    """The one reader of a slot. `state` is `starting`, `live`, `waiting` (another instance reads) or `broken`.
+
+    `has_begun` is set once it has been live.
+    """
 
     def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed) -> None:
         self._conninfo = conninfo
@@ -40,6 +43,7 @@ class Capture:
         self._log = log
         self._feed = feed
         self.state = "starting"
+        self.has_begun = asyncio.Event()
         self._asked_at: float | None = None
         self._delay = 0.0
         self._delay_at = 0.0
@@ -92,6 +96,7 @@ class Capture:
             run = _Run(stream, self._log, self._feed, self._heard)
             run.numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
             self.state = "live"
+            self.has_begun.set()
             self._asked_at = None
             observe.capture_live(self._slot, standing.epoch, standing.number)
             tasks = [

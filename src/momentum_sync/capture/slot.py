@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.database import lsn, queries
+from momentum_sync.database.pool import connect
 from momentum_sync.errors import CaptureError, SlotBusy, Unsuitable
 from momentum_sync.eventlog.table import SlotFacts
 
@@ -48,53 +49,47 @@ class _Server:
 
 def check(conninfo: str, slot: str) -> None:
     """Raises Unsuitable, with the command that mends it, for a database that capture cannot work with."""
-    try:
-        with psycopg.connect(conninfo, connect_timeout=10, application_name="momentum-sync check") as connection:
-            server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
-            assert server is not None
-            held = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
-            _check_server(server.version, server.wal_level, server.encoding)
-            if not server.may_replicate:
-                raise Unsuitable(
-                    f"The role {server.role} may not replicate.",
-                    f"As a superuser: alter role {_identifier(server.role)} with replication;",
-                )
-            if held is None and server.slots >= server.max_slots:
-                raise Unsuitable(
-                    f"All {server.max_slots} replication slots of the server are in use.",
-                    "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
-                    f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
-                )
-            if server.senders >= server.max_senders:
-                raise Unsuitable(
-                    f"All {server.max_senders} WAL senders of the server are in use.",
-                    f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; "
-                    "then restart PostgreSQL.",
-                )
-            if held is not None and (held[0] != held[1] or held[2] != "pgoutput"):
-                raise Unsuitable(
-                    f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
-                    "Choose another name for ours: MOMENTUM_SLOT=momentum_sync_2",
-                )
-            if server.owner is None:
-                raise Unsuitable("The database is not migrated.", "momentum-sync migrate")
-            if not server.may_write:
-                raise Unsuitable(
-                    f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",
-                    f"As a superuser: grant {_identifier(server.owner)} to {_identifier(server.role)};",
-                )
-            missing = connection.execute(_SQL["becomes"]).fetchone()
-            assert missing is not None
-            if missing[0]:
-                raise Unsuitable(
-                    f"The role {server.role} may not become {' and '.join(missing[0])}.",
-                    f"As a superuser: grant {', '.join(missing[0])} to {_identifier(server.role)};",
-                )
-    except psycopg.OperationalError as error:
-        raise Unsuitable(
-            f"The database cannot be reached: {str(error).strip().splitlines()[-1]}.",
-            "Set DATABASE_URL=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
-        ) from error
+    with connect(conninfo, application_name="momentum-sync check") as connection:
+        server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
+        assert server is not None
+        held = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
+        _check_server(server.version, server.wal_level, server.encoding)
+        if not server.may_replicate:
+            raise Unsuitable(
+                f"The role {server.role} may not replicate.",
+                f"As a superuser: alter role {_identifier(server.role)} with replication;",
+            )
+        if held is None and server.slots >= server.max_slots:
+            raise Unsuitable(
+                f"All {server.max_slots} replication slots of the server are in use.",
+                "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
+                f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
+            )
+        if server.senders >= server.max_senders:
+            raise Unsuitable(
+                f"All {server.max_senders} WAL senders of the server are in use.",
+                f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; "
+                "then restart PostgreSQL.",
+            )
+        if held is not None and (held[0] != held[1] or held[2] != "pgoutput"):
+            raise Unsuitable(
+                f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
+                "Choose another name for ours: MOMENTUM_SLOT=momentum_sync_2",
+            )
+        if server.owner is None:
+            raise Unsuitable("The database is not migrated.", "momentum-sync migrate")
+        if not server.may_write:
+            raise Unsuitable(
+                f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",
+                f"As a superuser: grant {_identifier(server.owner)} to {_identifier(server.role)};",
+            )
+        missing = connection.execute(_SQL["becomes"]).fetchone()
+        assert missing is not None
+        if missing[0]:
+            raise Unsuitable(
+                f"The role {server.role} may not become {' and '.join(missing[0])}.",
+                f"As a superuser: grant {', '.join(missing[0])} to {_identifier(server.role)};",
+            )
 
 
 def _check_server(version: int, wal_level: str, encoding: str) -> None:

@@ -66,13 +66,20 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
         running.api.mount("/demo", StaticFiles(directory=pages))
         world = asyncio.ensure_future(live(conninfo, pace=pace))
         world.add_done_callback(lambda _: running.stopped.set())
+        welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, secret, conninfo)))
         try:
-            print(_welcome(running.url, secret, conninfo), flush=True)
-            await app.until_stopped(running)
+            with app.stopped_by_signals(running):
+                await running.stopped.wait()
         finally:
-            world.cancel()
-            with suppress(asyncio.CancelledError):
-                await world
+            for task in (world, welcome):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+async def _greet(running: app.Running, text: str) -> None:
+    await running.live.wait()
+    print(text, flush=True)
 
 
 def _welcome(url: str, secret: str, conninfo: str) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from psycopg import OperationalError
 
 from momentum_sync.cli import explained
 from momentum_sync.database.migrate import migrate as run
-from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
 
 
@@ -27,11 +25,5 @@ def migrate(
             with Embedded(settings.data_dir) as embedded:
                 applied = run(embedded.conninfo, tell=typer.echo)
         else:
-            try:
-                applied = run(settings.database_url, tell=typer.echo)
-            except OperationalError as error:
-                raise Unsuitable(
-                    f"The database cannot be reached: {str(error).strip().splitlines()[-1]}.",
-                    "Set DATABASE_URL=postgresql://user:password@host:5432/database.",
-                ) from error
+            applied = run(settings.database_url, tell=typer.echo)
     typer.echo("The database is up to date." if not applied else f"{len(applied)} migrations applied.")

@@ -72,4 +72,5 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, conninfo: str) -> None:
     async with app.server(settings, conninfo) as running:
-        await app.until_stopped(running)
+        with app.stopped_by_signals(running):
+            await running.stopped.wait()

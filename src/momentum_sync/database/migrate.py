@@ -15,6 +15,7 @@ import psycopg
 from psycopg import Connection, errors
 from psycopg.rows import TupleRow
 
+from momentum_sync.database.pool import connect
 from momentum_sync.errors import Unsuitable
 
 # Any constant will do; this one spells "momentum" in ASCII.
@@ -63,7 +64,7 @@ def migrate(conninfo: str, *, tell: Callable[[str], None]) -> list[str]:
     when the database refuses, with the statement's own message.
     """
     try:
-        with psycopg.connect(conninfo, autocommit=True, application_name="momentum-sync migrate") as connection:
+        with connect(conninfo, application_name="momentum-sync migrate") as connection:
             connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
             connection.execute("set client_min_messages = warning")
             connection.execute("select pg_advisory_lock(%s)", (_LOCK,))

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import psycopg
-from psycopg import AsyncConnection, IsolationLevel, errors
+from psycopg import AsyncConnection, Connection, IsolationLevel, errors
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from momentum_sync.errors import Forbidden, Unavailable
+from momentum_sync.errors import Forbidden, Unavailable, Unsuitable
 
 _Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
@@ -33,6 +33,17 @@ class Caller(Protocol):
     @property
     def claims(self) -> str:
         """The token's claims as a JSON object."""
+
+
+def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
+    """A connection for a command's own work, in autocommit. Unsuitable, with what to set, if there is none."""
+    try:
+        return psycopg.connect(conninfo, autocommit=True, connect_timeout=10, application_name=application_name)
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise Unsuitable(
+            f"The database cannot be reached: {str(error).strip().splitlines()[-1].strip()}.",
+            "Set DATABASE_URL=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
+        ) from error
 
 
 class CallerPool:

@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from momentum_sync import __version__, observe
 from momentum_sync.errors import BadRequest, RequestError, TooLarge
 from momentum_sync.gateway import health
-from momentum_sync.gateway.websocket import PREFIX, Gateway
+from momentum_sync.gateway.handshake import PREFIX
+from momentum_sync.gateway.websocket import Gateway
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import timestamp
 

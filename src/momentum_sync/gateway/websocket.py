@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from uvicorn.config import Config
@@ -28,6 +27,8 @@ from websockets.typing import Subprotocol
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
+from momentum_sync.gateway import handshake
+from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
 from momentum_sync.gateway.snapshot import Desk
@@ -36,12 +37,8 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import MAX_FRAME, frame
 
-PREFIX = "/functions/v1/realtime-momentum-sync"
-PATHS = frozenset({PREFIX, f"{PREFIX}/", "/ws", f"{PREFIX}/ws"})
-SUBPROTOCOL = "momentum.v1"
 _HANDSHAKE_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 5.0
-_MAX_CHANNELS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +54,6 @@ class Gateway:
     send_buffer: int
     allowed_origins: tuple[str, ...]
     token_in_query: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a client asked for when it connected."""
-
-    user_id: uuid.UUID | None
-    client_id: str
-    channels: list[str]
-    last_event_id: str | None
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -171,21 +158,19 @@ class WebSocketProtocol(asyncio.Protocol):
 
     async def _admit(self, request: Request) -> tuple[Hello, Identity]:
         """Settles who it is before the upgrade. Raises RequestError."""
-        address = urlsplit(request.path)
-        if address.path not in PATHS:
-            raise BadRequest("not_found", f"There is no WebSocket here; it is at {PREFIX}.")
-        _check_origin(request.headers, self.gateway.allowed_origins)
-        query = {name: values[-1] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
-        authorization = request.headers.get("Authorization")
+        headers = request.headers
+        query = handshake.address(request.path)
+        handshake.check_origin(headers.get("Origin"), headers.get("Host"), self.gateway.allowed_origins)
+        authorization = headers.get("Authorization")
         if authorization is None:
-            token = _token_of_subprotocol(request.headers)
+            token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
             if token is None and self.gateway.token_in_query:
                 token = query.get("access_token")
             authorization = None if token is None else f"Bearer {token}"
         identity = await self.gateway.authenticator.authenticate(
-            authorization=authorization, apikey=request.headers.get("apikey")
+            authorization=authorization, apikey=headers.get("apikey")
         )
-        hello = _hello(query, identity)
+        hello = handshake.hello(query, identity.subject, fresh_client_id=str(uuid.uuid4()))
         if not self.gateway.live():
             raise Unavailable("The feed of changes is not running; try again in a moment.")
         return hello, identity
@@ -193,7 +178,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _reject(self, error: RequestError) -> None:
         body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
         headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
-        status = 404 if error.code == "not_found" else error.status
+        status = error.status
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if status == 503:
@@ -371,41 +356,8 @@ def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
     return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"gateway": gateway})
 
 
-def _hello(query: dict[str, str], identity: Identity) -> Hello:
-    user_id = identity.subject
-    if "user_id" in query:
-        try:
-            user_id = uuid.UUID(query["user_id"])
-        except ValueError:
-            raise BadRequest("invalid_user_id", "`user_id` is not a UUID.") from None
-    client_id = query.get("client_id") or str(uuid.uuid4())
-    channels = [channel for channel in query.get("channels", "").split(",") if channel]
-    if len(client_id) > 200 or len(channels) > _MAX_CHANNELS or any(len(channel) > 200 for channel in channels):
-        raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
-    if any("\0" in text for text in (client_id, *channels)):
-        raise BadRequest("invalid_text", "`client_id` and `channels` must not contain NUL.")
-    return Hello(user_id, client_id, channels, query.get("last_event_id"))
-
-
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
-
-
-def _token_of_subprotocol(headers: Headers) -> str | None:
-    for header in headers.get_all("Sec-WebSocket-Protocol"):
-        for offered in header.split(","):
-            if offered.strip().startswith("bearer."):
-                return offered.strip().removeprefix("bearer.")
-    return None
-
-
-def _check_origin(headers: Headers, allowed: tuple[str, ...]) -> None:
-    """A browser names the page that connects. Its own server's pages may, and those that the operator lists."""
-    origin = headers.get("Origin")
-    if origin is None or "*" in allowed or origin in allowed:
-        return
-    if urlsplit(origin).netloc != headers.get("Host"):
-        raise Forbidden("Pages of this origin may not connect here; see MOMENTUM_ALLOWED_ORIGINS.", "forbidden_origin")
 
 
 def _needed(user_id: uuid.UUID | None) -> uuid.UUID:

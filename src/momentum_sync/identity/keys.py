@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import httpx
 import jwt
+import msgspec
 
 from momentum_sync import observe
 from momentum_sync.errors import Unauthenticated, Unavailable
@@ -64,7 +66,7 @@ class Authenticator:
             try:
                 self._keys = await _fetch(self._url)
                 self._fetched_at = time.monotonic()
-            except (httpx.HTTPError, ValueError, jwt.PyJWTError) as error:
+            except (httpx.HTTPError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
                 observe.keys_unavailable(self._url, str(error) or type(error).__name__)
 
 
@@ -79,5 +81,5 @@ async def _fetch(url: str) -> Mapping[str, jwt.PyJWK]:
             body += chunk
             if len(body) > _MAX_KEY_SET:
                 raise ValueError("the key set is larger than any that is real")
-    found = jwt.PyJWKSet.from_json(body.decode()).keys
+    found = jwt.PyJWKSet.from_dict(msgspec.json.decode(body, type=dict[str, Any])).keys
     return {key.key_id: key for key in found if key.key_id and key.public_key_use in (None, "sig")}

@@ -1,0 +1,73 @@
+"""What a client asks for when it connects: the address, the page it comes from, the token's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
+
+from momentum_sync.errors import BadRequest, Forbidden, NotFound
+
+PREFIX = "/functions/v1/realtime-momentum-sync"
+PATHS = frozenset({PREFIX, f"{PREFIX}/", "/ws", f"{PREFIX}/ws"})
+SUBPROTOCOL = "momentum.v1"
+_BEARER = "bearer."
+_MAX_TEXT = 200
+_MAX_CHANNELS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Whose connection it shall be, of which device, and with what beyond the user's own channels."""
+
+    user_id: UUID | None
+    client_id: str
+    channels: list[str]
+    last_event_id: str | None
+
+
+def address(target: str) -> dict[str, str]:
+    """The query of a request's target, the last value of each name. NotFound if there is no socket at its path."""
+    parts = urlsplit(target)
+    if parts.path not in PATHS:
+        raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
+    return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+
+
+def hello(query: Mapping[str, str], subject: UUID | None, *, fresh_client_id: str) -> Hello:
+    """What the query says, with the token's subject for a user that it leaves out. BadRequest if it cannot be read."""
+    user_id = subject
+    if "user_id" in query:
+        try:
+            user_id = UUID(query["user_id"])
+        except ValueError:
+            raise BadRequest("invalid_user_id", "`user_id` is not a UUID.") from None
+    client_id = query.get("client_id") or fresh_client_id
+    channels = [channel for channel in query.get("channels", "").split(",") if channel]
+    texts = [client_id, *channels]
+    if len(channels) > _MAX_CHANNELS or any(len(text) > _MAX_TEXT for text in texts):
+        raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
+    if any("\0" in text for text in texts):
+        raise BadRequest("invalid_text", "`client_id` and `channels` must not contain NUL.")
+    return Hello(user_id, client_id, channels, query.get("last_event_id"))
+
+
+def token_of_subprotocols(headers: Iterable[str]) -> str | None:
+    """The token that a browser sends as the subprotocol `bearer.<token>`; None if there is none."""
+    for header in headers:
+        for offered in map(str.strip, header.split(",")):
+            if offered.startswith(_BEARER):
+                return offered.removeprefix(_BEARER)
+    return None
+
+
+def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
+    """Raises Forbidden for a page that is neither this server's own nor among those the operator allows.
+
+    What sends no Origin is no page.
+    """
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    if urlsplit(origin).netloc != host:
+        raise Forbidden("Pages of this origin may not connect here; see MOMENTUM_ALLOWED_ORIGINS.", "forbidden_origin")

@@ -1,0 +1,135 @@
+"""The command line: help, tokens, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from momentum_sync.settings import Settings
+from tests.fixtures.server import SECRET
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "momentum_sync", *arguments],
+        capture_output=True, text=True, timeout=120, cwd=cwd, env=clean(cwd, environment),
+    )  # fmt: skip
+
+
+def clean(cwd: Path, more: dict[str, str]) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MOMENTUM_", "SUPABASE_"))}
+    ours.pop("DATABASE_URL", None)
+    return {**ours, "MOMENTUM_DATA_DIR": str(cwd), "COLUMNS": "200", "NO_COLOR": "1", **more}
+
+
+@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token"])
+def test_every_verb_has_help(tmp_path: Path, verb: str) -> None:
+    assert verb in run("--help", cwd=tmp_path).stdout
+    helped = run(verb, "--help", cwd=tmp_path)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "Usage" in helped.stdout
+
+
+def test_every_setting_has_a_flag_on_serve(tmp_path: Path) -> None:
+    helped = run("serve", "--help", cwd=tmp_path).stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in helped, name
+
+
+def test_version(tmp_path: Path) -> None:
+    assert re.fullmatch(r"momentum-sync \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
+
+
+def test_a_token_signed_with_the_projects_secret(tmp_path: Path) -> None:
+    user = str(uuid4())
+    made = run("token", "--user", user, "--role", "coach", "--expires", "2h", cwd=tmp_path, SUPABASE_JWT_SECRET=SECRET)
+    claims = jwt.decode(made.stdout.strip(), SECRET, algorithms=["HS256"], audience="authenticated")
+    assert (claims["sub"], claims["role"], claims["app_metadata"]) == (user, "authenticated", {"role": "coach"})
+    assert claims["exp"] - claims["iat"] == 7200
+
+
+def test_a_token_of_the_service(tmp_path: Path) -> None:
+    made = run("token", "--role", "service_role", cwd=tmp_path, SUPABASE_JWT_SECRET=SECRET)
+    assert jwt.decode(made.stdout.strip(), SECRET, algorithms=["HS256"])["role"] == "service_role"
+
+
+def test_in_development_the_secret_is_kept_in_a_file_of_the_owners(tmp_path: Path) -> None:
+    user = str(uuid4())
+    tokens = [run("token", "--user", user, cwd=tmp_path).stdout.strip() for _ in range(2)]
+    kept = tmp_path / "development.secret"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    for token in tokens:
+        jwt.decode(token, kept.read_text(), algorithms=["HS256"], audience="authenticated")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("token",), {}, "A token is a user's"),
+        (("token", "--user", str(uuid4()), "--role", "service_role"), {}, "A token is a user's"),
+        (("token", "--user", str(uuid4()), "--expires", "soon"), {}, "no duration"),
+        (("token", "--user", str(uuid4())), {"SUPABASE_URL": "https://p.example"}, "private key only it has"),
+        (("serve", "--port", "99999"), {}, "MOMENTUM_PORT"),
+        (("serve", "--host", "0.0.0.0"), {}, "without a secret"),
+        (("serve",), {"MOMENTUM_RETENTION": "soon"}, "MOMENTUM_RETENTION"),
+        (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
+        (("serve", "--database-url", "nonsense"), {}, "cannot be reached"),
+        (("migrate", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
+        (("migrate", "--database-url", "nonsense"), {}, "cannot be reached"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_what_mends_it(
+    tmp_path: Path, arguments: tuple[str, ...], environment: dict[str, str], said: str
+) -> None:
+    done = run(*arguments, cwd=tmp_path, **environment)
+    assert done.returncode == 2, done.stderr
+    sentence, hint = done.stderr.strip().splitlines()
+    assert sentence.startswith("momentum-sync: ")
+    assert said in sentence
+    assert hint.startswith("  ")
+
+
+def test_a_port_in_use(tmp_path: Path, database: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--port", port, "--database-url", database, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"Cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_migrate_then_serve(tmp_path: Path, empty_database: str) -> None:
+    refused = run("serve", "--port", "0", "--database-url", empty_database, cwd=tmp_path)
+    assert (refused.returncode, "momentum-sync migrate" in refused.stderr) == (2, True)
+    first = run("migrate", cwd=tmp_path, DATABASE_URL=empty_database)
+    assert (first.returncode, first.stdout.splitlines()[-1]) == (0, "2 migrations applied.")
+    assert run("migrate", cwd=tmp_path, DATABASE_URL=empty_database).stdout == "The database is up to date.\n"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "momentum_sync", "serve", "--port", "0"],
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=clean(tmp_path, {"DATABASE_URL": empty_database}),
+    )  # fmt: skip
+    assert server.stderr is not None
+    said = ""
+    while '"listening"' not in said:
+        line = server.stderr.readline()
+        assert line, said
+        said += line
+    assert "DEVELOPMENT MODE" in said
+    found = re.search(r'"url": "([^"]+)"', said)
+    assert found is not None
+    answer = urllib.request.urlopen(f"{found[1]}/openapi.json", timeout=20)
+    assert answer.status == 200
+    server.send_signal(signal.SIGTERM)
+    _, rest = server.communicate(timeout=60)
+    assert server.returncode == 0, rest
+    assert "Traceback" not in rest

@@ -1,0 +1,134 @@
+"""The README's demo command as a subprocess, and clients that use nothing of the project."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import psycopg
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from tests.fixtures.postgres import short_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Demo:
+    process: subprocess.Popen[str]
+    links: list[str]
+    conninfo: str
+    folder: Path
+
+
+def command() -> list[str]:
+    """What `script/demo` runs once everything is installed, as the README says it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^script/demo$", readme, re.MULTILINE)
+    script = (ROOT / "script" / "demo").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^exec \.venv/bin/(momentum-sync demo .*)$", script, re.MULTILINE)
+    program, verb, rest = line.split()
+    assert (program, rest) == ("momentum-sync", '"$@"')
+    return [sys.executable, "-m", "momentum_sync", verb]
+
+
+def start(folder: Path) -> Demo:
+    # A pace that leaves the database to the test: the first change comes with the start, the next after an hour.
+    process = subprocess.Popen(
+        [*command(), "--port", "0", "--data-dir", str(folder), "--pace", "3600"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = ""
+    while "Ctrl-C" not in said:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        said += line
+    conninfo = re.search(r'psql "([^"]+)"', said)
+    assert conninfo is not None
+    return Demo(process, re.findall(r"http://\S+", said), conninfo[1], folder)
+
+
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    with short_folder() as folder:
+        demo = start(folder)
+        yield demo
+        demo.process.kill()
+        demo.process.communicate()
+
+
+def receive(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    while True:
+        message: dict[str, Any] = json.loads(socket.recv(timeout=20))
+        if message["type"] == kind:
+            return message
+
+
+def test_a_row_written_in_plain_sql_is_on_a_screen(demo: Demo) -> None:
+    coach, user, _ = demo.links
+    for link in (coach, user):
+        page = urlsplit(link)
+        body = urllib.request.urlopen(f"{page.scheme}://{page.netloc}{page.path}", timeout=20).read().decode()
+        assert "<!doctype html>" in body
+        assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", body), "no asset from another host"
+    page = urlsplit(user)
+    given = {name: values[0] for name, values in parse_qs(page.fragment).items()}
+    token, user_id = given["access_token"], given["user_id"]
+    with connect(
+        f"ws://{page.netloc}/functions/v1/realtime-momentum-sync?user_id={user_id}&client_id=foreign",
+        additional_headers={"Authorization": f"Bearer {token}"},
+    ) as socket:
+        assert receive(socket, "subscription_confirmed")["user_id"] == user_id
+        assert receive(socket, "initial_state")["momentum"]["has_data"] is True
+        with psycopg.connect(demo.conninfo, autocommit=True) as connection:
+            changed = connection.execute(
+                "update daily_engagement_scores set final_score = 91, momentum_state = 'Rising' where user_id = %s",
+                (user_id,),
+            )
+            assert changed.rowcount == 1
+        keys = receive(socket, "cache_invalidation")["cache_keys"]
+        event = receive(socket, "realtime_event")["event"]
+        assert (event["event_type"], event["final_score"]) == ("momentum_score_updated", 91)
+        socket.send(json.dumps({"type": "cache_invalidation_ack", "cache_key": keys[0]}))
+        assert receive(socket, "cache_invalidation_confirmed")["cache_key"] == keys[0]
+
+
+def test_ctrl_c_ends_everything_cleanly_and_the_data_stay(demo: Demo) -> None:
+    with psycopg.connect(demo.conninfo, autocommit=True) as connection:
+        connection.execute("create table kept ()")
+    demo.process.send_signal(signal.SIGINT)
+    _, errors = demo.process.communicate(timeout=60)
+    assert demo.process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert errors.strip().endswith("Stopped.")
+    assert not list(demo.folder.rglob("postmaster.pid"))
+    again = start(demo.folder)
+    try:
+        with psycopg.connect(again.conninfo, autocommit=True) as connection:
+            assert connection.execute("select to_regclass('kept') is not null").fetchone() == (True,)
+        again.process.send_signal(signal.SIGTERM)
+        again.process.communicate(timeout=60)
+        assert again.process.returncode == 0
+    finally:
+        again.process.kill()
+
+
+def test_after_kill_9_the_next_start_takes_over(demo: Demo) -> None:
+    demo.process.kill()
+    demo.process.communicate()
+    again = start(demo.folder)
+    again.process.send_signal(signal.SIGINT)
+    _, errors = again.process.communicate(timeout=60)
+    assert again.process.returncode == 0, errors
+    assert not list(demo.folder.rglob("postmaster.pid"))

@@ -1,0 +1,151 @@
+"""The four rules of the layout, held."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "momentum_sync"
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+MODULES = [path for path in FILES if not path.endswith("__init__.py")]
+
+# ○ in ARCHITECTURE.md: no socket, no SQL, no clock, no chance.
+PURE = re.findall(
+    r"^\s*([\w/]+\.py) +○", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").replace("`", ""), re.MULTILINE
+)
+IO = {
+    "asyncio", "fastapi", "http", "httpx", "os", "psycopg", "psycopg_pool", "random", "secrets", "select", "signal",
+    "socket", "starlette", "subprocess", "threading", "time", "urllib", "uvicorn", "uvloop", "websockets",
+}  # fmt: skip
+CLOCKS = {"now", "today", "utcnow", "uuid1", "uuid4", "time", "monotonic", "perf_counter"}
+ENDS = {"capture", "gateway"}
+
+
+def tree(path: str) -> ast.Module:
+    return ast.parse((PACKAGE / path).read_text(encoding="utf-8"))
+
+
+def imports(path: str) -> Iterator[str]:
+    """Whatever a file imports, by full name, at the top or within a function."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(path: str) -> set[str]:
+    """The parts of the package that a file imports: `eventlog`, `errors`, …"""
+    return {name.split(".")[1] for name in imports(path) if name.startswith("momentum_sync.")}
+
+
+def test_architecture_md_says_which_files_are_pure() -> None:
+    assert len(PURE) >= 15
+    assert set(PURE) <= set(MODULES)
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_a_pure_file_imports_no_io_and_asks_neither_clock_nor_chance(path: str) -> None:
+    allowed = {"os"} if path == "settings.py" else set()  # whose defaults depend on who runs it
+    used = {name.split(".")[0] for name in imports(path) if not name.startswith("urllib.parse.")}
+    assert used & IO <= allowed
+    assert "observe" not in ours(path)
+    calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    assert not {call.attr for call in calls if isinstance(call, ast.Attribute)} & CLOCKS
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_a_pure_file_imports_only_pure_files_of_ours(path: str) -> None:
+    for name in imports(path):
+        if not name.startswith("momentum_sync."):
+            continue
+        parts = name.split(".")[1:]
+        candidates = ["/".join(parts) + ".py", "/".join(parts[:-1]) + ".py"]
+        found = [candidate for candidate in candidates if candidate in MODULES]
+        assert found, name
+        assert found[0] in PURE, f"{path} imports {found[0]}"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_arrows_run_from_both_ends_to_the_log(path: str) -> None:
+    part = path.split("/")[0].removesuffix(".py")
+    needs = ours(path)
+    if part in ("app", "cli", "__main__"):
+        return
+    assert "settings" not in needs or part == "settings"
+    assert not needs & {"app", "cli"}
+    if part == "wire":
+        assert needs <= {"wire", "errors"}
+    elif part in ENDS:
+        assert not needs & (ENDS - {part})
+    elif part in ("eventlog", "database", "identity"):
+        assert not needs & ENDS
+    if part == "demo":
+        assert needs <= {"database", "demo", "observe"}
+
+
+def test_architecture_md_names_every_module_and_none_that_is_not_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\s*([\w/]+\.(?:py|sql|js|html|css))\b", text, re.MULTILINE))
+    there = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.suffix in {".py", ".sql", ".js", ".html", ".css"} and path.name not in {"__init__.py", "__main__.py"}
+    }
+    there.add("cli/__init__.py")
+    assert named | {"cli/__init__.py"} == there
+
+
+def lines(node: ast.AST) -> int:
+    """How long a function or file is, docstrings not counted."""
+    count = 0
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        assert node.end_lineno is not None
+        count = node.end_lineno - node.lineno + 1
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+            first = inner.body[0] if inner.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                assert first.end_lineno is not None
+                count -= first.end_lineno - first.lineno + 1
+    return count
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_no_file_over_400_lines_and_no_function_over_50(path: str) -> None:
+    parsed = tree(path)
+    total = len((PACKAGE / path).read_text(encoding="utf-8").splitlines())
+    assert total + lines(parsed) <= 400
+    for node in ast.walk(parsed):
+        # A command's options are its documentation: they count as its docstring does.
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and path != "cli/serve.py":
+            assert lines(node) <= 50, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_public_thing_says_what_it_is(path: str) -> None:
+    parsed = tree(path)
+    if not path.endswith("__init__.py") or parsed.body:
+        assert ast.get_docstring(parsed), path
+    for node in parsed.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(node, ast.ClassDef) and path in ("wire/messages.py", "errors.py"):
+                continue  # messages and errors are drawn at the top of their files
+            assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_no_word_for_what_is_put_off() -> None:
+    for path in FILES:
+        text = (PACKAGE / path).read_text(encoding="utf-8")
+        assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError|noqa|type: ignore)\b", text), path

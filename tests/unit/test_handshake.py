@@ -1,0 +1,75 @@
+"""What a client asks for when it connects."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from momentum_sync.errors import BadRequest, Forbidden, NotFound
+from momentum_sync.gateway import handshake
+from momentum_sync.gateway.handshake import PREFIX, Hello
+
+USER = UUID("00000000-0000-4000-8000-000000000001")
+
+
+def test_what_is_left_out_is_filled_in() -> None:
+    assert handshake.hello({}, USER, fresh_client_id="new") == Hello(USER, "new", [], None)
+
+
+def test_everything_given() -> None:
+    query = handshake.address(
+        f"{PREFIX}?user_id=00000000-0000-4000-8000-000000000002&client_id=phone&channels=a,,b&last_event_id=e-1&x=1&x=2"
+    )
+    assert query["x"] == "2"
+    expected = Hello(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1")
+    assert handshake.hello(query, USER, fresh_client_id="new") == expected
+
+
+@given(st.dictionaries(st.sampled_from(["user_id", "client_id", "channels", "last_event_id"]), st.text()))
+def test_any_query_is_read_or_refused(query: dict[str, str]) -> None:
+    try:
+        read = handshake.hello(query, USER, fresh_client_id="new")
+    except BadRequest:
+        return
+    assert read.client_id
+    assert all(read.channels)
+
+
+@given(st.text())
+def test_any_target_is_ours_or_not_found(target: str) -> None:
+    try:
+        handshake.address(target)
+    except (NotFound, ValueError):
+        return
+    assert target.startswith(("/ws", PREFIX))
+
+
+@pytest.mark.parametrize(
+    ("headers", "token"),
+    [
+        ([], None),
+        (["momentum.v1"], None),
+        (["momentum.v1, bearer.a.b.c"], "a.b.c"),
+        (["momentum.v1", "bearer.t"], "t"),
+        (["bearer."], ""),
+    ],
+)
+def test_the_token_among_subprotocols(headers: list[str], token: str | None) -> None:
+    assert handshake.token_of_subprotocols(headers) == token
+
+
+@pytest.mark.parametrize("origin", [None, "http://here:1", "https://here:1", "https://listed.example"])
+def test_pages_that_may(origin: str | None) -> None:
+    handshake.check_origin(origin, "here:1", ("https://listed.example",))
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "", "http://here:2", "http://here:1.evil.example", "https://listed.example:1"]
+)
+def test_pages_that_may_not(origin: str) -> None:
+    with pytest.raises(Forbidden):
+        handshake.check_origin(origin, "here:1", ("https://listed.example",))
+    handshake.check_origin(origin, "here:1", ("*",))
