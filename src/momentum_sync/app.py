@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -36,6 +37,9 @@ from momentum_sync.identity.tokens import Rules
 from momentum_sync.settings import Settings
 
 _HOUSEKEEPING_S = 3600.0
+# The window holds hundreds of thousands of long-lived objects without a cycle among them. Looking through all of them
+# stops every event for a while (1,000 writes/s: p99 60-90 ms, without it 10-15 ms), so it happens with the housekeeping.
+_COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
 
 
@@ -92,6 +96,7 @@ def token_rules(settings: Settings) -> Rules:
 @asynccontextmanager
 async def server(settings: Settings, conninfo: str) -> AsyncIterator[Running]:
     """Capture, log and gateway on a prepared database, answering inside the context."""
+    gc.set_threshold(*_COLLECT_GARBAGE)
     if settings.development:
         observe.development_secret()
     async with AsyncExitStack() as stack:
@@ -209,6 +214,7 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
             if dropped:
                 observe.partitions_dropped(dropped)
             await log.clean_metrics()
+            gc.collect()
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(str(error))
             pause = 60.0

@@ -221,7 +221,7 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
         connection = await AsyncConnection.connect(replication, autocommit=True, connect_timeout=10)
     except psycopg.Error as error:
         raise CaptureError(f"the database cannot be reached: {str(error).strip()}") from error
-    async with connection:
+    try:
         try:
             cursor = await connection.execute("IDENTIFY_SYSTEM")
             row = await cursor.fetchone()
@@ -231,6 +231,8 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
         await _start(connection.pgconn, slot)
         confirmed = await ensure_slot(conninfo, slot)
         yield Stream(connection, SlotFacts(slot, str(row[0]), int(row[1]), confirmed))
+    finally:
+        await connection.close()
 
 
 async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:

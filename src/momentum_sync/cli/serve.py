@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,8 @@ def serve(
 def run(settings: Settings) -> None:
     """Runs the server under these settings until a signal ends it. Raises Unsuitable."""
     observe.configure(level=settings.log_level)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file, and shells allow few at first
     with app.database(settings) as conninfo:
         uvloop.run(_serve(settings, conninfo))
 
