@@ -38,7 +38,7 @@ from momentum_sync.settings import Settings
 
 _HOUSEKEEPING_S = 3600.0
 # The window holds hundreds of thousands of long-lived objects without a cycle among them. Looking through all of them
-# stops every event for a while (1,000 writes/s: p99 60-90 ms, without it 10-15 ms), so it happens with the housekeeping.
+# stops every event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it comes with the housekeeping.
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
 
