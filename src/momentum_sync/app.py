@@ -45,12 +45,11 @@ _STOP_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers. `url` is its root; `live` is set once it takes sockets, `stopped` when it shall end."""
+    """A server that answers. `url` is its root; `live` is set once it takes sockets."""
 
     url: str
     api: FastAPI
     live: asyncio.Event
-    stopped: asyncio.Event
 
 
 @contextmanager
@@ -94,8 +93,11 @@ def token_rules(settings: Settings) -> Rules:
 
 
 @asynccontextmanager
-async def server(settings: Settings, conninfo: str) -> AsyncIterator[Running]:
-    """Capture, log and gateway on a prepared database, answering inside the context."""
+async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -> AsyncIterator[Running]:
+    """Capture, log and gateway on a prepared database, answering inside the context.
+
+    `stopped` is set if a part of it ends, which none should: whoever waits for it ends the server.
+    """
     gc.set_threshold(*_COLLECT_GARBAGE)
     if settings.development:
         observe.development_secret()
@@ -126,13 +128,14 @@ async def server(settings: Settings, conninfo: str) -> AsyncIterator[Running]:
             token_in_query=settings.token_in_query,
         )
         api = make_api(gateway, capture_state=lambda: capture.state, last_event_id=lambda: str(feed.last_id))
-        await stack.enter_async_context(_background(capture.run()))
-        await stack.enter_async_context(_background(_keep_house(log, settings)))
-        yield await stack.enter_async_context(_listening(settings, api, gateway, capture.has_begun))
+        await stack.enter_async_context(_background(capture.run(), stopped))
+        await stack.enter_async_context(_background(_keep_house(log, settings), stopped))
+        url = await stack.enter_async_context(_listening(settings, api, gateway, stopped))
+        yield Running(url, api, capture.has_begun)
 
 
 @asynccontextmanager
-async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, live: asyncio.Event) -> AsyncIterator[Running]:
+async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, stopped: asyncio.Event) -> AsyncIterator[str]:
     """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
     config = uvicorn.Config(
         api,
@@ -145,7 +148,6 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, live: a
     )
     listener = _bind(settings.host, settings.port)
     url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
-    stopped = asyncio.Event()
     uvicorn_server = _Uvicorn(config)
     serving = asyncio.ensure_future(uvicorn_server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: stopped.set())
@@ -153,7 +155,7 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, live: a
     await uvicorn_server.listens.wait()
     try:
         observe.listening(url)
-        yield Running(url, api, live, stopped)
+        yield url
     finally:
         observe.stopping()
         uvicorn_server.should_exit = True
@@ -195,8 +197,9 @@ def _host(host: str) -> str:
 
 
 @asynccontextmanager
-async def _background(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+async def _background(work: Coroutine[object, object, None], stopped: asyncio.Event) -> AsyncIterator[None]:
     task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda _: stopped.set())
     try:
         yield
     finally:
@@ -222,14 +225,15 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
 
 
 @contextmanager
-def stopped_by_signals(running: Running) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the server, as long as this lasts."""
+def stopped_by_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set, as long as this lasts. A second signal changes nothing."""
+    stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
-        loop.add_signal_handler(number, running.stopped.set)
+        loop.add_signal_handler(number, stopped.set)
     try:
-        yield
+        yield stopped
     finally:
         for number in signals:
             loop.remove_signal_handler(number)

@@ -42,9 +42,22 @@ as $$
     select to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 $$;
 
--- The switch for whoever LISTENs in SQL: `alter database ... set momentum.notify = 'on'`. NOTIFY carries at
--- most 7,999 bytes and names of at most 63, and it fails a commit when its queue is full, so what does not
--- fit is shortened or left out.
+-- What an operator switches, in its one row: `update momentum.settings set notify = true`. Custom parameters would need
+-- a superuser, whom Supabase does not give.
+create table if not exists momentum.settings (
+    single boolean primary key default true check (single),
+    notify boolean not null default false,
+    metrics boolean not null default false,
+    metrics_retention interval not null default '7 days'
+);
+insert into momentum.settings default values on conflict do nothing;
+alter table momentum.settings enable row level security;
+grant select on momentum.settings to service_role;
+drop policy if exists "Service role reads settings" on momentum.settings;
+create policy "Service role reads settings" on momentum.settings for select to service_role using (true);
+
+-- The switch `notify`, for whoever LISTENs in SQL. NOTIFY carries at most 7,999 bytes and names of at most 63, and it
+-- fails a commit when its queue is full, so what does not fit is shortened or left out.
 create or replace function momentum.notify(channels text[], event jsonb) returns void
 language plpgsql
 set search_path = ''
@@ -82,6 +95,8 @@ create or replace function momentum.publish(channels text[], event jsonb) return
 language plpgsql
 set search_path = ''
 as $$
+declare
+    settings momentum.settings;
 begin
     if coalesce(cardinality(channels), 0) = 0 or array_position(channels, null) is not null then
         raise exception 'momentum.publish needs at least one channel and no null among them'
@@ -96,10 +111,11 @@ begin
         'channels', channels,
         'event', event - array['id', 'previous_id', 'channel'])::text);
 
-    if current_setting('momentum.notify', true) = 'on' then
+    select s.* into settings from momentum.settings s;
+    if settings.notify then
         perform momentum.notify(channels, event);
     end if;
-    if current_setting('momentum.metrics', true) = 'on' then
+    if settings.metrics then
         perform momentum.measure(channels, event);
     end if;
 end;
@@ -131,12 +147,14 @@ declare
     kind text := split_part(channel, ':', 1);
     subject text := substr(channel, length(kind) + 2);
 begin
-    if channel = 'cache_invalidation' then
+    if unbound then
+        return true;  -- an operator's own channels, too
+    elsif channel = 'cache_invalidation' then
         return true;  -- the gateway hands on the keys of the connection's own user only
     elsif channel = 'interventions:coaches' then
-        return unbound or caller_role in ('coach', 'admin');
+        return caller_role in ('coach', 'admin');
     elsif channel = 'momentum_updates:all' then
-        return unbound or caller_role = 'admin';
+        return caller_role = 'admin';
     elsif kind not in ('momentum_updates', 'interventions', 'notifications')
         or subject !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
         return false;
@@ -478,7 +496,7 @@ as $$
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
 $$;
 
--- The switch for a row of metrics an event and channel: `alter database ... set momentum.metrics = 'on'`.
+-- The switch `metrics`, for a row of metrics an event and channel.
 -- Whatever is wrong with the metrics, the writer's transaction goes on.
 create or replace function momentum.measure(channels text[], event jsonb) returns void
 language plpgsql
@@ -501,14 +519,13 @@ exception when others then
 end;
 $$;
 
--- Deletes what is older than the setting `momentum.metrics_retention` (an interval, seven days unless set);
--- returns how many rows that was.
+-- Deletes what is older than the setting `metrics_retention`; returns how many rows that was.
 create or replace function public.cleanup_realtime_metrics() returns integer
 language plpgsql
 set search_path = ''
 as $$
 declare
-    kept interval := coalesce(nullif(current_setting('momentum.metrics_retention', true), ''), '7 days')::interval;
+    kept interval := (select s.metrics_retention from momentum.settings s);
     deleted integer;
 begin
     delete from public.realtime_event_metrics m where m.created_at < now() - kept;

@@ -11,8 +11,10 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from momentum_sync.capture.slot import check
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import FencedOff
+from momentum_sync.errors import FencedOff, Unavailable, Unsuitable
+from momentum_sync.eventlog import table as module
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.table import EventLog, SlotFacts
 from tests.fixtures.postgres import Sql
@@ -133,6 +135,39 @@ async def test_what_a_snapshot_has_not_seen(log: EventLog) -> None:
     assert found == [event(2, xid=11)]
 
 
+async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log: EventLog) -> None:
+    await log.take_over(FACTS)
+    await log.append([event(1, xid=1_000_000)], confirmed=210)
+    await log.take_over(replace(FACTS, system_identifier="restored elsewhere"))
+    await log.append([event(2, xid=12)], confirmed=220)
+    assert [event.number for event in await log.unseen(Snapshot.parse("10:20:12"), ["c"], below=9)] == [2]
+
+
+async def test_more_than_a_snapshot_can_be_stitched_to_is_refused(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_UNSEEN", 2)
+    await log.take_over(FACTS)
+    await log.append([event(number, xid=30) for number in (1, 2, 3)], confirmed=300)
+    assert len(await log.unseen(Snapshot.parse("10:20:"), ["c"], below=3)) == 2
+    with pytest.raises(Unavailable):
+        await log.unseen(Snapshot.parse("10:20:"), ["c"], below=9)
+
+
+async def test_a_log_has_one_slot(log: EventLog, database: str, db: Sql) -> None:
+    await log.take_over(FACTS)
+    db.execute("select pg_create_logical_replication_slot('s', 'pgoutput')")
+    second = EventLog(database, "another")
+    await second.open()
+    with pytest.raises(FencedOff, match="belongs to the slot s"):
+        await second.take_over(replace(FACTS, slot="another"))
+    with pytest.raises(Unsuitable, match="belongs to the slot s") as unsuitable:
+        check(database, "another")
+    db.execute(unsuitable.value.hint.split("drop it: ")[1].encode())
+    assert (await second.take_over(replace(FACTS, slot="another"))).number == 0
+    await second.close()
+
+
 async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: Sql) -> None:
     today = datetime.now(UTC).date()
 
@@ -161,6 +196,15 @@ async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: S
     assert names() == days(-2, -1, 0, 1, 2)
 
 
+async def test_retention_keeps_at_least_as_long_as_it_says(log: EventLog, db: Sql) -> None:
+    for hours, kept in ((12, True), (49, True), (1, True)):
+        now = datetime.now(UTC)
+        day = (now - timedelta(hours=hours)).date()
+        await log.keep_partitions(retention=timedelta(hours=hours))
+        found = db.execute("select to_regclass(%s) is not null", (f"momentum.event_log_{day:%Y%m%d}",)).fetchone()
+        assert found == (kept,) or day < now.date() - timedelta(days=1)
+
+
 async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: Sql) -> None:
     await log.take_over(FACTS)
     today = f"{datetime.now(UTC).date():%Y%m%d}"
@@ -184,7 +228,7 @@ async def test_an_append_is_durable_whatever_the_databases_default(database: str
     async with log._pool.connection() as connection:
         row = await (await connection.execute("show synchronous_commit")).fetchone()
     await log.close()
-    assert row == ("on",)
+    assert row == ("local",)
 
 
 def test_nobody_but_the_owner_reads_the_log(database: str) -> None:

@@ -156,7 +156,7 @@ def test_metrics_are_logged_and_cleaned_up(db: Sql, user: UUID) -> None:
     db.execute("update realtime_event_metrics set created_at = now() - interval '8 days' where event_type = 'x'")
     assert db.execute("select cleanup_realtime_metrics()").fetchone() == (1,)
     assert db.execute("select count(*) from realtime_event_metrics").fetchone() == (1,)
-    db.execute("set momentum.metrics_retention = '0 seconds'")
+    db.execute("update momentum.settings set metrics_retention = '0 seconds'")
     assert db.execute("select cleanup_realtime_metrics()").fetchone() == (1,)
 
 

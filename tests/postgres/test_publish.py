@@ -69,13 +69,13 @@ def notified(database: str, db: Sql, statement: str, *parameters: object, listen
 def test_notify_is_off_unless_switched_on(database: str, db: Sql, user: UUID) -> None:
     insert = "select momentum.publish(array['c'], '{\"n\": 1}')"
     assert notified(database, db, insert, listen="c") == []
-    db.execute("set momentum.notify = 'on'")
+    db.execute("update momentum.settings set notify = true")
     assert notified(database, db, insert, listen="c") == [{"n": 1}]
 
 
 @pytest.mark.parametrize("channel", ["momentum_updates:{}", "momentum_updates:all", "cache_invalidation"])
 def test_notify_uses_the_names_of_the_channels(database: str, db: Sql, user: UUID, channel: str) -> None:
-    db.execute("set momentum.notify = 'on'")
+    db.execute("update momentum.settings set notify = true")
     add_score(db, user)
     (event,) = notified(
         database, db, "update daily_engagement_scores set final_score = 1 where user_id = %s", user,
@@ -84,15 +84,9 @@ def test_notify_uses_the_names_of_the_channels(database: str, db: Sql, user: UUI
     assert event["user_id"] == str(user)
 
 
-def test_notify_can_be_switched_for_the_whole_database(database: str, db: Sql) -> None:
-    db.execute("do $$ begin execute format('alter database %I set momentum.notify = on', current_database()); end $$")
-    with psycopg.connect(database, autocommit=True) as fresh:
-        assert notified(database, fresh, "select momentum.publish(array['c'], '{\"n\": 1}')", listen="c") == [{"n": 1}]
-
-
 @pytest.mark.parametrize(("size", "truncated"), [(7_900, False), (7_999, True), (50_000, True)])
 def test_an_oversize_payload_becomes_a_short_one(database: str, db: Sql, size: int, truncated: bool) -> None:
-    db.execute("set momentum.notify = 'on'")
+    db.execute("update momentum.settings set notify = true")
     (event,) = notified(
         database, db,
         "select momentum.publish(array['c'], jsonb_build_object('event_type', 'x', 'user_id', 'u', 'text',"
@@ -105,7 +99,7 @@ def test_an_oversize_payload_becomes_a_short_one(database: str, db: Sql, size: i
 
 
 def test_notify_never_fails_the_writer(db: Sql, published: Published) -> None:
-    db.execute("set momentum.notify = 'on'")
+    db.execute("update momentum.settings set notify = true")
     db.execute("select momentum.publish(array[repeat('n', 64), ''], '{\"n\": 1}')")
     assert published() == [(["n" * 64, ""], {"n": 1})]
 
@@ -114,7 +108,7 @@ def test_metrics_are_off_unless_switched_on(db: Sql, user: UUID) -> None:
     count = "select count(*) from realtime_event_metrics"
     add_score(db, user)
     assert db.execute(count).fetchone() == (0,)
-    db.execute("set momentum.metrics = 'on'")
+    db.execute("update momentum.settings set metrics = true")
     db.execute("update daily_engagement_scores set final_score = 3")
     rows = db.execute("select channel_name, user_id, payload_size > 50, success from realtime_event_metrics").fetchall()
     assert sorted(rows) == sorted(
@@ -124,14 +118,14 @@ def test_metrics_are_off_unless_switched_on(db: Sql, user: UUID) -> None:
 
 
 def test_metrics_never_fail_the_writer(db: Sql, published: Published) -> None:
-    db.execute("set momentum.metrics = 'on'")
+    db.execute("update momentum.settings set metrics = true")
     db.execute("drop table realtime_event_metrics")
     db.execute("select momentum.publish(array['c'], '{\"user_id\": \"no uuid\"}')")
     assert published() == [(["c"], {"user_id": "no uuid"})]
 
 
 def test_an_event_of_a_user_that_is_no_uuid_is_measured(db: Sql) -> None:
-    db.execute("set momentum.metrics = 'on'")
+    db.execute("update momentum.settings set metrics = true")
     for user_id in ("no uuid", "-" * 36, str(uuid4())):
         db.execute("select momentum.publish(array['c'], jsonb_build_object('user_id', %s::text))", (user_id,))
     assert db.execute("select count(*), count(user_id) from realtime_event_metrics").fetchone() == (3, 1)

@@ -61,11 +61,12 @@ def test_another_encoding(cluster: str) -> None:
 def plain_role(database: str) -> Iterator[str]:
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute('create role "Plain Role" login; create role log_owner')
-        admin.execute("alter table momentum.event_log owner to log_owner")
+        for thing in ("table momentum.event_log", "table momentum.stream", "schema momentum"):
+            admin.execute(f"alter {thing} owner to log_owner")
         try:
             yield make_conninfo(database, user="Plain Role")
         finally:
-            admin.execute('alter table momentum.event_log owner to postgres; drop role "Plain Role", log_owner')
+            admin.execute('reassign owned by log_owner to postgres; drop role "Plain Role", log_owner')
 
 
 def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_role: str) -> None:
@@ -99,6 +100,20 @@ def test_no_free_slot(database: str) -> None:
         slot.check(database, "taken_0")
     assert sentence == f"All {row[0]} replication slots of the server are in use."
     assert "max_replication_slots = 20" in hint
+
+
+@pytest.mark.parametrize("standbys", ["*", "ANY 1 (replica, *)", '"momentum-sync capture"'])
+def test_commits_that_would_wait_for_us(standbys: str) -> None:
+    with short_folder() as folder, Embedded(folder) as embedded:
+        migrate(embedded.conninfo, tell=lambda _: None)
+        with psycopg.connect(embedded.conninfo, autocommit=True) as admin:
+            admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
+            admin.execute("select pg_reload_conf()")
+            while admin.execute("show synchronous_standby_names").fetchone() != (standbys,):
+                admin.execute("select pg_sleep(0.01)")
+            sentence, hint = complaint(embedded.conninfo)
+            assert "every commit would wait" in sentence
+            assert "alter system set synchronous_standby_names" in hint
 
 
 def test_a_slot_of_somebody_else(cluster: str, database: str) -> None:

@@ -187,6 +187,22 @@ async def test_a_handshake_that_breaks_the_protocol(
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
 
+@pytest.mark.parametrize(
+    "more", [f"Cookie: {'x' * 9_000}\r\n", "X: y\r\n" * 200, "Origin: http://[\r\n"], ids=["long", "many", "origin"]
+)
+async def test_a_handshake_with_headers_that_are_not_taken(
+    server: Server, db: Sql, user: UUID, other: UUID, more: str
+) -> None:
+    async with undisturbed(server, db, other), raw(server) as (reader, writer):
+        writer.write(handshake(sign(user)).replace(b"\r\n\r\n", b"\r\n" + more.encode() + b"\r\n"))
+        async with asyncio.timeout(TIMEOUT_S):
+            answer = await reader.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1][:1] == b"4"
+    if b"application/json" in head:
+        assert set(json.loads(body)["error"]) == {"code", "message"}
+
+
 async def test_a_handshake_then_nothing_but_garbage(server: Server, db: Sql, user: UUID, other: UUID) -> None:
     async with undisturbed(server, db, other), raw(server) as (reader, writer):
         writer.write(handshake(sign(user)))

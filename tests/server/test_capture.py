@@ -19,14 +19,18 @@ from tests.fixtures.postgres import Sql, add_notification, add_score, new_user, 
 from tests.fixtures.server import Server, Start, sign, until_state
 
 
-def logged(db: Sql) -> list[tuple[int, str]]:
+def logged(db: Sql) -> list[tuple[int, str | None]]:
+    """Number and kind of what is logged; the kind is None for an event without one."""
     return [
         (number, kind)
-        for number, kind in db.execute("select number, event ->> 'event_type' from momentum.event_log order by number")
+        for number, kind in db.execute(
+            'select number, substring(event::text from \'"event_type": *"([a-z_]+)"\') from momentum.event_log'
+            " order by number"
+        )
     ]
 
 
-async def until_logged(db: Sql, count: int) -> list[tuple[int, str]]:
+async def until_logged(db: Sql, count: int) -> list[tuple[int, str | None]]:
     async with asyncio.timeout(20):
         while len(found := logged(db)) < count:
             await asyncio.sleep(0.02)
@@ -129,9 +133,51 @@ async def test_a_foreign_message_under_our_prefix_stops_nothing(server: Server, 
     assert [number for number, _ in await until_logged(db, 1)] == [1]
 
 
+@pytest.mark.parametrize("depth", [100, 1_500])
+async def test_an_event_nested_deeper_than_can_be_read_stops_nothing(
+    server: Server, db: Sql, user: UUID, depth: int
+) -> None:
+    notification = add_notification(db, user)
+    async with server.live(user) as client:
+        nested = '{"a":' * depth + "1" + "}" * depth
+        db.execute("update momentum_notifications set action_data = %s where id = %s", (nested, notification))
+        add_notification(db, user, title="after")
+        titles = [(await client.until("realtime_event"))["event"]["title"] for _ in range(1 + (depth == 100))]
+    assert titles[-1] == "after"
+    assert (await until_state(server, "live"))["status"] == "healthy"
+    await until_logged(db, 3 if depth == 100 else 2)
+
+
+async def test_what_json_takes_and_jsonb_does_not_is_logged_all_the_same(server: Server, db: Sql, user: UUID) -> None:
+    for text in ("\\u0000", "\\ud83d"):
+        content = '{"channels":["x,\\"y\\\\"],"event":{"t":"' + text + '"}}'
+        db.execute("select pg_logical_emit_message(true, 'momentum_sync', %s)", (content,))
+    add_notification(db, user)
+    # The first is JSON; the second, half of a surrogate pair, is not even that.
+    assert [kind for _, kind in await until_logged(db, 2)] == [None, "push_notification"]
+    assert db.execute("select channels from momentum.event_log order by number limit 1").fetchone() == (['x,"y\\'],)
+
+
+async def test_somebody_who_reads_the_log_for_long_holds_up_nothing(
+    start: Start, database: str, db: Sql, user: UUID
+) -> None:
+    async with start():
+        add_notification(db, user)
+        await until_logged(db, 1)
+    with psycopg.connect(database) as reader:
+        reader.execute("select count(*) from momentum.event_log")
+        async with start() as server:
+            add_notification(db, user)
+            await until_logged(db, 2)
+            assert (await until_state(server, "live"))["capture"]["lag_ms"] < 5_000
+
+
 async def test_a_slot_made_anew_begins_another_epoch(start: Start, db: Sql, user: UUID) -> None:
     async with start() as server:
         first = (await until_state(server, "live"))["capture"]["last_event_id"]
+    async with asyncio.timeout(20):
+        while db.execute("select 1 from pg_replication_slots where slot_name = 'momentum_sync' and active").fetchone():
+            await asyncio.sleep(0.02)
     db.execute("select pg_drop_replication_slot('momentum_sync')")
     add_notification(db, user)
     async with start() as server:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import websockets
+from websockets.frames import Frame, Opcode
 
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import PATH, SERVICE_KEY, Server, Start, sign
@@ -124,9 +126,10 @@ async def test_mark_notification_read(server: Server, db: Sql, user: UUID) -> No
     opened = "select status, opened_at from momentum_notifications"
     async with server.live(user) as client:
         await client.send(message)
-        answer = await client.until("notification_marked_read")
+        both = {came["type"]: came for came in [await client.next(), await client.next()]}
+        answer = both["notification_marked_read"]
         assert (answer["notification_id"], answer["ref"]) == (str(notification), 1)
-        assert (await client.until("realtime_event"))["event"]["status"] == "opened"
+        assert both["realtime_event"]["event"]["status"] == "opened"
         row = db.execute(opened).fetchone()
         assert row is not None
         assert row[0] == "opened"
@@ -154,6 +157,48 @@ async def test_a_notification_of_another_is_as_unknown_as_one_that_is_not(
     assert answers[0] == answers[1]
     assert (answers[0]["type"], answers[0]["code"]) == ("error", "not_found")
     assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
+
+
+async def test_who_may_see_a_notification_and_not_change_it_is_told_so(server: Server, db: Sql, user: UUID) -> None:
+    notification = add_notification(db, user)
+    async with server.connect(sign(new_user(db), app_role="admin"), user_id=user) as client:
+        await client.until("initial_state")
+        answer = await client.ask({"type": "mark_notification_read", "notification_id": str(notification)})
+    assert (answer["type"], answer["code"]) == ("error", "forbidden")
+    assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
+
+
+async def test_an_operators_own_channel(server: Server, db: Sql, user: UUID) -> None:
+    async with (
+        server.connect(None, headers={"apikey": SERVICE_KEY}, channels="orders:42") as service,
+        server.connect(sign(user), channels="orders:42") as client,
+    ):
+        assert (await service.next())["channels"] == ["orders:42"]
+        assert (await client.next())["refused"] == ["orders:42"]
+        await service.until("initial_state")
+        for event in ({"event_type": "order", "user_id": 5}, {"event_type": 7}, {"cache_keys": "none"}, {}):
+            db.execute("select momentum.publish(array['orders:42'], %s)", (json.dumps(event),))
+            came = (await service.next())["event"]
+            assert {name: came[name] for name in event} == event
+
+
+async def test_one_large_message_is_no_slow_client(start: Start, db: Sql, user: UUID) -> None:
+    async with start(send_buffer_bytes=16 * 1024) as server, server.live(user) as client:
+        add_notification(db, user, title="x" * 900_000)
+        event = (await client.until("realtime_event"))["event"]
+        assert len(event["title"]) == 900_000
+        assert (await client.ask({"type": "ping"}))["type"] == "pong"
+
+
+async def test_a_message_in_the_same_breath_as_the_close_is_done(server: Server, db: Sql, user: UUID) -> None:
+    notification = add_notification(db, user)
+    async with server.live(user) as client:
+        text = json.dumps({"type": "mark_notification_read", "notification_id": str(notification)}).encode()
+        close = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
+        client.socket.transport.write(Frame(Opcode.TEXT, text).serialize(mask=True) + close)
+        async with asyncio.timeout(20):
+            while db.execute("select status from momentum_notifications").fetchone() != ("opened",):
+                await asyncio.sleep(0.02)
 
 
 async def test_an_ack_is_confirmed_once_for_each_pending_key(server: Server, db: Sql, user: UUID) -> None:

@@ -133,6 +133,7 @@ def test_timestamps_are_rfc_3339_in_milliseconds(now: float) -> None:
 
 def test_a_timestamp() -> None:
     assert messages.timestamp(1_700_000_000.0629) == "2023-11-14T22:13:20.062Z"
+    assert messages.timestamp(1_700_000_000.9999996) == "2023-11-14T22:13:20.999Z"
 
 
 def test_an_answer_repeats_the_ref() -> None:

@@ -189,6 +189,15 @@ def test_subscribing_is_all_or_nothing() -> None:
     assert (confirmed["type"], confirmed["channels"]) == ("subscription_confirmed", [*CHANNELS, "a", "b"])
 
 
+def test_channels_are_bounded() -> None:
+    session = live()
+    for start in range(0, 3000, 500):
+        asked = [str(number) for number in range(start, start + 500)]
+        session.granted(asked, asked, 1001.0, None)
+    assert len(session.channels) == 1504
+    assert sent(session)[-1]["code"] == "too_many_channels"
+
+
 def test_unsubscribing_answers_with_what_is_left() -> None:
     session = live()
     text = json.dumps({"type": "unsubscribe", "channels": [CHANNELS[0], "never held"], "ref": 1})

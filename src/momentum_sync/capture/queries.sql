@@ -12,6 +12,7 @@ select
             select r.oid from pg_catalog.pg_roles r where r.rolname = 'rds_replication'), 'member'), false)
         as may_replicate,
     current_user::text as role,
+    current_setting('synchronous_standby_names') as standbys,
     (
         select pg_get_userbyid(c.relowner)
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -22,6 +23,12 @@ select
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where n.nspname = 'momentum' and c.relname = 'event_log'
     ), false) as may_write
+
+-- name: log_slot
+-- The slot that the log belongs to, if it is another than ours and still there.
+select s.slot
+from momentum.stream s join pg_catalog.pg_replication_slots r on r.slot_name = s.slot
+where s.slot <> %(slot)s
 
 -- name: becomes
 -- The roles among those that callers have which the server's own role may not become.

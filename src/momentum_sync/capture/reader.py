@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -25,6 +26,7 @@ from momentum_sync.eventlog.table import EventLog
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _BUSY_S = 1.0
+_STEADY_S = 10.0
 _ASK_EVERY_S = 1.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
@@ -47,21 +49,24 @@ class Capture:
         self._asked_at: float | None = None
         self._delay = 0.0
         self._delay_at = 0.0
+        self._current: _Run | None = None
 
     def lag(self, now: float) -> float:
         """Seconds by which the feed may be behind; `now` is seconds since 1970.
 
-        While live, it is how long the server has owed an answer, or how late the last event came, if that was just now.
+        While live, it is how long the server has owed an answer, how late the last event came, if that was just now, or
+        how long an event has waited for the log.
         """
         owed = now - self._asked_at if self._asked_at is not None else 0.0
         late = self._delay if now - self._delay_at < 5.0 else 0.0
-        return max(0.0, owed, late)
+        since = self._current.unlogged_since if self._current is not None else None
+        return max(0.0, owed, late, now - since if since is not None else 0.0)
 
     async def run(self) -> None:
         """Captures until cancelled; comes back by itself, more slowly each time it fails in a row."""
         failures = 0
         while True:
-            was_live = False
+            began = time.monotonic()
             try:
                 await self._run_once()
             except SlotBusy as error:
@@ -70,15 +75,19 @@ class Capture:
                 await asyncio.sleep(_BUSY_S)
                 continue
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
-                was_live = self.state == "live"
-                self._gone("broken")
-                failures = 0 if was_live else failures + 1
-                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                observe.capture_broke(str(error) or type(error).__name__, pause)
-                await asyncio.sleep(pause)
+                said = str(error) or type(error).__name__
+            except Exception as error:
+                observe.failed("capture", error)
+                said = type(error).__name__
+            self._gone("broken")
+            failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
+            pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+            observe.capture_broke(said, pause)
+            await asyncio.sleep(pause)
 
     def _gone(self, state: str) -> None:
         self.state = state
+        self._current = None
         if self._asked_at is None:
             self._asked_at = time.time()
 
@@ -86,14 +95,15 @@ class Capture:
         await ensure_slot(self._conninfo, self._slot)
         async with open_stream(self._conninfo, self._slot) as stream:
             standing = await self._log.take_over(stream.facts)
-            await self._log.keep_partitions(retention=None)
+            with suppress(psycopg.errors.LockNotAvailable):  # append makes the one it needs, if it has to
+                await self._log.keep_partitions(retention=None)
             self._feed.begin(
                 epoch=standing.epoch,
                 number=standing.number,
                 position=stream.facts.confirmed_lsn,
                 ceiling=standing.ceiling,
             )
-            run = _Run(stream, self._log, self._feed, self._heard)
+            run = self._current = _Run(stream, self._log, self._feed, self._heard)
             run.numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
             self.state = "live"
             self.has_begun.set()
@@ -139,6 +149,7 @@ class _Run:
         self._pending: list[Event] = []
         self._pending_size = 0
         self._work = asyncio.Event()
+        self.unlogged_since: float | None = None
         self._received = stream.facts.confirmed_lsn
         self._durable = stream.facts.confirmed_lsn
 
@@ -172,6 +183,8 @@ class _Run:
         self._feed.publish(event)
         self._heard(event)
         self._work.set()
+        if self.unlogged_since is None:
+            self.unlogged_since = time.time()
         if self._pending_size > _PENDING_LIMIT:
             self._stream.pause()
 
@@ -187,7 +200,8 @@ class _Run:
                 async with asyncio.timeout(_CONFIRM_IDLE_EVERY_S):
                     await self._work.wait()
             except TimeoutError:
-                if self._received > self._durable and not self.numbering.in_transaction:
+                # A message that came in the same turn as the timeout goes into the log first.
+                if self._received > self._durable and not self._pending and not self.numbering.in_transaction:
                     position = self._received
                     await self._log.confirm(position)
                     self._confirmed(position)
@@ -198,12 +212,25 @@ class _Run:
                 self._work.clear()
             # Everything below `received` is in this batch or before it, unless more is pending.
             position = self._received if complete else self._durable
-            await self._log.append(batch, confirmed=position)
+            await self._make_durable(batch, position)
+            self.unlogged_since = time.time() if self._pending else None
             self._pending_size -= sum(event.size for event in batch)
             self._feed.window.durable(batch[-1].number)
             self._confirmed(position)
             if self._pending_size <= _PENDING_LIMIT // 2:
                 self._stream.resume()
+
+    async def _make_durable(self, batch: list[Event], position: int) -> None:
+        try:
+            await self._log.append(batch, confirmed=position)
+        except psycopg.DataError:
+            if len(batch) == 1:
+                # Nobody but a forger writes what our decoder takes and PostgreSQL does not: it must not stop the rest.
+                observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))
+                await self._log.confirm(position)
+                return
+            for event in batch:
+                await self._make_durable([event], position if event is batch[-1] else self._durable)
 
     def _confirmed(self, position: int) -> None:
         if position > self._durable:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import AsyncConnection, errors, pq, sql
+from psycopg import AsyncConnection, Connection, errors, pq, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, class_row
 
@@ -28,6 +28,7 @@ _OLDEST = 15
 _ANSWER_TIMEOUT_S = 30.0
 _FRAMES_A_TURN = 500
 PUBLICATION = "momentum_sync"
+APPLICATION = "momentum-sync capture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class _Server:
     senders: int
     may_replicate: bool
     role: str
+    standbys: str
     owner: str | None
     may_write: bool
 
@@ -52,29 +54,18 @@ def check(conninfo: str, slot: str) -> None:
     with connect(conninfo, application_name="momentum-sync check") as connection:
         server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
         assert server is not None
-        held = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
         _check_server(server.version, server.wal_level, server.encoding)
         if not server.may_replicate:
             raise Unsuitable(
                 f"The role {server.role} may not replicate.",
                 f"As a superuser: alter role {_identifier(server.role)} with replication;",
             )
-        if held is None and server.slots >= server.max_slots:
+        _check_slot(connection, server, slot)
+        if re.search(rf"\*|{APPLICATION}", server.standbys):
             raise Unsuitable(
-                f"All {server.max_slots} replication slots of the server are in use.",
-                "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
-                f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
-            )
-        if server.senders >= server.max_senders:
-            raise Unsuitable(
-                f"All {server.max_senders} WAL senders of the server are in use.",
-                f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; "
-                "then restart PostgreSQL.",
-            )
-        if held is not None and (held[0] != held[1] or held[2] != "pgoutput"):
-            raise Unsuitable(
-                f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
-                "Choose another name for ours: MOMENTUM_SLOT=momentum_sync_2",
+                f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
+                "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
+                "select pg_reload_conf();",
             )
         if server.owner is None:
             raise Unsuitable("The database is not migrated.", "momentum-sync migrate")
@@ -83,6 +74,12 @@ def check(conninfo: str, slot: str) -> None:
                 f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",
                 f"As a superuser: grant {_identifier(server.owner)} to {_identifier(server.role)};",
             )
+        other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
+        if other is not None:
+            raise Unsuitable(
+                f"The log of this database belongs to the slot {other[0]}, which is still there.",
+                f"Set MOMENTUM_SLOT={other[0]}, or drop it: select pg_drop_replication_slot('{other[0]}');",
+            )
         missing = connection.execute(_SQL["becomes"]).fetchone()
         assert missing is not None
         if missing[0]:
@@ -90,6 +87,26 @@ def check(conninfo: str, slot: str) -> None:
                 f"The role {server.role} may not become {' and '.join(missing[0])}.",
                 f"As a superuser: grant {', '.join(missing[0])} to {_identifier(server.role)};",
             )
+
+
+def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) -> None:
+    held = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
+    if held is None and server.slots >= server.max_slots:
+        raise Unsuitable(
+            f"All {server.max_slots} replication slots of the server are in use.",
+            "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
+            f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
+        )
+    if server.senders >= server.max_senders:
+        raise Unsuitable(
+            f"All {server.max_senders} WAL senders of the server are in use.",
+            f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
+        )
+    if held is not None and (held[0] != held[1] or held[2] != "pgoutput"):
+        raise Unsuitable(
+            f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
+            f"Choose another name for ours: MOMENTUM_SLOT={slot}_2",
+        )
 
 
 def _check_server(version: int, wal_level: str, encoding: str) -> None:
@@ -216,7 +233,7 @@ class Stream:
 @asynccontextmanager
 async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
     """Connects, takes the slot and starts the stream. SlotBusy while another instance has it, else CaptureError."""
-    replication = make_conninfo(conninfo, replication="database", application_name="momentum-sync capture")
+    replication = make_conninfo(conninfo, replication="database", application_name=APPLICATION)
     try:
         connection = await AsyncConnection.connect(replication, autocommit=True, connect_timeout=10)
     except psycopg.Error as error:

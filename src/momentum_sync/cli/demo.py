@@ -23,6 +23,7 @@ from momentum_sync.demo.world import COACH, PEOPLE, live
 from momentum_sync.settings import Settings, read
 
 _LINKS_LAST = timedelta(days=7)
+_AUDIENCE = "authenticated"
 _TRY_THIS = "update daily_engagement_scores set final_score = 90, momentum_state = 'Rising' where user_id = '{}';"
 
 
@@ -39,18 +40,18 @@ def demo(
     It never touches DATABASE_URL, and listens on loopback only.
     """
     with explained():
-        given = read(port=port, data_dir=data_dir, log_level=log_level)
+        given = read(host="127.0.0.1", port=port, data_dir=data_dir, log_level=log_level)
         home = given.data_dir / "demo"
         settings = given.model_copy(
             update={
                 "data_dir": home,
-                "host": "127.0.0.1",
                 "database_url": None,
                 "supabase_url": None,
                 "jwt_secret": SecretStr(app.development_secret(home)),
                 "anon_key": None,
                 "service_role_key": None,
                 "slot": "momentum_sync",
+                "jwt_audience": _AUDIENCE,
             }
         )
         observe.configure(level=settings.log_level)
@@ -61,20 +62,20 @@ def demo(
 
 
 async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> None:
-    async with app.server(settings, conninfo) as running:
-        pages = Path(str(resources.files("momentum_sync"))) / "web"
-        running.api.mount("/demo", StaticFiles(directory=pages))
-        world = asyncio.ensure_future(live(conninfo, pace=pace))
-        world.add_done_callback(lambda _: running.stopped.set())
-        welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, secret, conninfo)))
-        try:
-            with app.stopped_by_signals(running):
-                await running.stopped.wait()
-        finally:
-            for task in (world, welcome):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+    with app.stopped_by_signals() as stopped:
+        async with app.server(settings, conninfo, stopped=stopped) as running:
+            pages = Path(str(resources.files("momentum_sync"))) / "web"
+            running.api.mount("/demo", StaticFiles(directory=pages))
+            world = asyncio.ensure_future(live(conninfo, pace=pace))
+            world.add_done_callback(lambda _: stopped.set())
+            welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, secret, conninfo)))
+            try:
+                await stopped.wait()
+            finally:
+                for task in (world, welcome):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
 
 
 async def _greet(running: app.Running, text: str) -> None:
@@ -87,7 +88,7 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
     lines = ["", "Momentum Sync runs. Open, side by side:", ""]
     coach = urlencode(
         [
-            ("access_token", sign(secret, COACH.id, Role.coach, _LINKS_LAST)),
+            ("access_token", sign(secret, COACH.id, Role.coach, _LINKS_LAST, audience=_AUDIENCE)),
             ("name", COACH.name),
             *(("person", f"{person.id} {person.name}") for person in PEOPLE),
         ]
@@ -96,7 +97,7 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
     for person in PEOPLE[:2]:
         user = urlencode(
             [
-                ("access_token", sign(secret, person.id, Role.user, _LINKS_LAST)),
+                ("access_token", sign(secret, person.id, Role.user, _LINKS_LAST, audience=_AUDIENCE)),
                 ("user_id", str(person.id)),
                 ("name", person.name),
             ]

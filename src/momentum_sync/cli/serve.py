@@ -74,6 +74,6 @@ def run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, conninfo: str) -> None:
-    async with app.server(settings, conninfo) as running:
-        with app.stopped_by_signals(running):
-            await running.stopped.wait()
+    with app.stopped_by_signals() as stopped:
+        async with app.server(settings, conninfo, stopped=stopped):
+            await stopped.wait()

@@ -48,16 +48,16 @@ def token(
         lifetime = duration(expires)
         if lifetime is None:
             raise Unsuitable(f"--expires {expires} is no duration.", "Write a number with s, m, h or d: 1h")
-    typer.echo(sign(secret, user, role, lifetime))
+    typer.echo(sign(secret, user, role, lifetime, audience=settings.jwt_audience))
 
 
-def sign(secret: str, user: UUID | None, role: Role, lifetime: timedelta) -> str:
+def sign(secret: str, user: UUID | None, role: Role, lifetime: timedelta, *, audience: str) -> str:
     """An HS256 token as Supabase Auth would sign it."""
     now = int(time.time())
     claims: dict[str, object] = {"iat": now, "exp": now + int(lifetime.total_seconds())}
     if role is Role.service_role:
         claims["role"] = "service_role"
     else:
-        claims |= {"sub": str(user), "role": "authenticated", "aud": "authenticated"}
+        claims |= {"sub": str(user), "role": "authenticated", "aud": audience}
         claims["app_metadata"] = {} if role is Role.user else {"role": role.value}
     return jwt.encode(claims, secret, algorithm="HS256")

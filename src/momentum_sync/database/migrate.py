@@ -63,15 +63,19 @@ def migrate(conninfo: str, *, tell: Callable[[str], None]) -> list[str]:
     `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
     when the database refuses, with the statement's own message.
     """
+    with connect(conninfo, application_name="momentum-sync migrate") as connection:
+        connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
+        connection.execute("set client_min_messages = warning")
+        _lock(connection)
+        try:
+            return _apply(connection, tell)
+        finally:
+            connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
+
+
+def _lock(connection: Connection[TupleRow]) -> None:
     try:
-        with connect(conninfo, application_name="momentum-sync migrate") as connection:
-            connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
-            connection.execute("set client_min_messages = warning")
-            connection.execute("select pg_advisory_lock(%s)", (_LOCK,))
-            try:
-                return _apply(connection, tell)
-            finally:
-                connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
+        connection.execute("select pg_advisory_lock(%s)", (_LOCK,))
     except errors.LockNotAvailable as error:
         raise Unsuitable(
             "Another migration has held its lock for a minute.", "Wait for it to end, then run `momentum-sync migrate`."
@@ -106,8 +110,11 @@ def _run(connection: Connection[TupleRow], what: str, sql: str, *, record: Migra
             f"The database refused {what}: {_sentence(error)}.",
             "Run `momentum-sync migrate` with the role that owns the tables (on Supabase: postgres).",
         ) from error
-    except errors.LockNotAvailable:
-        raise
+    except errors.LockNotAvailable as error:
+        raise Unsuitable(
+            f"{what} waited for a minute for a table that somebody holds, and was rolled back.",
+            "End the transaction that holds it (select * from pg_stat_activity), then run `momentum-sync migrate`.",
+        ) from error
     except psycopg.DatabaseError as error:
         raise Unsuitable(
             f"{what} failed and was rolled back: {_sentence(error)}.",

@@ -33,9 +33,11 @@ class _Envelope(msgspec.Struct):
 
 
 class _Head(msgspec.Struct):
-    event_type: str = ""
-    user_id: str | None = None
-    cache_keys: list[str] = msgspec.field(default_factory=list)
+    """What routing needs of an event. An operator's event may have anything under these names."""
+
+    event_type: object = None
+    user_id: object = None
+    cache_keys: object = None
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
@@ -76,8 +78,10 @@ class Event:
         """An event from its parts. Malformed if `body` is not the JSON object of an event."""
         try:
             head = _head.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"not an event: {error}") from None
+        user_id = head.user_id if isinstance(head.user_id, str) else None
+        cache_keys = head.cache_keys if isinstance(head.cache_keys, list) else []
         return cls(
             number=number,
             commit_lsn=place[0],
@@ -86,9 +90,9 @@ class Event:
             committed_at=committed_at,
             channels=channels,
             body=body,
-            event_type=head.event_type,
-            cache_keys=tuple(head.cache_keys),
-            keys=tuple(route(channel, head.user_id) for channel in channels),
+            event_type=head.event_type if isinstance(head.event_type, str) else "",
+            cache_keys=tuple(key for key in cache_keys if isinstance(key, str)),
+            keys=tuple(route(channel, user_id) for channel in channels),
             size=len(body) + sum(map(len, channels)) + 500,
         )
 
@@ -98,7 +102,7 @@ def open_envelope(content: bytes) -> tuple[tuple[str, ...], bytes]:
     try:
         content.decode()  # msgspec does not look inside a Raw
         envelope = _envelope.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not an envelope: {error}") from None
     body = bytes(envelope.event)
     if not body.startswith(b"{"):

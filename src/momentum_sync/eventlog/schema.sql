@@ -24,10 +24,12 @@ create index if not exists event_log_xid_idx on momentum.event_log
 -- The history that numbers count in, the last event of it, who writes it now, and how far the slot may have been
 -- confirmed: never further than the log is complete. Retention may empty the log; this row stays.
 create table if not exists momentum.stream (
-    slot text primary key,
+    single boolean primary key default true check (single),
+    slot text not null,
     epoch text not null,
     system_identifier text not null,
     timeline integer not null,
+    first_number bigint not null,
     last_number bigint not null,
     last_lsn pg_lsn not null,
     last_index integer not null,

@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-import msgspec
 from psycopg import AsyncConnection, errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import FencedOff
+from momentum_sync.errors import FencedOff, Unavailable
 from momentum_sync.eventlog.event import Event
 
 _SQL = queries.load(__package__)
 _DAYS_AHEAD = 2
+_MOST_UNSEEN = 5_000
+# An append waits behind whoever waits for the table, so waiting must be short.
+_PARTITION_LOCK_TIMEOUT = "500ms"
 _PREFIX = "event_log_"
 
 
@@ -49,25 +51,19 @@ class EventLog:
     def __init__(self, conninfo: str, slot: str) -> None:
         self._slot = slot
         self._holder = uuid.uuid4()
-        self._pool: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=4,
-            timeout=10.0,
-            open=False,
-            configure=_configure,
-            check=AsyncConnectionPool.check_connection,
-            reconnect_timeout=60.0,
-            kwargs={"autocommit": True, "application_name": "momentum-sync log", "connect_timeout": 5},
-            name="log",
-        )
+        self._first = 1
+        # Apart, so that what clients ask for never keeps an append waiting.
+        self._pool = _pool(conninfo, "log", size=4)
+        self._reads = _pool(conninfo, "log reads", size=2)
 
     async def open(self) -> None:
         """Starts connecting in the background; work waits until there is a connection."""
         await self._pool.open(wait=False)
+        await self._reads.open(wait=False)
 
     async def close(self) -> None:
         """Closes the connections."""
+        await self._reads.close(timeout=5.0)
         await self._pool.close(timeout=5.0)
 
     async def take_over(self, facts: SlotFacts) -> Standing:
@@ -78,13 +74,18 @@ class EventLog:
         """
         self._holder = uuid.uuid4()
         async with self._pool.connection() as connection, connection.transaction():
-            row = await _one(connection, "stream", slot=self._slot)
+            row = await _one(connection, "stream")
             (ceiling,) = await _sure(connection, "next_xid")
             if row is not None:
-                epoch, system_identifier, timeline, confirmed, number, last_lsn, last_index = row
+                slot, epoch, system_identifier, timeline, confirmed, first, number, last_lsn, last_index, exists = row
+                if slot != self._slot and exists:
+                    raise FencedOff(
+                        f"the log of this database belongs to the slot {slot}; drop that, or set MOMENTUM_SLOT={slot}"
+                    )
                 same_wal = (system_identifier, timeline) == (facts.system_identifier, facts.timeline)
-                if same_wal and facts.confirmed_lsn <= lsn.parse(confirmed):
-                    await connection.execute(_SQL["keep_stream"], {"slot": self._slot, "holder": self._holder})
+                if slot == self._slot and same_wal and facts.confirmed_lsn <= lsn.parse(confirmed):
+                    await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
+                    self._first = first
                     return Standing(epoch, number, (lsn.parse(last_lsn), last_index), ceiling)
             (number,) = await _sure(connection, "last_number")
             epoch = secrets.token_hex(4)
@@ -100,6 +101,7 @@ class EventLog:
                     "holder": self._holder,
                 },
             )
+            self._first = number + 1
             return Standing(epoch, number, (0, 0), ceiling)
 
     async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
@@ -107,29 +109,20 @@ class EventLog:
 
         FencedOff if another instance has taken over.
         """
-        batch = msgspec.json.encode(
-            [
-                {
-                    "number": event.number,
-                    "commit_lsn": lsn.text(event.commit_lsn),
-                    "commit_index": event.commit_index,
-                    "xid": event.xid,
-                    "committed_at": event.committed_at,
-                    "channels": event.channels,
-                    "event": msgspec.Raw(event.body),
-                }
-                for event in events
-            ]
-        )
         last = events[-1]
         parameters = {
-            "slot": self._slot,
             "holder": self._holder,
             "confirmed_lsn": lsn.text(confirmed),
             "last_number": last.number,
             "last_lsn": lsn.text(last.commit_lsn),
             "last_index": last.commit_index,
-            "events": batch.decode(),
+            "numbers": [event.number for event in events],
+            "lsns": [lsn.text(event.commit_lsn) for event in events],
+            "indexes": [event.commit_index for event in events],
+            "xids": [event.xid for event in events],
+            "times": [event.committed_at for event in events],
+            "channels": [_array(event.channels) for event in events],
+            "bodies": [event.body.decode() for event in events],
         }
         async with self._pool.connection() as connection:
             try:
@@ -142,44 +135,62 @@ class EventLog:
 
     async def confirm(self, confirmed: int) -> None:
         """Makes durable that the log is complete up to a place with no event before it. FencedOff as in `append`."""
-        parameters = {"slot": self._slot, "holder": self._holder, "confirmed_lsn": lsn.text(confirmed)}
+        parameters = {"holder": self._holder, "confirmed_lsn": lsn.text(confirmed)}
         async with self._pool.connection() as connection:
             if await _one(connection, "confirm", **parameters) is None:
                 raise FencedOff("another instance has taken over the log")
 
     async def unseen(self, snapshot: Snapshot, channels: Sequence[str], *, below: int) -> list[Event]:
-        """The logged events on any of the channels, numbered below `below`, that the snapshot does not see."""
-        async with self._pool.connection() as connection:
+        """The logged events on any of the channels, numbered below `below`, that the snapshot does not see.
+
+        Unavailable if they are more than a snapshot can be stitched to.
+        """
+        async with self._reads.connection() as connection:
             cursor = await connection.execute(
-                _SQL["unseen"], {"xmin": snapshot.xmin, "below": below, "channels": list(channels)}
+                _SQL["unseen"],
+                {
+                    "snapshot": str(snapshot),
+                    "xmin": snapshot.xmin,
+                    "first": self._first,
+                    "below": below,
+                    "channels": list(channels),
+                    "limit": _MOST_UNSEEN + 1,
+                },
             )
-            return [
-                Event.build(
-                    number=number,
-                    place=(lsn.parse(commit_lsn), commit_index),
-                    xid=xid,
-                    committed_at=committed_at,
-                    channels=tuple(held),
-                    body=body.encode(),
-                )
-                async for number, commit_lsn, commit_index, xid, committed_at, held, body in cursor
-                if not snapshot.sees(xid)
-            ]
+            rows = await cursor.fetchall()
+        if len(rows) > _MOST_UNSEEN:
+            raise Unavailable("A transaction has been open for so long that a snapshot would miss too much; try later.")
+        return [
+            Event.build(
+                number=number,
+                place=(lsn.parse(commit_lsn), commit_index),
+                xid=xid,
+                committed_at=committed_at,
+                channels=tuple(held),
+                body=body.encode(),
+            )
+            for number, commit_lsn, commit_index, xid, committed_at, held, body in rows
+        ]
 
     async def keep_partitions(self, *, retention: timedelta | None) -> list[str]:
         """Makes the partitions of the coming days and drops those wholly older than `retention`.
 
-        Returns the names of what it dropped. Two instances may do it at once.
+        Returns the names of what it dropped. Two instances may do it at once. psycopg.errors.LockNotAvailable while
+        somebody else uses the log for long; what is there stays.
         """
-        today = datetime.now(UTC).date()
+        now = datetime.now(UTC)
+        today = now.date()
         async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute(f"set local lock_timeout = '{_PARTITION_LOCK_TIMEOUT}'")
             await connection.execute(_SQL["lock_partitions"])
             cursor = await connection.execute(_SQL["partitions"])
             held = {str(name) async for (name,) in cursor}
             for day in (today + timedelta(days=ahead) for ahead in range(-1, _DAYS_AHEAD + 1)):
                 if _name(day) not in held:
-                    await connection.execute(_partition(day))
-            expired = [name for name in sorted(held) if retention is not None and _day(name) < today - retention]
+                    for statement in _partition(day):
+                        await connection.execute(statement)
+            oldest = None if retention is None else (now - retention).date()
+            expired = [name for name in sorted(held) if oldest is not None and _day(name) < oldest]
             for name in expired:
                 await connection.execute(sql.SQL("drop table momentum.{}").format(sql.Identifier(name)))
         return expired
@@ -201,9 +212,25 @@ class EventLog:
             return int(deleted)
 
 
+def _pool(conninfo: str, name: str, *, size: int) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
+    return AsyncConnectionPool(
+        conninfo,
+        min_size=1,
+        max_size=size,
+        timeout=10.0,
+        open=False,
+        configure=_configure,
+        check=AsyncConnectionPool.check_connection,
+        reconnect_timeout=60.0,
+        kwargs={"autocommit": True, "application_name": f"momentum-sync {name}", "connect_timeout": 5},
+        name=name,
+    )
+
+
 async def _configure(connection: AsyncConnection[TupleRow]) -> None:
-    # A log that a crash can take back while the slot has moved on would lose events, whatever the database's default.
-    await connection.execute("set synchronous_commit = on")
+    # Never off: a log that a crash can take back, while the slot has moved on, would lose events. Not on either: it
+    # would wait for standbys, and what capture confirms to the WAL sender waits for it.
+    await connection.execute("set synchronous_commit = local")
     await connection.execute("set statement_timeout = '60s'")
 
 
@@ -226,11 +253,18 @@ def _day(name: str) -> date:
     return datetime.strptime(name.removeprefix(_PREFIX), "%Y%m%d").replace(tzinfo=UTC).date()
 
 
-def _partition(day: date) -> sql.Composed:
-    return sql.SQL(
-        "create table if not exists momentum.{} partition of momentum.event_log for values from ({}) to ({})"
-    ).format(
-        sql.Identifier(_name(day)),
-        sql.Literal(f"{day} 00:00:00+00"),
-        sql.Literal(f"{day + timedelta(days=1)} 00:00:00+00"),
+def _partition(day: date) -> tuple[sql.Composed, sql.Composed]:
+    """A table, then its attachment, which blocks no append as `create table … partition of` does."""
+    name = sql.Identifier(_name(day))
+    return (
+        sql.SQL("create table momentum.{} (like momentum.event_log including defaults)").format(name),
+        sql.SQL("alter table momentum.event_log attach partition momentum.{} for values from ({}) to ({})").format(
+            name, sql.Literal(f"{day} 00:00:00+00"), sql.Literal(f"{day + timedelta(days=1)} 00:00:00+00")
+        ),
     )
+
+
+def _array(texts: Sequence[str]) -> str:
+    """PostgreSQL's text form of a text[]."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"

@@ -29,7 +29,10 @@ class Hello:
 
 def address(target: str) -> dict[str, str]:
     """The query of a request's target, the last value of each name. NotFound if there is no socket at its path."""
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        raise BadRequest("bad_address", "The address cannot be read.") from None
     if parts.path not in PATHS:
         raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
@@ -69,5 +72,9 @@ def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...])
     """
     if origin is None or "*" in allowed or origin in allowed:
         return
-    if urlsplit(origin).netloc != host:
+    try:
+        page = urlsplit(origin).netloc
+    except ValueError:
+        page = None
+    if page is None or page != host:
         raise Forbidden("Pages of this origin may not connect here; see MOMENTUM_ALLOWED_ORIGINS.", "forbidden_origin")

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from momentum_sync import __version__, observe
 from momentum_sync.errors import BadRequest, RequestError, TooLarge
@@ -81,9 +82,10 @@ _REFUSALS: dict[int | str, dict[str, object]] = {
 
 async def _identify(request: Request) -> Identity:
     gateway: Gateway = request.app.state.gateway
-    return await gateway.authenticator.authenticate(
-        authorization=request.headers.get("authorization"), apikey=request.headers.get("apikey")
-    )
+    authorization = request.headers.get("authorization")
+    if authorization is None and gateway.token_in_query and "access_token" in request.query_params:
+        authorization = f"Bearer {request.query_params['access_token']}"
+    return await gateway.authenticator.authenticate(authorization=authorization, apikey=request.headers.get("apikey"))
 
 
 Caller = Annotated[Identity, Depends(_identify)]
@@ -127,13 +129,9 @@ def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_i
         )
         return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
 
-    async def websocket_only() -> Response:
-        raise BadRequest("upgrade_required", "This address speaks WebSocket; open it with `wss://` or `ws://`.")
-
     api.include_router(sync)
     api.include_router(sync, prefix=PREFIX, include_in_schema=False)
-    for path in (PREFIX, "/ws"):
-        api.add_api_route(path, websocket_only, methods=["GET"], include_in_schema=False)
+    _add_unlisted(api)
     _answer_errors(api)
     api.middleware("http")(_bounded)
     api.add_middleware(
@@ -144,6 +142,20 @@ def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_i
         max_age=600,
     )
     return api
+
+
+def _add_unlisted(api: FastAPI) -> None:
+    """What the description of the API leaves out: itself under the prefix, and the sockets' addresses."""
+
+    async def openapi() -> Response:
+        return JSONResponse(api.openapi())
+
+    async def websocket_only() -> Response:
+        raise BadRequest("upgrade_required", "This address speaks WebSocket; open it with `wss://` or `ws://`.")
+
+    api.add_api_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
+    for path in (PREFIX, "/ws"):
+        api.add_api_route(path, websocket_only, methods=["GET"], include_in_schema=False)
 
 
 def _answer(data: msgspec.Raw) -> Response:

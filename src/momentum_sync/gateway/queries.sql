@@ -40,11 +40,11 @@ from (
 
 -- name: mark_read
 -- Clicked is further than opened, and the first opening is the one that counts.
-with marked as (
-    update public.momentum_notifications m
-    set status = 'opened', opened_at = coalesce(m.opened_at, now())
-    where m.id = %(notification_id)s and m.user_id = %(user_id)s and m.status not in ('opened', 'clicked')
-    returning m.id
-)
-select exists (select from marked) or exists (
-    select from public.momentum_notifications m where m.id = %(notification_id)s and m.user_id = %(user_id)s)
+update public.momentum_notifications m
+set status = 'opened', opened_at = coalesce(m.opened_at, now())
+where m.id = %(notification_id)s and m.user_id = %(user_id)s and m.status not in ('opened', 'clicked')
+
+-- name: is_read
+select m.status in ('opened', 'clicked')
+from public.momentum_notifications m
+where m.id = %(notification_id)s and m.user_id = %(user_id)s

@@ -23,6 +23,7 @@ _BURST = 100.0
 _MESSAGES_A_SECOND = 20.0
 _UNREADABLE_IN_A_ROW = 5
 _PENDING_KEYS = 1_000
+_MAX_CHANNELS = 2_000
 _WARN_BEFORE_EXPIRY_S = 60.0
 _SILENT_HEARTBEATS = 3
 
@@ -214,6 +215,10 @@ class Session:
         if refused:
             sentence = "Not allowed to have these channels; the others are unchanged."
             self._out.append(messages.error("forbidden", sentence, now, ref, refused=refused))
+            return
+        if len(self.channels.keys() | set(granted)) > _MAX_CHANNELS:
+            sentence = f"A connection holds at most {_MAX_CHANNELS} channels; the others are unchanged."
+            self._out.append(messages.error("too_many_channels", sentence, now, ref))
             return
         self._hold(granted)
         self._confirm(now, ref)

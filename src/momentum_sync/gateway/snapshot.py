@@ -118,11 +118,18 @@ class Desk:
             return msgspec.Raw(str(text).encode())
 
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:
-        """Marks a notification of the user's as opened. NotFound if there is none that the caller may see."""
+        """Marks a notification of the user's as opened.
+
+        NotFound if there is none that the caller may see, Forbidden if the caller may see it and not change it.
+        """
+        asked = {"user_id": user_id, "notification_id": notification_id}
         async with self._pool.as_caller(identity) as connection:
-            (found,) = await _row(connection, "mark_read", user_id=user_id, notification_id=notification_id)
-        if not found:
+            await connection.execute(_SQL["mark_read"], asked)
+            row = await (await connection.execute(_SQL["is_read"], asked)).fetchone()
+        if row is None:
             raise NotFound("There is no such notification.")
+        if not row[0]:
+            raise Forbidden("This token does not allow changing that notification.")
 
 
 async def _row(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow:

@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, cast
 
 import msgspec
@@ -39,6 +40,7 @@ from momentum_sync.wire.messages import MAX_FRAME, frame
 
 _HANDSHAKE_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 5.0
+_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._working = False
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._most: int | None = None
+        self._gone = False
 
     # asyncio's side
 
@@ -94,7 +99,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
-        for timer in (self._ticker, self._aborter):
+        self._gone = True
+        for timer in (self._ticker, self._aborter, self._patience):
             if timer is not None:
                 timer.cancel()
         if self._greeted:
@@ -103,6 +109,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._ws.receive_data(data)
+        if self._ws.state is State.CONNECTING and self._ws.handshake_exc is not None:
+            self._ws.data_to_send()  # what it would say, which is no JSON
+            self._reject(BadRequest("bad_handshake", "The request is too large, or no WebSocket handshake."))
+            return
         if self._greeted:
             self.session.heard(time.time())
         for event in self._ws.events_received():
@@ -110,22 +120,35 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._spawn(self._begin(event))
             elif isinstance(event, Frame):
                 self._frame(event)
-        self._write_protocol()
-        if self._ws.state is not State.CONNECTING and self._ws.close_expected():
-            self._end()
-        elif self._inbox and not self._working:
+        if self._inbox and self._greeted and not self._working:
             self._work_through()
+        self._write_protocol()
+        if self._ws.close_rcvd is not None or self._ws.parser_exc is not None:
+            self._end()
 
     def eof_received(self) -> None:
         self._ws.receive_eof()
         self._transport.close()
 
     def pause_writing(self) -> None:
-        """The client does not read, and what waits for it has reached the bound."""
-        self._finish(Close.TOO_SLOW)
+        """What waits for the client has reached the bound: one large message, or a client that does not read."""
+        waiting = self._transport.get_write_buffer_size()
+        self._most = waiting + self.gateway.send_buffer
+        self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
 
     def resume_writing(self) -> None:
-        """It has read after all; the close frame is on its way regardless."""
+        """The client has read most of it."""
+        self._most = None
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def _still_waiting(self, before: int) -> None:
+        """A client that has read nothing for a while is too slow; one that reads has time."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting >= before:
+            self._finish(Close.TOO_SLOW)
+        else:
+            self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
 
     def shutdown(self) -> None:
         """uvicorn ends."""
@@ -134,6 +157,8 @@ class WebSocketProtocol(asyncio.Protocol):
     # The handshake
 
     async def _begin(self, request: Request) -> None:
+        if self._gone:
+            return
         self._transport.pause_reading()
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
@@ -147,6 +172,8 @@ class WebSocketProtocol(asyncio.Protocol):
         except Exception as error:
             observe.failed("handshake", error)
             self._reject(Unavailable("Something went wrong here; try again in a moment."))
+            return
+        if self._over():
             return
         response = self._ws.accept(request)
         if response.status_code != 101:
@@ -183,16 +210,16 @@ class WebSocketProtocol(asyncio.Protocol):
             headers["WWW-Authenticate"] = "Bearer"
         if status == 503:
             headers["Retry-After"] = "1"
-        self._ws.send_response(Response(status, "Refused", headers, body))
-        self._write_protocol()
-        self._transport.close()
+        if not self._gone:
+            self._transport.write(Response(status, HTTPStatus(status).phrase, headers, body).serialize())
+            self._transport.close()
 
     async def _greet(self, hello: Hello, identity: Identity) -> None:
         now = time.time()
         self.session = Session(
             identity, hello.user_id, hello.client_id, heartbeat=self.gateway.heartbeat, now=now
         )  # fmt: skip
-        if self._transport.is_closing():
+        if self._gone:
             return
         self._greeted = True
         if not self.gateway.router.admit(self):
@@ -211,6 +238,8 @@ class WebSocketProtocol(asyncio.Protocol):
         except Exception as error:
             observe.failed("greeting", error)
             self._finish(Close.RESTART)
+            return
+        if self._over():
             return
         self.session.greet(greeting, time.time())
         self.gateway.router.follow(self)
@@ -260,6 +289,8 @@ class WebSocketProtocol(asyncio.Protocol):
             observe.failed("message", error)
             session.refuse(Unavailable("Something went wrong here; try again in a moment."), time.time(), ref)
         self._working = False
+        if self._over():
+            return
         self.gateway.router.follow(self)
         if isinstance(work, CheckToken):
             self._tick()
@@ -290,26 +321,30 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Writes whole frames, past the session."""
+        if self._gone or self._closed_with is not None:
+            return
         self._transport.write(data)
+        if self._most is not None and self._transport.get_write_buffer_size() > self._most:
+            self._finish(Close.TOO_SLOW)
 
     def flush(self) -> None:
         """Writes what the session has to send, and ends the connection if the session does."""
         out = self.session.to_send()
-        if out and self._closed_with is None:
-            self._transport.write(b"".join(map(frame, out)))
+        if out:
+            self.write(b"".join(map(frame, out)))
         if self.session.closing is not None:
             self._finish(self.session.closing)
 
     def _write_protocol(self) -> None:
         for data in self._ws.data_to_send():
-            if data:
+            if data and not self._gone:
                 self._transport.write(data)
 
     def _tick(self) -> None:
         """Lets the session look at the clock, and comes again when it says so."""
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._transport.is_closing() or self._closed_with is not None:
+        if self._gone or self._closed_with is not None:
             return
         now = time.time()
         if self.session.silent(now):
@@ -322,12 +357,17 @@ class WebSocketProtocol(asyncio.Protocol):
             self._write_protocol()
         self._ticker = self._loop.call_later(max(0.05, again - now), self._tick)
 
+    def _over(self) -> bool:
+        """Whether the connection has ended, or is ending, so that nothing more is written."""
+        return self._gone or self._closed_with is not None
+
     def _finish(self, why: Close) -> None:
         """Sends a close frame, once, and does not wait long for the answer."""
-        if self._closed_with is not None or self._transport.is_closing():
+        if self._closed_with is not None or self._gone or self._transport.is_closing():
             return
         self._closed_with = why.code
         if self._greeted:
+            self.session.close(why)
             self.gateway.router.leave(self)
         if self._ws.state is not State.OPEN:
             self._transport.close()

@@ -31,29 +31,35 @@ class Authenticator:
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
         self._lock = asyncio.Lock()
+        self._refreshing: asyncio.Future[None] | None = None
 
     async def authenticate(self, *, authorization: str | None, apikey: str | None) -> Identity:
         """The caller behind a request's `Authorization` and `apikey`. Raises Unauthenticated or Unavailable."""
-        alone = api_key(apikey, self._rules) if apikey is not None else None
         token = bearer(authorization)
-        if token is None or token == apikey:
-            if alone is None:
-                raise Unauthenticated("A token is needed: `Authorization: Bearer <token>`.")
-            return alone
-        return await self.verify(token)
+        if token is not None and token != apikey:
+            return await self.verify(token)
+        alone = api_key(apikey, self._rules) if apikey is not None else None
+        if alone is None:
+            raise Unauthenticated("A token is needed: `Authorization: Bearer <token>`.")
+        return alone
 
     async def verify(self, token: str) -> Identity:
         """The identity that a token proves now. Raises Unauthenticated, or Unavailable if keys cannot be had."""
         try:
-            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S:
-                await self._refresh(self._fetched_at)
-            return verify(token, self._rules, self._keys, now=time.time())
+            identity = verify(token, self._rules, self._keys, now=time.time())
+            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S and self._refreshing is None:
+                self._refreshing = asyncio.ensure_future(self._refresh(self._fetched_at))
+                self._refreshing.add_done_callback(self._refreshed)
+            return identity
         except UnknownKey:
             fetched_at = self._fetched_at
             await self._refresh(fetched_at)
             if self._fetched_at == float("-inf") and self._url is not None:
                 raise Unavailable("The issuer's signing keys cannot be had; try again in a moment.") from None
             return verify(token, self._rules, self._keys, now=time.time())
+
+    def _refreshed(self, _: asyncio.Future[None]) -> None:
+        self._refreshing = None
 
     async def _refresh(self, known_at: float) -> None:
         """Fetches the key set, unless it was tried moments ago or another caller has just done so."""
@@ -64,9 +70,17 @@ class Authenticator:
                 return
             self._tried_at = time.monotonic()
             try:
-                self._keys = await _fetch(self._url)
+                async with asyncio.timeout(_TIMEOUT_S):
+                    self._keys = await _fetch(self._url)
                 self._fetched_at = time.monotonic()
-            except (httpx.HTTPError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
+            except (
+                httpx.HTTPError,
+                TimeoutError,
+                ValueError,
+                TypeError,
+                msgspec.MsgspecError,
+                jwt.PyJWTError,
+            ) as error:
                 observe.keys_unavailable(self._url, str(error) or type(error).__name__)
 
 

@@ -21,6 +21,7 @@ ROLES = frozenset({"authenticated", "service_role"})
 _NOT_BEFORE_LEEWAY_S = 5.0
 _FAMILIES = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 _MAX_TOKEN = 16 * 1024
+_YEAR_9999 = 253_402_300_799
 
 
 class UnknownKey(Unauthenticated):
@@ -148,7 +149,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
 
 def _number(value: object) -> float | None:
     """A time in seconds since 1970, if it can be one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _YEAR_9999:
         return None
     return float(value)
 

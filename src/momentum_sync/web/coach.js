@@ -18,6 +18,7 @@ const find = (id) => document.querySelector(`#${id}`);
 let standing = new Map();
 let queue = new Map();
 let newer = new Set();
+const days = new Map();
 let count = 0;
 
 find("name").textContent = address.has("name") ? `${address.get("name")}’s` : "The";
@@ -38,7 +39,10 @@ async function readPerson(userId) {
     read("/sync/momentum", userId),
     read("/sync/interventions", userId),
   ]);
-  if (momentum.has_data && !newer.has(userId)) standing.set(userId, momentum.momentum_state);
+  if (momentum.has_data && !newer.has(userId)) {
+    standing.set(userId, momentum.momentum_state);
+    days.set(userId, momentum.score_date);
+  }
   for (const intervention of interventions) {
     if (!newer.has(intervention.id)) queue.set(intervention.id, { ...intervention, user_id: userId });
   }
@@ -87,8 +91,14 @@ const on = {
     find("count").textContent = count;
     if (event.event_type.startsWith("momentum_score_")) {
       newer.add(event.user_id);
-      if (event.event_type === "momentum_score_deleted") standing.delete(event.user_id);
-      else standing.set(event.user_id, event.momentum_state);
+      if (event.event_type === "momentum_score_deleted") {
+        newer.delete(event.user_id);
+        standing.delete(event.user_id);
+        readPerson(event.user_id).then(show, (error) => showStatus("live", error.message));
+      } else if (event.score_date >= (days.get(event.user_id) ?? "")) {
+        days.set(event.user_id, event.score_date);
+        standing.set(event.user_id, event.momentum_state);
+      }
     } else if (event.event_type.startsWith("intervention_")) {
       newer.add(event.intervention_id);
       if (event.event_type !== "intervention_deleted" && OPEN.has(event.status)) {

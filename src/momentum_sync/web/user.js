@@ -11,6 +11,7 @@ const trend = [];
 let count = 0;
 let confirmed = 0;
 let unread = new Set();
+let day = "";
 
 find("name").textContent = address.has("name") ? `${address.get("name")}’s` : "Your";
 
@@ -54,13 +55,19 @@ function describe(event) {
 
 const on = {
   initial_state({ momentum, notifications }) {
-    if (momentum?.has_data) showScore(momentum.final_score, momentum.momentum_state);
+    if (momentum?.has_data) {
+      day = momentum.score_date;
+      showScore(momentum.final_score, momentum.momentum_state);
+    }
     unread = new Set(notifications.map((notification) => notification.id));
     find("unread").textContent = unread.size;
   },
   realtime_event({ event }) {
     if (event.event_type === "momentum_score_created" || event.event_type === "momentum_score_updated") {
-      showScore(event.final_score, event.momentum_state);
+      if (event.score_date >= day) {
+        day = event.score_date;
+        showScore(event.final_score, event.momentum_state);
+      }
     } else if (event.event_type === "push_notification") {
       const read = event.status === "opened" || event.status === "clicked";
       if (read) unread.delete(event.notification_id);

@@ -107,7 +107,8 @@ def _explain(frame: bytes, error: msgspec.ValidationError) -> BadMessage:
 
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC with milliseconds. `now` is seconds since 1970."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(now * 1000) % 1000:03d}Z"
+    seconds, milliseconds = divmod(int(now * 1000), 1000)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds:03d}Z"
 
 
 def encode(kind: str, now: float, fields: dict[str, object], ref: object = None) -> bytes:
