@@ -98,7 +98,7 @@ async def test_what_was_written_while_the_server_was_down_is_in_the_log_afterwar
         assert [number for number, _ in await until_logged(db, 4)] == [1, 2, 3, 4]
         async with server.live(user) as client:
             add_notification(db, user)
-            assert (await client.next())["event"]["id"].endswith("-5")
+            assert (await client.next())["event"]["id"].split(".")[0].endswith("-5")
 
 
 async def test_a_second_instance_waits_for_the_slot_and_takes_over(start: Start, db: Sql, user: UUID) -> None:
@@ -118,7 +118,7 @@ async def test_a_second_instance_waits_for_the_slot_and_takes_over(start: Start,
             assert (await until_state(second, "live"))["capture"]["last_event_id"] == f"{epoch}-1"
             async with second.live(user) as client:
                 add_notification(db, user)
-                assert (await client.next())["event"]["id"] == f"{epoch}-2"
+                assert (await client.next())["event"]["id"].split(".")[0] == f"{epoch}-2"
 
 
 async def test_a_foreign_message_under_our_prefix_stops_nothing(server: Server, db: Sql, user: UUID) -> None:

@@ -178,13 +178,7 @@ class Session:
         self.seen = greeting.seen
         self._epoch = greeting.last_id.epoch
         self.last_id = str(greeting.last_id)
-        fields: dict[str, object] = {
-            "channels": list(self.channels),
-            "user_id": self.user_id,
-            "client_id": self.client_id,
-            "resumed": False,
-            "replayed": 0,
-        }
+        fields = self._subscription()
         if greeting.refused:
             fields["refused"] = greeting.refused
         if greeting.reason is not None:
@@ -244,14 +238,17 @@ class Session:
         for channel in channels:
             self.channels[channel] = route(channel, user_id)
 
-    def _confirm(self, now: float, ref: object) -> None:
-        fields: dict[str, object] = {
+    def _subscription(self) -> dict[str, object]:
+        return {
             "channels": list(self.channels),
             "user_id": self.user_id,
             "client_id": self.client_id,
             "resumed": False,
             "replayed": 0,
         }
+
+    def _confirm(self, now: float, ref: object) -> None:
+        fields = self._subscription()
         self._out.append(messages.encode("subscription_confirmed", now, fields, ref))
 
     # From the feed
