@@ -10,7 +10,8 @@ import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 
 import psycopg
@@ -26,8 +27,10 @@ from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
 from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.eventlog.window import Window
+from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.http_api import make_api
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.snapshot import Desk
@@ -35,12 +38,15 @@ from momentum_sync.gateway.websocket import Gateway, protocol_for
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Rules
 from momentum_sync.settings import Settings
+from momentum_sync.wire.close import Close
 
 _HOUSEKEEPING_S = 3600.0
 # The window holds hundreds of thousands of long-lived objects without a cycle among them. Looking through all of them
 # stops every event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it comes with the housekeeping.
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
+_BATCH_AT_LEAST = 50
+_BATCH_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +122,12 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         pool = CallerPool(conninfo, size=settings.pool_size)
         await pool.open()
         stack.push_async_callback(pool.close)
+        history = History(feed, log)
         gateway = Gateway(
-            desk=Desk(pool, feed, log),
+            desk=Desk(pool, feed, history),
+            history=history,
             router=router,
+            backlog=Backlog(each=settings.send_buffer_bytes, total=settings.send_total_bytes),
             authenticator=Authenticator(token_rules(settings)),
             live=lambda: capture.state == "live",
             lag=lambda: capture.lag(time.time()),
@@ -127,11 +136,48 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             allowed_origins=settings.allowed_origins,
             token_in_query=settings.token_in_query,
         )
-        api = make_api(gateway, capture_state=lambda: capture.state, last_event_id=lambda: str(feed.last_id))
-        await stack.enter_async_context(_background(capture.run(), stopped))
+        api = make_api(
+            gateway,
+            capture_state=lambda: capture.state,
+            last_event_id=lambda: str(feed.last_id),
+            slot=lambda: asdict(capture.slot),
+        )
+        await stack.enter_async_context(_capturing(capture, stopped))
         await stack.enter_async_context(_background(_keep_house(log, settings), stopped))
         url = await stack.enter_async_context(_listening(settings, api, gateway, stopped))
         yield Running(url, api, capture.has_begun)
+        await _drain(gateway, settings.drain.total_seconds())
+
+
+async def _drain(gateway: Gateway, seconds: float) -> None:
+    """Takes no new sockets, and sends those there are away: in batches, over `seconds` when they are many."""
+    gateway.draining = True
+    observe.stopping(len(gateway.router))
+    batch = max(_BATCH_AT_LEAST, ceil(len(gateway.router) * _BATCH_EVERY_S / seconds))
+    while connections := gateway.router.connections:
+        for connection in connections[:batch]:
+            connection.session.close(Close.RESTART)
+            connection.flush()
+        if len(connections) > batch:
+            await asyncio.sleep(_BATCH_EVERY_S)
+
+
+@asynccontextmanager
+async def _capturing(capture: Capture, stopped: asyncio.Event) -> AsyncIterator[None]:
+    """Capture in the background; at the end the slot is confirmed behind what was read, if the database is there."""
+    task = asyncio.ensure_future(capture.run())
+    task.add_done_callback(lambda _: stopped.set())
+    try:
+        yield
+    finally:
+        capture.end()
+        _, late = await asyncio.wait([task], timeout=_STOP_TIMEOUT_S)
+        if late:
+            observe.unconfirmed()
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 @asynccontextmanager
@@ -157,7 +203,6 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, stopped
         observe.listening(url)
         yield url
     finally:
-        observe.stopping()
         uvicorn_server.should_exit = True
         await serving
 
@@ -226,12 +271,19 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set, as long as this lasts. A second signal changes nothing."""
+    """An event that SIGINT and SIGTERM set. The second signal ends the process at once, wherever it is."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        stopped.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
     for number in signals:
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop)
     try:
         yield stopped
     finally:

@@ -40,9 +40,14 @@ def listening(url: str) -> None:
     _log.info("listening", url=url)
 
 
-def stopping() -> None:
-    """The server is told to end."""
-    _log.info("stopping")
+def stopping(connections: int) -> None:
+    """The server is about to end, and sends its clients away."""
+    _log.info("stopping", connections=connections)
+
+
+def unconfirmed() -> None:
+    """The server ends without having confirmed the slot; the next one reads a little again."""
+    _log.warning("stopped before the slot was confirmed")
 
 
 def development_secret() -> None:
@@ -53,9 +58,29 @@ def development_secret() -> None:
     )
 
 
-def capture_live(slot: str, epoch: str, number: int) -> None:
-    """Capture holds the slot and reads."""
-    _log.info("capture live", slot=slot, epoch=epoch, number=number)
+def capture_began(slot: str, epoch: str, number: int) -> None:
+    """Capture holds the slot and reads on after an event."""
+    _log.info("capture began", slot=slot, epoch=epoch, number=number)
+
+
+def capture_live(slot: str, number: int) -> None:
+    """All that was written before capture began has been read."""
+    _log.info("capture live", slot=slot, number=number)
+
+
+def slot_lost(slot: str, why: str) -> None:
+    """The slot had lost what it needs, and was made anew; a new history begins."""
+    _log.error("slot lost", slot=slot, why=why)
+
+
+def slot_unknown(said: str) -> None:
+    """The database does not say how the slot is."""
+    _log.debug("slot unknown", said=said)
+
+
+def history_broke(epoch: str, why: str) -> None:
+    """Events may be missing, so a new history has begun; every client gets a snapshot."""
+    _log.warning("history broke", epoch=epoch, why=why)
 
 
 def slot_busy(said: str) -> None:

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Of the embedded Postgres and the development secret."""
 
-    retention: timedelta = timedelta(days=2)
-    """How long the log keeps events, rounded up to days. A number with s, m, h or d."""
+    retention: timedelta = timedelta(days=7)
+    """How long the log keeps events, and so how long a client may be away and resume; rounded up to days."""
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Web pages that may connect, comma-separated, beside the server's own; `*` is any. What sends no Origin may."""
@@ -80,7 +80,10 @@ class Settings(BaseSettings):
     """The newest events kept in memory."""
 
     send_buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
-    """What may wait unsent for one client before it is closed as too slow."""
+    """What may wait unsent for one client; beyond it, it is sent more only as it reads."""
+
+    send_total_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024)
+    """What may wait unsent for all clients together."""
 
     max_connections: int = Field(20_000, ge=1)
     max_connections_per_user: int = Field(50, ge=1)
@@ -91,9 +94,12 @@ class Settings(BaseSettings):
     heartbeat: timedelta = timedelta(seconds=25)
     """How often a client hears that the feed is alive. Below the 30 s after which phones' networks forget."""
 
+    drain: timedelta = timedelta(seconds=10)
+    """Over how long clients are sent away when the server ends, so that they do not all come back at once."""
+
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
-    @field_validator("retention", "heartbeat", mode="before")
+    @field_validator("retention", "heartbeat", "drain", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
         if not isinstance(value, str):

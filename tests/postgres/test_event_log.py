@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -13,10 +15,10 @@ import pytest_asyncio
 
 from momentum_sync.capture.slot import check
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import FencedOff, Unavailable, Unsuitable
+from momentum_sync.errors import FencedOff, Unsuitable
 from momentum_sync.eventlog import table as module
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.table import EventLog, SlotFacts
+from momentum_sync.eventlog.table import EventLog, LogBroken, SlotFacts
 from tests.fixtures.postgres import Sql
 
 FACTS = SlotFacts(slot="s", system_identifier="7000", timeline=1, confirmed_lsn=100)
@@ -64,14 +66,6 @@ async def test_a_history_goes_on_where_the_log_ends(log: EventLog) -> None:
     await log.append([event(1), event(2)], confirmed=210)
     again = await log.take_over(replace(FACTS, confirmed_lsn=210))
     assert (again.epoch, again.number, again.place) == (first.epoch, 2, (202, 0))
-
-
-async def test_a_history_goes_on_after_retention_has_emptied_the_log(log: EventLog, db: Sql) -> None:
-    first = await log.take_over(FACTS)
-    await log.append([event(1), event(2)], confirmed=210)
-    db.execute("truncate momentum.event_log")
-    again = await log.take_over(FACTS)
-    assert (again.epoch, again.number) == (first.epoch, 2)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +123,9 @@ async def test_what_a_snapshot_has_not_seen(log: EventLog) -> None:
         confirmed=300,
     )
     snapshot = Snapshot.parse("10:20:11")
-    assert [event.number for event in await log.unseen(snapshot, ["c"], below=6)] == [2, 5]
-    assert [event.number for event in await log.unseen(snapshot, ["c"], below=7)] == [2, 5, 6]
-    found = await log.unseen(snapshot, ["c"], below=3)
-    assert found == [event(2, xid=11)]
+    assert await log.first_unseen(snapshot, ["c"], below=6) == 2
+    assert await log.first_unseen(Snapshot.parse("10:20:"), ["c"], below=7) == 5
+    assert await log.first_unseen(Snapshot.parse("10:20:"), ["c"], below=5) is None
 
 
 async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log: EventLog) -> None:
@@ -140,18 +133,116 @@ async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log
     await log.append([event(1, xid=1_000_000)], confirmed=210)
     await log.take_over(replace(FACTS, system_identifier="restored elsewhere"))
     await log.append([event(2, xid=12)], confirmed=220)
-    assert [event.number for event in await log.unseen(Snapshot.parse("10:20:12"), ["c"], below=9)] == [2]
+    assert await log.first_unseen(Snapshot.parse("10:20:12"), ["c"], below=9) == 2
 
 
-async def test_more_than_a_snapshot_can_be_stitched_to_is_refused(
-    log: EventLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_MOST_UNSEEN", 2)
+async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log: EventLog, db: Sql) -> None:
+    epoch = (await log.take_over(FACTS)).epoch
+    history = [
+        event(number, xid=10 + number, channels=(("c",), ("d", "c"), ("e",))[number % 3], text="x" * 100)
+        for number in range(1, 41)
+    ]
+    await log.append(history, confirmed=300)
+    wanted = [each for each in history if set(each.keys) & {"c", "d"} and each.number > 4]
+    for most in (0, 150, 400, 10_000):
+        found: list[Event] = []
+        place = 4
+        while place < 40:
+            page = await log.after(epoch, place, ["c", "d"], below=41, most=most)
+            assert page is not None
+            assert page[1] > place
+            found += page[0]
+            place = page[1]
+        assert found == wanted
+    assert await log.count_after(epoch, 4, ["c", "d"], None, below=41) == len(wanted)
+    seen = Snapshot.parse("20:60:33")
+    assert await log.count_after(epoch, 4, ["c", "d"], seen, below=41) == len(
+        [each for each in wanted if not seen.sees(each.xid)]
+    )
+    assert await log.after(epoch, 30, ["c"], below=21, most=9) == ([], 20)
+    assert await log.after("00000000", 4, ["c"], below=41, most=9) is None
+    db.execute("delete from momentum.event_log where number <= 5")
+    assert await log.after(epoch, 4, ["c"], below=41, most=9) is None
+    assert await log.count_after(epoch, 4, ["c"], None, below=41) is None
+    assert await log.after(epoch, 5, ["c"], below=41, most=9) is not None
+
+
+async def test_a_page_has_a_bound_in_rows(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAGE_ROWS", 3)
+    epoch = (await log.take_over(FACTS)).epoch
+    await log.append([event(number) for number in range(1, 9)], confirmed=300)
+    page = await log.after(epoch, 0, ["c"], below=9, most=1_000_000)
+    assert page is not None
+    assert ([each.number for each in page[0]], page[1]) == ([1, 2, 3], 3)
+
+
+async def test_the_newest_events_come_with_the_standing(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NEWEST_ROWS", 3)
     await log.take_over(FACTS)
-    await log.append([event(number, xid=30) for number in (1, 2, 3)], confirmed=300)
-    assert len(await log.unseen(Snapshot.parse("10:20:"), ["c"], below=3)) == 2
-    with pytest.raises(Unavailable):
-        await log.unseen(Snapshot.parse("10:20:"), ["c"], below=9)
+    events = [event(number) for number in range(1, 9)]
+    await log.append(events, confirmed=210)
+    assert (await log.take_over(FACTS)).newest == events[-3:]
+    other = await log.take_over(replace(FACTS, timeline=2))
+    assert (other.newest, other.number, other.broke) == ([], 8, "the database is on another timeline")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["truncate momentum.event_log", "delete from momentum.event_log where number = 3", "delete from momentum.event_log"
+     " where number = 1"],
+    ids=["truncated", "the newest gone", "the oldest gone"],
+)  # fmt: skip
+async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
+    log: EventLog, db: Sql, damage: LiteralString, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.02)
+    first = await log.take_over(FACTS)
+    await log.append([event(1), event(2), event(3)], confirmed=210)
+    watching = asyncio.ensure_future(log.watch_whole())
+    assert (await log.take_over(FACTS)).epoch == first.epoch
+    db.execute(damage)
+    with pytest.raises(LogBroken):
+        await asyncio.wait_for(watching, 20)
+    standing = await log.take_over(FACTS)
+    assert standing.epoch != first.epoch
+    assert standing.number == 3
+    assert standing.broke == "events are missing from the log"
+    await log.append([event(4)], confirmed=220)
+    assert (await log.take_over(FACTS)).epoch == standing.epoch
+
+
+async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: EventLog, db: Sql) -> None:
+    first = await log.take_over(FACTS)
+    day = datetime.now(UTC).date() - timedelta(days=4)
+
+    def make() -> None:
+        db.execute(
+            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"
+            f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
+        )
+
+    make()
+    await log.append([event(number) for number in range(1, 6)], confirmed=210)
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number in (1, 3)")
+    assert len(await log.keep_partitions(retention=timedelta(days=2))) == 1
+    assert (await log.take_over(FACTS)).epoch == first.epoch
+    # The clock had gone back: what is left of before 3 is of no use.
+    assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
+    assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
+    make()
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number > 3")
+    await log.keep_partitions(retention=timedelta(days=2))
+    assert (await log.take_over(FACTS)).epoch == first.epoch
+    assert await log.after(first.epoch, 4, ["c"], below=6, most=9) is None
+
+
+async def test_an_event_that_cannot_be_stored_keeps_its_number(log: EventLog, db: Sql) -> None:
+    await log.take_over(FACTS)
+    await log.append_unstorable(event(1), confirmed=205)
+    await log.append([event(2)], confirmed=210)
+    rows = db.execute("select number, channels, event::text from momentum.event_log order by number").fetchall()
+    assert rows[0] == (1, [], "{}")
+    assert (await log.take_over(FACTS)).number == 2
 
 
 async def test_a_log_has_one_slot(log: EventLog, database: str, db: Sql) -> None:

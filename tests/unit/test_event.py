@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, route
-from momentum_sync.eventlog.resume import refusal
+from momentum_sync.eventlog.resume import Refused, place
 
 snapshots = st.builds(
-    lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(xids)),
-    st.integers(0, 2**63),
+    lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(xmin + x for x in xids if x < more)),
+    st.integers(1, 2**62),
     st.integers(0, 1000),
-    st.sets(st.integers(0, 2**63), max_size=5),
+    st.sets(st.integers(0, 1000), max_size=5),
 )
 ids = st.builds(
     EventId,
@@ -36,13 +36,39 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
     try:
         EventId.parse(text)
     except ValueError:
-        assert refusal(text, "00000000") == "unknown_id"
+        assert reason(text, "00000000") == "unknown_id"
+
+
+def reason(text: str, epoch: str, number: int = 100) -> str | None:
+    try:
+        place(text, epoch, number)
+    except Refused as refused:
+        return refused.reason
+    return None
 
 
 def test_why_there_is_no_resume() -> None:
-    assert refusal("1234abcd-7", "1234abcd") == "not_supported"
-    assert refusal("1234abcd-7", "00000000") == "history_changed"
-    assert refusal("'; drop table x", "1234abcd") == "unknown_id"
+    assert reason("1234abcd-7", "1234abcd") is None
+    assert reason("1234abcd-100", "1234abcd") is None
+    assert reason("1234abcd-7.5.9.6_8.0_1A", "1234abcd") is None
+    assert reason("1234abcd-7", "00000000") == "history_changed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'; drop table x",
+        "1234abcd-101",  # nobody was given it
+        "1234abcd-07",
+        "1234abcd-7.5.9.8_6.0_1A",
+        "1234abcd-7.5.9.9.0_1A",  # under way, and above the snapshot
+        "1234abcd-7.9.5..0_1A",
+        "1234abcd-7.0.5..0_1A",
+        "1234abcd-7.5.99999999999999999999..0_1A",
+    ],
+)
+def test_an_id_that_was_never_given_out(text: str) -> None:
+    assert reason(text, "1234abcd") == "unknown_id"
 
 
 def test_an_invalidation_goes_to_its_user_alone() -> None:

@@ -15,16 +15,18 @@ from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway import router as module
 from momentum_sync.gateway.router import Router
-from momentum_sync.gateway.session import Greeting, Session, build
-from momentum_sync.gateway.stitch import missed, place
+from momentum_sync.gateway.session import Greeting, Session, State, build
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import Delivery
 
 NULL = msgspec.Raw(b"null")
 
 
 class Wire:
     """A connection that keeps what is written."""
+
+    behind = True
 
     def __init__(self, user: UUID, client_id: str) -> None:
         identity = Identity("authenticated", user, "{}", None)
@@ -58,21 +60,15 @@ class World:
         wire = Wire(user or uuid4(), client_id or str(uuid4()))
         assert self.router.admit(wire)
         seen = seen or Seen(Snapshot.parse("10:10:"), 0)
-        after = missed(self.feed.window, [], seen, list(channels))
-        wire.session.greet(
-            Greeting(
-                list(channels),
-                [],
-                NULL,
-                NULL,
-                NULL,
-                seen,
-                place("abcdef01", self.feed.number, seen, after),
-                after,
-                None,
-            ),
-            0.0,
-        )
+        keys = list(channels)
+        first = self.feed.window.first_unseen(seen.snapshot, keys)
+        number = self.feed.number if first is None else first - 1
+        place = EventId("abcdef01", number, seen)
+        wire.session.greet(Greeting(keys, [], place, State(NULL, NULL, NULL)), 0.0)
+        events, _ = self.feed.window.after(number, keys, most=1_000_000)
+        for event in events:
+            wire.session.event(event, 0.0)
+        wire.behind = False
         self.router.follow(wire)
         wire.flush()
         return wire
@@ -126,9 +122,9 @@ def test_a_frame_is_built_once_for_all_who_stand_at_the_same_place(monkeypatch: 
     wires = [world.join("a") for _ in range(50)]
     built: list[str] = []
 
-    def counted(event: Event, channel: str, *, event_id: str, previous_id: str, now: float) -> bytes:
-        built.append(event_id)
-        return build(event, channel, event_id=event_id, previous_id=previous_id, now=now)
+    def counted(event: Event, delivery: Delivery, now: float) -> bytes:
+        built.append(delivery.event_id)
+        return build(event, delivery, now)
 
     monkeypatch.setattr(module, "build", counted)
     world.publish("a")

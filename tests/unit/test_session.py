@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import NotFound
 from momentum_sync.eventlog.event import Event, EventId, Seen
-from momentum_sync.gateway.session import CheckToken, Grant, Greeting, MarkRead, ReadState, Session
+from momentum_sync.gateway.session import CheckToken, Grant, Greeting, MarkRead, ReadState, Session, State
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
@@ -32,14 +32,9 @@ def make(*, now: float = 1000.0, expires_at: float | None = 10_000.0) -> Session
     return Session(identity(expires_at), USER, "phone", heartbeat=25.0, now=now)
 
 
-def greeting(
-    *, missed: list[Event] | None = None, refused: list[str] | None = None, reason: str | None = None
-) -> Greeting:
-    return Greeting(
-        granted=list(CHANNELS), refused=refused or [], momentum=msgspec.Raw(b'{"has_data": true}'), interventions=NULL,
-        notifications=msgspec.Raw(b"[]"), seen=SEEN, last_id=EventId("abcdef01", 7, SEEN), missed=missed or [],
-        reason=reason,
-    )  # fmt: skip
+def greeting(*, refused: list[str] | None = None, reason: str | None = None) -> Greeting:
+    state = State(msgspec.Raw(b'{"has_data": true}'), NULL, msgspec.Raw(b"[]"))
+    return Greeting(list(CHANNELS), refused or [], EventId("abcdef01", 7, SEEN), state, reason=reason)
 
 
 def live(**more: Any) -> Session:
@@ -91,7 +86,9 @@ def test_what_was_refused_and_why_there_was_no_resume_is_said() -> None:
 
 def test_missed_events_follow_the_state_in_a_chain() -> None:
     session = make()
-    session.greet(greeting(missed=[event(8), event(9)]), 1000.0)
+    session.greet(greeting(), 1000.0)
+    session.event(event(8), 1000.0)
+    session.event(event(9), 1000.0)
     _, state, first, second = sent(session)
     assert first["event"]["previous_id"] == state["last_event_id"]
     assert second["event"]["previous_id"] == first["event"]["id"]
@@ -277,10 +274,20 @@ def test_an_api_key_does_not_expire() -> None:
 
 def test_silence() -> None:
     session = live()
-    assert not session.silent(1075.0)
-    assert session.silent(1076.0)
-    session.heard(1060.0)
-    assert not session.silent(1076.0)
+    assert not session.silent(1040.0)
+    assert session.silent(1041.0)
+    session.heard(1020.0)
+    assert not session.silent(1041.0)
+
+
+@pytest.mark.parametrize("heartbeat", [0.5, 25.0, 300.0])
+def test_half_open_is_noticed_within_a_minute_whatever_the_heartbeat(heartbeat: float) -> None:
+    session = Session(identity(None), USER, "phone", heartbeat=heartbeat, now=0.0)
+    session.greet(greeting(), 0.0)
+    now = 0.0
+    while not session.silent(now):
+        now = session.tick(now, 0)
+    assert 5.0 < now <= 60.0
 
 
 def test_the_first_reason_to_close_stands() -> None:

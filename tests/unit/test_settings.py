@@ -22,7 +22,7 @@ def test_defaults_are_sane() -> None:
     settings = read()
     assert (settings.host, settings.port, settings.database_url) == ("127.0.0.1", 8787, None)
     assert settings.development
-    assert settings.retention == timedelta(days=2)
+    assert settings.retention == timedelta(days=7)
 
 
 def test_flags_go_before_the_environment_and_that_before_the_file(

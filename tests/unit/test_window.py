@@ -41,9 +41,12 @@ def test_nothing_that_a_snapshot_has_not_seen_is_missed(
     window.durable(min(durable, len(events)))
     wanted = [e for e in events if set(e.keys) & set(asked) and not snapshot.sees(e.xid)]
     kept = [e for e in wanted if e.number >= window.first]
-    assert window.unseen(snapshot, asked) == kept
+    assert window.first_unseen(snapshot, asked) == (kept[0].number if kept else None)
     if window.reaches(snapshot):
         assert kept == wanted
+    number = window.first - 1
+    assert window.count_after(number, asked, snapshot) == len(kept)
+    assert window.last == len(events)
     assert window.size == sum(e.size for e in events if e.number >= window.first)
     assert window.size <= limit or len(window) == len(events) - min(durable, len(events))
     assert len(window) == len(events) - window.first + 1
@@ -66,3 +69,24 @@ def test_a_window_made_anew_does_not_claim_what_it_cannot_know() -> None:
     window.restart(first=8, ceiling=20)
     assert not window.reaches(Snapshot.parse("20:25:"))
     assert window.reaches(Snapshot.parse("21:25:"))
+
+
+@given(histories, keys, st.integers(0, 30), st.integers(0, 3_000))
+def test_pages_of_any_size_bring_all_that_follows_in_order_and_once(
+    history: list[tuple[int, tuple[str, ...]]], asked: tuple[str, ...], number: int, most: int
+) -> None:
+    window = Window(1_000_000)
+    window.restart(first=1, ceiling=0)
+    events = [event(at + 1, xid, held, padding=xid * 20) for at, (xid, held) in enumerate(history)]
+    for added in events:
+        window.add(added)
+    number = min(number, len(events))
+    found: list[Event] = []
+    place = number
+    while place < window.last:
+        page, upto = window.after(place, list(asked), most=most)
+        assert upto > place
+        assert sum(len(e.body) for e in page[:-1]) <= most
+        found += page
+        place = upto
+    assert found == [e for e in events if e.number > number and set(e.keys) & set(asked)]

@@ -37,12 +37,28 @@ from unnest(array['authenticated', 'service_role']) as wanted
 where not pg_has_role(current_user, wanted, 'member')
 
 -- name: slot
-select database::text, current_database()::text, plugin::text, active_pid, wal_status, confirmed_flush_lsn::text
-from pg_catalog.pg_replication_slots
-where slot_name = %(slot)s
+-- What an older PostgreSQL has no column for is null.
+select
+    r.database::text, r.database = current_database() as ours, r.plugin::text, r.active_pid, r.wal_status,
+    r.confirmed_flush_lsn::text as confirmed_lsn,
+    to_jsonb(r) ->> 'invalidation_reason' as invalidation_reason,
+    (to_jsonb(r) ->> 'failover')::boolean as failover
+from pg_catalog.pg_replication_slots r
+where r.slot_name = %(slot)s
 
 -- name: create_slot
 select from pg_create_logical_replication_slot(%(slot)s, 'pgoutput')
+
+-- name: create_slot_failover
+select from pg_create_logical_replication_slot(%(slot)s, 'pgoutput', failover => true)
+
+-- name: look
+select
+    case when wal_status = 'lost' then 'lost' when active then 'reading' else 'idle' end,
+    pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
+    safe_wal_size
+from pg_catalog.pg_replication_slots
+where slot_name = %(slot)s
 
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)

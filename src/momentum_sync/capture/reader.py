@@ -3,13 +3,17 @@
 An event goes to the feed the moment it is decoded; the log gets it in the next batch, and the slot is confirmed
 only behind the log. If anything breaks, the run ends, and the next one takes up where the log stands: the slot
 repeats the rest, it gets the same numbers, and the feed drops what it has published.
+
+Capture counts as live once a beat of its own pulse has come back: by then all that had been sent before a break has
+been read again, so that no client knows more than the feed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Coroutine
 from contextlib import suppress
 
 import psycopg
@@ -18,25 +22,30 @@ from psycopg_pool import PoolTimeout
 from momentum_sync import observe
 from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode, status
-from momentum_sync.capture.slot import Stream, ensure_slot, open_stream
+from momentum_sync.capture.pulse import PREFIX as BEAT
+from momentum_sync.capture.pulse import Pulse
+from momentum_sync.capture.slot import SlotState, Stream, ensure_slot, look, open_stream
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
 from momentum_sync.eventlog.event import Event, Malformed
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.table import EventLog
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-_BUSY_S = 1.0
+_BUSY_S = 0.25
 _STEADY_S = 10.0
-_ASK_EVERY_S = 1.0
+_BEAT_EVERY_S = 1.0
+_SILENT_S = 45.0
+_LOOK_EVERY_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
 _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before reading pauses
 
 
 class Capture:
-    """The one reader of a slot. `state` is `starting`, `live`, `waiting` (another instance reads) or `broken`.
+    """The one reader of a slot.
 
-    `has_begun` is set once it has been live.
+    `state` is `starting`, `catching_up` (it reads what came before), `live`, `waiting` (another instance reads) or
+    `broken`. `slot` is what the database last said of the slot. `has_begun` is set once capture has been live.
     """
 
     def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed) -> None:
@@ -44,34 +53,44 @@ class Capture:
         self._slot = slot
         self._log = log
         self._feed = feed
+        self._pulse = Pulse(uuid.uuid4().hex)
+        self._pulse.lost(time.time())
+        self._current: _Run | None = None
+        self._ending = False
+        self.slot = SlotState("absent", None, None)
         self.state = "starting"
         self.has_begun = asyncio.Event()
-        self._asked_at: float | None = None
-        self._delay = 0.0
-        self._delay_at = 0.0
-        self._current: _Run | None = None
 
     def lag(self, now: float) -> float:
-        """Seconds by which the feed may be behind; `now` is seconds since 1970.
-
-        While live, it is how long the server has owed an answer, how late the last event came, if that was just now, or
-        how long an event has waited for the log.
-        """
-        owed = now - self._asked_at if self._asked_at is not None else 0.0
-        late = self._delay if now - self._delay_at < 5.0 else 0.0
+        """Seconds by which the feed may be behind: by its pulse, or by an event that waits for the log."""
         since = self._current.unlogged_since if self._current is not None else None
-        return max(0.0, owed, late, now - since if since is not None else 0.0)
+        return max(self._pulse.lag(now), now - since if since is not None else 0.0)
+
+    def end(self) -> None:
+        """Has `run` return once all that was read is in the log and the slot is confirmed behind it."""
+        self._ending = True
+        if self._current is not None:
+            self._current.end()
 
     async def run(self) -> None:
-        """Captures until cancelled; comes back by itself, more slowly each time it fails in a row."""
+        """Captures until told to end, or cancelled; comes back by itself, more slowly each time it fails in a row."""
+        looking = asyncio.ensure_future(self._look())
+        try:
+            await self._capture()
+        finally:
+            looking.cancel()
+
+    async def _capture(self) -> None:
         failures = 0
-        while True:
+        while not self._ending:
             began = time.monotonic()
             try:
                 await self._run_once()
+                return
             except SlotBusy as error:
+                if self.state != "waiting":
+                    observe.slot_busy(str(error))
                 self._gone("waiting")
-                observe.slot_busy(str(error))
                 await asyncio.sleep(_BUSY_S)
                 continue
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
@@ -88,13 +107,26 @@ class Capture:
     def _gone(self, state: str) -> None:
         self.state = state
         self._current = None
-        if self._asked_at is None:
-            self._asked_at = time.time()
+        self._pulse.lost(time.time())
+
+    async def _look(self) -> None:
+        """Keeps `slot` up to date, whoever reads it."""
+        while True:
+            try:
+                self.slot = await look(self._conninfo, self._slot)
+            except psycopg.Error as error:
+                self.slot = SlotState("unknown", None, None)
+                observe.slot_unknown(str(error).strip())
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
-        await ensure_slot(self._conninfo, self._slot)
+        lost = await ensure_slot(self._conninfo, self._slot)
+        if lost is not None:
+            observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
             standing = await self._log.take_over(stream.facts)
+            if standing.broke is not None:
+                observe.history_broke(standing.epoch, standing.broke)
             with suppress(psycopg.errors.LockNotAvailable):  # append makes the one it needs, if it has to
                 await self._log.keep_partitions(retention=None)
             self._feed.begin(
@@ -102,50 +134,53 @@ class Capture:
                 number=standing.number,
                 position=stream.facts.confirmed_lsn,
                 ceiling=standing.ceiling,
+                newest=standing.newest,
             )
-            run = self._current = _Run(stream, self._log, self._feed, self._heard)
-            run.numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
-            self.state = "live"
-            self.has_begun.set()
-            self._asked_at = None
-            observe.capture_live(self._slot, standing.epoch, standing.number)
-            tasks = [
-                asyncio.ensure_future(stream.run(run.take)),
-                asyncio.ensure_future(run.append()),
-                asyncio.ensure_future(run.keep_alive(self._ask)),
-                asyncio.ensure_future(self._log.watch()),
-            ]
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
+            run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering)
+            self.state = "catching_up"
+            observe.capture_began(self._slot, standing.epoch, standing.number)
+            if self._ending:
+                run.end()
+            await _first_of(
+                stream.run(run.take), run.append(), run.keep_alive(), self._log.watch(), self._log.watch_whole(),
+                self._until_live(run),
+            )  # fmt: skip
+            await run.finish()
 
-    def _ask(self) -> None:
-        if self._asked_at is None:
-            self._asked_at = time.time()
+    async def _until_live(self, run: _Run) -> None:
+        await run.caught_up.wait()
+        self.state = "live"
+        self.has_begun.set()
+        observe.capture_live(self._slot, self._feed.number)
+        await asyncio.get_running_loop().create_future()  # for as long as the others
 
-    def _heard(self, event: Event | None) -> None:
-        now = time.time()
-        self._asked_at = None
-        if event is not None:
-            self._delay = now - event.committed_at
-            self._delay_at = now
+
+async def _first_of(*work: Coroutine[object, object, None]) -> None:
+    """Does all of it until the first ends, and raises what that raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Run:
     """One stretch of capture, from taking the slot to losing it."""
 
-    numbering: Numbering
-
-    def __init__(self, stream: Stream, log: EventLog, feed: Feed, heard: Callable[[Event | None], None]) -> None:
+    def __init__(self, stream: Stream, log: EventLog, feed: Feed, pulse: Pulse, numbering: Numbering) -> None:
         self._stream = stream
         self._log = log
         self._feed = feed
-        self._heard = heard
+        self._pulse = pulse
+        self._numbering = numbering
+        self._end = False
+        self._heard_at = time.monotonic()
+        self.caught_up = asyncio.Event()
         self._pending: list[Event] = []
         self._pending_size = 0
         self._work = asyncio.Event()
@@ -155,24 +190,28 @@ class _Run:
 
     def take(self, data: bytes | memoryview) -> None:
         """One payload of the stream."""
+        self._heard_at = time.monotonic()
         match decode(data):
             case Begin() as begin:
-                self.numbering.begin(begin)
+                self._numbering.begin(begin)
             case Message() as message:
                 self._take_message(message)
             case Commit() as commit:
-                self.numbering.commit()
+                self._numbering.commit()
                 self._reached(commit.end)
             case Keepalive() as keepalive:
-                self._heard(None)
-                if not self.numbering.in_transaction:
+                if not self._numbering.in_transaction:
                     self._reached(keepalive.end)
                 if keepalive.reply:
                     self._report(reply=False)
 
     def _take_message(self, message: Message) -> None:
+        if message.prefix == BEAT:
+            if self._pulse.read(message.content, time.time()):
+                self.caught_up.set()
+            return
         try:
-            event = self.numbering.message(message)
+            event = self._numbering.message(message)
         except Malformed as error:
             observe.malformed_message(str(error), len(message.content))
             return
@@ -181,7 +220,6 @@ class _Run:
         self._pending.append(event)
         self._pending_size += event.size
         self._feed.publish(event)
-        self._heard(event)
         self._work.set()
         if self.unlogged_since is None:
             self.unlogged_since = time.time()
@@ -194,31 +232,35 @@ class _Run:
             self._feed.advance(position)
 
     async def append(self) -> None:
-        """Brings what is pending into the log, batch by batch, and confirms behind it."""
-        while True:
+        """Brings what is pending into the log, batch by batch, and confirms behind it; returns once told to end."""
+        while self._pending or not self._end:
             try:
                 async with asyncio.timeout(_CONFIRM_IDLE_EVERY_S):
                     await self._work.wait()
             except TimeoutError:
                 # A message that came in the same turn as the timeout goes into the log first.
-                if self._received > self._durable and not self._pending and not self.numbering.in_transaction:
+                if self._received > self._durable and not self._pending and not self._numbering.in_transaction:
                     position = self._received
                     await self._log.confirm(position)
                     self._confirmed(position)
                 continue
-            batch, self._pending[:_BATCH] = self._pending[:_BATCH], []
-            complete = not self._pending
-            if complete:
-                self._work.clear()
-            # Everything below `received` is in this batch or before it, unless more is pending.
-            position = self._received if complete else self._durable
-            await self._make_durable(batch, position)
-            self.unlogged_since = time.time() if self._pending else None
-            self._pending_size -= sum(event.size for event in batch)
-            self._feed.window.durable(batch[-1].number)
-            self._confirmed(position)
-            if self._pending_size <= _PENDING_LIMIT // 2:
-                self._stream.resume()
+            if self._pending:
+                await self._append_next()
+
+    async def _append_next(self) -> None:
+        batch, self._pending[:_BATCH] = self._pending[:_BATCH], []
+        complete = not self._pending
+        if complete:
+            self._work.clear()
+        # Everything below `received` is in this batch or before it, unless more is pending.
+        position = self._received if complete else self._durable
+        await self._make_durable(batch, position)
+        self.unlogged_since = time.time() if self._pending else None
+        self._pending_size -= sum(event.size for event in batch)
+        self._feed.window.durable(batch[-1].number)
+        self._confirmed(position)
+        if self._pending_size <= _PENDING_LIMIT // 2 and not self._end:
+            self._stream.resume()
 
     async def _make_durable(self, batch: list[Event], position: int) -> None:
         try:
@@ -227,7 +269,7 @@ class _Run:
             if len(batch) == 1:
                 # Nobody but a forger writes what our decoder takes and PostgreSQL does not: it must not stop the rest.
                 observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))
-                await self._log.confirm(position)
+                await self._log.append_unstorable(batch[0], confirmed=position)
                 return
             for event in batch:
                 await self._make_durable([event], position if event is batch[-1] else self._durable)
@@ -237,12 +279,30 @@ class _Run:
             self._durable = position
             self._report(reply=False)
 
-    async def keep_alive(self, ask: Callable[[], None]) -> None:
-        """Tells the server once a second that we live, and asks it for the same."""
+    async def keep_alive(self) -> None:
+        """Tells the server that we live, once a second, and sends a beat through it when none is under way."""
         while True:
-            await asyncio.sleep(_ASK_EVERY_S)
-            ask()
             self._report(reply=True)
+            if time.monotonic() - self._heard_at > _SILENT_S and self._stream.reading:
+                raise CaptureError(f"nothing has come from the database for {_SILENT_S:.0f} s")
+            beat = self._pulse.next(time.time())
+            if beat is not None:
+                await self._log.beat(BEAT, beat)
+            await asyncio.sleep(_BEAT_EVERY_S)
+
+    def end(self) -> None:
+        """Reads no further, and has `append` return once what was read is in the log."""
+        self._end = True
+        self._stream.pause()
+        self._work.set()
+
+    async def finish(self) -> None:
+        """After `append` has returned: confirms the slot behind the log and lets the server close the stream."""
+        if not self._numbering.in_transaction and self._received > self._durable:
+            position = self._received
+            await self._log.confirm(position)
+            self._confirmed(position)
+        await self._stream.finish()
 
     def _report(self, *, reply: bool) -> None:
         self._stream.send(status(received=self._received, durable=self._durable, now=time.time(), reply=reply))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection, Connection, errors, pq, sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.database import lsn, queries
@@ -27,6 +27,7 @@ _SQL = queries.load(__package__)
 _OLDEST = 15
 _ANSWER_TIMEOUT_S = 30.0
 _FRAMES_A_TURN = 500
+_FAILOVER = 17_00_00  # the server_version_num that first has such slots
 PUBLICATION = "momentum_sync"
 APPLICATION = "momentum-sync capture"
 
@@ -47,6 +48,20 @@ class _Server:
     standbys: str
     owner: str | None
     may_write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the statement `slot` says."""
+
+    database: str
+    ours: bool
+    plugin: str
+    active_pid: int | None
+    wal_status: str
+    confirmed_lsn: str
+    invalidation_reason: str | None
+    failover: bool | None
 
 
 def check(conninfo: str, slot: str) -> None:
@@ -90,7 +105,7 @@ def check(conninfo: str, slot: str) -> None:
 
 
 def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) -> None:
-    held = connection.execute(_SQL["slot"], {"slot": slot}).fetchone()
+    held = connection.cursor(row_factory=class_row(_Held)).execute(_SQL["slot"], {"slot": slot}).fetchone()
     if held is None and server.slots >= server.max_slots:
         raise Unsuitable(
             f"All {server.max_slots} replication slots of the server are in use.",
@@ -102,9 +117,9 @@ def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) ->
             f"All {server.max_senders} WAL senders of the server are in use.",
             f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
         )
-    if held is not None and (held[0] != held[1] or held[2] != "pgoutput"):
+    if held is not None and (not held.ours or held.plugin != "pgoutput"):
         raise Unsuitable(
-            f"The replication slot {slot} belongs to something else ({held[2]}, database {held[0]}).",
+            f"The replication slot {slot} belongs to something else ({held.plugin}, database {held.database}).",
             f"Choose another name for ours: MOMENTUM_SLOT={slot}_2",
         )
 
@@ -131,26 +146,65 @@ def _identifier(name: str) -> str:
     return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
-async def ensure_slot(conninfo: str, slot: str) -> int:
-    """Makes the slot if there is none, or if the one there has lost WAL; returns the place it is confirmed up to."""
-    async with await AsyncConnection.connect(
-        conninfo, autocommit=True, connect_timeout=10, application_name="momentum-sync slot"
-    ) as connection:
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """What the database says of the slot.
+
+    `state` is `reading`, `idle` (nobody reads it, and it holds back WAL), `lost` (the WAL it needs is gone), `absent`
+    or `unknown` (the database does not answer). `retained` is the bytes of WAL that it holds back, `reserve` how many
+    more it may before it is lost (None: as many as the disk holds).
+    """
+
+    state: str
+    retained: int | None
+    reserve: int | None
+
+
+async def look(conninfo: str, slot: str) -> SlotState:
+    """Asks for the state of the slot. Raises psycopg.Error."""
+    async with await _connected(conninfo) as connection:
+        row = await (await connection.execute(_SQL["look"], {"slot": slot})).fetchone()
+    return SlotState("absent", None, None) if row is None else SlotState(*row)
+
+
+async def ensure_slot(conninfo: str, slot: str) -> str | None:
+    """Makes the slot if there is none, or if the one there has lost WAL; returns why it was lost, in that case."""
+    lost = None
+    async with await _connected(conninfo) as connection:
         held = await _slot(connection, slot)
-        if held is not None and held[4] == "lost" and held[3] is None:
-            await connection.execute(_SQL["drop_slot"], {"slot": slot})
+        if held is not None and held.wal_status == "lost" and held.active_pid is None:
+            lost = held.invalidation_reason or "the WAL it needs was removed"
+            with suppress(errors.UndefinedObject):  # another instance was quicker
+                await connection.execute(_SQL["drop_slot"], {"slot": slot})
             held = None
         if held is None:
+            create = _SQL["create_slot_failover" if connection.info.server_version >= _FAILOVER else "create_slot"]
             with suppress(errors.DuplicateObject):  # another instance was quicker: it is the same slot
-                await connection.execute(_SQL["create_slot"], {"slot": slot})
-            held = await _slot(connection, slot)
-        if held is None or held[5] is None:
-            raise CaptureError(f"the slot {slot} went away while it was opened")
-        return lsn.parse(held[5])
+                await connection.execute(create, {"slot": slot})
+    return lost
 
 
-async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> TupleRow | None:
-    return await (await connection.execute(_SQL["slot"], {"slot": slot})).fetchone()
+async def _connected(conninfo: str) -> AsyncConnection[TupleRow]:
+    return await AsyncConnection.connect(
+        conninfo,
+        autocommit=True,
+        connect_timeout=10,
+        application_name="momentum-sync slot",
+        options=f"{conninfo_to_dict(conninfo).get('options') or ''} -c statement_timeout={_ANSWER_TIMEOUT_S:.0f}s",
+    )
+
+
+async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> _Held | None:
+    cursor = connection.cursor(row_factory=class_row(_Held))
+    return await (await cursor.execute(_SQL["slot"], {"slot": slot})).fetchone()
+
+
+async def _held(conninfo: str, slot: str) -> _Held:
+    async with await _connected(conninfo) as connection:
+        held = await _slot(connection, slot)
+    if held is None or not held.confirmed_lsn:
+        raise CaptureError(f"the slot {slot} went away while it was opened")
+    return held
 
 
 class Stream:
@@ -187,6 +241,22 @@ class Stream:
             self._reading = True
             self._loop.add_reader(self._socket, self._readable)
             self._loop.call_soon(self._drain)
+
+    @property
+    def reading(self) -> bool:
+        """Whether it is not paused."""
+        return self._reading
+
+    async def finish(self) -> None:
+        """Says that no more is wanted and waits for the server's end of it, after which the slot is free."""
+        self._pgconn.put_copy_end()
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            while self._pgconn.flush():
+                await _until_ready(self._loop.add_writer, self._loop.remove_writer, self._socket)
+            while (length := self._pgconn.get_copy_data(1)[0]) >= 0:
+                if length == 0:
+                    await _until_ready(self._loop.add_reader, self._loop.remove_reader, self._socket)
+                    self._pgconn.consume_input()
 
     def send(self, payload: bytes) -> None:
         """Sends a status. CaptureError if the connection is gone."""
@@ -245,11 +315,21 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
         except psycopg.Error as error:
             raise CaptureError(f"the database does not say who it is: {error}") from error
         assert row is not None
+        if (await _held(conninfo, slot)).failover is False:
+            await _keep_through_failover(connection, slot)
         await _start(connection.pgconn, slot)
-        confirmed = await ensure_slot(conninfo, slot)
+        confirmed = lsn.parse((await _held(conninfo, slot)).confirmed_lsn)
         yield Stream(connection, SlotFacts(slot, str(row[0]), int(row[1]), confirmed))
     finally:
         await connection.close()
+
+
+async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: str) -> None:
+    """Has standbys keep a copy of a slot that was made without one. For PostgreSQL 17 and later."""
+    try:
+        await connection.execute(sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot)))
+    except errors.ObjectInUse as error:
+        raise SlotBusy(str(error).strip()) from error
 
 
 async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:
@@ -257,9 +337,10 @@ async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.Literal(PUBLICATION))
     pgconn.send_query(command.as_bytes())
+    loop = asyncio.get_running_loop()
     async with asyncio.timeout(_ANSWER_TIMEOUT_S):
         while pgconn.is_busy():
-            await _until_readable(pgconn.socket)
+            await _until_ready(loop.add_reader, loop.remove_reader, pgconn.socket)
             pgconn.consume_input()
     result = pgconn.get_result()
     if result is None or result.status != pq.ExecStatus.COPY_BOTH:
@@ -271,14 +352,15 @@ async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:
     pgconn.nonblocking = 1
 
 
-async def _until_readable(socket: int) -> None:
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(socket, readable.set)
+async def _until_ready(
+    add: Callable[[int, Callable[[], None]], object], remove: Callable[[int], object], socket: int
+) -> None:  # fmt: skip
+    ready = asyncio.Event()
+    add(socket, ready.set)
     try:
-        await readable.wait()
+        await ready.wait()
     finally:
-        loop.remove_reader(socket)
+        remove(socket)
 
 
 def _reason(pgconn: pq.abc.PGconn) -> str:

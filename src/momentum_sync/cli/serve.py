@@ -30,7 +30,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="0: any that is free. [env: MOMENTUM_PORT; 8787]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Of the embedded Postgres. [env: MOMENTUM_DATA_DIR]")] = None,
     retention: Annotated[
-        str | None, typer.Option(help="How long the log keeps events: 12h, 2d. [env: MOMENTUM_RETENTION; 2d]")
+        str | None, typer.Option(help="How long the log keeps events: 12h, 7d. [env: MOMENTUM_RETENTION; 7d]")
     ] = None,
     allowed_origins: Annotated[
         str | None, typer.Option(help="Other web pages that may connect: a,b or *. [env: MOMENTUM_ALLOWED_ORIGINS]")
@@ -48,6 +48,9 @@ def serve(
     send_buffer_bytes: Annotated[
         int | None, typer.Option(help="Unsent data a client may have. [env: MOMENTUM_SEND_BUFFER_BYTES; 1 MiB]")
     ] = None,
+    send_total_bytes: Annotated[
+        int | None, typer.Option(help="Unsent data of all clients. [env: MOMENTUM_SEND_TOTAL_BYTES; 256 MiB]")
+    ] = None,
     max_connections: Annotated[int | None, typer.Option(help="[env: MOMENTUM_MAX_CONNECTIONS; 20000]")] = None,
     max_connections_per_user: Annotated[
         int | None, typer.Option(help="[env: MOMENTUM_MAX_CONNECTIONS_PER_USER; 50]")
@@ -56,9 +59,15 @@ def serve(
         int | None, typer.Option(help="Database connections for requests. [env: MOMENTUM_POOL_SIZE; 8]")
     ] = None,
     heartbeat: Annotated[str | None, typer.Option(help="[env: MOMENTUM_HEARTBEAT; 25s]")] = None,
+    drain: Annotated[
+        str | None, typer.Option(help="Over how long clients are sent away at the end. [env: MOMENTUM_DRAIN; 10s]")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="[env: MOMENTUM_LOG_LEVEL; INFO]")] = None,
 ) -> None:
-    """Run the server until Ctrl-C or SIGTERM. Settings are read from the environment and .env, too."""
+    """Run the server until Ctrl-C or SIGTERM; a second one ends it at once.
+
+    Settings are read from the environment and .env, too.
+    """
     given = dict(locals())
     with explained():
         run(read(**given))

@@ -6,9 +6,9 @@ The database decides who may see what: every read for a client runs in a transac
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import LiteralString, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, Connection, IsolationLevel, errors
@@ -18,9 +18,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from momentum_sync.errors import Forbidden, Unavailable, Unsuitable
 
 _Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+Params = Mapping[str, object]
 
 _STATEMENT_TIMEOUT_MS = 10_000
 _WAIT_FOR_CONNECTION_S = 5.0
+_BECOME: LiteralString = "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)"
 
 
 class Caller(Protocol):
@@ -47,7 +49,7 @@ def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
 
 
 class CallerPool:
-    """A bounded pool whose only verb is to work as somebody."""
+    """A bounded pool whose only verbs are to work and to ask as somebody."""
 
     def __init__(self, conninfo: str, *, size: int) -> None:
         self._pool: _Pool = AsyncConnectionPool(
@@ -78,17 +80,30 @@ class CallerPool:
         Raises Forbidden for what the database refuses the caller, Unavailable when the database cannot be
         reached in time.
         """
+        async with self._connection(frozen=frozen) as connection, connection.transaction():
+            await connection.execute(_BECOME, (caller.role, caller.claims))
+            yield connection
+
+    async def ask_each(self, questions: Sequence[tuple[Caller, LiteralString, Params]]) -> list[list[TupleRow]]:
+        """The answers to one query for each caller, in one round trip, each asked under that caller's role and claims.
+
+        The queries only read. Raises as `as_caller`, for all of them if it is so for one.
+        """
+        answers = []
+        async with self._connection() as connection, connection.pipeline(), connection.transaction():
+            for caller, query, parameters in questions:
+                await connection.execute(_BECOME, (caller.role, caller.claims))
+                answers.append(await connection.execute(query, parameters))
+            return [await answer.fetchall() for answer in answers]
+
+    @asynccontextmanager
+    async def _connection(self, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
         try:
             async with self._pool.connection() as connection:
                 await connection.set_isolation_level(
                     IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
                 )
-                async with connection.transaction():
-                    await connection.execute(
-                        "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)",
-                        (caller.role, caller.claims),
-                    )
-                    yield connection
+                yield connection
         except errors.InsufficientPrivilege as error:
             raise Forbidden("This token does not allow that.") from error
         except PoolTimeout as error:

@@ -146,6 +146,10 @@ class EventId:
         if found["xmin"] is not None:
             xids = frozenset(int(xid) for xid in found["xids"].split("_") if xid)
             snapshot = Snapshot(int(found["xmin"]), int(found["xmax"]), xids)
+            if not 0 < snapshot.xmin <= snapshot.xmax < 2**63 or not all(
+                snapshot.xmin <= xid < snapshot.xmax for xid in xids
+            ):
+                raise ValueError("not a snapshot")
             seen = Seen(snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"))
         return cls(found["epoch"], int(found["number"]), seen)
 

@@ -6,6 +6,7 @@ place in the WAL up to which everything has been published.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from momentum_sync.eventlog.event import Event, EventId
@@ -44,12 +45,13 @@ class Feed:
         """From now on the listener is told of everything."""
         self._listeners.append(listener)
 
-    def begin(self, *, epoch: str, number: int, position: int, ceiling: int) -> None:
+    def begin(self, *, epoch: str, number: int, position: int, ceiling: int, newest: Sequence[Event] = ()) -> None:
         """Capture holds the slot and will go on after `number`.
 
         `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
-        events up to `number`. A history that the feed has followed this far goes on where the feed stands. Another one,
-        or one that was written elsewhere meanwhile, starts afresh.
+        events up to `number`, `newest` the last of them, which the window begins with. A history that the feed has
+        followed this far goes on where the feed stands. Another one, or one that was written elsewhere meanwhile,
+        starts afresh.
         """
         if epoch == self.epoch and number <= self.number:
             return
@@ -57,7 +59,10 @@ class Feed:
         self.epoch = epoch
         self.number = number
         self.position = position
-        self.window.restart(first=number + 1, ceiling=ceiling)
+        self.window.restart(first=newest[0].number if newest else number + 1, ceiling=ceiling)
+        for event in newest:
+            self.window.add(event)
+        self.window.durable(number)
         if followed:
             for listener in self._listeners:
                 listener.history_changed()

@@ -1,24 +1,36 @@
 -- name: stream
-select slot, epoch, system_identifier, timeline, confirmed_lsn::text, first_number, last_number, last_lsn::text,
-    last_index, exists (select from pg_catalog.pg_replication_slots r where r.slot_name = s.slot) as slot_exists
+-- Where the history stands, and whether the log still holds what it should: both ends of it are there, or nothing is due.
+select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, last_number, last_lsn::text, last_index,
+    exists (select from pg_catalog.pg_replication_slots r where r.slot_name = s.slot) as slot_exists,
+    last_number < kept_from or (
+        exists (select from momentum.event_log l where l.number = s.kept_from)
+        and exists (select from momentum.event_log l where l.number = s.last_number)) as whole
 from momentum.stream s
 for update
 
+-- name: whole
+select last_number < kept_from or (
+    exists (select from momentum.event_log l where l.number = s.kept_from)
+    and exists (select from momentum.event_log l where l.number = s.last_number))
+from momentum.stream s
+
 -- name: last_number
-select coalesce(max(number), 0) from momentum.event_log
+select greatest(
+    coalesce((select max(number) from momentum.event_log), 0),
+    coalesce((select last_number from momentum.stream), 0))
 
 -- name: keep_stream
 update momentum.stream set holder = %(holder)s
 
 -- name: new_stream
 insert into momentum.stream (
-    slot, epoch, system_identifier, timeline, confirmed_lsn, first_number, last_number, last_lsn, last_index, holder)
+    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, last_number, last_lsn, last_index, holder)
 values (
     %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, %(number)s,
     '0/0', 0, %(holder)s)
 on conflict (single) do update set
     slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
-    timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, first_number = excluded.first_number,
+    timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
     last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
     holder = excluded.holder
 
@@ -35,14 +47,14 @@ with held as (
     where holder = %(holder)s
     returning slot
 ), added as (
-    insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, event)
-    -- Channels come as the text of an array each: SQL has no array of arrays of unequal length.
+    insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event)
+    -- Arrays come as their text: SQL has no array of arrays of unequal length.
     select e.number, e.commit_lsn, e.commit_index, e.xid, to_timestamp(e.committed_at), e.channels::text[],
-        e.event::json
+        e.keys::text[], e.event::json
     from held, unnest(
         %(numbers)s::bigint[], %(lsns)s::pg_lsn[], %(indexes)s::integer[], %(xids)s::bigint[],
-        %(times)s::double precision[], %(channels)s::text[], %(bodies)s::text[]
-    ) as e (number, commit_lsn, commit_index, xid, committed_at, channels, event)
+        %(times)s::double precision[], %(channels)s::text[], %(keys)s::text[], %(bodies)s::text[]
+    ) as e (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event)
 )
 select count(*) from held
 
@@ -51,15 +63,51 @@ update momentum.stream set confirmed_lsn = greatest(confirmed_lsn, %(confirmed_l
 where holder = %(holder)s
 returning slot
 
--- name: unseen
--- What a snapshot does not see of the history that began with `first`, below a number.
+-- name: first_unseen
+-- The first event below a number, of the history that the log holds from `kept_from`, that a snapshot does not see.
+select min(number)
+from momentum.event_log
+where xid >= %(xmin)s and number >= (select kept_from from momentum.stream) and number < %(below)s
+    and keys && %(keys)s and not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot)
+
+-- name: reaches
+-- Whether the log holds all that follows a number, in the history that goes on: its very next event is there.
+select s.epoch = %(epoch)s and s.kept_from <= %(number)s + 1
+    and exists (select from momentum.event_log where number = %(number)s + 1)
+from momentum.stream s
+
+-- name: count_after
+select count(*)
+from momentum.event_log
+where number > %(number)s and number < %(below)s and keys && %(keys)s
+    and (%(snapshot)s::pg_snapshot is null or not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot))
+
+-- name: after
+-- Events in order, up to the one with which their bytes exceed `most`.
+select number, commit_lsn, commit_index, xid, committed_at, channels, event
+from (
+    select number, commit_lsn::text, commit_index, xid, channels, event::text,
+        extract(epoch from committed_at)::double precision as committed_at,
+        sum(octet_length(event::text)) over (order by number) - octet_length(event::text) as before
+    from (
+        select * from momentum.event_log
+        where number > %(number)s and number < %(below)s and keys && %(keys)s
+        order by number
+        limit %(limit)s
+    ) as page
+) as measured
+where before <= %(most)s
+order by number
+
+-- name: newest
 select number, commit_lsn::text, commit_index, xid, extract(epoch from committed_at)::double precision, channels,
     event::text
 from momentum.event_log
-where xid >= %(xmin)s and number >= %(first)s and number < %(below)s and channels && %(channels)s
-    and not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot)
+where number > %(number)s and number <= %(last)s
 order by number
-limit %(limit)s
+
+-- name: beat
+select pg_logical_emit_message(true, %(prefix)s, %(content)s)
 
 -- name: lock_partitions
 select pg_advisory_xact_lock(hashtext('momentum.event_log partitions'))
@@ -69,6 +117,11 @@ select c.relname
 from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
 where i.inhparent = 'momentum.event_log'::regclass
 order by c.relname
+
+-- name: expire_partition
+-- What goes with a partition is no longer kept.
+update momentum.stream set kept_from = greatest(kept_from, (
+    select coalesce(max(number) + 1, 0) from momentum.event_log where logged_at >= %(first)s and logged_at < %(end)s))
 
 -- name: cleanup_metrics
 select public.cleanup_realtime_metrics()

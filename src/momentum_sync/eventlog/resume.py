@@ -1,17 +1,29 @@
-"""Whether a client's last event id still leads to the events after it.
-
-Events are not replayed yet: whatever the id, the answer is a reason and the client begins with a snapshot.
-"""
+"""Whether a client's last event id is a place in the history that goes on."""
 
 from __future__ import annotations
 
 from momentum_sync.eventlog.event import EventId
 
 
-def refusal(last_event_id: str, epoch: str) -> str:
-    """Why there is no resume: `unknown_id`, `history_changed`, or `not_supported` for an id that would lead on."""
+class Refused(ValueError):
+    """There is no resume from here. `reason` is for programs: `unknown_id`, `history_changed` or `expired`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def place(last_event_id: str, epoch: str, number: int) -> EventId:
+    """The place that an id names in the history `epoch`, of which `number` is the last event.
+
+    Refused for an id that was never given out (`unknown_id`) and for one of another history (`history_changed`).
+    """
     try:
         brought = EventId.parse(last_event_id)
     except ValueError:
-        return "unknown_id"
-    return "not_supported" if brought.epoch == epoch else "history_changed"
+        raise Refused("unknown_id") from None
+    if brought.epoch != epoch:
+        raise Refused("history_changed")
+    if brought.number > number or str(brought) != last_event_id:
+        raise Refused("unknown_id")
+    return brought

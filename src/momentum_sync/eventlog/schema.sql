@@ -13,6 +13,7 @@ create table if not exists momentum.event_log (
     committed_at timestamptz not null,
     logged_at timestamptz not null default now(),
     channels text[] not null,
+    keys text[] not null,
     event json not null,
     primary key (number, logged_at)
 ) partition by range (logged_at);
@@ -21,21 +22,41 @@ create table if not exists momentum.event_log (
 create index if not exists event_log_xid_idx on momentum.event_log
     using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16);
 
--- The history that numbers count in, the last event of it, who writes it now, and how far the slot may have been
--- confirmed: never further than the log is complete. Retention may empty the log; this row stays.
+-- The history that numbers count in, its last event, the number from which on the log holds all of it, who writes it
+-- now, and how far the slot may have been confirmed: never further than the log is complete. Retention may empty the
+-- log; this row stays.
 create table if not exists momentum.stream (
     single boolean primary key default true check (single),
     slot text not null,
     epoch text not null,
     system_identifier text not null,
     timeline integer not null,
-    first_number bigint not null,
+    kept_from bigint not null,
     last_number bigint not null,
     last_lsn pg_lsn not null,
     last_index integer not null,
     confirmed_lsn pg_lsn not null,
     holder uuid not null
 );
+
+-- A log from before events could be found by their keys: what it holds can no longer be resumed from.
+do $$
+begin
+    if exists (
+        select from pg_catalog.pg_attribute
+        where attrelid = 'momentum.stream'::regclass and attname = 'first_number' and not attisdropped
+    ) then
+        alter table momentum.stream rename column first_number to kept_from;
+        update momentum.stream set kept_from = last_number + 1;
+        alter table momentum.event_log add column keys text[] not null default '{}';
+        alter table momentum.event_log alter column keys drop default;
+    end if;
+end;
+$$;
+
+-- Where a client's missed events are found. A short pending list keeps reading quick; it costs an append a tenth.
+create index if not exists event_log_keys_idx on momentum.event_log
+    using gin (keys) with (gin_pending_list_limit = 256);
 
 -- Nobody but the owner reads them. The publication has no table: capture reads logical messages only, and those
 -- belong to no publication.

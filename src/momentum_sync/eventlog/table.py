@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, IsolationLevel, errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import FencedOff, Unavailable
+from momentum_sync.errors import CaptureError, FencedOff
 from momentum_sync.eventlog.event import Event
 
 _SQL = queries.load(__package__)
 _DAYS_AHEAD = 2
-_MOST_UNSEEN = 5_000
+_LOOK_EVERY_S = 2.0
+_PAGE_ROWS = 1_000
+_NEWEST_ROWS = 20_000
 # An append waits behind whoever waits for the table, so waiting must be short.
 _PARTITION_LOCK_TIMEOUT = "500ms"
 _PREFIX = "event_log_"
@@ -37,12 +41,21 @@ class SlotFacts:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a history stands: the place of the last logged event, and a transaction id above all before it."""
+    """Where a history stands: the place of the last logged event, and a transaction id above all before it.
+
+    `newest` are its last events. `broke` says why another history had to begin, if an earlier one was there.
+    """
 
     epoch: str
     number: int
     place: tuple[int, int]
     ceiling: int
+    newest: list[Event] = field(default_factory=list)
+    broke: str | None = None
+
+
+class LogBroken(CaptureError):
+    """Events that the log should hold are gone: a new history must begin."""
 
 
 class EventLog:
@@ -51,7 +64,6 @@ class EventLog:
     def __init__(self, conninfo: str, slot: str) -> None:
         self._slot = slot
         self._holder = uuid.uuid4()
-        self._first = 1
         # Apart, so that what clients ask for never keeps an append waiting.
         self._pool = _pool(conninfo, "log", size=4)
         self._reads = _pool(conninfo, "log reads", size=2)
@@ -69,24 +81,34 @@ class EventLog:
     async def take_over(self, facts: SlotFacts) -> Standing:
         """Makes this instance the one that appends, and says where the history stands.
 
-        The history goes on if the slot belongs to the same WAL as before and was confirmed no further than the log
-        is complete; a slot made anew is confirmed further. Otherwise an epoch begins. Call it while holding the slot.
+        The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
+        complete (a slot made anew is), and the log still holds what it should. Otherwise an epoch begins. Call it while
+        holding the slot.
         """
         self._holder = uuid.uuid4()
         async with self._pool.connection() as connection, connection.transaction():
             row = await _one(connection, "stream")
             (ceiling,) = await _sure(connection, "next_xid")
+            broke = None
             if row is not None:
-                slot, epoch, system_identifier, timeline, confirmed, first, number, last_lsn, last_index, exists = row
+                slot, epoch, system_identifier, timeline, confirmed, kept_from, number, last_lsn, last_index = row[:9]
+                exists, whole = row[9:]
                 if slot != self._slot and exists:
                     raise FencedOff(
                         f"the log of this database belongs to the slot {slot}; drop that, or set MOMENTUM_SLOT={slot}"
                     )
-                same_wal = (system_identifier, timeline) == (facts.system_identifier, facts.timeline)
-                if slot == self._slot and same_wal and facts.confirmed_lsn <= lsn.parse(confirmed):
+                broke = _break(
+                    facts,
+                    slot=slot,
+                    system_identifier=system_identifier,
+                    timeline=timeline,
+                    confirmed=lsn.parse(confirmed),
+                    whole=whole,
+                )
+                if broke is None:
                     await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
-                    self._first = first
-                    return Standing(epoch, number, (lsn.parse(last_lsn), last_index), ceiling)
+                    newest = await _newest(connection, max(kept_from - 1, number - _NEWEST_ROWS), number)
+                    return Standing(epoch, number, (lsn.parse(last_lsn), last_index), ceiling, newest)
             (number,) = await _sure(connection, "last_number")
             epoch = secrets.token_hex(4)
             await connection.execute(
@@ -101,8 +123,7 @@ class EventLog:
                     "holder": self._holder,
                 },
             )
-            self._first = number + 1
-            return Standing(epoch, number, (0, 0), ceiling)
+            return Standing(epoch, number, (0, 0), ceiling, broke=broke)
 
     async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
         """Makes events durable, and with them that the log is complete up to the place `confirmed`.
@@ -122,6 +143,7 @@ class EventLog:
             "xids": [event.xid for event in events],
             "times": [event.committed_at for event in events],
             "channels": [_array(event.channels) for event in events],
+            "keys": [_array(event.keys) for event in events],
             "bodies": [event.body.decode() for event in events],
         }
         async with self._pool.connection() as connection:
@@ -140,37 +162,72 @@ class EventLog:
             if await _one(connection, "confirm", **parameters) is None:
                 raise FencedOff("another instance has taken over the log")
 
-    async def unseen(self, snapshot: Snapshot, channels: Sequence[str], *, below: int) -> list[Event]:
-        """The logged events on any of the channels, numbered below `below`, that the snapshot does not see.
+    async def append_unstorable(self, event: Event, *, confirmed: int) -> None:
+        """Keeps the place of an event that PostgreSQL cannot store: its number is taken, and the log has no hole."""
+        await self.append([replace(event, channels=(), keys=(), body=b"{}")], confirmed=confirmed)
 
-        Unavailable if they are more than a snapshot can be stitched to.
-        """
+    async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
+        """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""
         async with self._reads.connection() as connection:
-            cursor = await connection.execute(
-                _SQL["unseen"],
-                {
-                    "snapshot": str(snapshot),
-                    "xmin": snapshot.xmin,
-                    "first": self._first,
-                    "below": below,
-                    "channels": list(channels),
-                    "limit": _MOST_UNSEEN + 1,
-                },
+            row = await _sure(
+                connection,
+                "first_unseen",
+                snapshot=str(snapshot),
+                xmin=snapshot.xmin,
+                below=below,
+                keys=list(keys),
             )
-            rows = await cursor.fetchall()
-        if len(rows) > _MOST_UNSEEN:
-            raise Unavailable("A transaction has been open for so long that a snapshot would miss too much; try later.")
-        return [
-            Event.build(
-                number=number,
-                place=(lsn.parse(commit_lsn), commit_index),
-                xid=xid,
-                committed_at=committed_at,
-                channels=tuple(held),
-                body=body.encode(),
-            )
-            for number, commit_lsn, commit_index, xid, committed_at, held, body in rows
-        ]
+        return None if row[0] is None else int(row[0])
+
+    async def after(
+        self, epoch: str, number: int, keys: Sequence[str], *, below: int, most: int
+    ) -> tuple[list[Event], int] | None:
+        """Events on any of the keys, in order, numbered above `number` and below `below`, as far as `most` bytes go.
+
+        With them comes the number up to which that is all. None if the log no longer holds what follows `number`.
+        """
+        async with self._reading() as connection:
+            if not await _reaches(connection, epoch, number):
+                return None
+            asked = {"number": number, "below": below, "keys": list(keys), "most": most, "limit": _PAGE_ROWS}
+            cursor = await connection.execute(_SQL["after"], asked)
+            events = [_event(row) for row in await cursor.fetchall()]
+        whole = len(events) < _PAGE_ROWS and sum(len(event.body) for event in events) <= most
+        return events, below - 1 if whole else events[-1].number
+
+    async def count_after(
+        self, epoch: str, number: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int
+    ) -> int | None:
+        """How many events `after` would bring on all its pages, those that the snapshot sees left out."""
+        async with self._reading() as connection:
+            if not await _reaches(connection, epoch, number):
+                return None
+            text = None if snapshot is None else str(snapshot)
+            asked = {"number": number, "below": below, "keys": list(keys), "snapshot": text}
+            row = await _sure(connection, "count_after", **asked)
+            return int(row[0])
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A connection on which all statements see the same log: what is there when it begins stays until it ends."""
+        async with self._reads.connection() as connection:
+            await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+            async with connection.transaction():
+                yield connection
+
+    async def watch_whole(self) -> None:
+        """Looks again and again whether the log still holds what it should; raises LogBroken when it does not."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            async with self._pool.connection() as connection:
+                (whole,) = await _sure(connection, "whole")
+            if not whole:
+                raise LogBroken("events are missing from the log")
+
+    async def beat(self, prefix: str, content: str) -> None:
+        """Writes a message of the server's own into the WAL, in a transaction, as an event comes."""
+        async with self._pool.connection() as connection:
+            await _sure(connection, "beat", prefix=prefix, content=content)
 
     async def keep_partitions(self, *, retention: timedelta | None) -> list[str]:
         """Makes the partitions of the coming days and drops those wholly older than `retention`.
@@ -192,6 +249,10 @@ class EventLog:
             oldest = None if retention is None else (now - retention).date()
             expired = [name for name in sorted(held) if oldest is not None and _day(name) < oldest]
             for name in expired:
+                first = datetime.combine(_day(name), datetime.min.time(), UTC)
+                await connection.execute(
+                    _SQL["expire_partition"], {"first": first, "end": first + timedelta(days=1)}
+                )  # fmt: skip
                 await connection.execute(sql.SQL("drop table momentum.{}").format(sql.Identifier(name)))
         return expired
 
@@ -239,10 +300,47 @@ async def _one(connection: AsyncConnection[TupleRow], name: str, **parameters: o
     return await cursor.fetchone()
 
 
-async def _sure(connection: AsyncConnection[TupleRow], name: str) -> TupleRow:
-    row = await _one(connection, name)
+async def _sure(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow:
+    row = await _one(connection, name, **parameters)
     assert row is not None
     return row
+
+
+async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, number: int) -> bool:
+    row = await _one(connection, "reaches", epoch=epoch, number=number)
+    return row is not None and bool(row[0])
+
+
+async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int) -> list[Event]:
+    cursor = await connection.execute(_SQL["newest"], {"number": number, "last": last})
+    return [_event(row) for row in await cursor.fetchall()]
+
+
+def _event(row: TupleRow) -> Event:
+    number, commit_lsn, commit_index, xid, committed_at, channels, body = row[:7]
+    return Event.build(
+        number=number,
+        place=(lsn.parse(commit_lsn), commit_index),
+        xid=xid,
+        committed_at=committed_at,
+        channels=tuple(channels),
+        body=body.encode(),
+    )
+
+
+def _break(
+    facts: SlotFacts, *, slot: str, system_identifier: str, timeline: int, confirmed: int, whole: bool
+) -> str | None:
+    """Why the history that the log holds does not go on with this slot; None if it does."""
+    if system_identifier != facts.system_identifier:
+        return "the database is another system"
+    if timeline != facts.timeline:
+        return "the database is on another timeline"
+    if slot != facts.slot:
+        return "the slot is another"
+    if facts.confirmed_lsn > confirmed:
+        return "the slot was made anew, or was moved on"
+    return None if whole else "events are missing from the log"
 
 
 def _name(day: date) -> str:

@@ -1,13 +1,17 @@
 """The hot window: the newest events in memory, bounded by bytes.
 
-It answers what a snapshot has not seen. Every event knows the highest transaction id up to and including it, so the
-search from the newest backwards ends where all that is older was visible to the snapshot anyway.
+It answers what follows a number, and which is the first event that a snapshot has not seen. Every event knows the
+highest transaction id up to and including it, so the search for the latter, from the newest backwards, ends where all
+that is older was visible to the snapshot anyway.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import islice
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event
@@ -39,6 +43,11 @@ class Window:
         """The number of the oldest event that the window would hold; all before it are in the log only."""
         return self._first
 
+    @property
+    def last(self) -> int:
+        """The number of the newest event, held or not."""
+        return self._first + len(self._events) - 1
+
     def restart(self, *, first: int, ceiling: int) -> None:
         """Empties it. `first` is the number that comes next, `ceiling` no less than any transaction id before it."""
         self._events.clear()
@@ -63,20 +72,55 @@ class Window:
         self._durable = max(self._durable, number)
         self._evict()
 
+    def holds_after(self, number: int) -> bool:
+        """Whether every event after `number` is here."""
+        return number + 1 >= self._first
+
+    def after(self, number: int, keys: Sequence[str], *, most: int) -> tuple[list[Event], int]:
+        """The held events on any of the keys after `number`, in order, each once, as far as `most` bytes go.
+
+        With them comes the number up to which that is all.
+        """
+        found: list[Event] = []
+        size = 0
+        for event in self._following(number, keys):
+            if size > most:
+                return found, found[-1].number
+            found.append(event)
+            size += len(event.body)
+        return found, self.last
+
+    def count_after(self, number: int, keys: Sequence[str], snapshot: Snapshot | None) -> int:
+        """How many events there are after `number` on any of the keys, those that the snapshot sees left out."""
+        return sum(snapshot is None or not snapshot.sees(event.xid) for event in self._following(number, keys))
+
+    def _following(self, number: int, keys: Sequence[str]) -> Iterator[Event]:
+        last = number
+        lists = [self._held_after(number, key) for key in keys if key in self._by_key]
+        for event in lists[0] if len(lists) == 1 else merge(*lists, key=_number):
+            if event.number > last:
+                last = event.number
+                yield event
+
+    def _held_after(self, number: int, key: str) -> Iterator[Event]:
+        held = self._by_key[key]
+        start = bisect_right(held, number, key=lambda entry: entry[0].number)
+        return (event for event, _ in islice(held, start, None))
+
     def reaches(self, snapshot: Snapshot) -> bool:
         """Whether nothing that the snapshot has not seen was evicted."""
         return self._evicted_ceiling < snapshot.xmin
 
-    def unseen(self, snapshot: Snapshot, keys: Iterable[str]) -> list[Event]:
-        """The held events on any of the keys that the snapshot does not see, in order, each once."""
-        found: dict[int, Event] = {}
+    def first_unseen(self, snapshot: Snapshot, keys: Iterable[str]) -> int | None:
+        """The number of the oldest held event on any of the keys that the snapshot does not see."""
+        found: int | None = None
         for key in keys:
             for event, ceiling in reversed(self._by_key.get(key, ())):
                 if ceiling < snapshot.xmin:
                     break
-                if not snapshot.sees(event.xid):
-                    found[event.number] = event
-        return [found[number] for number in sorted(found)]
+                if not snapshot.sees(event.xid) and (found is None or event.number < found):
+                    found = event.number
+        return found
 
     def _evict(self) -> None:
         while self._size > self._limit and self._events and self._events[0][0].number <= self._durable:
@@ -89,3 +133,7 @@ class Window:
                 held.popleft()
                 if not held:
                     del self._by_key[key]
+
+
+def _number(event: Event) -> int:
+    return event.number

@@ -18,9 +18,9 @@ class Health:
     http_status: int
 
 
-def judge(capture_state: str, lag: float) -> Health:
-    """Health from the state of capture and its lag in seconds."""
-    if capture_state != "live" or lag > _UNHEALTHY_LAG_S:
+def judge(capture_state: str, lag: float, *, draining: bool = False) -> Health:
+    """Health from the state of capture and its lag in seconds; red for a server that is about to end."""
+    if draining or capture_state != "live" or lag > _UNHEALTHY_LAG_S:
         return Health("unhealthy", 503)
     if lag > _DEGRADED_LAG_S:
         return Health("degraded", 200)

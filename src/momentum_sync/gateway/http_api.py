@@ -17,14 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from momentum_sync import __version__, observe
-from momentum_sync.errors import BadRequest, RequestError, TooLarge
+from momentum_sync.errors import BadRequest, RequestError, TooLarge, Unavailable
+from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway import health
 from momentum_sync.gateway.handshake import PREFIX
+from momentum_sync.gateway.missed import missed
 from momentum_sync.gateway.websocket import Gateway
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import timestamp
 
 _MAX_BODY = 64 * 1024
+_NO_RESUME = "The events after this id can no longer be had; read the state as it is."
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -40,6 +43,26 @@ class Notifications(ForUser):
     """Whose notifications, and how many of them at most."""
 
     limit: int = Field(50, ge=1, le=200, strict=True)
+
+
+class Events(BaseModel):
+    """After which event, on which channels beside the caller's own, and how many events at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    last_event_id: str = Field(max_length=100_000)
+    channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]] = Field(
+        [], max_length=500
+    )  # fmt: skip
+    limit: int = Field(500, ge=1, le=1000, strict=True)
+
+
+class Missed(BaseModel):
+    """What came after the caller's last event; `complete` when that is all."""
+
+    events: list[dict[str, object]]
+    last_event_id: str
+    complete: bool
 
 
 class Answer(BaseModel):
@@ -63,6 +86,12 @@ class Refusal(BaseModel):
     error: Fault
 
 
+class NoResume(Refusal):
+    """The events can no longer be had: begin with the state as it is."""
+
+    reason: str = Field(description="`unknown_id`, `history_changed` or `expired`")
+
+
 class Health(BaseModel):
     """The state of the server."""
 
@@ -72,7 +101,8 @@ class Health(BaseModel):
     timestamp: str
     uptime: float = Field(description="seconds")
     memory_usage: dict[str, int] = Field(description="bytes")
-    capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`")
+    draining: bool = Field(description="about to end, and sending its clients to others")
+    capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`, `slot`")
 
 
 _REFUSALS: dict[int | str, dict[str, object]] = {
@@ -91,12 +121,17 @@ async def _identify(request: Request) -> Identity:
 Caller = Annotated[Identity, Depends(_identify)]
 
 
-def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_id: Callable[[], str]) -> FastAPI:
+def make_api(
+    gateway: Gateway,
+    *,
+    capture_state: Callable[[], str],
+    last_event_id: Callable[[], str],
+    slot: Callable[[], dict[str, object]],
+) -> FastAPI:
     """The FastAPI application of one gateway."""
     api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
     api.state.gateway = gateway
     sync = APIRouter(prefix="/sync")
-    started_at = time.monotonic()
 
     @sync.post("/momentum", response_model=Answer, responses=_REFUSALS)
     async def momentum(asked: ForUser, caller: Caller) -> Response:
@@ -113,22 +148,8 @@ def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_i
         """The user's notifications, newest first."""
         return _answer(await gateway.desk.notifications(caller, asked.user_id, asked.limit))
 
-    @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
-    async def state() -> Response:
-        """Whether the server does what it promises. Needs no token."""
-        lag = gateway.lag()
-        verdict = health.judge(capture_state(), lag)
-        body = Health(
-            status=verdict.status,
-            connected_clients=len(gateway.router),
-            active_subscriptions=gateway.router.subscriptions,
-            timestamp=timestamp(time.time()),
-            uptime=round(time.monotonic() - started_at, 3),
-            memory_usage=health.memory_usage(),
-            capture={"state": capture_state(), "lag_ms": round(lag * 1000), "last_event_id": last_event_id()},
-        )
-        return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
-
+    _add_events(sync, gateway)
+    _add_health(sync, gateway, capture_state, last_event_id, slot)
     api.include_router(sync)
     api.include_router(sync, prefix=PREFIX, include_in_schema=False)
     _add_unlisted(api)
@@ -142,6 +163,54 @@ def make_api(gateway: Gateway, *, capture_state: Callable[[], str], last_event_i
         max_age=600,
     )
     return api
+
+
+def _add_events(sync: APIRouter, gateway: Gateway) -> None:
+    @sync.post("/events", response_model=Missed, responses={**_REFUSALS, 409: {"model": NoResume}})
+    async def events(asked: Events, caller: Caller) -> Response:
+        """What a resume would bring: for a phone that wakes up in the background."""
+        if gateway.draining or not gateway.live():
+            raise Unavailable("The feed of changes is not running; try again in a moment.")
+        try:
+            found = await missed(
+                gateway.desk, gateway.history, caller, asked.channels, asked.last_event_id, limit=asked.limit
+            )
+        except Refused as refused:
+            body = {"error": {"code": refused.reason, "message": _NO_RESUME}, "reason": refused.reason}
+            return Response(msgspec.json.encode(body), 409, media_type="application/json")
+        return Response(msgspec.json.encode(found), media_type="application/json")
+
+
+def _add_health(
+    sync: APIRouter,
+    gateway: Gateway,
+    capture_state: Callable[[], str],
+    last_event_id: Callable[[], str],
+    slot: Callable[[], dict[str, object]],
+) -> None:
+    started_at = time.monotonic()
+
+    @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def state() -> Response:
+        """Whether the server does what it promises. Needs no token."""
+        lag = gateway.lag()
+        verdict = health.judge(capture_state(), lag, draining=gateway.draining)
+        body = Health(
+            status=verdict.status,
+            connected_clients=len(gateway.router),
+            active_subscriptions=gateway.router.subscriptions,
+            timestamp=timestamp(time.time()),
+            uptime=round(time.monotonic() - started_at, 3),
+            memory_usage=health.memory_usage(),
+            draining=gateway.draining,
+            capture={
+                "state": capture_state(),
+                "lag_ms": round(lag * 1000),
+                "last_event_id": last_event_id(),
+                "slot": slot(),
+            },
+        )
+        return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
 
 
 def _add_unlisted(api: FastAPI) -> None:

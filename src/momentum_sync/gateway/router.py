@@ -13,13 +13,14 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.gateway.session import Session, build
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import frame
+from momentum_sync.wire.messages import Delivery, frame
 
 
 class Connection(Protocol):
-    """A socket with a session."""
+    """A socket with a session. While `behind`, it catches up by itself and is not sent what the feed brings."""
 
     session: Session
+    behind: bool
 
     def write(self, data: bytes) -> None:
         """Writes whole frames."""
@@ -51,7 +52,7 @@ class Router:
     @property
     def subscriptions(self) -> int:
         """How many channels are held, over all connections."""
-        return sum(map(len, self._keys.values()))
+        return sum(len(connection.session.channels) for connection in self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -89,16 +90,22 @@ class Router:
             del self._by_user[client[0]]
 
     def follow(self, connection: Connection) -> None:
-        """Brings what the connection is sent in line with the channels that its session holds now."""
+        """Brings what the connection is sent in line with the channels that its session holds now.
+
+        One that is not behind has been given everything up to the feed's place.
+        """
         held = self._keys.get(connection)
         if held is None:
             return
-        wanted = set(connection.session.channels.values())
+        wanted = set() if connection.behind else set(connection.session.channels.values())
         for key in held - wanted:
             self._release(key, connection)
         for key in wanted - held:
             self._by_key.setdefault(key, {})[connection] = None
         self._keys[connection] = wanted
+        if connection.behind:
+            self._stitching.pop(connection, None)
+            return
         if connection.session.seen is not None:
             connection.session.advanced(self._feed.position)
         if connection.session.seen is not None:
@@ -132,7 +139,7 @@ class Router:
             key = (channel, session.last_id)
             data = frames.get(key)
             if data is None:
-                payload = build(event, channel, event_id=event_id, previous_id=session.last_id, now=now)
+                payload = build(event, Delivery(event_id, session.last_id, channel), now)
                 data = frames[key] = frame(payload)
             session.delivered(event, event_id)
             connection.write(data)
@@ -152,7 +159,7 @@ class Router:
                     del self._stitching[connection]
 
     def history_changed(self) -> None:
-        """Everyone begins again, with a snapshot."""
+        """Everyone comes back, and is told then whether the history goes on."""
         for connection in self.connections:
             connection.session.close(Close.RESTART)
             connection.flush()

@@ -18,6 +18,7 @@ from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, EventId, See
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import Delivery
 
 _BURST = 100.0
 _MESSAGES_A_SECOND = 20.0
@@ -25,7 +26,9 @@ _UNREADABLE_IN_A_ROW = 5
 _PENDING_KEYS = 1_000
 _MAX_CHANNELS = 2_000
 _WARN_BEFORE_EXPIRY_S = 60.0
-_SILENT_HEARTBEATS = 3
+_LONGEST_PING_S = 25.0
+_ANSWER_WITHIN = 0.6  # of the time between pings
+_ANSWER_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +66,36 @@ Work = ReadState | MarkRead | Grant | CheckToken
 
 
 @dataclass(frozen=True, slots=True)
-class Greeting:
-    """What a connection begins with: the channels it got, the snapshot, and the events published since."""
+class State:
+    """A snapshot, as JSON."""
 
-    granted: list[str]
-    refused: list[str]
     momentum: msgspec.Raw
     interventions: msgspec.Raw
     notifications: msgspec.Raw
-    seen: Seen
-    last_id: EventId
-    missed: list[Event]
-    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a connection begins with: the channels it got, and the place after which everything is to come.
+
+    With a `state`, the place is the snapshot's, and `reason` says why there was no resume where one was asked for.
+    Without one it is the place that the client brought, and `replayed` events follow it already.
+    """
+
+    granted: list[str]
+    refused: list[str]
+    place: EventId
+    state: State | None
+    replayed: int = 0
+    reason: str | None = None
 
 
 class Session:
-    """A conversation with one client. `heartbeat` and all times are seconds; `now` is since 1970."""
+    """A conversation with one client. `heartbeat` and all times are seconds; `now` is since 1970.
+
+    `last_id` is the id of the last event that was sent. While the connection does not follow the feed, `place` is the
+    number up to which it has been given everything.
+    """
 
     def __init__(
         self, identity: Identity, user_id: UUID | None, client_id: str, *, heartbeat: float, now: float
@@ -90,8 +107,9 @@ class Session:
         self.live = False
         self.last_id = ""
         self.seen: Seen | None = None
+        self.place = 0
         self.channels: dict[str, str] = {}
-        self._epoch = ""
+        self.epoch = ""
         self._heartbeat = heartbeat
         self._out: list[bytes] = []
         self._pending_keys: dict[str, None] = {}
@@ -172,27 +190,27 @@ class Session:
     # From the database
 
     def greet(self, greeting: Greeting, now: float) -> None:
-        """The subscription is live: confirms it, hands over the snapshot, then what was published since."""
+        """The subscription is live: confirms it and hands over the snapshot; events follow."""
         self._hold(greeting.granted)
         self.live = True
-        self.seen = greeting.seen
-        self._epoch = greeting.last_id.epoch
-        self.last_id = str(greeting.last_id)
-        fields = self._subscription()
+        self.seen = greeting.place.seen
+        self.place = greeting.place.number
+        self.epoch = greeting.place.epoch
+        self.last_id = str(greeting.place)
+        fields = self._subscription(resumed=greeting.state is None, replayed=greeting.replayed)
         if greeting.refused:
             fields["refused"] = greeting.refused
         if greeting.reason is not None:
             fields["reason"] = greeting.reason
         self._out.append(messages.encode("subscription_confirmed", now, fields))
-        state: dict[str, object] = {
-            "momentum": greeting.momentum,
-            "interventions": greeting.interventions,
-            "notifications": greeting.notifications,
-            "last_event_id": self.last_id,
-        }
-        self._out.append(messages.encode("initial_state", now, state))
-        for event in greeting.missed:
-            self.event(event, now)
+        if greeting.state is not None:
+            state: dict[str, object] = {
+                "momentum": greeting.state.momentum,
+                "interventions": greeting.state.interventions,
+                "notifications": greeting.state.notifications,
+                "last_event_id": self.last_id,
+            }
+            self._out.append(messages.encode("initial_state", now, state))
 
     def state(self, data: msgspec.Raw, now: float, ref: object) -> None:
         """The momentum state that was asked for."""
@@ -238,13 +256,13 @@ class Session:
         for channel in channels:
             self.channels[channel] = route(channel, user_id)
 
-    def _subscription(self) -> dict[str, object]:
+    def _subscription(self, *, resumed: bool = False, replayed: int = 0) -> dict[str, object]:
         return {
             "channels": list(self.channels),
             "user_id": self.user_id,
             "client_id": self.client_id,
-            "resumed": False,
-            "replayed": 0,
+            "resumed": resumed,
+            "replayed": replayed,
         }
 
     def _confirm(self, now: float, ref: object) -> None:
@@ -259,15 +277,21 @@ class Session:
             self.seen = None
 
     def event(self, event: Event, now: float) -> None:
-        """An event on a channel held, while the stitch is not done or in answer to a greeting."""
+        """An event that the connection does not have yet, while it catches up or its stitch is not done."""
+        delivery = self.deliver(event)
+        if delivery is not None:
+            self._out.append(build(event, delivery, now))
+
+    def deliver(self, event: Event) -> Delivery | None:
+        """How the event goes to the client, which has it from now on; None if it is not for it, or in its snapshot."""
         if self.seen is not None and self.seen.snapshot.sees(event.xid):
-            return
-        event_id = str(EventId(self._epoch, event.number, self.seen))
+            return None
         channel = self.channel_of(event)
         if channel is None:
-            return
-        self._out.append(build(event, channel, event_id=event_id, previous_id=self.last_id, now=now))
-        self.delivered(event, event_id)
+            return None
+        delivery = Delivery(str(EventId(self.epoch, event.number, self.seen)), self.last_id, channel)
+        self.delivered(event, delivery.event_id)
+        return delivery
 
     def channel_of(self, event: Event) -> str | None:
         """The first of the event's channels that this session holds."""
@@ -287,7 +311,7 @@ class Session:
     # From the clock
 
     def tick(self, now: float, lag_ms: int) -> float:
-        """Does what is due; returns when to look again."""
+        """Does what is due; returns when to look again, which is when to ping again, too."""
         expires_at = self.identity.expires_at
         if expires_at is not None and now >= expires_at:
             self.close(Close.TOKEN)
@@ -301,20 +325,25 @@ class Session:
                 self._out.append(messages.encode("heartbeat", now, fields))
         return min(
             self._next_heartbeat,
+            now + self._ping_every,
             float("inf") if expires_at is None else expires_at,
             float("inf") if expires_at is None or self._warned else expires_at - _WARN_BEFORE_EXPIRY_S,
         )
 
     def silent(self, now: float) -> bool:
-        """Whether the client has sent nothing, not even a pong, for several heartbeats."""
-        return now - self._last_heard > _SILENT_HEARTBEATS * self._heartbeat
+        """Whether the client has sent nothing, not even a pong, although it was pinged: noticed within 50 s."""
+        return now - self._last_heard > self._ping_every + max(_ANSWER_WITHIN_S, self._ping_every * _ANSWER_WITHIN)
+
+    @property
+    def _ping_every(self) -> float:
+        return min(self._heartbeat, _LONGEST_PING_S)
 
 
-def build(event: Event, channel: str, *, event_id: str, previous_id: str, now: float) -> bytes:
+def build(event: Event, delivery: Delivery, now: float) -> bytes:
     """The message that carries an event."""
-    if channel == CACHE_INVALIDATION:
-        return messages.cache_invalidation(event.cache_keys, event_id=event_id, previous_id=previous_id, now=now)
-    return messages.realtime_event(event.body, event_id=event_id, previous_id=previous_id, channel=channel, now=now)
+    if delivery.channel == CACHE_INVALIDATION:
+        return messages.cache_invalidation(event.cache_keys, delivery, now)
+    return messages.realtime_event(event.body, delivery, now)
 
 
 def _expiry(expires_at: float | None) -> str | None:

@@ -12,92 +12,78 @@ from psycopg.rows import TupleRow
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import Forbidden, NotFound, Unavailable
-from momentum_sync.eventlog.event import Event, Seen, route
+from momentum_sync.errors import Forbidden, NotFound
+from momentum_sync.eventlog import resume
+from momentum_sync.eventlog.event import EventId, Seen, route
 from momentum_sync.eventlog.feed import Feed
-from momentum_sync.eventlog.resume import refusal
-from momentum_sync.eventlog.table import EventLog
-from momentum_sync.gateway.session import Greeting
-from momentum_sync.gateway.stitch import missed, place
-from momentum_sync.identity import rights
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.resume import Refused
+from momentum_sync.gateway.session import Greeting, State
+from momentum_sync.identity.rights import Rights, granted_within, may_act_for, own_channels
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
 _NULL = msgspec.Raw(b"null")
 _EMPTY = msgspec.Raw(b"[]")
-_LOG_READS = 5
 
 
 class Desk:
     """The verbs of the gateway's work with the database. All raise RequestError for what cannot be done."""
 
-    def __init__(self, pool: CallerPool, feed: Feed, log: EventLog) -> None:
+    def __init__(self, pool: CallerPool, feed: Feed, history: History) -> None:
         self._pool = pool
         self._feed = feed
-        self._log = log
+        self._history = history
+        self._rights = Rights(pool)
 
     async def greet(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *, last_event_id: str | None
     ) -> Greeting:
-        """A snapshot with its stitch: channels, state, and the events after it. Forbidden if not for this user.
+        """A resume from the last event id, or else a snapshot. Forbidden if it is not for this user."""
+        reason = None
+        if last_event_id is not None:
+            try:
+                return await self.resume(identity, user_id, channels, last_event_id)
+            except Refused as refused:
+                reason = refused.reason
+        return await self._snapshot(identity, user_id, channels, reason)
 
-        From the return to the moment when the caller follows the feed nothing may be awaited.
+    async def resume(
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], last_event_id: str
+    ) -> Greeting:
+        """The place that the client brought, with the channels it may have now and how many events follow it there.
+
+        Raises Refused when not all that follows can be had.
         """
+        place = resume.place(last_event_id, self._feed.epoch, self._feed.number)
+        asked = _asked(user_id, channels)
+        granted = await self._rights.granted(identity, user_id, asked)
+        replayed = await self._history.count(place, keys_of(granted, user_id))
+        return Greeting(granted, _refused(asked, granted), place, None, replayed)
+
+    async def _snapshot(
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], reason: str | None
+    ) -> Greeting:
         epoch = self._feed.epoch
+        asked = _asked(user_id, channels)
         async with self._pool.as_caller(identity, frozen=True) as connection:
             snapshot, upto = await _row(connection, "seen")
             seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
-            own = [] if user_id is None else rights.own_channels(user_id)
-            if user_id is not None and not await rights.may_act_for(connection, user_id):
-                raise Forbidden("This token does not allow acting for that user.")
-            asked = list(dict.fromkeys([*own, *channels]))
-            granted = await rights.granted(connection, asked, user_id)
-            momentum, interventions, notifications = _NULL, _NULL, _EMPTY
+            granted = await granted_within(connection, user_id, asked)
+            state = State(_NULL, _NULL, _EMPTY)
             if user_id is not None:
-                momentum = await _json(connection, "momentum", user_id)
-                interventions = await _json(connection, "interventions", user_id)
-                notifications = await _json(connection, "unread", user_id)
-        keys = [route(channel, None if user_id is None else str(user_id)) for channel in granted]
-        older = await self._older(seen, granted, keys)
-        if self._feed.epoch != epoch:
-            raise Unavailable("The history of events has just begun anew; try again.")
-        after = missed(self._feed.window, older, seen, keys)
-        return Greeting(
-            granted=granted,
-            refused=[channel for channel in asked if channel not in granted],
-            momentum=momentum,
-            interventions=interventions,
-            notifications=notifications,
-            seen=seen,
-            last_id=place(epoch, self._feed.number, seen, after),
-            missed=after,
-            reason=None if last_event_id is None else refusal(last_event_id, epoch),
-        )
-
-    async def _older(self, seen: Seen, channels: Sequence[str], keys: Sequence[str]) -> list[Event]:
-        """Events after the snapshot that have left the window; on return the window has all after the last of them."""
-        window = self._feed.window
-        for _ in range(_LOG_READS):
-            if window.reaches(seen.snapshot):
-                return []
-            below = window.first
-            found = await self._log.unseen(seen.snapshot, channels, below=below)
-            if window.first == below:
-                wanted = set(keys)
-                return [event for event in found if wanted.intersection(event.keys)]
-        raise Unavailable("More is happening than a snapshot can keep up with; try again in a moment.")
+                state = State(
+                    await _json(connection, "momentum", user_id),
+                    await _json(connection, "interventions", user_id),
+                    await _json(connection, "unread", user_id),
+                )
+        number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted, user_id))
+        place = EventId(epoch, number, seen)
+        return Greeting(granted, _refused(asked, granted), place, state, reason=reason)
 
     async def grant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> list[str]:
-        """Those of the channels that the caller may have."""
-        async with self._pool.as_caller(identity) as connection:
-            return await rights.granted(connection, channels, user_id)
-
-    async def regrant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> list[str]:
-        """As `grant`, for a new token. Forbidden if it may no longer act for the connection's user."""
-        async with self._pool.as_caller(identity) as connection:
-            if user_id is not None and not await rights.may_act_for(connection, user_id):
-                raise Forbidden("The new token is not for this connection's user.")
-            return await rights.granted(connection, channels, user_id)
+        """Those of the channels that the caller may have. Forbidden if it may not, or no longer, act for the user."""
+        return await self._rights.granted(identity, user_id, channels)
 
     async def momentum(self, identity: Identity, user_id: UUID) -> msgspec.Raw:
         """`get_realtime_momentum_state`, as JSON."""
@@ -113,7 +99,7 @@ class Desk:
         """At most `limit` notifications of a user, newest first, as a JSON array."""
         async with self._pool.as_caller(identity) as connection:
             text, count = await _row(connection, "notifications", user_id=user_id, limit=limit)
-            if count == 0 and not await rights.may_act_for(connection, user_id):
+            if count == 0 and not await may_act_for(connection, user_id):
                 raise Forbidden("This token does not allow that.")
             return msgspec.Raw(str(text).encode())
 
@@ -130,6 +116,19 @@ class Desk:
             raise NotFound("There is no such notification.")
         if not row[0]:
             raise Forbidden("This token does not allow changing that notification.")
+
+
+def keys_of(channels: Sequence[str], user_id: UUID | None) -> list[str]:
+    """Where the events of the channels stand, for a connection of this user's."""
+    return [route(channel, None if user_id is None else str(user_id)) for channel in channels]
+
+
+def _asked(user_id: UUID | None, channels: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys([*own_channels(user_id), *channels]))
+
+
+def _refused(asked: Sequence[str], granted: Sequence[str]) -> list[str]:
+    return [channel for channel in asked if channel not in granted]
 
 
 async def _row(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow:

@@ -28,8 +28,11 @@ from websockets.typing import Subprotocol
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
+from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
+from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
+from momentum_sync.gateway.outflow import Outflow
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
 from momentum_sync.gateway.snapshot import Desk
@@ -40,15 +43,21 @@ from momentum_sync.wire.messages import MAX_FRAME, frame
 
 _HANDSHAKE_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 5.0
-_PATIENCE_S = 10.0
+_CLOSE_TIMEOUT_SLOW_S = 15.0  # it has much to read before it gets to the close frame
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gateway:
-    """What all connections share. `live` says whether the feed runs; `lag` is seconds by which it may be behind."""
+    """What all connections share.
+
+    `live` says whether the feed runs; `lag` is seconds by which it may be behind. `draining` is set when the server is
+    about to end and takes no new sockets.
+    """
 
     desk: Desk
+    history: History
     router: Router
+    backlog: Backlog
     authenticator: Authenticator
     live: Callable[[], bool]
     lag: Callable[[], float]
@@ -56,6 +65,7 @@ class Gateway:
     send_buffer: int
     allowed_origins: tuple[str, ...]
     token_in_query: bool
+    draining: bool = False
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -78,6 +88,8 @@ class WebSocketProtocol(asyncio.Protocol):
             max_size=MAX_FRAME, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
         self._transport: asyncio.Transport
+        self._out: Outflow
+        self.behind = True
         self._greeted = False
         self._closed_with: int | None = None
         self._inbox: deque[bytes | None] = deque()
@@ -86,8 +98,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._working = False
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
-        self._patience: asyncio.TimerHandle | None = None
-        self._most: int | None = None
         self._gone = False
 
     # asyncio's side
@@ -95,12 +105,16 @@ class WebSocketProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._open.add(self)
-        self._transport.set_write_buffer_limits(high=self.gateway.send_buffer)
+        gateway = self.gateway
+        self._out = Outflow(
+            self, self._transport, gateway.history, gateway.router, gateway.backlog, gateway.send_buffer
+        )  # fmt: skip
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._gone = True
-        for timer in (self._ticker, self._aborter, self._patience):
+        self._out.end()
+        for timer in (self._ticker, self._aborter):
             if timer is not None:
                 timer.cancel()
         if self._greeted:
@@ -131,28 +145,14 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport.close()
 
     def pause_writing(self) -> None:
-        """What waits for the client has reached the bound: one large message, or a client that does not read."""
-        waiting = self._transport.get_write_buffer_size()
-        self._most = waiting + self.gateway.send_buffer
-        self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
+        self._out.paused()
 
     def resume_writing(self) -> None:
-        """The client has read most of it."""
-        self._most = None
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def _still_waiting(self, before: int) -> None:
-        """A client that has read nothing for a while is too slow; one that reads has time."""
-        waiting = self._transport.get_write_buffer_size()
-        if waiting >= before:
-            self._finish(Close.TOO_SLOW)
-        else:
-            self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
+        self._out.resumed()
 
     def shutdown(self) -> None:
         """uvicorn ends."""
-        self._finish(Close.GOING_AWAY)
+        self.finish(Close.GOING_AWAY)
 
     # The handshake
 
@@ -198,6 +198,8 @@ class WebSocketProtocol(asyncio.Protocol):
             authorization=authorization, apikey=headers.get("apikey")
         )
         hello = handshake.hello(query, identity.subject, fresh_client_id=str(uuid.uuid4()))
+        if self.gateway.draining:
+            raise Unavailable("This server is going away; try again, and another will answer.")
         if not self.gateway.live():
             raise Unavailable("The feed of changes is not running; try again in a moment.")
         return hello, identity
@@ -223,28 +225,28 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._greeted = True
         if not self.gateway.router.admit(self):
-            self._finish(Close.TOO_MANY_CONNECTIONS)
+            self.finish(Close.TOO_MANY_CONNECTIONS)
             return
         try:
             greeting = await self.gateway.desk.greet(
                 identity, hello.user_id, hello.channels, last_event_id=hello.last_event_id
             )
         except Forbidden:
-            self._finish(Close.NOT_ALLOWED)
+            self.finish(Close.NOT_ALLOWED)
             return
         except RequestError:
-            self._finish(Close.RESTART)
+            self.finish(Close.RESTART)
             return
         except Exception as error:
             observe.failed("greeting", error)
-            self._finish(Close.RESTART)
+            self.finish(Close.RESTART)
             return
         if self._over():
             return
         self.session.greet(greeting, time.time())
-        self.gateway.router.follow(self)
         observe.connected(str(hello.user_id), hello.client_id, len(greeting.granted))
         self.flush()
+        self._out.catch_up()
         self._transport.resume_reading()
         self._tick()
 
@@ -308,7 +310,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 identity = await self.gateway.authenticator.verify(token)
                 if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
                     raise Forbidden("The new token is somebody else's.")
-                granted = await desk.regrant(identity, session.user_id, list(session.channels))
+                granted = await desk.grant(identity, session.user_id, list(session.channels))
                 session.renewed(identity, granted, time.time(), ref)
             case ReadState(ref):
                 user_id = _needed(session.user_id)
@@ -323,9 +325,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Writes whole frames, past the session."""
         if self._gone or self._closed_with is not None:
             return
-        self._transport.write(data)
-        if self._most is not None and self._transport.get_write_buffer_size() > self._most:
-            self._finish(Close.TOO_SLOW)
+        self._out.write(data)
 
     def flush(self) -> None:
         """Writes what the session has to send, and ends the connection if the session does."""
@@ -333,7 +333,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if out:
             self.write(b"".join(map(frame, out)))
         if self.session.closing is not None:
-            self._finish(self.session.closing)
+            self.finish(self.session.closing)
 
     def _write_protocol(self) -> None:
         for data in self._ws.data_to_send():
@@ -361,11 +361,12 @@ class WebSocketProtocol(asyncio.Protocol):
         """Whether the connection has ended, or is ending, so that nothing more is written."""
         return self._gone or self._closed_with is not None
 
-    def _finish(self, why: Close) -> None:
+    def finish(self, why: Close) -> None:
         """Sends a close frame, once, and does not wait long for the answer."""
         if self._closed_with is not None or self._gone or self._transport.is_closing():
             return
         self._closed_with = why.code
+        self._out.end()
         if self._greeted:
             self.session.close(why)
             self.gateway.router.leave(self)
@@ -375,7 +376,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._ws.send_close(why.code, why.reason)
         self._write_protocol()
         self._transport.resume_reading()
-        self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+        patience = _CLOSE_TIMEOUT_SLOW_S if why is Close.TOO_SLOW else _CLOSE_TIMEOUT_S
+        self._aborter = self._loop.call_later(patience, self._transport.abort)
 
     def _end(self) -> None:
         """The closing handshake is done, or the client broke the protocol: `websockets` has said why."""

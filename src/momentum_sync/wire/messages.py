@@ -7,7 +7,7 @@ encoded again: their JSON comes from the database and is spliced in.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -125,22 +125,41 @@ def error(code: str, sentence: str, now: float, ref: object = None, **more: obje
     return encode("error", now, {"code": code, "error": sentence, **more}, ref)
 
 
-def realtime_event(body: bytes, *, event_id: str, previous_id: str, channel: str, now: float) -> bytes:
-    """A `realtime_event` around an event's own JSON object. The ids are ours and need no escaping."""
+class Delivery(NamedTuple):
+    """How one connection gets an event: under which id, after which, on which channel."""
+
+    event_id: str
+    previous_id: str
+    channel: str
+
+
+def event_object(body: bytes, delivery: Delivery) -> bytes:
+    """An event's own JSON object with its delivery in it. The ids are ours and need no escaping."""
     comma = b"," if len(body) > 2 else b""
-    return b'{"type":"realtime_event","event":%b%b"id":"%b","previous_id":"%b","channel":%b},"timestamp":"%b"}' % (
+    return b'%b%b"id":"%b","previous_id":"%b","channel":%b}' % (
         body[:-1],
         comma,
-        event_id.encode(),
-        previous_id.encode(),
-        msgspec.json.encode(channel),
+        delivery.event_id.encode(),
+        delivery.previous_id.encode(),
+        msgspec.json.encode(delivery.channel),
+    )
+
+
+def realtime_event(body: bytes, delivery: Delivery, now: float) -> bytes:
+    """A `realtime_event` around an event's own JSON object."""
+    return b'{"type":"realtime_event","event":%b,"timestamp":"%b"}' % (
+        event_object(body, delivery),
         timestamp(now).encode(),
     )
 
 
-def cache_invalidation(cache_keys: tuple[str, ...], *, event_id: str, previous_id: str, now: float) -> bytes:
+def cache_invalidation(cache_keys: tuple[str, ...], delivery: Delivery, now: float) -> bytes:
     """A `cache_invalidation`."""
-    fields: dict[str, object] = {"cache_keys": cache_keys, "id": event_id, "previous_id": previous_id}
+    fields: dict[str, object] = {
+        "cache_keys": cache_keys,
+        "id": delivery.event_id,
+        "previous_id": delivery.previous_id,
+    }
     return encode("cache_invalidation", now, fields)
 
 

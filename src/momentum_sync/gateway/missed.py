@@ -1,0 +1,49 @@
+"""What a resume would bring, in one answer: for a client that asks over HTTP instead of holding a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from momentum_sync.eventlog.history import History
+from momentum_sync.gateway.session import Session
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire import messages
+
+_PAGE = 256 * 1024
+
+
+class Missed(msgspec.Struct):
+    """Events as a socket would bring them, the id to go on from, and whether that is all for now."""
+
+    events: list[msgspec.Raw]
+    last_event_id: str
+    complete: bool
+
+
+async def missed(
+    desk: Desk, history: History, identity: Identity, channels: Sequence[str], last_event_id: str, *, limit: int
+) -> Missed:
+    """At most `limit` events after an id, and no more than fit a page of bytes.
+
+    Raises Refused when they can no longer be had, RequestError for what cannot be done.
+    """
+    greeting = await desk.resume(identity, identity.subject, channels, last_event_id)
+    session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0)
+    session.greet(greeting, 0.0)
+    keys = list(session.channels.values())
+    found: list[msgspec.Raw] = []
+    size = 0
+    while session.place < history.number:
+        events, upto = await history.after(session.epoch, session.place, keys, most=_PAGE)
+        for event in events:
+            if len(found) == limit or size > _PAGE:
+                return Missed(found, session.last_id, complete=False)
+            delivery = session.deliver(event)
+            if delivery is not None:
+                found.append(msgspec.Raw(messages.event_object(event.body, delivery)))
+                size += len(event.body)
+        session.place = upto
+    return Missed(found, session.last_id, complete=True)

@@ -1,0 +1,177 @@
+"""What goes out on one socket: how much of it waits, whether the client reads, and what it has still to be given.
+
+A connection that follows the feed is pushed every event. One that holds more unsent bytes than it may falls behind: it
+is pushed nothing, and once it has read what waits, it is given what it missed, a page at a time, from the window or the
+log, until it has caught up and follows again. A resume and the events after a snapshot are the same from the other
+side: the connection begins behind. So memory is bounded, nobody who reads is disconnected, and no event is left out.
+Who reads nothing at all for a while is closed as too slow, and comes back to where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from momentum_sync.errors import Unavailable
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.resume import Refused
+from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.session import Session
+from momentum_sync.wire.close import Close
+
+_PATIENCE_S = 10.0
+_FULL_AGAIN_S = 0.25
+_UNCOUNTED = 4 * 1024  # bytes that a socket may hold before it counts as waiting, so that small frames share a write
+_PAGE = 64 * 1024
+
+
+class Socket(Protocol):
+    """The connection whose outflow it is."""
+
+    session: Session
+    behind: bool
+
+    def write(self, data: bytes) -> None:
+        """Writes whole frames."""
+
+    def flush(self) -> None:
+        """Writes what the session has to send."""
+
+    def finish(self, why: Close) -> None:
+        """Ends the connection."""
+
+
+class Outflow:
+    """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
+
+    def __init__(
+        self,
+        socket: Socket,
+        transport: asyncio.Transport,
+        history: History,
+        router: Router,
+        backlog: Backlog,
+        most: int,
+    ) -> None:
+        self._socket = socket
+        self._transport = transport
+        self._history = history
+        self._router = router
+        self._backlog = backlog
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._waiting = False
+        self._written = 0
+        self._beyond = 0
+        self._begun = False
+        self._ended = False
+        self._asking: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
+        transport.set_write_buffer_limits(high=_UNCOUNTED)
+
+    def end(self) -> None:
+        """Nothing more goes out."""
+        self._ended = True
+        self._backlog.gone(self)
+        for timer in (self._patience, self._again):
+            if timer is not None:
+                timer.cancel()
+
+    def write(self, data: bytes) -> None:
+        """Writes whole frames."""
+        waited = self._waiting
+        self._transport.write(data)
+        if not self._waiting:
+            return
+        self._written += len(data)
+        over = self._backlog.grew(self, self._transport.get_write_buffer_size())
+        if not self._socket.behind:
+            if over:
+                self._fall_behind()
+        elif waited:
+            # Answers to a client that reads nothing and keeps asking.
+            self._beyond += len(data)
+            if self._beyond > self._most:
+                self._socket.finish(Close.TOO_SLOW)
+
+    def paused(self) -> None:
+        """Something waits that the client has not read."""
+        if self._ended:
+            return
+        self._waiting = True
+        self._written = self._beyond = 0
+        self._watch(self._transport.get_write_buffer_size())
+
+    def resumed(self) -> None:
+        """The client has read nearly all of it."""
+        self._waiting = False
+        self._backlog.gone(self)
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._begun and self._socket.behind:
+            self.catch_up()
+
+    def _watch(self, waiting: int) -> None:
+        self._written = 0
+        self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
+
+    def _still_waiting(self, before: int) -> None:
+        """A client that has read nothing for a while is too slow; one that reads has time."""
+        waiting = self._transport.get_write_buffer_size()
+        if waiting >= before + self._written:
+            self._socket.finish(Close.TOO_SLOW)
+        else:
+            self._watch(waiting)
+
+    def _fall_behind(self) -> None:
+        self._socket.session.place = self._history.number
+        self._socket.behind = True
+        self._router.follow(self._socket)
+
+    def catch_up(self) -> None:
+        """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
+        self._begun = True
+        if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
+            return
+        if self._backlog.full:
+            self._again = self._loop.call_later(_FULL_AGAIN_S, self.catch_up)
+            return
+        session = self._socket.session
+        keys = list(session.channels.values())
+        found = self._history.at_hand(session.place, keys, most=_PAGE)
+        if found is None:
+            self._asking = self._loop.create_task(self._ask(keys))
+            return
+        self._give(*found)
+
+    def _give(self, events: list[Event], upto: int) -> None:
+        session = self._socket.session
+        now = time.time()
+        for event in events:
+            session.event(event, now)
+        session.place = upto
+        self._socket.flush()
+        if self._ended:
+            return
+        if upto == self._history.number:
+            self._socket.behind = False
+            self._router.follow(self._socket)
+        else:
+            self._loop.call_soon(self.catch_up)
+
+    async def _ask(self, keys: list[str]) -> None:
+        session = self._socket.session
+        try:
+            events, upto = await self._history.after(session.epoch, session.place, keys, most=_PAGE)
+        except (Refused, Unavailable):
+            # It comes back, and is told then what can be had.
+            self._socket.finish(Close.RESTART)
+            return
+        finally:
+            self._asking = None
+        if not self._ended:
+            self._give(events, upto)

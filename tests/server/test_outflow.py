@@ -1,0 +1,133 @@
+"""Clients that read slowly, late or not at all: bounded memory, nothing lost, nobody else held up."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from momentum_sync.gateway import outflow
+from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.outflow import Outflow
+from tests.fixtures.postgres import Sql, add_notification, add_score
+from tests.fixtures.server import Client, Server, Start, sign
+
+TEXT = "x" * 100_000
+
+
+async def clients_left(server: Server, count: int) -> None:
+    async with server.http() as http, asyncio.timeout(30):
+        while (await http.get("/sync/health")).json()["connected_clients"] > count:
+            await asyncio.sleep(0.02)
+
+
+async def titles(client: Client, count: int) -> tuple[list[str], str]:
+    """The titles of the next events, checked to be a chain, and the last id."""
+    found: list[str] = []
+    last = client.seen[-1]["last_event_id"]
+    while len(found) < count:
+        event = (await client.until("realtime_event"))["event"]
+        assert event["previous_id"] == last
+        last = event["id"]
+        found.append(event["title"])
+    return found, last
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The most bytes that ever waited, for one connection and for all, as the backlog was told."""
+    most = [0, 0]
+    real = Backlog.grew
+
+    def watched(backlog: Backlog, connection: Outflow, size: int) -> bool:
+        over = real(backlog, connection, size)
+        most[0] = max(most[0], size)
+        most[1] = max(most[1], backlog.total)
+        return over
+
+    monkeypatch.setattr(Backlog, "grew", watched)
+    return most
+
+
+def write_many(db: Sql, user: UUID, count: int) -> None:
+    for number in range(count):
+        add_notification(db, user, title=f"{number}:{TEXT}")
+
+
+async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_the_rest_when_it_comes_back(
+    start: Start, db: Sql, user: UUID, other: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outflow, "_PATIENCE_S", 1.0)
+    limit = 256 * 1024
+    async with start(send_buffer_bytes=limit) as server, server.live(user) as slow, server.live(other) as quick:
+        slow.socket.transport.pause_reading()
+        await asyncio.to_thread(write_many, db, user, 150)
+        add_score(db, other)
+        await quick.until("realtime_event")
+        await clients_left(server, 1)
+        # What one event brings over the bound, and no second.
+        assert limit < kept[0] <= limit + 2 * len(TEXT)
+        last = slow.seen[-1]["last_event_id"]
+        slow.socket.transport.resume_reading()
+        code, reason = await slow.closed()
+        assert code == 4409
+        assert "last_event_id" in reason
+        read = [message["event"] for message in slow.seen if message["type"] == "realtime_event"]
+        assert 0 < len(read) < 150
+        async with server.connect(sign(user), last_event_id=read[-1]["id"]) as client:
+            confirmed = await client.next()
+            assert (confirmed["resumed"], confirmed["replayed"]) == (True, 150 - len(read))
+            while len(read) < 150:
+                read.append((await client.until("realtime_event"))["event"])
+        assert [event["title"].split(":")[0] for event in read] == [str(number) for number in range(150)]
+        assert [event["previous_id"] for event in read] == [last, *(event["id"] for event in read[:-1])]
+
+
+async def test_a_client_that_reads_after_a_while_loses_neither_its_connection_nor_an_event(
+    start: Start, db: Sql, user: UUID, kept: list[int]
+) -> None:
+    limit = 64 * 1024
+    async with start(send_buffer_bytes=limit) as server, server.live(user) as client:
+        client.socket.transport.pause_reading()
+        await asyncio.to_thread(write_many, db, user, 100)
+        assert kept[0] > limit, "it has fallen behind"
+        client.socket.transport.resume_reading()
+        found, _ = await titles(client, 100)
+        assert [title.split(":")[0] for title in found] == [str(number) for number in range(100)]
+        add_notification(db, user, title="live")
+        assert (await client.until("realtime_event"))["event"]["title"] == "live"
+        assert (await client.ask({"type": "ping"}))["type"] == "pong"
+
+
+async def test_what_all_hold_together_is_bounded(
+    start: Start, db: Sql, user: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outflow, "_PATIENCE_S", 2.0)
+    total = 1024 * 1024
+    async with start(send_buffer_bytes=512 * 1024, send_total_bytes=total) as server:
+        async with server.live(user, client_id="a") as a, server.live(user, client_id="b") as b:
+            async with server.live(user, client_id="c") as c, server.live(user, client_id="d") as d:
+                for client in (a, b, c, d):
+                    client.socket.transport.pause_reading()
+                await asyncio.to_thread(write_many, db, user, 120)
+                await clients_left(server, 0)
+                assert total < kept[1] <= total + 4 * 2 * len(TEXT)
+                for client in (a, b, c, d):
+                    client.socket.transport.resume_reading()
+                    assert (await client.closed())[0] == 4409
+
+
+async def test_one_who_asks_and_reads_no_answer_is_closed(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are no events: they are not brought again, and must not pile up."""
+    monkeypatch.setattr(outflow, "_PATIENCE_S", 60.0)
+    add_score(db, user)
+    db.execute("update daily_engagement_scores set breakdown = %s", (f'{{"x": "{"y" * 900_000}"}}',))
+    async with start(send_buffer_bytes=64 * 1024) as server, server.live(user) as client:
+        client.socket.transport.pause_reading()
+        for _ in range(60):
+            await client.send({"type": "request_momentum_update"})
+        await clients_left(server, 0)
+        client.socket.transport.abort()
