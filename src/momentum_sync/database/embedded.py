@@ -95,6 +95,12 @@ class Embedded:
             if self._runs():
                 self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
 
+    def restart(self, mode: str) -> None:
+        """Stops the server and starts it again. `mode` is pg_ctl's: `fast`, or `immediate` as after a crash."""
+        with self._starting():
+            self._call("pg_ctl", "stop", "-w", "-m", mode, "-D", str(self._cluster))
+            self._start()
+
     def _make_home(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._sockets.mkdir(exist_ok=True, mode=0o700)

@@ -1,0 +1,226 @@
+"""The verdict: what one client received, against what the witness saw.
+
+A client's record is a list of what it received, in order. Between two snapshots it must be exactly the witness's
+events for its channels, in their order, each once; resumes change nothing of that. Which events a snapshot holds
+already is told by its rows: of every row, the events that did not come are the first ones, and after them the row
+looked as the snapshot shows it. Pure: no clock, no chance, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from faults.witness import Change
+
+Rows = Mapping[tuple[str, str], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The client was given a state. `rows` is what it shows, by kind and id; `at` seconds since 1970."""
+
+    rows: Rows
+    at: float
+
+
+@dataclass(frozen=True)
+class Came:
+    """An event came. `what` as the witness names it."""
+
+    what: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Invalidated:
+    """Cache keys came."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """From here on the client holds the channels for certain (`on`), or no longer for certain."""
+
+    channels: frozenset[str]
+    on: bool
+
+
+Record = Snapshot | Came | Invalidated | Held
+
+
+@dataclass
+class Client:
+    """Who it is: its user, all channels it ever has, whether it is shown rows in a snapshot; and what it received."""
+
+    name: str
+    user: str
+    channels: frozenset[str]
+    sees_rows: bool
+    record: list[Record] = field(default_factory=list)
+
+
+@dataclass
+class _Segment:
+    snapshot: Snapshot
+    came: list[int] = field(default_factory=list)
+    excused: set[int] = field(default_factory=set)
+
+
+def expected(client: Client, changes: Iterable[Change]) -> list[Change]:
+    """The witness's events on the client's channels."""
+    return [change for change in changes if change.channels & client.channels]
+
+
+def check(client: Client, changes: Sequence[Change]) -> list[str]:
+    """What is wrong with the client's record, as sentences; none when it is as it must be."""
+    wanted = expected(client, changes)
+    where = {change.what: index for index, change in enumerate(wanted)}
+    if len(where) != len(wanted):
+        return ["the workload made two events that cannot be told apart"]
+    wrong: list[str] = []
+    segments = list(_segments(client, wanted, where, wrong))
+    for number, segment in enumerate(segments):
+        last = number == len(segments) - 1
+        wrong += _complete(client, segment, wanted, whole=last)
+    if not segments:
+        wrong.append("it was never given a state")
+    return [f"{client.name}: {sentence}" for sentence in wrong]
+
+
+def _segments(
+    client: Client, wanted: Sequence[Change], where: Mapping[tuple[object, ...], int], wrong: list[str]
+) -> Iterable[_Segment]:
+    """Cuts the record at its snapshots; notes what is unknown, out of order, or twice."""
+    segment: _Segment | None = None
+    keys: tuple[str, ...] | None = None
+    off: dict[str, int] = {}
+    for record in client.record:
+        if isinstance(record, Snapshot):
+            if segment is not None:
+                yield segment
+            segment, keys, off = _Segment(record), None, {}
+        elif segment is None:
+            wrong.append("something came before any state")
+        elif isinstance(record, Invalidated):
+            keys = record.keys
+        elif isinstance(record, Held):
+            _hold(segment, record, off, wanted)
+        else:
+            index = where.get(record.what)
+            if index is None:
+                wrong.append(f"this was never committed: {record.what}")
+                continue
+            if segment.came and index <= segment.came[-1]:
+                again = "twice" if index in segment.came else "out of order"
+                wrong.append(f"this came {again}: {record.what}")
+            for channel, since in list(off.items()):
+                _excuse(segment, wanted, channel, since, index)
+            segment.came.append(index)
+            wrong += _invalidation(client, wanted[index], keys)
+            keys = None
+    if segment is not None:
+        for channel, since in off.items():
+            _excuse(segment, wanted, channel, since, len(wanted))
+        yield segment
+
+
+def _hold(segment: _Segment, record: Held, off: dict[str, int], wanted: Sequence[Change]) -> None:
+    place = segment.came[-1] if segment.came else -1
+    for channel in record.channels:
+        if not record.on:
+            off.setdefault(channel, place)
+        elif channel in off:
+            # What lies between the last event before and the next one may be on either side of the confirmation.
+            since = off.pop(channel)
+            _excuse(segment, wanted, channel, since, _next_on_others(wanted, channel, place))
+
+
+def _next_on_others(wanted: Sequence[Change], channel: str, place: int) -> int:
+    for index in range(place + 1, len(wanted)):
+        if channel not in wanted[index].channels:
+            return index
+    return len(wanted)
+
+
+def _excuse(segment: _Segment, wanted: Sequence[Change], channel: str, since: int, until: int) -> None:
+    segment.excused.update(index for index in range(since + 1, until) if channel in wanted[index].channels)
+
+
+def _invalidation(client: Client, change: Change, keys: tuple[str, ...] | None) -> Iterable[str]:
+    if change.row[0] != "score" or change.user != client.user:
+        return
+    day = change.what[2]
+    must = {f"momentum:{kind}:{change.user}" for kind in ("current", "history", "trend")}
+    must.add(f"momentum:breakdown:{change.user}:{day}")
+    if keys is None or set(keys) != must:
+        yield f"{keys} came as the cache keys of {change.what}"
+
+
+def _complete(client: Client, segment: _Segment, wanted: Sequence[Change], *, whole: bool) -> Iterable[str]:
+    """What is missing: up to the last event that came, or up to the end for the last segment."""
+    came = set(segment.came)
+    end = len(wanted) if whole else segment.came[-1] + 1 if segment.came else 0
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index in range(len(wanted)):
+        rows[wanted[index].row].append(index)
+    for row, indexes in rows.items():
+        within = [index for index in indexes if index < end]
+        if within:
+            # Commits become visible in another order than the WAL's: a snapshot may hold what is after the last event.
+            later = [wanted[index].shown for index in indexes if index >= end]
+            yield from _complete_row(client, segment, wanted, came, row, within, later)
+    if client.sees_rows:
+        known = {change.row for change in wanted[:end]}
+        for row in set(segment.snapshot.rows) - {change.row for change in wanted}:
+            yield f"the snapshot shows {row}, which never was"
+        if whole:
+            for row in set(segment.snapshot.rows) - known:
+                yield f"the snapshot shows {row}, which was not yet"
+
+
+def _complete_row(
+    client: Client, segment: _Segment, wanted: Sequence[Change], came: set[int], row: tuple[str, str],
+    indexes: Sequence[int], later: Sequence[tuple[str, ...] | None],
+) -> Iterable[str]:  # fmt: skip
+    count = 0
+    while count < len(indexes) and indexes[count] not in came:
+        count += 1
+    missing = [index for index in indexes[count:] if index not in came and index not in segment.excused]
+    for index in missing:
+        yield f"this is missing, later ones of its row came: {wanted[index].what}"
+    before = [index for index in indexes[:count] if index not in segment.excused]
+    if not client.sees_rows:
+        for index in before:
+            if wanted[index].at > segment.snapshot.at:
+                yield f"this is missing: {wanted[index].what}"
+    elif len(before) == count:
+        shown = wanted[indexes[count - 1]].shown if count else None
+        held = segment.snapshot.rows.get(row)
+        if held != shown and not (count == len(indexes) and held in later):
+            yield (f"the snapshot shows {row} as {held}, but the events after it begin where it was {shown}")
+
+
+def adds_up(client: Client, changes: Sequence[Change], held: Rows) -> bool:
+    """Whether the client's last snapshot with all that came after it is what the tables hold.
+
+    What belongs to a channel that it had left in between is left out.
+    """
+    after = {change.what: change for change in changes}
+    rows: dict[tuple[str, str], tuple[str, ...]] = {}
+    doubtful: set[str] = set()
+    for record in client.record:
+        if isinstance(record, Snapshot):
+            rows = dict(record.rows)
+            doubtful = set()
+        elif isinstance(record, Held) and not record.on:
+            doubtful |= {channel.split(":")[0].removesuffix("s") for channel in record.channels}
+        elif isinstance(record, Came) and (change := after.get(record.what)) is not None:
+            if change.shown is None:
+                rows.pop(change.row, None)
+            else:
+                rows[change.row] = change.shown
+    return {row: shown for row, shown in rows.items() if row[0] not in doubtful} == {
+        row: shown for row, shown in held.items() if row[0] not in doubtful
+    }

@@ -1,0 +1,180 @@
+"""One history: a seed in, a verdict out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import psycopg
+
+from faults import witness
+from faults.checker import Client, Rows, adds_up, check, expected
+from faults.clients import Walker
+from faults.nemesis import Nemesis, Servers
+from faults.proxy import Proxy
+from faults.witness import Change
+from faults.workload import Writers
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.migrate import migrate
+
+_SECRET = "a-secret-for-the-faults-with-more-than-32-bytes"
+_USERS = 5
+_DEVICES = 2
+_SETTLED_S = 60.0
+
+
+@dataclass
+class Verdict:
+    """What one history showed. `wrong` is empty when everything was as it must be."""
+
+    seed: int
+    wrong: list[str] = field(default_factory=list)
+    transactions: int = 0
+    events: int = 0
+    received: int = 0
+    connects: int = 0
+    resumes: int = 0
+    resyncs: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+def run(
+    seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None
+) -> Verdict:
+    """One history of so many seconds, on a PostgreSQL of its own. `logs` keeps what the servers said."""
+    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
+    folder.chmod(0o755)
+    try:
+        with Embedded(folder) as postgres:
+            migrate(postgres.conninfo, tell=lambda _: None)
+            verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only))
+            if logs is not None:
+                shutil.copy(folder / "servers.log", logs)
+            return verdict
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _run(
+    seed: int, seconds: float, postgres: Embedded, log: Path, mutation: str | None, only: list[str] | None
+) -> Verdict:
+    chance = Random(seed)
+    users, day = _prepare(postgres.conninfo, chance)
+    witness.begin(postgres.conninfo)
+    proxy = Proxy()
+    await proxy.start()
+    servers = Servers(postgres.conninfo, _SECRET, proxy, log, mutation)
+    nemesis = Nemesis(servers, postgres, proxy, chance)
+    walkers = [
+        Walker(client, role, f"127.0.0.1:{proxy.port}", _SECRET, seed) for client, role in _clients(users)
+    ]  # fmt: skip
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await servers.until(servers.start(), "live")
+        tasks = [asyncio.create_task(walker.live()) for walker in walkers]
+        writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
+        try:
+            await nemesis.rage(seconds, only)
+        finally:
+            await asyncio.to_thread(writers.stop)
+        await servers.until(servers.serving, "live")
+        for walker in walkers:
+            walker.calm_down()
+        changes = await asyncio.to_thread(witness.tell, postgres.conninfo)
+        late = await _until_settled([walker.client for walker in walkers], changes)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await proxy.stop()
+        for process in servers.processes.values():
+            process.kill()
+            await asyncio.to_thread(process.wait, 30)
+    wrong = late + _judge(postgres.conninfo, walkers, changes)
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            wrong.append(f"a client broke: {task.exception()!r}")
+    return Verdict(
+        seed=seed, wrong=wrong, transactions=writers.committed, events=len(changes),
+        received=sum(len(walker.client.record) for walker in walkers),
+        connects=sum(walker.connects for walker in walkers), resumes=sum(walker.resumes for walker in walkers),
+        resyncs=sum(walker.resyncs for walker in walkers), faults=dict(nemesis.faults),
+    )  # fmt: skip
+
+
+def _prepare(conninfo: str, chance: Random) -> tuple[list[str], str]:
+    """Users (the last two are a coach and an admin), and the day that all rows are of."""
+    users = [str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(_USERS + 2)]
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for user in users:
+            connection.execute("insert into auth.users (id) values (%s)", (user,))
+        row = connection.execute("select current_date::text").fetchone()
+    assert row is not None
+    return users, str(row[0])
+
+
+def _clients(users: Sequence[str]) -> list[tuple[Client, str | None]]:
+    found: list[tuple[Client, str | None]] = []
+    for number, user in enumerate(users[:_USERS]):
+        channels = frozenset(f"{kind}:{user}" for kind in ("momentum_updates", "interventions", "notifications"))
+        found += [(Client(f"user {number}.{device}", user, channels, True), None) for device in range(_DEVICES)]
+    coach, admin = users[_USERS:]
+    found.append((Client("coach", coach, frozenset({"interventions:coaches"}), False), "coach"))
+    both = frozenset({"momentum_updates:all", "interventions:coaches"})
+    found.append((Client("admin", admin, both, False), "admin"))
+    return found
+
+
+async def _until_settled(clients: Sequence[Client], changes: Sequence[Change]) -> list[str]:
+    """Waits until everyone has what the witness saw last, or what it folds to; names those who do not get there."""
+    waiting = list(clients)
+    ends = time.monotonic() + _SETTLED_S
+    while waiting and time.monotonic() < ends:
+        waiting = [client for client in waiting if check(client, changes)]
+        await asyncio.sleep(0.3)
+    return [f"{client.name}: it did not settle" for client in waiting]
+
+
+def _judge(conninfo: str, walkers: Sequence[Walker], changes: Sequence[Change]) -> list[str]:
+    wrong: list[str] = []
+    for walker in walkers:
+        client = walker.client
+        wrong += walker.broken + check(client, changes)
+        if not client.sees_rows:
+            continue
+        if not adds_up(client, expected(client, changes), _select(conninfo, client.user)):
+            wrong.append(f"{client.name}: snapshot and events do not add up to the tables")
+    return wrong
+
+
+def _select(conninfo: str, user: str) -> Rows:
+    """The rows as the user may SELECT them, as far as a snapshot shows them."""
+    rows: dict[tuple[str, str], tuple[str, ...]] = {}
+    with psycopg.connect(conninfo) as connection:
+        connection.execute(
+            "select set_config('role', 'authenticated', true), set_config('request.jwt.claims', %s, true)",
+            (json.dumps({"sub": user, "role": "authenticated"}),),
+        )
+        for name, *shown in connection.execute(
+            "select user_id::text, momentum_state, final_score::text from daily_engagement_scores"
+        ):
+            rows["score", name] = tuple(shown)
+        for name, *shown in connection.execute(
+            "select id::text, trigger_reason, status from coach_interventions"
+            " where status in ('scheduled', 'in_progress')"
+        ):
+            rows["intervention", name] = tuple(shown)
+        for name, *shown in connection.execute(
+            "select id::text, title, status from momentum_notifications"
+            " where status in ('pending', 'sent', 'delivered') and notification_type <> 'custom'"
+        ):
+            rows["notification", name] = tuple(shown)
+    return rows

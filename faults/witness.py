@@ -1,0 +1,112 @@
+"""What was committed, in order, by somebody who knows nothing of Momentum Sync.
+
+PostgreSQL's `test_decoding` prints the changes of the rows on a slot of its own; what events they should have become is
+derived here from the contract, section 1. Neither our triggers' messages nor our decoder have a part in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+SLOT = "faults_witness"
+_TABLE = re.compile(r"table public\.(\w+): (INSERT|UPDATE|DELETE): (.*)", re.DOTALL)
+_COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
+_COMMITTED = re.compile(r"COMMIT \d+ \(at (.+)\)")
+_USER_FACING = ("momentum_drop", "needs_care_consecutive", "celebration", "consistency_reminder")
+_DONE = {"INSERT": "created", "UPDATE": "updated", "DELETE": "deleted"}
+
+Row = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """An event that must reach whoever holds one of its channels.
+
+    `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
+    nothing), `at` seconds since 1970 of the commit.
+    """
+
+    what: tuple[object, ...]
+    user: str
+    channels: frozenset[str]
+    row: tuple[str, str]
+    shown: tuple[str, ...] | None
+    at: float
+
+
+def begin(conninfo: str) -> None:
+    """From now on the witness sees everything."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", (SLOT,))
+
+
+def tell(conninfo: str) -> list[Change]:
+    """Everything that was committed since `begin`, in the order of the commits."""
+    changes: list[Change] = []
+    transaction: list[Change] = []
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        rows = connection.execute(
+            "select data from pg_logical_slot_peek_changes(%s, null, null, 'include-timestamp', '1')", (SLOT,)
+        )
+        for (line,) in rows:
+            committed = _COMMITTED.fullmatch(line)
+            if committed:
+                at = datetime.fromisoformat(committed[1]).timestamp()
+                changes += [Change(c.what, c.user, c.channels, c.row, c.shown, at) for c in transaction]
+                transaction = []
+            elif found := _TABLE.fullmatch(line):
+                transaction += _events(found[1], found[2], found[3])
+    return changes
+
+
+def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
+    old: Row = {}
+    if operation == "UPDATE":
+        before, columns = columns.split(" new-tuple: ")
+        old = _row(before)
+    new = _row(columns)
+    if table == "daily_engagement_scores":
+        yield _score(operation, old, new)
+    elif table == "coach_interventions":
+        yield _intervention(operation, old, new)
+    elif table == "momentum_notifications" and operation != "DELETE" and new["notification_type"] in _USER_FACING:
+        yield _notification(new)
+
+
+def _score(operation: str, old: Row, new: Row) -> Change:
+    user = str(new["user_id"])
+    state, score = str(new["momentum_state"]), f"{float(str(new['final_score'])):.2f}"
+    what = (f"momentum_score_{_DONE[operation]}", user, new["score_date"], state, score, old.get("momentum_state"))
+    channels = frozenset({f"momentum_updates:{user}", "momentum_updates:all"})
+    return Change(what, user, channels, ("score", user), None if operation == "DELETE" else (state, score), 0.0)
+
+
+def _intervention(operation: str, old: Row, new: Row) -> Change:
+    user, status = str(new["user_id"]), str(new["status"])
+    what = (f"intervention_{_DONE[operation]}", user, new["id"], new["trigger_reason"], status, old.get("status"))
+    shown = operation != "DELETE" and status in ("scheduled", "in_progress")
+    return Change(
+        what, user, frozenset({f"interventions:{user}", "interventions:coaches"}), ("intervention", str(new["id"])),
+        (str(new["trigger_reason"]), status) if shown else None, 0.0,
+    )  # fmt: skip
+
+
+def _notification(new: Row) -> Change:
+    user, status, title = str(new["user_id"]), str(new["status"]), str(new["title"])
+    shown = status in ("pending", "sent", "delivered")
+    return Change(
+        ("push_notification", user, new["id"], title, status), user, frozenset({f"notifications:{user}"}),
+        ("notification", str(new["id"])), (title, status) if shown else None, 0.0,
+    )  # fmt: skip
+
+
+def _row(text: str) -> Row:
+    return {
+        name: None if value == "null" else value[1:-1].replace("''", "'") if value.startswith("'") else value
+        for name, value in _COLUMN.findall(text)
+    }
