@@ -47,15 +47,20 @@ class Verdict:
 
 
 def run(
-    seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None
-) -> Verdict:
-    """One history of so many seconds, on a PostgreSQL of its own. `logs` keeps what the servers said."""
+    seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None,
+    settle: float = _SETTLED_S,
+) -> Verdict:  # fmt: skip
+    """One history of so many seconds, on a PostgreSQL of its own.
+
+    `only` names the faults to take, `settle` is how many seconds clients may need at the end, `logs` keeps what the
+    servers said.
+    """
     folder = Path(tempfile.mkdtemp(prefix="momentum-"))
     folder.chmod(0o755)
     try:
         with Embedded(folder) as postgres:
             migrate(postgres.conninfo, tell=lambda _: None)
-            verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only))
+            verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only, settle))
             if logs is not None:
                 shutil.copy(folder / "servers.log", logs)
             return verdict
@@ -64,7 +69,13 @@ def run(
 
 
 async def _run(
-    seed: int, seconds: float, postgres: Embedded, log: Path, mutation: str | None, only: list[str] | None
+    seed: int,
+    seconds: float,
+    postgres: Embedded,
+    log: Path,
+    mutation: str | None,
+    only: list[str] | None,
+    settle: float,
 ) -> Verdict:
     chance = Random(seed)
     users, day = _prepare(postgres.conninfo, chance)
@@ -89,7 +100,7 @@ async def _run(
         for walker in walkers:
             walker.calm_down()
         changes = await asyncio.to_thread(witness.tell, postgres.conninfo)
-        late = await _until_settled([walker.client for walker in walkers], changes)
+        late = await _until_settled([walker.client for walker in walkers], changes, settle)
     finally:
         for task in tasks:
             task.cancel()
@@ -133,10 +144,10 @@ def _clients(users: Sequence[str]) -> list[tuple[Client, str | None]]:
     return found
 
 
-async def _until_settled(clients: Sequence[Client], changes: Sequence[Change]) -> list[str]:
+async def _until_settled(clients: Sequence[Client], changes: Sequence[Change], settle: float) -> list[str]:
     """Waits until everyone has what the witness saw last, or what it folds to; names those who do not get there."""
     waiting = list(clients)
-    ends = time.monotonic() + _SETTLED_S
+    ends = time.monotonic() + settle
     while waiting and time.monotonic() < ends:
         waiting = [client for client in waiting if check(client, changes)]
         await asyncio.sleep(0.3)

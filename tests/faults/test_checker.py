@@ -1,0 +1,89 @@
+"""The checker against records made by hand: what is right passes, and each kind of wrong is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.checker import Came, Client, Held, Invalidated, Record, Snapshot, adds_up, check
+from faults.witness import Change
+
+NOTES = frozenset({"notifications:u"})
+SCORES = frozenset({"momentum_updates:u", "momentum_updates:all"})
+
+
+def note(number: int, name: str = "n", *, read: bool = False, at: float = 5.0) -> Change:
+    return Change(
+        ("push_notification", "u", name, number), "u", NOTES, ("notification", name),
+        None if read else (str(number), "sent"), at,
+    )  # fmt: skip
+
+
+HISTORY = [note(1), note(2), note(3, "m"), note(4), note(5, "m", read=True)]
+KEYS = ("momentum:current:u", "momentum:history:u", "momentum:trend:u", "momentum:breakdown:u:d")
+
+
+def snapshot(**rows: int) -> Snapshot:
+    return Snapshot({("notification", name): (str(number), "sent") for name, number in rows.items()}, 10.0)
+
+
+def judge(*record: Record, history: list[Change] = HISTORY, sees_rows: bool = True) -> list[str]:
+    channels = NOTES | SCORES if sees_rows else NOTES
+    return check(Client("c", "u", channels, sees_rows, list(record)), history)
+
+
+def came(*numbers: int) -> list[Came]:
+    return [Came(HISTORY[number - 1].what) for number in numbers]
+
+
+def test_right_from_the_start_from_the_middle_and_across_a_second_snapshot() -> None:
+    assert judge(snapshot(), *came(1, 2, 3, 4, 5)) == []
+    assert judge(snapshot(n=2), *came(3, 4, 5)) == []
+    assert judge(snapshot(n=4)) == []
+    assert judge(snapshot(), *came(1, 2), snapshot(n=4, m=3), *came(5)) == []
+
+
+def test_what_became_visible_in_another_order_than_it_was_written() -> None:
+    assert judge(snapshot(m=3), *came(1, 2, 4, 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ([snapshot(), *came(1, 3, 4, 5)], "missing"),
+        ([snapshot(n=1), *came(3, 4, 5)], "begin where"),
+        ([snapshot(), *came(1, 2, 3, 4)], "missing"),
+        ([snapshot(n=2), *came(2, 3, 4, 5)], "begin where"),
+        ([snapshot(), *came(1, 2, 2, 3, 4, 5)], "twice"),
+        ([snapshot(), *came(1, 3, 2, 4, 5)], "out of order"),
+        ([snapshot(), *came(1, 2, 3, 4, 5), Came(("x",))], "never committed"),
+        ([snapshot(z=9), *came(1, 2, 3, 4, 5)], "never was"),
+        ([*came(1)], "before any state"),
+        ([], "never given a state"),
+    ],
+)
+def test_each_kind_of_wrong_is_named(record: list[Record], said: str) -> None:
+    assert any(said in sentence for sentence in judge(*record)), judge(*record)
+
+
+def test_without_rows_only_what_was_committed_before_the_snapshot_may_be_missing() -> None:
+    late = [*HISTORY[:3], note(4, at=11.0), note(5, "m", read=True, at=12.0)]
+    assert judge(snapshot(), *came(4, 5), history=late, sees_rows=False) == []
+    assert judge(snapshot(), *came(5), history=late, sees_rows=False) != []
+
+
+def test_what_came_while_a_channel_was_left_may_be_missing_and_no_more() -> None:
+    off, on = Held(NOTES, on=False), Held(NOTES, on=True)
+    score = Change(("momentum_score_created", "u", "d"), "u", SCORES, ("score", "u"), ("Rising", "1.00"), 5.0)
+    history = [HISTORY[0], HISTORY[1], score, HISTORY[2], HISTORY[3], HISTORY[4]]
+    scored: list[Record] = [Invalidated(KEYS), Came(score.what)]
+    assert judge(snapshot(), *came(1), off, *scored, on, *came(4, 5), history=history) == []
+    assert judge(snapshot(), *came(1), off, *scored, *came(3, 4, 5), history=history) == []
+    assert judge(snapshot(), *came(1), off, on, *scored, *came(5), history=history) != []
+    assert judge(snapshot(), *came(1, 2), Came(score.what), *came(3, 4, 5), history=history) != []
+
+
+def test_the_sum_of_snapshot_and_events() -> None:
+    client = Client("c", "u", NOTES, True, [snapshot(n=2), *came(3, 4, 5)])
+    assert adds_up(client, HISTORY, {("notification", "n"): ("4", "sent")})
+    assert not adds_up(client, HISTORY, {("notification", "n"): ("2", "sent")})
+    assert not adds_up(client, HISTORY, {("notification", name): ("4", "sent") for name in "nm"})
