@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -201,8 +202,8 @@ def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Con
 
 
 @contextmanager
-def serving(conninfo: str, folder: Path) -> Iterator[str]:
-    """A server as anyone would run it; its URL."""
+def serving(conninfo: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """A server as anyone would run it; its URL and its process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", conninfo,
          "--jwt-secret", SECRET, "--data-dir", str(folder)],
@@ -219,10 +220,11 @@ def serving(conninfo: str, folder: Path) -> Iterator[str]:
                 url = json.loads(line)["url"]
             if '"capture live"' in line:
                 break
-        yield url
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a pipe that is full would stop it
+        yield url, process.pid
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 def prepare(conninfo: str, connections: int) -> None:
@@ -277,7 +279,7 @@ def run(connections: int, rate: int, seconds: float, folder: Path) -> bool:
     context = multiprocessing.get_context("spawn")
     with Embedded(folder) as embedded:
         prepare(embedded.conninfo, connections)
-        with serving(embedded.conninfo, folder) as url:
+        with serving(embedded.conninfo, folder) as (url, _):
             pipes = {name: context.Pipe() for name in ("clients", "reader", "writer")}
             processes = {
                 "clients": context.Process(target=clients, args=(url, connections, pipes["clients"][1])),

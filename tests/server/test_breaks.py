@@ -1,0 +1,228 @@
+"""Breaks in history: noticed by the server itself, told to every client, and followed by a snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from momentum_sync.capture import reader
+from momentum_sync.capture.slot import look
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.eventlog import table
+from tests.fixtures.postgres import Sql, add_notification, new_user
+from tests.fixtures.server import Server, Start, sign, until_state
+from tests.server.test_capture import confirmed, own_cluster, until_logged
+
+__all__ = ["own_cluster"]
+
+
+async def until_resync(server: Server, user: UUID, last: str, reason: str = "history_changed") -> str:
+    """Comes back until the server takes clients again, and is given a snapshot and the reason; the new last id."""
+    await until_state(server, "live")
+    async with server.connect(sign(user), last_event_id=last) as client:
+        told = await client.next()
+        assert (told["resumed"], told["reason"]) == (False, reason)
+        state = await client.next()
+        assert state["type"] == "initial_state"
+        new: str = state["last_event_id"]
+        assert new.split("-")[0] != last.split("-")[0]
+        return new
+
+
+def drop_slot(db: Sql) -> None:
+    """Drops the slot under the server, as an operator might."""
+    while True:
+        db.execute(
+            "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
+        )
+        try:
+            db.execute("select pg_drop_replication_slot('momentum_sync')")
+        except psycopg.errors.ObjectInUse:
+            continue
+        return
+
+
+@pytest.mark.parametrize("what", ["slot dropped", "slot moved on", "log truncated"])
+async def test_a_break_under_a_running_server(
+    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(table, "_LOOK_EVERY_S", 0.05)
+    async with server.live(user) as client:
+        add_notification(db, user)
+        last = (await client.next())["event"]["id"]
+        await until_logged(db, 1)
+        if what == "slot dropped":
+            drop_slot(db)
+        elif what == "log truncated":
+            db.execute("truncate momentum.event_log")
+        else:
+            pid = "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
+            while True:
+                db.execute(pid)
+                add_notification(db, user, title="lost to capture")
+                try:
+                    db.execute("select pg_replication_slot_advance('momentum_sync', pg_current_wal_lsn())")
+                except psycopg.errors.ObjectInUse:
+                    continue
+                break
+        code, why = await client.closed()
+        assert (code, "last_event_id" in why) == (1012, True)
+    new = await until_resync(server, user, last)
+    async with server.connect(sign(user), last_event_id=new) as client:
+        assert (await client.next())["resumed"] is True
+
+
+async def test_a_slot_that_lost_its_wal(start: Start, own_cluster: Embedded) -> None:
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        user = new_user(db)
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+            add_notification(db, user)
+            last = (await client.next())["event"]["id"]
+        db.execute("alter system set max_slot_wal_keep_size = '1MB'")
+        db.execute("select pg_reload_conf()")
+        add_notification(db, user, title="lost to capture")
+        state = "select wal_status from pg_replication_slots where slot_name = 'momentum_sync'"
+        db.execute("create table filler (text text)")
+        while db.execute(state).fetchone() != ("lost",):
+            db.execute("insert into filler select repeat('x', 1000) from generate_series(1, 2000)")
+            db.execute("select pg_switch_wal()")
+            db.execute("checkpoint")
+        async with start(conninfo=own_cluster.conninfo) as server:
+            await until_resync(server, user, last)
+            async with server.live(user) as client:
+                assert len(client.seen[1]["notifications"]) == 2
+            assert db.execute(state).fetchone() == ("reserved",)
+
+
+async def test_another_timeline(start: Start, own_cluster: Embedded) -> None:
+    """A restore to a point in time, or a standby that took over."""
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        user = new_user(db)
+    async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+        last = client.seen[-1]["last_event_id"]
+    signal_file = own_cluster._cluster / "standby.signal"
+    await asyncio.to_thread(own_cluster._call, "pg_ctl", "stop", "-w", "-m", "fast", "-D", str(own_cluster._cluster))
+    signal_file.touch()
+    if own_cluster._owner is not None:
+        os.chown(signal_file, own_cluster._owner.pw_uid, own_cluster._owner.pw_gid)
+    await asyncio.to_thread(own_cluster._start)
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        assert db.execute("select pg_promote()").fetchone() == (True,)
+    async with start(conninfo=own_cluster.conninfo) as server:
+        await until_resync(server, user, last)
+
+
+async def test_another_system(start: Start, db: Sql, user: UUID) -> None:
+    """The database was restored from a dump, elsewhere: the rows came along, the WAL did not."""
+    async with start() as server, server.live(user) as client:
+        last = client.seen[-1]["last_event_id"]
+    db.execute("update momentum.stream set system_identifier = '7000000000000000001'")
+    async with start() as server:
+        await until_resync(server, user, last)
+
+
+async def test_a_log_of_the_earlier_layout_is_taken_over(start: Start, database: str, db: Sql, user: UUID) -> None:
+    from momentum_sync.database.migrate import migrate
+
+    async with start() as server, server.live(user) as client:
+        last = client.seen[-1]["last_event_id"]
+        add_notification(db, user)
+        newest = (await client.next())["event"]["id"]
+        await until_logged(db, 1)
+    db.execute("alter table momentum.stream rename column kept_from to first_number")
+    db.execute("alter table momentum.event_log drop column keys")
+    migrate(database, tell=lambda _: None)
+    async with start() as server:
+        async with server.connect(sign(user), last_event_id=last) as client:
+            assert (await client.next())["reason"] == "expired"
+        async with server.connect(sign(user), last_event_id=newest) as client:
+            assert (await client.next())["resumed"] is True
+
+
+async def test_a_feed_that_stands_still_is_noticed_though_everything_runs(start: Start, db: Sql, user: UUID) -> None:
+    async with start(heartbeat="0.2s") as server, server.live(user) as client, server.http() as http:
+        row = db.execute("select active_pid from pg_replication_slots where slot_name = 'momentum_sync'").fetchone()
+        assert row is not None
+        assert (await client.until("heartbeat"))["lag_ms"] < 5_000
+        os.kill(row[0], signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(30):
+                while (await client.until("heartbeat"))["lag_ms"] <= 5_000:
+                    assert (await client.ask({"type": "request_momentum_update"}))["type"] != "error"
+            health = await http.get("/sync/health")
+            assert health.json()["status"] == "degraded"
+            assert health.json()["capture"]["lag_ms"] > 5_000
+        finally:
+            os.kill(row[0], signal.SIGCONT)
+        async with asyncio.timeout(30):
+            while (await client.until("heartbeat"))["lag_ms"] > 1_000:
+                pass
+        assert (await http.get("/sync/health")).json()["status"] == "healthy"
+
+
+async def test_a_stream_that_says_nothing_is_given_up(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_SILENT_S", 2.0)
+    async with start() as server:
+        query = "select active_pid from pg_replication_slots where slot_name = 'momentum_sync'"
+        row = db.execute(query).fetchone()
+        assert row is not None
+        os.kill(row[0], signal.SIGSTOP)
+        try:
+            await until_state(server, "broken")
+        finally:
+            os.kill(row[0], signal.SIGCONT)
+        await until_state(server, "live")
+        assert db.execute(query).fetchone() != row
+
+
+async def test_the_slot_goes_on_while_the_database_is_busy_with_other_tables(
+    server: Server, db: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_CONFIRM_IDLE_EVERY_S", 0.2)
+    db.execute("create table other (text text)")
+    before = confirmed(db)
+    db.execute("insert into other select repeat('x', 100) from generate_series(1, 20000)")
+    row = db.execute("select pg_current_wal_lsn() - '0/0'").fetchone()
+    assert row is not None
+    assert int(row[0]) - before > 1_000_000
+    async with asyncio.timeout(20):
+        while confirmed(db) < int(row[0]):
+            await asyncio.sleep(0.05)
+
+
+async def test_what_is_told_of_the_slot(start: Start, db: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_LOOK_EVERY_S", 0.05)
+    version = db.info.server_version
+
+    async def until_slot(server: Server, state: str) -> dict[str, object]:
+        async with server.http() as http, asyncio.timeout(30):
+            while True:
+                slot: dict[str, object] = (await http.get("/sync/health")).json()["capture"]["slot"]
+                if slot["state"] == state:
+                    return slot
+                await asyncio.sleep(0.02)
+
+    # Made before, as an earlier version made it: without a copy on standbys.
+    db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
+    async with start() as server:
+        slot = await until_slot(server, "reading")
+        assert set(slot) == {"state", "retained", "reserve"}
+        assert isinstance(slot["retained"], int)
+        kept = db.execute(
+            "select (to_jsonb(r) ->> 'failover')::boolean from pg_replication_slots r where slot_name = 'momentum_sync'"
+        ).fetchone()
+        assert kept == (True if version >= 170000 else None,)
+
+
+async def test_a_slot_that_nobody_reads_is_told_of(start: Start, db: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_LOOK_EVERY_S", 0.05)
+    assert (await look(db.info.dsn, "momentum_sync")).state == "absent"
+    db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
+    assert (await look(db.info.dsn, "momentum_sync")).state == "idle"

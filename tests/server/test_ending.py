@@ -1,0 +1,135 @@
+"""A server that is told to end: nothing is cut off, everybody is told to come back, the slot is left confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+import websockets
+
+from momentum_sync import app
+from momentum_sync.settings import read
+from tests.fixtures.postgres import Sql, add_notification
+from tests.fixtures.server import SECRET, Server, Start, sign, until_state
+from tests.server.test_capture import until_logged
+from tests.server.test_cli import clean
+
+
+@pytest.fixture
+def process(database: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Server]]:
+    """`momentum-sync serve` as an operator runs it, with a drain of two seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {"DATABASE_URL": database, "SUPABASE_JWT_SECRET": SECRET, "MOMENTUM_DRAIN": "2s"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "momentum_sync", "serve", "--port", str(port)],
+        env=clean(tmp_path, environment), cwd=tmp_path, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield running, Server(f"http://127.0.0.1:{port}", read(database_url=database, jwt_secret=SECRET))
+    finally:
+        running.kill()
+        running.wait()
+        assert running.stderr is not None
+        running.stderr.close()
+
+
+async def until_answering(server: Server) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await until_state(server, "live")
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql, user: UUID) -> None:
+    running, server = process
+    await until_answering(server)
+    async with server.live(user) as client:
+        for number in range(300):
+            add_notification(db, user, title=f"{number}:{'x' * 2000}")
+        running.send_signal(signal.SIGTERM)
+        code, why = await client.closed()
+        assert (code, "come back with your last_event_id" in why) == (1012, True)
+        events = [message["event"] for message in client.seen if message["type"] == "realtime_event"]
+        assert [event["title"].split(":")[0] for event in events] == [str(number) for number in range(300)]
+    assert await asyncio.to_thread(running.wait, 20) == 0
+    # Everything is in the log, the slot is free, and confirmed behind the last event.
+    assert len(await until_logged(db, 300)) == 300
+    row = db.execute(
+        "select not active, confirmed_flush_lsn > (select max(commit_lsn) from momentum.event_log)"
+        " from pg_replication_slots where slot_name = 'momentum_sync'"
+    ).fetchone()
+    assert row == (True, True)
+
+
+async def test_a_second_sigterm_ends_at_once(process: tuple[subprocess.Popen[bytes], Server], user: UUID) -> None:
+    running, server = process
+    await until_answering(server)
+    async with server.live(user) as client, server.http() as http:
+        client.socket.transport.pause_reading()  # so that the end has somebody to wait for
+        running.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            while not (await http.get("/sync/health")).json()["draining"]:
+                await asyncio.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.wait, 20) == -signal.SIGTERM
+        client.socket.transport.abort()
+
+
+async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_is_taken(
+    start: Start, db: Sql, user: UUID, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_BATCH_AT_LEAST", 1)
+    settings = read(
+        database_url=database, jwt_secret=SECRET, port=0, data_dir=tmp_path, drain="2s", max_connections_per_user=100
+    )
+    async with AsyncExitStack() as clients:
+        ending = AsyncExitStack()
+        running = await ending.enter_async_context(app.server(settings, database, stopped=asyncio.Event()))
+        server = Server(running.url, settings)
+        await until_state(server, "live")
+        connected = [await clients.enter_async_context(server.live(user, client_id=str(n))) for n in range(40)]
+        closing = asyncio.ensure_future(ending.aclose())
+        closed: list[float] = []
+
+        async def ended(number: int) -> None:
+            code, _ = await connected[number].closed()
+            assert code == 1012
+            closed.append(time.monotonic())
+
+        waiting = [asyncio.ensure_future(ended(number)) for number in range(40)]
+        async with server.http() as http:
+            while not closed:
+                await asyncio.sleep(0.01)
+            health = await http.get("/sync/health")
+            assert (health.status_code, health.json()["status"], health.json()["draining"]) == (503, "unhealthy", True)
+            assert 0 < health.json()["connected_clients"] < 40
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with server.connect(sign(user)):
+                    raise AssertionError("it was let in")
+            assert refused.value.response.status_code == 503
+            assert (await http.post("/sync/events", json={"last_event_id": "x"})).status_code in (401, 503)
+        add_notification(db, user, title="meanwhile")
+        await asyncio.gather(*waiting)
+        await closing
+    assert len({round(at, 1) for at in closed}) > 5, "spread"
+    told = [
+        [message["event"]["title"] for message in client.seen if message["type"] == "realtime_event"]
+        for client in connected
+    ]
+    assert ["meanwhile"] in told, "whoever was still there was served to the last"
