@@ -12,9 +12,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from faults.witness import Change
-
 Rows = Mapping[tuple[str, str], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """An event that must reach whoever holds one of its channels.
+
+    `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
+    nothing), `at` seconds since 1970 of the commit.
+    """
+
+    what: tuple[object, ...]
+    user: str
+    channels: frozenset[str]
+    row: tuple[str, str]
+    shown: tuple[str, ...] | None
+    at: float
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from uuid import UUID
 import psycopg
 
 from faults import witness
-from faults.checker import Client, Rows, adds_up, check, expected
+from faults.checker import Change, Client, Rows, adds_up, check, expected
 from faults.clients import Walker
 from faults.nemesis import Nemesis, Servers
 from faults.proxy import Proxy
-from faults.witness import Change
 from faults.workload import Writers
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
+
+from faults.checker import Change
 
 SLOT = "faults_witness"
 _TABLE = re.compile(r"table public\.(\w+): (INSERT|UPDATE|DELETE): (.*)", re.DOTALL)
@@ -21,22 +22,6 @@ _USER_FACING = ("momentum_drop", "needs_care_consecutive", "celebration", "consi
 _DONE = {"INSERT": "created", "UPDATE": "updated", "DELETE": "deleted"}
 
 Row = dict[str, str | None]
-
-
-@dataclass(frozen=True)
-class Change:
-    """An event that must reach whoever holds one of its channels.
-
-    `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
-    nothing), `at` seconds since 1970 of the commit.
-    """
-
-    what: tuple[object, ...]
-    user: str
-    channels: frozenset[str]
-    row: tuple[str, str]
-    shown: tuple[str, ...] | None
-    at: float
 
 
 def begin(conninfo: str) -> None:

@@ -91,6 +91,14 @@ def test_arrows_run_from_both_ends_to_the_log(path: str) -> None:
         assert needs <= {"database", "demo", "observe"}
 
 
+def test_the_witness_and_the_checker_of_the_faults_know_nothing_of_ours() -> None:
+    for name, allowed in (("witness", {"faults", "psycopg", "re", "datetime"}), ("checker", {"dataclasses"})):
+        parsed = ast.parse((ROOT / "faults" / f"{name}.py").read_text(encoding="utf-8"))
+        used = {node.module or "" for node in ast.walk(parsed) if isinstance(node, ast.ImportFrom)}
+        used |= {alias.name for node in ast.walk(parsed) if isinstance(node, ast.Import) for alias in node.names}
+        assert {module.split(".")[0] for module in used} <= allowed | {"__future__", "collections"}
+
+
 def test_architecture_md_names_every_module_and_none_that_is_not_there() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\s*([\w/]+\.(?:py|sql|js|html|css))\b", text, re.MULTILINE))

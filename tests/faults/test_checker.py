@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from faults.checker import Came, Client, Held, Invalidated, Record, Snapshot, adds_up, check
-from faults.witness import Change
+from faults.checker import Came, Change, Client, Held, Invalidated, Record, Snapshot, adds_up, check
 
 NOTES = frozenset({"notifications:u"})
 SCORES = frozenset({"momentum_updates:u", "momentum_updates:all"})
