@@ -110,6 +110,8 @@ class Walker:
                 self._take(message)
                 if message.get("ref") == ref:
                     break
+        if message["type"] == "error":  # the database was away: what it held before, it holds
+            return off
         if off:
             self._note(Held(frozenset({channel}), on=True))
         return None if off else channel
@@ -131,7 +133,7 @@ class Walker:
                 self._chain(message)
                 self._note(Invalidated(tuple(message["cache_keys"])))
                 self._have(message["id"])
-            case "error":
+            case "error" if message["code"] != "unavailable":
                 self.broken.append(f"{self.client.name}: an error came: {message}")
 
     def _confirmed(self, message: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ class Nemesis:
         self._postgres = postgres
         self._proxy = proxy
         self._chance = chance
+        self._picks = Random(chance.random())  # which connections: how many there are must not move the schedule
         self.faults: Counter[str] = Counter()
         self._done_by: dict[str, Callable[[], Awaitable[None]]] = {
             "kill -9 of the server": self.kill_server,
@@ -155,10 +156,10 @@ class Nemesis:
         await self._servers.until(self._servers.serving, "live")
 
     async def cut(self) -> None:
-        self._proxy.cut(self._chance, 0.6)
+        self._proxy.cut(self._picks, 0.6)
 
     async def go_dead(self) -> None:
-        self._proxy.go_dead(self._chance, 0.4)
+        self._proxy.go_dead(self._picks, 0.4)
 
     async def hold_commits(self) -> None:
         """Commits are in the WAL, and so on their way to clients, before any snapshot sees them."""

@@ -226,3 +226,24 @@ async def test_a_slot_that_nobody_reads_is_told_of(start: Start, db: Sql, monkey
     assert (await look(db.info.dsn, "momentum_sync")).state == "absent"
     db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
     assert (await look(db.info.dsn, "momentum_sync")).state == "idle"
+
+
+async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_there(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_ELSEWHERE_S", 0.5)
+    async with start() as first, first.live(user) as client, start(live=False) as second:
+        add_notification(db, user, title="read")
+        last = (await client.next())["event"]["id"]
+        async with second.http() as http, asyncio.timeout(30):
+            while (await http.get("/sync/health")).json()["capture"]["state"] != "live":
+                db.execute(
+                    "select pg_terminate_backend(r.active_pid) from pg_replication_slots r"
+                    " where r.slot_name = 'momentum_sync' and r.active"
+                )
+                await asyncio.sleep(0.2)
+        assert (await client.closed())[0] == 1012
+        add_notification(db, user, title="missed")
+        async with second.connect(sign(user), last_event_id=last) as there:
+            assert (await there.next())["replayed"] == 1
+            assert (await there.next())["event"]["title"] == "missed"

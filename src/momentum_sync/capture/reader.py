@@ -32,6 +32,7 @@ from momentum_sync.eventlog.table import EventLog
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _BUSY_S = 0.25
+_ELSEWHERE_S = 5.0  # longer than a stream of our own that broke may hold the slot
 _STEADY_S = 10.0
 _BEAT_EVERY_S = 1.0
 _SILENT_S = 45.0
@@ -82,6 +83,7 @@ class Capture:
 
     async def _capture(self) -> None:
         failures = 0
+        busy_since: float | None = None
         while not self._ending:
             began = time.monotonic()
             try:
@@ -90,7 +92,11 @@ class Capture:
             except SlotBusy as error:
                 if self.state != "waiting":
                     observe.slot_busy(str(error))
+                    busy_since = began
                 self._gone("waiting")
+                if busy_since is not None and began - busy_since > _ELSEWHERE_S:
+                    busy_since = None
+                    self._feed.elsewhere()
                 await asyncio.sleep(_BUSY_S)
                 continue
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:

@@ -23,7 +23,7 @@ class Listener(Protocol):
         """Everything that committed below `position` has been handed over."""
 
     def history_changed(self) -> None:
-        """The feed has a gap or another epoch: what clients hold no longer leads on from here."""
+        """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
 
 
 class Feed:
@@ -66,6 +66,11 @@ class Feed:
         if followed:
             for listener in self._listeners:
                 listener.history_changed()
+
+    def elsewhere(self) -> None:
+        """Another instance has taken up the stream: whoever is served here must go there."""
+        for listener in self._listeners:
+            listener.history_changed()
 
     def publish(self, event: Event) -> None:
         """Hands the event on, unless it has been."""

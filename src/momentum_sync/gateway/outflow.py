@@ -173,5 +173,9 @@ class Outflow:
             return
         finally:
             self._asking = None
-        if not self._ended:
+        if self._ended:
+            return
+        if keys == list(session.channels.values()):
             self._give(events, upto)
+        else:  # the page is of other channels than it holds now
+            self.catch_up()
