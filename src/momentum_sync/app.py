@@ -45,6 +45,7 @@ _HOUSEKEEPING_S = 3600.0
 # stops every event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it comes with the housekeeping.
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
+_KERNEL_BUFFER = 256 * 1024
 _BATCH_AT_LEAST = 50
 _BATCH_EVERY_S = 0.1
 
@@ -153,12 +154,12 @@ async def _drain(gateway: Gateway, seconds: float) -> None:
     """Takes no new sockets, and sends those there are away: in batches, over `seconds` when they are many."""
     gateway.draining = True
     observe.stopping(len(gateway.router))
-    batch = max(_BATCH_AT_LEAST, ceil(len(gateway.router) * _BATCH_EVERY_S / seconds))
-    while connections := gateway.router.connections:
-        for connection in connections[:batch]:
-            connection.session.close(Close.RESTART)
-            connection.flush()
-        if len(connections) > batch:
+    connections = gateway.router.connections
+    batch = max(_BATCH_AT_LEAST, ceil(len(connections) * _BATCH_EVERY_S / max(seconds, _BATCH_EVERY_S)))
+    for number, connection in enumerate(connections, 1):
+        connection.session.close(Close.RESTART)
+        connection.flush()
+        if number % batch == 0:
             await asyncio.sleep(_BATCH_EVERY_S)
 
 
@@ -228,6 +229,8 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What the kernel holds for a client is beyond our bounds, and hides for long whether it reads.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER)
         listener.bind((host, port))
     except OSError as error:
         raise Unsuitable(

@@ -78,6 +78,11 @@ def slot_unknown(said: str) -> None:
     _log.debug("slot unknown", said=said)
 
 
+def waits_for_transactions(below: int) -> None:
+    """A new history cannot be served before older transactions have ended."""
+    _log.warning("waiting for transactions to end", below_xid=below, see="select * from pg_stat_activity")
+
+
 def history_broke(epoch: str, why: str) -> None:
     """Events may be missing, so a new history has begun; every client gets a snapshot."""
     _log.warning("history broke", epoch=epoch, why=why)

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is no duration; write a number with s, m, h or d: 12h")
         return found
 
-    @field_validator("retention", "heartbeat", mode="after")
+    @field_validator("retention", "heartbeat", "drain", mode="after")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):

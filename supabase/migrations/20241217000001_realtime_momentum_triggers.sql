@@ -102,6 +102,10 @@ begin
         raise exception 'momentum.publish needs at least one channel and no null among them'
             using errcode = 'invalid_parameter_value';
     end if;
+    if exists (select from unnest(channels) as channel where length(channel) > 200) then
+        raise exception 'momentum.publish needs channels of at most 200 characters'
+            using errcode = 'invalid_parameter_value';
+    end if;
     if jsonb_typeof(event) is distinct from 'object' then
         raise exception 'momentum.publish needs a JSON object as the event'
             using errcode = 'invalid_parameter_value';

@@ -17,7 +17,7 @@ from momentum_sync.capture.slot import check
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff, Unsuitable
 from momentum_sync.eventlog import table as module
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, EventId
 from momentum_sync.eventlog.table import EventLog, LogBroken, SlotFacts
 from tests.fixtures.postgres import Sql
 
@@ -209,6 +209,25 @@ async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
     assert standing.broke == "events are missing from the log"
     await log.append([event(4)], confirmed=220)
     assert (await log.take_over(FACTS)).epoch == standing.epoch
+
+
+async def test_a_hole_among_the_newest_begins_another_epoch(log: EventLog, db: Sql) -> None:
+    first = await log.take_over(FACTS)
+    await log.append([event(number) for number in range(1, 6)], confirmed=210)
+    db.execute("delete from momentum.event_log where number = 3")
+    standing = await log.take_over(FACTS)
+    assert (standing.epoch == first.epoch, standing.newest) == (False, [])
+    assert standing.broke == "events are missing from the log"
+
+
+async def test_the_newest_have_a_bound_in_bytes(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NEWEST_BYTES", 1000)
+    first = await log.take_over(FACTS)
+    events = [event(number, text="x" * 300) for number in range(1, 9)]
+    await log.append(events, confirmed=210)
+    assert (await log.take_over(FACTS)).newest == events[-2:]
+    assert (await log.take_over(FACTS, known=EventId(first.epoch, 8))).newest == []
+    assert (await log.take_over(FACTS, known=EventId(first.epoch, 7))).newest == events[-2:]
 
 
 async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: EventLog, db: Sql) -> None:

@@ -43,7 +43,10 @@ def test_too_old() -> None:
 
 
 def test_not_migrated(empty_database: str) -> None:
-    assert complaint(empty_database) == ("The database is not migrated.", "momentum-sync migrate")
+    assert complaint(empty_database) == (
+        "The database is not migrated, or not to this version.",
+        "momentum-sync migrate",
+    )
 
 
 def test_another_encoding(cluster: str) -> None:

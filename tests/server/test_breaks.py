@@ -9,11 +9,15 @@ from uuid import UUID
 
 import psycopg
 import pytest
+import websockets
 
 from momentum_sync.capture import reader
+from momentum_sync.capture.reader import Capture
 from momentum_sync.capture.slot import look
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.eventlog import table
+from momentum_sync.eventlog.event import EventId
+from momentum_sync.eventlog.table import EventLog, SlotFacts, Standing
 from tests.fixtures.postgres import Sql, add_notification, new_user
 from tests.fixtures.server import Server, Start, sign, until_state
 from tests.server.test_capture import confirmed, own_cluster, until_logged
@@ -247,3 +251,69 @@ async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_the
         async with second.connect(sign(user), last_event_id=last) as there:
             assert (await there.next())["replayed"] == 1
             assert (await there.next())["event"]["title"] == "missed"
+
+
+async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
+    start: Start, own_cluster: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old history had it, no snapshot shows it: nobody may be served before one does."""
+    monkeypatch.setattr(table, "_LOOK_EVERY_S", 0.05)
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        user = new_user(db)
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as early:
+            db.execute("alter system set synchronous_standby_names = 'nobody'")
+            db.execute("select pg_reload_conf()")
+            while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
+                await asyncio.sleep(0.01)
+
+            def write_and_wait() -> None:
+                with psycopg.connect(own_cluster.conninfo, autocommit=True) as writer:
+                    add_notification(writer, user, title="held")
+
+            writing = asyncio.ensure_future(asyncio.to_thread(write_and_wait))
+            assert (await early.until("realtime_event"))["event"]["title"] == "held"
+            await until_logged(db, 1)
+            db.execute("truncate momentum.event_log")
+            assert (await early.closed())[0] == 1012
+            health = await until_state(server, "catching_up")
+            assert health["status"] == "unhealthy"
+            with pytest.raises(websockets.InvalidStatus):
+                async with server.connect(sign(user)):
+                    raise AssertionError("it was let in")
+            assert not writing.done()
+            db.execute("alter system reset synchronous_standby_names")
+            db.execute("select pg_reload_conf()")
+            await writing
+            await until_state(server, "live")
+            async with server.live(user) as client:
+                assert [row["title"] for row in client.seen[1]["notifications"]] == ["held"]
+
+
+async def test_told_to_end_while_it_begins_capture_confirms_nothing_that_it_has_not_logged(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start():
+        pass
+    for _ in range(3):
+        add_notification(db, user)
+    real = EventLog.take_over
+
+    async def ended_meanwhile(log: EventLog, facts: SlotFacts, *, known: EventId | None = None) -> Standing:
+        captures[0].end()
+        return await real(log, facts, known=known)
+
+    captures: list[Capture] = []
+    made = Capture.__init__
+
+    def kept(capture: Capture, *arguments: object) -> None:
+        captures.append(capture)
+        made(capture, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Capture, "__init__", kept)
+        patched.setattr(EventLog, "take_over", ended_meanwhile)
+        async with start(live=False):
+            pass
+    async with start():
+        assert len(await until_logged(db, 3)) == 3

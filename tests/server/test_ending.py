@@ -133,3 +133,18 @@ async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_i
         for client in connected
     ]
     assert ["meanwhile"] in told, "whoever was still there was served to the last"
+
+
+@pytest.mark.parametrize("drain", ["0.001s", "1s"])
+async def test_a_client_that_has_half_closed_does_not_keep_it(start: Start, db: Sql, user: UUID, drain: str) -> None:
+    async with asyncio.timeout(40):
+        async with start(drain=drain) as server:
+            client = await websockets.connect(
+                server.ws + "/ws", additional_headers={"Authorization": f"Bearer {sign(user)}"}
+            )
+            await client.recv()
+            client.transport.pause_reading()
+            for _ in range(40):
+                add_notification(db, user, title="x" * 100_000)
+            client.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        client.transport.abort()

@@ -28,7 +28,7 @@ from momentum_sync.capture.slot import SlotState, Stream, ensure_slot, look, ope
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
 from momentum_sync.eventlog.event import Event, Malformed
 from momentum_sync.eventlog.feed import Feed
-from momentum_sync.eventlog.table import EventLog
+from momentum_sync.eventlog.table import EventLog, Standing
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _BUSY_S = 0.25
@@ -37,6 +37,7 @@ _STEADY_S = 10.0
 _BEAT_EVERY_S = 1.0
 _SILENT_S = 45.0
 _LOOK_EVERY_S = 5.0
+_PATIENCE_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
 _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before reading pauses
@@ -57,7 +58,7 @@ class Capture:
         self._pulse = Pulse(uuid.uuid4().hex)
         self._pulse.lost(time.time())
         self._current: _Run | None = None
-        self._ending = False
+        self._ending = asyncio.Event()
         self.slot = SlotState("absent", None, None)
         self.state = "starting"
         self.has_begun = asyncio.Event()
@@ -69,7 +70,7 @@ class Capture:
 
     def end(self) -> None:
         """Has `run` return once all that was read is in the log and the slot is confirmed behind it."""
-        self._ending = True
+        self._ending.set()
         if self._current is not None:
             self._current.end()
 
@@ -84,7 +85,7 @@ class Capture:
     async def _capture(self) -> None:
         failures = 0
         busy_since: float | None = None
-        while not self._ending:
+        while not self._ending.is_set():
             began = time.monotonic()
             try:
                 await self._run_once()
@@ -120,7 +121,7 @@ class Capture:
         while True:
             try:
                 self.slot = await look(self._conninfo, self._slot)
-            except psycopg.Error as error:
+            except Exception as error:
                 self.slot = SlotState("unknown", None, None)
                 observe.slot_unknown(str(error).strip())
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -130,7 +131,9 @@ class Capture:
         if lost is not None:
             observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
-            standing = await self._log.take_over(stream.facts)
+            if self._ending.is_set():
+                return
+            standing = await self._log.take_over(stream.facts, known=self._feed.last_id)
             if standing.broke is not None:
                 observe.history_broke(standing.epoch, standing.broke)
             with suppress(psycopg.errors.LockNotAvailable):  # append makes the one it needs, if it has to
@@ -143,18 +146,27 @@ class Capture:
                 newest=standing.newest,
             )
             numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
+            if self._ending.is_set():  # nothing was read
+                return
             run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering)
             self.state = "catching_up"
             observe.capture_began(self._slot, standing.epoch, standing.number)
-            if self._ending:
-                run.end()
             await _first_of(
                 stream.run(run.take), run.append(), run.keep_alive(), self._log.watch(), self._log.watch_whole(),
-                self._until_live(run),
+                self._until_live(run, standing),
             )  # fmt: skip
             await run.finish()
 
-    async def _until_live(self, run: _Run) -> None:
+    async def _until_live(self, run: _Run, standing: Standing) -> None:
+        if standing.begins:
+            # Transactions under way may be in the history before, and not yet in any snapshot. A new slot waits, too.
+            waiting = asyncio.ensure_future(self._log.until_ended(standing.ceiling))
+            try:
+                if not (await asyncio.wait([waiting], timeout=_PATIENCE_S))[0]:
+                    observe.waits_for_transactions(standing.ceiling)
+                await waiting
+            finally:
+                waiting.cancel()
         await run.caught_up.wait()
         self.state = "live"
         self.has_begun.set()
@@ -271,7 +283,7 @@ class _Run:
     async def _make_durable(self, batch: list[Event], position: int) -> None:
         try:
             await self._log.append(batch, confirmed=position)
-        except psycopg.DataError:
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
             if len(batch) == 1:
                 # Nobody but a forger writes what our decoder takes and PostgreSQL does not: it must not stop the rest.
                 observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))
@@ -304,7 +316,7 @@ class _Run:
 
     async def finish(self) -> None:
         """After `append` has returned: confirms the slot behind the log and lets the server close the stream."""
-        if not self._numbering.in_transaction and self._received > self._durable:
+        if not self._pending and not self._numbering.in_transaction and self._received > self._durable:
             position = self._received
             await self._log.confirm(position)
             self._confirmed(position)

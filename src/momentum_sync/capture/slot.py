@@ -83,7 +83,7 @@ def check(conninfo: str, slot: str) -> None:
                 "select pg_reload_conf();",
             )
         if server.owner is None:
-            raise Unsuitable("The database is not migrated.", "momentum-sync migrate")
+            raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
         if not server.may_write:
             raise Unsuitable(
                 f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",

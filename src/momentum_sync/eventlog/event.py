@@ -23,6 +23,9 @@ _ID = re.compile(
 )
 
 
+_LONGEST_NAME = 200  # of channels, and of users in keys; an index entry has room for 2,700 bytes
+
+
 class Malformed(ValueError):
     """A logical message under our prefix that `momentum.publish` did not write."""
 
@@ -80,7 +83,7 @@ class Event:
             head = _head.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"not an event: {error}") from None
-        user_id = head.user_id if isinstance(head.user_id, str) else None
+        user_id = head.user_id if isinstance(head.user_id, str) and len(head.user_id) <= _LONGEST_NAME else None
         cache_keys = head.cache_keys if isinstance(head.cache_keys, list) else []
         return cls(
             number=number,
@@ -107,8 +110,8 @@ def open_envelope(content: bytes) -> tuple[tuple[str, ...], bytes]:
     body = bytes(envelope.event)
     if not body.startswith(b"{"):
         raise Malformed("not an envelope: the event is no object")
-    if not envelope.channels or any("\0" in channel for channel in envelope.channels):
-        raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold")
+    if not envelope.channels or any("\0" in name or len(name) > _LONGEST_NAME for name in envelope.channels):
+        raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold or find")
     return tuple(envelope.channels), body
 
 

@@ -60,7 +60,7 @@ class History:
         return found
 
     async def count(self, place: EventId, keys: Sequence[str]) -> int:
-        """How many events on any of the keys follow a place now. Refused as in `after`."""
+        """How many events on any of the keys follow a place now, 100,000 of the log at most. Refused as in `after`."""
         window = self._feed.window
         snapshot = None if place.seen is None else place.seen.snapshot
         counted, number = 0, place.number

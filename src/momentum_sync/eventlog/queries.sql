@@ -78,9 +78,12 @@ from momentum.stream s
 
 -- name: count_after
 select count(*)
-from momentum.event_log
-where number > %(number)s and number < %(below)s and keys && %(keys)s
-    and (%(snapshot)s::pg_snapshot is null or not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot))
+from (
+    select from momentum.event_log
+    where number > %(number)s and number < %(below)s and keys && %(keys)s
+        and (%(snapshot)s::pg_snapshot is null or not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot))
+    limit %(most)s
+) as counted
 
 -- name: after
 -- Events in order, up to the one with which their bytes exceed `most`.
@@ -100,11 +103,20 @@ where before <= %(most)s
 order by number
 
 -- name: newest
-select number, commit_lsn::text, commit_index, xid, extract(epoch from committed_at)::double precision, channels,
-    event::text
-from momentum.event_log
-where number > %(number)s and number <= %(last)s
+-- From the last one back, as far as `most` bytes go.
+select number, commit_lsn, commit_index, xid, committed_at, channels, event
+from (
+    select number, commit_lsn::text, commit_index, xid, channels, event::text,
+        extract(epoch from committed_at)::double precision as committed_at,
+        sum(octet_length(event::text)) over (order by number desc) as size
+    from momentum.event_log
+    where number > %(number)s and number <= %(last)s
+) as measured
+where size <= %(most)s
 order by number
+
+-- name: ended
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(ceiling)s
 
 -- name: beat
 select pg_logical_emit_message(true, %(prefix)s, %(content)s)

@@ -20,7 +20,7 @@ create table if not exists momentum.event_log (
 
 -- xid grows with the log but for a little disorder: a block range index costs an append nothing.
 create index if not exists event_log_xid_idx on momentum.event_log
-    using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16);
+    using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16, autosummarize = on);
 
 -- The history that numbers count in, its last event, the number from which on the log holds all of it, who writes it
 -- now, and how far the slot may have been confirmed: never further than the log is complete. Retention may empty the

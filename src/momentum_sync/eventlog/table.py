@@ -17,13 +17,16 @@ from psycopg_pool import AsyncConnectionPool
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, EventId
 
 _SQL = queries.load(__package__)
 _DAYS_AHEAD = 2
 _LOOK_EVERY_S = 2.0
 _PAGE_ROWS = 1_000
 _NEWEST_ROWS = 20_000
+_NEWEST_BYTES = 16 * 1024 * 1024
+_MOST_COUNTED = 100_000
+_ENDED_EVERY_S = 0.1
 # An append waits behind whoever waits for the table, so waiting must be short.
 _PARTITION_LOCK_TIMEOUT = "500ms"
 _PREFIX = "event_log_"
@@ -43,7 +46,8 @@ class SlotFacts:
 class Standing:
     """Where a history stands: the place of the last logged event, and a transaction id above all before it.
 
-    `newest` are its last events. `broke` says why another history had to begin, if an earlier one was there.
+    `newest` are its last events, unless they are known already. A history that `begins` here may have had one before
+    it, and `broke` says why that does not go on.
     """
 
     epoch: str
@@ -51,6 +55,7 @@ class Standing:
     place: tuple[int, int]
     ceiling: int
     newest: list[Event] = field(default_factory=list)
+    begins: bool = False
     broke: str | None = None
 
 
@@ -65,7 +70,7 @@ class EventLog:
         self._slot = slot
         self._holder = uuid.uuid4()
         # Apart, so that what clients ask for never keeps an append waiting.
-        self._pool = _pool(conninfo, "log", size=4)
+        self._pool = _pool(conninfo, "log", size=6)
         self._reads = _pool(conninfo, "log reads", size=2)
 
     async def open(self) -> None:
@@ -78,12 +83,12 @@ class EventLog:
         await self._reads.close(timeout=5.0)
         await self._pool.close(timeout=5.0)
 
-    async def take_over(self, facts: SlotFacts) -> Standing:
+    async def take_over(self, facts: SlotFacts, *, known: EventId | None = None) -> Standing:
         """Makes this instance the one that appends, and says where the history stands.
 
         The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
         complete (a slot made anew is), and the log still holds what it should. Otherwise an epoch begins. Call it while
-        holding the slot.
+        holding the slot. `known` is a place up to which the newest events need not be read.
         """
         self._holder = uuid.uuid4()
         async with self._pool.connection() as connection, connection.transaction():
@@ -97,17 +102,19 @@ class EventLog:
                     raise FencedOff(
                         f"the log of this database belongs to the slot {slot}; drop that, or set MOMENTUM_SLOT={slot}"
                     )
+                newest: list[Event] | None = []
+                if known is None or known.epoch != epoch or known.number < number:
+                    newest = await _newest(connection, kept_from - 1, number)
                 broke = _break(
                     facts,
                     slot=slot,
                     system_identifier=system_identifier,
                     timeline=timeline,
                     confirmed=lsn.parse(confirmed),
-                    whole=whole,
+                    whole=whole and newest is not None,
                 )
-                if broke is None:
+                if broke is None and newest is not None:
                     await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
-                    newest = await _newest(connection, max(kept_from - 1, number - _NEWEST_ROWS), number)
                     return Standing(epoch, number, (lsn.parse(last_lsn), last_index), ceiling, newest)
             (number,) = await _sure(connection, "last_number")
             epoch = secrets.token_hex(4)
@@ -123,7 +130,7 @@ class EventLog:
                     "holder": self._holder,
                 },
             )
-            return Standing(epoch, number, (0, 0), ceiling, broke=broke)
+            return Standing(epoch, number, (0, 0), ceiling, begins=True, broke=broke)
 
     async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
         """Makes events durable, and with them that the log is complete up to the place `confirmed`.
@@ -198,12 +205,17 @@ class EventLog:
     async def count_after(
         self, epoch: str, number: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int
     ) -> int | None:
-        """How many events `after` would bring on all its pages, those that the snapshot sees left out."""
+        """How many events `after` would bring on all its pages, those that the snapshot sees left out.
+
+        No more than 100,000 are counted.
+        """
         async with self._reading() as connection:
             if not await _reaches(connection, epoch, number):
                 return None
             text = None if snapshot is None else str(snapshot)
-            asked = {"number": number, "below": below, "keys": list(keys), "snapshot": text}
+            asked = {
+                "number": number, "below": below, "keys": list(keys), "snapshot": text, "most": _MOST_COUNTED,
+            }  # fmt: skip
             row = await _sure(connection, "count_after", **asked)
             return int(row[0])
 
@@ -214,6 +226,15 @@ class EventLog:
             await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
             async with connection.transaction():
                 yield connection
+
+    async def until_ended(self, ceiling: int) -> None:
+        """Waits until every transaction below the id `ceiling` has ended and can be seen."""
+        while True:
+            async with self._pool.connection() as connection:
+                (ended,) = await _sure(connection, "ended", ceiling=ceiling)
+            if ended:
+                return
+            await asyncio.sleep(_ENDED_EVERY_S)
 
     async def watch_whole(self) -> None:
         """Looks again and again whether the log still holds what it should; raises LogBroken when it does not."""
@@ -248,6 +269,8 @@ class EventLog:
                         await connection.execute(statement)
             oldest = None if retention is None else (now - retention).date()
             expired = [name for name in sorted(held) if oldest is not None and _day(name) < oldest]
+            if expired:  # as an append does: the table first, then the row of the stream
+                await connection.execute("lock table momentum.event_log in access exclusive mode")
             for name in expired:
                 first = datetime.combine(_day(name), datetime.min.time(), UTC)
                 await connection.execute(
@@ -311,9 +334,13 @@ async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, number: in
     return row is not None and bool(row[0])
 
 
-async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int) -> list[Event]:
-    cursor = await connection.execute(_SQL["newest"], {"number": number, "last": last})
-    return [_event(row) for row in await cursor.fetchall()]
+async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int) -> list[Event] | None:
+    """The last events up to `last`, within bounds of rows and bytes; None if there is a hole among them."""
+    number = max(number, last - _NEWEST_ROWS)
+    cursor = await connection.execute(_SQL["newest"], {"number": number, "last": last, "most": _NEWEST_BYTES})
+    events = [_event(row) for row in await cursor.fetchall()]
+    expected = range(last - len(events) + 1, last + 1)
+    return events if [event.number for event in events] == list(expected) else None
 
 
 def _event(row: TupleRow) -> Event:

@@ -46,7 +46,7 @@ class Window:
     @property
     def last(self) -> int:
         """The number of the newest event, held or not."""
-        return self._first + len(self._events) - 1
+        return self._events[-1][0].number if self._events else self._first - 1
 
     def restart(self, *, first: int, ceiling: int) -> None:
         """Empties it. `first` is the number that comes next, `ceiling` no less than any transaction id before it."""

@@ -13,6 +13,7 @@ import asyncio
 import time
 from typing import Protocol
 
+from momentum_sync import observe
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
@@ -23,7 +24,6 @@ from momentum_sync.gateway.session import Session
 from momentum_sync.wire.close import Close
 
 _PATIENCE_S = 10.0
-_FULL_AGAIN_S = 0.25
 _UNCOUNTED = 4 * 1024  # bytes that a socket may hold before it counts as waiting, so that small frames share a write
 _PAGE = 64 * 1024
 
@@ -70,16 +70,18 @@ class Outflow:
         self._ended = False
         self._asking: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._again: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=_UNCOUNTED)
 
     def end(self) -> None:
-        """Nothing more goes out."""
+        """Nothing more is written; what waits may still go out."""
         self._ended = True
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def lost(self) -> None:
+        """The socket is gone, and what waited with it."""
+        self.end()
         self._backlog.gone(self)
-        for timer in (self._patience, self._again):
-            if timer is not None:
-                timer.cancel()
 
     def write(self, data: bytes) -> None:
         """Writes whole frames."""
@@ -87,7 +89,8 @@ class Outflow:
         self._transport.write(data)
         if not self._waiting:
             return
-        self._written += len(data)
+        if waited:
+            self._written += len(data)
         over = self._backlog.grew(self, self._transport.get_write_buffer_size())
         if not self._socket.behind:
             if over:
@@ -137,16 +140,18 @@ class Outflow:
         self._begun = True
         if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
             return
-        if self._backlog.full:
-            self._again = self._loop.call_later(_FULL_AGAIN_S, self.catch_up)
-            return
         session = self._socket.session
         keys = list(session.channels.values())
-        found = self._history.at_hand(session.place, keys, most=_PAGE)
+        found = self._history.at_hand(session.place, keys, most=self._page)
         if found is None:
             self._asking = self._loop.create_task(self._ask(keys))
             return
         self._give(*found)
+
+    @property
+    def _page(self) -> int:
+        """Bytes of a page; an event at a time while all connections together hold as much as they may."""
+        return 0 if self._backlog.full else _PAGE
 
     def _give(self, events: list[Event], upto: int) -> None:
         session = self._socket.session
@@ -166,14 +171,16 @@ class Outflow:
     async def _ask(self, keys: list[str]) -> None:
         session = self._socket.session
         try:
-            events, upto = await self._history.after(session.epoch, session.place, keys, most=_PAGE)
-        except (Refused, Unavailable):
+            events, upto = await self._history.after(session.epoch, session.place, keys, most=self._page)
+        except Exception as error:
+            if not isinstance(error, Refused | Unavailable):
+                observe.failed("catching up", error)
             # It comes back, and is told then what can be had.
             self._socket.finish(Close.RESTART)
             return
         finally:
             self._asking = None
-        if self._ended:
+        if self._ended or self._waiting:
             return
         if keys == list(session.channels.values()):
             self._give(events, upto)

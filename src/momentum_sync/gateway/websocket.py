@@ -113,7 +113,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._gone = True
-        self._out.end()
+        self._out.lost()
         for timer in (self._ticker, self._aborter):
             if timer is not None:
                 timer.cancel()
@@ -142,7 +142,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         self._ws.receive_eof()
-        self._transport.close()
+        self._end()
 
     def pause_writing(self) -> None:
         self._out.paused()
@@ -348,6 +348,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         now = time.time()
         if self.session.silent(now):
+            self.gateway.router.leave(self)
             self._transport.abort()
             return
         again = self.session.tick(now, round(self.gateway.lag() * 1000))

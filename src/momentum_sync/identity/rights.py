@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, errors
 from psycopg.rows import TupleRow
 
 from momentum_sync.database.pool import CallerPool
@@ -56,19 +56,23 @@ class Rights:
         if len(self._asking) < _AT_ONCE:
             task = asyncio.ensure_future(self._ask())
             self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
         return await asked.answer
 
     async def _ask(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            await self._answer(batch)
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while self._waiting:
+                await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+        finally:
+            self._asking.discard(task)
 
     async def _answer(self, batch: list[_Asked]) -> None:
         try:
             answers = await self._pool.ask_each([(asked.identity, _RIGHTS, asked.parameters) for asked in batch])
         except Exception as error:
-            if len(batch) > 1 and not isinstance(error, Unavailable):
+            away = isinstance(error, Unavailable) and not isinstance(error.__cause__, errors.QueryCanceled)
+            if len(batch) > 1 and not away:
                 for asked in batch:  # one of them spoilt it for all
                     await self._answer([asked])
                 return
