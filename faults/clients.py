@@ -37,6 +37,7 @@ class Walker:
         self._last: str | None = None
         self._known: list[tuple[str, int]] = []  # ids, and how long the record was when they were had
         self._previous = ""
+        self._greeted = False
         self._calm = False
         self.broken: list[str] = []
 
@@ -77,6 +78,7 @@ class Walker:
             close_timeout=0.2, ping_interval=None, max_size=None, max_queue=4,
         ) as socket:  # fmt: skip
             self.connects += 1
+            self._greeted = False
             await self._converse(socket)
 
     async def _converse(self, socket: ClientConnection) -> None:
@@ -86,7 +88,7 @@ class Walker:
             async with asyncio.timeout(_SILENT_S):
                 message = json.loads(await socket.recv())
             self._take(message)
-            if self._calm or not self._last:
+            if self._calm or not self._greeted:
                 continue
             if self._chance.random() < 0.01:
                 await asyncio.sleep(self._chance.uniform(0.5, 2.5))  # the phone is busy
@@ -125,6 +127,7 @@ class Walker:
                 self._confirmed(message)
             case "initial_state":
                 self.resyncs += 1
+                self._greeted = True
                 self._note(Snapshot(_rows(message, self.client), time.time()))
                 self._have(message["last_event_id"])
             case "realtime_event":
@@ -139,6 +142,7 @@ class Walker:
     def _confirmed(self, message: dict[str, Any]) -> None:
         if message["resumed"]:
             self.resumes += 1
+            self._greeted = True
             self._previous = self._last or ""
             # All of its channels are its again, from the place that it brought.
             self._note(Held(self.client.channels, on=True))
