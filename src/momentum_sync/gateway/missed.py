@@ -30,7 +30,7 @@ async def missed(
 
     Raises Refused when they can no longer be had, RequestError for what cannot be done.
     """
-    greeting = await desk.resume(identity, identity.subject, channels, last_event_id)
+    greeting = await desk.resume(identity, identity.subject, channels, last_event_id, counted=False)
     session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0)
     session.greet(greeting, 0.0)
     keys = list(session.channels.values())

@@ -43,22 +43,22 @@ class Desk:
         reason = None
         if last_event_id is not None:
             try:
-                return await self.resume(identity, user_id, channels, last_event_id)
+                return await self.resume(identity, user_id, channels, last_event_id, counted=True)
             except Refused as refused:
                 reason = refused.reason
         return await self._snapshot(identity, user_id, channels, reason)
 
     async def resume(
-        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], last_event_id: str
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], last_event_id: str, *, counted: bool
     ) -> Greeting:
-        """The place that the client brought, with the channels it may have now and how many events follow it there.
+        """The place that the client brought, with the channels it may have now and, `counted`, how many events follow.
 
-        Raises Refused when not all that follows can be had.
+        Raises Refused when not all that follows can be had; uncounted, reading on from the place may.
         """
         place = resume.place(last_event_id, self._feed.epoch, self._feed.number)
         asked = _asked(user_id, channels)
         granted = await self._rights.granted(identity, user_id, asked)
-        replayed = await self._history.count(place, keys_of(granted, user_id))
+        replayed = await self._history.count(place, keys_of(granted, user_id)) if counted else 0
         return Greeting(granted, _refused(asked, granted), place, None, replayed)
 
     async def _snapshot(
