@@ -20,7 +20,14 @@ from momentum_sync.eventlog.event import EventId
 from momentum_sync.eventlog.table import EventLog, SlotFacts, Standing
 from tests.fixtures.postgres import Sql, add_notification, new_user
 from tests.fixtures.server import Server, Start, sign, until_state
-from tests.server.test_capture import confirmed, own_cluster, until_logged
+from tests.server.test_capture import (
+    confirmed,
+    hold_commits,
+    own_cluster,
+    release_commits,
+    until_logged,
+    write_elsewhere,
+)
 
 __all__ = ["own_cluster"]
 
@@ -96,6 +103,7 @@ async def test_a_slot_that_lost_its_wal(start: Start, own_cluster: Embedded) -> 
             db.execute("insert into filler select repeat('x', 1000) from generate_series(1, 2000)")
             db.execute("select pg_switch_wal()")
             db.execute("checkpoint")
+        assert (await look(own_cluster.conninfo, "momentum_sync")).state == "lost"
         async with start(conninfo=own_cluster.conninfo) as server:
             await until_resync(server, user, last)
             async with server.live(user) as client:
@@ -236,16 +244,14 @@ async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_the
     start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "_ELSEWHERE_S", 0.5)
+    monkeypatch.setattr(reader, "_BACKOFF_S", (1.0,))  # the one that waits is quicker
     async with start() as first, first.live(user) as client, start(live=False) as second:
         add_notification(db, user, title="read")
         last = (await client.next())["event"]["id"]
-        async with second.http() as http, asyncio.timeout(30):
-            while (await http.get("/sync/health")).json()["capture"]["state"] != "live":
-                db.execute(
-                    "select pg_terminate_backend(r.active_pid) from pg_replication_slots r"
-                    " where r.slot_name = 'momentum_sync' and r.active"
-                )
-                await asyncio.sleep(0.2)
+        db.execute(
+            "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
+        )
+        await until_state(second, "live")
         assert (await client.closed())[0] == 1012
         add_notification(db, user, title="missed")
         async with second.connect(sign(user), last_event_id=last) as there:
@@ -262,16 +268,8 @@ async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
         db.execute("set synchronous_commit = local")
         user = new_user(db)
         async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as early:
-            db.execute("alter system set synchronous_standby_names = 'nobody'")
-            db.execute("select pg_reload_conf()")
-            while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
-                await asyncio.sleep(0.01)
-
-            def write_and_wait() -> None:
-                with psycopg.connect(own_cluster.conninfo, autocommit=True) as writer:
-                    add_notification(writer, user, title="held")
-
-            writing = asyncio.ensure_future(asyncio.to_thread(write_and_wait))
+            hold_commits(db)
+            writing = asyncio.ensure_future(asyncio.to_thread(write_elsewhere, own_cluster.conninfo, user, "held"))
             assert (await early.until("realtime_event"))["event"]["title"] == "held"
             await until_logged(db, 1)
             db.execute("truncate momentum.event_log")
@@ -282,8 +280,7 @@ async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
                 async with server.connect(sign(user)):
                     raise AssertionError("it was let in")
             assert not writing.done()
-            db.execute("alter system reset synchronous_standby_names")
-            db.execute("select pg_reload_conf()")
+            release_commits(db)
             await writing
             await until_state(server, "live")
             async with server.live(user) as client:

@@ -248,6 +248,26 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
             assert len(another.seen[1]["notifications"]) == 2
 
 
+def hold_commits(db: Sql) -> None:
+    """From now on commits get into the WAL, and wait there for a standby that never comes before anybody sees them."""
+    db.execute("alter system set synchronous_standby_names = 'nobody'")
+    db.execute("select pg_reload_conf()")
+    while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
+        db.execute("select pg_reload_conf()")
+
+
+def release_commits(db: Sql) -> None:
+    """Has them go on."""
+    db.execute("alter system reset synchronous_standby_names")
+    db.execute("select pg_reload_conf()")
+
+
+def write_elsewhere(conninfo: str, user: UUID, title: str) -> UUID:
+    """A notification written on a connection of its own; returns when the commit does."""
+    with psycopg.connect(conninfo, autocommit=True) as writer:
+        return add_notification(writer, user, title=title)
+
+
 async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(
     start: Start, own_cluster: Embedded
 ) -> None:
@@ -256,16 +276,8 @@ async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(
         db.execute("set synchronous_commit = local")
         user = new_user(db)
         async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as early:
-            db.execute("alter system set synchronous_standby_names = 'nobody'")
-            db.execute("select pg_reload_conf()")
-            while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
-                await asyncio.sleep(0.01)
-
-            def write_and_wait() -> UUID:
-                with psycopg.connect(own_cluster.conninfo, autocommit=True) as writer:
-                    return add_notification(writer, user, title="late")
-
-            writing = asyncio.ensure_future(asyncio.to_thread(write_and_wait))
+            hold_commits(db)
+            writing = asyncio.ensure_future(asyncio.to_thread(write_elsewhere, own_cluster.conninfo, user, "late"))
             late = (await early.until("realtime_event"))["event"]
             soon = add_notification(db, user, title="soon")
             await early.until("realtime_event")
@@ -277,8 +289,7 @@ async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(
                 assert event["notification_id"] == late["notification_id"]
                 assert event["previous_id"] == state["last_event_id"]
                 assert (await client.ask({"type": "ping"}))["type"] == "pong"
-            db.execute("alter system reset synchronous_standby_names")
-            db.execute("select pg_reload_conf()")
+            release_commits(db)
             assert str(await writing) == late["notification_id"]
 
 
