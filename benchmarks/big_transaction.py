@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import jwt
 import psycopg
 import websockets
 
-from benchmarks.latency import PATH, SECRET, prepare, serving, user
+from benchmarks.latency import PATH, SECRET, prepare, scratch, serving, user
 from momentum_sync.database.embedded import Embedded
 
 READER = 1  # its events come in the middle of the transaction, and one after it
@@ -89,17 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="rows, each of a user of its own (200000)")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
-        with Embedded(folder) as embedded:
-            prepare(embedded.conninfo, given.rows)
-            with psycopg.connect(embedded.conninfo, autocommit=True) as connection:
-                connection.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots")
-            with serving(embedded.conninfo, folder) as (url, pid):
-                asyncio.run(watch(url, embedded.conninfo, pid, given.rows))
-    finally:
-        shutil.rmtree(folder)
+    with scratch() as folder, Embedded(folder) as embedded:
+        prepare(embedded.conninfo, given.rows)
+        with psycopg.connect(embedded.conninfo, autocommit=True) as connection:
+            connection.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots")
+        with serving(embedded.conninfo, folder) as (url, pid):
+            asyncio.run(watch(url, embedded.conninfo, pid, given.rows))
 
 
 if __name__ == "__main__":

@@ -202,6 +202,17 @@ def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Con
 
 
 @contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that PostgreSQL's own user can reach, for the length of a run."""
+    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
 def serving(conninfo: str, folder: Path) -> Iterator[tuple[str, int]]:
     """A server as anyone would run it; its URL and its process."""
     process = subprocess.Popen(
@@ -323,12 +334,8 @@ def main() -> None:
     given = parser.parse_args()
     if (WARM_UP_S + given.seconds) * given.rate / given.connections > 9_000:
         parser.error("too many writes a user to tell them apart; take more --connections or fewer --seconds")
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
+    with scratch() as folder:
         whole = run(given.connections, given.rate, given.seconds, folder)
-    finally:
-        shutil.rmtree(folder)
     raise SystemExit(0 if whole else 1)
 
 

@@ -13,8 +13,6 @@ import argparse
 import asyncio
 import json
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -25,7 +23,17 @@ import jwt
 import psycopg
 import uvloop
 
-from benchmarks.latency import CONNECTING_AT_ONCE, PATH, SECRET, prepare, prepare_process, quantiles, serving, user
+from benchmarks.latency import (
+    CONNECTING_AT_ONCE,
+    PATH,
+    SECRET,
+    prepare,
+    prepare_process,
+    quantiles,
+    scratch,
+    serving,
+    user,
+)
 from momentum_sync.database.embedded import Embedded
 
 MISSED = 2  # a score's change and its cache invalidation
@@ -186,12 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000, help="clients, each of a user of its own (5000)")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
+    with scratch() as folder:
         whole = run(given.connections, folder)
-    finally:
-        shutil.rmtree(folder)
     raise SystemExit(0 if whole else 1)
 
 
