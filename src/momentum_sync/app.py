@@ -36,6 +36,7 @@ from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.gateway.websocket import Gateway, protocol_for
 from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Rules
 from momentum_sync.settings import Settings
 from momentum_sync.wire.close import Close
@@ -114,18 +115,20 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         stack.push_async_callback(log.close)
         feed = Feed(Window(settings.window_bytes))
         capture = Capture(conninfo, settings.slot, log, feed)
+        pool = CallerPool(conninfo, size=settings.pool_size)
+        await pool.open()
+        stack.push_async_callback(pool.close)
+        rights = Rights(pool)
         router = Router(
             feed,
             limit=settings.max_connections,
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
+            policies_changed=rights.policies_changed,
         )
-        pool = CallerPool(conninfo, size=settings.pool_size)
-        await pool.open()
-        stack.push_async_callback(pool.close)
         history = History(feed, log)
         gateway = Gateway(
-            desk=Desk(pool, feed, history),
+            desk=Desk(pool, rights, feed, history),
             history=history,
             router=router,
             backlog=Backlog(each=settings.send_buffer_bytes, total=settings.send_total_bytes),

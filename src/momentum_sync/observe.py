@@ -123,14 +123,19 @@ def keys_unavailable(url: str, said: str) -> None:
     _log.warning("signing keys unavailable", url=url, said=said)
 
 
-def connected(user_id: str | None, client_id: str, channels: int) -> None:
+def connected(channels: int) -> None:
     """A client is live."""
-    _log.debug("connected", user_id=user_id, client_id=client_id, channels=channels)
+    _log.debug("connected", channels=channels)
 
 
-def disconnected(user_id: str | None, client_id: str, code: int | None) -> None:
+def disconnected(code: int | None) -> None:
     """A client is gone; `code` is what the server closed with, if it did."""
-    _log.debug("disconnected", user_id=user_id, client_id=client_id, code=code)
+    _log.debug("disconnected", code=code)
+
+
+def policy_failed(table: str, error: BaseException) -> None:
+    """A policy could not be evaluated on a deleted row, so the caller is not told of it."""
+    _log.warning("policy failed", table=table, said=type(error).__name__)
 
 
 def failed(where: str, error: BaseException) -> None:

@@ -1,8 +1,10 @@
 -- Every change of the three tables becomes an event on its channels, in the transaction that made it.
 --
---   1  replica identity and publication     4  what a client asks for
---   2  momentum: publishing and rights      5  metrics of events
---   3  triggers                             6  policies for coaches and admins
+--   1  replica identity and publication     6  policies for coaches and admins
+--   2  momentum: publishing                 7  policies: as made here, or changed since
+--   3  triggers                             8  the grant of a channel
+--   4  what a client asks for               9  whom the server works for, and revocation
+--   5  metrics of events
 
 
 -- 1  Replica identity and publication -----------------------------------------------------------------
@@ -27,20 +29,28 @@ end;
 $$;
 
 
--- 2  momentum: publishing and rights ------------------------------------------------------------------
+-- 2  momentum: publishing -----------------------------------------------------------------------------
 
+-- Nothing in it is for those who come through the API: neither `anon` nor `authenticated` may look inside.
 create schema if not exists momentum;
-revoke all on schema momentum from public;
-grant usage on schema momentum to authenticated, service_role;
+revoke all on schema momentum from public, anon, authenticated;
+grant usage on schema momentum to service_role;
 
--- The time in an event: UTC, RFC 3339, milliseconds.
-create or replace function momentum.rfc3339(moment timestamptz) returns text
+-- Names that this file gave before its release.
+drop function if exists
+    momentum.publish(text[], jsonb), momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
+    momentum.rfc3339(timestamptz);
+
+-- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
+create or replace function public.momentum_rfc3339(moment timestamptz) returns text
 language sql
 stable
 set search_path = ''
 as $$
     select to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
 $$;
+revoke all on function public.momentum_rfc3339(timestamptz) from public, anon;
+grant execute on function public.momentum_rfc3339(timestamptz) to authenticated, service_role;
 
 -- What an operator switches, in its one row: `update momentum.settings set notify = true`. Custom parameters would need
 -- a superuser, whom Supabase does not give.
@@ -91,12 +101,14 @@ $$;
 -- The one way for an event to leave the database: a logical message, written to the WAL with the caller's
 -- transaction and read back in commit order. Any trigger of the operator's may call it; a trigger function
 -- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
-create or replace function momentum.publish(channels text[], event jsonb) returns void
+-- `gone` is the row that an event speaks of, where it can no longer be SELECTed: policies are held against it.
+create or replace function momentum.publish(channels text[], event jsonb, gone jsonb default null) returns void
 language plpgsql
 set search_path = ''
 as $$
 declare
     settings momentum.settings;
+    envelope jsonb;
 begin
     if coalesce(cardinality(channels), 0) = 0 or array_position(channels, null) is not null then
         raise exception 'momentum.publish needs at least one channel and no null among them'
@@ -111,9 +123,11 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
 
-    perform pg_logical_emit_message(true, 'momentum_sync', jsonb_build_object(
-        'channels', channels,
-        'event', event - array['id', 'previous_id', 'channel'])::text);
+    envelope := jsonb_build_object('channels', channels, 'event', event - array['id', 'previous_id', 'channel']);
+    if gone is not null then
+        envelope := envelope || jsonb_build_object('gone', gone);
+    end if;
+    perform pg_logical_emit_message(true, 'momentum_sync', envelope::text);
 
     select s.* into settings from momentum.settings s;
     if settings.notify then
@@ -125,62 +139,16 @@ begin
 end;
 $$;
 
--- Whether the caller may do for this user what the user may: the user, an admin, and whoever row level
--- security does not bind (service_role, the owner of the tables).
-create or replace function momentum.may_act_for(target uuid) returns boolean
-language sql
-stable
-set search_path = ''
-as $$
-    select target is not null and (
-        not row_security_active('public.daily_engagement_scores')
-        or coalesce(target = auth.uid(), false)
-        or coalesce(public.momentum_caller_role() = 'admin', false))
-$$;
-
--- The grant of a channel, asked as the caller and so under the policies: when a channel is asked for, and
--- again when the token changes.
-create or replace function momentum.may_subscribe(channel text) returns boolean
-language plpgsql
-stable
-set search_path = ''
-as $$
-declare
-    caller_role text := coalesce(public.momentum_caller_role(), '');
-    unbound boolean := not row_security_active('public.daily_engagement_scores');
-    kind text := split_part(channel, ':', 1);
-    subject text := substr(channel, length(kind) + 2);
-begin
-    if unbound then
-        return true;  -- an operator's own channels, too
-    elsif channel = 'cache_invalidation' then
-        return true;  -- the gateway hands on the keys of the connection's own user only
-    elsif channel = 'interventions:coaches' then
-        return caller_role in ('coach', 'admin');
-    elsif channel = 'momentum_updates:all' then
-        return caller_role = 'admin';
-    elsif kind not in ('momentum_updates', 'interventions', 'notifications')
-        or subject !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
-        return false;
-    elsif momentum.may_act_for(subject::uuid) then
-        return true;
-    elsif caller_role = 'coach' and kind = 'interventions' then
-        return exists (select from public.coach_interventions i where i.user_id = subject::uuid);
-    elsif caller_role = 'coach' and kind = 'momentum_updates' then
-        return exists (select from public.daily_engagement_scores s where s.user_id = subject::uuid);
-    end if;
-    return false;
-end;
-$$;
-
-revoke all on all functions in schema momentum from public;
-grant execute on function momentum.may_act_for(uuid), momentum.may_subscribe(text), momentum.rfc3339(timestamptz)
-    to authenticated, service_role;
-grant execute on function momentum.publish(text[], jsonb), momentum.notify(text[], jsonb) to service_role;
+revoke all on function momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb) from public;
+grant execute on function momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb) to service_role;
 
 
 -- 3  Triggers -----------------------------------------------------------------------------------------
 -- They run as their owner, because whoever writes a row need not be one who may publish.
+--
+-- A deleted row can no longer be SELECTed, so its event carries what policies may ask of it. Where an operator has
+-- changed the policies, that is the whole row, and an update may take a row out of somebody's sight: an event
+-- `…_deleted` that is `out_of_sight` goes before it, for those alone to whom this happens.
 
 create or replace function public.publish_momentum_update() returns trigger
 language plpgsql
@@ -191,8 +159,12 @@ declare
     score public.daily_engagement_scores := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_state text := case when tg_op <> 'INSERT' then old.momentum_state end;
+    changed boolean := tg_op <> 'INSERT' and momentum.policies_changed('daily_engagement_scores');
+    moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
+    gone jsonb := case
+        when changed then to_jsonb(old) when tg_op <> 'INSERT' then jsonb_build_object('user_id', old.user_id) end;
 begin
-    if tg_op = 'UPDATE' and new.user_id <> old.user_id then
+    if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
             array['momentum_updates:' || old.user_id, 'momentum_updates:all'],
             jsonb_build_object(
@@ -203,7 +175,11 @@ begin
                 'final_score', old.final_score,
                 'previous_state', old.momentum_state,
                 'state_changed', false,
-                'timestamp', momentum.rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp()))
+                || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+            gone);
+    end if;
+    if moved then
         happened := 'created';
         before_state := null;
     end if;
@@ -217,7 +193,8 @@ begin
             'final_score', score.final_score,
             'previous_state', before_state,
             'state_changed', happened <> 'deleted' and score.momentum_state is distinct from before_state,
-            'timestamp', momentum.rfc3339(clock_timestamp())));
+            'timestamp', public.momentum_rfc3339(clock_timestamp())),
+        case when tg_op = 'DELETE' then gone end);
     return null;
 end;
 $$;
@@ -231,10 +208,14 @@ declare
     intervention public.coach_interventions := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_status text := case when tg_op <> 'INSERT' then old.status end;
+    changed boolean := tg_op <> 'INSERT' and momentum.policies_changed('coach_interventions');
+    moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
+    gone jsonb := case
+        when changed then to_jsonb(old) when tg_op <> 'INSERT' then jsonb_build_object('user_id', old.user_id) end;
 begin
-    if tg_op = 'UPDATE' and new.user_id <> old.user_id then
+    if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
-            array['interventions:' || old.user_id],
+            array['interventions:' || old.user_id] || case when changed then array['interventions:coaches'] else '{}' end,
             jsonb_build_object(
                 'event_type', 'intervention_deleted',
                 'user_id', old.user_id,
@@ -245,7 +226,9 @@ begin
                 'previous_status', old.status,
                 'status_changed', false,
                 'scheduled_date', old.scheduled_date,
-                'timestamp', momentum.rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp()))
+                || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+            gone);
     end if;
     perform momentum.publish(
         array['interventions:' || intervention.user_id, 'interventions:coaches'],
@@ -259,7 +242,8 @@ begin
             'previous_status', before_status,
             'status_changed', happened <> 'deleted' and intervention.status is distinct from before_status,
             'scheduled_date', intervention.scheduled_date,
-            'timestamp', momentum.rfc3339(clock_timestamp())));
+            'timestamp', public.momentum_rfc3339(clock_timestamp())),
+        case when tg_op = 'DELETE' then gone end);
     return null;
 end;
 $$;
@@ -285,7 +269,7 @@ begin
                 'action_type', new.action_type,
                 'action_data', new.action_data,
                 'status', new.status,
-                'timestamp', momentum.rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp())));
     end if;
     return null;
 end;
@@ -320,7 +304,7 @@ begin
                 ] || array(
                     select 'momentum:breakdown:' || changed.user_id || ':' || score_date
                     from unnest(changed.dates) as score_date),
-                'timestamp', momentum.rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp())));
     end loop;
     return null;
 end;
@@ -349,17 +333,45 @@ create or replace trigger notification_realtime_trigger
 -- They read as the caller, under row level security. The answer to one who may not ask is the same for a
 -- user who exists and for one who does not.
 
-create or replace function momentum.refuse(target uuid) returns void
+-- Whether row level security does not bind the caller: service_role, the owner of the tables.
+create or replace function public.momentum_is_unbound() returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+    select exists (
+        select from pg_catalog.pg_roles r
+        where r.rolname = current_user and (r.rolbypassrls or r.rolsuper)
+    ) or exists (
+        select from pg_catalog.pg_class c
+        where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
+$$;
+
+-- Whether the caller may do for this user what the user may: the user, an admin, and whoever row level security does
+-- not bind.
+create or replace function public.momentum_may_act_for(target uuid) returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+    select target is not null and (
+        coalesce(target = auth.uid(), false)
+        or coalesce(public.momentum_caller_role() = 'admin', false)
+        or public.momentum_is_unbound())
+$$;
+
+create or replace function public.momentum_must_act_for(target uuid) returns void
 language plpgsql
+stable
 set search_path = ''
 as $$
 begin
-    raise exception 'not allowed to read the data of user %', coalesce(target::text, 'null')
-        using errcode = 'insufficient_privilege';
+    if not public.momentum_may_act_for(target) then
+        raise exception 'not allowed to read the data of user %', coalesce(target::text, 'null')
+            using errcode = 'insufficient_privilege';
+    end if;
 end;
 $$;
-revoke all on function momentum.refuse(uuid) from public;
-grant execute on function momentum.refuse(uuid) to authenticated, service_role;
 
 create or replace function public.get_realtime_momentum_state(target_user_id uuid) returns jsonb
 language plpgsql
@@ -384,16 +396,15 @@ begin
             'final_score', score.final_score,
             'events_count', score.events_count,
             'breakdown', score.breakdown,
-            'last_updated', momentum.rfc3339(score.updated_at),
-            'timestamp', momentum.rfc3339(now()));
-    elsif not momentum.may_act_for(target_user_id) then
-        perform momentum.refuse(target_user_id);
+            'last_updated', public.momentum_rfc3339(score.updated_at),
+            'timestamp', public.momentum_rfc3339(now()));
     end if;
+    perform public.momentum_must_act_for(target_user_id);
     return jsonb_build_object(
         'user_id', target_user_id,
         'has_data', false,
         'message', 'No momentum data available for user',
-        'timestamp', momentum.rfc3339(now()));
+        'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
 
@@ -412,21 +423,20 @@ begin
             'status', i.status,
             'scheduled_date', i.scheduled_date,
             'trigger_reason', i.trigger_reason,
-            'created_at', momentum.rfc3339(i.created_at))
+            'created_at', public.momentum_rfc3339(i.created_at))
         order by i.scheduled_date nulls last, i.created_at, i.id)
     into found_interventions
     from public.coach_interventions i
     where i.user_id = target_user_id and i.status in ('scheduled', 'in_progress');
 
     if found_interventions is null
-        and not momentum.may_act_for(target_user_id)
         and not exists (select from public.coach_interventions i where i.user_id = target_user_id) then
-        perform momentum.refuse(target_user_id);
+        perform public.momentum_must_act_for(target_user_id);
     end if;
     return jsonb_build_object(
         'user_id', target_user_id,
         'interventions', coalesce(found_interventions, '[]'),
-        'timestamp', momentum.rfc3339(now()));
+        'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
 
@@ -436,9 +446,7 @@ stable
 set search_path = ''
 as $$
 begin
-    if not momentum.may_act_for(target_user_id) then
-        perform momentum.refuse(target_user_id);
-    end if;
+    perform public.momentum_must_act_for(target_user_id);
     return jsonb_build_object(
         'channels', jsonb_build_array(
             'momentum_updates:' || target_user_id,
@@ -446,17 +454,19 @@ begin
             'notifications:' || target_user_id,
             'cache_invalidation'),
         'user_id', target_user_id,
-        'timestamp', momentum.rfc3339(now()));
+        'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
 
 revoke all on function
     public.get_realtime_momentum_state(uuid), public.get_realtime_interventions(uuid),
-    public.subscribe_to_momentum_channels(uuid)
+    public.subscribe_to_momentum_channels(uuid), public.momentum_may_act_for(uuid), public.momentum_is_unbound(),
+    public.momentum_must_act_for(uuid)
     from public, anon;
 grant execute on function
     public.get_realtime_momentum_state(uuid), public.get_realtime_interventions(uuid),
-    public.subscribe_to_momentum_channels(uuid)
+    public.subscribe_to_momentum_channels(uuid), public.momentum_may_act_for(uuid), public.momentum_is_unbound(),
+    public.momentum_must_act_for(uuid)
     to authenticated, service_role;
 
 
@@ -571,3 +581,230 @@ create policy "Admins can view all notifications" on public.momentum_notificatio
 drop policy if exists "Admins can view all interventions" on public.coach_interventions;
 create policy "Admins can view all interventions" on public.coach_interventions
     for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
+
+
+-- 7  Policies: as made here, or changed since ----------------------------------------------------------
+-- The policies decide who gets which event; this is how the server knows what they say without a query an event.
+--
+-- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the scores
+-- of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked* when
+-- rows or an operator's own policies have a say; of what is asked the server SELECTs each event's row as the caller
+-- before it hands the event on.
+
+-- What decides which rows and columns of a table an authenticated caller may SELECT: `among` names the policies to
+-- tell of, null is all of them.
+create or replace function momentum.describe_policies(target text, among text[] default null) returns text
+language sql
+stable
+set search_path = ''
+as $$
+    select concat_ws(E'\n',
+        'row level security ' || c.relrowsecurity,
+        'readable ' || coalesce(has_table_privilege('authenticated', c.oid, 'select')::text, 'never'),
+        'role ' || (
+            select md5(p.prosrc) from pg_catalog.pg_proc p
+            where p.oid = to_regprocedure('public.momentum_caller_role()')),
+        (
+            select string_agg(
+                concat_ws(
+                    ' ', p.polname, p.polcmd, p.polpermissive, p.polroles::regrole[],
+                    pg_get_expr(p.polqual, p.polrelid)),
+                E'\n' order by p.polname)
+            from pg_catalog.pg_policy p
+            where p.polrelid = c.oid and p.polcmd in ('r', '*') and (among is null or p.polname = any (among))
+        ))
+    from pg_catalog.pg_class c
+    where c.oid = to_regclass(format('public.%I', target))
+$$;
+
+create table if not exists momentum.policies (
+    table_name text primary key,
+    shipped text not null,
+    current text not null,
+    changed boolean not null generated always as (current <> shipped) stored
+);
+alter table momentum.policies enable row level security;
+
+insert into momentum.policies (table_name, shipped, current)
+select table_name, shipped, coalesce(momentum.describe_policies(table_name), 'no such table')
+from (
+    select table_name, momentum.describe_policies(table_name, names) as shipped
+    from (values
+        ('daily_engagement_scores', array[
+            'Users can view own momentum scores', 'Service role manages momentum scores',
+            'Coaches can view scores of assigned users', 'Admins can view all scores']),
+        ('coach_interventions', array[
+            'Users can view own interventions', 'Service role manages interventions',
+            'Coaches can view all interventions', 'Admins can view all interventions']),
+        ('momentum_notifications', array[
+            'Users can view own notifications', 'Service role manages notifications',
+            'Admins can view all notifications'])
+    ) as ours (table_name, names)
+) as described
+on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
+
+create or replace function momentum.policies_changed(target text) returns boolean
+language sql
+stable
+set search_path = ''
+as $$
+    select coalesce((select p.changed from momentum.policies p where p.table_name = target), true)
+$$;
+
+-- Writes down what the policies say now, and tells every gateway if that is new. The server calls it once a second.
+create or replace function momentum.check_policies() returns void
+language plpgsql
+security definer
+set search_path = ''
+as $$
+begin
+    update momentum.policies p
+    set current = coalesce(momentum.describe_policies(p.table_name), 'no such table')
+    where p.current is distinct from coalesce(momentum.describe_policies(p.table_name), 'no such table');
+    if found then
+        perform momentum.publish(
+            array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'));
+    end if;
+end;
+$$;
+
+-- The same at once, in the transaction that changes a policy: so the word of it stands in the WAL before any event that
+-- the new policy is for. Whatever is wrong with it, the operator's statement goes on.
+create or replace function momentum.policies_may_have_changed() returns event_trigger
+language plpgsql
+security definer
+set search_path = ''
+as $$
+begin
+    perform momentum.check_policies();
+exception when others then
+    raise warning 'momentum: changed policies are noticed within a second, not at once: %', sqlerrm;
+end;
+$$;
+
+do $$
+begin
+    drop event trigger if exists momentum_policies;
+    create event trigger momentum_policies on ddl_command_end
+        when tag in (
+            'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'ALTER TABLE', 'GRANT', 'REVOKE', 'CREATE FUNCTION',
+            'ALTER FUNCTION', 'DROP FUNCTION')
+        execute function momentum.policies_may_have_changed();
+exception when insufficient_privilege then
+    raise notice 'momentum: only a superuser makes event triggers; changed policies are noticed within a second';
+end;
+$$;
+
+
+-- 8  The grant of a channel ----------------------------------------------------------------------------
+
+-- Whether the caller may have a channel, asked under the caller's role and claims and so under the policies: `held`,
+-- `asked` (each event of it must be asked about) or null. The server says in `momentum.changed` which tables have
+-- changed policies; who asks without it is told the more careful answer.
+create or replace function public.momentum_grant(channel text) returns text
+language plpgsql
+stable
+set search_path = ''
+as $$
+declare
+    caller_role text := coalesce(public.momentum_caller_role(), '');
+    kind text := split_part(channel, ':', 1);
+    subject text := substr(channel, length(kind) + 2);
+    source text := case kind
+        when 'momentum_updates' then 'daily_engagement_scores'
+        when 'interventions' then 'coach_interventions'
+        when 'notifications' then 'momentum_notifications' end;
+    tables text := coalesce(nullif(current_setting('momentum.changed', true), ''), '*');
+    changed boolean := tables = '*' or source = any (string_to_array(tables, ','));
+    by_token text := case when changed then 'asked' else 'held' end;
+    visible boolean;
+begin
+    if public.momentum_is_unbound() then
+        return 'held';  -- an operator's own channels, too
+    elsif channel = 'cache_invalidation' then
+        return 'held';  -- the gateway hands on the keys of the connection's own user only
+    elsif source is null then
+        return null;
+    elsif channel = 'interventions:coaches' then
+        return case when caller_role in ('coach', 'admin') then by_token end;
+    elsif channel = 'momentum_updates:all' then
+        return case when caller_role = 'admin' then by_token end;
+    elsif subject !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
+        return null;
+    elsif public.momentum_may_act_for(subject::uuid) then
+        return by_token;
+    elsif caller_role <> 'coach' and not changed then
+        return null;
+    end if;
+    execute format('select exists (select from public.%I t where t.user_id = $1)', source)
+        into visible using subject::uuid;
+    return case when visible then case when kind = 'interventions' then by_token else 'asked' end end;
+exception when insufficient_privilege then
+    return null;
+end;
+$$;
+
+revoke all on function public.momentum_grant(text) from public, anon;
+grant execute on function public.momentum_grant(text) to authenticated, service_role;
+
+
+-- 9  Whom the server works for, and revocation ---------------------------------------------------------
+
+create table if not exists momentum.revocations (
+    user_id uuid primary key,
+    revoked_at timestamptz not null
+);
+alter table momentum.revocations enable row level security;
+grant select, insert, update on momentum.revocations to service_role;
+
+-- Ends what a user's tokens give: every gateway closes the user's connections when it reads this in the log, and no
+-- token issued until now opens anything again. A token issued later does, so ban the user where tokens are issued, too.
+create or replace function momentum.revoke(target uuid) returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+    if target is null then
+        raise exception 'momentum.revoke needs a user' using errcode = 'null_value_not_allowed';
+    end if;
+    insert into momentum.revocations as r (user_id, revoked_at) values (target, clock_timestamp())
+    on conflict (user_id) do update set revoked_at = greatest(r.revoked_at, excluded.revoked_at);
+    perform momentum.publish(
+        array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target));
+end;
+$$;
+
+-- Which tables have changed policies, for `momentum.changed`; an error for a token that was revoked. `iat` counts whole
+-- seconds, so a token of the second of the revocation is refused; one that does not say when it was issued, too.
+create or replace function momentum.admit(claims jsonb) returns text
+language plpgsql
+stable
+security definer
+set search_path = ''
+as $$
+begin
+    if exists (
+        select from momentum.revocations r
+        where r.user_id::text = lower(claims ->> 'sub')
+          and coalesce((claims ->> 'iat')::numeric, 0) <= extract(epoch from r.revoked_at)
+    ) then
+        raise exception 'the token was revoked' using errcode = 'invalid_authorization_specification';
+    end if;
+    return (select coalesce(string_agg(p.table_name, ','), 'none') from momentum.policies p where p.changed);
+end;
+$$;
+
+-- Makes the rest of the transaction the caller's, as PostgREST does.
+create or replace function momentum.become(caller_role text, claims text) returns void
+language plpgsql
+set search_path = ''
+as $$
+begin
+    perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
+    perform set_config('request.jwt.claims', claims, true);
+    perform set_config('role', caller_role, true);
+end;
+$$;
+
+revoke all on all functions in schema momentum from public;
+grant execute on function momentum.revoke(uuid) to service_role;

@@ -13,6 +13,7 @@ import pytest
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog import table
 from momentum_sync.gateway import missed, outflow
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
@@ -323,7 +324,7 @@ async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_an
     async with server.live(users[0]) as client:
         last = client.seen[-1]["last_event_id"]
     asked: list[int] = []
-    real = CallerPool.ask_each
+    real = CallerPool._ask_each
 
     async def counted(pool: CallerPool, questions: Any) -> Any:
         asked.append(len(questions))
@@ -332,7 +333,7 @@ async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_an
     def snapshot(*_: object, **__: object) -> object:
         raise AssertionError("a snapshot was read")
 
-    monkeypatch.setattr(CallerPool, "ask_each", counted)
+    monkeypatch.setattr(CallerPool, "_ask_each", counted)
     monkeypatch.setattr(CallerPool, "as_caller", snapshot)
     everyone = asyncio.Barrier(len(users))
 
@@ -357,5 +358,5 @@ async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db:
         *[rights.granted(who, user, [channel]) for who in (good, good, good, bad, good)], return_exceptions=True
     )
     await rights._pool.close()
-    assert [answer == [channel] for answer in answers] == [True, True, True, False, True]
+    assert [answer == Granted([channel]) for answer in answers] == [True, True, True, False, True]
     assert isinstance(answers[3], Exception)

@@ -16,6 +16,7 @@ from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway import router as module
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import Greeting, Session, State, build
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import Delivery
@@ -32,6 +33,10 @@ class Wire:
         identity = Identity("authenticated", user, "{}", None)
         self.session = Session(identity, user, client_id, heartbeat=25.0, now=0.0)
         self.data: list[bytes] = []
+        self.held_back: list[tuple[int, bool]] = []
+
+    def hold_back(self, number: int, *, review: bool = False) -> None:
+        self.held_back.append((number, review))
 
     def write(self, data: bytes) -> None:
         self.data.append(data)
@@ -51,11 +56,19 @@ class World:
 
     def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
         self.feed = Feed(Window(1_000_000))
-        self.router = Router(self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0)
+        self.changed_by: list[int] = []
+        self.router = Router(
+            self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0, policies_changed=self.changed_by.append
+        )
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
 
     def join(
-        self, *channels: str, seen: Seen | None = None, client_id: str | None = None, user: UUID | None = None
+        self,
+        *channels: str,
+        asked: tuple[str, ...] = (),
+        seen: Seen | None = None,
+        client_id: str | None = None,
+        user: UUID | None = None,
     ) -> Wire:
         wire = Wire(user or uuid4(), client_id or str(uuid4()))
         assert self.router.admit(wire)
@@ -64,7 +77,7 @@ class World:
         first = self.feed.window.first_unseen(seen.snapshot, keys)
         number = self.feed.number if first is None else first - 1
         place = EventId("abcdef01", number, seen)
-        wire.session.greet(Greeting(keys, [], place, State(NULL, NULL, NULL)), 0.0)
+        wire.session.greet(Greeting(Granted(keys, frozenset(asked)), [], place, State(NULL, NULL, NULL)), 0.0)
         events, _ = self.feed.window.after(number, keys, most=1_000_000)
         for event in events:
             wire.session.event(event, 0.0)

@@ -15,6 +15,7 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import NotFound
 from momentum_sync.eventlog.event import Event, EventId, Seen
 from momentum_sync.gateway.session import CheckToken, Grant, Greeting, MarkRead, ReadState, Session, State
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
@@ -34,7 +35,7 @@ def make(*, now: float = 1000.0, expires_at: float | None = 10_000.0) -> Session
 
 def greeting(*, refused: list[str] | None = None, reason: str | None = None) -> Greeting:
     state = State(msgspec.Raw(b'{"has_data": true}'), NULL, msgspec.Raw(b"[]"))
-    return Greeting(list(CHANNELS), refused or [], EventId("abcdef01", 7, SEEN), state, reason=reason)
+    return Greeting(Granted(list(CHANNELS)), refused or [], EventId("abcdef01", 7, SEEN), state, reason=reason)
 
 
 def live(**more: Any) -> Session:
@@ -177,11 +178,11 @@ def test_pending_keys_are_bounded() -> None:
 
 def test_subscribing_is_all_or_nothing() -> None:
     session = live()
-    session.granted(["a", "b"], ["a"], 1001.0, "r")
+    session.granted(["a", "b"], Granted(["a"]), 1001.0, "r")
     (refused,) = sent(session)
     assert (refused["type"], refused["code"], refused["refused"]) == ("error", "forbidden", ["b"])
     assert list(session.channels) == CHANNELS
-    session.granted(["a", "b"], ["a", "b"], 1001.0, "r")
+    session.granted(["a", "b"], Granted(["a", "b"]), 1001.0, "r")
     (confirmed,) = sent(session)
     assert (confirmed["type"], confirmed["channels"]) == ("subscription_confirmed", [*CHANNELS, "a", "b"])
 
@@ -190,7 +191,7 @@ def test_channels_are_bounded() -> None:
     session = live()
     for start in range(0, 3000, 500):
         asked = [str(number) for number in range(start, start + 500)]
-        session.granted(asked, asked, 1001.0, None)
+        session.granted(asked, Granted(asked), 1001.0, None)
     assert len(session.channels) == 1504
     assert sent(session)[-1]["code"] == "too_many_channels"
 
@@ -206,7 +207,7 @@ def test_unsubscribing_answers_with_what_is_left() -> None:
 def test_a_fresh_token_drops_what_it_does_not_grant() -> None:
     session = live(expires_at=1030.0)
     session.tick(1000.0, 0)
-    session.renewed(identity(9000.0), CHANNELS[:2], 1001.0, 1)
+    session.renewed(identity(9000.0), Granted(CHANNELS[:2]), 1001.0, 1)
     warned, answer = sent(session)
     assert warned["type"] == "token_expiring"
     assert (answer["type"], answer["expires_at"]) == ("authenticated", "1970-01-01T02:30:00.000Z")

@@ -44,7 +44,7 @@ class Numbering:
         self._index += 1
         if place <= self._place:
             return None
-        channels, body = open_envelope(message.content)
+        channels, body, gone = open_envelope(message.content)
         event = Event.build(
             number=self.number + 1,
             place=place,
@@ -52,6 +52,7 @@ class Numbering:
             committed_at=self._begin.committed_at,
             channels=channels,
             body=body,
+            gone=gone,
         )
         self._place = place
         self.number = event.number

@@ -17,7 +17,7 @@ select
         select pg_get_userbyid(c.relowner)
         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where n.nspname = 'momentum' and c.relname = 'event_log' and exists (
-            select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attname = 'keys' and not a.attisdropped)
+            select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attname = 'gone' and not a.attisdropped)
     )::text as owner,
     coalesce((
         select pg_has_role(current_user, c.relowner, 'usage')

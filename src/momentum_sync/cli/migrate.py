@@ -15,6 +15,9 @@ def migrate(
     database_url: Annotated[
         str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Apply anew what was applied with another text, before its release.")
+    ] = False,
 ) -> None:
     """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time."""
     with explained():
@@ -23,7 +26,7 @@ def migrate(
             from momentum_sync.database.embedded import Embedded
 
             with Embedded(settings.data_dir) as embedded:
-                applied = run(embedded.conninfo, tell=typer.echo)
+                applied = run(embedded.conninfo, tell=typer.echo, again=again)
         else:
-            applied = run(settings.database_url, tell=typer.echo)
+            applied = run(settings.database_url, tell=typer.echo, again=again)
     typer.echo("The database is up to date." if not applied else f"{len(applied)} migrations applied.")

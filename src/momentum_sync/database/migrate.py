@@ -57,18 +57,19 @@ def _folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "supabase" / "migrations"
 
 
-def migrate(conninfo: str, *, tell: Callable[[str], None]) -> list[str]:
+def migrate(conninfo: str, *, tell: Callable[[str], None], again: bool = False) -> list[str]:
     """Applies what is missing and returns the versions applied. Each file is one transaction.
 
     `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
-    when the database refuses, with the statement's own message.
+    when the database refuses, with the statement's own message, and for a file that was applied with another text,
+    before it was released; `again` applies that anew.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
         connection.execute("set client_min_messages = warning")
         _lock(connection)
         try:
-            return _apply(connection, tell)
+            return _apply(connection, tell, again=again)
         finally:
             connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
 
@@ -82,13 +83,24 @@ def _lock(connection: Connection[TupleRow]) -> None:
         ) from error
 
 
-def _apply(connection: Connection[TupleRow], tell: Callable[[str], None]) -> list[str]:
+def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
     _run(connection, "bootstrap", _text("database/bootstrap.sql"))
     _run(connection, "bookkeeping", _BOOKKEEPING)
-    applied = {
-        version for (version,) in connection.execute("select version from supabase_migrations.schema_migrations")
-    }
+    # One statement is a whole file, as we write it down; the Supabase CLI writes down each statement of a file.
+    applied: dict[str, str | None] = dict(
+        connection.execute(
+            "select version, case when cardinality(statements) = 1 then statements[1] end"
+            " from supabase_migrations.schema_migrations"
+        ).fetchall()
+    )
     new = [migration for migration in migrations() if migration.version not in applied]
+    other = [migration for migration in migrations() if applied.get(migration.version) not in (None, migration.sql)]
+    if other and not again:
+        raise Unsuitable(
+            f"{other[0].version}_{other[0].name} was applied with another text, from before its release.",
+            "Apply it anew, which also makes our policies as shipped: momentum-sync migrate --again",
+        )
+    new = sorted([*new, *other], key=lambda migration: migration.version)
     for migration in new:
         _run(connection, f"{migration.version}_{migration.name}", migration.sql, record=migration)
         tell(f"applied {migration.version}_{migration.name}")
@@ -102,7 +114,8 @@ def _run(connection: Connection[TupleRow], what: str, sql: str, *, record: Migra
             connection.execute(sql.encode())
             if record is not None:
                 connection.execute(
-                    "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)",
+                    "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)"
+                    " on conflict (version) do update set statements = excluded.statements",
                     (record.version, record.name, [record.sql]),
                 )
     except errors.InsufficientPrivilege as error:

@@ -6,23 +6,28 @@ The database decides who may see what: every read for a client runs in a transac
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import LiteralString, Protocol
+from typing import LiteralString, NamedTuple, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, Connection, IsolationLevel, errors
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from momentum_sync.errors import Forbidden, Unavailable, Unsuitable
+from momentum_sync.errors import Forbidden, Unauthenticated, Unavailable, Unsuitable
 
 _Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 Params = Mapping[str, object]
 
 _STATEMENT_TIMEOUT_MS = 10_000
 _WAIT_FOR_CONNECTION_S = 5.0
-_BECOME: LiteralString = "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)"
+_BECOME: LiteralString = "select momentum.become(%s, %s)"
+_OURSELVES: LiteralString = "set local role none"
+_AT_ONCE = 2
+_BATCH = 50
 
 
 class Caller(Protocol):
@@ -48,8 +53,19 @@ def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
         ) from error
 
 
+class _Question(NamedTuple):
+    caller: Caller
+    query: LiteralString
+    parameters: Params
+    answer: asyncio.Future[list[TupleRow]]
+
+
 class CallerPool:
-    """A bounded pool whose only verbs are to work and to ask as somebody."""
+    """A bounded pool whose only verbs are to work and to ask as somebody.
+
+    What many ask at once shares round trips, and no more than two of those are under way at a time, whatever number of
+    clients come back together.
+    """
 
     def __init__(self, conninfo: str, *, size: int) -> None:
         self._pool: _Pool = AsyncConnectionPool(
@@ -64,6 +80,8 @@ class CallerPool:
             kwargs={"autocommit": True, "application_name": "momentum-sync gateway", "connect_timeout": 5},
             name="callers",
         )
+        self._waiting: deque[_Question] = deque()
+        self._asking: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Starts connecting in the background; work waits until there is a connection."""
@@ -77,21 +95,51 @@ class CallerPool:
     async def as_caller(self, caller: Caller, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A transaction that is the caller's, committed on leaving; with `frozen` it is REPEATABLE READ.
 
-        Raises Forbidden for what the database refuses the caller, Unavailable when the database cannot be
-        reached in time.
+        Raises Forbidden for what the database refuses the caller, Unauthenticated for a token that was revoked,
+        Unavailable when the database cannot be reached in time.
         """
         async with self._connection(frozen=frozen) as connection, connection.transaction():
             await connection.execute(_BECOME, (caller.role, caller.claims))
             yield connection
 
-    async def ask_each(self, questions: Sequence[tuple[Caller, LiteralString, Params]]) -> list[list[TupleRow]]:
-        """The answers to one query for each caller, in one round trip, each asked under that caller's role and claims.
+    async def ask(self, caller: Caller, query: LiteralString, parameters: Params) -> list[TupleRow]:
+        """The rows of a query that only reads, under the caller's role and claims. Raises as `as_caller`."""
+        question = _Question(caller, query, parameters, asyncio.get_running_loop().create_future())
+        self._waiting.append(question)
+        if len(self._asking) < _AT_ONCE:
+            task = asyncio.ensure_future(self._answer_waiting())
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+        return await question.answer
 
-        The queries only read. Raises as `as_caller`, for all of them if it is so for one.
-        """
+    async def _answer_waiting(self) -> None:
+        while self._waiting:
+            await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+
+    async def _answer(self, batch: list[_Question]) -> None:
+        try:
+            answers = await self._ask_each(batch)
+        except Exception as error:
+            away = isinstance(error, Unavailable) and not isinstance(error.__cause__, errors.QueryCanceled)
+            if len(batch) > 1 and not away:
+                for question in batch:  # one of them spoilt it for all
+                    await self._answer([question])
+                return
+            for question in batch:
+                if not question.answer.done():
+                    question.answer.set_exception(error)
+            return
+        for question, rows in zip(batch, answers, strict=True):
+            if not question.answer.done():  # else whoever asked has gone
+                question.answer.set_result(rows)
+
+    async def _ask_each(self, questions: Sequence[_Question]) -> list[list[TupleRow]]:
+        """The answers in one round trip. Raises for all of them if it must for one."""
         answers = []
         async with self._connection() as connection, connection.pipeline(), connection.transaction():
-            for caller, query, parameters in questions:
+            for caller, query, parameters, _ in questions:
+                # Still the caller of before, who may not look into the schema that makes it the next one.
+                await connection.execute(_OURSELVES)
                 await connection.execute(_BECOME, (caller.role, caller.claims))
                 answers.append(await connection.execute(query, parameters))
             return [await answer.fetchall() for answer in answers]
@@ -106,6 +154,8 @@ class CallerPool:
                 yield connection
         except errors.InsufficientPrivilege as error:
             raise Forbidden("This token does not allow that.") from error
+        except errors.InvalidAuthorizationSpecification as error:
+            raise Unauthenticated("The token was revoked.", "token_revoked") from error
         except PoolTimeout as error:
             raise Unavailable("The database does not answer; try again in a moment.") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,6 +17,18 @@ from momentum_sync.database import lsn as lsn_text
 from momentum_sync.database.visibility import Snapshot
 
 CACHE_INVALIDATION = "cache_invalidation"
+CONTROL = "momentum:control"
+"""What the database has to say to gateways, not to clients: `revoked` and `policies_changed`."""
+
+_TABLES = {
+    "momentum_score_created": "daily_engagement_scores",
+    "momentum_score_updated": "daily_engagement_scores",
+    "momentum_score_deleted": "daily_engagement_scores",
+    "intervention_created": "coach_interventions",
+    "intervention_updated": "coach_interventions",
+    "intervention_deleted": "coach_interventions",
+    "push_notification": "momentum_notifications",
+}
 
 _ID = re.compile(
     r"(?P<epoch>[0-9a-f]{8})-(?P<number>\d{1,19})"
@@ -33,6 +46,7 @@ class Malformed(ValueError):
 class _Envelope(msgspec.Struct):
     channels: list[str]
     event: msgspec.Raw
+    gone: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Head(msgspec.Struct):
@@ -41,6 +55,7 @@ class _Head(msgspec.Struct):
     event_type: object = None
     user_id: object = None
     cache_keys: object = None
+    out_of_sight: object = None
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
@@ -52,7 +67,9 @@ class Event:
     """One thing that happened, in its place.
 
     `body` is the JSON object as the database wrote it and as clients get it. `keys` says where it goes: the channels,
-    with `cache_invalidation` narrowed to the user whose keys they are. `committed_at` is seconds since 1970.
+    with `cache_invalidation` narrowed to the user whose keys they are. `committed_at` is seconds since 1970. `gone` is
+    the row, as JSON, where the event tells that it can no longer be SELECTed; `out_of_sight` says that it is still
+    there, and that only those hear of it who could see it and now cannot.
     """
 
     number: int
@@ -65,6 +82,8 @@ class Event:
     event_type: str
     cache_keys: tuple[str, ...]
     keys: tuple[str, ...]
+    gone: bytes | None
+    out_of_sight: bool
     size: int = field(compare=False)
 
     @classmethod
@@ -77,6 +96,7 @@ class Event:
         committed_at: float,
         channels: tuple[str, ...],
         body: bytes,
+        gone: bytes | None = None,
     ) -> Event:
         """An event from its parts. Malformed if `body` is not the JSON object of an event."""
         try:
@@ -96,12 +116,27 @@ class Event:
             event_type=head.event_type if isinstance(head.event_type, str) else "",
             cache_keys=tuple(key for key in cache_keys if isinstance(key, str)),
             keys=tuple(route(channel, user_id) for channel in channels),
-            size=len(body) + sum(map(len, channels)) + 500,
+            gone=gone,
+            out_of_sight=head.out_of_sight is True,
+            size=len(body) + sum(map(len, channels)) + len(gone or b"") + 500,
         )
 
+    @property
+    def table(self) -> str | None:
+        """The table whose row the event speaks of; None for an operator's own event."""
+        return _TABLES.get(self.event_type)
 
-def open_envelope(content: bytes) -> tuple[tuple[str, ...], bytes]:
-    """The channels and the event's JSON from the content of a logical message. Malformed if it is not that."""
+
+class Envelope(NamedTuple):
+    """What a logical message carries: where it goes, the event's JSON, and the row's if that is gone."""
+
+    channels: tuple[str, ...]
+    body: bytes
+    gone: bytes | None
+
+
+def open_envelope(content: bytes) -> Envelope:
+    """The content of a logical message. Malformed if it is none of ours."""
     try:
         content.decode()  # msgspec does not look inside a Raw
         envelope = _envelope.decode(content)
@@ -112,7 +147,10 @@ def open_envelope(content: bytes) -> tuple[tuple[str, ...], bytes]:
         raise Malformed("not an envelope: the event is no object")
     if not envelope.channels or any("\0" in name or len(name) > _LONGEST_NAME for name in envelope.channels):
         raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold or find")
-    return tuple(envelope.channels), body
+    gone = bytes(envelope.gone)
+    if gone and not gone.startswith(b"{"):
+        raise Malformed("not an envelope: the row is no object")
+    return Envelope(tuple(envelope.channels), body, gone or None)
 
 
 def route(channel: str, user_id: str | None) -> str:

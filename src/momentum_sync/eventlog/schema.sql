@@ -15,6 +15,7 @@ create table if not exists momentum.event_log (
     channels text[] not null,
     keys text[] not null,
     event json not null,
+    gone json,
     primary key (number, logged_at)
 ) partition by range (logged_at);
 
@@ -53,6 +54,9 @@ begin
     end if;
 end;
 $$;
+
+-- A log from before deleted rows came with their events.
+alter table momentum.event_log add column if not exists gone json;
 
 -- Where a client's missed events are found. A short pending list keeps reading quick; it costs an append a tenth.
 create index if not exists event_log_keys_idx on momentum.event_log

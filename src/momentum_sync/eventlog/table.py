@@ -152,6 +152,7 @@ class EventLog:
             "channels": [_array(event.channels) for event in events],
             "keys": [_array(event.keys) for event in events],
             "bodies": [event.body.decode() for event in events],
+            "gone": [None if event.gone is None else event.gone.decode() for event in events],
         }
         async with self._pool.connection() as connection:
             try:
@@ -171,7 +172,7 @@ class EventLog:
 
     async def append_unstorable(self, event: Event, *, confirmed: int) -> None:
         """Keeps the place of an event that PostgreSQL cannot store: its number is taken, and the log has no hole."""
-        await self.append([replace(event, channels=(), keys=(), body=b"{}")], confirmed=confirmed)
+        await self.append([replace(event, channels=(), keys=(), body=b"{}", gone=None)], confirmed=confirmed)
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
         """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""
@@ -246,7 +247,10 @@ class EventLog:
                 raise LogBroken("events are missing from the log")
 
     async def beat(self, prefix: str, content: str) -> None:
-        """Writes a message of the server's own into the WAL, in a transaction, as an event comes."""
+        """Writes a message of the server's own into the WAL, in a transaction, as an event comes.
+
+        With it the database looks whether the policies are still those it knows, and says so in the log if not.
+        """
         async with self._pool.connection() as connection:
             await _sure(connection, "beat", prefix=prefix, content=content)
 
@@ -291,7 +295,8 @@ class EventLog:
 
     async def clean_metrics(self) -> int:
         """Deletes old rows of `realtime_event_metrics`; returns how many."""
-        async with self._pool.connection() as connection:
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute("set local role service_role")
             (deleted,) = await _sure(connection, "cleanup_metrics")
             return int(deleted)
 
@@ -344,7 +349,7 @@ async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int)
 
 
 def _event(row: TupleRow) -> Event:
-    number, commit_lsn, commit_index, xid, committed_at, channels, body = row[:7]
+    number, commit_lsn, commit_index, xid, committed_at, channels, body, gone = row[:8]
     return Event.build(
         number=number,
         place=(lsn.parse(commit_lsn), commit_index),
@@ -352,6 +357,7 @@ def _event(row: TupleRow) -> Event:
         committed_at=committed_at,
         channels=tuple(channels),
         body=body.encode(),
+        gone=None if gone is None else gone.encode(),
     )
 
 

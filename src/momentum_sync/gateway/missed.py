@@ -38,7 +38,12 @@ async def missed(
     size = 0
     while session.place < history.number:
         events, upto = await history.after(session.epoch, session.place, keys, most=_PAGE)
+        asked = [event for event in events if session.asks(event)]
+        seen = (await desk.sight(session, asked))[0] if asked else set()
+        withheld = {event.number for event in asked} - seen
         for event in events:
+            if event.number in withheld:
+                continue
             if len(found) == limit or size > _PAGE:
                 return Missed(found, session.last_id, complete=False)
             delivery = session.deliver(event)

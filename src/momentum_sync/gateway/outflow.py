@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine, Set
 from typing import Protocol
 
 from momentum_sync import observe
-from momentum_sync.errors import Unavailable
+from momentum_sync.errors import Forbidden, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway.backlog import Backlog
-from momentum_sync.gateway.router import Router
-from momentum_sync.gateway.session import Session
+from momentum_sync.gateway.router import Connection, Router
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
 _PATIENCE_S = 10.0
@@ -28,17 +31,8 @@ _UNCOUNTED = 4 * 1024  # bytes that a socket may hold before it counts as waitin
 _PAGE = 64 * 1024
 
 
-class Socket(Protocol):
+class Socket(Connection, Protocol):
     """The connection whose outflow it is."""
-
-    session: Session
-    behind: bool
-
-    def write(self, data: bytes) -> None:
-        """Writes whole frames."""
-
-    def flush(self) -> None:
-        """Writes what the session has to send."""
 
     def finish(self, why: Close) -> None:
         """Ends the connection."""
@@ -52,6 +46,7 @@ class Outflow:
         socket: Socket,
         transport: asyncio.Transport,
         history: History,
+        desk: Desk,
         router: Router,
         backlog: Backlog,
         most: int,
@@ -59,6 +54,7 @@ class Outflow:
         self._socket = socket
         self._transport = transport
         self._history = history
+        self._desk = desk
         self._router = router
         self._backlog = backlog
         self._most = most
@@ -68,6 +64,7 @@ class Outflow:
         self._beyond = 0
         self._begun = False
         self._ended = False
+        self._review = False
         self._asking: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=_UNCOUNTED)
@@ -94,7 +91,7 @@ class Outflow:
         over = self._backlog.grew(self, self._transport.get_write_buffer_size())
         if not self._socket.behind:
             if over:
-                self._fall_behind()
+                self._fall_behind(self._history.number)
         elif waited:
             # Answers to a client that reads nothing and keeps asking.
             self._beyond += len(data)
@@ -130,59 +127,110 @@ class Outflow:
         else:
             self._watch(waiting)
 
-    def _fall_behind(self) -> None:
-        self._socket.session.place = self._history.number
+    def _fall_behind(self, number: int) -> None:
+        self._socket.session.place = number
         self._socket.behind = True
         self._router.follow(self._socket)
+
+    def hold_back(self, number: int, *, review: bool) -> None:
+        """What comes after `number` is given once the database has said whether it may be; see `Connection`."""
+        self._review = self._review or review
+        if not self._socket.behind:
+            self._fall_behind(number)
+        if self._begun:
+            self.catch_up()
 
     def catch_up(self) -> None:
         """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
         self._begun = True
         if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
             return
+        if self._review:
+            self._ask(self._ask_rights())
+            return
         session = self._socket.session
         keys = list(session.channels.values())
         found = self._history.at_hand(session.place, keys, most=self._page)
         if found is None:
-            self._asking = self._loop.create_task(self._ask(keys))
-            return
-        self._give(*found)
+            self._ask(self._ask_log(keys))
+        elif asked := [event for event in found[0] if session.asks(event)]:
+            self._ask(self._ask_sight(*found, asked))
+        else:
+            self._give(*found)
 
     @property
     def _page(self) -> int:
         """Bytes of a page; an event at a time while all connections together hold as much as they may."""
         return 0 if self._backlog.full else _PAGE
 
-    def _give(self, events: list[Event], upto: int) -> None:
+    def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset()) -> None:
         session = self._socket.session
         now = time.time()
         for event in events:
-            session.event(event, now)
+            if event.number not in withheld:
+                session.event(event, now)
         session.place = upto
         self._socket.flush()
         if self._ended:
             return
-        if upto == self._history.number:
+        if upto == self._history.number and not self._review:
             self._socket.behind = False
             self._router.follow(self._socket)
         else:
             self._loop.call_soon(self.catch_up)
 
-    async def _ask(self, keys: list[str]) -> None:
-        session = self._socket.session
+    def _ask(self, question: Coroutine[None, None, None]) -> None:
+        """Asks the database something, and goes on when it has answered."""
+        self._asking = self._loop.create_task(self._answered(question))
+
+    async def _answered(self, question: Coroutine[None, None, None]) -> None:
         try:
-            events, upto = await self._history.after(session.epoch, session.place, keys, most=self._page)
+            await question
+        except Forbidden:  # it may no longer act for the user whose connection it is
+            self._socket.finish(Close.NOT_ALLOWED)
         except Exception as error:
             if not isinstance(error, Refused | Unavailable):
                 observe.failed("catching up", error)
             # It comes back, and is told then what can be had.
             self._socket.finish(Close.RESTART)
-            return
         finally:
             self._asking = None
-        if self._ended or self._waiting:
-            return
-        if keys == list(session.channels.values()):
+        self.catch_up()
+
+    async def _ask_log(self, keys: list[str]) -> None:
+        """Fetches a page of the log, into the window's place."""
+        session = self._socket.session
+        events, upto = await self._history.after(session.epoch, session.place, keys, most=self._page)
+        asked = [event for event in events if session.asks(event)]
+        if asked:
+            await self._ask_sight(events, upto, asked, keys)
+        elif self._is_as_before(session.identity, keys):
             self._give(events, upto)
-        else:  # the page is of other channels than it holds now
-            self.catch_up()
+
+    async def _ask_sight(
+        self, events: list[Event], upto: int, asked: list[Event], keys: list[str] | None = None
+    ) -> None:
+        """Gives a page without those of its events that the caller may not see."""
+        session = self._socket.session
+        identity, keys = session.identity, list(session.channels.values()) if keys is None else keys
+        seen, lost = await self._desk.sight(session, asked)
+        if not self._is_as_before(identity, keys):
+            return
+        session.reviewed(lost, Granted(), time.time())
+        self._give(events, upto, {event.number for event in asked} - seen)
+
+    def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
+        """Whether what was asked still is what the connection needs; if not, it is asked again."""
+        session = self._socket.session
+        same = session.identity is identity and keys == list(session.channels.values())
+        return same and not self._ended and not self._waiting and not self._review
+
+    async def _ask_rights(self) -> None:
+        """What the caller may have may have changed."""
+        session = self._socket.session
+        self._review = False
+        identity, channels = session.identity, list(session.channels)
+        granted = await self._desk.grant(identity, session.user_id, channels)
+        if session.identity is identity:  # else the new token's rights were asked for
+            session.reviewed(channels, granted, time.time())
+            self._socket.flush()

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
+from uuid import UUID
 
-from momentum_sync.eventlog.event import Event
+import msgspec
+
+from momentum_sync.eventlog.event import CONTROL, Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.gateway.session import Session, build
 from momentum_sync.wire.close import Close
@@ -25,15 +28,35 @@ class Connection(Protocol):
     def write(self, data: bytes) -> None:
         """Writes whole frames."""
 
+    def hold_back(self, number: int, *, review: bool = False) -> None:
+        """From the event after `number` on, it catches up by itself; with `review`, what it may have is asked first."""
+
     def flush(self) -> None:
         """Writes what the session has to send, and closes if it wants to."""
 
 
-class Router:
-    """The connections of one gateway. It listens to the feed. `clock` gives seconds since 1970."""
+class _Revoked(msgspec.Struct):
+    user_id: UUID | None = None
 
-    def __init__(self, feed: Feed, *, limit: int, limit_per_user: int, clock: Callable[[], float]) -> None:
+
+class Router:
+    """The connections of one gateway. It listens to the feed.
+
+    `clock` gives seconds since 1970. `policies_changed` is told the id of a transaction that changed what callers may
+    see, before anybody's rights are reviewed.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        limit: int,
+        limit_per_user: int,
+        clock: Callable[[], float],
+        policies_changed: Callable[[int], None],
+    ) -> None:
         self._feed = feed
+        self._policies_changed = policies_changed
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
@@ -121,6 +144,8 @@ class Router:
 
     def event(self, event: Event) -> None:
         """Writes the event to whoever holds one of its channels, once each."""
+        if CONTROL in event.channels:
+            self._control(event)
         holders = self._holders(event)
         if not holders:
             return
@@ -129,6 +154,9 @@ class Router:
         frames: dict[tuple[str, str], bytes] = {}
         for connection in holders:
             session = connection.session
+            if session.asked and session.asks(event):
+                connection.hold_back(event.number - 1)
+                continue
             if session.seen is not None:
                 session.event(event, now)
                 connection.flush()
@@ -143,6 +171,20 @@ class Router:
                 data = frames[key] = frame(payload)
             session.delivered(event, event_id)
             connection.write(data)
+
+    def _control(self, event: Event) -> None:
+        """What the database has to say to gateways."""
+        if event.event_type == "revoked":
+            user = msgspec.json.decode(event.body, type=_Revoked).user_id
+            for connection in self.connections:
+                if connection.session.identity.subject == user:
+                    connection.session.close(Close.TOKEN)
+                    connection.flush()
+        elif event.event_type == "policies_changed":
+            self._policies_changed(event.xid)
+            for connection in self.connections:
+                if connection.session.identity.subject is not None:
+                    connection.hold_back(event.number, review=True)
 
     def _holders(self, event: Event) -> Iterable[Connection]:
         found = [holders for key in event.keys if (holders := self._by_key.get(key))]

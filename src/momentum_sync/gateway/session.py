@@ -15,6 +15,7 @@ import msgspec
 
 from momentum_sync.errors import RequestError
 from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, EventId, Seen, route
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
@@ -82,7 +83,7 @@ class Greeting:
     Without one it is the place that the client brought, and `replayed` events follow it already.
     """
 
-    granted: list[str]
+    granted: Granted
     refused: list[str]
     place: EventId
     state: State | None
@@ -94,7 +95,8 @@ class Session:
     """A conversation with one client. `heartbeat` and all times are seconds; `now` is since 1970.
 
     `last_id` is the id of the last event that was sent. While the connection does not follow the feed, `place` is the
-    number up to which it has been given everything.
+    number up to which it has been given everything. `asked` are those of its channels on which the database is asked
+    about each event before it is delivered.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Session:
         self.seen: Seen | None = None
         self.place = 0
         self.channels: dict[str, str] = {}
+        self.asked: set[str] = set()
         self.epoch = ""
         self._heartbeat = heartbeat
         self._out: list[bytes] = []
@@ -154,8 +157,7 @@ class Session:
                         fields: dict[str, object] = {"cache_key": key}
                         self._out.append(messages.encode("cache_invalidation_confirmed", now, fields, message.ref))
             case messages.Unsubscribe():
-                for channel in message.channels:
-                    self.channels.pop(channel, None)
+                self._release(message.channels)
                 self._confirm(now, message.ref)
             case messages.RequestMomentumUpdate():
                 return ReadState(message.ref)
@@ -221,40 +223,59 @@ class Session:
         fields: dict[str, object] = {"notification_id": notification_id}
         self._out.append(messages.encode("notification_marked_read", now, fields, ref))
 
-    def granted(self, asked: Sequence[str], granted: Sequence[str], now: float, ref: object) -> None:
+    def granted(self, wanted: Sequence[str], granted: Granted, now: float, ref: object) -> None:
         """The answer to a Grant: all of the channels or, naming the refused ones, none."""
-        refused = [channel for channel in asked if channel not in granted]
+        refused = [channel for channel in wanted if channel not in granted.channels]
         if refused:
             sentence = "Not allowed to have these channels; the others are unchanged."
             self._out.append(messages.error("forbidden", sentence, now, ref, refused=refused))
             return
-        if len(self.channels.keys() | set(granted)) > _MAX_CHANNELS:
+        if len(self.channels.keys() | set(granted.channels)) > _MAX_CHANNELS:
             sentence = f"A connection holds at most {_MAX_CHANNELS} channels; the others are unchanged."
             self._out.append(messages.error("too_many_channels", sentence, now, ref))
             return
         self._hold(granted)
         self._confirm(now, ref)
 
-    def renewed(self, identity: Identity, granted: Sequence[str], now: float, ref: object) -> None:
+    def renewed(self, identity: Identity, granted: Granted, now: float, ref: object) -> None:
         """A fresh token was good; channels that it no longer grants are gone."""
         self.identity = identity
         self._warned = False
-        lost = [channel for channel in self.channels if channel not in granted]
-        for channel in lost:
-            del self.channels[channel]
+        lost = self._keep(list(self.channels), granted)
         fields: dict[str, object] = {"expires_at": _expiry(identity.expires_at)}
         if lost:
             fields["refused"] = lost
         self._out.append(messages.encode("authenticated", now, fields, ref))
 
+    def reviewed(self, wanted: Sequence[str], granted: Granted, now: float) -> None:
+        """What the caller may have was asked again: those of the channels that are not granted any more are gone."""
+        lost = self._keep(wanted, granted)
+        if lost:
+            sentence = "Not allowed to have these channels any longer; the others are unchanged."
+            self._out.append(messages.error("forbidden", sentence, now, None, refused=lost))
+
     def refuse(self, error: RequestError, now: float, ref: object) -> None:
         """Work failed; the client is told, and the connection stays."""
         self._out.append(messages.error(error.code, str(error), now, ref))
 
-    def _hold(self, channels: Iterable[str]) -> None:
+    def _hold(self, granted: Granted) -> None:
         user_id = None if self.user_id is None else str(self.user_id)
-        for channel in channels:
+        for channel in granted.channels:
             self.channels[channel] = route(channel, user_id)
+            (self.asked.add if channel in granted.asked else self.asked.discard)(channel)
+
+    def _keep(self, wanted: Iterable[str], granted: Granted) -> list[str]:
+        """Holds on to what is granted of the channels wanted; returns those that it held and loses."""
+        held = [channel for channel in wanted if channel in self.channels]
+        self._hold(Granted([channel for channel in held if channel in granted.channels], granted.asked))
+        lost = [channel for channel in held if channel not in granted.channels]
+        self._release(lost)
+        return lost
+
+    def _release(self, channels: Iterable[str]) -> None:
+        for channel in channels:
+            self.channels.pop(channel, None)
+            self.asked.discard(channel)
 
     def _subscription(self, *, resumed: bool = False, replayed: int = 0) -> dict[str, object]:
         return {
@@ -296,9 +317,15 @@ class Session:
     def channel_of(self, event: Event) -> str | None:
         """The first of the event's channels that this session holds."""
         for channel, key in zip(event.channels, event.keys, strict=True):
-            if self.channels.get(channel) == key:
+            if self.channels.get(channel) == key and (not event.out_of_sight or channel in self.asked):
                 return channel
         return None
+
+    def asks(self, event: Event) -> bool:
+        """Whether the database has to say if this event may be delivered."""
+        if not self.asked or (self.seen is not None and self.seen.snapshot.sees(event.xid)):
+            return False
+        return self.channel_of(event) in self.asked
 
     def delivered(self, event: Event, event_id: str) -> None:
         """The event was written to the client under this id."""

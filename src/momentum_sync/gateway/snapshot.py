@@ -14,12 +14,14 @@ from momentum_sync.database.pool import CallerPool
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, NotFound
 from momentum_sync.eventlog import resume
-from momentum_sync.eventlog.event import EventId, Seen, route
+from momentum_sync.eventlog.event import Event, EventId, Seen, route
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
-from momentum_sync.gateway.session import Greeting, State
-from momentum_sync.identity.rights import Rights, granted_within, may_act_for, own_channels
+from momentum_sync.gateway.session import Greeting, Session, State
+from momentum_sync.identity.channels import Granted, is_shared, own_channels
+from momentum_sync.identity.rights import Rights, granted_within, may_act_for, until_visible
+from momentum_sync.identity.sight import Sight
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
@@ -30,11 +32,12 @@ _EMPTY = msgspec.Raw(b"[]")
 class Desk:
     """The verbs of the gateway's work with the database. All raise RequestError for what cannot be done."""
 
-    def __init__(self, pool: CallerPool, feed: Feed, history: History) -> None:
+    def __init__(self, pool: CallerPool, rights: Rights, feed: Feed, history: History) -> None:
         self._pool = pool
         self._feed = feed
         self._history = history
-        self._rights = Rights(pool)
+        self._rights = rights
+        self._sight = Sight(pool)
 
     async def greet(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *, last_event_id: str | None
@@ -58,7 +61,7 @@ class Desk:
         place = resume.place(last_event_id, self._feed.epoch, self._feed.number)
         asked = _asked(user_id, channels)
         granted = await self._rights.granted(identity, user_id, asked)
-        replayed = await self._history.count(place, keys_of(granted, user_id)) if counted else 0
+        replayed = await self._history.count(place, keys_of(granted.channels, user_id)) if counted else 0
         return Greeting(granted, _refused(asked, granted), place, None, replayed)
 
     async def _snapshot(
@@ -66,24 +69,49 @@ class Desk:
     ) -> Greeting:
         epoch = self._feed.epoch
         asked = _asked(user_id, channels)
-        async with self._pool.as_caller(identity, frozen=True) as connection:
-            snapshot, upto = await _row(connection, "seen")
-            seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
-            granted = await granted_within(connection, user_id, asked)
-            state = State(_NULL, _NULL, _EMPTY)
-            if user_id is not None:
-                state = State(
-                    await _json(connection, "momentum", user_id),
-                    await _json(connection, "interventions", user_id),
-                    await _json(connection, "unread", user_id),
-                )
-        number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted, user_id))
+        async for _ in until_visible():
+            async with self._pool.as_caller(identity, frozen=True) as connection:
+                snapshot, upto = await _row(connection, "seen")
+                seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
+                granted = await granted_within(connection, user_id, asked)
+                state = State(_NULL, _NULL, _EMPTY)
+                if user_id is not None:
+                    state = State(
+                        await _json(connection, "momentum", user_id),
+                        await _json(connection, "interventions", user_id),
+                        await _json(connection, "unread", user_id),
+                    )
+            if self._rights.are_those_of(seen.snapshot):
+                break
+        number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
         place = EventId(epoch, number, seen)
         return Greeting(granted, _refused(asked, granted), place, state, reason=reason)
 
-    async def grant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> list[str]:
+    async def grant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
         """Those of the channels that the caller may have. Forbidden if it may not, or no longer, act for the user."""
         return await self._rights.granted(identity, user_id, channels)
+
+    async def sight(self, session: Session, events: Sequence[Event]) -> tuple[set[int], list[str]]:
+        """The numbers of those events that the session's caller may see, each on a channel that the session asks about.
+
+        With them come the channels of one user that the caller cannot have any longer, where nothing of them was seen.
+        """
+        channels = {event.number: channel for event in events if (channel := session.channel_of(event)) is not None}
+        seen = await self._sight.of(session.identity, [event for event in events if event.table is not None])
+        doubtful = {
+            channel
+            for event in events
+            if event.number not in seen and (channel := channels.get(event.number)) is not None
+            and (event.table is None or not is_shared(channel))
+        }  # fmt: skip
+        if not doubtful:
+            return seen, []
+        granted = await self._rights.granted(session.identity, None, sorted(doubtful))
+        free = {
+            event.number for event in events if event.table is None and channels.get(event.number) in granted.channels
+        }
+        lost = [channel for channel in sorted(doubtful) if channel not in granted.channels]
+        return seen | free, lost
 
     async def momentum(self, identity: Identity, user_id: UUID) -> msgspec.Raw:
         """`get_realtime_momentum_state`, as JSON."""
@@ -127,8 +155,8 @@ def _asked(user_id: UUID | None, channels: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*own_channels(user_id), *channels]))
 
 
-def _refused(asked: Sequence[str], granted: Sequence[str]) -> list[str]:
-    return [channel for channel in asked if channel not in granted]
+def _refused(asked: Sequence[str], granted: Granted) -> list[str]:
+    return [channel for channel in asked if channel not in granted.channels]
 
 
 async def _row(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow:

@@ -107,7 +107,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._open.add(self)
         gateway = self.gateway
         self._out = Outflow(
-            self, self._transport, gateway.history, gateway.router, gateway.backlog, gateway.send_buffer
+            self, self._transport, gateway.history, gateway.desk, gateway.router, gateway.backlog, gateway.send_buffer
         )  # fmt: skip
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,7 +119,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 timer.cancel()
         if self._greeted:
             self.gateway.router.leave(self)
-            observe.disconnected(str(self.session.user_id), self.session.client_id, self._closed_with)
+            observe.disconnected(self._closed_with)
 
     def data_received(self, data: bytes) -> None:
         self._ws.receive_data(data)
@@ -244,7 +244,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._over():
             return
         self.session.greet(greeting, time.time())
-        observe.connected(str(hello.user_id), hello.client_id, len(greeting.granted))
+        observe.connected(len(greeting.granted.channels))
         self.flush()
         self._out.catch_up()
         self._transport.resume_reading()
@@ -326,6 +326,10 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._gone or self._closed_with is not None:
             return
         self._out.write(data)
+
+    def hold_back(self, number: int, *, review: bool = False) -> None:
+        """From the event after `number` on, the connection catches up by itself."""
+        self._out.hold_back(number, review=review)
 
     def flush(self) -> None:
         """Writes what the session has to send, and ends the connection if the session does."""

@@ -3,125 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
-from typing import LiteralString, NamedTuple
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from momentum_sync.database.pool import CallerPool
+from momentum_sync.database import queries
+from momentum_sync.database.pool import CallerPool, Params
+from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, Unavailable
 from momentum_sync.eventlog.event import CACHE_INVALIDATION
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 
-_AT_ONCE = 2
-_BATCH = 50
-
-_RIGHTS: LiteralString = """
-select
-    %(user_id)s::uuid is null or momentum.may_act_for(%(user_id)s::uuid),
-    array(
-        select channel from unnest(%(channels)s::text[]) with ordinality as asked (channel, place)
-        where momentum.may_subscribe(channel) order by place)
-"""
+_SQL = queries.load(__package__)
+_PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0)
 
 
-class _Asked(NamedTuple):
-    identity: Identity
-    parameters: dict[str, object]
-    answer: asyncio.Future[list[str]]
+async def until_visible() -> AsyncIterator[None]:
+    """One turn at a time for what must wait until a commit that the WAL tells of can be seen; then Unavailable.
+
+    A commit is in the WAL before others see it: for less than a millisecond, or for as long as it waits for a standby.
+    """
+    yield
+    for pause in _PAUSES_S:
+        await asyncio.sleep(pause)
+        yield
+    raise Unavailable("A change is not visible yet; try again in a moment.")
 
 
 class Rights:
-    """Asks which channels callers may have: many of them in one round trip when many ask at once.
-
-    No more than two such round trips are under way at a time, whatever number of clients come back together.
-    """
+    """Asks which channels callers may have. No answer is older than the last change of policies that it was told of."""
 
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
-        self._waiting: deque[_Asked] = deque()
-        self._asking: set[asyncio.Task[None]] = set()
+        self._changed_by = 0
 
-    async def granted(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> list[str]:
-        """Those of the channels that the caller may have, in the order asked for.
+    def policies_changed(self, xid: int) -> None:
+        """The transaction `xid` changed the policies: what did not see it says nothing about rights."""
+        self._changed_by = max(self._changed_by, xid)
+
+    def are_those_of(self, snapshot: Snapshot) -> bool:
+        """Whether rights read in a snapshot are up to date."""
+        return self._changed_by == 0 or snapshot.sees(self._changed_by)
+
+    async def granted(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+        """Those of the channels that the caller may have.
 
         `user_id` is the user whose connection it is: Forbidden if the caller may not act for that user. Without one
         there are no cache keys to hear of. Unavailable if the database does not answer.
         """
-        asked = _Asked(identity, _parameters(user_id, channels), asyncio.get_running_loop().create_future())
-        self._waiting.append(asked)
-        if len(self._asking) < _AT_ONCE:
-            task = asyncio.ensure_future(self._ask())
-            self._asking.add(task)
-        return await asked.answer
-
-    async def _ask(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            while self._waiting:
-                await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
-        finally:
-            self._asking.discard(task)
-
-    async def _answer(self, batch: list[_Asked]) -> None:
-        try:
-            answers = await self._pool.ask_each([(asked.identity, _RIGHTS, asked.parameters) for asked in batch])
-        except Exception as error:
-            away = isinstance(error, Unavailable) and not isinstance(error.__cause__, errors.QueryCanceled)
-            if len(batch) > 1 and not away:
-                for asked in batch:  # one of them spoilt it for all
-                    await self._answer([asked])
-                return
-            for asked in batch:
-                if not asked.answer.done():
-                    asked.answer.set_exception(error)
-            return
-        for asked, rows in zip(batch, answers, strict=True):
-            _settle(asked.answer, rows[0])
-
-
-def own_channels(user_id: UUID | None) -> list[str]:
-    """The four channels of a user; none for nobody."""
-    if user_id is None:
-        return []
-    return [f"momentum_updates:{user_id}", f"interventions:{user_id}", f"notifications:{user_id}", CACHE_INVALIDATION]
+        async for _ in until_visible():
+            (row,) = await self._pool.ask(identity, _SQL["rights"], _parameters(user_id, channels))
+            if self.are_those_of(Snapshot.parse(row[3])):
+                break
+        return _granted(row)
 
 
 async def granted_within(
     connection: AsyncConnection[TupleRow], user_id: UUID | None, channels: Sequence[str]
-) -> list[str]:  # fmt: skip
+) -> Granted:  # fmt: skip
     """As `Rights.granted`, within a transaction that is the caller's."""
-    row = await (await connection.execute(_RIGHTS, _parameters(user_id, channels))).fetchone()
+    row = await (await connection.execute(_SQL["rights"], _parameters(user_id, channels))).fetchone()
     assert row is not None
     return _granted(row)
 
 
 async def may_act_for(connection: AsyncConnection[TupleRow], user_id: UUID) -> bool:
     """Whether the connection's caller may do for this user what the user may."""
-    row = await (await connection.execute("select momentum.may_act_for(%s)", (user_id,))).fetchone()
+    row = await (await connection.execute(_SQL["may_act_for"], {"user_id": user_id})).fetchone()
     return row is not None and bool(row[0])
 
 
-def _parameters(user_id: UUID | None, channels: Sequence[str]) -> dict[str, object]:
+def _parameters(user_id: UUID | None, channels: Sequence[str]) -> Params:
     wanted = [channel for channel in channels if user_id is not None or channel != CACHE_INVALIDATION]
     return {"user_id": user_id, "channels": wanted}
 
 
-def _granted(row: TupleRow) -> list[str]:
-    acts, channels = row
+def _granted(row: TupleRow) -> Granted:
+    acts, channels, asked, _ = row
     if not acts:
         raise Forbidden("This token does not allow acting for that user.")
-    return list(channels)
-
-
-def _settle(answer: asyncio.Future[list[str]], row: TupleRow) -> None:
-    if answer.done():  # whoever asked has gone
-        return
-    try:
-        answer.set_result(_granted(row))
-    except Forbidden as error:
-        answer.set_exception(error)
+    return Granted(list(channels), frozenset(asked))
