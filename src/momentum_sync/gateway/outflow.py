@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Set
 from typing import Protocol
 
 from momentum_sync import observe
-from momentum_sync.errors import Forbidden, Unavailable
+from momentum_sync.errors import Forbidden, RequestError, Unauthenticated
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
@@ -36,6 +36,15 @@ class Socket(Connection, Protocol):
 
     def finish(self, why: Close) -> None:
         """Ends the connection."""
+
+
+def close_for(error: Exception) -> Close:
+    """How a connection ends for which the database would not, or could not, do what it needs."""
+    if isinstance(error, Forbidden):  # it may not act for the user whose connection it is
+        return Close.NOT_ALLOWED
+    if isinstance(error, Unauthenticated):  # its token was revoked
+        return Close.TOKEN
+    return Close.RESTART  # it comes back, and is told then what can be had
 
 
 class Outflow:
@@ -186,13 +195,10 @@ class Outflow:
     async def _answered(self, question: Coroutine[None, None, None]) -> None:
         try:
             await question
-        except Forbidden:  # it may no longer act for the user whose connection it is
-            self._socket.finish(Close.NOT_ALLOWED)
         except Exception as error:
-            if not isinstance(error, Refused | Unavailable):
+            if not isinstance(error, Refused | RequestError):
                 observe.failed("catching up", error)
-            # It comes back, and is told then what can be had.
-            self._socket.finish(Close.RESTART)
+            self._socket.finish(close_for(error))
         finally:
             self._asking = None
         self.catch_up()

@@ -32,7 +32,7 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
 from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
-from momentum_sync.gateway.outflow import Outflow
+from momentum_sync.gateway.outflow import Outflow, close_for
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
 from momentum_sync.gateway.snapshot import Desk
@@ -231,15 +231,10 @@ class WebSocketProtocol(asyncio.Protocol):
             greeting = await self.gateway.desk.greet(
                 identity, hello.user_id, hello.channels, last_event_id=hello.last_event_id
             )
-        except Forbidden:
-            self.finish(Close.NOT_ALLOWED)
-            return
-        except RequestError:
-            self.finish(Close.RESTART)
-            return
         except Exception as error:
-            observe.failed("greeting", error)
-            self.finish(Close.RESTART)
+            if not isinstance(error, RequestError):
+                observe.failed("greeting", error)
+            self.finish(close_for(error))
             return
         if self._over():
             return
@@ -310,7 +305,11 @@ class WebSocketProtocol(asyncio.Protocol):
                 identity = await self.gateway.authenticator.verify(token)
                 if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
                     raise Forbidden("The new token is somebody else's.")
-                granted = await desk.grant(identity, session.user_id, list(session.channels))
+                try:
+                    granted = await desk.grant(identity, session.user_id, list(session.channels))
+                except Forbidden:  # for the user whose connection it is
+                    session.close(Close.NOT_ALLOWED)
+                    return
                 session.renewed(identity, granted, time.time(), ref)
             case ReadState(ref):
                 user_id = _needed(session.user_id)

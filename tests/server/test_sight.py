@@ -1,0 +1,288 @@
+"""What is delivered is what the caller could SELECT: policies that change, rows that come into sight and leave it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.identity.sight import Sight
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from tests.fixtures.server import Client, Server, Start, sign, until_state
+from tests.server.test_capture import hold_commits, own_cluster, release_commits
+
+__all__ = ["own_cluster"]
+
+_marks = itertools.count(1)
+ASSIGNED_ONLY = (
+    'drop policy "Coaches can view all interventions" on coach_interventions;'
+    'create policy "Coaches can view assigned interventions" on coach_interventions for select to authenticated'
+    " using ((select public.momentum_caller_role()) = 'coach' and assigned_coach_id = (select auth.uid()))"
+)
+AS_SHIPPED = (
+    'drop policy "Coaches can view assigned interventions" on coach_interventions;'
+    'create policy "Coaches can view all interventions" on coach_interventions'
+    " for select to authenticated using ((select public.momentum_caller_role()) = 'coach')"
+)
+
+
+@pytest.fixture
+def coach(db: Sql) -> UUID:
+    return new_user(db)
+
+
+@asynccontextmanager
+async def coaching(server: Server, coach: UUID, *channels: str) -> AsyncIterator[Client]:
+    """A coach's socket with these channels, its greeting read."""
+    async with server.connect(sign(coach, app_role="coach"), channels=",".join(channels)) as client:
+        await client.until("initial_state")
+        yield client
+
+
+async def events(client: Client, db: Sql) -> list[dict[str, Any]]:
+    """The events until a mark that is published now, on channels that each of these clients has one of."""
+    mark = str(next(_marks))
+    event = json.dumps({"event_type": "mark", "mark": mark})
+    channels = ["interventions:coaches", "momentum_updates:all"]
+    db.execute("select momentum.publish(%s, %s)", (channels, event))
+    found = []
+    while (came := (await client.until("realtime_event"))["event"]).get("mark") != mark:
+        if came["event_type"] != "mark":
+            found.append(came)
+    return found
+
+
+async def test_a_policy_that_narrows_holds_for_the_very_next_event(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    async with coaching(server, coach, "interventions:coaches") as client:
+        add_intervention(db, user)
+        assert [event["event_type"] for event in await events(client, db)] == ["intervention_created"]
+        db.execute(ASSIGNED_ONLY)
+        for _ in range(5):
+            add_intervention(db, user)
+        mine = add_intervention(db, user, coach=coach)
+        assert [event["intervention_id"] for event in await events(client, db)] == [str(mine)]
+        db.execute(AS_SHIPPED)
+        add_intervention(db, user)
+        assert len(await events(client, db)) == 1
+
+
+async def test_as_shipped_nothing_is_asked_about_an_event_that_the_token_gives(
+    server: Server, db: Sql, user: UUID, coach: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(*_: object) -> set[int]:
+        raise AssertionError("the database was asked")
+
+    monkeypatch.setattr(Sight, "of", asked)
+    async with coaching(server, coach, "interventions:coaches") as client, server.live(user) as own:
+        add_intervention(db, user, coach=coach)
+        add_notification(db, user)
+        assert len(await events(client, db)) == 1
+        assert (await own.until("realtime_event"))["event"]["event_type"] == "intervention_created"
+        assert (await own.until("realtime_event"))["event"]["event_type"] == "push_notification"
+
+
+async def test_a_coach_hears_of_scores_while_the_user_is_assigned(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    add_score(db, user)
+    intervention = add_intervention(db, user, coach=coach)
+    channel = f"momentum_updates:{user}"
+    async with coaching(server, coach, channel, "interventions:coaches") as client:
+        db.execute("update daily_engagement_scores set final_score = 1")
+        assert [event.get("final_score") for event in await events(client, db)] == [1]
+        db.execute("update coach_interventions set assigned_coach_id = null where id = %s", (intervention,))
+        assert (await client.until("realtime_event"))["event"]["event_type"] == "intervention_updated"
+        db.execute("update daily_engagement_scores set final_score = 2")
+        lost = await client.next()
+        assert (lost["type"], lost["code"], lost["refused"]) == ("error", "forbidden", [channel])
+        assert await events(client, db) == []
+
+
+async def test_a_deleted_row_is_told_to_those_who_could_see_it(server: Server, db: Sql, user: UUID) -> None:
+    coaches = [new_user(db), new_user(db)]
+    db.execute(ASSIGNED_ONLY)
+    async with (
+        coaching(server, coaches[0], "interventions:coaches") as first,
+        coaching(server, coaches[1], "interventions:coaches") as second,
+        server.live(user) as own,
+    ):
+        gone = add_intervention(db, user, coach=coaches[0])
+        await first.until("realtime_event")
+        db.execute("delete from coach_interventions")
+        told = [(event["event_type"], event["intervention_id"]) for event in await events(first, db)]
+        assert told == [("intervention_deleted", str(gone))]
+        assert await events(second, db) == []
+        assert (await own.until("realtime_event"))["event"]["event_type"] == "intervention_created"
+        assert (await own.until("realtime_event"))["event"]["event_type"] == "intervention_deleted"
+
+
+async def test_a_row_that_leaves_somebodys_sight_is_gone_for_them_alone(server: Server, db: Sql, user: UUID) -> None:
+    coaches = [new_user(db), new_user(db)]
+    db.execute(ASSIGNED_ONLY)
+    async with (
+        coaching(server, coaches[0], "interventions:coaches") as first,
+        coaching(server, coaches[1], "interventions:coaches") as second,
+        server.live(user) as own,
+        server.connect(sign(None, role="service_role"), channels="interventions:coaches") as service,
+    ):
+        await service.until("initial_state")
+        add_intervention(db, user, coach=coaches[0])
+        assert [event["event_type"] for event in await events(first, db)] == ["intervention_created"]
+        db.execute("update coach_interventions set assigned_coach_id = %s", (coaches[1],))
+        kinds = [
+            [(event["event_type"], event.get("out_of_sight", False)) for event in await events(client, db)]
+            for client in (first, second)
+        ]
+        assert kinds == [[("intervention_deleted", True)], [("intervention_updated", False)]]
+        assert [event["event_type"] for event in await events(service, db)] == [
+            "intervention_created",
+            "intervention_updated",
+        ]
+        for expected in ("intervention_created", "intervention_updated"):
+            assert (await own.until("realtime_event"))["event"]["event_type"] == expected
+
+
+async def test_a_policy_that_hides_a_users_own_rows(server: Server, db: Sql, user: UUID) -> None:
+    async with server.live(user) as client:
+        db.execute(
+            "create policy hidden on coach_interventions as restrictive for select to authenticated"
+            " using (intervention_type <> 'crisis_intervention')"
+        )
+        hidden = add_intervention(db, user)
+        db.execute("update coach_interventions set intervention_type = 'crisis_intervention' where id = %s", (hidden,))
+        db.execute("update coach_interventions set trigger_reason = 'secret' where id = %s", (hidden,))
+        db.execute("delete from coach_interventions where id = %s", (hidden,))
+        add_notification(db, user)
+        seen = []
+        while (event := (await client.until("realtime_event"))["event"])["event_type"] != "push_notification":
+            seen.append(event)
+    assert "secret" not in str(client.seen)
+    # It was created and gone before anybody could look, or it was seen to come and to go.
+    assert [event["event_type"] for event in seen] in (
+        [],
+        ["intervention_created", "intervention_deleted"],
+        ["intervention_deleted"],
+    )
+
+
+async def test_a_column_that_is_taken_away_ends_what_carries_it(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    async with coaching(server, coach, "interventions:coaches") as client:
+        db.execute("revoke select on coach_interventions from authenticated")
+        db.execute("grant select (id, user_id, status, assigned_coach_id) on coach_interventions to authenticated")
+        add_intervention(db, user)
+        db.execute("delete from coach_interventions")
+        assert await events(client, db) == []
+        db.execute("grant select on coach_interventions to authenticated")
+        add_intervention(db, user)
+        assert len(await events(client, db)) == 1
+
+
+async def test_the_missed_events_over_http_are_looked_at_in_the_same_way(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    db.execute(ASSIGNED_ONLY)
+    async with coaching(server, coach, "interventions:coaches") as client:
+        await events(client, db)
+        last = client.seen[-1]["event"]["id"]
+    add_intervention(db, user)
+    mine = add_intervention(db, user, coach=coach)
+    asked = {"last_event_id": last, "channels": ["interventions:coaches"]}
+    async with server.http(sign(coach, app_role="coach")) as http, asyncio.timeout(10):
+        while not (answer := (await http.post("/sync/events", json=asked)).json())["events"]:
+            await asyncio.sleep(0.01)
+    assert [event["intervention_id"] for event in answer["events"]] == [str(mine)]
+    async with server.connect(
+        sign(coach, app_role="coach"), channels="interventions:coaches", last_event_id=last
+    ) as again:
+        assert (await again.next())["resumed"]
+        assert (await again.next())["event"]["intervention_id"] == str(mine)
+
+
+async def number(server: Server) -> str:
+    """The id of the last event that the server has."""
+    return str((await until_state(server, "live"))["capture"]["last_event_id"])
+
+
+def intervene(conninfo: str, user: UUID, coach: UUID) -> None:
+    """An intervention written on a connection of its own; returns when the commit does."""
+    with psycopg.connect(conninfo, autocommit=True) as writer:
+        add_intervention(writer, user, coach=coach)
+
+
+async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
+    start: Start, own_cluster: Embedded
+) -> None:
+    """As where it waits for a standby: nobody can SELECT its rows, and nobody is told of them before."""
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        coach, user = new_user(db), new_user(db)
+        db.execute(ASSIGNED_ONLY)
+        add_intervention(db, user, coach=coach)
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as own:
+            async with coaching(server, coach, "interventions:coaches") as client:
+                hold_commits(db)
+                before = await number(server)
+                writing = asyncio.ensure_future(asyncio.to_thread(intervene, own_cluster.conninfo, user, coach))
+                while await number(server) == before:
+                    await asyncio.sleep(0.01)
+                add_notification(db, user)  # after it, and visible
+                asking = asyncio.ensure_future(client.until("realtime_event"))
+                assert not (await asyncio.wait([asking, writing], timeout=0.3))[0]
+                release_commits(db)
+                await writing
+                assert (await asking)["event"]["event_type"] == "intervention_created"
+                kinds = [(await own.until("realtime_event"))["event"]["event_type"] for _ in range(2)]
+                assert kinds == ["intervention_created", "push_notification"]
+
+
+async def test_revoked_connections_close_and_their_tokens_open_nothing(
+    server: Server, db: Sql, user: UUID, other: UUID
+) -> None:
+    token = sign(user)
+    async with (
+        server.connect(token, client_id="phone") as phone,
+        server.connect(token, client_id="watch") as watch,
+        server.live(other) as somebody,
+    ):
+        await phone.until("initial_state")
+        await watch.until("initial_state")
+        db.execute("set role service_role")
+        db.execute("select momentum.revoke(%s)", (user,))
+        db.execute("reset role")
+        assert (await phone.closed())[0] == 4401
+        assert (await watch.closed())[0] == 4401
+        assert (await somebody.ask({"type": "ping"}))["type"] == "pong"
+    async with server.connect(token) as again:
+        assert (await again.closed())[0] == 4401
+    async with server.http(token) as http:
+        for path, body in (
+            ("momentum", {"user_id": str(user)}),
+            ("interventions", {"user_id": str(user)}),
+            ("notifications", {"user_id": str(user)}),
+        ):
+            answer = await http.post(f"/sync/{path}", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "token_revoked")
+    async with server.connect(sign(user, iat=int(time.time()) + 2)) as fresh:
+        assert (await fresh.next())["type"] == "subscription_confirmed"
+
+
+async def test_a_new_token_without_the_right_to_the_user_ends_the_connection(
+    server: Server, user: UUID, other: UUID
+) -> None:
+    async with server.connect(sign(user, app_role="admin"), user_id=other) as client:
+        await client.until("initial_state")
+        await client.send({"type": "authenticate", "token": sign(user)})
+        assert (await client.closed())[0] == 4403
