@@ -3,6 +3,8 @@
 stitch   a snapshot is taken to hold whatever had begun when it was read
 dedup    what the slot repeats after a crash is taken for new
 order    now and then an event overtakes the one before it
+sight    whoever has a channel gets every event on it
+review   what was granted stays granted, whatever becomes of the policies
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from momentum_sync.cli.main import app
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event
 from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.session import Session
 
 
 def stitch() -> None:
@@ -50,7 +53,19 @@ def order() -> None:
     Router.event = event  # type: ignore[method-assign, assignment]
 
 
-MUTATIONS: dict[str, Callable[[], None]] = {"stitch": stitch, "dedup": dedup, "order": order}
+def sight() -> None:
+    """Asks the database about no event."""
+    Session.asks = lambda session, event: False  # type: ignore[method-assign, assignment]
+
+
+def review() -> None:
+    """Does not listen when policies change."""
+    Router._control = lambda router, event: None  # type: ignore[method-assign, assignment]
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "stitch": stitch, "dedup": dedup, "order": order, "sight": sight, "review": review,
+}  # fmt: skip
 
 if __name__ == "__main__":
     MUTATIONS[sys.argv.pop(1)]()

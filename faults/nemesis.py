@@ -35,12 +35,16 @@ FAULTS = {
 class Servers:
     """Server processes behind a proxy: one that serves, at times another that waits."""
 
-    def __init__(self, conninfo: str, secret: str, proxy: Proxy, log: Path, mutation: str | None) -> None:
+    def __init__(
+        self, conninfo: str, secret: str, proxy: Proxy, log: Path, mutation: str | None, *, capture: str | None = None
+    ) -> None:
         self._environment = {
             **os.environ, "DATABASE_URL": conninfo, "SUPABASE_JWT_SECRET": secret, "MOMENTUM_HEARTBEAT": "1s",
             "MOMENTUM_DRAIN": "1s", "MOMENTUM_LOG_LEVEL": "INFO", "MOMENTUM_WINDOW_BYTES": "200000",
             "MOMENTUM_SEND_BUFFER_BYTES": "16384",
         }  # fmt: skip
+        if capture is not None:
+            self._environment["MOMENTUM_CAPTURE_URL"] = capture
         self._program = ["-m", "momentum_sync"] if mutation is None else ["-m", "faults.mutations", mutation]
         self._proxy = proxy
         self._log = log

@@ -21,8 +21,8 @@ from psycopg_pool import PoolTimeout
 from pydantic import SecretStr
 
 from momentum_sync import observe
-from momentum_sync.capture import slot
 from momentum_sync.capture.reader import Capture
+from momentum_sync.capture.suitable import check
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
@@ -31,10 +31,12 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http_api import make_api
+from momentum_sync.gateway.listener import bounded_http
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.snapshot import Desk
-from momentum_sync.gateway.websocket import Gateway, protocol_for
+from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Rules
@@ -47,6 +49,7 @@ _HOUSEKEEPING_S = 3600.0
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
 _KERNEL_BUFFER = 256 * 1024
+_REQUESTS_AT_ONCE = 1_000
 _BATCH_AT_LEAST = 50
 _BATCH_EVERY_S = 0.1
 
@@ -67,7 +70,7 @@ def database(settings: Settings) -> Iterator[str]:
     Raises Unsuitable for one that cannot be used.
     """
     if settings.database_url is not None:
-        slot.check(settings.database_url, settings.slot)
+        check(settings.database_url, settings.slot, capture=settings.capture_url)
         yield settings.database_url
         return
     # Linux and macOS only, and a heavy import: for those who have no database of their own.
@@ -75,7 +78,7 @@ def database(settings: Settings) -> Iterator[str]:
 
     with Embedded(settings.data_dir) as embedded:
         migrate(embedded.conninfo, tell=observe.migrated)
-        slot.check(embedded.conninfo, settings.slot)
+        check(embedded.conninfo, settings.slot)
         yield embedded.conninfo
 
 
@@ -114,7 +117,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         await log.open()
         stack.push_async_callback(log.close)
         feed = Feed(Window(settings.window_bytes))
-        capture = Capture(conninfo, settings.slot, log, feed)
+        capture = Capture(settings.capture_url or conninfo, settings.slot, log, feed)
         pool = CallerPool(conninfo, size=settings.pool_size)
         await pool.open()
         stack.push_async_callback(pool.close)
@@ -189,6 +192,7 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, stopped
     """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
     config = uvicorn.Config(
         api,
+        http=bounded_http(settings.max_connections + _REQUESTS_AT_ONCE),
         ws=protocol_for(gateway),
         log_config=None,
         access_log=False,
@@ -270,7 +274,7 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
             await log.clean_metrics()
             gc.collect()
         except (psycopg.Error, PoolTimeout) as error:
-            observe.housekeeping_failed(str(error))
+            observe.housekeeping_failed(error)
             pause = 60.0
         await asyncio.sleep(pause)
 

@@ -1,15 +1,20 @@
 """All that is worth telling, one function each.
 
-Standard error gets one line an event: readable on a terminal, JSON otherwise. No token and no event's content is
-ever among it.
+Standard error gets one line an event: readable on a terminal, JSON otherwise. No token, no content of an event or a
+message, and no name of a person or device is ever among it; so of errors only that is told which cannot quote a value.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import PurePath
 
+import psycopg
 import structlog
+
+from momentum_sync.errors import MomentumError
 
 _log = structlog.get_logger("momentum_sync")
 
@@ -31,8 +36,48 @@ def configure(*, level: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # we tell of a lost database ourselves, once
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Libraries)] + [_Libraries()]
+
+
+# What a PostgreSQL error of these classes says is about connections, resources and the server, never about a row.
+_ABOUT_NO_ROW = frozenset({"08", "28", "3D", "53", "55", "57", "58"})
+_FRAMES = 8
+
+
+def described(error: BaseException) -> str:
+    """What may be told of an error. PostgreSQL's quote values and whole rows, and so may any that is not ours."""
+    if isinstance(error, psycopg.Error):
+        lines = (error.diag.message_primary or str(error)).strip().splitlines()
+        if lines and (error.sqlstate is None or error.sqlstate[:2] in _ABOUT_NO_ROW):
+            return lines[-1].strip()
+        return f"{type(error).__name__} ({error.sqlstate})"
+    if isinstance(error, MomentumError | OSError) and str(error):
+        return str(error)
+    return type(error).__name__
+
+
+def _told(error: BaseException | None) -> dict[str, object]:
+    """Where an exception came from, without what it says."""
+    if error is None:
+        return {}
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    places = [f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    cause = error.__cause__ or error.__context__
+    told: dict[str, object] = {"error": described(error), "at": places}
+    return told | ({"because": described(cause)} if cause else {})
+
+
+class _Libraries(logging.Handler):
+    """What libraries tell, without the values that they tell it with."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        _log.log(record.levelno, str(record.msg).strip(), logger=record.name, **_told(error))
 
 
 def listening(url: str) -> None:
@@ -73,9 +118,9 @@ def slot_lost(slot: str, why: str) -> None:
     _log.error("slot lost", slot=slot, why=why)
 
 
-def slot_unknown(said: str) -> None:
+def slot_unknown(error: BaseException) -> None:
     """The database does not say how the slot is."""
-    _log.debug("slot unknown", said=said)
+    _log.debug("slot unknown", said=described(error))
 
 
 def waits_for_transactions(below: int) -> None:
@@ -93,9 +138,9 @@ def slot_busy(said: str) -> None:
     _log.info("waiting for the slot", said=said)
 
 
-def capture_broke(said: str, pause: float) -> None:
+def capture_broke(error: BaseException, pause: float) -> None:
     """The stream or the log failed; capture starts again after `pause` seconds."""
-    _log.warning("capture broke", said=said, again_in_s=pause)
+    _log.warning("capture broke", said=described(error), again_in_s=pause)
 
 
 def malformed_message(said: str, size: int) -> None:
@@ -108,9 +153,9 @@ def migrated(line: str) -> None:
     _log.info("migrate", step=line)
 
 
-def housekeeping_failed(said: str) -> None:
+def housekeeping_failed(error: BaseException) -> None:
     """Partitions or metrics could not be kept this time; it is tried again."""
-    _log.warning("housekeeping failed", said=said)
+    _log.warning("housekeeping failed", said=described(error))
 
 
 def partitions_dropped(names: list[str]) -> None:
@@ -118,9 +163,9 @@ def partitions_dropped(names: list[str]) -> None:
     _log.info("partitions dropped", names=names)
 
 
-def keys_unavailable(url: str, said: str) -> None:
+def keys_unavailable(url: str, error: BaseException) -> None:
     """The issuer's signing keys could not be fetched; those known before stay in use."""
-    _log.warning("signing keys unavailable", url=url, said=said)
+    _log.warning("signing keys unavailable", url=url, said=described(error))
 
 
 def connected(channels: int) -> None:
@@ -135,14 +180,14 @@ def disconnected(code: int | None) -> None:
 
 def policy_failed(table: str, error: BaseException) -> None:
     """A policy could not be evaluated on a deleted row, so the caller is not told of it."""
-    _log.warning("policy failed", table=table, said=type(error).__name__)
+    _log.warning("policy failed", table=table, said=described(error))
 
 
 def failed(where: str, error: BaseException) -> None:
     """A defect: an exception that nothing foresaw. The client got a general answer."""
-    _log.error("failed", where=where, exc_info=error)
+    _log.error("failed", where=where, **_told(error))
 
 
-def demo_waits(said: str) -> None:
+def demo_waits(error: BaseException) -> None:
     """The demo's world lost the database and tries again."""
-    _log.warning("demo waits for the database", said=said)
+    _log.warning("demo waits for the database", said=described(error))

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
     """libpq URL of a Postgres >= 15. Unset: an embedded one under the data directory."""
 
+    capture_url: str | None = None
+    """The same database as `database_url`, to read the WAL, so that no other role needs REPLICATION. Unset: that."""
+
     supabase_url: str | None = Field(None, validation_alias=AliasChoices("supabase_url", "SUPABASE_URL"))
     """Issuer of the tokens; its keys are fetched from /auth/v1/.well-known/jwks.json."""
 
@@ -128,6 +131,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        if self.capture_url is not None and self.database_url is None:
+            raise ValueError("MOMENTUM_CAPTURE_URL is for the database of DATABASE_URL, which is not set")
         if self.development and self.host not in _LOOPBACK:
             raise ValueError(
                 f"MOMENTUM_HOST={self.host} would open a server without a secret to others;"

@@ -215,7 +215,8 @@ declare
 begin
     if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
-            array['interventions:' || old.user_id] || case when changed then array['interventions:coaches'] else '{}' end,
+            array['interventions:' || old.user_id]
+                || case when changed then array['interventions:coaches'] else '{}' end,
             jsonb_build_object(
                 'event_type', 'intervention_deleted',
                 'user_id', old.user_id,
@@ -586,10 +587,10 @@ create policy "Admins can view all interventions" on public.coach_interventions
 -- 7  Policies: as made here, or changed since ----------------------------------------------------------
 -- The policies decide who gets which event; this is how the server knows what they say without a query an event.
 --
--- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the scores
--- of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked* when
--- rows or an operator's own policies have a say; of what is asked the server SELECTs each event's row as the caller
--- before it hands the event on.
+-- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the
+-- scores of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked*
+-- when rows or an operator's own policies have a say; of what is asked the server SELECTs each event's row as the
+-- caller before it hands the event on.
 
 -- What decides which rows and columns of a table an authenticated caller may SELECT: `among` names the policies to
 -- tell of, null is all of them.
@@ -601,6 +602,11 @@ as $$
     select concat_ws(E'\n',
         'row level security ' || c.relrowsecurity,
         'readable ' || coalesce(has_table_privilege('authenticated', c.oid, 'select')::text, 'never'),
+        -- A policy of the scores asks for assignments; where nobody may read those, nobody can SELECT a score.
+        case when target = 'daily_engagement_scores' then 'assignments ' || (
+            select bool_and(
+                has_column_privilege('authenticated', to_regclass('public.coach_interventions'), name, 'select'))
+            from unnest(array['user_id', 'assigned_coach_id']) as name) end,
         'role ' || (
             select md5(p.prosrc) from pg_catalog.pg_proc p
             where p.oid = to_regprocedure('public.momentum_caller_role()')),

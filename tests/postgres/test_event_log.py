@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from momentum_sync.capture.slot import check
+from momentum_sync.capture.suitable import check
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff, Unsuitable
 from momentum_sync.eventlog import table as module

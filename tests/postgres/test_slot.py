@@ -10,23 +10,23 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from momentum_sync.capture import slot
+from momentum_sync.capture import suitable
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
-from tests.fixtures.postgres import short_folder, temporary_database
+from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, short_folder, temporary_database
 
 
 def complaint(conninfo: str, name: str = "momentum_sync") -> tuple[str, str]:
     with pytest.raises(Unsuitable) as unsuitable:
-        slot.check(conninfo, name)
+        suitable.check(conninfo, name)
     assert str(unsuitable.value).endswith(".")
     assert "\n" not in str(unsuitable.value)
     return str(unsuitable.value), unsuitable.value.hint
 
 
 def test_a_good_database_passes(database: str) -> None:
-    slot.check(database, "momentum_sync")
+    suitable.check(database, "momentum_sync")
 
 
 def test_nothing_answers(database: str) -> None:
@@ -38,8 +38,8 @@ def test_nothing_answers(database: str) -> None:
 def test_too_old() -> None:
     # No server that old can be had here, so only the judgement is tried.
     with pytest.raises(Unsuitable, match="PostgreSQL 14 is too old; 15 is the oldest"):
-        slot._check_server(14, "logical", "UTF8")
-    slot._check_server(15, "logical", "UTF8")
+        suitable._check_server(14, "logical", "UTF8")
+    suitable._check_server(15, "logical", "UTF8")
 
 
 def test_not_migrated(empty_database: str) -> None:
@@ -63,29 +63,65 @@ def test_another_encoding(cluster: str) -> None:
 @pytest.fixture
 def plain_role(database: str) -> Iterator[str]:
     with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute('create role "Plain Role" login; create role log_owner')
-        for thing in ("table momentum.event_log", "table momentum.stream", "schema momentum"):
-            admin.execute(f"alter {thing} owner to log_owner")
+        admin.execute('create role "Plain Role" login bypassrls')
         try:
             yield make_conninfo(database, user="Plain Role")
         finally:
-            admin.execute('reassign owned by log_owner to postgres; drop role "Plain Role", log_owner')
+            admin.execute(
+                'reassign owned by "Plain Role" to postgres; drop owned by "Plain Role"; drop role "Plain Role"'
+            )
 
 
 def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_role: str) -> None:
     sentence, hint = complaint(plain_role)
     assert sentence == "The role Plain Role may not replicate."
+    assert "MOMENTUM_CAPTURE_URL" in hint
     with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute(hint.removeprefix("As a superuser: ").encode())
+        admin.execute(hint.removeprefix("As a superuser: ").partition(" or ")[0].encode())
     sentence, hint = complaint(plain_role)
-    assert sentence == "The event log belongs to log_owner, and the role Plain Role may not write it."
-    with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute(hint.removeprefix("As a superuser: ").encode())
-    sentence, hint = complaint(plain_role)
-    assert sentence == "The role Plain Role may not become authenticated and service_role."
-    with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute(hint.removeprefix("As a superuser: ").encode())
-    slot.check(plain_role, "momentum_sync")
+    assert sentence == f"The role Plain Role has not what the server needs; the log belongs to {SERVER_ROLE}."
+    assert hint.endswith("momentum-sync migrate --server-role 'Plain Role'")
+    for wanted in ("nobypassrls", "noinherit"):
+        with pytest.raises(Unsuitable) as unsuitable:
+            migrate(database, tell=lambda _: None, server_role="Plain Role")
+        assert wanted in unsuitable.value.hint
+        with psycopg.connect(database, autocommit=True) as admin:
+            admin.execute(unsuitable.value.hint.removeprefix("As a superuser: ").encode())
+    migrate(database, tell=lambda _: None, server_role="Plain Role")
+    suitable.check(plain_role, "momentum_sync")
+
+
+def test_a_role_that_is_not_there(database: str) -> None:
+    with pytest.raises(Unsuitable) as unsuitable:
+        migrate(database, tell=lambda _: None, server_role="nobody")
+    assert unsuitable.value.hint.startswith('create role "nobody" login noinherit')
+
+
+def test_two_roles_share_the_work(database: str, empty_database: str) -> None:
+    server, capture = (make_conninfo(database, user=role) for role in (SERVER_ROLE, CAPTURE_ROLE))
+    suitable.check(server, "momentum_sync", capture=capture)
+    with pytest.raises(Unsuitable, match="may not replicate"):
+        suitable.check(server, "momentum_sync")
+    with pytest.raises(Unsuitable, match="not the same database"):
+        suitable.check(server, "momentum_sync", capture=empty_database)
+
+
+def test_the_servers_roles_are_above_nothing(db: Sql) -> None:
+    rows = db.execute(
+        "select rolname, rolsuper, rolbypassrls, rolreplication, rolinherit, rolcreaterole, rolcreatedb from pg_roles"
+        " where rolname = any(%s)",
+        ([SERVER_ROLE, CAPTURE_ROLE],),
+    ).fetchall()
+    assert sorted(rows) == [
+        (CAPTURE_ROLE, False, False, True, True, False, False),
+        (SERVER_ROLE, False, False, False, False, False, False),
+    ]
+    for table in ("daily_engagement_scores", "momentum_notifications", "coach_interventions"):
+        for role in (SERVER_ROLE, CAPTURE_ROLE):
+            allowed = db.execute(
+                "select has_table_privilege(%s, %s, 'select, insert, update, delete')", (role, f"public.{table}")
+            ).fetchone()
+            assert allowed == (False,)
 
 
 def test_no_free_slot(database: str) -> None:
@@ -100,7 +136,7 @@ def test_no_free_slot(database: str) -> None:
                 break
             taken += 1
         sentence, hint = complaint(database)
-        slot.check(database, "taken_0")
+        suitable.check(database, "taken_0")
     assert sentence == f"All {row[0]} replication slots of the server are in use."
     assert "max_replication_slots = 20" in hint
 

@@ -13,29 +13,36 @@ select
         as may_replicate,
     current_user::text as role,
     current_setting('synchronous_standby_names') as standbys,
-    (
-        select pg_get_userbyid(c.relowner)
-        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = 'momentum' and c.relname = 'event_log' and exists (
-            select from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attname = 'gone' and not a.attisdropped)
-    )::text as owner,
-    coalesce((
-        select pg_has_role(current_user, c.relowner, 'usage')
-        from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = 'momentum' and c.relname = 'event_log'
-    ), false) as may_write
+    current_database() || ' ' || pg_postmaster_start_time() as database
+
+-- name: log
+-- Whose the log is (null: there is none of this version), and whether the role has what the server needs: the log,
+-- the functions made for it, and its callers' roles.
+select
+    current_user::text as role,
+    pg_get_userbyid(c.relowner)::text as owner,
+    coalesce(
+        pg_has_role(current_user, c.relowner, 'usage')
+        and has_schema_privilege(c.relnamespace, 'usage')
+        and (
+            select bool_and(has_function_privilege(to_regprocedure(name), 'execute'))
+            from unnest(array[
+                'momentum.become(text,text)', 'momentum.admit(jsonb)', 'momentum.check_policies()']) as name)
+        and pg_has_role(current_user, 'authenticated', 'member') and pg_has_role(current_user, 'service_role', 'member'),
+        false) as is_equipped,
+    current_database() || ' ' || pg_postmaster_start_time() as database
+from (values (1)) as one
+left join (
+    pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
+    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = 'gone' and not a.attisdropped
+) on c.relname = 'event_log'
 
 -- name: log_slot
 -- The slot that the log belongs to, if it is another than ours and still there.
 select s.slot
 from momentum.stream s join pg_catalog.pg_replication_slots r on r.slot_name = s.slot
 where s.slot <> %(slot)s
-
--- name: becomes
--- The roles among those that callers have which the server's own role may not become.
-select coalesce(array_agg(wanted), '{}')
-from unnest(array['authenticated', 'service_role']) as wanted
-where not pg_has_role(current_user, wanted, 'member')
 
 -- name: slot
 -- What an older PostgreSQL has no column for is null.

@@ -44,7 +44,7 @@ _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before read
 
 
 class Capture:
-    """The one reader of a slot.
+    """The one reader of a slot. `conninfo` is of a role that may replicate; the log has connections of its own.
 
     `state` is `starting`, `catching_up` (it reads what came before), `live`, `waiting` (another instance reads) or
     `broken`. `slot` is what the database last said of the slot. `has_begun` is set once capture has been live.
@@ -84,6 +84,7 @@ class Capture:
 
     async def _capture(self) -> None:
         failures = 0
+        broke: Exception
         busy_since: float | None = None
         while not self._ending.is_set():
             began = time.monotonic()
@@ -101,14 +102,14 @@ class Capture:
                 await asyncio.sleep(_BUSY_S)
                 continue
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
-                said = str(error) or type(error).__name__
+                broke = error
             except Exception as error:
                 observe.failed("capture", error)
-                said = type(error).__name__
+                broke = error
             self._gone("broken")
             failures = 0 if time.monotonic() - began > _STEADY_S else failures + 1
             pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-            observe.capture_broke(said, pause)
+            observe.capture_broke(broke, pause)
             await asyncio.sleep(pause)
 
     def _gone(self, state: str) -> None:
@@ -123,7 +124,7 @@ class Capture:
                 self.slot = await look(self._conninfo, self._slot)
             except Exception as error:
                 self.slot = SlotState("unknown", None, None)
-                observe.slot_unknown(str(error).strip())
+                observe.slot_unknown(error)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:

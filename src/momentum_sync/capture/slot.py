@@ -1,4 +1,4 @@
-"""The replication slot: whether the database has what it takes, the slot itself, and the stream that reads it.
+"""The replication slot, and the stream that reads it.
 
 The stream is libpq's COPY BOTH, through `psycopg.pq`: the high-level API knows nothing of it. psycopg2 has a
 replication cursor that needs a third of the CPU (0.1 core against 0.3 at 10,000 messages/s); one driver, one event
@@ -8,23 +8,20 @@ loop and our own say in when to read and when to confirm are worth the rest.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import AsyncConnection, Connection, errors, pq, sql
+from psycopg import AsyncConnection, errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.database import lsn, queries
-from momentum_sync.database.pool import connect
-from momentum_sync.errors import CaptureError, SlotBusy, Unsuitable
+from momentum_sync.errors import CaptureError, SlotBusy
 from momentum_sync.eventlog.table import SlotFacts
 
 _SQL = queries.load(__package__)
-_OLDEST = 15
 _ANSWER_TIMEOUT_S = 30.0
 _FRAMES_A_TURN = 500
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
@@ -33,26 +30,8 @@ APPLICATION = "momentum-sync capture"
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
-    """What the statement `server` says."""
-
-    version: int
-    wal_level: str
-    encoding: str
-    max_slots: int
-    max_senders: int
-    slots: int
-    senders: int
-    may_replicate: bool
-    role: str
-    standbys: str
-    owner: str | None
-    may_write: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What the statement `slot` says."""
+class Held:
+    """What the database says of a slot: the statement `slot`."""
 
     database: str
     ours: bool
@@ -62,88 +41,6 @@ class _Held:
     confirmed_lsn: str
     invalidation_reason: str | None
     failover: bool | None
-
-
-def check(conninfo: str, slot: str) -> None:
-    """Raises Unsuitable, with the command that mends it, for a database that capture cannot work with."""
-    with connect(conninfo, application_name="momentum-sync check") as connection:
-        server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
-        assert server is not None
-        _check_server(server.version, server.wal_level, server.encoding)
-        if not server.may_replicate:
-            raise Unsuitable(
-                f"The role {server.role} may not replicate.",
-                f"As a superuser: alter role {_identifier(server.role)} with replication;",
-            )
-        _check_slot(connection, server, slot)
-        if re.search(rf"\*|{APPLICATION}", server.standbys):
-            raise Unsuitable(
-                f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
-                "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
-                "select pg_reload_conf();",
-            )
-        if server.owner is None:
-            raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
-        if not server.may_write:
-            raise Unsuitable(
-                f"The event log belongs to {server.owner}, and the role {server.role} may not write it.",
-                f"As a superuser: grant {_identifier(server.owner)} to {_identifier(server.role)};",
-            )
-        other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
-        if other is not None:
-            raise Unsuitable(
-                f"The log of this database belongs to the slot {other[0]}, which is still there.",
-                f"Set MOMENTUM_SLOT={other[0]}, or drop it: select pg_drop_replication_slot('{other[0]}');",
-            )
-        missing = connection.execute(_SQL["becomes"]).fetchone()
-        assert missing is not None
-        if missing[0]:
-            raise Unsuitable(
-                f"The role {server.role} may not become {' and '.join(missing[0])}.",
-                f"As a superuser: grant {', '.join(missing[0])} to {_identifier(server.role)};",
-            )
-
-
-def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) -> None:
-    held = connection.cursor(row_factory=class_row(_Held)).execute(_SQL["slot"], {"slot": slot}).fetchone()
-    if held is None and server.slots >= server.max_slots:
-        raise Unsuitable(
-            f"All {server.max_slots} replication slots of the server are in use.",
-            "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
-            f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
-        )
-    if server.senders >= server.max_senders:
-        raise Unsuitable(
-            f"All {server.max_senders} WAL senders of the server are in use.",
-            f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
-        )
-    if held is not None and (not held.ours or held.plugin != "pgoutput"):
-        raise Unsuitable(
-            f"The replication slot {slot} belongs to something else ({held.plugin}, database {held.database}).",
-            f"Choose another name for ours: MOMENTUM_SLOT={slot}_2",
-        )
-
-
-def _check_server(version: int, wal_level: str, encoding: str) -> None:
-    if version < _OLDEST:
-        raise Unsuitable(
-            f"PostgreSQL {version} is too old; {_OLDEST} is the oldest that works.",
-            f"Upgrade with pg_upgrade --new-bindir=…/{_OLDEST}/bin, or use a newer server.",
-        )
-    if wal_level != "logical":
-        raise Unsuitable(
-            f"wal_level is {wal_level}, and changes can be read only with logical.",
-            "As a superuser: alter system set wal_level = 'logical'; then restart PostgreSQL.",
-        )
-    if encoding != "UTF8":
-        raise Unsuitable(
-            f"The database is encoded in {encoding}; events are UTF-8.",
-            "create database … encoding 'UTF8' template template0; and move the data there.",
-        )
-
-
-def _identifier(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +91,12 @@ async def _connected(conninfo: str) -> AsyncConnection[TupleRow]:
     )
 
 
-async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> _Held | None:
-    cursor = connection.cursor(row_factory=class_row(_Held))
+async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> Held | None:
+    cursor = connection.cursor(row_factory=class_row(Held))
     return await (await cursor.execute(_SQL["slot"], {"slot": slot})).fetchone()
 
 
-async def _held(conninfo: str, slot: str) -> _Held:
+async def _held(conninfo: str, slot: str) -> Held:
     async with await _connected(conninfo) as connection:
         held = await _slot(connection, slot)
     if held is None or not held.confirmed_lsn:

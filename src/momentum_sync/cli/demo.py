@@ -46,6 +46,7 @@ def demo(
             update={
                 "data_dir": home,
                 "database_url": None,
+                "capture_url": None,
                 "supabase_url": None,
                 "jwt_secret": SecretStr(app.development_secret(home)),
                 "anon_key": None,

@@ -18,6 +18,9 @@ def migrate(
     again: Annotated[
         bool, typer.Option("--again", help="Apply anew what was applied with another text, before its release.")
     ] = False,
+    server_role: Annotated[
+        str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")
+    ] = None,
 ) -> None:
     """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time."""
     with explained():
@@ -26,7 +29,7 @@ def migrate(
             from momentum_sync.database.embedded import Embedded
 
             with Embedded(settings.data_dir) as embedded:
-                applied = run(embedded.conninfo, tell=typer.echo, again=again)
+                applied = run(embedded.conninfo, tell=typer.echo, again=again, server_role=server_role)
         else:
-            applied = run(settings.database_url, tell=typer.echo, again=again)
+            applied = run(settings.database_url, tell=typer.echo, again=again, server_role=server_role)
     typer.echo("The database is up to date." if not applied else f"{len(applied)} migrations applied.")

@@ -18,6 +18,10 @@ def serve(
     database_url: Annotated[
         str | None, typer.Option(help="Postgres >= 15, wal_level=logical. [env: DATABASE_URL; unset: an embedded one]")
     ] = None,
+    capture_url: Annotated[
+        str | None,
+        typer.Option(help="The same database, for reading the WAL. [env: MOMENTUM_CAPTURE_URL; DATABASE_URL]"),
+    ] = None,
     supabase_url: Annotated[str | None, typer.Option(help="Issuer and keys of the tokens. [env: SUPABASE_URL]")] = None,
     jwt_secret: Annotated[
         str | None, typer.Option(help="HS256 secret; better in the environment. [env: SUPABASE_JWT_SECRET]")

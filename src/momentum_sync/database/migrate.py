@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, errors, sql
 from psycopg.rows import TupleRow
 
 from momentum_sync.database.pool import connect
@@ -57,19 +57,26 @@ def _folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "supabase" / "migrations"
 
 
-def migrate(conninfo: str, *, tell: Callable[[str], None], again: bool = False) -> list[str]:
+def migrate(
+    conninfo: str, *, tell: Callable[[str], None], again: bool = False, server_role: str | None = None
+) -> list[str]:
     """Applies what is missing and returns the versions applied. Each file is one transaction.
 
     `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
     when the database refuses, with the statement's own message, and for a file that was applied with another text,
-    before it was released; `again` applies that anew.
+    before it was released; `again` applies that anew. `server_role` is a role that gets what the server needs, and
+    nothing more.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
         connection.execute("set client_min_messages = warning")
         _lock(connection)
         try:
-            return _apply(connection, tell, again=again)
+            applied = _apply(connection, tell, again=again)
+            if server_role is not None:
+                _equip(connection, server_role)
+                tell(f"{server_role} has what the server needs")
+            return applied
         finally:
             connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
 
@@ -106,6 +113,30 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
         tell(f"applied {migration.version}_{migration.name}")
     _run(connection, "event log", _text("eventlog/schema.sql"))
     return [migration.version for migration in new]
+
+
+def _equip(connection: Connection[TupleRow], role: str) -> None:
+    found = connection.execute(
+        "select rolsuper or rolbypassrls, rolinherit from pg_catalog.pg_roles where rolname = %s", (role,)
+    ).fetchone()
+    named = sql.Identifier(role).as_string()
+    if found is None:
+        raise Unsuitable(
+            f"There is no role {role}.", f"create role {named} login noinherit password '…'; then this command again."
+        )
+    if found[0]:
+        raise Unsuitable(
+            f"The role {role} is above row level security, which is to bind the server.",
+            f"As a superuser: alter role {named} nosuperuser nobypassrls;",
+        )
+    if found[1]:
+        raise Unsuitable(
+            f"The role {role} would have the rights of service_role all the time, by inheriting them.",
+            f"As a superuser: alter role {named} noinherit;",
+        )
+    row = connection.execute("select format(%s, %s::text)", (_text("database/server_role.sql"), role)).fetchone()
+    assert row is not None
+    _run(connection, f"what {role} needs", row[0])
 
 
 def _run(connection: Connection[TupleRow], what: str, sql: str, *, record: Migration | None = None) -> None:

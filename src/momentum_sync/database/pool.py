@@ -107,14 +107,17 @@ class CallerPool:
         question = _Question(caller, query, parameters, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
         if len(self._asking) < _AT_ONCE:
-            task = asyncio.ensure_future(self._answer_waiting())
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            self._asking.add(asyncio.ensure_future(self._answer_waiting()))
         return await question.answer
 
     async def _answer_waiting(self) -> None:
-        while self._waiting:
-            await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while self._waiting:
+                await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+        finally:
+            self._asking.discard(task)  # not later: who asks next must find it gone
 
     async def _answer(self, batch: list[_Question]) -> None:
         try:

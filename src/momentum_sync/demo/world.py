@@ -65,7 +65,7 @@ async def live(conninfo: str, *, pace: float) -> None:
                     await _change(connection, chance)
                     await asyncio.sleep(pace)
         except psycopg.OperationalError as error:
-            observe.demo_waits(str(error).strip())
+            observe.demo_waits(error)
             await asyncio.sleep(1.0)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
+from momentum_sync.wire.messages import PRINTABLE
 
 PREFIX = "/functions/v1/realtime-momentum-sync"
 PATHS = frozenset({PREFIX, f"{PREFIX}/", "/ws", f"{PREFIX}/ws"})
 SUBPROTOCOL = "momentum.v1"
 _BEARER = "bearer."
 _MAX_TEXT = 200
+_PRINTABLE = re.compile(PRINTABLE)
 _MAX_CHANNELS = 500
 
 
@@ -51,8 +54,8 @@ def hello(query: Mapping[str, str], subject: UUID | None, *, fresh_client_id: st
     texts = [client_id, *channels]
     if len(channels) > _MAX_CHANNELS or any(len(text) > _MAX_TEXT for text in texts):
         raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
-    if any("\0" in text for text in texts):
-        raise BadRequest("invalid_text", "`client_id` and `channels` must not contain NUL.")
+    if not all(_PRINTABLE.fullmatch(text) for text in texts):
+        raise BadRequest("invalid_text", "`client_id` and `channels` must not contain control characters.")
     return Hello(user_id, client_id, channels, query.get("last_event_id"))
 
 

@@ -20,11 +20,11 @@ from momentum_sync import __version__, observe
 from momentum_sync.errors import BadRequest, RequestError, TooLarge, Unavailable
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway import health
+from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import PREFIX
 from momentum_sync.gateway.missed import missed
-from momentum_sync.gateway.websocket import Gateway
 from momentum_sync.identity.tokens import Identity
-from momentum_sync.wire.messages import timestamp
+from momentum_sync.wire.messages import PRINTABLE, timestamp
 
 _MAX_BODY = 64 * 1024
 _NO_RESUME = "The events after this id can no longer be had; read the state as it is."
@@ -51,7 +51,7 @@ class Events(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     last_event_id: str = Field(max_length=100_000)
-    channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]] = Field(
+    channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]] = Field(
         [], max_length=500
     )  # fmt: skip
     limit: int = Field(500, ge=1, le=1000, strict=True)
@@ -115,7 +115,9 @@ async def _identify(request: Request) -> Identity:
     authorization = request.headers.get("authorization")
     if authorization is None and gateway.token_in_query and "access_token" in request.query_params:
         authorization = f"Bearer {request.query_params['access_token']}"
-    return await gateway.authenticator.authenticate(authorization=authorization, apikey=request.headers.get("apikey"))
+    caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=request.headers.get("apikey"))
+    gateway.count(gateway.requests, caller)
+    return caller
 
 
 Caller = Annotated[Identity, Depends(_identify)]
@@ -233,7 +235,9 @@ def _answer(data: msgspec.Raw) -> Response:
 
 
 def _refusal(status: int, code: str, sentence: str) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status == 503 else None
+    headers = (
+        {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status in (429, 503) else None
+    )
     body = msgspec.json.encode({"error": {"code": code, "message": sentence}})
     return Response(body, status, media_type="application/json", headers=headers)
 

@@ -163,7 +163,7 @@ class Outflow:
         if found is None:
             self._ask(self._ask_log(keys))
         elif asked := [event for event in found[0] if session.asks(event)]:
-            self._ask(self._ask_sight(*found, asked))
+            self._ask(self._ask_sight(*found, asked, keys))
         else:
             self._give(*found)
 
@@ -213,12 +213,10 @@ class Outflow:
         elif self._is_as_before(session.identity, keys):
             self._give(events, upto)
 
-    async def _ask_sight(
-        self, events: list[Event], upto: int, asked: list[Event], keys: list[str] | None = None
-    ) -> None:
+    async def _ask_sight(self, events: list[Event], upto: int, asked: list[Event], keys: list[str]) -> None:
         """Gives a page without those of its events that the caller may not see."""
         session = self._socket.session
-        identity, keys = session.identity, list(session.channels.values()) if keys is None else keys
+        identity = session.identity
         seen, lost = await self._desk.sight(session, asked)
         if not self._is_as_before(identity, keys):
             return

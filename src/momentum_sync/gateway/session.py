@@ -16,7 +16,7 @@ import msgspec
 from momentum_sync.errors import RequestError
 from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, EventId, Seen, route
 from momentum_sync.identity.channels import Granted
-from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import Delivery
@@ -340,7 +340,8 @@ class Session:
     def tick(self, now: float, lag_ms: int) -> float:
         """Does what is due; returns when to look again, which is when to ping again, too."""
         expires_at = self.identity.expires_at
-        if expires_at is not None and now >= expires_at:
+        ends_at = None if expires_at is None else expires_at + LEEWAY_S
+        if ends_at is not None and now >= ends_at:
             self.close(Close.TOKEN)
         elif expires_at is not None and not self._warned and now >= expires_at - _WARN_BEFORE_EXPIRY_S:
             self._warned = True
@@ -353,7 +354,7 @@ class Session:
         return min(
             self._next_heartbeat,
             now + self._ping_every,
-            float("inf") if expires_at is None else expires_at,
+            float("inf") if ends_at is None else ends_at,
             float("inf") if expires_at is None or self._warned else expires_at - _WARN_BEFORE_EXPIRY_S,
         )
 

@@ -11,8 +11,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -28,15 +27,11 @@ from websockets.typing import Subprotocol
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
-from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
-from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
 from momentum_sync.gateway.outflow import Outflow, close_for
-from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
-from momentum_sync.gateway.snapshot import Desk
-from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import MAX_FRAME, frame
@@ -44,28 +39,6 @@ from momentum_sync.wire.messages import MAX_FRAME, frame
 _HANDSHAKE_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_SLOW_S = 15.0  # it has much to read before it gets to the close frame
-
-
-@dataclass(slots=True)
-class Gateway:
-    """What all connections share.
-
-    `live` says whether the feed runs; `lag` is seconds by which it may be behind. `draining` is set when the server is
-    about to end and takes no new sockets.
-    """
-
-    desk: Desk
-    history: History
-    router: Router
-    backlog: Backlog
-    authenticator: Authenticator
-    live: Callable[[], bool]
-    lag: Callable[[], float]
-    heartbeat: float
-    send_buffer: int
-    allowed_origins: tuple[str, ...]
-    token_in_query: bool
-    draining: bool = False
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -198,6 +171,7 @@ class WebSocketProtocol(asyncio.Protocol):
             authorization=authorization, apikey=headers.get("apikey")
         )
         hello = handshake.hello(query, identity.subject, fresh_client_id=str(uuid.uuid4()))
+        self.gateway.count(self.gateway.connects, identity)
         if self.gateway.draining:
             raise Unavailable("This server is going away; try again, and another will answer.")
         if not self.gateway.live():
@@ -210,7 +184,7 @@ class WebSocketProtocol(asyncio.Protocol):
         status = error.status
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if status == 503:
+        if status in (429, 503):
             headers["Retry-After"] = "1"
         if not self._gone:
             self._transport.write(Response(status, HTTPStatus(status).phrase, headers, body).serialize())
@@ -264,6 +238,10 @@ class WebSocketProtocol(asyncio.Protocol):
         while self._inbox and self.session.closing is None:
             text = self._inbox.popleft()
             now = time.time()
+            user = self.session.identity.subject
+            if user is not None and not self.gateway.messages.allows(user, time.monotonic()):
+                self.session.close(Close.TOO_MANY_MESSAGES)
+                break
             if text is None:
                 self.session.receive_binary(now)
                 continue

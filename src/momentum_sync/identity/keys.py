@@ -81,7 +81,7 @@ class Authenticator:
                 msgspec.MsgspecError,
                 jwt.PyJWTError,
             ) as error:
-                observe.keys_unavailable(self._url, str(error) or type(error).__name__)
+                observe.keys_unavailable(self._url, error)
 
 
 async def _fetch(url: str) -> Mapping[str, jwt.PyJWK]:

@@ -13,7 +13,10 @@ from uuid import UUID
 import msgspec
 
 MAX_FRAME = 64 * 1024
-_Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern="^[^\0]+$")]  # PostgreSQL has no NUL
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""What names may consist of: no control character, so that none ends a line or a text where it should not."""
+
+_Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=PRINTABLE.replace("$", r"\Z"))]
 _Channels = Annotated[list[_Channel], msgspec.Meta(min_length=1, max_length=500)]
 _Key = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 _Ref = str | int | float | bool | None

@@ -1,0 +1,144 @@
+"""Whether the database is fit, and the roles that the server has there; if not, the command that mends it.
+
+Two roles may share the work: one reads the WAL and needs REPLICATION, the other does everything else and needs nothing
+that is above row level security.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from psycopg import Connection
+from psycopg.rows import TupleRow, class_row
+
+from momentum_sync.capture.slot import APPLICATION, Held
+from momentum_sync.database import queries
+from momentum_sync.database.pool import connect
+from momentum_sync.errors import Unsuitable
+
+_SQL = queries.load(__package__)
+_OLDEST = 15
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What the statement `server` says."""
+
+    version: int
+    wal_level: str
+    encoding: str
+    max_slots: int
+    max_senders: int
+    slots: int
+    senders: int
+    may_replicate: bool
+    role: str
+    standbys: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What the statement `log` says."""
+
+    role: str
+    owner: str | None
+    is_equipped: bool
+    database: str
+
+
+def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
+    """Raises Unsuitable, with the command that mends it, for a database that the server cannot work with.
+
+    `capture` is the connection string for reading the WAL, where that is another.
+    """
+    with connect(conninfo if capture is None else capture, application_name="momentum-sync check") as connection:
+        server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
+        assert server is not None
+        _check_server(server.version, server.wal_level, server.encoding)
+        if not server.may_replicate:
+            raise Unsuitable(
+                f"The role {server.role} may not replicate.",
+                f"As a superuser: alter role {_identifier(server.role)} with replication; or give a role that may in"
+                " MOMENTUM_CAPTURE_URL.",
+            )
+        _check_slot(connection, server, slot)
+        if re.search(rf"\*|{APPLICATION}", server.standbys):
+            raise Unsuitable(
+                f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
+                "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
+                "select pg_reload_conf();",
+            )
+    with connect(conninfo, application_name="momentum-sync check") as connection:
+        log = connection.cursor(row_factory=class_row(_Log)).execute(_SQL["log"]).fetchone()
+        assert log is not None
+        if log.database != server.database:
+            raise Unsuitable(
+                "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
+                "Give the same host, port and database in both; only the user is another.",
+            )
+        _check_log(connection, log, slot)
+
+
+def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
+    if log.owner is None:
+        raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
+    if not log.is_equipped:
+        raise Unsuitable(
+            f"The role {log.role} has not what the server needs; the log belongs to {log.owner}.",
+            f"As {log.owner} or a superuser: momentum-sync migrate --server-role {_quoted(log.role)}",
+        )
+    other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
+    if other is not None:
+        raise Unsuitable(
+            f"The log of this database belongs to the slot {other[0]}, which is still there.",
+            f"Set MOMENTUM_SLOT={other[0]}, or drop it: select pg_drop_replication_slot('{other[0]}');",
+        )
+
+
+def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) -> None:
+    held = connection.cursor(row_factory=class_row(Held)).execute(_SQL["slot"], {"slot": slot}).fetchone()
+    if held is None and server.slots >= server.max_slots:
+        raise Unsuitable(
+            f"All {server.max_slots} replication slots of the server are in use.",
+            "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
+            f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
+        )
+    if server.senders >= server.max_senders:
+        raise Unsuitable(
+            f"All {server.max_senders} WAL senders of the server are in use.",
+            f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
+        )
+    if held is not None and (not held.ours or held.plugin != "pgoutput"):
+        raise Unsuitable(
+            f"The replication slot {slot} belongs to something else ({held.plugin}, database {held.database}).",
+            f"Choose another name for ours: MOMENTUM_SLOT={slot}_2",
+        )
+
+
+def _check_server(version: int, wal_level: str, encoding: str) -> None:
+    if version < _OLDEST:
+        raise Unsuitable(
+            f"PostgreSQL {version} is too old; {_OLDEST} is the oldest that works.",
+            f"Upgrade with pg_upgrade --new-bindir=…/{_OLDEST}/bin, or use a newer server.",
+        )
+    if wal_level != "logical":
+        raise Unsuitable(
+            f"wal_level is {wal_level}, and changes can be read only with logical.",
+            "As a superuser: alter system set wal_level = 'logical'; then restart PostgreSQL.",
+        )
+    if encoding != "UTF8":
+        raise Unsuitable(
+            f"The database is encoded in {encoding}; events are UTF-8.",
+            "create database … encoding 'UTF8' template template0; and move the data there.",
+        )
+
+
+def _identifier(name: str) -> str:
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+
+
+def _quoted(name: str) -> str:
+    """As an argument in a shell."""
+    return name if re.fullmatch(r"[A-Za-z0-9_.-]+", name) else "'" + name.replace("'", "'\\''") + "'"

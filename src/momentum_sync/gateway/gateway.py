@@ -1,0 +1,46 @@
+"""What all connections of a server share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from momentum_sync.errors import TooMany
+from momentum_sync.eventlog.history import History
+from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.rates import Rate
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.tokens import Identity
+
+
+@dataclass(slots=True)
+class Gateway:
+    """What all connections share.
+
+    `live` says whether the feed runs; `lag` is seconds by which it may be behind. `draining` is set when the server is
+    about to end and takes no new sockets. The rates are a user's, over all that the user has open.
+    """
+
+    desk: Desk
+    history: History
+    router: Router
+    backlog: Backlog
+    authenticator: Authenticator
+    live: Callable[[], bool]
+    lag: Callable[[], float]
+    heartbeat: float
+    send_buffer: int
+    allowed_origins: tuple[str, ...]
+    token_in_query: bool
+    draining: bool = False
+    connects: Rate = field(default_factory=lambda: Rate(burst=100, a_second=10.0))
+    requests: Rate = field(default_factory=lambda: Rate(burst=200, a_second=20.0))
+    messages: Rate = field(default_factory=lambda: Rate(burst=500, a_second=100.0))
+
+    def count(self, rate: Rate, identity: Identity) -> None:
+        """Counts one more for a user; service_role is none. Raises TooMany if that is too many."""
+        if identity.subject is not None and not rate.allows(identity.subject, time.monotonic()):
+            raise TooMany("too_many_requests", "Too many requests; try again in a moment.")

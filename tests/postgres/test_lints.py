@@ -1,0 +1,142 @@
+"""The installed schema against what Supabase's database advisor warns of, as queries of our own.
+
+The numbers are the advisor's names of its rules. What it calls an exposed schema is `public`: what is there,
+anybody can reach who has the public API key.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fixtures.postgres import Sql
+
+FUNCTIONS = """
+select p.oid::regprocedure::text
+from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+where n.nspname in ('public', 'momentum')
+    and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+    and {}
+order by 1
+"""
+POLICIES = "select tablename || ': ' || policyname from pg_policies where schemaname = 'public' and {} order by 1"
+TABLES = """
+select n.nspname || '.' || c.relname
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname in ('public', 'momentum') and {}
+order by 1
+"""
+# An expression asks who calls outside of a sub-select, and so once a row: what is left without `( SELECT …)`.
+BARE_CALL = (
+    "regexp_replace({}, '\\( SELECT [^()]*(\\([^()]*\\)[^()]*)* AS [^()]*\\)', '', 'g') ~ '(auth\\.|momentum_)\\w+\\('"
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "query"),
+    [
+        ("0002 auth users exposed", TABLES.format(
+            "c.relkind in ('v', 'm') and pg_get_viewdef(c.oid) like '%auth.users%'")),
+        ("0003 auth rls initplan", POLICIES.format(
+            f"({BARE_CALL.format('coalesce(qual, $$$$)')} or {BARE_CALL.format('coalesce(with_check, $$$$)')})")),
+        ("0007 policy exists rls disabled", TABLES.format(
+            "not c.relrowsecurity and exists (select from pg_policy p where p.polrelid = c.oid)")),
+        ("0008 rls enabled no policy", TABLES.format(
+            "n.nspname = 'public' and c.relrowsecurity"
+            " and not exists (select from pg_policy p where p.polrelid = c.oid)")),
+        ("0010 security definer view", TABLES.format(
+            "c.relkind = 'v' and not coalesce(c.reloptions::text like '%security_invoker=%', false)")),
+        ("0011 function search path mutable", FUNCTIONS.format(
+            "coalesce(p.proconfig, '{}') <> array['search_path=\"\"']")),
+        ("0013 rls disabled in public", TABLES.format(
+            "c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relispartition")),
+        ("0015 rls references user metadata", POLICIES.format(
+            "coalesce(qual, '') || coalesce(with_check, '') ~ 'user_meta_?data'")),
+        ("0015 the same in functions", FUNCTIONS.format("p.prosrc ~ 'user_meta_?data'")),
+        ("0016 materialized view in api", TABLES.format("c.relkind = 'm'")),
+        ("0017 foreign table in api", TABLES.format("c.relkind = 'f'")),
+        ("0023 sensitive columns exposed", TABLES.format(
+            "c.relkind = 'r' and not c.relrowsecurity and exists (select from pg_attribute a where a.attrelid = c.oid"
+            " and a.attname ~ 'token|password|secret|key|ssn')")),
+        ("0024 permissive rls policy", POLICIES.format(
+            "roles <> '{service_role}' and (qual = 'true' or with_check = 'true')")),
+        ("0026 table exposed to anon", TABLES.format(
+            "c.relkind in ('r', 'p', 'v') and has_any_column_privilege('anon', c.oid, 'select, insert, update')")),
+        ("0028 security definer function executable by anon", FUNCTIONS.format(
+            "p.prosecdef and has_function_privilege('anon', p.oid, 'execute')")),
+        ("0029 security definer function executable by authenticated", FUNCTIONS.format(
+            "p.prosecdef and has_function_privilege('authenticated', p.oid, 'execute')")),
+        ("functions that anon may call", FUNCTIONS.format("has_function_privilege('anon', p.oid, 'execute')")),
+        ("functions of momentum that a client may call", FUNCTIONS.format(
+            "n.nspname = 'momentum' and has_function_privilege('authenticated', p.oid, 'execute')")),
+        ("functions that anybody may call", FUNCTIONS.format(
+            "exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = 0)")),
+        ("tables of momentum that a client may use", TABLES.format(
+            "n.nspname = 'momentum' and c.relkind in ('r', 'p') and (has_table_privilege('authenticated', c.oid,"
+            " 'select, insert, update, delete, truncate, references, trigger')"
+            " or has_any_column_privilege('authenticated', c.oid, 'select, insert, update, references'))")),
+        ("tables of public that a client may write whole", TABLES.format(
+            "n.nspname = 'public' and c.relkind = 'r'"
+            " and has_table_privilege('authenticated', c.oid, 'insert, update, delete, truncate')")),
+    ],
+    ids=lambda value: value if len(value) < 80 else "",
+)  # fmt: skip
+def test_the_advisor_finds_nothing(db: Sql, rule: str, query: str) -> None:
+    assert db.execute(query.encode()).fetchall() == [], rule
+
+
+def test_each_rule_finds_what_it_looks_for(db: Sql) -> None:
+    """The queries are ours: here is one of each kind that they must not overlook."""
+    db.execute(
+        "create table public.open (user_id uuid, password text); grant select on public.open to anon;"
+        "create function public.loose() returns int language sql security definer as 'select 1';"
+        "create view public.all_users as select id from auth.users;"
+        "create policy bare on daily_engagement_scores for select to authenticated using (auth.uid() = user_id);"
+        "create policy everybody on daily_engagement_scores for select to authenticated using (true);"
+        "create policy editable on daily_engagement_scores for select to authenticated"
+        " using (((select auth.jwt()) -> 'user_metadata' ->> 'role') = 'coach')"
+    )
+    marks = test_the_advisor_finds_nothing.pytestmark  # type: ignore[attr-defined]
+    found = {rule for rule, query in marks[0].args[1] if db.execute(query.encode()).fetchall()}
+    assert found == {
+        "0002 auth users exposed", "0003 auth rls initplan", "0010 security definer view",
+        "0011 function search path mutable", "0013 rls disabled in public", "0015 rls references user metadata",
+        "0023 sensitive columns exposed", "0024 permissive rls policy", "0026 table exposed to anon",
+        "0028 security definer function executable by anon",
+        "0029 security definer function executable by authenticated", "functions that anon may call",
+        "functions that anybody may call",
+    }  # fmt: skip
+
+
+def test_clients_cannot_look_into_momentum(db: Sql) -> None:
+    for role in ("anon", "authenticated"):
+        for right in ("usage", "create"):
+            assert db.execute("select has_schema_privilege(%s, 'momentum', %s)", (role, right)).fetchone() == (False,)
+
+
+def test_more_than_one_permissive_policy_stands_only_where_each_is_a_rule_of_its_own(db: Sql) -> None:
+    """0006 warns of several for one role and action, for speed; here an operator can drop one and leave the rest."""
+    rows = db.execute(
+        "select tablename, cmd, count(*) from pg_policies"
+        " where schemaname = 'public' and permissive = 'PERMISSIVE' and 'authenticated' = any(roles)"
+        " group by 1, 2 having count(*) > 1 order by 1, 2"
+    ).fetchall()
+    assert rows == [
+        ("coach_interventions", "SELECT", 3),
+        ("daily_engagement_scores", "SELECT", 3),
+        ("momentum_notifications", "SELECT", 2),
+    ]
+
+
+def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
+    """What runs as its owner is a trigger, or only the server's own role may call it."""
+    rows = db.execute(
+        FUNCTIONS.format("p.prosecdef and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)").encode()
+    ).fetchall()
+    assert rows == [("momentum.admit(jsonb)",), ("momentum.check_policies()",)]
+    for (name,) in rows:
+        holders = db.execute(
+            "select a.grantee::regrole::text from pg_proc p, aclexplode(p.proacl) a"
+            " where p.oid = %s::regprocedure and a.grantee <> p.proowner",
+            (name,),
+        ).fetchall()
+        assert holders == [("momentum_server",)]
