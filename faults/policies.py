@@ -142,7 +142,7 @@ class Oracle:
 
     async def seeing(self, row: Row) -> set[str]:
         """The names of those who can SELECT the row now, with every column that its events carry."""
-        found = await self._select(row.table, "id = %s", (row.id,))
+        found = await self._select(row.table, _COLUMNS[row.table], "id = %s", (row.id,))
         return {name for name, rows in found.items() if rows}
 
     async def may_have(self, caller: Caller, channel: str) -> tuple[bool, bool]:
@@ -153,15 +153,20 @@ class Oracle:
             return must, must
         if caller.role == "admin" or whose == str(caller.subject):
             return True, True
-        found = await self._select(_TABLES[kind], "user_id = %s", (whose,), callers=[caller])
+        found = await self._select(_TABLES[kind], "user_id", "user_id = %s", (whose,), callers=[caller])
         visible = bool(found[caller.name])
         return visible, visible and caller.role == "coach" and kind != "notifications"
 
     async def _select(
-        self, table: str, where: str, parameters: tuple[object, ...], callers: Sequence[Caller] | None = None
+        self,
+        table: str,
+        columns: str,
+        where: str,
+        parameters: tuple[object, ...],
+        callers: Sequence[Caller] | None = None,
     ) -> dict[str, int]:
         found: dict[str, int] = {}
-        query = f"select {_COLUMNS[table]} from public.{table} where {where}".encode()
+        query = f"select {columns} from public.{table} where {where}".encode()
         for caller in callers or self._callers:
             try:
                 async with self._asking.transaction():

@@ -50,9 +50,10 @@ def described(error: BaseException) -> str:
     """What may be told of an error. PostgreSQL's quote values and whole rows, and so may any that is not ours."""
     if isinstance(error, psycopg.Error):
         lines = (error.diag.message_primary or str(error)).strip().splitlines()
-        if lines and (error.sqlstate is None or error.sqlstate[:2] in _ABOUT_NO_ROW):
+        of_the_connection = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+        if lines and (of_the_connection or (error.sqlstate or "")[:2] in _ABOUT_NO_ROW):
             return lines[-1].strip()
-        return f"{type(error).__name__} ({error.sqlstate})"
+        return f"{type(error).__name__} ({error.sqlstate})" if error.sqlstate else type(error).__name__
     if isinstance(error, MomentumError | OSError) and str(error):
         return str(error)
     return type(error).__name__

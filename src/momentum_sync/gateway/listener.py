@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _REQUEST_S = 10.0  # from the connection, or the first byte of a request, to its last
 _ANSWER_S = 60.0  # from there until the answer is with the client
 _MAX_HEAD = 32 * 1024
+_AT_ONCE = 8  # requests that may wait for the answer to the one before
 
 _SAID = {
     400: ("bad_request", "Bad Request", "This is no HTTP request."),
@@ -47,10 +48,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(431)
 
     def handle_websocket_upgrade(self) -> None:
-        if self._head > _MAX_HEAD:
-            self._refuse(431)
-            return
-        self._within(None)
+        self._within(None)  # the socket has a time of its own for the handshake
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
@@ -63,8 +61,12 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
         self._head = 0
+        if len(self.pipeline) >= _AT_ONCE:
+            # uvicorn reads on after each answer, however many requests wait. Nobody sends so many but to fill memory.
+            self.transport.abort()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._head = 0
@@ -76,9 +78,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._answering = False
-        self._within(None)
         super().on_response_complete()
+        self._answering = not self.cycle.response_complete  # of the requests that came together, the last
+        # To uvicorn an answer is complete when it has been written, whether or not the client reads.
+        self._within(_ANSWER_S if self._answering or self.transport.get_write_buffer_size() else None)
 
     def _within(self, seconds: float | None) -> None:
         if self._deadline is not None:
@@ -86,7 +89,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
 
     def _late(self) -> None:
-        if self._answering:
+        """What was to happen in time did not."""
+        if self._answering or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self._refuse(408)
@@ -97,6 +101,7 @@ class BoundedHttp(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+        self._within(_ANSWER_S)
 
 
 def bounded_http(most: int) -> type[Any]:

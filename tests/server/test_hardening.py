@@ -1,0 +1,227 @@
+"""Who asks for too much, too slowly or too often is turned away, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+import pytest
+import websockets
+
+from momentum_sync import app
+from momentum_sync.gateway import listener
+from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Server, Start, sign
+
+
+@asynccontextmanager
+async def raw(server: Server) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection of bytes."""
+    address = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+def error_in(answer: bytes) -> tuple[int, str]:
+    """The status and the code of an answer in the contract's form."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET /sync/health HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"POST /sync/momentum HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    ],
+    ids=["nothing", "half a head", "half a body", "an upgrade that nobody knows"],
+)
+async def test_a_request_that_is_never_complete_is_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(listener, "_REQUEST_S", 0.3)
+    async with raw(server) as (reader, writer):
+        writer.write(begun)
+        answer = await reader.read()
+    if answer:
+        assert error_in(answer)[0] in (401, 404, 408)
+
+
+async def test_a_request_that_comes_byte_by_byte_gains_no_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_REQUEST_S", 0.5)
+    async with raw(server) as (reader, writer):
+        writer.write(b"GET /sync/health HTTP/1.1\r\n")
+        reading = asyncio.ensure_future(reader.read())
+        number = 0
+        while not reading.done():
+            writer.write(b"X-%d: y\r\n" % number)
+            number += 1
+            await asyncio.wait([reading], timeout=0.02)
+        assert error_in(reading.result()) == (408, "too_slow")
+
+
+async def test_a_head_without_end_is_refused(server: Server) -> None:
+    async with raw(server) as (reader, writer):
+        writer.write(b"GET /sync/health HTTP/1.1\r\nHost: x\r\n" + b"X-Long: " + b"y" * 100_000)
+        assert error_in(await reader.read()) == (431, "too_large")
+    async with raw(server) as (reader, writer):
+        writer.write(b"GET /sync/health?" + b"x" * 100_000)
+        assert error_in(await reader.read()) == (431, "too_large")
+
+
+async def test_what_is_no_http_gets_the_contracts_error(server: Server) -> None:
+    async with raw(server) as (reader, writer):
+        writer.write(b"\x16\x03\x01 this is TLS, or anything\r\n\r\n")
+        assert error_in(await reader.read()) == (400, "bad_request")
+
+
+REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("at_once", [3, 10_000])
+async def test_answers_that_nobody_reads_are_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """A few requests wait for their answers for a while; very many are not even kept."""
+    monkeypatch.setattr(listener, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(app, "_KERNEL_BUFFER", 4096)
+    loop = asyncio.get_running_loop()
+    async with start() as server, server.http() as http:
+        address = urlsplit(server.url)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, (address.hostname, address.port))
+            async with asyncio.timeout(TIMEOUT_S):
+                with pytest.raises(ConnectionError):
+                    await loop.sock_sendall(client, REQUEST * at_once)
+                    while True:  # a reset is told to who writes
+                        await loop.sock_sendall(client, b"\r\n")
+                        await asyncio.sleep(0.01)
+        assert (await http.get("/sync/health")).status_code == 200
+
+
+async def test_requests_that_come_together_are_answered_in_their_order(server: Server) -> None:
+    async with raw(server) as (reader, writer):
+        writer.write(REQUEST * 3 + REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert (await reader.read()).count(b"HTTP/1.1 200") == 4
+
+
+async def test_there_are_only_so_many_sockets(start: Start, user: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_REQUESTS_AT_ONCE", 3)
+    async with start(max_connections=2) as server, AsyncExitStack() as stack:
+        open_ones = [await stack.enter_async_context(raw(server)) for _ in range(8)]
+        answers = []
+        for reader, _ in open_ones[5:]:
+            answers.append(error_in(await reader.read()))
+        assert answers == [(503, "unavailable")] * 3
+
+
+async def test_a_user_asks_so_often_over_http_and_others_as_they_like(server: Server, user: UUID, other: UUID) -> None:
+    body = {"user_id": str(user)}
+    async with server.http(sign(user)) as http:
+        answers: list[httpx.Response] = []
+        while len(answers) < 2_000 and not any(answer.status_code == 429 for answer in answers):
+            answers += await asyncio.gather(*[http.post("/sync/momentum", json=body) for _ in range(50)])
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert [answer.status_code for answer in answers[:200]] == [200] * 200
+    assert refused.json()["error"]["code"] == "too_many_requests"
+    assert refused.headers["Retry-After"] == "1"
+    async with server.http(sign(other)) as http:
+        assert (await http.post("/sync/momentum", json={"user_id": str(other)})).status_code == 200
+    async with server.http(apikey=SERVICE_KEY) as http:
+        assert {(await http.post("/sync/momentum", json=body)).status_code for _ in range(250)} == {200}
+
+
+async def test_a_user_connects_so_often(server: Server, user: UUID, other: UUID) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        for _ in range(200):
+            async with server.connect(sign(user)) as client:
+                client.socket.transport.abort()
+    assert refused.value.response.status_code == 429
+    async with server.live(other):
+        pass
+
+
+async def test_the_messages_of_all_of_a_users_sockets_count_together(server: Server, user: UUID, other: UUID) -> None:
+    async with AsyncExitStack() as stack:
+        mine = [await stack.enter_async_context(server.live(user, client_id=n)) for n in range(12)]
+        somebody = await stack.enter_async_context(server.live(other))
+
+        async def ask(number: int) -> str:
+            try:
+                for _ in range(90):  # fewer than each of them may alone
+                    assert (await mine[number].ask({"type": "ping"}))["type"] == "pong"
+            except websockets.ConnectionClosed as closed:
+                return f"{closed.rcvd.code if closed.rcvd else None}"
+            return "open"
+
+        outcomes = await asyncio.gather(*map(ask, range(12)))
+        assert "4429" in outcomes
+        assert (await somebody.ask({"type": "ping"}))["type"] == "pong"
+
+
+@pytest.mark.parametrize("nested", ["[" * 30_000, '{"user_id":' * 5_000, "[" * 30_000 + "]" * 30_000])
+async def test_json_of_great_depth(server: Server, user: UUID, nested: str) -> None:
+    async with server.http(sign(user)) as http:
+        answer = await http.post("/sync/momentum", content=nested, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    async with server.live(user) as client:
+        assert (await client.ask(nested))["code"] in ("invalid_json", "invalid_message")
+        assert (await client.ask('{"type": "ping", "ref": ' + nested[:20_000] + "}"))["type"] == "error"
+
+
+async def test_nothing_is_compressed(server: Server, user: UUID) -> None:
+    async with server.connect(sign(user)) as client:  # which offers it
+        assert client.socket.protocol.extensions == []
+        assert "Sec-WebSocket-Extensions" in client.socket.request.headers  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example", "https://app.example.evil.example", "https://evil-app.example", "http://app.example",
+        "https://app.example:8443", "https://app.example/", "null", "", "https://APP.example", "file://",
+    ],
+)  # fmt: skip
+async def test_pages_of_other_origins(start: Start, user: UUID, origin: str) -> None:
+    async with start(allowed_origins="https://app.example") as server:
+        async with server.connect(sign(user), headers={"Origin": "https://app.example"}) as client:
+            assert (await client.next())["type"] == "subscription_confirmed"
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with server.connect(sign(user), headers={"Origin": origin}):
+                raise AssertionError("it was let in")
+        assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nSet-Cookie: x", "\x1b[31mred", "\x7f", "\x85", "\t"])
+async def test_names_have_no_control_characters(server: Server, user: UUID, name: str) -> None:
+    for field in ("client_id", "channels"):
+        query: dict[str, Any] = {field: name}
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with server.connect(sign(user), **query):
+                raise AssertionError("it was let in")
+        assert refused.value.response.status_code == 400
+    async with server.live(user) as client:
+        assert (await client.ask({"type": "subscribe", "channels": [name]}))["code"] == "invalid_field"
+    async with server.http(sign(user)) as http:
+        answer = await http.post("/sync/events", json={"last_event_id": "x", "channels": [name]})
+        assert answer.status_code == 422
+
+
+async def test_the_address_of_a_socket_is_not_reflected(server: Server) -> None:
+    async with server.http() as http:
+        answer = await http.get(f"{PATH}?access_token=a-secret-of-somebody")
+    assert "a-secret-of-somebody" not in answer.text

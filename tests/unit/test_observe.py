@@ -1,0 +1,88 @@
+"""What is told of errors: where and of which kind, never a value."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from momentum_sync import observe
+from momentum_sync.errors import CaptureError
+
+SECRET = "Amara's secret"
+
+
+class Quoting(psycopg.errors.CheckViolation):
+    """As PostgreSQL words it: the row is in the error."""
+
+    def __str__(self) -> str:
+        return f"new row violates check constraint\nDETAIL: Failing row contains ({SECRET})."
+
+
+@contextmanager
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is written to standard error."""
+    written = io.StringIO()
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", written)
+        observe.configure(level="DEBUG")
+        try:
+            yield written
+        finally:
+            root.handlers = handlers
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Quoting(), "Quoting (23514)"),
+        (psycopg.DataError(f"invalid input syntax for type uuid: {SECRET}"), "DataError"),
+        (psycopg.OperationalError("connection failed: no route to host"), "connection failed: no route to host"),
+        (psycopg.errors.AdminShutdown("terminating connection"), "terminating connection"),
+        (ValueError(SECRET), "ValueError"),
+        (KeyError(SECRET), "KeyError"),
+        (CaptureError("the stream ended"), "the stream ended"),
+        (OSError(111, "Connection refused"), "[Errno 111] Connection refused"),
+    ],
+)
+def test_an_error_is_described_without_a_value(error: Exception, said: str) -> None:
+    assert observe.described(error) == said
+
+
+def test_a_defect_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with log(monkeypatch) as written:
+        try:
+            try:
+                raise Quoting
+            except psycopg.Error as error:
+                raise ValueError(SECRET) from error
+        except ValueError as error:
+            observe.failed("handshake", error)
+    text = written.getvalue()
+    assert SECRET not in text
+    for part in ("handshake", "ValueError", "Quoting (23514)", "test_observe.py:", "test_a_defect_says_where_it_is"):
+        assert part in text
+
+
+def test_what_libraries_tell_comes_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    with log(monkeypatch) as written:
+        logger = logging.getLogger("some.library")
+        logger.info("not of interest")
+        logger.warning("cannot read %s", SECRET)
+        try:
+            raise ValueError(SECRET)
+        except ValueError:
+            logger.exception("it broke")
+    text = written.getvalue()
+    assert SECRET not in text
+    assert "cannot read %s" in text
+    assert "some.library" in text
+    assert "ValueError" in text
+    assert "not of interest" not in text
