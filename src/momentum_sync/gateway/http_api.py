@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -31,6 +32,14 @@ _NO_RESUME = "The events after this id can no longer be had; read the state as i
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
+"""A number without a fraction, as JSON has it: 50.0 is one, "50" is none."""
+
+
 class ForUser(BaseModel):
     """Whose data is asked for."""
 
@@ -42,7 +51,7 @@ class ForUser(BaseModel):
 class Notifications(ForUser):
     """Whose notifications, and how many of them at most."""
 
-    limit: int = Field(50, ge=1, le=200, strict=True)
+    limit: _Whole = Field(50, ge=1, le=200)
 
 
 class Events(BaseModel):
@@ -50,11 +59,11 @@ class Events(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    last_event_id: str = Field(max_length=100_000)
+    last_event_id: str = Field(max_length=50_000)
     channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]] = Field(
         [], max_length=500
     )  # fmt: skip
-    limit: int = Field(500, ge=1, le=1000, strict=True)
+    limit: _Whole = Field(500, ge=1, le=1000)
 
 
 class Missed(BaseModel):
@@ -110,7 +119,13 @@ _REFUSALS: dict[int | str, dict[str, object]] = {
 }
 
 
-async def _identify(request: Request) -> Identity:
+_bearer = HTTPBearer(auto_error=False, description="A user's token, or one of `service_role`.")
+_key = APIKeyHeader(name="apikey", auto_error=False, description="The service key is `service_role`.")
+
+
+async def _identify(
+    request: Request, _: Annotated[object, Security(_bearer)], __: Annotated[object, Security(_key)]
+) -> Identity:
     gateway: Gateway = request.app.state.gateway
     authorization = request.headers.get("authorization")
     if authorization is None and gateway.token_in_query and "access_token" in request.query_params:
@@ -259,7 +274,9 @@ def _answer_errors(api: FastAPI) -> None:
 
     @api.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        return _refusal(error.status_code, _CODES.get(error.status_code, "bad_request"), f"{error.detail}.")
+        refusal = _refusal(error.status_code, _CODES.get(error.status_code, "bad_request"), f"{error.detail}.")
+        refusal.headers.update(error.headers or {})  # which methods there are
+        return refusal
 
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:

@@ -1,0 +1,61 @@
+"""Throws bytes at random at what reads them, steered by coverage, until something breaks or the time is over.
+
+python -m fuzz frames                what a client may send
+python -m fuzz replication           what the database may send, and ids that clients bring
+python -m fuzz http                  requests made from the OpenAPI description, with every check of schemathesis
+python -m fuzz frames --seconds 600  for so long; else 30
+
+`frames` and `replication` need atheris, which there is for Linux on x86-64; what they find is in a file `crash-…`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+
+def coverage(target: str, seconds: int, rest: list[str]) -> None:
+    """Runs libFuzzer on a target; it ends the process, with status 0 if nothing was found."""
+    try:
+        import atheris
+    except ModuleNotFoundError:
+        print("atheris is needed, which there is for Linux on x86-64 and Python up to 3.13.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+    with atheris.instrument_imports(include=["momentum_sync", "websockets"]):
+        module = importlib.import_module(f"fuzz.{target}")
+
+    async def fuzz(corpus: str) -> None:  # a loop for what asks for the running one
+        atheris.Setup(
+            [sys.argv[0], f"-max_total_time={seconds}", "-max_len=8192", "-print_final_stats=1", *rest, corpus],
+            module.one,
+        )
+        atheris.Fuzz()
+
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(module.SEEDS):
+            (Path(corpus) / f"seed-{number}").write_bytes(seed)
+        asyncio.run(fuzz(corpus))
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=["frames", "replication", "http"])
+    parser.add_argument("--seconds", type=int, default=30)
+    given, rest = parser.parse_known_args()
+    if given.target == "http":
+        from fuzz.http import run
+
+        raise SystemExit(run(given.seconds, rest))
+    coverage(given.target, given.seconds, rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""A client's bytes, from the end of the handshake on: through `websockets`, the socket's protocol, and its session.
+
+Nothing may escape, what goes out is whole frames of JSON, and what is kept of the client is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, cast
+from uuid import UUID
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import CLIENT, State
+from websockets.uri import parse_uri
+
+from momentum_sync import observe
+from momentum_sync.eventlog.event import EventId
+from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.table import EventLog
+from momentum_sync.eventlog.window import Window
+from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.rates import Rate
+from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.session import Greeting, Session
+from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.gateway.websocket import WebSocketProtocol
+from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.tokens import Identity, Rules
+
+_USER = UUID(int=1)
+_MOST_WAITING = 256 * 1024
+
+
+def _sent(opcode: Opcode, payload: bytes) -> bytes:
+    """A client's frame under a mask of zeros, so that what is changed at random in it is changed in the payload."""
+    assert len(payload) < 126
+    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+
+
+SEEDS = [
+    _sent(Opcode.TEXT, text.encode())
+    for text in (
+        '{"type":"ping","ref":"r"}',
+        '{"type":"request_momentum_update"}',
+        '{"type":"mark_notification_read","notification_id":"00000000-0000-4000-8000-000000000001"}',
+        '{"type":"cache_invalidation_ack","cache_keys":["momentum:current:1"]}',
+        '{"type":"subscribe","channels":["momentum_updates:all"],"ref":1}',
+        '{"type":"unsubscribe","channels":["cache_invalidation"]}',
+        '{"type":"authenticate","token":"a.b.c"}',
+    )
+] + [_sent(Opcode.PING, b"x"), _sent(Opcode.CLOSE, b"\x03\xe8"), _sent(Opcode.BINARY, b"x")]
+
+
+class _Wire(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.closing = False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None:
+        """Nobody reads."""
+
+    def resume_reading(self) -> None:
+        """Nobody reads."""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """There is none."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class _Socket(WebSocketProtocol):
+    """A socket whose work for the database is answered at once: it cannot be done."""
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        work.close()
+        self._working = False
+
+
+def _gateway() -> Gateway:
+    feed = Feed(Window(65_536))
+    feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0)
+    history = History(feed, cast(EventLog, None))
+    router = Router(feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, policies_changed=lambda _: None)
+    return Gateway(
+        desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),
+        authenticator=Authenticator(Rules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
+        send_buffer=1 << 20, allowed_origins=(), token_in_query=False, messages=Rate(burst=10**9, a_second=1e9),
+    )  # fmt: skip
+
+
+observe.configure(level="ERROR")
+_GATEWAY = _gateway()
+_Socket.gateway = _GATEWAY
+_CONFIG = Config(app="none:none")
+
+
+def one(data: bytes) -> None:
+    """One connection that sends these bytes. Needs a running event loop."""
+    wire = _Wire()
+    socket = _Socket(_CONFIG, ServerState(), {})
+    socket.connection_made(wire)
+    socket._ws.state = State.OPEN
+    socket._ws.parser = socket._ws.parse()
+    next(socket._ws.parser)
+    socket.session = Session(Identity("authenticated", _USER, "{}", None), _USER, "fuzz", heartbeat=25.0, now=0.0)
+    socket._greeted = True
+    _GATEWAY.router.admit(socket)
+    granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
+    socket.session.greet(Greeting(granted, [], EventId("abcdef01", 0), None), 0.0)
+    socket.flush()
+    for start in range(0, len(data), 4096):
+        if not wire.closing:
+            socket.data_received(data[start : start + 4096])
+    if not wire.closing:
+        socket.eof_received()
+    socket.connection_lost(None)
+    _check(bytes(wire.written))
+    assert sum(len(text or b"") for text in socket._inbox) + sum(map(len, socket._parts)) <= _MOST_WAITING
+    assert len(_GATEWAY.router) == 0
+
+
+def _check(written: bytes) -> None:
+    """What the server sent is whole frames, and each text a message."""
+    client = ClientProtocol(parse_uri("ws://fuzz"), state=State.OPEN, max_size=None)
+    assert client.side is CLIENT
+    client.receive_data(written)
+    assert client.parser_exc is None or client.close_rcvd is not None, client.parser_exc
+    for event in client.events_received():
+        if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+            message = json.loads(bytes(event.data))
+            assert isinstance(message["type"], str)
+            assert message["timestamp"].endswith("Z")

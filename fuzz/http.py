@@ -1,0 +1,51 @@
+"""A real server on a real PostgreSQL, and schemathesis: requests made from the server's own OpenAPI description.
+
+As `service_role`, whom no rate bounds; that a user gets only what is the user's is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from uuid import UUID
+
+import jwt
+import psycopg
+
+from momentum_sync import app
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.migrate import migrate
+from momentum_sync.settings import read
+
+_SECRET = "a-secret-for-fuzzing-with-more-than-32-bytes"
+_USER = UUID(int=1)
+
+
+def run(seconds: int, rest: list[str]) -> int:
+    """Lets schemathesis loose for so long; its exit status. `rest` goes to it."""
+    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
+    folder.chmod(0o755)
+    try:
+        with Embedded(folder) as postgres:
+            migrate(postgres.conninfo, tell=lambda _: None)
+            with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
+                connection.execute("insert into auth.users (id) values (%s)", (_USER,))
+            return asyncio.run(_run(postgres.conninfo, folder, seconds, rest))
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _run(conninfo: str, folder: Path, seconds: int, rest: list[str]) -> int:
+    token = jwt.encode({"role": "service_role", "exp": 4_000_000_000}, _SECRET, algorithm="HS256")
+    settings = read(database_url=conninfo, jwt_secret=_SECRET, port=0, data_dir=folder)
+    async with app.server(settings, conninfo, stopped=asyncio.Event()) as running:
+        await running.live.wait()
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("schemathesis")), "run", f"{running.url}/openapi.json",
+            "--checks", "all", "--header", f"Authorization: Bearer {token}", "--no-color", "--max-time", str(seconds),
+            *rest, cwd=folder,
+        )  # fmt: skip
+        return await process.wait()

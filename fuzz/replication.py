@@ -1,0 +1,71 @@
+"""The replication stream's payloads, from the wire to an event: broken ones are named so, whole ones are kept whole."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from momentum_sync.capture.numbering import PREFIX, Numbering
+from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode
+from momentum_sync.eventlog.event import Event, EventId, Malformed
+
+_HEADER = b"w" + bytes(24)
+
+
+def _message(content: bytes) -> bytes:
+    return (
+        _HEADER + struct.pack("!cBQ", b"M", 1, 7) + PREFIX.encode() + b"\0" + struct.pack("!I", len(content)) + content
+    )
+
+
+SEEDS = [
+    _HEADER + struct.pack("!cQqI", b"B", 7, 0, 9),
+    _HEADER + struct.pack("!cBQQq", b"C", 0, 7, 8, 0),
+    b"k" + struct.pack("!QqB", 9, 0, 1),
+    _message(b'{"channels": ["notifications:x"], "event": {"event_type": "a", "user_id": "b"}}'),
+    _message(b'{"channels": ["cache_invalidation"], "event": {"cache_keys": ["k"], "user_id": "b"}, "gone": {"a": 1}}'),
+    _message(b'{"channels": ["momentum:control"], "event": {"event_type": "revoked", "user_id": "b"}}'),
+    b"abcdef01-7.10.12.10_11.0_2A", b"abcdef01-7",
+]  # fmt: skip
+
+
+def one(data: bytes) -> None:
+    """One payload, within a transaction; and as the id that a client brings."""
+    numbering = Numbering(number=6, place=(0, 0), near_xid=9)
+    numbering.begin(Begin(7, 0.0, 9))
+    try:
+        frame = decode(data)
+    except ProtocolError:
+        frame = None
+    if isinstance(frame, Message):
+        try:
+            event = numbering.message(frame)
+        except Malformed:
+            event = None
+        if event is not None:
+            _check(event)
+    assert frame is None or isinstance(frame, Begin | Message | Commit | Keepalive)
+    _check_id(data)
+
+
+def _check(event: Event) -> None:
+    body = json.loads(event.body)
+    assert isinstance(body, dict)
+    assert event.number == 7
+    assert len(event.channels) == len(event.keys) > 0
+    assert all(len(key) <= 220 for key in event.keys if key.startswith("cache_invalidation"))
+    if event.gone is not None:
+        assert isinstance(json.loads(event.gone), dict)
+    again = Event.build(
+        number=event.number, place=(event.commit_lsn, event.commit_index), xid=event.xid,
+        committed_at=event.committed_at, channels=event.channels, body=event.body, gone=event.gone,
+    )  # fmt: skip
+    assert again == event
+
+
+def _check_id(data: bytes) -> None:
+    try:
+        found = EventId.parse(data.decode())
+    except ValueError:
+        return
+    assert EventId.parse(str(found)) == found

@@ -1,0 +1,81 @@
+"""Short runs of the fuzzing commands, and the same targets with what hypothesis comes up with."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuzz import frames, replication
+from momentum_sync.eventlog.event import Event
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fuzz", *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("target", ["frames", "replication"])
+def test_steered_by_coverage(target: str) -> None:
+    done = run(target, "--seconds", "6")
+    if importlib.util.find_spec("atheris") is None:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Linux on x86-64" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert executed is not None
+    assert int(executed[1]) > 1_000
+
+
+def test_http_with_every_check_of_schemathesis() -> None:
+    done = run("http", "--seconds", "10")
+    assert done.returncode == 0, re.sub(r"(.)\1{40,}", r"\1…", done.stdout)[-5000:]
+    assert "5 selected / 5 total" in done.stdout
+
+
+def _mutated(module: ModuleType) -> st.SearchStrategy[bytes]:
+    """Seeds of a target, cut, joined and changed in places, or anything at all."""
+    seeds = st.sampled_from(module.SEEDS)
+
+    @st.composite
+    def build(draw: st.DrawFn) -> bytes:
+        data = bytearray(b"".join(draw(st.lists(seeds, min_size=1, max_size=4))))
+        for place, byte in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=6)):
+            data[place] = byte
+        return bytes(data[: draw(st.integers(0, len(data)))]) if draw(st.booleans()) else bytes(data)
+
+    return st.one_of(build(), st.binary(max_size=300))
+
+
+@settings(max_examples=300, deadline=None)
+@given(_mutated(replication))
+def test_replication(data: bytes) -> None:
+    replication.one(data)
+
+
+async def test_frames() -> None:
+    @settings(max_examples=300, deadline=None)
+    @given(_mutated(frames))
+    def one(data: bytes) -> None:
+        frames.one(data)
+
+    one()
+
+
+def test_the_targets_notice_what_they_are_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that lets an exception through, and one that keeps what it should not."""
+    seed = replication.SEEDS[3]
+    monkeypatch.setattr(replication, "decode", lambda data: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        replication.one(seed)
+    monkeypatch.undo()
+    monkeypatch.setattr(Event, "build", lambda **_: (_ for _ in ()).throw(KeyError("x")))
+    with pytest.raises(KeyError):
+        replication.one(seed)
