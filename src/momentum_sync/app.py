@@ -64,10 +64,11 @@ class Running:
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[str]:
+def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
     """The connection string of a database that is up to date; the embedded one, started and migrated, if none is given.
 
-    Raises Unsuitable for one that cannot be used.
+    `again` applies migrations to it anew that an earlier version of ours applied before their release. Raises
+    Unsuitable for one that cannot be used.
     """
     if settings.database_url is not None:
         check(settings.database_url, settings.slot, capture=settings.capture_url)
@@ -77,7 +78,7 @@ def database(settings: Settings) -> Iterator[str]:
     from momentum_sync.database.embedded import Embedded
 
     with Embedded(settings.data_dir) as embedded:
-        migrate(embedded.conninfo, tell=observe.migrated)
+        migrate(embedded.conninfo, tell=observe.migrated, again=again)
         check(embedded.conninfo, settings.slot)
         yield embedded.conninfo
 

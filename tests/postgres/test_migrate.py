@@ -231,3 +231,28 @@ def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> Non
     with pytest.raises(Unsuitable, match="The database refused") as refused:
         migrate(make_conninfo(superuser, user="nobody_much"), tell=lambda _: None)
     assert "role that owns the tables" in refused.value.hint
+
+
+def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_when_told(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        # As it was before its release: another text, a function of another form, a log without a column.
+        connection.execute(
+            "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
+            (VERSIONS[1],),
+        )
+        connection.execute("drop function momentum.publish(text[], jsonb, jsonb)")
+        connection.execute("create function momentum.publish(text[], jsonb) returns void language sql as ''")
+        connection.execute("alter table momentum.event_log drop column gone")
+        user = new_user(connection)
+        with pytest.raises(Unsuitable) as unsuitable:
+            migrate(database, tell=lambda _: None)
+        assert str(unsuitable.value).startswith(
+            "20241217000001_realtime_momentum_triggers was applied with another text"
+        )
+        assert "momentum-sync migrate --again" in unsuitable.value.hint
+        assert migrate(database, tell=lambda _: None, again=True) == VERSIONS[1:]
+        assert migrate(database, tell=lambda _: None) == []
+        add_score(connection, user)
+        assert connection.execute("select count(*) from pg_proc where proname = 'publish'").fetchone() == (1,)
+        assert connection.execute("select count(gone) from momentum.event_log").fetchone() == (0,)
+        assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (False,)

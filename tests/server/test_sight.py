@@ -77,6 +77,19 @@ async def test_a_policy_that_narrows_holds_for_the_very_next_event(
         assert len(await events(client, db)) == 1
 
 
+async def test_without_an_event_trigger_a_changed_policy_is_noticed_within_a_second_or_so(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    db.execute("drop event trigger momentum_policies")
+    async with coaching(server, coach, "interventions:coaches") as client:
+        before = await number(server)
+        db.execute(ASSIGNED_ONLY)
+        while await number(server) == before:  # until the server has looked, and told the log
+            await asyncio.sleep(0.02)
+        add_intervention(db, user)
+        assert await events(client, db) == []
+
+
 async def test_as_shipped_nothing_is_asked_about_an_event_that_the_token_gives(
     server: Server, db: Sql, user: UUID, coach: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:

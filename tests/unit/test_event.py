@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, route
+from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, open_envelope, route
 from momentum_sync.eventlog.resume import Refused, place
 
 snapshots = st.builds(
@@ -84,3 +84,22 @@ def test_an_invalidation_goes_to_its_user_alone() -> None:
 def test_a_body_that_is_no_event() -> None:
     with pytest.raises(Malformed):
         Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=b"[]")
+
+
+def test_an_event_knows_whose_row_it_speaks_of() -> None:
+    def named(event_type: str) -> Event:
+        body = b'{"event_type":"%s"}' % event_type.encode()
+        return Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a",), body=body)
+
+    assert named("momentum_score_deleted").table == "daily_engagement_scores"
+    assert named("intervention_created").table == "coach_interventions"
+    assert named("push_notification").table == "momentum_notifications"
+    assert named("intervention_note_added").table is None
+
+
+def test_a_row_that_is_gone_comes_in_the_envelope() -> None:
+    assert open_envelope(b'{"channels": ["a"], "event": {}, "gone": {"user_id": "u"}}').gone == b'{"user_id": "u"}'
+    assert open_envelope(b'{"channels": ["a"], "event": {}}').gone is None
+    for wrong in (b"7", b"null", b'"x"', b"[]"):
+        with pytest.raises(Malformed):
+            open_envelope(b'{"channels": ["a"], "event": {}, "gone": %s}' % wrong)

@@ -86,10 +86,10 @@ class World:
         wire.flush()
         return wire
 
-    def publish(self, *channels: str, xid: int = 50) -> Event:
+    def publish(self, *channels: str, xid: int = 50, body: bytes = b'{"event_type":"x"}') -> Event:
         event = Event.build(
             number=self.feed.number + 1, place=(200 + self.feed.number, 0), xid=xid, committed_at=0.0,
-            channels=channels, body=b'{"event_type":"x"}',
+            channels=channels, body=body,
         )  # fmt: skip
         self.feed.publish(event)
         return event
@@ -116,6 +116,44 @@ def test_an_event_on_two_channels_held_comes_once_under_the_first() -> None:
     world.publish("a", "b")
     (message,) = wire.taken()
     assert message["event"]["channel"] == "a"
+
+
+def test_an_event_that_must_be_asked_about_is_held_back_for_those_who_ask() -> None:
+    world = World()
+    asking, holding = world.join("a", asked=("a",)), world.join("a")
+    asking.taken()
+    holding.taken()
+    world.publish("a")
+    assert asking.taken() == []
+    assert asking.held_back == [(0, False)]
+    assert ids(holding.taken()) == ["abcdef01-1"]
+
+
+def test_changed_policies_have_everybody_reviewed_before_anything_more_is_sent() -> None:
+    world = World()
+    wires = [world.join("a"), world.join("b")]
+    world.publish("a")
+    world.publish("momentum:control", xid=77, body=b'{"event_type":"policies_changed"}')
+    assert world.changed_by == [77]
+    assert [wire.held_back for wire in wires] == [[(2, True)], [(2, True)]]
+
+
+def test_a_revoked_user_is_closed_and_nobody_else() -> None:
+    world = World()
+    user = uuid4()
+    mine, other, theirs = world.join("a", user=user), world.join("b", user=user), world.join("a")
+    world.publish("momentum:control", body=json.dumps({"event_type": "revoked", "user_id": str(user)}).encode())
+    assert [wire.session.closing for wire in (mine, other, theirs)] == [Close.TOKEN, Close.TOKEN, None]
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"event_type":"else"}', b'{"event_type":"revoked"}', b'{"event_type":"revoked","user_id":7}']
+)
+def test_control_that_says_nothing_we_know_changes_nothing(body: bytes) -> None:
+    world = World()
+    wire = world.join("a")
+    world.publish("momentum:control", body=body)
+    assert (wire.session.closing, wire.held_back) == (None, [])
 
 
 def test_each_connection_can_prove_that_it_missed_nothing() -> None:

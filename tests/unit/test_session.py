@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ USER = UUID("00000000-0000-4000-8000-000000000001")
 CHANNELS = [f"momentum_updates:{USER}", f"interventions:{USER}", f"notifications:{USER}", "cache_invalidation"]
 SEEN = Seen(Snapshot.parse("10:20:12"), 500)
 NULL = msgspec.Raw(b"null")
+ASKED = Granted(["notifications:x", "interventions:coaches"], frozenset({"interventions:coaches"}))
 
 
 def identity(expires_at: float | None = 10_000.0) -> Identity:
@@ -267,6 +269,40 @@ def test_a_token_is_warned_of_once_and_then_expires() -> None:
     assert session.closing is None  # the issuer's clock may be behind
     session.tick(1095.0, 0)
     assert session.closing is Close.TOKEN
+
+
+def test_events_on_a_channel_that_is_asked_are_asked_about() -> None:
+    session = live()
+    session.granted(["notifications:x", "interventions:coaches"], ASKED, 1001.0, None)
+    assert not session.asks(event(20, xid=40))
+    on_asked = event(21, xid=40, channel="interventions:coaches")
+    assert session.asks(on_asked)
+    assert not session.asks(replace(on_asked, xid=1))  # which is in its snapshot
+    session.granted(["interventions:coaches"], Granted(["interventions:coaches"]), 1001.0, None)
+    assert not session.asks(on_asked)
+
+
+def test_what_left_somebodys_sight_is_told_only_where_it_is_asked() -> None:
+    session = live()
+    session.granted(["interventions:coaches"], Granted(["interventions:coaches"]), 1001.0, None)
+    gone = replace(event(20, xid=40, channel="interventions:coaches"), out_of_sight=True)
+    assert session.channel_of(gone) is None
+    session.granted(["interventions:coaches"], ASKED, 1001.0, None)
+    assert session.channel_of(gone) == "interventions:coaches"
+
+
+def test_a_review_takes_what_is_no_longer_granted_and_says_so_once() -> None:
+    session = live()
+    session.granted(["a", "b"], Granted(["a", "b"]), 1001.0, None)
+    sent(session)
+    session.reviewed(["a", "b", "never had"], Granted(["a"], frozenset({"a"})), 1002.0)
+    (error,) = sent(session)
+    assert (error["type"], error["code"], error["refused"]) == ("error", "forbidden", ["b"])
+    assert "b" not in session.channels
+    assert session.asked == {"a"}
+    session.reviewed(["a"], Granted(["a"]), 1003.0)
+    assert sent(session) == []
+    assert session.asked == set()
 
 
 def test_an_api_key_does_not_expire() -> None:

@@ -57,7 +57,7 @@ def demo(
         )
         observe.configure(level=settings.log_level)
         print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
-        with app.database(settings) as conninfo:
+        with app.database(settings, again=True) as conninfo:
             uvloop.run(_demo(settings, conninfo, pace, app.development_secret(home)))
     print("Stopped.", file=sys.stderr)
 

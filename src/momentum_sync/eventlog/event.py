@@ -66,10 +66,11 @@ _head = msgspec.json.Decoder(_Head)
 class Event:
     """One thing that happened, in its place.
 
-    `body` is the JSON object as the database wrote it and as clients get it. `keys` says where it goes: the channels,
-    with `cache_invalidation` narrowed to the user whose keys they are. `committed_at` is seconds since 1970. `gone` is
-    the row, as JSON, where the event tells that it can no longer be SELECTed; `out_of_sight` says that it is still
-    there, and that only those hear of it who could see it and now cannot.
+    `body` is the JSON object as the database wrote it and as clients get it; `event_type`, `user_id` and `cache_keys`
+    are read from it. `keys` says where it goes: the channels, with `cache_invalidation` narrowed to the user whose keys
+    they are. `committed_at` is seconds since 1970. `gone` is the row, as JSON, where the event tells that it can no
+    longer be SELECTed; `out_of_sight` says that it is still there, and that only those hear of it who could see it and
+    now cannot.
     """
 
     number: int
@@ -80,6 +81,7 @@ class Event:
     channels: tuple[str, ...]
     body: bytes
     event_type: str
+    user_id: str | None
     cache_keys: tuple[str, ...]
     keys: tuple[str, ...]
     gone: bytes | None
@@ -114,6 +116,7 @@ class Event:
             channels=channels,
             body=body,
             event_type=head.event_type if isinstance(head.event_type, str) else "",
+            user_id=user_id,
             cache_keys=tuple(key for key in cache_keys if isinstance(key, str)),
             keys=tuple(route(channel, user_id) for channel in channels),
             gone=gone,

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
-from uuid import UUID
-
-import msgspec
 
 from momentum_sync.eventlog.event import CONTROL, Event
 from momentum_sync.eventlog.feed import Feed
@@ -33,10 +30,6 @@ class Connection(Protocol):
 
     def flush(self) -> None:
         """Writes what the session has to send, and closes if it wants to."""
-
-
-class _Revoked(msgspec.Struct):
-    user_id: UUID | None = None
 
 
 class Router:
@@ -175,9 +168,9 @@ class Router:
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""
         if event.event_type == "revoked":
-            user = msgspec.json.decode(event.body, type=_Revoked).user_id
             for connection in self.connections:
-                if connection.session.identity.subject == user:
+                subject = connection.session.identity.subject
+                if subject is not None and str(subject) == event.user_id:
                     connection.session.close(Close.TOKEN)
                     connection.flush()
         elif event.event_type == "policies_changed":

@@ -1,0 +1,30 @@
+"""What is locked: by hash, and not below what is known to be broken."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LOCKED = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+
+# The first versions without what is named beside them; `script/audit` asks for all that is known, where it can.
+AT_LEAST = {
+    "pyjwt": ((2, 13), "CVE-2026-48523, GHSA-xgmm-8j9v-c9wx: a JWK taken for an HMAC secret, an allow-list passed by"),
+}
+
+
+def test_every_package_is_pinned_by_hash() -> None:
+    entries = re.split(r"\n(?=[a-z0-9])", LOCKED.strip())
+    assert len(entries) > 60
+    for entry in entries:
+        assert re.match(r"[a-z0-9][a-z0-9._-]*(\[[a-z,]+\])?==\S+", entry), entry[:60]
+        assert "--hash=sha256:" in entry, entry[:60]
+
+
+def test_nothing_is_locked_that_is_known_to_be_broken() -> None:
+    for name, (least, why) in AT_LEAST.items():
+        versions = re.findall(rf"^{name}(?:\[[a-z,]+\])?==([\d.]+)", LOCKED, re.MULTILINE)
+        assert versions, name
+        for version in versions:
+            assert tuple(map(int, version.split("."))) >= least, f"{name} {version}: {why}"
