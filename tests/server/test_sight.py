@@ -299,3 +299,25 @@ async def test_a_new_token_without_the_right_to_the_user_ends_the_connection(
         await client.until("initial_state")
         await client.send({"type": "authenticate", "token": sign(user)})
         assert (await client.closed())[0] == 4403
+
+
+async def test_who_runs_sql_of_their_own_need_not_be_able_to_forge_events(server: Server, db: Sql, user: UUID) -> None:
+    """The statements of SECURITY.md."""
+    functions = "pg_logical_emit_message(boolean, text, text, boolean)"
+    bytes_too = "pg_logical_emit_message(boolean, text, bytea, boolean)"
+    db.execute(f"revoke execute on function {functions}, {bytes_too} from public")
+    db.execute(f"grant execute on function {functions} to momentum_server")
+    db.execute("create role somebody_with_sql")
+    try:
+        forged = '{"channels": ["momentum_updates:all"], "event": {}}'
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), db.transaction():
+            db.execute("set local role somebody_with_sql")
+            db.execute("select pg_logical_emit_message(true, 'momentum_sync', %s)", (forged,))
+        async with server.live(user) as client:
+            add_notification(db, user)
+            assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
+            lag = (await until_state(server, "live"))["capture"]["lag_ms"]
+            assert lag < 5_000
+    finally:
+        db.execute("drop role somebody_with_sql")
+        db.execute(f"grant execute on function {functions}, {bytes_too} to public")
