@@ -104,18 +104,22 @@ def _gateway() -> Gateway:
     feed = Feed(Window(65_536))
     feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0)
     history = History(feed, cast(EventLog, None))
-    router = Router(feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, policies_changed=lambda _: None)
+    router = Router(
+        feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, policies_changed=lambda _: None,
+        delivered=lambda *_: None,
+    )  # fmt: skip
     return Gateway(
         desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),
         authenticator=Authenticator(Rules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
-        send_buffer=1 << 20, allowed_origins=(), token_in_query=False, messages=Rate(burst=10**9, a_second=1e9),
+        send_buffer=1 << 20, allowed_origins=(), token_in_query=False, metrics_open=False,
+        messages=Rate(burst=10**9, a_second=1e9),
     )  # fmt: skip
 
 
 observe.configure(level="ERROR")
 _GATEWAY = _gateway()
 _Socket.gateway = _GATEWAY
-_CONFIG = Config(app="none:none")
+_CONFIG = Config(app="none:none", log_config=None)
 
 
 def one(data: bytes) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 import jwt
 import psycopg
 
-from momentum_sync import app
+from momentum_sync import app, observe
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.settings import read
@@ -26,6 +26,7 @@ _USER = UUID(int=1)
 
 def run(seconds: int, rest: list[str]) -> int:
     """Lets schemathesis loose for so long; its exit status. `rest` goes to it."""
+    observe.configure(level="ERROR")
     folder = Path(tempfile.mkdtemp(prefix="momentum-"))
     folder.chmod(0o755)
     try:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -40,6 +40,7 @@ from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Rules
+from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
 from momentum_sync.wire.close import Close
 
@@ -129,6 +130,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
             policies_changed=rights.policies_changed,
+            delivered=observe.delivered,
         )
         history = History(feed, log)
         gateway = Gateway(
@@ -143,18 +145,36 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             send_buffer=settings.send_buffer_bytes,
             allowed_origins=settings.allowed_origins,
             token_in_query=settings.token_in_query,
+            metrics_open=settings.metrics_open,
         )
         api = make_api(
             gateway,
             capture_state=lambda: capture.state,
             last_event_id=lambda: str(feed.last_id),
             slot=lambda: asdict(capture.slot),
+            metrics=Scrape(_readings(gateway, capture, feed)).text,
         )
         await stack.enter_async_context(_capturing(capture, stopped))
         await stack.enter_async_context(_background(_keep_house(log, settings), stopped))
         url = await stack.enter_async_context(_listening(settings, api, gateway, stopped))
         yield Running(url, api, capture.has_begun)
         await _drain(gateway, settings.drain.total_seconds())
+
+
+def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Callable[[], float]]:
+    """What the parts of a server know anyhow, by the names of `metrics.READ`."""
+    router = gateway.router
+    return {
+        "momentum_connections": lambda: len(router),
+        "momentum_subscriptions": lambda: router.subscriptions,
+        "momentum_channels": lambda: router.channels,
+        "momentum_queue_bytes": lambda: gateway.backlog.total,
+        "momentum_window_bytes": lambda: feed.window.size,
+        "momentum_capture_live": lambda: capture.state == "live",
+        "momentum_capture_lag_seconds": gateway.lag,
+        "momentum_slot_retained_bytes": lambda: -1 if capture.slot.retained is None else capture.slot.retained,
+        "momentum_draining": lambda: gateway.draining,
+    }
 
 
 async def _drain(gateway: Gateway, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""All that is worth telling, one function each.
+"""All that is worth telling, one function each: its log line beside its number.
 
 Standard error gets one line an event: readable on a terminal, JSON otherwise. No token, no content of an event or a
 message, and no name of a person or device is ever among it; so of errors only that is told which cannot quote a value.
@@ -14,6 +14,7 @@ from pathlib import PurePath
 import psycopg
 import structlog
 
+from momentum_sync import metrics
 from momentum_sync.errors import MomentumError
 
 _log = structlog.get_logger("momentum_sync")
@@ -141,11 +142,13 @@ def slot_busy(said: str) -> None:
 
 def capture_broke(error: BaseException, pause: float) -> None:
     """The stream or the log failed; capture starts again after `pause` seconds."""
+    metrics.CAPTURE_BREAKS.add()
     _log.warning("capture broke", said=described(error), again_in_s=pause)
 
 
 def malformed_message(said: str, size: int) -> None:
     """A logical message under our prefix was unreadable and is left out."""
+    metrics.FAILURES.add()
     _log.error("malformed logical message", said=said, bytes=size)
 
 
@@ -169,14 +172,53 @@ def keys_unavailable(url: str, error: BaseException) -> None:
     _log.warning("signing keys unavailable", url=url, said=described(error))
 
 
-def connected(channels: int) -> None:
-    """A client is live."""
-    _log.debug("connected", channels=channels)
+def connected(channels: int, outcome: str, replayed: int) -> None:
+    """A client is live. `outcome` is how it began, as in `metrics.GREETINGS`, `replayed` what a resume brought."""
+    metrics.GREETINGS.add(value=outcome)
+    if outcome == "resumed":
+        metrics.REPLAYED.add(replayed)
+    _log.debug("connected", channels=channels, outcome=outcome, replayed=replayed)
 
 
 def disconnected(code: int | None) -> None:
     """A client is gone; `code` is what the server closed with, if it did."""
+    metrics.CLOSES.add(value="client" if code is None else str(code))
     _log.debug("disconnected", code=code)
+
+
+def refused(code: str) -> None:
+    """A handshake or a request was answered with an error."""
+    metrics.REFUSALS.add(value=code)
+    _log.debug("refused", code=code)
+
+
+def delivered(event_type: str, frames: int, size: int, delay: float | None) -> None:
+    """An event was handed to those who have its channels, `delay` seconds after its commit; None: to nobody.
+
+    `frames` of so many bytes were written at once, beside what `sent` tells.
+    """
+    metrics.EVENTS.add(value=event_type)
+    if delay is not None:
+        metrics.FRAMES.add(frames)
+        metrics.BYTES.add(size)
+        metrics.DELAY.add(delay)
+
+
+def sent(frames: int, size: int) -> None:
+    """Messages went to one socket: answers, snapshots, events that it was behind by."""
+    metrics.FRAMES.add(frames)
+    metrics.BYTES.add(size)
+
+
+def asked(seen: int, withheld: int) -> None:
+    """The database said of so many events that a caller may see them, and of so many that it may not."""
+    metrics.SIGHT.add(seen, "seen")
+    metrics.SIGHT.add(withheld, "withheld")
+
+
+def appended(seconds: float) -> None:
+    """A batch of events is in the log."""
+    metrics.APPEND.add(seconds)
 
 
 def policy_failed(table: str, error: BaseException) -> None:
@@ -186,6 +228,7 @@ def policy_failed(table: str, error: BaseException) -> None:
 
 def failed(where: str, error: BaseException) -> None:
     """A defect: an exception that nothing foresaw. The client got a general answer."""
+    metrics.FAILURES.add()
     _log.error("failed", where=where, **_told(error))
 
 

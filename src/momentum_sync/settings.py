@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     token_in_query: bool = False
     """Accept `?access_token=`. Off, because addresses end up in the logs of proxies."""
 
+    metrics_open: bool = False
+    """Answer /metrics to anybody. Otherwise it takes the service key, or a token of `service_role`."""
+
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot; one a database, and instances of one database share it."""
 

@@ -195,7 +195,7 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
     async with server.http() as http:
         described = (await http.get("/openapi.json")).json()
         assert (await http.get(f"{PATH}/openapi.json")).json() == described
-    assert set(described["paths"]) == {*ENDPOINTS, "/sync/events", "/sync/health"}
+    assert set(described["paths"]) == {*ENDPOINTS, "/sync/events", "/sync/health", "/metrics"}
     assert "409" in described["paths"]["/sync/events"]["post"]["responses"]
     for path in (*ENDPOINTS, "/sync/events"):
         assert {"200", "401", "403", "422", "503"} <= set(described["paths"][path]["post"]["responses"])

@@ -57,9 +57,11 @@ class World:
     def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
         self.feed = Feed(Window(1_000_000))
         self.changed_by: list[int] = []
+        self.delivered: list[tuple[str, int, int, float | None]] = []
         self.router = Router(
-            self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0, policies_changed=self.changed_by.append
-        )
+            self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0, policies_changed=self.changed_by.append,
+            delivered=lambda *told: self.delivered.append(told),
+        )  # fmt: skip
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
 
     def join(
@@ -107,6 +109,16 @@ def test_an_event_reaches_its_holders_and_nobody_else() -> None:
     world.publish("a")
     assert ids(one.taken()) == ids(two.taken()) == ["abcdef01-1"]
     assert three.taken() == []
+
+
+def test_each_event_is_told_of_once_with_the_frames_it_made() -> None:
+    world = World()
+    wires = [world.join("a"), world.join("a"), world.join("b")]
+    for wire in wires:
+        wire.data.clear()
+    world.publish("a")
+    world.publish("nobody's")
+    assert world.delivered == [("x", 2, sum(len(wire.data[0]) for wire in wires[:2]), 0.0), ("x", 0, 0, None)]
 
 
 def test_an_event_on_two_channels_held_comes_once_under_the_first() -> None:

@@ -273,7 +273,9 @@ class _Run:
             self._work.clear()
         # Everything below `received` is in this batch or before it, unless more is pending.
         position = self._received if complete else self._durable
+        began = time.monotonic()
         await self._make_durable(batch, position)
+        observe.appended(time.monotonic() - began)
         self.unlogged_since = time.time() if self._pending else None
         self._pending_size -= sum(event.size for event in batch)
         self._feed.window.durable(batch[-1].number)

@@ -45,6 +45,9 @@ def serve(
     token_in_query: Annotated[
         bool | None, typer.Option(help="Accept ?access_token=. [env: MOMENTUM_TOKEN_IN_QUERY; no]")
     ] = None,
+    metrics_open: Annotated[
+        bool | None, typer.Option(help="Answer /metrics without a key. [env: MOMENTUM_METRICS_OPEN; no]")
+    ] = None,
     slot: Annotated[str | None, typer.Option(help="Replication slot. [env: MOMENTUM_SLOT; momentum_sync]")] = None,
     window_bytes: Annotated[
         int | None, typer.Option(help="Newest events kept in memory. [env: MOMENTUM_WINDOW_BYTES; 64 MiB]")

@@ -35,6 +35,7 @@ class Gateway:
     send_buffer: int
     allowed_origins: tuple[str, ...]
     token_in_query: bool
+    metrics_open: bool
     draining: bool = False
     connects: Rate = field(default_factory=lambda: Rate(burst=100, a_second=10.0))
     requests: Rate = field(default_factory=lambda: Rate(burst=200, a_second=20.0))

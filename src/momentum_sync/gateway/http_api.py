@@ -15,10 +15,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 
 from momentum_sync import __version__, observe
-from momentum_sync.errors import BadRequest, RequestError, TooLarge, Unavailable
+from momentum_sync.errors import BadRequest, Forbidden, RequestError, TooLarge, Unavailable
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway import health
 from momentum_sync.gateway.gateway import Gateway
@@ -144,8 +144,9 @@ def make_api(
     capture_state: Callable[[], str],
     last_event_id: Callable[[], str],
     slot: Callable[[], dict[str, object]],
+    metrics: Callable[[], bytes],
 ) -> FastAPI:
-    """The FastAPI application of one gateway."""
+    """The FastAPI application of one gateway. `metrics` gives what Prometheus is told."""
     api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
     api.state.gateway = gateway
     sync = APIRouter(prefix="/sync")
@@ -169,6 +170,7 @@ def make_api(
     _add_health(sync, gateway, capture_state, last_event_id, slot)
     api.include_router(sync)
     api.include_router(sync, prefix=PREFIX, include_in_schema=False)
+    _add_metrics(api, gateway, metrics)
     _add_unlisted(api)
     _answer_errors(api)
     api.middleware("http")(_bounded)
@@ -193,6 +195,7 @@ def _add_events(sync: APIRouter, gateway: Gateway) -> None:
                 gateway.desk, gateway.history, caller, asked.channels, asked.last_event_id, limit=asked.limit
             )
         except Refused as refused:
+            observe.refused(refused.reason)
             body = {"error": {"code": refused.reason, "message": _NO_RESUME}, "reason": refused.reason}
             return Response(msgspec.json.encode(body), 409, media_type="application/json")
         return Response(msgspec.json.encode(found), media_type="application/json")
@@ -230,6 +233,33 @@ def _add_health(
         return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
 
 
+def _add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) -> None:
+    async def scrape(request: Request) -> Response:
+        """The server's numbers, in Prometheus' text format. For `service_role`, unless they are open."""
+        if not gateway.metrics_open:
+            caller = await gateway.authenticator.authenticate(
+                authorization=request.headers.get("authorization"), apikey=request.headers.get("apikey")
+            )
+            if caller.role != "service_role":
+                raise Forbidden("The metrics are for service_role.")
+        return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    secured = [Security(_bearer), Security(_key)]
+    told: dict[int | str, dict[str, object]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **{status: _REFUSALS[status] for status in (401, 403, 503)},
+    }
+    for path, listed in (("/metrics", True), (f"{PREFIX}/metrics", False)):
+        api.add_api_route(
+            path,
+            scrape,
+            dependencies=secured,
+            responses=told,
+            include_in_schema=listed,
+            response_class=PlainTextResponse,
+        )
+
+
 def _add_unlisted(api: FastAPI) -> None:
     """What the description of the API leaves out: itself under the prefix, and the sockets' addresses."""
 
@@ -250,6 +280,7 @@ def _answer(data: msgspec.Raw) -> Response:
 
 
 def _refusal(status: int, code: str, sentence: str) -> Response:
+    observe.refused(code)
     headers = (
         {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status in (429, 503) else None
     )

@@ -220,6 +220,7 @@ class Outflow:
         seen, lost = await self._desk.sight(session, asked)
         if not self._is_as_before(identity, keys):
             return
+        observe.asked(len(seen), len(asked) - len(seen))
         session.reviewed(lost, Granted(), time.time())
         self._give(events, upto, {event.number for event in asked} - seen)
 

@@ -36,7 +36,8 @@ class Router:
     """The connections of one gateway. It listens to the feed.
 
     `clock` gives seconds since 1970. `policies_changed` is told the id of a transaction that changed what callers may
-    see, before anybody's rights are reviewed.
+    see, before anybody's rights are reviewed; `delivered` each event's type, how many frames were written past the
+    sessions, in how many bytes, and how many seconds after the commit, if there was anybody to write to.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Router:
         limit_per_user: int,
         clock: Callable[[], float],
         policies_changed: Callable[[int], None],
+        delivered: Callable[[str, int, int, float | None], None],
     ) -> None:
         self._feed = feed
+        self._delivered = delivered
         self._policies_changed = policies_changed
         self._limit = limit
         self._limit_per_user = limit_per_user
@@ -64,6 +67,11 @@ class Router:
     def connections(self) -> list[Connection]:
         """All that were admitted and have not left."""
         return list(self._keys)
+
+    @property
+    def channels(self) -> int:
+        """How many different channels are held by connections that follow the feed."""
+        return len(self._by_key)
 
     @property
     def subscriptions(self) -> int:
@@ -141,8 +149,15 @@ class Router:
             self._control(event)
         holders = self._holders(event)
         if not holders:
+            self._delivered(event.event_type, 0, 0, None)
             return
+        frames, size = self._write(event, holders)
+        self._delivered(event.event_type, frames, size, self._clock() - event.committed_at)
+
+    def _write(self, event: Event, holders: Iterable[Connection]) -> tuple[int, int]:
+        """How many frames were written, and how many bytes."""
         now = self._clock()
+        count = size = 0
         event_id = f"{self._feed.epoch}-{event.number}"
         frames: dict[tuple[str, str], bytes] = {}
         for connection in holders:
@@ -164,6 +179,9 @@ class Router:
                 data = frames[key] = frame(payload)
             session.delivered(event, event_id)
             connection.write(data)
+            count += 1
+            size += len(data)
+        return count, size
 
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""

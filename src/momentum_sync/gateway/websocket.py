@@ -179,6 +179,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return hello, identity
 
     def _reject(self, error: RequestError) -> None:
+        observe.refused(error.code)
         body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
         headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
         status = error.status
@@ -213,7 +214,8 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._over():
             return
         self.session.greet(greeting, time.time())
-        observe.connected(len(greeting.granted.channels))
+        outcome = "resumed" if greeting.state is None else greeting.reason or "snapshot"
+        observe.connected(len(greeting.granted.channels), outcome, greeting.replayed)
         self.flush()
         self._out.catch_up()
         self._transport.resume_reading()
@@ -312,7 +314,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """Writes what the session has to send, and ends the connection if the session does."""
         out = self.session.to_send()
         if out:
-            self.write(b"".join(map(frame, out)))
+            data = b"".join(map(frame, out))
+            observe.sent(len(out), len(data))
+            self.write(data)
         if self.session.closing is not None:
             self.finish(self.session.closing)
 

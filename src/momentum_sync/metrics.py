@@ -1,0 +1,150 @@
+"""Every number that is worth telling: its name, its meaning, and how it is kept.
+
+What happens once an event or a frame is counted in plain integers, without a lock or an object, and made into samples
+only when somebody asks: an event costs about a microsecond here. What parts of the server know anyhow is read from them
+then. No label is of unbounded size: values that are not listed count as `other`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+OTHER = "other"
+
+
+class Count:
+    """Something that is counted, by one label or none. `values` lists what the label may be."""
+
+    def __init__(self, name: str, meaning: str, label: str | None = None, values: Sequence[str] = ()) -> None:
+        self.name = name
+        self.meaning = meaning
+        self._label = label
+        self._values = frozenset(values)
+        self._counts: Counter[str] = Counter(dict.fromkeys(values, 0))
+
+    def add(self, count: int = 1, value: str = "") -> None:
+        """So many more."""
+        if self._label is not None and value not in self._values:
+            value = OTHER
+        self._counts[value] += count
+
+    def collect(self) -> Metric:
+        """As Prometheus has it."""
+        family = CounterMetricFamily(self.name, self.meaning, labels=[self._label] if self._label else [])
+        for value, count in self._counts.items() if self._counts else [("", 0)]:
+            family.add_metric([value] if self._label else [], count)
+        return family
+
+
+class Spread:
+    """Measures of one kind, by size: how many are at most each of the `bounds`."""
+
+    def __init__(self, name: str, meaning: str, bounds: Sequence[float]) -> None:
+        self.name = name
+        self.meaning = meaning
+        self._bounds = list(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, measure: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds, measure)] += 1
+        self._sum += measure
+
+    def collect(self) -> Metric:
+        """As Prometheus has it."""
+        family = HistogramMetricFamily(self.name, self.meaning)
+        buckets, total = [], 0
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        family.add_metric([], buckets, self._sum)
+        return family
+
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+EVENTS = Count(
+    "momentum_events", "Events that came out of the database, in the order of their commits.", "type",
+    [
+        "momentum_score_created", "momentum_score_updated", "momentum_score_deleted", "intervention_created",
+        "intervention_updated", "intervention_deleted", "push_notification", "cache_invalidation", OTHER,
+    ],
+)  # fmt: skip
+FRAMES = Count("momentum_frames_sent", "WebSocket messages written to clients.")
+BYTES = Count("momentum_bytes_sent", "Bytes of those messages, with their frames.")
+DELAY = Spread(
+    "momentum_commit_to_send_seconds",
+    "From the commit, by the database's clock, to the last socket an event was written to, by the server's.", _SECONDS,
+)  # fmt: skip
+APPEND = Spread("momentum_log_append_seconds", "How long the log took for a batch of events.", _SECONDS)
+GREETINGS = Count(
+    "momentum_greetings", "How connections began: a resume, a snapshot, or a snapshot because there was no resume.",
+    "outcome", ["resumed", "snapshot", "unknown_id", "history_changed", "expired"],
+)  # fmt: skip
+REPLAYED = Spread(
+    "momentum_resume_events", "How many events a resume brought.", (0, 1, 2, 5, 10, 50, 100, 500, 1000, 10_000)
+)
+CLOSES = Count(
+    "momentum_closes", "Connections that ended, by close code; `client` where the server did not close them.", "code",
+    ["client", "1001", "1009", "1012", "4400", "4401", "4403", "4409", "4410", "4413", "4429"],
+)  # fmt: skip
+REFUSALS = Count(
+    "momentum_refusals", "Handshakes and requests that were refused, by the code of the error.", "reason",
+    [
+        "unauthenticated", "invalid_token", "token_expired", "token_revoked", "invalid_api_key", "forbidden",
+        "forbidden_origin", "not_found", "too_many_requests", "unavailable", "invalid_field", "invalid_json",
+        "invalid_user_id", "invalid_text", "too_long", "too_large", "bad_handshake", "unknown_id", "history_changed",
+        "expired",
+    ],
+)  # fmt: skip
+SIGHT = Count(
+    "momentum_asked_events", "Events on `asked` channels: the caller may see them, or they were withheld.", "outcome",
+    ["seen", "withheld"],
+)  # fmt: skip
+FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
+CAPTURE_BREAKS = Count("momentum_capture_breaks", "How often capture lost its stream or the log, and began again.")
+
+# Read from the parts of the server at each scrape.
+READ = {
+    "momentum_connections": "Connections that are open and admitted.",
+    "momentum_subscriptions": "Channels held, over all connections.",
+    "momentum_channels": "Different channels held.",
+    "momentum_queue_bytes": "Bytes that wait for clients who have not read them yet.",
+    "momentum_window_bytes": "Bytes of the newest events in memory.",
+    "momentum_capture_live": "1 while the feed runs.",
+    "momentum_capture_lag_seconds": "By how much the feed is behind, by its pulse.",
+    "momentum_slot_retained_bytes": "WAL that the replication slot holds back; -1 where the database does not say.",
+    "momentum_draining": "1 while the server sends its clients away.",
+}
+
+_KEPT = (
+    EVENTS, FRAMES, BYTES, DELAY, APPEND, GREETINGS, REPLAYED, CLOSES, REFUSALS, SIGHT, FAILURES, CAPTURE_BREAKS,
+)  # fmt: skip
+
+
+class Scrape(Collector):
+    """What one server has to tell. `readings` gives a number for each name in READ."""
+
+    def __init__(self, readings: Mapping[str, Callable[[], float]]) -> None:
+        assert readings.keys() == READ.keys()
+        self._readings = readings
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, once."""
+        yield from (kept.collect() for kept in _KEPT)
+        for name, meaning in READ.items():
+            yield GaugeMetricFamily(name, meaning, value=self._readings[name]())
+
+    def text(self) -> bytes:
+        """In Prometheus' text format, version 0.0.4."""
+        return generate_latest(self._registry)
