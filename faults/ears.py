@@ -24,7 +24,7 @@ _ANSWER_S = 20.0
 class Ear:
     """One caller's connection. `wishes` are channels that it may ask for, `held` those that it has been told it has.
 
-    `got` is what it was told of rows, `fresh` the channels taken since that was last judged, `lost` those taken away.
+    `got` is what it was told of rows, `fresh` the channels taken since that was last judged.
     """
 
     def __init__(self, caller: Caller, users: Sequence[UUID], address: str) -> None:
@@ -35,7 +35,6 @@ class Ear:
         self.held: set[str] = set()
         self.got: list[tuple[object, ...]] = []
         self.fresh: set[str] = set()
-        self.lost: set[str] = set()
         self.broken: list[str] = []
         self._address = address
         self._last: str | None = None
@@ -159,4 +158,3 @@ class Ear:
 
     def _lose(self, channels: Sequence[str]) -> None:
         self.held -= set(channels)
-        self.lost |= set(channels)

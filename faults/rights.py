@@ -77,15 +77,18 @@ class World:
         self._coaches = [ear.caller.subject for ear in ears if ear.caller.name.startswith("coach")]
         self._number = 0
         self._fence = 0
+        self._final = False
+        self._switched: set[str] = set()
         self.changed: set[str] = set()
         self.told: list[Told] = []
 
     async def batch(self) -> None:
         """A few changes, and then everybody has what there was to be told, no more and no less."""
         self.told = []
+        self._final = False
+        self._switched = set()
         for ear in self._ears:
             ear.got.clear()
-            ear.lost.clear()
         held = {ear.caller.name: set(ear.held) for ear in self._ears}
         for _ in range(self._chance.choice((1, 1, 1, 2, 3, _MOST_IN_A_BATCH))):
             name, weight = zip(*_CHANGES, strict=True)
@@ -93,7 +96,7 @@ class World:
             final = await getattr(self, change)()
             self._verdict.done[change.replace("_", " ")] += 1
             await self._look_again()
-            if final:
+            if final or self._final:
                 break
             for ear in self._ears:
                 held[ear.caller.name] |= ear.held
@@ -102,7 +105,7 @@ class World:
         self._judge(held)
 
     async def _look_again(self) -> None:
-        """Whoever may see a row now may be told of it; only who could see it all the time must be."""
+        """Whoever may see a version now may be told of it; only who could see it all the time must be."""
         for told in self.told:
             if told.row is not None:
                 seeing = await self._oracle.seeing(told.row)
@@ -149,7 +152,8 @@ class World:
     def _wrong(self, sentence: str) -> None:
         self._verdict.wrong.append(f"{sentence} (changed policies: {sorted(self.changed)})")
 
-    # Changes of rows. Each returns whether it must be the last of its batch: what is gone cannot be looked at again.
+    # Changes of rows. Each returns whether it must be the last of its batch: a version that is gone cannot be looked at
+    # again.
 
     async def write_score(self) -> bool:
         user, number = self._chance.choice(self._users), self._next()
@@ -237,9 +241,11 @@ class World:
 
     async def _tell(self, kind: str, row: Row, channels: tuple[str, ...]) -> None:
         seeing = await self._oracle.seeing(row)
-        for told in self.told:  # of an earlier version of the row, which nobody can look at any more
-            if told.row is not None and told.row.id == row.id:
-                told.must &= seeing
+        for told in self.told:
+            if told.row is not None and told.row.id == row.id:  # an earlier version
+                told.row, self._final = None, True
+                if row.table in self._switched:  # then it came without its version, and this cannot be asked about
+                    told.must = set()
         self.told.append(Told((kind, False, *row.key), channels, row, set(seeing), set(seeing)))
 
     def _tell_gone(self, kind: str, row: Row, channels: tuple[str, ...], saw: set[str]) -> None:
@@ -268,6 +274,7 @@ class World:
         table = self._chance.choice(sorted(VARIANTS))
         name = self._chance.choice(sorted(VARIANTS[table]))
         await self._oracle.set_policies(table, name)
+        self._switched |= {table, "daily_engagement_scores"}  # which may change with the interventions
         (self.changed.discard if name == SHIPPED else self.changed.add)(table)
         return False
 

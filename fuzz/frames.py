@@ -105,7 +105,7 @@ def _gateway() -> Gateway:
     feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0)
     history = History(feed, cast(EventLog, None))
     router = Router(
-        feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, policies_changed=lambda _: None,
+        feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, rights_changed=lambda *_: None,
         delivered=lambda *_: None,
     )  # fmt: skip
     return Gateway(

@@ -23,7 +23,7 @@ SEEDS = [
     _HEADER + struct.pack("!cBQQq", b"C", 0, 7, 8, 0),
     b"k" + struct.pack("!QqB", 9, 0, 1),
     _message(b'{"channels": ["notifications:x"], "event": {"event_type": "a", "user_id": "b"}}'),
-    _message(b'{"channels": ["cache_invalidation"], "event": {"cache_keys": ["k"], "user_id": "b"}, "gone": {"a": 1}}'),
+    _message(b'{"channels": ["cache_invalidation"], "event": {"cache_keys": ["k"], "user_id": "b"}, "rows": {"a": 1}}'),
     _message(b'{"channels": ["momentum:control"], "event": {"event_type": "revoked", "user_id": "b"}}'),
     b"abcdef01-7.10.12.10_11.0_2A", b"abcdef01-7",
 ]  # fmt: skip
@@ -54,11 +54,11 @@ def _check(event: Event) -> None:
     assert event.number == 7
     assert len(event.channels) == len(event.keys) > 0
     assert all(len(key) <= 220 for key in event.keys if key.startswith("cache_invalidation"))
-    if event.gone is not None:
-        assert isinstance(json.loads(event.gone), dict)
+    if event.rows is not None:
+        assert isinstance(json.loads(event.rows), dict)
     again = Event.build(
         number=event.number, place=(event.commit_lsn, event.commit_index), xid=event.xid,
-        committed_at=event.committed_at, channels=event.channels, body=event.body, gone=event.gone,
+        committed_at=event.committed_at, channels=event.channels, body=event.body, rows=event.rows,
     )  # fmt: skip
     assert again == event
 

@@ -129,7 +129,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             limit=settings.max_connections,
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
-            policies_changed=rights.policies_changed,
+            rights_changed=rights.changed,
             delivered=observe.delivered,
         )
         history = History(feed, log)

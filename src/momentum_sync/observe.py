@@ -72,14 +72,15 @@ def _told(error: BaseException | None) -> dict[str, object]:
 
 
 class _Libraries(logging.Handler):
-    """What libraries tell, without the values that they tell it with."""
+    """What libraries tell, without the values that they tell it with: a message without arguments may hold them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        _log.log(record.levelno, str(record.msg).strip(), logger=record.name, **_told(error))
+        template = str(record.msg).strip().partition("\n")[0] if record.args else "a library complains"
+        _log.log(record.levelno, template, logger=record.name, **_told(error))
 
 
 def listening(url: str) -> None:

@@ -38,7 +38,8 @@ grant usage on schema momentum to service_role;
 
 -- Names that this file gave before its release.
 drop function if exists
-    momentum.publish(text[], jsonb), momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
+    momentum.publish(text[], jsonb), momentum.describe_policies(text, text[]), momentum.policies_changed(text),
+    momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
     momentum.rfc3339(timestamptz);
 
 -- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
@@ -101,8 +102,8 @@ $$;
 -- The one way for an event to leave the database: a logical message, written to the WAL with the caller's
 -- transaction and read back in commit order. Any trigger of the operator's may call it; a trigger function
 -- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
--- `gone` is the row that an event speaks of, where it can no longer be SELECTed: policies are held against it.
-create or replace function momentum.publish(channels text[], event jsonb, gone jsonb default null) returns void
+-- `rows` are versions of the row that an event speaks of, as it `was` and `is`, where policies must be held against them.
+create or replace function momentum.publish(channels text[], event jsonb, rows jsonb default null) returns void
 language plpgsql
 set search_path = ''
 as $$
@@ -124,8 +125,8 @@ begin
     end if;
 
     envelope := jsonb_build_object('channels', channels, 'event', event - array['id', 'previous_id', 'channel']);
-    if gone is not null then
-        envelope := envelope || jsonb_build_object('gone', gone);
+    if rows is not null then
+        envelope := envelope || jsonb_build_object('rows', rows);
     end if;
     perform pg_logical_emit_message(true, 'momentum_sync', envelope::text);
 
@@ -146,9 +147,10 @@ grant execute on function momentum.publish(text[], jsonb, jsonb), momentum.notif
 -- 3  Triggers -----------------------------------------------------------------------------------------
 -- They run as their owner, because whoever writes a row need not be one who may publish.
 --
--- A deleted row can no longer be SELECTed, so its event carries what policies may ask of it. Where an operator has
--- changed the policies, that is the whole row, and an update may take a row out of somebody's sight: an event
--- `…_deleted` that is `out_of_sight` goes before it, for those alone to whom this happens.
+-- A deleted row can no longer be SELECTed, so its event carries what the policies as shipped may ask of it. Where an
+-- operator has changed the policies, each event carries the whole version of the row that it speaks of, and an update may
+-- take a row out of somebody's sight: an event `…_deleted` that is `out_of_sight` goes before it, for those alone to
+-- whom this happens.
 
 create or replace function public.publish_momentum_update() returns trigger
 language plpgsql
@@ -159,10 +161,8 @@ declare
     score public.daily_engagement_scores := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_state text := case when tg_op <> 'INSERT' then old.momentum_state end;
-    changed boolean := tg_op <> 'INSERT' and momentum.policies_changed('daily_engagement_scores');
+    changed boolean := coalesce((select p.changed from momentum.policies p where p.table_name = 'daily_engagement_scores'), true);
     moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
-    gone jsonb := case
-        when changed then to_jsonb(old) when tg_op <> 'INSERT' then jsonb_build_object('user_id', old.user_id) end;
 begin
     if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
@@ -177,7 +177,9 @@ begin
                 'state_changed', false,
                 'timestamp', public.momentum_rfc3339(clock_timestamp()))
                 || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
-            gone);
+            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id))
+                when moved then jsonb_build_object('was', old)
+                else jsonb_build_object('was', old, 'is', new) end);
     end if;
     if moved then
         happened := 'created';
@@ -194,7 +196,9 @@ begin
             'previous_state', before_state,
             'state_changed', happened <> 'deleted' and score.momentum_state is distinct from before_state,
             'timestamp', public.momentum_rfc3339(clock_timestamp())),
-        case when tg_op = 'DELETE' then gone end);
+        case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
+            when changed then jsonb_build_object('is', new)
+            when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
     return null;
 end;
 $$;
@@ -208,10 +212,8 @@ declare
     intervention public.coach_interventions := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_status text := case when tg_op <> 'INSERT' then old.status end;
-    changed boolean := tg_op <> 'INSERT' and momentum.policies_changed('coach_interventions');
+    changed boolean := coalesce((select p.changed from momentum.policies p where p.table_name = 'coach_interventions'), true);
     moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
-    gone jsonb := case
-        when changed then to_jsonb(old) when tg_op <> 'INSERT' then jsonb_build_object('user_id', old.user_id) end;
 begin
     if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
@@ -229,7 +231,9 @@ begin
                 'scheduled_date', old.scheduled_date,
                 'timestamp', public.momentum_rfc3339(clock_timestamp()))
                 || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
-            gone);
+            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id))
+                when moved then jsonb_build_object('was', old)
+                else jsonb_build_object('was', old, 'is', new) end);
     end if;
     perform momentum.publish(
         array['interventions:' || intervention.user_id, 'interventions:coaches'],
@@ -244,7 +248,9 @@ begin
             'status_changed', happened <> 'deleted' and intervention.status is distinct from before_status,
             'scheduled_date', intervention.scheduled_date,
             'timestamp', public.momentum_rfc3339(clock_timestamp())),
-        case when tg_op = 'DELETE' then gone end);
+        case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
+            when changed then jsonb_build_object('is', new)
+            when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
     return null;
 end;
 $$;
@@ -254,6 +260,9 @@ language plpgsql
 security definer
 set search_path = ''
 as $$
+declare
+    changed boolean := coalesce(
+        (select p.changed from momentum.policies p where p.table_name = 'momentum_notifications'), true);
 begin
     if new.notification_type in (
         'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder'
@@ -270,7 +279,8 @@ begin
                 'action_type', new.action_type,
                 'action_data', new.action_data,
                 'status', new.status,
-                'timestamp', public.momentum_rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp())),
+            case when changed then jsonb_build_object('is', new) end);
     end if;
     return null;
 end;
@@ -305,7 +315,8 @@ begin
                 ] || array(
                     select 'momentum:breakdown:' || changed.user_id || ':' || score_date
                     from unnest(changed.dates) as score_date),
-                'timestamp', public.momentum_rfc3339(clock_timestamp())));
+                'timestamp', public.momentum_rfc3339(clock_timestamp())),
+            null::jsonb);
     end loop;
     return null;
 end;
@@ -592,35 +603,89 @@ create policy "Admins can view all interventions" on public.coach_interventions
 -- when rows or an operator's own policies have a say; of what is asked the server SELECTs each event's row as the
 -- caller before it hands the event on.
 
--- What decides which rows and columns of a table an authenticated caller may SELECT: `among` names the policies to
--- tell of, null is all of them.
-create or replace function momentum.describe_policies(target text, among text[] default null) returns text
+-- The policies that hold for the SELECTs of an authenticated caller.
+create or replace function momentum.policies_of(target regclass) returns text
+language sql
+stable
+set search_path = ''
+as $$
+    select string_agg(
+        concat_ws(' ', p.polname, p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid)),
+        E'\n' order by p.polname)
+    from pg_catalog.pg_policy p
+    where p.polrelid = target and p.polcmd in ('r', '*') and exists (
+        select from unnest(p.polroles) as to_role (oid)
+        where to_role.oid = 0 or pg_has_role('authenticated', to_role.oid, 'usage'))
+$$;
+
+-- What decides which rows and columns of a table an authenticated caller may SELECT, as it is.
+create or replace function momentum.describe_policies(target text) returns text
 language sql
 stable
 set search_path = ''
 as $$
     select concat_ws(E'\n',
         'row level security ' || c.relrowsecurity,
-        'readable ' || coalesce(has_table_privilege('authenticated', c.oid, 'select')::text, 'never'),
+        'readable ' || has_table_privilege('authenticated', c.oid, 'select'),
         -- A policy of the scores asks for assignments; where nobody may read those, nobody can SELECT a score.
-        case when target = 'daily_engagement_scores' then 'assignments ' || (
-            select bool_and(
-                has_column_privilege('authenticated', to_regclass('public.coach_interventions'), name, 'select'))
-            from unnest(array['user_id', 'assigned_coach_id']) as name) end,
+        'assignments ' || (
+            select count(*) = 2 and bool_and(has_column_privilege('authenticated', a.attrelid, a.attnum, 'select'))
+            from pg_catalog.pg_attribute a
+            where target = 'daily_engagement_scores' and a.attrelid = to_regclass('public.coach_interventions')
+                and a.attname in ('user_id', 'assigned_coach_id')
+            having target = 'daily_engagement_scores'),
         'role ' || (
             select md5(p.prosrc) from pg_catalog.pg_proc p
             where p.oid = to_regprocedure('public.momentum_caller_role()')),
-        (
-            select string_agg(
-                concat_ws(
-                    ' ', p.polname, p.polcmd, p.polpermissive, p.polroles::regrole[],
-                    pg_get_expr(p.polqual, p.polrelid)),
-                E'\n' order by p.polname)
-            from pg_catalog.pg_policy p
-            where p.polrelid = c.oid and p.polcmd in ('r', '*') and (among is null or p.polname = any (among))
-        ))
+        momentum.policies_of(c.oid::regclass))
     from pg_catalog.pg_class c
     where c.oid = to_regclass(format('public.%I', target))
+$$;
+
+-- The same as these migrations make it, in the words of this PostgreSQL: told from policies made anew on an empty
+-- table, because those on the real one may have been altered.
+create or replace function momentum.shipped_policies(target text) returns text
+language plpgsql
+set search_path = ''
+as $$
+declare
+    ours record;
+    described text;
+begin
+    create temporary table momentum_shipped (user_id uuid);
+    for ours in
+        select name, expression
+        from (values
+            ('daily_engagement_scores', 'Users can view own momentum scores', '(select auth.uid()) = user_id'),
+            ('momentum_notifications', 'Users can view own notifications', '(select auth.uid()) = user_id'),
+            ('coach_interventions', 'Users can view own interventions', '(select auth.uid()) = user_id'),
+            ('daily_engagement_scores', 'Admins can view all scores',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('momentum_notifications', 'Admins can view all notifications',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('coach_interventions', 'Admins can view all interventions',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('coach_interventions', 'Coaches can view all interventions',
+                '(select public.momentum_caller_role()) = ''coach'''),
+            ('daily_engagement_scores', 'Coaches can view scores of assigned users',
+                '(select public.momentum_caller_role()) = ''coach'' and user_id in ('
+                'select i.user_id from public.coach_interventions i where i.assigned_coach_id = (select auth.uid()))')
+        ) as made (table_name, name, expression)
+        where made.table_name = target
+    loop
+        execute format(
+            'create policy %I on pg_temp.momentum_shipped for select to authenticated using (%s)',
+            ours.name, ours.expression);
+    end loop;
+    described := concat_ws(E'\n',
+        'row level security true',
+        'readable true',
+        case when target = 'daily_engagement_scores' then 'assignments true' end,
+        'role ' || md5(E'\n    select auth.jwt() -> ''app_metadata'' ->> ''role''\n'),
+        momentum.policies_of('pg_temp.momentum_shipped'::regclass));
+    drop table pg_temp.momentum_shipped;
+    return described;
+end;
 $$;
 
 create table if not exists momentum.policies (
@@ -632,57 +697,79 @@ create table if not exists momentum.policies (
 alter table momentum.policies enable row level security;
 
 insert into momentum.policies (table_name, shipped, current)
-select table_name, shipped, coalesce(momentum.describe_policies(table_name), 'no such table')
-from (
-    select table_name, momentum.describe_policies(table_name, names) as shipped
-    from (values
-        ('daily_engagement_scores', array[
-            'Users can view own momentum scores', 'Service role manages momentum scores',
-            'Coaches can view scores of assigned users', 'Admins can view all scores']),
-        ('coach_interventions', array[
-            'Users can view own interventions', 'Service role manages interventions',
-            'Coaches can view all interventions', 'Admins can view all interventions']),
-        ('momentum_notifications', array[
-            'Users can view own notifications', 'Service role manages notifications',
-            'Admins can view all notifications'])
-    ) as ours (table_name, names)
-) as described
+select name, momentum.shipped_policies(name), coalesce(momentum.describe_policies(name), 'no such table')
+from unnest(array['daily_engagement_scores', 'coach_interventions', 'momentum_notifications']) as name
 on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
 
-create or replace function momentum.policies_changed(target text) returns boolean
-language sql
-stable
-set search_path = ''
-as $$
-    select coalesce((select p.changed from momentum.policies p where p.table_name = target), true)
-$$;
-
--- Writes down what the policies say now, and tells every gateway if that is new. The server calls it once a second.
-create or replace function momentum.check_policies() returns void
+-- Writes down what the policies say now, and tells every gateway if that is new. Where it cannot be told, they count as
+-- changed.
+create or replace function momentum.note_policies() returns void
 language plpgsql
-security definer
 set search_path = ''
 as $$
+declare
+    known momentum.policies;
+    described text;
+    is_new boolean := false;
 begin
-    update momentum.policies p
-    set current = coalesce(momentum.describe_policies(p.table_name), 'no such table')
-    where p.current is distinct from coalesce(momentum.describe_policies(p.table_name), 'no such table');
-    if found then
+    for known in select p.* from momentum.policies p order by p.table_name loop
+        begin
+            described := coalesce(momentum.describe_policies(known.table_name), 'no such table');
+        exception
+            when lock_not_available then
+                raise;
+            when others then
+                described := 'unknown: ' || sqlstate;
+        end;
+        if described <> known.current then
+            update momentum.policies p set current = described where p.table_name = known.table_name;
+            is_new := true;
+        end if;
+    end loop;
+    if is_new then
         perform momentum.publish(
-            array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'));
+            array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'), null::jsonb);
     end if;
 end;
 $$;
 
--- The same at once, in the transaction that changes a policy: so the word of it stands in the WAL before any event that
--- the new policy is for. Whatever is wrong with it, the operator's statement goes on.
+-- The server calls it once a second. Whoever holds a table is not waited for, but looked at the next time.
+create or replace function momentum.check_policies() returns void
+language plpgsql
+security definer
+set search_path = ''
+set lock_timeout = '100ms'
+as $$
+begin
+    perform momentum.note_policies();
+end;
+$$;
+
+-- The same at once, in the transaction that changes a policy: so the word of it stands in the WAL before any event
+-- that the new policy is for. Whatever is wrong with it, the operator's statement goes on. What was dropped, and on what
+-- rights were granted, an event trigger is not told; of all else only what is ours is looked at.
 create or replace function momentum.policies_may_have_changed() returns event_trigger
 language plpgsql
 security definer
 set search_path = ''
+set lock_timeout = '2s'
 as $$
 begin
-    perform momentum.check_policies();
+    if tg_tag in (
+        'CREATE POLICY', 'ALTER POLICY', 'ALTER TABLE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE'
+    ) and not exists (
+        select from pg_event_trigger_ddl_commands() as done
+        where done.objid in (
+                to_regclass('public.daily_engagement_scores')::oid, to_regclass('public.coach_interventions')::oid,
+                to_regclass('public.momentum_notifications')::oid)
+            or done.object_identity = 'public.momentum_caller_role()'
+            or done.object_identity like '% on public.daily_engagement_scores'
+            or done.object_identity like '% on public.coach_interventions'
+            or done.object_identity like '% on public.momentum_notifications'
+    ) then
+        return;
+    end if;
+    perform momentum.note_policies();
 exception when others then
     raise warning 'momentum: changed policies are noticed within a second, not at once: %', sqlerrm;
 end;
@@ -693,11 +780,11 @@ begin
     drop event trigger if exists momentum_policies;
     create event trigger momentum_policies on ddl_command_end
         when tag in (
-            'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'ALTER TABLE', 'GRANT', 'REVOKE', 'CREATE FUNCTION',
-            'ALTER FUNCTION', 'DROP FUNCTION')
+            'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'ALTER TABLE', 'DROP TABLE', 'DROP OWNED', 'GRANT',
+            'REVOKE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE', 'DROP FUNCTION', 'DROP ROUTINE')
         execute function momentum.policies_may_have_changed();
 exception when insufficient_privilege then
-    raise notice 'momentum: only a superuser makes event triggers; changed policies are noticed within a second';
+    null;  -- it takes a superuser; without it changed policies are noticed within a second, as `migrate` says
 end;
 $$;
 
@@ -718,6 +805,7 @@ declare
     subject text := substr(channel, length(kind) + 2);
     source text := case kind
         when 'momentum_updates' then 'daily_engagement_scores'
+        when 'cache_invalidation' then 'daily_engagement_scores'
         when 'interventions' then 'coach_interventions'
         when 'notifications' then 'momentum_notifications' end;
     tables text := coalesce(nullif(current_setting('momentum.changed', true), ''), '*');
@@ -728,7 +816,7 @@ begin
     if public.momentum_is_unbound() then
         return 'held';  -- an operator's own channels, too
     elsif channel = 'cache_invalidation' then
-        return 'held';  -- the gateway hands on the keys of the connection's own user only
+        return by_token;  -- the gateway hands on the keys of the connection's own user only
     elsif source is null then
         return null;
     elsif channel = 'interventions:coaches' then
@@ -776,7 +864,7 @@ begin
     insert into momentum.revocations as r (user_id, revoked_at) values (target, clock_timestamp())
     on conflict (user_id) do update set revoked_at = greatest(r.revoked_at, excluded.revoked_at);
     perform momentum.publish(
-        array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target));
+        array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target), null::jsonb);
 end;
 $$;
 
@@ -791,7 +879,8 @@ as $$
 begin
     if exists (
         select from momentum.revocations r
-        where r.user_id::text = lower(claims ->> 'sub')
+        where r.user_id = (
+                substring(lower(claims ->> 'sub') from '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))::uuid
           and coalesce((claims ->> 'iat')::numeric, 0) <= extract(epoch from r.revoked_at)
     ) then
         raise exception 'the token was revoked' using errcode = 'invalid_authorization_specification';

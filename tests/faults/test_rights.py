@@ -19,5 +19,5 @@ def test_what_is_delivered_could_be_selected_and_what_could_be_is_delivered() ->
 
 @pytest.mark.parametrize("mutation", ["sight", "review"])
 def test_a_server_that_leaks_is_found_out(mutation: str) -> None:
-    verdict = run(2, 1_000, mutation=mutation)
+    verdict = run(2, 1_000, mutation=mutation, seconds=60.0)
     assert any(sentence.startswith("LEAK") for sentence in verdict.wrong)

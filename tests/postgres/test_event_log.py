@@ -236,7 +236,7 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Even
 
     def make() -> None:
         db.execute(
-            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"
+            f"create table momentum_log.event_log_{day:%Y%m%d} partition of momentum.event_log"
             f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
         )
 
@@ -297,7 +297,7 @@ async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: S
     for offset in (-5, -3, -2):
         day = today + timedelta(days=offset)
         db.execute(
-            f"create table momentum.event_log_{day:%Y%m%d} partition of momentum.event_log"
+            f"create table momentum_log.event_log_{day:%Y%m%d} partition of momentum.event_log"
             f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
         )
     assert await log.keep_partitions(retention=None) == []
@@ -311,14 +311,14 @@ async def test_retention_keeps_at_least_as_long_as_it_says(log: EventLog, db: Sq
         now = datetime.now(UTC)
         day = (now - timedelta(hours=hours)).date()
         await log.keep_partitions(retention=timedelta(hours=hours))
-        found = db.execute("select to_regclass(%s) is not null", (f"momentum.event_log_{day:%Y%m%d}",)).fetchone()
+        found = db.execute("select to_regclass(%s) is not null", (f"momentum_log.event_log_{day:%Y%m%d}",)).fetchone()
         assert found == (kept,) or day < now.date() - timedelta(days=1)
 
 
 async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: Sql) -> None:
     await log.take_over(FACTS)
     today = f"{datetime.now(UTC).date():%Y%m%d}"
-    db.execute(f"drop table momentum.event_log_{today}")
+    db.execute(f"drop table momentum_log.event_log_{today}")
     await log.append([event(1)], confirmed=210)
     assert db.execute("select count(*) from momentum.event_log").fetchone() == (1,)
 

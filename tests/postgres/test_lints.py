@@ -46,7 +46,7 @@ BARE_CALL = (
         ("0010 security definer view", TABLES.format(
             "c.relkind = 'v' and not coalesce(c.reloptions::text like '%security_invoker=%', false)")),
         ("0011 function search path mutable", FUNCTIONS.format(
-            "coalesce(p.proconfig, '{}') <> array['search_path=\"\"']")),
+            "not coalesce('search_path=\"\"' = any (p.proconfig), false)")),
         ("0013 rls disabled in public", TABLES.format(
             "c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relispartition")),
         ("0015 rls references user metadata", POLICIES.format(

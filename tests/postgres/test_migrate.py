@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from momentum_sync.capture import suitable
 from momentum_sync.database import migrate as runner
 from momentum_sync.database.migrate import Migration, migrate, migrations
 from momentum_sync.errors import Unsuitable
-from tests.fixtures.postgres import add_score, new_user, temporary_database
+from tests.fixtures.postgres import SERVER_ROLE, add_intervention, add_score, new_user, temporary_database
 
 VERSIONS = ["20241215000000", "20241217000001"]
 
@@ -106,11 +108,36 @@ def test_two_runs_at_once_apply_everything_once(empty_database: str) -> None:
 
 
 def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(runner, "_PATIENCE_S", 0.05)
     with psycopg.connect(empty_database, autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(%s)", (runner._LOCK,))
         with pytest.raises(Unsuitable, match="Another migration"):
             migrate(empty_database, tell=lambda _: None)
+
+
+def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer has one of the tables and wants the next while the migration has that and wants the first."""
+    again = "update supabase_migrations.schema_migrations set statements = array['another text']"
+    with psycopg.connect(database, autocommit=True) as writer, ThreadPoolExecutor() as elsewhere:
+        user = new_user(writer)
+        writer.execute(again)
+        writer.execute("begin")
+        add_intervention(writer, user)
+        migrating = elsewhere.submit(migrate, database, tell=lambda _: None, again=True)
+        for number in range(20):  # until the migration has waited for us more than once
+            while not writer.execute("select 1 from pg_locks where not granted").fetchone():
+                assert not migrating.done()
+            add_score(writer, user, day=f"date '2026-01-01' + {number}")
+        writer.execute("commit")
+        assert migrating.result(60) == VERSIONS
+        writer.execute(again)
+        writer.execute("begin")
+        add_intervention(writer, user)
+        monkeypatch.setattr(runner, "_PATIENCE_S", 0.5)
+        with pytest.raises(Unsuitable, match=r"waited for 0\.5 s for a table that somebody holds"):
+            migrate(database, tell=lambda _: None, again=True)
 
 
 def test_bootstrap_leaves_what_is_there_alone(empty_database: str) -> None:
@@ -157,7 +184,7 @@ def supabase(cluster: str) -> Iterator[tuple[str, str]]:
                 bypass = "bypassrls" if role == "service_role" else ""
                 admin.execute(f"create role {role} nologin noinherit {bypass}")
         admin.execute(f"""
-            grant anon, authenticated, service_role to project_owner;
+            grant anon, authenticated, service_role to project_owner with admin option;
             alter database {psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"]} owner to project_owner;
             alter schema public owner to project_owner;
             grant usage on schema public to anon, authenticated, service_role;
@@ -223,6 +250,66 @@ def _auth(admin: psycopg.Connection[tuple[object, ...]]) -> list[tuple[object, .
     ]
 
 
+def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[str, str]) -> None:
+    owner, superuser = supabase
+    server, capture = (make_conninfo(superuser, user=name) for name in ("their_server", "their_capture"))
+
+    def equip() -> list[str]:
+        return migrate(owner, tell=told.append, server_role="their_server")
+
+    told: list[str] = []
+    try:
+        with pytest.raises(Unsuitable) as unsuitable:
+            equip()
+        create, grant, _ = unsuitable.value.hint.replace("…", "x").split("; ")
+        with psycopg.connect(owner, autocommit=True) as connection:
+            connection.execute(create.encode())
+            connection.execute("create role their_capture login replication")
+            with pytest.raises(Unsuitable, match="may not act for their_server"):
+                equip()
+            connection.execute(grant.encode())
+            assert [equip(), equip(), migrate(owner, tell=told.append)] == [[], [], []]
+            suitable.check(server, "momentum_sync", capture=capture)
+            assert any("changed policies are noticed within about a second" in line for line in told)
+            assert connection.execute("select count(*) from momentum.policies where changed").fetchone() == (0,)
+            # What a migration needs is said, and helps.
+            connection.execute("revoke their_server from project_owner")
+            with pytest.raises(Unsuitable, match="The log belongs to their_server"):
+                migrate(owner, tell=told.append)
+            connection.execute(grant.encode())
+            assert migrate(owner, tell=told.append) == []
+            open_to_anon = connection.execute(
+                "select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'public'::regnamespace"
+                " and has_function_privilege('anon', p.oid, 'execute')"
+            ).fetchall()
+            assert open_to_anon == []
+            for role in ("project_owner", "postgres"):
+                with pytest.raises(Unsuitable, match="is to bind the server"):
+                    migrate(owner, tell=told.append, server_role=role)
+        with psycopg.connect(superuser, autocommit=True) as admin:
+            rights = admin.execute(
+                "select pg_has_role('their_server', 'service_role', 'usage'),"
+                " pg_has_role('their_server', 'service_role', 'set'),"
+                " has_table_privilege('their_server', 'public.daily_engagement_scores', 'select')"
+            ).fetchone()
+            assert rights == (False, True, False)
+    finally:
+        with psycopg.connect(superuser, autocommit=True) as admin:
+            for role in ("their_server", "their_capture"):
+                if admin.execute("select 1 from pg_roles where rolname = %s", (role,)).fetchone():
+                    admin.execute(f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
+
+
+def test_a_membership_that_inherits_is_made_one_that_does_not(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as admin:
+        admin.execute("create role trap login inherit; grant service_role to trap; alter role trap noinherit")
+        try:
+            migrate(database, tell=lambda _: None, server_role="trap")
+            assert admin.execute("select pg_has_role('trap', 'service_role', 'usage')").fetchone() == (False,)
+        finally:
+            admin.execute(f"reassign owned by trap to {SERVER_ROLE}; drop owned by trap; drop role trap")
+
+
 def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> None:
     _, superuser = supabase
     with psycopg.connect(superuser, autocommit=True) as admin:
@@ -235,6 +322,10 @@ def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> Non
 
 def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_when_told(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "alter policy \"Users can view own interventions\" on coach_interventions using (status = 'scheduled')"
+        )
+        assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (True,)
         # As it was before its release: another text, a function of another form, a log without a column.
         connection.execute(
             "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
@@ -242,7 +333,7 @@ def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_whe
         )
         connection.execute("drop function momentum.publish(text[], jsonb, jsonb)")
         connection.execute("create function momentum.publish(text[], jsonb) returns void language sql as ''")
-        connection.execute("alter table momentum.event_log drop column gone")
+        connection.execute("alter table momentum.event_log drop column rows")
         user = new_user(connection)
         with pytest.raises(Unsuitable) as unsuitable:
             migrate(database, tell=lambda _: None)
@@ -250,9 +341,10 @@ def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_whe
             "20241217000001_realtime_momentum_triggers was applied with another text"
         )
         assert "momentum-sync migrate --again" in unsuitable.value.hint
-        assert migrate(database, tell=lambda _: None, again=True) == VERSIONS[1:]
+        assert migrate(database, tell=lambda _: None, again=True) == VERSIONS
+        assert migrate(database, tell=lambda _: None, again=True) == []
         assert migrate(database, tell=lambda _: None) == []
         add_score(connection, user)
         assert connection.execute("select count(*) from pg_proc where proname = 'publish'").fetchone() == (1,)
-        assert connection.execute("select count(gone) from momentum.event_log").fetchone() == (0,)
+        assert connection.execute("select count(rows) from momentum.event_log").fetchone() == (0,)
         assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (False,)

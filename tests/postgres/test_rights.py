@@ -122,19 +122,32 @@ def test_a_broken_look_does_not_fail_the_operators_statement(db: Sql) -> None:
     db.execute(CHANGED["coach_interventions"].encode())
 
 
-def test_a_deleted_row_goes_with_its_event_as_far_as_policies_may_ask(db: Sql, user: UUID) -> None:
-    """Under the shipped policies that is whose it was, and nothing that anybody wrote into it."""
-    add_intervention(db, user)
+def test_versions_of_a_row_go_with_its_events_as_far_as_policies_may_ask(db: Sql, user: UUID) -> None:
+    """Under the shipped policies that is whose a deleted row was, and nothing that anybody wrote into it."""
+    coach = new_user(db)
     db.execute("select pg_create_logical_replication_slot('raw', 'test_decoding')")
-    db.execute("delete from coach_interventions")
-    add_intervention(db, user)
-    db.execute(CHANGED["coach_interventions"].encode())
-    db.execute("delete from coach_interventions")
+    change = "update coach_interventions set assigned_coach_id = %s"
+    for policies in (None, CHANGED["coach_interventions"]):
+        if policies is not None:
+            db.execute(policies.encode())
+        add_intervention(db, user)
+        db.execute(change.encode(), (coach,))
+        db.execute("delete from coach_interventions")
     rows = db.execute("select data from pg_logical_slot_get_changes('raw', null, null)").fetchall()
-    messages = [data.split("content:", 1)[1] for (data,) in rows if "prefix: momentum_sync," in data]
-    gone = [json.loads(message).get("gone") for message in messages if "intervention_deleted" in message]
-    assert gone[0] == {"user_id": str(user)}
-    assert gone[1]["trigger_reason"] == "fell"
+    messages = [json.loads(data.split("content:", 1)[1]) for (data,) in rows if "prefix: momentum_sync," in data]
+    told = [(message["event"]["event_type"], message.get("rows")) for message in messages]
+    assert told[:3] == [
+        ("intervention_created", None), ("intervention_updated", None),
+        ("intervention_deleted", {"was": {"user_id": str(user)}}),
+    ]  # fmt: skip
+    kinds = [(kind, sorted(versions or {})) for kind, versions in told[3:]]
+    assert kinds == [
+        ("policies_changed", []), ("intervention_created", ["is"]), ("intervention_deleted", ["is", "was"]),
+        ("intervention_updated", ["is"]), ("intervention_deleted", ["was"]),
+    ]  # fmt: skip
+    assert told[5][1]["was"]["assigned_coach_id"] is None
+    assert told[5][1]["is"]["assigned_coach_id"] == str(coach)
+    assert told[7][1]["was"]["trigger_reason"] == "fell"
 
 
 def test_revoking_is_the_services(db: Sql, database: str, user: UUID, published: Published) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import httpx
 import pytest
 import websockets
 
 from momentum_sync import app
-from momentum_sync.gateway import listener
+from momentum_sync.gateway import gateway, listener
 from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Server, Start, sign
 
 
@@ -57,6 +56,32 @@ async def test_a_request_that_is_never_complete_is_ended(
         answer = await reader.read()
     if answer:
         assert error_in(answer)[0] in (401, 404, 408)
+
+
+WHOLE = b"GET /sync/health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        WHOLE + WHOLE[:20],
+        b"POST /sync/momentum HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+        WHOLE + b"\r\n",
+        WHOLE + WHOLE,
+    ],
+    ids=["one and a half", "a body without end", "a request and a line", "two"],
+)
+@pytest.mark.parametrize("more", [b"", b"x", b"\r\n"])
+async def test_what_comes_with_or_after_a_request_gains_no_time_either(
+    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes, more: bytes
+) -> None:
+    monkeypatch.setattr(listener, "_REQUEST_S", 0.5)
+    monkeypatch.setattr(listener, "_ANSWER_S", 0.5)
+    async with raw(server) as (reader, writer):
+        writer.write(begun)
+        await reader.readline()  # of the first answer
+        writer.write(more)
+        await reader.read()
 
 
 async def test_a_request_that_comes_byte_by_byte_gains_no_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,47 +154,48 @@ async def test_there_are_only_so_many_sockets(start: Start, user: UUID, monkeypa
         assert answers == [(503, "unavailable")] * 3
 
 
-async def test_a_user_asks_so_often_over_http_and_others_as_they_like(server: Server, user: UUID, other: UUID) -> None:
+async def test_a_user_asks_so_often_over_http_and_others_as_they_like(
+    start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_REQUESTS", {"burst": 20, "a_second": 0.01})
     body = {"user_id": str(user)}
-    async with server.http(sign(user)) as http:
-        answers: list[httpx.Response] = []
-        while len(answers) < 2_000 and not any(answer.status_code == 429 for answer in answers):
-            answers += await asyncio.gather(*[http.post("/sync/momentum", json=body) for _ in range(50)])
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert [answer.status_code for answer in answers[:200]] == [200] * 200
-    assert refused.json()["error"]["code"] == "too_many_requests"
-    assert refused.headers["Retry-After"] == "1"
-    async with server.http(sign(other)) as http:
-        assert (await http.post("/sync/momentum", json={"user_id": str(other)})).status_code == 200
-    async with server.http(apikey=SERVICE_KEY) as http:
-        assert {(await http.post("/sync/momentum", json=body)).status_code for _ in range(250)} == {200}
+    async with start() as server:
+        async with server.http(sign(user)) as http:
+            statuses = [(await http.post("/sync/momentum", json=body)).status_code for _ in range(20)]
+            refused = await http.post("/sync/notifications", json=body)
+        assert statuses == [200] * 20
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+        assert refused.headers["Retry-After"] == "1"
+        async with server.http(sign(other)) as http:
+            assert (await http.post("/sync/momentum", json={"user_id": str(other)})).status_code == 200
+        async with server.http(apikey=SERVICE_KEY) as http:
+            assert {(await http.post("/sync/momentum", json=body)).status_code for _ in range(50)} == {200}
 
 
-async def test_a_user_connects_so_often(server: Server, user: UUID, other: UUID) -> None:
-    with pytest.raises(websockets.InvalidStatus) as refused:
-        for _ in range(200):
-            async with server.connect(sign(user)) as client:
-                client.socket.transport.abort()
-    assert refused.value.response.status_code == 429
-    async with server.live(other):
-        pass
+async def test_a_user_connects_so_often(start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "_CONNECTS", {"burst": 5, "a_second": 0.01})
+    async with start() as server:
+        for _ in range(5):
+            async with server.live(user):
+                pass
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with server.live(user):
+                raise AssertionError("it was let in")
+        assert refused.value.response.status_code == 429
+        async with server.live(other):
+            pass
 
 
-async def test_the_messages_of_all_of_a_users_sockets_count_together(server: Server, user: UUID, other: UUID) -> None:
-    async with AsyncExitStack() as stack:
-        mine = [await stack.enter_async_context(server.live(user, client_id=n)) for n in range(12)]
-        somebody = await stack.enter_async_context(server.live(other))
-
-        async def ask(number: int) -> str:
-            try:
-                for _ in range(90):  # fewer than each of them may alone
-                    assert (await mine[number].ask({"type": "ping"}))["type"] == "pong"
-            except websockets.ConnectionClosed as closed:
-                return f"{closed.rcvd.code if closed.rcvd else None}"
-            return "open"
-
-        outcomes = await asyncio.gather(*map(ask, range(12)))
-        assert "4429" in outcomes
+async def test_the_messages_of_all_of_a_users_sockets_count_together(
+    start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_MESSAGES", {"burst": 10, "a_second": 0.01})
+    async with start() as server, server.live(other) as somebody, AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(server.live(user, client_id=name)) for name in "ab"]
+        for client in (one, two) * 5:  # fewer than each of them may alone
+            assert (await client.ask({"type": "ping"}))["type"] == "pong"
+        await two.send({"type": "ping"})
+        assert (await two.closed())[0] == 4429
         assert (await somebody.ask({"type": "ping"}))["type"] == "pong"
 
 

@@ -17,7 +17,7 @@ import pytest
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.identity.sight import Sight
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
-from tests.fixtures.server import Client, Server, Start, sign, until_state
+from tests.fixtures.server import TIMEOUT_S, Client, Server, Start, sign, until_state
 from tests.server.test_capture import hold_commits, own_cluster, release_commits
 
 __all__ = ["own_cluster"]
@@ -84,8 +84,9 @@ async def test_without_an_event_trigger_a_changed_policy_is_noticed_within_a_sec
     async with coaching(server, coach, "interventions:coaches") as client:
         before = await number(server)
         db.execute(ASSIGNED_ONLY)
-        while await number(server) == before:  # until the server has looked, and told the log
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(TIMEOUT_S):
+            while await number(server) == before:  # until the server has looked, and told the log
+                await asyncio.sleep(0.02)
         add_intervention(db, user)
         assert await events(client, db) == []
 
@@ -189,6 +190,122 @@ async def test_a_policy_that_hides_a_users_own_rows(server: Server, db: Sql, use
     )
 
 
+HIDDEN = (
+    'drop policy "Coaches can view all interventions" on coach_interventions;'
+    "create policy v1 on coach_interventions for select to authenticated"
+    " using ((select public.momentum_caller_role()) = 'coach' and status <> 'in_progress')"
+)
+
+
+@pytest.mark.parametrize("changed_before", [True, False], ids=["policies changed before", "policies changed since"])
+async def test_a_version_that_was_hidden_stays_so_when_the_row_can_be_seen_again(
+    server: Server, db: Sql, user: UUID, coach: UUID, changed_before: bool
+) -> None:
+    """A coach who comes back is not told of what coaches could not see meanwhile."""
+    async with coaching(server, coach, "interventions:coaches") as client:
+        await events(client, db)
+        last = client.seen[-1]["event"]["id"]
+    if changed_before:
+        db.execute(HIDDEN)
+    add_intervention(db, user)
+    db.execute("update coach_interventions set status = 'in_progress', trigger_reason = 'SECRET'")
+    db.execute("update coach_interventions set status = 'scheduled', trigger_reason = 'call'")
+    if not changed_before:
+        db.execute(HIDDEN)
+    async with server.connect(
+        sign(coach, app_role="coach"), channels="interventions:coaches", last_event_id=last
+    ) as again:
+        told = [(event["event_type"], event["trigger_reason"]) for event in await events(again, db)]
+    assert "SECRET" not in str(again.seen)
+    assert told[-1] == ("intervention_updated", "call")
+    if changed_before:
+        assert told == [
+            ("intervention_created", "fell"), ("intervention_deleted", "fell"), ("intervention_updated", "call")
+        ]  # fmt: skip
+
+
+async def test_a_row_deleted_before_the_policies_changed_is_not_judged_by_half(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    """What a later policy asks of it is not known any more."""
+    async with coaching(server, coach, "interventions:coaches") as client:
+        await events(client, db)
+        last = client.seen[-1]["event"]["id"]
+    add_intervention(db, user)
+    db.execute("update coach_interventions set trigger_pattern = '{\"confidential\": true}'")
+    db.execute("delete from coach_interventions")
+    db.execute(
+        "create policy discreet on coach_interventions as restrictive for select to authenticated"
+        " using ((trigger_pattern ->> 'confidential') is distinct from 'true')"
+    )
+    async with server.connect(
+        sign(coach, app_role="coach"), channels="interventions:coaches", last_event_id=last
+    ) as again:
+        assert await events(again, db) == []
+
+
+async def test_a_policy_that_fails_on_one_row_withholds_that_and_nothing_else(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    db.execute(
+        "create policy strange on coach_interventions as restrictive for select to authenticated"
+        " using (intervention_type = 'check_in' or trigger_reason::int > 0)"
+    )
+    async with coaching(server, coach, "interventions:coaches") as client:
+        one, broken, two = (add_intervention(db, user) for _ in range(3))
+        db.execute("update coach_interventions set intervention_type = 'manual_outreach' where id = %s", (broken,))
+        add_intervention(db, user)
+        told = await events(client, db)
+    assert [event["intervention_id"] for event in told if event["event_type"] == "intervention_created"][:3] == [
+        str(one), str(broken), str(two)
+    ]  # fmt: skip
+    assert [event["event_type"] for event in told[3:]] == ["intervention_deleted", "intervention_created"]
+    assert told[3]["out_of_sight"]  # a SELECT of it fails now
+
+
+async def test_the_keys_of_hidden_scores_are_for_nobody(server: Server, db: Sql, user: UUID) -> None:
+    async with server.live(user) as client:
+        add_score(db, user)
+        assert (await client.next())["type"] == "cache_invalidation"
+        await client.until("realtime_event")
+        db.execute('drop policy "Users can view own momentum scores" on daily_engagement_scores')
+        db.execute("update daily_engagement_scores set final_score = 1")
+        add_notification(db, user)
+        assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
+    assert [message["type"] for message in client.seen].count("cache_invalidation") == 1
+
+
+async def test_a_policy_that_cannot_be_told_counts_as_changed_and_stops_nothing(
+    server: Server, db: Sql, user: UUID, coach: UUID
+) -> None:
+    async with coaching(server, coach, "interventions:coaches") as client:
+        db.execute("alter table coach_interventions rename column assigned_coach_id to coach")
+        add_intervention_without_coach(db, user)
+        assert len(await events(client, db)) == 1
+        health = await until_state(server, "live")
+        assert health["status"] == "healthy"
+
+
+def add_intervention_without_coach(db: Sql, user: UUID) -> None:
+    db.execute(
+        "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason)"
+        " values (%s, 'check_in', current_date, 'x')",
+        (user,),
+    )
+
+
+async def test_a_table_that_somebody_holds_stops_no_feed(server: Server, db: Sql, database: str, user: UUID) -> None:
+    async with server.live(user) as client:
+        with psycopg.connect(database) as holder:
+            holder.execute("lock table coach_interventions in access exclusive mode")
+            for _ in range(30):  # over the seconds in which the server would look at the policies
+                add_notification(db, user)
+                assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
+                health = await until_state(server, "live")
+                assert health["capture"]["lag_ms"] < 4_000
+                await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(db.execute, "select pg_sleep(0.1)"))])
+
+
 async def test_a_column_that_is_taken_away_ends_what_carries_it(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:
@@ -249,8 +366,9 @@ async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
                 hold_commits(db)
                 before = await number(server)
                 writing = asyncio.ensure_future(asyncio.to_thread(intervene, own_cluster.conninfo, user, coach))
-                while await number(server) == before:
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(TIMEOUT_S):
+                    while await number(server) == before:
+                        await asyncio.sleep(0.01)
                 add_notification(db, user)  # after it, and visible
                 asking = asyncio.ensure_future(client.until("realtime_event"))
                 assert not (await asyncio.wait([asking, writing], timeout=0.3))[0]

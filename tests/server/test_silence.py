@@ -75,8 +75,9 @@ async def say_everything(url: str, user: UUID, token: str) -> list[str]:
                     json.dumps({"type": "mark_notification_read", "notification_id": MARK}),
                 ):
                     await socket.send(sent)
-                for _ in range(4):
-                    await socket.recv()
+                async with asyncio.timeout(TIMEOUT_S):
+                    for _ in range(4):
+                        await socket.recv()
         for query, headers in (
             (f"?user_id={MARK}", bearer),
             (f"?client_id={MARK}%0A", bearer),

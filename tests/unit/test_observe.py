@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import logging
 import sys
@@ -22,6 +24,18 @@ class Quoting(psycopg.errors.CheckViolation):
 
     def __str__(self) -> str:
         return f"new row violates check constraint\nDETAIL: Failing row contains ({SECRET})."
+
+
+async def leave_an_exception_behind() -> None:
+    """asyncio tells of it by a message that is formatted already."""
+
+    async def fail() -> None:
+        raise ValueError(SECRET)
+
+    task = asyncio.ensure_future(fail())
+    await asyncio.wait([task])
+    del task
+    gc.collect()
 
 
 @contextmanager
@@ -80,9 +94,12 @@ def test_what_libraries_tell_comes_without_values(monkeypatch: pytest.MonkeyPatc
             raise ValueError(SECRET)
         except ValueError:
             logger.exception("it broke")
+        logger.error(f"already formatted with {SECRET}")
+        asyncio.run(leave_an_exception_behind())
     text = written.getvalue()
     assert SECRET not in text
     assert "cannot read %s" in text
+    assert "logger=asyncio" in text or '"logger": "asyncio"' in text
     assert "some.library" in text
     assert "ValueError" in text
     assert "not of interest" not in text

@@ -56,10 +56,11 @@ class World:
 
     def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
         self.feed = Feed(Window(1_000_000))
-        self.changed_by: list[int] = []
+        self.changed_by: list[tuple[int, UUID | None]] = []
         self.delivered: list[tuple[str, int, int, float | None]] = []
         self.router = Router(
-            self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0, policies_changed=self.changed_by.append,
+            self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
+            rights_changed=lambda *told: self.changed_by.append(told),
             delivered=lambda *told: self.delivered.append(told),
         )  # fmt: skip
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
@@ -146,7 +147,7 @@ def test_changed_policies_have_everybody_reviewed_before_anything_more_is_sent()
     wires = [world.join("a"), world.join("b")]
     world.publish("a")
     world.publish("momentum:control", xid=77, body=b'{"event_type":"policies_changed"}')
-    assert world.changed_by == [77]
+    assert world.changed_by == [(77, None)]
     assert [wire.held_back for wire in wires] == [[(2, True)], [(2, True)]]
 
 
@@ -156,6 +157,7 @@ def test_a_revoked_user_is_closed_and_nobody_else() -> None:
     mine, other, theirs = world.join("a", user=user), world.join("b", user=user), world.join("a")
     world.publish("momentum:control", body=json.dumps({"event_type": "revoked", "user_id": str(user)}).encode())
     assert [wire.session.closing for wire in (mine, other, theirs)] == [Close.TOKEN, Close.TOKEN, None]
+    assert world.changed_by == [(50, user)]
 
 
 @pytest.mark.parametrize(

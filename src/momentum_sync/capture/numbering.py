@@ -44,7 +44,7 @@ class Numbering:
         self._index += 1
         if place <= self._place:
             return None
-        channels, body, gone = open_envelope(message.content)
+        channels, body, rows = open_envelope(message.content)
         event = Event.build(
             number=self.number + 1,
             place=place,
@@ -52,7 +52,7 @@ class Numbering:
             committed_at=self._begin.committed_at,
             channels=channels,
             body=body,
-            gone=gone,
+            rows=rows,
         )
         self._place = place
         self.number = event.number

@@ -13,29 +13,39 @@ select
         as may_replicate,
     current_user::text as role,
     current_setting('synchronous_standby_names') as standbys,
-    current_database() || ' ' || pg_postmaster_start_time() as database
+    current_database() || ' ' || extract(epoch from pg_postmaster_start_time()) as database
 
 -- name: log
--- Whose the log is (null: there is none of this version), and whether the role has what the server needs: the log,
--- the functions made for it, and its callers' roles.
+-- Whose the log is (null: there is none of this version), whose the app's tables are, whether all of the functions are
+-- there, and whether the role has what the server needs: the log, those functions, and its callers' roles.
+with functions as (
+    select p.oid
+    from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = 'momentum' and p.proname in ('become', 'admit', 'check_policies')
+)
 select
     current_user::text as role,
     pg_get_userbyid(c.relowner)::text as owner,
+    (
+        select pg_get_userbyid(t.relowner)::text from pg_catalog.pg_class t
+        where t.oid = to_regclass('public.daily_engagement_scores')
+    ) as app_owner,
+    (select count(*) = 3 from functions) as is_whole,
     coalesce(
         pg_has_role(current_user, c.relowner, 'usage')
         and has_schema_privilege(c.relnamespace, 'usage')
-        and (
-            select bool_and(has_function_privilege(to_regprocedure(name), 'execute'))
-            from unnest(array[
-                'momentum.become(text,text)', 'momentum.admit(jsonb)', 'momentum.check_policies()']) as name)
-        and pg_has_role(current_user, 'authenticated', 'member') and pg_has_role(current_user, 'service_role', 'member'),
+        and (select bool_and(has_function_privilege(f.oid, 'execute')) from functions f)
+        and pg_has_role(current_user, 'authenticated', become.right_to)
+        and pg_has_role(current_user, 'service_role', become.right_to),
         false) as is_equipped,
-    current_database() || ' ' || pg_postmaster_start_time() as database
-from (values (1)) as one
+    current_database() || ' ' || extract(epoch from pg_postmaster_start_time()) as database
+from (
+    select case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end as right_to
+) as become
 left join (
     pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
-    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = 'gone' and not a.attisdropped
+    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = 'rows' and not a.attisdropped
 ) on c.relname = 'event_log'
 
 -- name: log_slot

@@ -154,7 +154,7 @@ class Capture:
             observe.capture_began(self._slot, standing.epoch, standing.number)
             await _first_of(
                 stream.run(run.take), run.append(), run.keep_alive(), self._log.watch(), self._log.watch_whole(),
-                self._until_live(run, standing),
+                self._log.watch_policies(), self._until_live(run, standing),
             )  # fmt: skip
             await run.finish()
 

@@ -44,6 +44,8 @@ class _Log:
 
     role: str
     owner: str | None
+    app_owner: str | None
+    is_whole: bool
     is_equipped: bool
     database: str
 
@@ -84,10 +86,12 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
 def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
     if log.owner is None:
         raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
+    if not log.is_whole:
+        raise Unsuitable("Functions of this version are missing in schema momentum.", "momentum-sync migrate --again")
     if not log.is_equipped:
         raise Unsuitable(
             f"The role {log.role} has not what the server needs; the log belongs to {log.owner}.",
-            f"As {log.owner} or a superuser: momentum-sync migrate --server-role {_quoted(log.role)}",
+            f"As {log.app_owner}, who owns the tables: momentum-sync migrate --server-role {_quoted(log.role)}",
         )
     other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
     if other is not None:

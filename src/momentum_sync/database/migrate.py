@@ -6,6 +6,7 @@ The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (v
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +21,9 @@ from momentum_sync.errors import Unsuitable
 
 # Any constant will do; this one spells "momentum" in ASCII.
 _LOCK = 0x6D6F6D656E74756D
-_LOCK_TIMEOUT = "60s"
+_PATIENCE_S = 60.0
+_LOCK_TIMEOUT = "500ms"
+_AGAIN_AFTER_S = 0.2
 
 _BOOKKEEPING = """
 create schema if not exists supabase_migrations;
@@ -64,15 +67,20 @@ def migrate(
 
     `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
     when the database refuses, with the statement's own message, and for a file that was applied with another text,
-    before it was released; `again` applies that anew. `server_role` is a role that gets what the server needs, and
-    nothing more.
+    before it was released; `again` applies all of them anew then. `server_role` is a role that gets what the server
+    needs, and nothing more.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
-        connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'")
+        connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'")
         connection.execute("set client_min_messages = warning")
         _lock(connection)
         try:
             applied = _apply(connection, tell, again=again)
+            if (
+                connection.execute("select from pg_event_trigger where evtname = 'momentum_policies'").fetchone()
+                is None
+            ):
+                tell("no event trigger, which takes a superuser: changed policies are noticed within about a second")
             if server_role is not None:
                 _equip(connection, server_role)
                 tell(f"{server_role} has what the server needs")
@@ -91,6 +99,7 @@ def _lock(connection: Connection[TupleRow]) -> None:
 
 
 def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
+    _check_log_owner(connection)
     _run(connection, "bootstrap", _text("database/bootstrap.sql"))
     _run(connection, "bookkeeping", _BOOKKEEPING)
     # One statement is a whole file, as we write it down; the Supabase CLI writes down each statement of a file.
@@ -100,14 +109,17 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
             " from supabase_migrations.schema_migrations"
         ).fetchall()
     )
-    new = [migration for migration in migrations() if migration.version not in applied]
-    other = [migration for migration in migrations() if applied.get(migration.version) not in (None, migration.sql)]
+    ours = migrations()
+    other = [migration for migration in ours if applied.get(migration.version) not in (None, migration.sql)]
     if other and not again:
         raise Unsuitable(
             f"{other[0].version}_{other[0].name} was applied with another text, from before its release.",
-            "Apply it anew, which also makes our policies as shipped: momentum-sync migrate --again",
+            "Apply all of ours anew, which also makes our policies as shipped: momentum-sync migrate --again",
         )
-    new = sorted([*new, *other], key=lambda migration: migration.version)
+    if again and any(applied.get(migration.version) != migration.sql for migration in ours):
+        new = ours
+    else:
+        new = [migration for migration in ours if migration.version not in applied]
     for migration in new:
         _run(connection, f"{migration.version}_{migration.name}", migration.sql, record=migration)
         tell(f"applied {migration.version}_{migration.name}")
@@ -116,48 +128,98 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
 
 
 def _equip(connection: Connection[TupleRow], role: str) -> None:
+    named, ourselves = (sql.Identifier(name).as_string() for name in (role, connection.info.user))
     found = connection.execute(
-        "select rolsuper or rolbypassrls, rolinherit from pg_catalog.pg_roles where rolname = %s", (role,)
+        "select r.rolsuper or r.rolbypassrls,"
+        " exists (select from pg_class c where c.relnamespace = 'public'::regnamespace and c.relowner = r.oid),"
+        " pg_has_role(current_user, r.oid, 'usage')"
+        " from pg_catalog.pg_roles r where r.rolname = %s",
+        (role,),
     ).fetchone()
-    named = sql.Identifier(role).as_string()
     if found is None:
         raise Unsuitable(
-            f"There is no role {role}.", f"create role {named} login noinherit password '…'; then this command again."
+            f"There is no role {role}.",
+            f"create role {named} login noinherit password '…'; grant {named} to {ourselves}; then this command again.",
         )
-    if found[0]:
+    above, owns, ours = found
+    if above or owns:
         raise Unsuitable(
-            f"The role {role} is above row level security, which is to bind the server.",
-            f"As a superuser: alter role {named} nosuperuser nobypassrls;",
+            f"The role {role} {'is above row level security' if above else 'owns tables of the app'}, and row level"
+            " security is to bind the server.",
+            "Make another role for the server: create role momentum_server login noinherit password '…';",
         )
-    if found[1]:
+    if not ours:
         raise Unsuitable(
-            f"The role {role} would have the rights of service_role all the time, by inheriting them.",
-            f"As a superuser: alter role {named} noinherit;",
+            f"{ourselves} may not act for {role}.", f"grant {named} to {ourselves}; then this command again."
         )
-    row = connection.execute("select format(%s, %s::text)", (_text("database/server_role.sql"), role)).fetchone()
+    # Since PostgreSQL 16 whether rights are inherited belongs to the membership, before that to the role.
+    how = "with inherit false, set true" if connection.info.server_version >= 16_00_00 else ""
+    text = _text("database/server_role.sql")
+    row = connection.execute("select format(%s, %s::text, %s::text)", (text, role, how)).fetchone()
     assert row is not None
     _run(connection, f"what {role} needs", row[0])
+    inherits = connection.execute(
+        "select pg_has_role(%(role)s, 'service_role', 'usage') or pg_has_role(%(role)s, 'authenticated', 'usage')",
+        {"role": role},
+    ).fetchone()
+    if inherits != (False,):
+        raise Unsuitable(
+            f"The role {role} has the rights of service_role all the time, by inheriting them.",
+            f"alter role {named} noinherit; revoke service_role, authenticated from {named}; then this command again.",
+        )
 
 
-def _run(connection: Connection[TupleRow], what: str, sql: str, *, record: Migration | None = None) -> None:
+def _check_log_owner(connection: Connection[TupleRow]) -> None:
+    """The log may belong to the server's role; whoever migrates must be able to act for it."""
+    row = connection.execute(
+        "select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(current_user, relowner, 'usage')"
+        " from pg_class where oid = to_regclass('momentum.event_log')"
+    ).fetchone()
+    if row is not None and not row[2]:
+        owner, migrator = (sql.Identifier(str(name)).as_string() for name in row[:2])
+        raise Unsuitable(
+            f"The log belongs to {row[0]}, and {row[1]} may not change it.",
+            f"grant {owner} to {migrator}; as whoever made that role, then this command again.",
+        )
+
+
+def _run(connection: Connection[TupleRow], what: str, text: str, *, record: Migration | None = None) -> None:
+    """Runs a file as one transaction.
+
+    It waits for a lock less long than PostgreSQL takes to look for deadlocks, and begins again, for up to a minute: a
+    writer who holds one table and wants the next is not ended for our sake.
+    """
+    ends = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            _run_once(connection, what, text, record)
+            return
+        except errors.LockNotAvailable as error:
+            if time.monotonic() > ends:
+                raise Unsuitable(
+                    f"{what} waited for {_PATIENCE_S:g} s for a table that somebody holds, and was rolled back.",
+                    "End the transaction that holds it (select * from pg_stat_activity), then `momentum-sync migrate`.",
+                ) from error
+            time.sleep(_AGAIN_AFTER_S)
+
+
+def _run_once(connection: Connection[TupleRow], what: str, text: str, record: Migration | None) -> None:
     try:
         with connection.transaction():
-            connection.execute(sql.encode())
+            connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
+            connection.execute(text.encode())
             if record is not None:
                 connection.execute(
                     "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)"
                     " on conflict (version) do update set statements = excluded.statements",
                     (record.version, record.name, [record.sql]),
                 )
+    except errors.LockNotAvailable:
+        raise
     except errors.InsufficientPrivilege as error:
         raise Unsuitable(
             f"The database refused {what}: {_sentence(error)}.",
             "Run `momentum-sync migrate` with the role that owns the tables (on Supabase: postgres).",
-        ) from error
-    except errors.LockNotAvailable as error:
-        raise Unsuitable(
-            f"{what} waited for a minute for a table that somebody holds, and was rolled back.",
-            "End the transaction that holds it (select * from pg_stat_activity), then run `momentum-sync migrate`.",
         ) from error
     except psycopg.DatabaseError as error:
         raise Unsuitable(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import LiteralString, NamedTuple, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, Connection, IsolationLevel, errors
+from psycopg import AsyncConnection, Connection, IsolationLevel, errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -21,6 +21,7 @@ from momentum_sync.errors import Forbidden, Unauthenticated, Unavailable, Unsuit
 
 _Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 Params = Mapping[str, object]
+Query = LiteralString | sql.Composed
 
 _STATEMENT_TIMEOUT_MS = 10_000
 _WAIT_FOR_CONNECTION_S = 5.0
@@ -55,7 +56,7 @@ def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
 
 class _Question(NamedTuple):
     caller: Caller
-    query: LiteralString
+    query: Query
     parameters: Params
     answer: asyncio.Future[list[TupleRow]]
 
@@ -82,6 +83,7 @@ class CallerPool:
         )
         self._waiting: deque[_Question] = deque()
         self._asking: set[asyncio.Task[None]] = set()
+        self._apart: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Starts connecting in the background; work waits until there is a connection."""
@@ -102,7 +104,7 @@ class CallerPool:
             await connection.execute(_BECOME, (caller.role, caller.claims))
             yield connection
 
-    async def ask(self, caller: Caller, query: LiteralString, parameters: Params) -> list[TupleRow]:
+    async def ask(self, caller: Caller, query: Query, parameters: Params) -> list[TupleRow]:
         """The rows of a query that only reads, under the caller's role and claims. Raises as `as_caller`."""
         question = _Question(caller, query, parameters, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
@@ -123,10 +125,13 @@ class CallerPool:
         try:
             answers = await self._ask_each(batch)
         except Exception as error:
-            away = isinstance(error, Unavailable) and not isinstance(error.__cause__, errors.QueryCanceled)
-            if len(batch) > 1 and not away:
-                for question in batch:  # one of them spoilt it for all
-                    await self._answer([question])
+            slow = isinstance(error.__cause__, errors.QueryCanceled)
+            if len(batch) > 1 and (slow or not isinstance(error, Unavailable)):  # one of them spoilt it for all
+                alone = [self._answer([question]) for question in batch]
+                if slow:  # the others' questions do not wait for theirs
+                    self._keep(asyncio.ensure_future(_all(alone)))
+                else:
+                    await _all(alone, at_once=1)
                 return
             for question in batch:
                 if not question.answer.done():
@@ -136,10 +141,17 @@ class CallerPool:
             if not question.answer.done():  # else whoever asked has gone
                 question.answer.set_result(rows)
 
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
+
     async def _ask_each(self, questions: Sequence[_Question]) -> list[list[TupleRow]]:
-        """The answers in one round trip. Raises for all of them if it must for one."""
+        """The answers in one round trip. Raises for all of them if it must for one.
+
+        All see the same: what `become` says of policies and tokens is as new as what is then asked.
+        """
         answers = []
-        async with self._connection() as connection, connection.pipeline(), connection.transaction():
+        async with self._connection(frozen=True) as connection, connection.pipeline(), connection.transaction():
             for caller, query, parameters, _ in questions:
                 # Still the caller of before, who may not look into the schema that makes it the next one.
                 await connection.execute(_OURSELVES)
@@ -163,6 +175,11 @@ class CallerPool:
             raise Unavailable("The database does not answer; try again in a moment.") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise Unavailable("The database could not do that now; try again in a moment.") from error
+
+
+async def _all(work: Sequence[Coroutine[None, None, None]], *, at_once: int = _BATCH) -> None:
+    for start in range(0, len(work), at_once):
+        await asyncio.gather(*work[start : start + at_once])
 
 
 async def _configure(connection: AsyncConnection[TupleRow]) -> None:

@@ -28,6 +28,7 @@ _TABLES = {
     "intervention_updated": "coach_interventions",
     "intervention_deleted": "coach_interventions",
     "push_notification": "momentum_notifications",
+    CACHE_INVALIDATION: "daily_engagement_scores",
 }
 
 _ID = re.compile(
@@ -46,7 +47,7 @@ class Malformed(ValueError):
 class _Envelope(msgspec.Struct):
     channels: list[str]
     event: msgspec.Raw
-    gone: msgspec.Raw = msgspec.Raw(b"")
+    rows: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Head(msgspec.Struct):
@@ -68,9 +69,9 @@ class Event:
 
     `body` is the JSON object as the database wrote it and as clients get it; `event_type`, `user_id` and `cache_keys`
     are read from it. `keys` says where it goes: the channels, with `cache_invalidation` narrowed to the user whose keys
-    they are. `committed_at` is seconds since 1970. `gone` is the row, as JSON, where the event tells that it can no
-    longer be SELECTed; `out_of_sight` says that it is still there, and that only those hear of it who could see it and
-    now cannot.
+    they are. `committed_at` is seconds since 1970. `rows` is JSON with the versions of the row, as it `was` and `is`,
+    where policies must be held against them; `out_of_sight` says that the row is still there, and that only those hear
+    of it who could see it and now cannot.
     """
 
     number: int
@@ -84,7 +85,7 @@ class Event:
     user_id: str | None
     cache_keys: tuple[str, ...]
     keys: tuple[str, ...]
-    gone: bytes | None
+    rows: bytes | None
     out_of_sight: bool
     size: int = field(compare=False)
 
@@ -98,7 +99,7 @@ class Event:
         committed_at: float,
         channels: tuple[str, ...],
         body: bytes,
-        gone: bytes | None = None,
+        rows: bytes | None = None,
     ) -> Event:
         """An event from its parts. Malformed if `body` is not the JSON object of an event."""
         try:
@@ -119,9 +120,9 @@ class Event:
             user_id=user_id,
             cache_keys=tuple(key for key in cache_keys if isinstance(key, str)),
             keys=tuple(route(channel, user_id) for channel in channels),
-            gone=gone,
+            rows=rows,
             out_of_sight=head.out_of_sight is True,
-            size=len(body) + sum(map(len, channels)) + len(gone or b"") + 500,
+            size=len(body) + sum(map(len, channels)) + len(rows or b"") + 500,
         )
 
     @property
@@ -131,11 +132,11 @@ class Event:
 
 
 class Envelope(NamedTuple):
-    """What a logical message carries: where it goes, the event's JSON, and the row's if that is gone."""
+    """What a logical message carries: where it goes, the event's JSON, and that of versions of its row."""
 
     channels: tuple[str, ...]
     body: bytes
-    gone: bytes | None
+    rows: bytes | None
 
 
 def open_envelope(content: bytes) -> Envelope:
@@ -150,10 +151,10 @@ def open_envelope(content: bytes) -> Envelope:
         raise Malformed("not an envelope: the event is no object")
     if not envelope.channels or any("\0" in name or len(name) > _LONGEST_NAME for name in envelope.channels):
         raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold or find")
-    gone = bytes(envelope.gone)
-    if gone and not gone.startswith(b"{"):
-        raise Malformed("not an envelope: the row is no object")
-    return Envelope(tuple(envelope.channels), body, gone or None)
+    rows = bytes(envelope.rows)
+    if rows and not rows.startswith(b"{"):
+        raise Malformed("not an envelope: the rows are no object")
+    return Envelope(tuple(envelope.channels), body, rows or None)
 
 
 def route(channel: str, user_id: str | None) -> str:

@@ -47,14 +47,14 @@ with held as (
     where holder = %(holder)s
     returning slot
 ), added as (
-    insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, gone)
+    insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, rows)
     -- Arrays come as their text: SQL has no array of arrays of unequal length.
     select e.number, e.commit_lsn, e.commit_index, e.xid, to_timestamp(e.committed_at), e.channels::text[],
-        e.keys::text[], e.event::json, e.gone::json
+        e.keys::text[], e.event::json, e.rows::json
     from held, unnest(
         %(numbers)s::bigint[], %(lsns)s::pg_lsn[], %(indexes)s::integer[], %(xids)s::bigint[],
-        %(times)s::double precision[], %(channels)s::text[], %(keys)s::text[], %(bodies)s::text[], %(gone)s::text[]
-    ) as e (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, gone)
+        %(times)s::double precision[], %(channels)s::text[], %(keys)s::text[], %(bodies)s::text[], %(rows)s::text[]
+    ) as e (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, rows)
 )
 select count(*) from held
 
@@ -87,9 +87,9 @@ from (
 
 -- name: after
 -- Events in order, up to the one with which their bytes exceed `most`.
-select number, commit_lsn, commit_index, xid, committed_at, channels, event, gone
+select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
 from (
-    select number, commit_lsn::text, commit_index, xid, channels, event::text, gone::text,
+    select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
         extract(epoch from committed_at)::double precision as committed_at,
         sum(octet_length(event::text)) over (order by number) - octet_length(event::text) as before
     from (
@@ -104,9 +104,9 @@ order by number
 
 -- name: newest
 -- From the last one back, as far as `most` bytes go.
-select number, commit_lsn, commit_index, xid, committed_at, channels, event, gone
+select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
 from (
-    select number, commit_lsn::text, commit_index, xid, channels, event::text, gone::text,
+    select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
         extract(epoch from committed_at)::double precision as committed_at,
         sum(octet_length(event::text)) over (order by number desc) as size
     from momentum.event_log
@@ -119,14 +119,19 @@ order by number
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(ceiling)s
 
 -- name: beat
-select momentum.check_policies(), pg_logical_emit_message(true, %(prefix)s, %(content)s)
+select pg_logical_emit_message(true, %(prefix)s, %(content)s)
+
+-- name: check_policies
+select momentum.check_policies()
 
 -- name: lock_partitions
 select pg_advisory_xact_lock(hashtext('momentum.event_log partitions'))
 
 -- name: partitions
-select c.relname
-from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+select n.nspname, c.relname
+from pg_catalog.pg_inherits i
+join pg_catalog.pg_class c on c.oid = i.inhrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where i.inhparent = 'momentum.event_log'::regclass
 order by c.relname
 

@@ -1,7 +1,12 @@
--- The server's own tables: the log of events and where capture stands. Run at every start and by `migrate`;
--- each statement does nothing the second time.
+-- The server's own tables: the log of events and where capture stands. Run by every `migrate`; each statement does
+-- nothing, and waits for nothing, the second time.
 
 create schema if not exists momentum;
+
+-- The log's partitions are in a schema of their own: the server's role makes them there, and nothing where the functions
+-- are that the app's triggers call.
+create schema if not exists momentum_log;
+revoke all on schema momentum_log from public;
 
 -- One row an event, in the order in which the transactions committed. Partitions by the UTC day of
 -- logged_at are made ahead and dropped by the server.
@@ -15,13 +20,9 @@ create table if not exists momentum.event_log (
     channels text[] not null,
     keys text[] not null,
     event json not null,
-    gone json,
+    rows json,
     primary key (number, logged_at)
 ) partition by range (logged_at);
-
--- xid grows with the log but for a little disorder: a block range index costs an append nothing.
-create index if not exists event_log_xid_idx on momentum.event_log
-    using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16, autosummarize = on);
 
 -- The history that numbers count in, its last event, the number from which on the log holds all of it, who writes it
 -- now, and how far the slot may have been confirmed: never further than the log is complete. Retention may empty the
@@ -55,12 +56,44 @@ begin
 end;
 $$;
 
--- A log from before deleted rows came with their events.
-alter table momentum.event_log add column if not exists gone json;
+-- A log from before versions of rows came with their events.
+do $$
+begin
+    if not exists (
+        select from pg_catalog.pg_attribute
+        where attrelid = 'momentum.event_log'::regclass and attname = 'rows' and not attisdropped
+    ) then
+        alter table momentum.event_log add column rows json;
+    end if;
+end;
+$$;
 
--- Where a client's missed events are found. A short pending list keeps reading quick; it costs an append a tenth.
-create index if not exists event_log_keys_idx on momentum.event_log
-    using gin (keys) with (gin_pending_list_limit = 256);
+do $$
+begin
+    -- xid grows with the log but for a little disorder: a block range index costs an append nothing.
+    if to_regclass('momentum.event_log_xid_idx') is null then
+        create index event_log_xid_idx on momentum.event_log
+            using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16, autosummarize = on);
+    end if;
+    -- Where a client's missed events are found. A short pending list keeps reading quick; it costs an append a tenth.
+    if to_regclass('momentum.event_log_keys_idx') is null then
+        create index event_log_keys_idx on momentum.event_log
+            using gin (keys) with (gin_pending_list_limit = 256);
+    end if;
+end;
+$$;
+
+-- Another PostgreSQL may word the shipped policies otherwise.
+do $$
+begin
+    if exists (
+        select from momentum.policies p where p.shipped <> momentum.shipped_policies(p.table_name)
+    ) then
+        update momentum.policies p set
+            shipped = momentum.shipped_policies(p.table_name), current = momentum.describe_policies(p.table_name);
+    end if;
+end;
+$$;
 
 -- Nobody but the owner reads them. The publication has no table: capture reads logical messages only, and those
 -- belong to no publication.

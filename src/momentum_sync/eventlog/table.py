@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -22,6 +22,7 @@ from momentum_sync.eventlog.event import Event, EventId
 _SQL = queries.load(__package__)
 _DAYS_AHEAD = 2
 _LOOK_EVERY_S = 2.0
+_LOOK_AT_POLICIES_EVERY_S = 1.0
 _PAGE_ROWS = 1_000
 _NEWEST_ROWS = 20_000
 _NEWEST_BYTES = 16 * 1024 * 1024
@@ -152,7 +153,7 @@ class EventLog:
             "channels": [_array(event.channels) for event in events],
             "keys": [_array(event.keys) for event in events],
             "bodies": [event.body.decode() for event in events],
-            "gone": [None if event.gone is None else event.gone.decode() for event in events],
+            "rows": [None if event.rows is None else event.rows.decode() for event in events],
         }
         async with self._pool.connection() as connection:
             try:
@@ -172,7 +173,7 @@ class EventLog:
 
     async def append_unstorable(self, event: Event, *, confirmed: int) -> None:
         """Keeps the place of an event that PostgreSQL cannot store: its number is taken, and the log has no hole."""
-        await self.append([replace(event, channels=(), keys=(), body=b"{}", gone=None)], confirmed=confirmed)
+        await self.append([replace(event, channels=(), keys=(), body=b"{}", rows=None)], confirmed=confirmed)
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
         """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""
@@ -247,12 +248,17 @@ class EventLog:
                 raise LogBroken("events are missing from the log")
 
     async def beat(self, prefix: str, content: str) -> None:
-        """Writes a message of the server's own into the WAL, in a transaction, as an event comes.
-
-        With it the database looks whether the policies are still those it knows, and says so in the log if not.
-        """
+        """Writes a message of the server's own into the WAL, in a transaction, as an event comes."""
         async with self._pool.connection() as connection:
             await _sure(connection, "beat", prefix=prefix, content=content)
+
+    async def watch_policies(self) -> None:
+        """Has the database look, again and again, whether the policies are those it knows, and tell the log if not."""
+        while True:
+            async with self._pool.connection() as connection:
+                with suppress(errors.LockNotAvailable, errors.QueryCanceled):  # somebody holds a table: the next time
+                    await _sure(connection, "check_policies")
+            await asyncio.sleep(_LOOK_AT_POLICIES_EVERY_S)
 
     async def keep_partitions(self, *, retention: timedelta | None) -> list[str]:
         """Makes the partitions of the coming days and drops those wholly older than `retention`.
@@ -266,7 +272,7 @@ class EventLog:
             await connection.execute(f"set local lock_timeout = '{_PARTITION_LOCK_TIMEOUT}'")
             await connection.execute(_SQL["lock_partitions"])
             cursor = await connection.execute(_SQL["partitions"])
-            held = {str(name) async for (name,) in cursor}
+            held = {str(name): str(schema) async for (schema, name) in cursor}
             for day in (today + timedelta(days=ahead) for ahead in range(-1, _DAYS_AHEAD + 1)):
                 if _name(day) not in held:
                     for statement in _partition(day):
@@ -280,7 +286,7 @@ class EventLog:
                 await connection.execute(
                     _SQL["expire_partition"], {"first": first, "end": first + timedelta(days=1)}
                 )  # fmt: skip
-                await connection.execute(sql.SQL("drop table momentum.{}").format(sql.Identifier(name)))
+                await connection.execute(sql.SQL("drop table {}").format(sql.Identifier(held[name], name)))
         return expired
 
     async def watch(self) -> None:
@@ -349,7 +355,7 @@ async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int)
 
 
 def _event(row: TupleRow) -> Event:
-    number, commit_lsn, commit_index, xid, committed_at, channels, body, gone = row[:8]
+    number, commit_lsn, commit_index, xid, committed_at, channels, body, rows = row[:8]
     return Event.build(
         number=number,
         place=(lsn.parse(commit_lsn), commit_index),
@@ -357,7 +363,7 @@ def _event(row: TupleRow) -> Event:
         committed_at=committed_at,
         channels=tuple(channels),
         body=body.encode(),
-        gone=None if gone is None else gone.encode(),
+        rows=None if rows is None else rows.encode(),
     )
 
 
@@ -386,10 +392,10 @@ def _day(name: str) -> date:
 
 def _partition(day: date) -> tuple[sql.Composed, sql.Composed]:
     """A table, then its attachment, which blocks no append as `create table … partition of` does."""
-    name = sql.Identifier(_name(day))
+    name = sql.Identifier("momentum_log", _name(day))
     return (
-        sql.SQL("create table momentum.{} (like momentum.event_log including defaults)").format(name),
-        sql.SQL("alter table momentum.event_log attach partition momentum.{} for values from ({}) to ({})").format(
+        sql.SQL("create table {} (like momentum.event_log including defaults)").format(name),
+        sql.SQL("alter table momentum.event_log attach partition {} for values from ({}) to ({})").format(
             name, sql.Literal(f"{day} 00:00:00+00"), sql.Literal(f"{day + timedelta(days=1)} 00:00:00+00")
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from momentum_sync.errors import TooMany
 from momentum_sync.eventlog.history import History
@@ -14,6 +15,16 @@ from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity
+
+
+class _Allowed(TypedDict):
+    burst: int
+    a_second: float
+
+
+_CONNECTS: _Allowed = {"burst": 100, "a_second": 10.0}
+_REQUESTS: _Allowed = {"burst": 200, "a_second": 20.0}
+_MESSAGES: _Allowed = {"burst": 500, "a_second": 100.0}
 
 
 @dataclass(slots=True)
@@ -37,9 +48,9 @@ class Gateway:
     token_in_query: bool
     metrics_open: bool
     draining: bool = False
-    connects: Rate = field(default_factory=lambda: Rate(burst=100, a_second=10.0))
-    requests: Rate = field(default_factory=lambda: Rate(burst=200, a_second=20.0))
-    messages: Rate = field(default_factory=lambda: Rate(burst=500, a_second=100.0))
+    connects: Rate = field(default_factory=lambda: Rate(**_CONNECTS))
+    requests: Rate = field(default_factory=lambda: Rate(**_REQUESTS))
+    messages: Rate = field(default_factory=lambda: Rate(**_MESSAGES))
 
     def count(self, rate: Rate, identity: Identity) -> None:
         """Counts one more for a user; service_role is none. Raises TooMany if that is too many."""

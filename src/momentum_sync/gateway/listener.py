@@ -29,7 +29,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is one in all but its class
         self._head = 0
-        self._answering = False
+        self._answering = self._receiving = False
         self._deadline: asyncio.TimerHandle | None = None
         self._within(_REQUEST_S)
         if len(self.connections) > self.most:
@@ -44,8 +44,12 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._head += len(data)
         super().data_received(data)
-        if self._head > _MAX_HEAD and not self.transport.is_closing():
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            return
+        if self._head > _MAX_HEAD:
             self._refuse(431)
+        elif self._deadline is None:  # what came has stopped uvicorn's own time for the next request
+            self._within(_REQUEST_S)
 
     def handle_websocket_upgrade(self) -> None:
         self._within(None)  # the socket has a time of its own for the handshake
@@ -57,6 +61,7 @@ class BoundedHttp(HttpToolsProtocol):
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
+        self._receiving = True
         self._within(_REQUEST_S)
         super().on_message_begin()
 
@@ -73,7 +78,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._answering = True
+        self._answering, self._receiving = True, False
         self._within(_ANSWER_S)
         super().on_message_complete()
 
@@ -81,7 +86,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_response_complete()
         self._answering = not self.cycle.response_complete  # of the requests that came together, the last
         # To uvicorn an answer is complete when it has been written, whether or not the client reads.
-        self._within(_ANSWER_S if self._answering or self.transport.get_write_buffer_size() else None)
+        if self._answering or self.transport.get_write_buffer_size():
+            self._within(_ANSWER_S)
+        else:
+            self._within(_REQUEST_S if self._receiving else None)
 
     def _within(self, seconds: float | None) -> None:
         if self._deadline is not None:

@@ -30,14 +30,16 @@ async def missed(
 
     Raises Refused when they can no longer be had, RequestError for what cannot be done.
     """
+    end = history.number  # what comes after the rights were asked for may be for others
     greeting = await desk.resume(identity, identity.subject, channels, last_event_id, counted=False)
     session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0)
     session.greet(greeting, 0.0)
     keys = list(session.channels.values())
     found: list[msgspec.Raw] = []
     size = 0
-    while session.place < history.number:
+    while session.place < end:
         events, upto = await history.after(session.epoch, session.place, keys, most=_PAGE)
+        events, upto = [event for event in events if event.number <= end], min(upto, end)
         asked = [event for event in events if session.asks(event)]
         seen = (await desk.sight(session, asked))[0] if asked else set()
         withheld = {event.number for event in asked} - seen

@@ -15,7 +15,8 @@ from (
     select m.created_at, m.id, jsonb_build_object(
         'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
         'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
-        'created_at', public.momentum_rfc3339(m.created_at), 'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
+        'created_at', public.momentum_rfc3339(m.created_at),
+        'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
     from public.momentum_notifications m
     where m.user_id = %(user_id)s
       and m.status in ('pending', 'sent', 'delivered')
@@ -31,7 +32,8 @@ from (
     select m.created_at, m.id, jsonb_build_object(
         'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
         'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
-        'created_at', public.momentum_rfc3339(m.created_at), 'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
+        'created_at', public.momentum_rfc3339(m.created_at),
+        'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
     from public.momentum_notifications m
     where m.user_id = %(user_id)s
     order by m.created_at desc, m.id

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
+from uuid import UUID
 
 from momentum_sync.eventlog.event import CONTROL, Event
 from momentum_sync.eventlog.feed import Feed
@@ -35,9 +36,10 @@ class Connection(Protocol):
 class Router:
     """The connections of one gateway. It listens to the feed.
 
-    `clock` gives seconds since 1970. `policies_changed` is told the id of a transaction that changed what callers may
-    see, before anybody's rights are reviewed; `delivered` each event's type, how many frames were written past the
-    sessions, in how many bytes, and how many seconds after the commit, if there was anybody to write to.
+    `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
+    one user, may have, before anybody's rights are asked for again; `delivered` each event's type, how many frames were
+    written past the sessions, in how many bytes, and how long after the commit, in seconds, if there was anybody to
+    write to.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class Router:
         limit: int,
         limit_per_user: int,
         clock: Callable[[], float],
-        policies_changed: Callable[[int], None],
+        rights_changed: Callable[[int, UUID | None], None],
         delivered: Callable[[str, int, int, float | None], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
-        self._policies_changed = policies_changed
+        self._rights_changed = rights_changed
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
@@ -158,41 +160,53 @@ class Router:
         """How many frames were written, and how many bytes."""
         now = self._clock()
         count = size = 0
+        broken: Exception | None = None
         event_id = f"{self._feed.epoch}-{event.number}"
         frames: dict[tuple[str, str], bytes] = {}
         for connection in holders:
             session = connection.session
-            if session.asked and session.asks(event):
-                connection.hold_back(event.number - 1)
-                continue
-            if session.seen is not None:
-                session.event(event, now)
+            try:
+                if session.asked and session.asks(event):
+                    connection.hold_back(event.number - 1)
+                    continue
+                if session.seen is not None:
+                    session.event(event, now)
+                    connection.flush()
+                    continue
+                channel = session.channel_of(event)
+                if channel is None:
+                    continue
+                key = (channel, session.last_id)
+                data = frames.get(key)
+                if data is None:
+                    payload = build(event, Delivery(event_id, session.last_id, channel), now)
+                    data = frames[key] = frame(payload)
+                session.delivered(event, event_id)
+                connection.write(data)
+                count += 1
+                size += len(data)
+            except Exception as error:  # the others get the event all the same; this one comes back for it
+                broken = error
+                session.close(Close.RESTART)
                 connection.flush()
-                continue
-            channel = session.channel_of(event)
-            if channel is None:
-                continue
-            key = (channel, session.last_id)
-            data = frames.get(key)
-            if data is None:
-                payload = build(event, Delivery(event_id, session.last_id, channel), now)
-                data = frames[key] = frame(payload)
-            session.delivered(event, event_id)
-            connection.write(data)
-            count += 1
-            size += len(data)
+        if broken is not None:
+            raise broken
         return count, size
 
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""
         if event.event_type == "revoked":
+            try:
+                user = UUID(event.user_id or "")
+            except ValueError:
+                return
+            self._rights_changed(event.xid, user)  # or a token would open another socket until the commit is visible
             for connection in self.connections:
-                subject = connection.session.identity.subject
-                if subject is not None and str(subject) == event.user_id:
+                if connection.session.identity.subject == user:
                     connection.session.close(Close.TOKEN)
                     connection.flush()
         elif event.event_type == "policies_changed":
-            self._policies_changed(event.xid)
+            self._rights_changed(event.xid, None)
             for connection in self.connections:
                 if connection.session.identity.subject is not None:
                     connection.hold_back(event.number, review=True)

@@ -81,7 +81,7 @@ class Desk:
                         await _json(connection, "interventions", user_id),
                         await _json(connection, "unread", user_id),
                     )
-            if self._rights.are_those_of(seen.snapshot):
+            if self._rights.are_those_of(seen.snapshot, identity):
                 break
         number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
         place = EventId(epoch, number, seen)

@@ -13,55 +13,88 @@ from (
 -- name: may_act_for
 select public.momentum_may_act_for(%(user_id)s)
 
--- The statements below are asked as the caller, too: of which of these events the caller may SELECT the row, with every
--- column that goes out, and what the statement saw.
+-- The statements below are asked as the caller, too. They take events as JSON, and answer with the numbers of those of
+-- which the caller may SELECT the row, with every column that goes out, and with what the statement saw. Where the
+-- policies of the table are changed, the row must be the version that the event tells of.
 
 -- name: sees_daily_engagement_scores
 select
     array(
         select e.number
-        from unnest(%(numbers)s::bigint[], %(users)s::uuid[], %(days)s::date[]) as e (number, user_id, score_date)
+        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
         where exists (
-            select s.user_id, s.score_date, s.momentum_state, s.final_score
-            from public.daily_engagement_scores s
-            where s.user_id = e.user_id and s.score_date = e.score_date)),
+            select from public.daily_engagement_scores s
+            where s.user_id = (e.body ->> 'user_id')::uuid and s.score_date = (e.body ->> 'score_date')::date
+                and (
+                    'daily_engagement_scores' <> all (string_to_array(current_setting('momentum.changed'), ','))
+                    or (s.momentum_state, s.final_score)
+                        = (e.body ->> 'momentum_state', (e.body ->> 'final_score')::numeric)))),
     pg_current_snapshot()::text
 
 -- name: sees_coach_interventions
 select
     array(
         select e.number
-        from unnest(%(numbers)s::bigint[], %(users)s::uuid[], %(ids)s::uuid[]) as e (number, user_id, id)
+        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
         where exists (
-            select i.intervention_type, i.trigger_reason, i.status, i.scheduled_date
-            from public.coach_interventions i
-            where i.user_id = e.user_id and i.id = e.id)),
+            select from public.coach_interventions i
+            where i.user_id = (e.body ->> 'user_id')::uuid and i.id = (e.body ->> 'intervention_id')::uuid
+                and (
+                    'coach_interventions' <> all (string_to_array(current_setting('momentum.changed'), ','))
+                    or (i.intervention_type, i.trigger_reason, i.status, i.scheduled_date) is not distinct from (
+                        e.body ->> 'intervention_type', e.body ->> 'trigger_reason', e.body ->> 'status',
+                        (e.body ->> 'scheduled_date')::date)))),
     pg_current_snapshot()::text
 
 -- name: sees_momentum_notifications
 select
     array(
         select e.number
-        from unnest(%(numbers)s::bigint[], %(users)s::uuid[], %(ids)s::uuid[]) as e (number, user_id, id)
+        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
         where exists (
-            select n.notification_type, n.title, n.message, n.action_type, n.action_data, n.status
-            from public.momentum_notifications n
-            where n.user_id = e.user_id and n.id = e.id)),
+            select from public.momentum_notifications n
+            where n.user_id = (e.body ->> 'user_id')::uuid and n.id = (e.body ->> 'notification_id')::uuid
+                and (
+                    'momentum_notifications' <> all (string_to_array(current_setting('momentum.changed'), ','))
+                    or (n.notification_type, n.title, n.message, n.action_type, n.action_data, n.status)
+                        is not distinct from (
+                        e.body ->> 'notification_type', e.body ->> 'title', e.body ->> 'message',
+                        e.body ->> 'action_type', e.body -> 'action_data', e.body ->> 'status')))),
     pg_current_snapshot()::text
 
--- name: policy
--- The policies that hold for the caller's SELECTs of a table, as expressions: one of the permissive ones must be true,
--- and all of the restrictive ones. Null where nothing may be SELECTed, or not every column.
+-- name: sees_cache_invalidation
+-- Keys of scores, whose events they come with: for whoever sees any score of the user.
 select
-    case when row_security_active(c.oid) then coalesce(
-        string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' or ') filter (where p.polpermissive), 'false')
-        else 'true' end,
-    case when row_security_active(c.oid) then coalesce(
-        string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' and ') filter (where not p.polpermissive), 'true')
-        else 'true' end
-from pg_catalog.pg_class c
-left join pg_catalog.pg_policy p on p.polrelid = c.oid and p.polcmd in ('r', '*') and exists (
-    select from unnest(p.polroles) as to_role (oid)
-    where to_role.oid = 0 or pg_has_role(current_user, to_role.oid, 'usage'))
-where c.oid = to_regclass(format('public.%%I', %(table)s::text)) and has_table_privilege(c.oid, 'select')
-group by c.oid
+    array(
+        select e.number
+        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
+        where exists (
+            select from public.daily_engagement_scores s where s.user_id = (e.body ->> 'user_id')::uuid)),
+    pg_current_snapshot()::text
+
+-- name: allowed
+-- Which of the rows that are given the caller's policies allow, what the statement saw, and the policies that hold for
+-- the caller's SELECTs as they are: one of the permissive ones must be true, and all of the restrictive ones; null where
+-- nothing may be SELECTed, or not every column.
+select
+    array(
+        select e.number
+        from unnest(%(numbers)s::bigint[], %(rows)s::jsonb[]) as e (number, version)
+        cross join lateral jsonb_populate_record(null::{type}, e.version) as {row}
+        where ({permissive}) and ({restrictive})),
+    pg_current_snapshot()::text,
+    (
+        select case when row_security_active(c.oid) then array[
+            coalesce(string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' or ')
+                filter (where p.polpermissive), 'false'),
+            coalesce(string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' and ')
+                filter (where not p.polpermissive), 'true')
+        ] else array['true', 'true'] end
+        from pg_catalog.pg_class c
+        left join pg_catalog.pg_policy p on p.polrelid = c.oid and p.polcmd in ('r', '*') and exists (
+            select from unnest(p.polroles) as to_role (oid)
+            where to_role.oid = 0 or pg_has_role(current_user, to_role.oid, 'usage'))
+        where c.oid = to_regclass('public.' || %(table)s) and has_table_privilege(c.oid, 'select')
+        group by c.oid
+    ),
+    %(table)s = any (string_to_array(current_setting('momentum.changed'), ','))

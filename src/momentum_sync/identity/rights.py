@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
+_REMEMBERED = 100  # changes; whatever is older than so many has long been seen
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0)
 
 
@@ -34,19 +36,19 @@ async def until_visible() -> AsyncIterator[None]:
 
 
 class Rights:
-    """Asks which channels callers may have. No answer is older than the last change of policies that it was told of."""
+    """Asks which channels callers may have. No answer is older than the last change of rights that it was told of."""
 
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
-        self._changed_by = 0
+        self._changes: deque[tuple[int, UUID | None]] = deque(maxlen=_REMEMBERED)
 
-    def policies_changed(self, xid: int) -> None:
-        """The transaction `xid` changed the policies: what did not see it says nothing about rights."""
-        self._changed_by = max(self._changed_by, xid)
+    def changed(self, xid: int, user: UUID | None = None) -> None:
+        """The transaction `xid` changed policies, or revoked a user's tokens: what did not see it says nothing."""
+        self._changes.append((xid, user))
 
-    def are_those_of(self, snapshot: Snapshot) -> bool:
-        """Whether rights read in a snapshot are up to date."""
-        return self._changed_by == 0 or snapshot.sees(self._changed_by)
+    def are_those_of(self, snapshot: Snapshot, identity: Identity) -> bool:
+        """Whether rights of the caller that were read in a snapshot are up to date."""
+        return all(snapshot.sees(xid) for xid, user in self._changes if user is None or user == identity.subject)
 
     async def granted(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
         """Those of the channels that the caller may have.
@@ -56,7 +58,7 @@ class Rights:
         """
         async for _ in until_visible():
             (row,) = await self._pool.ask(identity, _SQL["rights"], _parameters(user_id, channels))
-            if self.are_those_of(Snapshot.parse(row[3])):
+            if self.are_those_of(Snapshot.parse(row[3]), identity):
                 break
         return _granted(row)
 

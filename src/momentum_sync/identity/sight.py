@@ -1,48 +1,61 @@
-"""Whether a caller may see an event: its row is SELECTed as the caller, under row level security as it stands.
+"""Whether a caller may see an event: asked of the database as the caller, under row level security as it stands.
 
-Only for events on channels that are `asked`; all others are the caller's by the token alone. A row that is gone cannot
-be SELECTed, so the caller's policies are held against what the event kept of it: who could see it hears of that.
+Only for events on channels that are `asked`; all others are the caller's by the token alone. An event that carries the
+version of the row that it speaks of is held against the caller's policies: that version, and no later one, must be
+allowed. Of an event that carries none the row is SELECTed, with every column that goes out; where policies have been
+changed since, it must still be the version of the event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
 import psycopg
 from psycopg import sql
+from psycopg.rows import TupleRow
 
 from momentum_sync import observe
 from momentum_sync.database import queries
-from momentum_sync.database.pool import CallerPool
+from momentum_sync.database.pool import CallerPool, Params, Query
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import Forbidden, Unavailable
-from momentum_sync.eventlog.event import Event
+from momentum_sync.errors import Forbidden
+from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event
 from momentum_sync.identity.rights import until_visible
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
+_UNKNOWN = ("false", "true")
+_NONE = msgspec.Raw(b"")
+T = TypeVar("T")
 
 
-class _Row(msgspec.Struct):
+class _Named(msgspec.Struct):
     """What names the row that an event speaks of."""
 
     user_id: UUID
-    score_date: date | None = None
-    intervention_id: UUID | None = None
-    notification_id: UUID | None = None
 
 
-_row = msgspec.json.Decoder(_Row)
+class _Rows(msgspec.Struct):
+    """The versions that an event carries."""
 
-# By table: what names a row beside its user.
-_KEYS: Mapping[str, tuple[str, Callable[[_Row], object]]] = {
-    "daily_engagement_scores": ("days", lambda row: row.score_date),
-    "coach_interventions": ("ids", lambda row: row.intervention_id),
-    "momentum_notifications": ("ids", lambda row: row.notification_id),
-}
+    was: msgspec.Raw = _NONE
+    is_: msgspec.Raw = msgspec.field(default=_NONE, name="is")
+
+
+class _Version(NamedTuple):
+    """One version of a row; `which` is even for the one that must be allowed, odd for one that must not."""
+
+    which: int
+    row: bytes
+    event: Event
+
+
+_named = msgspec.json.Decoder(_Named)
+_rows = msgspec.json.Decoder(_Rows)
+_columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Sight:
@@ -50,78 +63,126 @@ class Sight:
 
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
+        # The policies by table, as the last answer told them; an answer to other policies than those does not count.
+        self._policies: dict[str, tuple[str, str] | None] = {}
 
     async def of(self, identity: Identity, events: Sequence[Event]) -> set[int]:
         """The numbers of those events, each of a row of ours, that the caller may see."""
         seen: set[int] = set()
-        for table, (key, named) in _KEYS.items():
-            rows = [(event, row) for event in events if event.table == table and (row := _named(event)) is not None]
-            there = await self._there(identity, table, key, [(event, row, named(row)) for event, row in rows])
-            for event, _ in rows:
-                if event.gone is None:
-                    if event.number in there:
-                        seen.add(event.number)
-                elif event.number not in there and await self._saw(identity, table, event.gone):
-                    seen.add(event.number)
+        for table in dict.fromkeys(event.table for event in events):
+            ours = [event for event in events if event.table == table and _is_named(event)]
+            if table is None or not ours:
+                continue
+            plain = [event for event in ours if event.rows is None]
+            invalidations = [event for event in plain if event.event_type == CACHE_INVALIDATION]
+            rows = [event for event in plain if event.event_type != CACHE_INVALIDATION]
+            seen |= await self._there(identity, CACHE_INVALIDATION, invalidations)
+            seen |= await self._there(identity, table, rows)
+            seen |= await self._allowed(identity, table, [event for event in ours if event.rows is not None])
         return seen
 
-    async def _there(
-        self, identity: Identity, table: str, key: str, rows: list[tuple[Event, _Row, object]]
-    ) -> set[int]:
+    async def _there(self, identity: Identity, what: str, events: Sequence[Event]) -> set[int]:
         """The numbers of the events whose rows the caller may SELECT now."""
-        found: set[int] = set()
-        async for _ in until_visible():
-            if not rows:
-                break
-            asked = {
-                "numbers": [event.number for event, _, _ in rows],
-                "users": [row.user_id for _, row, _ in rows],
-                key: [value for _, _, value in rows],
-            }
-            try:
-                ((numbers, text),) = await self._pool.ask(identity, _SQL[f"sees_{table}"], asked)
-            except Forbidden:  # not the table, or not all of its columns
+
+        def ask(some: Sequence[Event]) -> tuple[Query, Params]:
+            bodies = [event.body.decode() for event in some]
+            return _SQL[f"sees_{what}"], {"numbers": [event.number for event in some], "bodies": bodies}
+
+        return await self._answered(identity, what, events, lambda event: event, ask, lambda row: set(row[0]))
+
+    async def _allowed(self, identity: Identity, table: str, events: Sequence[Event]) -> set[int]:
+        """The numbers of the events whose versions the caller's policies allow."""
+        versions: list[_Version] = []
+        partial: set[int] = set()
+        for event in events:
+            rows = _rows.decode(event.rows or b"{}")
+            was, is_now = bytes(rows.was), bytes(rows.is_)
+            if was:
+                versions.append(_Version(event.number * 2, was, event))
+                if len(_columns.decode(was)) == 1:
+                    partial.add(event.number)
+            if is_now:
+                versions.append(_Version(event.number * 2 + bool(was), is_now, event))
+        changed = False
+        policies: tuple[str, str] | None = None  # those in the question
+
+        def ask(some: Sequence[_Version]) -> tuple[Query, Params]:
+            nonlocal policies
+            policies = self._policies.get(table) or _UNKNOWN
+            asked = {"numbers": [version.which for version in some], "rows": [version.row.decode() for version in some]}
+            return _held_against(table, policies), {**asked, "table": table}
+
+        def read(row: TupleRow) -> set[int] | None:
+            nonlocal changed
+            now = None if row[2] is None else (str(row[2][0]), str(row[2][1]))
+            self._policies[table] = now
+            changed = bool(row[3])
+            if now is None:  # not the table, or not all of its columns
                 return set()
-            snapshot = Snapshot.parse(text)
-            # A row that a snapshot from before the event shows is another than the event's.
-            told = {event.number for event, _, _ in rows if snapshot.sees(event.xid)}
-            found |= told & set(numbers)
-            rows = [row for row in rows if row[0].number not in told]
+            return set(row[0]) if policies == now else None
+
+        allowed = await self._answered(identity, table, versions, lambda version: version.event, ask, read)
+        return {
+            event.number
+            for event in events
+            if event.number * 2 in allowed
+            and event.number * 2 + 1 not in allowed
+            and not (changed and event.number in partial)  # whose row was left out, because the policies were others
+        }
+
+    async def _answered(
+        self,
+        identity: Identity,
+        what: str,
+        items: Sequence[T],
+        of: Callable[[T], Event],
+        ask: Callable[[Sequence[T]], tuple[Query, Params]],
+        read: Callable[[TupleRow], set[int] | None],
+    ) -> set[int]:
+        """What is read from the answer, asked until it sees all of the events' transactions; None is asked again.
+
+        What the caller may not ask is no. If a policy fails, each of the items is asked about alone, and of that on
+        which it fails the answer is no, as a SELECT of the caller's would fail.
+        """
+        found: set[int] = set()
+        waiting = list(items)
+        async for _ in until_visible():
+            if not waiting:
+                break
+            try:
+                (row,) = await self._pool.ask(identity, *ask(waiting))
+            except Forbidden:
+                return set()
+            except psycopg.Error as error:
+                if len(waiting) == 1:
+                    observe.policy_failed(what, error)
+                    return found
+                for item in waiting:
+                    found |= await self._answered(identity, what, [item], of, ask, read)
+                return found
+            answer = read(row)
+            if answer is None:
+                continue
+            snapshot = Snapshot.parse(row[1])
+            if all(snapshot.sees(of(item).xid) for item in waiting):
+                return answer
         return found
 
-    async def _saw(self, identity: Identity, table: str, gone: bytes) -> bool:
-        """Whether the caller's policies allow a row that is no longer there."""
-        try:
-            async with self._pool.as_caller(identity) as connection:
-                policy = await (await connection.execute(_SQL["policy"], {"table": table})).fetchone()
-                if policy is None:
-                    return False
-                cursor = await connection.execute(_held_against(table, *policy), {"row": gone.decode()})
-                answer = await cursor.fetchone()
-        except Forbidden:
-            return False
-        except (Unavailable, psycopg.Error) as error:
-            if isinstance(error, Unavailable):
-                raise
-            observe.policy_failed(table, error)  # as a SELECT of the caller's would
-            return False
-        return answer is not None and bool(answer[0])
 
-
-def _named(event: Event) -> _Row | None:
-    """What names the event's row; None for an event that only looks like one of ours."""
+def _is_named(event: Event) -> bool:
+    """Whether the event names a row; one that only looks like ours may not."""
     try:
-        return _row.decode(event.body)
+        _named.decode(event.body)
+        if event.rows is not None:
+            _rows.decode(event.rows)
     except msgspec.MsgspecError:
-        return None
+        return False
+    return True
 
 
-def _held_against(table: str, permissive: str, restrictive: str) -> sql.Composed:
-    """A query that evaluates policies on a row that is given. They are the operator's own SQL, from the catalog."""
-    return sql.SQL(
-        "select coalesce(({}) and ({}), false) from jsonb_populate_record(null::public.{}, %(row)s::jsonb) as {}"
-    ).format(_as_it_is(permissive), _as_it_is(restrictive), sql.Identifier(table), sql.Identifier(table))
-
-
-def _as_it_is(expression: str) -> sql.SQL:
-    return sql.SQL(expression.replace("%", "%%"))
+def _held_against(table: str, policies: tuple[str, str]) -> sql.Composed:
+    """The query that evaluates policies on rows that are given. They are the operator's own SQL, from the catalog."""
+    permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in policies)
+    return sql.SQL(_SQL["allowed"]).format(
+        permissive=permissive, restrictive=restrictive, type=sql.Identifier("public", table), row=sql.Identifier(table)
+    )
