@@ -15,7 +15,9 @@ import psycopg
 import pytest
 
 from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.pool import CallerPool
 from momentum_sync.identity.sight import Sight
+from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import TIMEOUT_S, Client, Server, Start, sign, until_state
 from tests.server.test_capture import hold_commits, own_cluster, release_commits
@@ -377,6 +379,42 @@ async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
                 assert (await asking)["event"]["event_type"] == "intervention_created"
                 kinds = [(await own.until("realtime_event"))["event"]["event_type"] for _ in range(2)]
                 assert kinds == ["intervention_created", "push_notification"]
+
+
+def revoke(conninfo: str, user: UUID) -> None:
+    """A revocation on a connection of its own; returns when the commit does."""
+    with psycopg.connect(conninfo, autocommit=True) as writer:
+        writer.execute("select momentum.revoke(%s)", (user,))
+
+
+async def test_a_revocation_that_is_not_visible_yet_lets_nobody_back_in(start: Start, own_cluster: Embedded) -> None:
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        user, other = new_user(db), new_user(db)
+        token = sign(user)
+        async with start(conninfo=own_cluster.conninfo) as server, server.connect(token) as client:
+            await client.until("initial_state")
+            hold_commits(db)
+            revoking = asyncio.ensure_future(asyncio.to_thread(revoke, own_cluster.conninfo, user))
+            assert (await client.closed())[0] == 4401
+            async with server.connect(token) as again, server.live(other):
+                hearing = asyncio.ensure_future(again.closed())
+                assert not (await asyncio.wait([hearing], timeout=0.3))[0]
+                release_commits(db)
+                await revoking
+                assert (await hearing)[0] == 4401
+                assert again.seen == []
+
+
+async def test_questions_of_one_round_trip_see_the_same(server: Server, user: UUID) -> None:
+    pool = CallerPool(server.settings.database_url or "", size=1)
+    await pool.open()
+    caller = Identity("authenticated", user, json.dumps({"sub": str(user), "iat": int(time.time())}), None)
+    query = "select current_setting('transaction_isolation'), pg_current_snapshot()::text, current_user::text"
+    answers = await asyncio.gather(*[pool.ask(caller, query, {}) for _ in range(10)])
+    await pool.close()
+    assert {row[0] for (row,) in answers} == {"repeatable read"}
+    assert {row[2] for (row,) in answers} == {"authenticated"}
 
 
 async def test_revoked_connections_close_and_their_tokens_open_nothing(

@@ -59,7 +59,7 @@ class Events(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    last_event_id: str = Field(max_length=50_000)
+    last_event_id: str = Field(max_length=10_000)
     channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]] = Field(
         [], max_length=500
     )  # fmt: skip
