@@ -62,6 +62,9 @@ async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql,
     async with server.live(user) as client:
         for number in range(300):
             add_notification(db, user, title=f"{number}:{'x' * 2000}")
+        async with server.http() as http, asyncio.timeout(20):
+            while not (await http.get("/sync/health")).json()["capture"]["last_event_id"].endswith("-300"):
+                await asyncio.sleep(0.01)  # until it has read them, whether or not the client has
         running.send_signal(signal.SIGTERM)
         code, why = await client.closed()
         assert (code, "come back with your last_event_id" in why) == (1012, True)
