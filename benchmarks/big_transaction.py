@@ -15,8 +15,8 @@ import jwt
 import psycopg
 import websockets
 
-from benchmarks.latency import PATH, SECRET, prepare, scratch, serving, user
-from momentum_sync.database.embedded import Embedded
+from benchmarks.latency import PATH, SECRET, prepare, serving, user
+from momentum_sync.database.embedded import Embedded, short_folder
 
 READER = 1  # its events come in the middle of the transaction, and one after it
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="rows, each of a user of its own (200000)")
     given = parser.parse_args()
-    with scratch() as folder, Embedded(folder) as embedded:
+    with short_folder() as folder, Embedded(folder) as embedded:
         prepare(embedded.conninfo, given.rows)
         with psycopg.connect(embedded.conninfo, autocommit=True) as connection:
             connection.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots")

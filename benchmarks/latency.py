@@ -17,11 +17,9 @@ import json
 import multiprocessing
 import re
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +35,7 @@ import uvloop
 
 from momentum_sync.capture.pgoutput import Message, decode
 from momentum_sync.capture.slot import open_stream
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
 SECRET = "a-secret-for-measuring-with-more-than-32-bytes"
@@ -202,17 +200,6 @@ def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Con
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder that PostgreSQL's own user can reach, for the length of a run."""
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextmanager
 def serving(conninfo: str, folder: Path) -> Iterator[tuple[str, int]]:
     """A server as anyone would run it; its URL and its process."""
     process = subprocess.Popen(
@@ -334,7 +321,7 @@ def main() -> None:
     given = parser.parse_args()
     if (WARM_UP_S + given.seconds) * given.rate / given.connections > 9_000:
         parser.error("too many writes a user to tell them apart; take more --connections or fewer --seconds")
-    with scratch() as folder:
+    with short_folder() as folder:
         whole = run(given.connections, given.rate, given.seconds, folder)
     raise SystemExit(0 if whole else 1)
 

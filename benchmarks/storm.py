@@ -30,11 +30,10 @@ from benchmarks.latency import (
     prepare,
     prepare_process,
     quantiles,
-    scratch,
     serving,
     user,
 )
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 
 MISSED = 2  # a score's change and its cache invalidation
 SAMPLE_S = 0.02
@@ -194,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=5000, help="clients, each of a user of its own (5000)")
     given = parser.parse_args()
-    with scratch() as folder:
+    with short_folder() as folder:
         whole = run(given.connections, folder)
     raise SystemExit(0 if whole else 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from faults.clients import Walker
 from faults.nemesis import Nemesis, Servers
 from faults.proxy import Proxy
 from faults.workload import Writers
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
 _SECRET = "a-secret-for-the-faults-with-more-than-32-bytes"
@@ -54,17 +53,12 @@ def run(
     `only` names the faults to take, `settle` is how many seconds clients may need at the end, `logs` keeps what the
     servers said.
     """
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
-        with Embedded(folder) as postgres:
-            migrate(postgres.conninfo, tell=lambda _: None)
-            verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only, settle))
-            if logs is not None:
-                shutil.copy(folder / "servers.log", logs)
-            return verdict
-    finally:
-        shutil.rmtree(folder)
+    with short_folder() as folder, Embedded(folder) as postgres:
+        migrate(postgres.conninfo, tell=lambda _: None)
+        verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only, settle))
+        if logs is not None:
+            shutil.copy(folder / "servers.log", logs)
+        return verdict
 
 
 async def _run(

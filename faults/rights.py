@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from faults.mutations import MUTATIONS
 from faults.nemesis import Servers
 from faults.policies import SHIPPED, VARIANTS, Caller, Oracle, Row
 from faults.proxy import Proxy
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
 _USERS, _COACHES = 5, 3
@@ -331,23 +330,18 @@ def run(
 
     `logs` keeps what the server said.
     """
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
-        with Embedded(folder) as postgres:
-            with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
-                connection.execute(
-                    "create role momentum_server login noinherit; create role momentum_capture login replication"
-                )
-            migrate(postgres.conninfo, tell=lambda _: None, server_role="momentum_server")
-            log = folder / "server.log"
-            try:
-                return asyncio.run(_run(seed, deliveries, seconds, postgres.conninfo, log, mutation))
-            finally:
-                if logs is not None:
-                    shutil.copy(log, logs)
-    finally:
-        shutil.rmtree(folder)
+    with short_folder() as folder, Embedded(folder) as postgres:
+        with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
+            connection.execute(
+                "create role momentum_server login noinherit; create role momentum_capture login replication"
+            )
+        migrate(postgres.conninfo, tell=lambda _: None, server_role="momentum_server")
+        log = folder / "server.log"
+        try:
+            return asyncio.run(_run(seed, deliveries, seconds, postgres.conninfo, log, mutation))
+        finally:
+            if logs is not None:
+                shutil.copy(log, logs)
 
 
 async def _run(seed: int, deliveries: int, seconds: float, conninfo: str, log: Path, mutation: str | None) -> Verdict:

@@ -6,9 +6,7 @@ As `service_role`, whom no rate bounds; that a user gets only what is the user's
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from uuid import UUID
 
@@ -16,7 +14,7 @@ import jwt
 import psycopg
 
 from momentum_sync import app, observe
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.settings import read
 
@@ -33,16 +31,11 @@ positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409",
 def run(seconds: int, rest: list[str]) -> int:
     """Lets schemathesis loose for so long; its exit status. `rest` goes to it."""
     observe.configure(level="ERROR")
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
-    folder.chmod(0o755)
-    try:
-        with Embedded(folder) as postgres:
-            migrate(postgres.conninfo, tell=lambda _: None)
-            with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
-                connection.execute("insert into auth.users (id) values (%s)", (_USER,))
-            return asyncio.run(_run(postgres.conninfo, folder, seconds, rest))
-    finally:
-        shutil.rmtree(folder)
+    with short_folder() as folder, Embedded(folder) as postgres:
+        migrate(postgres.conninfo, tell=lambda _: None)
+        with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
+            connection.execute("insert into auth.users (id) values (%s)", (_USER,))
+        return asyncio.run(_run(postgres.conninfo, folder, seconds, rest))
 
 
 async def _run(conninfo: str, folder: Path, seconds: int, rest: list[str]) -> int:

@@ -600,8 +600,8 @@ create policy "Admins can view all interventions" on public.coach_interventions
 --
 -- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the
 -- scores of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked*
--- when rows or an operator's own policies have a say; of what is asked the server SELECTs each event's row as the
--- caller before it hands the event on.
+-- when rows or an operator's own policies have a say; of what is asked the server has the database say of each event,
+-- as the caller, whether the caller may see it, before it hands the event on.
 
 -- The policies that hold for the SELECTs of an authenticated caller.
 create or replace function momentum.policies_of(target regclass) returns text

@@ -15,9 +15,8 @@ import psycopg
 import pytest
 
 from momentum_sync.database import embedded as module
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.errors import Unsuitable
-from tests.fixtures.postgres import short_folder
 
 HOLDER = """
 import sys

@@ -11,10 +11,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from momentum_sync.capture import suitable
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
-from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, short_folder, temporary_database
+from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, temporary_database
 
 
 def complaint(conninfo: str, name: str = "momentum_sync") -> tuple[str, str]:

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 import websockets
 
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.identity.tokens import Identity
-from tests.fixtures.postgres import Sql, add_notification, add_score, new_user, short_folder
+from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
 from tests.fixtures.server import Server, Start, sign, until_state
 
 

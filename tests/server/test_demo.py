@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from tests.fixtures.postgres import short_folder
+from momentum_sync.database.embedded import short_folder
 
 ROOT = Path(__file__).parents[2]
 

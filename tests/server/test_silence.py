@@ -19,9 +19,9 @@ import psycopg
 import pytest
 import websockets
 
-from momentum_sync.database.embedded import Embedded
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
-from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user, short_folder
+from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, TIMEOUT_S, sign
 from tests.server.test_cli import clean
 

@@ -49,6 +49,17 @@ log_timezone = 'UTC'
 """
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for a cluster that goes with it: PostgreSQL's own user can reach it, and its path is short enough."""
+    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 class Embedded:
     """The embedded PostgreSQL of one data directory. Use as a context manager; `conninfo` is valid inside."""
 
