@@ -48,7 +48,7 @@ READER_SLOT = "bare_reader"
 
 # A write is known everywhere by its user and its score.
 Write = tuple[int, int]
-SCORE = re.compile(rb'"user_id": "00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score": (\d+)\.(\d\d)')
+SCORE = re.compile(rb'"user_id" : "00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score" : (\d+)\.(\d\d)')
 
 
 def user(index: int) -> UUID:

@@ -40,16 +40,14 @@ grant usage on schema momentum to service_role;
 drop function if exists
     momentum.publish(text[], jsonb), momentum.describe_policies(text, text[]), momentum.policies_changed(text),
     momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
-    momentum.rfc3339(timestamptz);
+    momentum.rfc3339(timestamptz), momentum.measure(text[], jsonb);
 
 -- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
+-- A body after `return` is parsed when it is made, with the search_path of then, and put in place where it is called.
 create or replace function public.momentum_rfc3339(moment timestamptz) returns text
 language sql
 stable
-set search_path = ''
-as $$
-    select to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
-$$;
+return to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 revoke all on function public.momentum_rfc3339(timestamptz) from public, anon;
 grant execute on function public.momentum_rfc3339(timestamptz) to authenticated, service_role;
 
@@ -58,9 +56,9 @@ grant execute on function public.momentum_rfc3339(timestamptz) to authenticated,
 create table if not exists momentum.settings (
     single boolean primary key default true check (single),
     notify boolean not null default false,
-    metrics boolean not null default false,
     metrics_retention interval not null default '7 days'
 );
+alter table momentum.settings drop column if exists metrics;
 insert into momentum.settings default values on conflict do nothing;
 alter table momentum.settings enable row level security;
 grant select on momentum.settings to service_role;
@@ -99,8 +97,54 @@ begin
 end;
 $$;
 
--- The one way for an event to leave the database: a logical message, written to the WAL with the caller's
--- transaction and read back in commit order. Any trigger of the operator's may call it; a trigger function
+-- What an event's way depends on, as functions that are constants: `momentum.notifies()`, whether the switch `notify` is
+-- on, and `momentum.policies_changed(table)`, whether a table's policies are not those made here. PostgreSQL puts the
+-- constant in place of the call, so that asking costs a writer nothing; a SELECT would cost 17 us, as much as all the
+-- rest of a trigger. They are made anew in the transaction that changes what they are made from.
+create or replace function momentum.keep_constants() returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    as_shipped text[] := '{}';
+begin
+    perform pg_advisory_xact_lock(hashtext('momentum.keep_constants'));
+    if to_regclass('momentum.policies') is not null then
+        as_shipped := array(select p.table_name from momentum.policies p where not p.changed order by p.table_name);
+    end if;
+    execute format(
+        'create or replace function momentum.notifies() returns boolean language sql stable return %L::boolean',
+        coalesce((select s.notify from momentum.settings s), false));
+    execute format(
+        'create or replace function momentum.policies_changed(target text) returns boolean language sql stable'
+        ' return target <> all (%L::text[])', as_shipped);
+end;
+$$;
+
+create or replace function momentum.constants_may_have_changed() returns trigger
+language plpgsql
+security definer
+set search_path = ''
+as $$
+begin
+    perform momentum.keep_constants();
+    return null;
+end;
+$$;
+
+create or replace trigger momentum_settings_constants
+    after insert or update of notify or delete on momentum.settings
+    for each statement execute function momentum.constants_may_have_changed();
+select momentum.keep_constants();
+
+-- An event on its way, where nothing but that is to be done: a logical message, written to the WAL with the caller's
+-- transaction and read back in commit order. Put in place where a trigger assigns it.
+create or replace function momentum.emit(channels text[], event json) returns pg_lsn
+language sql
+return pg_logical_emit_message(
+    true, 'momentum_sync', json_build_object('channels', channels, 'event', event)::text);
+
+-- The one way for an event to leave the database. Any trigger of the operator's may call it; a trigger function
 -- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
 -- `rows` are versions of the row that an event speaks of, as it `was` and `is`, where policies must be held against them.
 create or replace function momentum.publish(channels text[], event jsonb, rows jsonb default null) returns void
@@ -108,7 +152,6 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-    settings momentum.settings;
     envelope jsonb;
 begin
     if coalesce(cardinality(channels), 0) = 0 or array_position(channels, null) is not null then
@@ -129,19 +172,15 @@ begin
         envelope := envelope || jsonb_build_object('rows', rows);
     end if;
     perform pg_logical_emit_message(true, 'momentum_sync', envelope::text);
-
-    select s.* into settings from momentum.settings s;
-    if settings.notify then
+    if momentum.notifies() then
         perform momentum.notify(channels, event);
-    end if;
-    if settings.metrics then
-        perform momentum.measure(channels, event);
     end if;
 end;
 $$;
 
 revoke all on function momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb) from public;
-grant execute on function momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb) to service_role;
+grant execute on function
+    momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb), momentum.notifies() to service_role;
 
 
 -- 3  Triggers -----------------------------------------------------------------------------------------
@@ -151,6 +190,8 @@ grant execute on function momentum.publish(text[], jsonb, jsonb), momentum.notif
 -- operator has changed the policies, each event carries the whole version of the row that it speaks of, and an update may
 -- take a row out of somebody's sight: an event `…_deleted` that is `out_of_sight` goes before it, for those alone to
 -- whom this happens.
+--
+-- The writer pays for every statement here, so the ordinary way is three: what is it, its JSON, `momentum.emit`.
 
 create or replace function public.publish_momentum_update() returns trigger
 language plpgsql
@@ -161,8 +202,11 @@ declare
     score public.daily_engagement_scores := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_state text := case when tg_op <> 'INSERT' then old.momentum_state end;
-    changed boolean := coalesce((select p.changed from momentum.policies p where p.table_name = 'daily_engagement_scores'), true);
+    changed boolean := momentum.policies_changed('daily_engagement_scores');
     moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
+    channels text[];
+    event json;
+    at pg_lsn;
 begin
     if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
@@ -185,20 +229,25 @@ begin
         happened := 'created';
         before_state := null;
     end if;
-    perform momentum.publish(
-        array['momentum_updates:' || score.user_id, 'momentum_updates:all'],
-        jsonb_build_object(
-            'event_type', 'momentum_score_' || happened,
-            'user_id', score.user_id,
-            'score_date', score.score_date,
-            'momentum_state', score.momentum_state,
-            'final_score', score.final_score,
-            'previous_state', before_state,
-            'state_changed', happened <> 'deleted' and score.momentum_state is distinct from before_state,
-            'timestamp', public.momentum_rfc3339(clock_timestamp())),
-        case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
-            when changed then jsonb_build_object('is', new)
-            when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    channels := array['momentum_updates:' || score.user_id, 'momentum_updates:all'];
+    event := json_build_object(
+        'event_type', 'momentum_score_' || happened,
+        'user_id', score.user_id,
+        'score_date', score.score_date,
+        'momentum_state', score.momentum_state,
+        'final_score', score.final_score,
+        'previous_state', before_state,
+        'state_changed', happened <> 'deleted' and score.momentum_state is distinct from before_state,
+        'timestamp', public.momentum_rfc3339(clock_timestamp()));
+    if changed or tg_op = 'DELETE' or momentum.notifies() then
+        perform momentum.publish(
+            channels, event::jsonb,
+            case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
+                when changed then jsonb_build_object('is', new)
+                when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    else
+        at := momentum.emit(channels, event);
+    end if;
     return null;
 end;
 $$;
@@ -212,8 +261,11 @@ declare
     intervention public.coach_interventions := coalesce(new, old);
     happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
     before_status text := case when tg_op <> 'INSERT' then old.status end;
-    changed boolean := coalesce((select p.changed from momentum.policies p where p.table_name = 'coach_interventions'), true);
+    changed boolean := momentum.policies_changed('coach_interventions');
     moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
+    channels text[];
+    event json;
+    at pg_lsn;
 begin
     if moved or changed and tg_op = 'UPDATE' then
         perform momentum.publish(
@@ -235,22 +287,27 @@ begin
                 when moved then jsonb_build_object('was', old)
                 else jsonb_build_object('was', old, 'is', new) end);
     end if;
-    perform momentum.publish(
-        array['interventions:' || intervention.user_id, 'interventions:coaches'],
-        jsonb_build_object(
-            'event_type', 'intervention_' || happened,
-            'user_id', intervention.user_id,
-            'intervention_id', intervention.id,
-            'intervention_type', intervention.intervention_type,
-            'trigger_reason', intervention.trigger_reason,
-            'status', intervention.status,
-            'previous_status', before_status,
-            'status_changed', happened <> 'deleted' and intervention.status is distinct from before_status,
-            'scheduled_date', intervention.scheduled_date,
-            'timestamp', public.momentum_rfc3339(clock_timestamp())),
-        case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
-            when changed then jsonb_build_object('is', new)
-            when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    channels := array['interventions:' || intervention.user_id, 'interventions:coaches'];
+    event := json_build_object(
+        'event_type', 'intervention_' || happened,
+        'user_id', intervention.user_id,
+        'intervention_id', intervention.id,
+        'intervention_type', intervention.intervention_type,
+        'trigger_reason', intervention.trigger_reason,
+        'status', intervention.status,
+        'previous_status', before_status,
+        'status_changed', happened <> 'deleted' and intervention.status is distinct from before_status,
+        'scheduled_date', intervention.scheduled_date,
+        'timestamp', public.momentum_rfc3339(clock_timestamp()));
+    if changed or tg_op = 'DELETE' or momentum.notifies() then
+        perform momentum.publish(
+            channels, event::jsonb,
+            case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
+                when changed then jsonb_build_object('is', new)
+                when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    else
+        at := momentum.emit(channels, event);
+    end if;
     return null;
 end;
 $$;
@@ -261,26 +318,31 @@ security definer
 set search_path = ''
 as $$
 declare
-    changed boolean := coalesce(
-        (select p.changed from momentum.policies p where p.table_name = 'momentum_notifications'), true);
+    changed boolean := momentum.policies_changed('momentum_notifications');
+    event json;
+    at pg_lsn;
 begin
     if new.notification_type in (
         'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder'
     ) then
-        perform momentum.publish(
-            array['notifications:' || new.user_id],
-            jsonb_build_object(
-                'event_type', 'push_notification',
-                'user_id', new.user_id,
-                'notification_id', new.id,
-                'notification_type', new.notification_type,
-                'title', new.title,
-                'message', new.message,
-                'action_type', new.action_type,
-                'action_data', new.action_data,
-                'status', new.status,
-                'timestamp', public.momentum_rfc3339(clock_timestamp())),
-            case when changed then jsonb_build_object('is', new) end);
+        event := json_build_object(
+            'event_type', 'push_notification',
+            'user_id', new.user_id,
+            'notification_id', new.id,
+            'notification_type', new.notification_type,
+            'title', new.title,
+            'message', new.message,
+            'action_type', new.action_type,
+            'action_data', new.action_data,
+            'status', new.status,
+            'timestamp', public.momentum_rfc3339(clock_timestamp()));
+        if changed or momentum.notifies() then
+            perform momentum.publish(
+                array['notifications:' || new.user_id], event::jsonb,
+                case when changed then jsonb_build_object('is', new) end);
+        else
+            at := momentum.emit(array['notifications:' || new.user_id], event);
+        end if;
     end if;
     return null;
 end;
@@ -292,32 +354,43 @@ security definer
 set search_path = ''
 as $$
 declare
-    changed record;
+    score public.daily_engagement_scores := coalesce(new, old);
+    keys text[] := array[
+        'momentum:current:' || score.user_id,
+        'momentum:history:' || score.user_id,
+        'momentum:trend:' || score.user_id,
+        'momentum:breakdown:' || score.user_id || ':' || score.score_date];
+    event json;
+    at pg_lsn;
 begin
-    for changed in
-        select touched.user_id, array_agg(touched.score_date order by touched.score_date) as dates
-        from (
-            select old.user_id, old.score_date where tg_op <> 'INSERT'
-            union
-            select new.user_id, new.score_date where tg_op <> 'DELETE'
-        ) as touched
-        group by touched.user_id
-    loop
-        perform momentum.publish(
-            array['cache_invalidation'],
-            jsonb_build_object(
-                'event_type', 'cache_invalidation',
-                'user_id', changed.user_id,
-                'cache_keys', array[
-                    'momentum:current:' || changed.user_id,
-                    'momentum:history:' || changed.user_id,
-                    'momentum:trend:' || changed.user_id
-                ] || array(
-                    select 'momentum:breakdown:' || changed.user_id || ':' || score_date
-                    from unnest(changed.dates) as score_date),
-                'timestamp', public.momentum_rfc3339(clock_timestamp())),
-            null::jsonb);
-    end loop;
+    if tg_op = 'UPDATE' then
+        if new.user_id <> old.user_id then
+            perform momentum.publish(
+                array['cache_invalidation'],
+                jsonb_build_object(
+                    'event_type', 'cache_invalidation',
+                    'user_id', old.user_id,
+                    'cache_keys', array[
+                        'momentum:current:' || old.user_id,
+                        'momentum:history:' || old.user_id,
+                        'momentum:trend:' || old.user_id,
+                        'momentum:breakdown:' || old.user_id || ':' || old.score_date],
+                    'timestamp', public.momentum_rfc3339(clock_timestamp())),
+                null::jsonb);
+        elsif new.score_date <> old.score_date then
+            keys := keys || ('momentum:breakdown:' || old.user_id || ':' || old.score_date);
+        end if;
+    end if;
+    event := json_build_object(
+        'event_type', 'cache_invalidation',
+        'user_id', score.user_id,
+        'cache_keys', keys,
+        'timestamp', public.momentum_rfc3339(clock_timestamp()));
+    if momentum.notifies() then
+        perform momentum.publish(array['cache_invalidation'], event::jsonb, null::jsonb);
+    else
+        at := momentum.emit(array['cache_invalidation'], event);
+    end if;
     return null;
 end;
 $$;
@@ -522,29 +595,6 @@ as $$
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
 $$;
 
--- The switch `metrics`, for a row of metrics an event and channel.
--- Whatever is wrong with the metrics, the writer's transaction goes on.
-create or replace function momentum.measure(channels text[], event jsonb) returns void
-language plpgsql
-set search_path = ''
-as $$
-declare
-    channel text;
-    began timestamptz := clock_timestamp();
-begin
-    foreach channel in array channels loop
-        perform public.log_realtime_event(
-            coalesce(event ->> 'event_type', 'unknown'),
-            channel,
-            (substring(event ->> 'user_id' from '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))::uuid,
-            octet_length(event::text),
-            (extract(epoch from clock_timestamp() - began) * 1000)::integer);
-    end loop;
-exception when others then
-    raise warning 'momentum.measure: %', sqlerrm;
-end;
-$$;
-
 -- Deletes what is older than the setting `metrics_retention`; returns how many rows that was.
 create or replace function public.cleanup_realtime_metrics() returns integer
 language plpgsql
@@ -566,8 +616,6 @@ revoke all on function
 grant execute on function
     public.log_realtime_event(text, text, uuid, integer, integer, boolean, text), public.cleanup_realtime_metrics()
     to service_role;
-revoke all on function momentum.measure(text[], jsonb) from public;
-grant execute on function momentum.measure(text[], jsonb) to service_role;
 
 
 -- 6  Policies for coaches and admins ------------------------------------------------------------------
@@ -695,6 +743,10 @@ create table if not exists momentum.policies (
     changed boolean not null generated always as (current <> shipped) stored
 );
 alter table momentum.policies enable row level security;
+
+create or replace trigger momentum_policies_constants
+    after insert or update or delete on momentum.policies
+    for each statement execute function momentum.constants_may_have_changed();
 
 insert into momentum.policies (table_name, shipped, current)
 select name, momentum.shipped_policies(name), coalesce(momentum.describe_policies(name), 'no such table')

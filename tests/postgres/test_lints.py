@@ -46,7 +46,8 @@ BARE_CALL = (
         ("0010 security definer view", TABLES.format(
             "c.relkind = 'v' and not coalesce(c.reloptions::text like '%security_invoker=%', false)")),
         ("0011 function search path mutable", FUNCTIONS.format(
-            "not coalesce('search_path=\"\"' = any (p.proconfig), false)")),
+            # A body that was parsed when the function was made has no search_path to look names up in.
+            "p.prosqlbody is null and not coalesce('search_path=\"\"' = any (p.proconfig), false)")),
         ("0013 rls disabled in public", TABLES.format(
             "c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relispartition")),
         ("0015 rls references user metadata", POLICIES.format(

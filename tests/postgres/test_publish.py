@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -104,28 +104,36 @@ def test_notify_never_fails_the_writer(db: Sql, published: Published) -> None:
     assert published() == [(["n" * 64, ""], {"n": 1})]
 
 
-def test_metrics_are_off_unless_switched_on(db: Sql, user: UUID) -> None:
-    count = "select count(*) from realtime_event_metrics"
+def test_the_switch_can_be_turned_off_again_and_is_part_of_its_transaction(database: str, db: Sql) -> None:
+    insert = "select momentum.publish(array['c'], '{\"n\": 1}')"
+    db.execute("update momentum.settings set notify = true")
+    db.execute("update momentum.settings set notify = false")
+    assert notified(database, db, insert, listen="c") == []
+    with pytest.raises(ZeroDivisionError), db.transaction():
+        db.execute("update momentum.settings set notify = true")
+        raise ZeroDivisionError
+    assert notified(database, db, insert, listen="c") == []
+
+
+def test_a_switch_is_seen_by_a_session_that_has_written_before(database: str, db: Sql, user: UUID) -> None:
     add_score(db, user)
-    assert db.execute(count).fetchone() == (0,)
-    db.execute("update momentum.settings set metrics = true")
-    db.execute("update daily_engagement_scores set final_score = 3")
-    rows = db.execute("select channel_name, user_id, payload_size > 50, success from realtime_event_metrics").fetchall()
-    assert sorted(rows) == sorted(
-        (channel, user, True, True)
-        for channel in (f"momentum_updates:{user}", "momentum_updates:all", "cache_invalidation")
-    )
+    update = "update daily_engagement_scores set final_score = final_score + 1"
+    with psycopg.connect(database, autocommit=True) as writer:
+        for _ in range(10):
+            writer.execute(update)
+        db.execute("update momentum.settings set notify = true")
+        assert len(notified(database, writer, update, listen="cache_invalidation")) == 1
 
 
-def test_metrics_never_fail_the_writer(db: Sql, published: Published) -> None:
-    db.execute("update momentum.settings set metrics = true")
-    db.execute("drop table realtime_event_metrics")
-    db.execute("select momentum.publish(array['c'], '{\"user_id\": \"no uuid\"}')")
-    assert published() == [(["c"], {"user_id": "no uuid"})]
+def test_without_settings_nothing_is_notified_and_nothing_fails(database: str, db: Sql) -> None:
+    db.execute("delete from momentum.settings")
+    assert notified(database, db, "select momentum.publish(array['c'], '{\"n\": 1}')", listen="c") == []
 
 
-def test_an_event_of_a_user_that_is_no_uuid_is_measured(db: Sql) -> None:
-    db.execute("update momentum.settings set metrics = true")
-    for user_id in ("no uuid", "-" * 36, str(uuid4())):
-        db.execute("select momentum.publish(array['c'], jsonb_build_object('user_id', %s::text))", (user_id,))
-    assert db.execute("select count(*), count(user_id) from realtime_event_metrics").fetchone() == (3, 1)
+def test_the_constants_are_put_in_place_of_their_calls(db: Sql) -> None:
+    (plan,) = db.execute(
+        "explain (verbose, costs off) select momentum.notifies(), momentum.policies_changed('coach_interventions'),"
+        " public.momentum_rfc3339(now()), momentum.emit(array['c'], '{}')"
+    ).fetchall()[-1]
+    assert "momentum." not in plan
+    assert "momentum_rfc3339" not in plan

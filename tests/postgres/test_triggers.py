@@ -128,7 +128,7 @@ def test_moving_a_score_to_another_day_invalidates_both(db: Sql, user: UUID, pub
     published()
     db.execute("update daily_engagement_scores set score_date = '2026-01-05'")
     ((_, event),) = of_type(published(), "cache_invalidation")
-    assert event["cache_keys"][3:] == [  # type: ignore[index]
+    assert sorted(event["cache_keys"])[:2] == [  # type: ignore[call-overload]
         f"momentum:breakdown:{user}:2026-01-02",
         f"momentum:breakdown:{user}:2026-01-05",
     ]
