@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -145,15 +145,15 @@ class EventLog:
             "last_number": last.number,
             "last_lsn": lsn.text(last.commit_lsn),
             "last_index": last.commit_index,
-            "numbers": [event.number for event in events],
-            "lsns": [lsn.text(event.commit_lsn) for event in events],
-            "indexes": [event.commit_index for event in events],
-            "xids": [event.xid for event in events],
-            "times": [event.committed_at for event in events],
-            "channels": [_array(event.channels) for event in events],
-            "keys": [_array(event.keys) for event in events],
-            "bodies": [event.body.decode() for event in events],
-            "rows": [None if event.rows is None else event.rows.decode() for event in events],
+            "numbers": _array(str(event.number) for event in events),
+            "lsns": _array(lsn.text(event.commit_lsn) for event in events),
+            "indexes": _array(str(event.commit_index) for event in events),
+            "xids": _array(str(event.xid) for event in events),
+            "times": _array(repr(event.committed_at) for event in events),
+            "channels": _array(_array(event.channels) for event in events),
+            "keys": _array(_array(event.keys) for event in events),
+            "bodies": _array(event.body.decode() for event in events),
+            "rows": _array(None if event.rows is None else event.rows.decode() for event in events),
         }
         async with self._pool.connection() as connection:
             try:
@@ -401,7 +401,10 @@ def _partition(day: date) -> tuple[sql.Composed, sql.Composed]:
     )
 
 
-def _array(texts: Sequence[str]) -> str:
-    """PostgreSQL's text form of a text[]."""
-    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
-    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
+def _array(texts: Iterable[str | None]) -> str:
+    """PostgreSQL's text form of an array. psycopg adapts a list an element at a time, which costs eight times as much."""
+    return "{" + ",".join(["null" if text is None else _quoted(text) for text in texts]) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
