@@ -130,7 +130,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
             rights_changed=rights.changed,
-            delivered=observe.delivered,
+            delivered=lambda event, *told: observe.delivered(event.event_type, *told),
         )
         history = History(feed, log)
         gateway = Gateway(

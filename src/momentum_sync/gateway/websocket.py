@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -46,6 +46,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     gateway: Gateway
     session: Session
+    write: Callable[[bytes], None]
+    """Writes whole frames, past the session."""
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._out = Outflow(
             self, self._transport, gateway.history, gateway.desk, gateway.router, gateway.backlog, gateway.send_buffer
         )  # fmt: skip
+        self.write = self._out.write
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
@@ -300,12 +303,6 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # Out
 
-    def write(self, data: bytes) -> None:
-        """Writes whole frames, past the session."""
-        if self._gone or self._closed_with is not None:
-            return
-        self._out.write(data)
-
     def hold_back(self, number: int, *, review: bool = False) -> None:
         """From the event after `number` on, the connection catches up by itself."""
         self._out.hold_back(number, review=review)
@@ -323,7 +320,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _write_protocol(self) -> None:
         for data in self._ws.data_to_send():
             if data and not self._gone:
-                self._transport.write(data)
+                self._out.pass_on(data)
 
     def _tick(self) -> None:
         """Lets the session look at the clock, and comes again when it says so."""

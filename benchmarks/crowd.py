@@ -1,0 +1,117 @@
+"""Many clients in one process, as cheap as they can be made: raw sockets that are read and hardly looked at.
+
+A client that decoded each frame would cost more than the server that sends it, and on two cores be what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import socket
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from benchmarks.stage import PATH
+
+CONNECTING_AT_ONCE = 32
+LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
+_CHUNK = 256 * 1024
+_LONGEST_MARK = 64
+
+
+def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
+    """The request that opens a connection."""
+    query = f"client_id={client}"
+    if channels:
+        query += f"&channels={channels}"
+    if last:
+        query += f"&last_event_id={last}"
+    return (
+        f"GET {PATH}?{query} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+
+
+class Crowd:
+    """Sockets that are live. `took` is how long each was in getting so, in seconds, `ids` where each stands, `bytes` what
+    `until_all` has read so far.
+    """
+
+    def __init__(self, sockets: list[socket.socket], took: list[float], ids: list[str]) -> None:
+        self.sockets = sockets
+        self.took = took
+        self.ids = ids
+        self.bytes = 0
+        self._epoll = select.epoll()
+        self._by_number = {each.fileno(): each for each in sockets}
+        self._tails = dict.fromkeys(self._by_number, b"")
+        for number in self._by_number:
+            self._epoll.register(number, select.EPOLLIN)
+
+    def __enter__(self) -> Crowd:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.sockets)
+
+    def close(self) -> None:
+        """Hangs up, all of them."""
+        self._epoll.close()
+        for each in self.sockets:
+            each.close()
+
+    def until_all(self, mark: bytes, *, timeout: float = 60.0) -> tuple[float, float]:
+        """Reads until every socket has had the mark: when the first and when the last had it, by the monotonic clock."""
+        assert len(mark) <= _LONGEST_MARK
+        waiting, first, ends_at = len(self.sockets), 0.0, time.monotonic() + timeout
+        had: set[int] = set()
+        buffer = memoryview(bytearray(_CHUNK))
+        while waiting:
+            ready = self._epoll.poll(1.0)
+            if time.monotonic() > ends_at:
+                raise SystemExit(f"{waiting} of {len(self.sockets)} clients have not had what was sent.")
+            for number, _ in ready:
+                size = self._by_number[number].recv_into(buffer)
+                if not size:
+                    raise SystemExit("The server closed a connection that is being measured.")
+                self.bytes += size
+                data = self._tails[number] + buffer[:size]
+                self._tails[number] = data[-_LONGEST_MARK:]
+                if mark in data and number not in had:
+                    had.add(number)
+                    waiting -= 1
+                    first = first or time.monotonic()
+        return first, time.monotonic()
+
+
+async def connect(url: str, requests: Sequence[bytes], *, until: bytes = b'"initial_state"') -> Crowd:
+    """Opens a connection with each request, 32 at a time, and reads of each until what it waits for has come."""
+    loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(CONNECTING_AT_ONCE)
+    address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
+
+    async def one(request: bytes) -> tuple[socket.socket, float, str]:
+        async with gate, asyncio.timeout(60):
+            began = time.monotonic()
+            each = socket.socket()
+            each.setblocking(False)
+            await loop.sock_connect(each, address)
+            await loop.sock_sendall(each, request)
+            data = b""
+            while until not in data:
+                more = await loop.sock_recv(each, _CHUNK)
+                if not more:
+                    raise SystemExit(f"Refused: {data[:500]!r}")
+                data += more
+            found = LAST_ID.search(data)
+            return each, time.monotonic() - began, found[1].decode() if found else ""
+
+    opened = await asyncio.gather(*(one(request) for request in requests))
+    sockets, took, ids = zip(*opened, strict=True)
+    return Crowd(list(sockets), list(took), list(ids))

@@ -1,0 +1,118 @@
+"""One event to many sockets: frames a second on one core, beside a C program that does nothing but send().
+
+Every event is committed alone, and the next when all have it, so that no two frames share a send. Both are counted by
+the processor time of the process that sends: of the server all that an event costs it, from the WAL to the log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import psycopg
+import uvloop
+from psycopg.rows import TupleRow
+
+from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
+from benchmarks.report import Bench, Line
+from benchmarks.stage import Server, serving, stage, token
+
+EVENTS = 100
+PAD = 74
+"""So that a frame is about 300 bytes, as a score's is."""
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """For 1,000 and 5,000 sockets."""
+    prepare_process()
+    for sockets in bench.sizes(1000, 5000):
+        with stage(sockets) as (conninfo, folder):
+            with serving(conninfo, folder) as server, everyone(server, sockets) as crowd:
+                size = warm_up(conninfo, crowd)
+                ours = [run(conninfo, server, crowd) for _ in bench.rounds(f"fan-out to {sockets:,} sockets")]
+            with Floor(folder, sockets, size) as floor:
+                beside = [floor.run() for _ in bench.rounds(f"the floor for {sockets:,} sockets")]
+        yield Line(
+            f"fan-out of one event to {sockets:,} sockets", "frames/s", ours, "send() in C", beside, least=0.75
+        )  # fmt: skip
+
+
+def everyone(server: Server, sockets: int) -> Crowd:
+    """All of them as admins, on the channel of all scores."""
+    requests = [
+        handshake(server.url, token(index, role="admin"), channels="momentum_updates:all") for index in range(sockets)
+    ]
+    return uvloop.run(connect(server.url, requests))
+
+
+def publish(connection: psycopg.Connection[TupleRow], mark: str, pad: int = PAD) -> None:
+    """One event to all of them."""
+    connection.execute(
+        "select momentum.publish(array['momentum_updates:all'], jsonb_build_object("
+        "'event_type', 'momentum_score_updated', 'pad', repeat('x', %s), 'mark', %s::text))",
+        (pad, mark),
+    )
+
+
+def warm_up(conninfo: str, crowd: Crowd) -> int:
+    """A few events ahead, that no snapshot be left to pass; then the bytes of one frame."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for number in range(5):
+            before = crowd.bytes
+            publish(connection, f"warm {number}")
+            crowd.until_all(f"warm {number}".encode())
+    return (crowd.bytes - before) // len(crowd)
+
+
+def run(conninfo: str, server: Server, crowd: Crowd) -> float:
+    """Frames a second of the server's core."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        before = cpu_seconds(server.pid)
+        for number in range(EVENTS):
+            publish(connection, f"mark {number:06}")
+            crowd.until_all(f"mark {number:06}".encode())
+        return EVENTS * len(crowd) / (cpu_seconds(server.pid) - before)
+
+
+class Floor:
+    """The C program, with as many sockets connected to it."""
+
+    def __init__(self, folder: Path, sockets: int, size: int) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")
+        program = folder / "floor"
+        subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("floor.c")], check=True)
+        self._process = subprocess.Popen([program, str(sockets), str(size)], stdin=PIPE, stdout=PIPE, text=True)
+        os.sched_setaffinity(self._process.pid, SERVER_CORES)
+        port = self._answer()
+        self.crowd = Crowd([socket.create_connection(("127.0.0.1", port)) for _ in range(sockets)], [], [])
+
+    def __enter__(self) -> Floor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.crowd.close()
+        self._process.terminate()
+        self._process.wait()
+
+    def run(self) -> float:
+        """Frames a second of its core."""
+        assert self._process.stdin is not None
+        spent = 0.0
+        for number in range(EVENTS):
+            mark = f"mark {number:06}"
+            print(mark, file=self._process.stdin, flush=True)
+            self.crowd.until_all(mark.encode())
+            spent += self._answer() / 1e9
+        return EVENTS * len(self.crowd) / spent
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())

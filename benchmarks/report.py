@@ -1,0 +1,125 @@
+"""What was measured: lines with a number beside another of the same run, as a table, as JSON, and against its aim."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One measure, a value a round. `beside` was measured in the same run; the ratio is of the medians.
+
+    The aim is for the ratio where there is one, else for the median: at least `least`, at most `most`.
+    """
+
+    what: str
+    unit: str
+    values: Sequence[float]
+    beside: str = ""
+    beside_values: Sequence[float] = ()
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def beside_value(self) -> float | None:
+        """The median of what it is measured beside."""
+        return statistics.median(self.beside_values) if self.beside_values else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the two."""
+        return self.value / self.beside_value if self.beside_value else None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the aim is; None where there is none."""
+        measured = self.value if self.ratio is None else self.ratio
+        if self.least is not None:
+            return measured >= self.least
+        return None if self.most is None else measured <= self.most
+
+    @property
+    def aim(self) -> str:
+        """In words."""
+        if self.least is not None:
+            return f"≥ {_number(self.least)}"
+        return "" if self.most is None else f"≤ {_number(self.most)}"
+
+    def as_json(self) -> dict[str, object]:
+        """Everything of it."""
+        return {
+            "what": self.what,
+            "unit": self.unit,
+            "value": self.value,
+            "values": list(self.values),
+            "beside": self.beside or None,
+            "beside_value": self.beside_value,
+            "beside_values": list(self.beside_values),
+            "ratio": self.ratio,
+            "least": self.least,
+            "most": self.most,
+            "reached": self.reached,
+        }
+
+
+class Bench:
+    """How a run measures: so many rounds, or one small one if it only is to show that everything works."""
+
+    def __init__(self, *, rounds: int, quick: bool, console: Console) -> None:
+        self._rounds = 1 if quick else rounds
+        self.quick = quick
+        self._console = console
+
+    def rounds(self, what: str) -> Iterator[int]:
+        """The numbers of the rounds, told as they come."""
+        for number in range(1, self._rounds + 1):
+            self.tell(f"{what} ({number}/{self._rounds})")
+            yield number
+
+    def sizes(self, *sizes: int) -> tuple[int, ...]:
+        """These; one small one in a quick run."""
+        return (max(2, sizes[0] // 20),) if self.quick else sizes
+
+    def tell(self, text: str) -> None:
+        """Progress, on standard error."""
+        self._console.print(f"[dim]… {text}[/dim]", highlight=False)
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """For a terminal."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "measured", "", "beside", "", "ratio", "aim", ""):
+        made.add_column(name, justify="left" if not name else "right")
+    for line in lines:
+        reached = {True: "[green]reached[/]", False: "[red]not reached[/]", None: ""}[line.reached]
+        beside = "" if line.beside_value is None else _number(line.beside_value)
+        ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
+        made.add_row(line.what, _number(line.value), line.unit, beside, line.beside, ratio, line.aim, reached)
+    return made
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The same for a page."""
+    rows = ["| what | measured | beside it | ratio | aim | |", "|---|---:|---:|---:|---:|---|"]
+    for line in lines:
+        beside = "" if line.beside_value is None else f"{_number(line.beside_value)} ({line.beside})"
+        ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
+        reached = {True: "reached", False: "**not reached**", None: ""}[line.reached]
+        rows.append(f"| {line.what} | {_number(line.value)} {line.unit} | {beside} | {ratio} | {line.aim} | {reached} |")
+    return "\n".join(rows) + "\n"
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}".rstrip("0").rstrip(".")
