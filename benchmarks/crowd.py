@@ -67,13 +67,19 @@ class Crowd:
         for each in self.sockets:
             each.close()
 
-    def until_all(self, mark: bytes, *, timeout: float = 60.0) -> tuple[float, float]:
-        """Reads until every socket has had the mark: when the first and when the last had it, by the monotonic clock."""
+    def until_all(self, mark: bytes, *, timeout: float = 60.0, rest: float = 0.0) -> tuple[float, float]:
+        """Reads until every socket has had the mark: when the first and when the last had it, by the monotonic clock.
+
+        With a `rest` in seconds it lets data gather: on one machine a reader that waits for each frame has the sender pay
+        for waking it, which no reader on a network does.
+        """
         assert len(mark) <= _LONGEST_MARK
         waiting, first, ends_at = len(self.sockets), 0.0, time.monotonic() + timeout
         had: set[int] = set()
         buffer = memoryview(bytearray(_CHUNK))
         while waiting:
+            if rest:
+                time.sleep(rest)
             ready = self._epoll.poll(1.0)
             if time.monotonic() > ends_at:
                 raise SystemExit(f"{waiting} of {len(self.sockets)} clients have not had what was sent.")

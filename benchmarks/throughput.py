@@ -27,6 +27,7 @@ USERS = 1000
 EVENTS = 50  # for each user, in as many transactions
 SLOT = "drained"
 LOG_TIMEOUT_S = 120.0
+REST_S = 0.005
 
 
 def measure(bench: Bench) -> Iterator[Line]:
@@ -66,7 +67,7 @@ def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -
         spent, began = cpu_seconds(server.pid), time.monotonic()
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    crowd.until_all(f"end {number:06}".encode())
+    crowd.until_all(f"end {number:06}".encode(), rest=REST_S)
     while True:
         (logged,) = writer.execute("select last_number from momentum.stream").fetchone() or (0,)
         if logged - before >= total:

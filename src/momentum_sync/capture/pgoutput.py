@@ -8,24 +8,25 @@ Replication Message Formats" (Begin, Message, Commit), protocol version 1. Times
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UNIX_2000 = 946_684_800
 
 _BEGIN = struct.Struct("!QqI")
 _COMMIT = struct.Struct("!BQQq")
-_MESSAGE = struct.Struct("!BQ")
+_LENGTH = struct.Struct("!I")
 _KEEPALIVE = struct.Struct("!QqB")
 _STATUS = struct.Struct("!cQQQqB")
-_WAL_HEADER = struct.Struct("!QQq")
+
+_PAYLOAD = 1 + 24  # behind the letter and three 64-bit fields
+_PREFIX = _PAYLOAD + 1 + 1 + 8  # of a message: behind its letter, its flags and its LSN
 
 
 class ProtocolError(ValueError):
     """Bytes that the protocol does not allow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(NamedTuple):
     """A committed transaction begins. `lsn` is the place of its commit, `xid` its id in 32 bits."""
 
     lsn: int
@@ -33,8 +34,7 @@ class Begin:
     xid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A logical message, as `pg_logical_emit_message` wrote it."""
 
     transactional: bool
@@ -42,16 +42,14 @@ class Message:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """The transaction is complete. `end` is the place behind its commit record."""
 
     lsn: int
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Keepalive:
+class Keepalive(NamedTuple):
     """Everything below `end` has been sent. With `reply` the server wants a status at once."""
 
     end: int
@@ -63,37 +61,35 @@ Frame = Begin | Message | Commit | Keepalive | None
 
 def decode(data: bytes | memoryview) -> Frame:
     """One CopyData payload of the stream. None for a kind that carries no event. ProtocolError if it is broken."""
-    view = memoryview(data)
+    frame = bytes(data)
     try:
-        match view[0]:
+        match frame[0]:
             case 0x77:  # w: XLogData, its payload behind three 64-bit fields
-                return _payload(view[_WAL_HEADER.size + 1 :])
+                return _payload(frame)
             case 0x6B:  # k
-                end, _, reply = _KEEPALIVE.unpack(view[1:])
+                end, _, reply = _KEEPALIVE.unpack(frame[1:])
                 return Keepalive(end, bool(reply))
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"a frame of the replication stream is broken: {error}") from None
-    raise ProtocolError(f"unknown frame {view[0]:#04x} in the replication stream")
+    raise ProtocolError(f"unknown frame {frame[0]:#04x} in the replication stream")
 
 
-def _payload(view: memoryview) -> Begin | Message | Commit | None:
-    match view[0]:
-        case 0x42:  # B
-            lsn, at, xid = _BEGIN.unpack(view[1:])
-            return Begin(lsn, at / 1_000_000 + _UNIX_2000, xid)
+def _payload(frame: bytes) -> Begin | Message | Commit | None:
+    match frame[_PAYLOAD]:
         case 0x4D:  # M
-            flags, _ = _MESSAGE.unpack(view[1 : 1 + _MESSAGE.size])
-            rest = bytes(view[1 + _MESSAGE.size :])
-            end = rest.index(b"\0") if b"\0" in rest else -1
-            if end < 0 or len(rest) < end + 5:
+            end = frame.find(b"\0", _PREFIX)
+            if end < 0 or len(frame) < end + 5:
                 raise ProtocolError("a logical message is cut short")
-            (length,) = struct.unpack_from("!I", rest, end + 1)
-            content = rest[end + 5 :]
+            (length,) = _LENGTH.unpack_from(frame, end + 1)
+            content = frame[end + 5 :]
             if len(content) != length:
                 raise ProtocolError(f"a logical message of {length} bytes came with {len(content)}")
-            return Message(bool(flags & 1), rest[:end].decode(), content)
+            return Message(bool(frame[_PAYLOAD + 1] & 1), frame[_PREFIX:end].decode(), content)
+        case 0x42:  # B
+            lsn, at, xid = _BEGIN.unpack(frame[_PAYLOAD + 1 :])
+            return Begin(lsn, at / 1_000_000 + _UNIX_2000, xid)
         case 0x43:  # C
-            _, lsn, end, _ = _COMMIT.unpack(view[1:])
+            _, lsn, end, _ = _COMMIT.unpack(frame[_PAYLOAD + 1 :])
             return Commit(lsn, end)
     return None
 

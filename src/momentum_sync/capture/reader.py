@@ -211,10 +211,10 @@ class _Run:
         """One payload of the stream."""
         self._heard_at = time.monotonic()
         match decode(data):
-            case Begin() as begin:
-                self._numbering.begin(begin)
             case Message() as message:
                 self._take_message(message)
+            case Begin() as begin:
+                self._numbering.begin(begin)
             case Commit() as commit:
                 self._numbering.commit()
                 self._reached(commit.end)

@@ -8,8 +8,8 @@ connection began with, a number alone does not say what the client has seen, and
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
 
 import msgspec
 
@@ -37,6 +37,7 @@ _ID = re.compile(
 )
 
 
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _LONGEST_NAME = 200  # of channels, and of users in keys; an index entry has room for 2,700 bytes
 
 
@@ -63,8 +64,7 @@ _envelope = msgspec.json.Decoder(_Envelope)
 _head = msgspec.json.Decoder(_Head)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One thing that happened, in its place.
 
     `body` is the JSON object as the database wrote it and as clients get it; `event_type`, `user_id` and `cache_keys`
@@ -87,7 +87,7 @@ class Event:
     keys: tuple[str, ...]
     rows: bytes | None
     out_of_sight: bool
-    size: int = field(compare=False)
+    size: int
 
     @classmethod
     def build(
@@ -107,7 +107,7 @@ class Event:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"not an event: {error}") from None
         user_id = head.user_id if isinstance(head.user_id, str) and len(head.user_id) <= _LONGEST_NAME else None
-        cache_keys = head.cache_keys if isinstance(head.cache_keys, list) else []
+        cache_keys = tuple(filter(_is_text, head.cache_keys)) if isinstance(head.cache_keys, list) else ()
         return cls(
             number=number,
             commit_lsn=place[0],
@@ -118,11 +118,11 @@ class Event:
             body=body,
             event_type=head.event_type if isinstance(head.event_type, str) else "",
             user_id=user_id,
-            cache_keys=tuple(key for key in cache_keys if isinstance(key, str)),
-            keys=tuple(route(channel, user_id) for channel in channels),
+            cache_keys=cache_keys,
+            keys=tuple([route(channel, user_id) for channel in channels]),
             rows=rows,
             out_of_sight=head.out_of_sight is True,
-            size=len(body) + sum(map(len, channels)) + len(rows or b"") + 500,
+            size=len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + 500,
         )
 
     @property
@@ -146,15 +146,24 @@ def open_envelope(content: bytes) -> Envelope:
         envelope = _envelope.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not an envelope: {error}") from None
+    if b"\\u0000" in content and _NUL.search(content):
+        raise Malformed("not an envelope: a text with U+0000, which PostgreSQL cannot hold")
     body = bytes(envelope.event)
     if not body.startswith(b"{"):
         raise Malformed("not an envelope: the event is no object")
-    if not envelope.channels or any("\0" in name or len(name) > _LONGEST_NAME for name in envelope.channels):
-        raise Malformed("not an envelope: no channel, or one that PostgreSQL cannot hold or find")
+    if not envelope.channels:
+        raise Malformed("not an envelope: no channel")
+    for name in envelope.channels:
+        if len(name) > _LONGEST_NAME or "\0" in name:
+            raise Malformed("not an envelope: a channel that PostgreSQL cannot hold or find")
     rows = bytes(envelope.rows)
     if rows and not rows.startswith(b"{"):
         raise Malformed("not an envelope: the rows are no object")
     return Envelope(tuple(envelope.channels), body, rows or None)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
 
 
 def route(channel: str, user_id: str | None) -> str:

@@ -48,13 +48,10 @@ with held as (
     returning slot
 ), added as (
     insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, rows)
-    -- Arrays come as their text: SQL has no array of arrays of unequal length.
-    select e.number, e.commit_lsn, e.commit_index, e.xid, to_timestamp(e.committed_at), e.channels::text[],
-        e.keys::text[], e.event::json, e.rows::json
-    from held, unnest(
-        %(numbers)s::bigint[], %(lsns)s::pg_lsn[], %(indexes)s::integer[], %(xids)s::bigint[],
-        %(times)s::double precision[], %(channels)s::text[], %(keys)s::text[], %(bodies)s::text[], %(rows)s::text[]
-    ) as e (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, rows)
+    select e.number, e.lsn, e.index, e.xid, to_timestamp(e.at), e.channels, e.keys, e.event, e.rows
+    from held, json_to_recordset(%(events)s::json) as e (
+        number bigint, lsn pg_lsn, index integer, xid bigint, at double precision, channels text[], keys text[],
+        event json, rows json)
 )
 select count(*) from held
 

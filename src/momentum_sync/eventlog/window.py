@@ -63,7 +63,10 @@ class Window:
         entry = (event, self._ceiling)
         self._events.append(entry)
         for key in event.keys:
-            self._by_key.setdefault(key, deque()).append(entry)
+            held = self._by_key.get(key)
+            if held is None:
+                held = self._by_key[key] = deque()
+            held.append(entry)
         self._size += event.size
         self._evict()
 

@@ -43,7 +43,7 @@ _Holder = tuple[Session, Callable[[bytes], None], Connection]
 class _Holders:
     """Who holds a key. `plain` are those for whom every event on it is.
 
-    The others are `careful`: a snapshot may have the event, the database has to be asked, or the key is not what it seems.
+    The others are `careful`: their snapshot may have the event, or the database has to be asked.
     """
 
     plain: dict[Connection, _Holder] = field(default_factory=dict)
@@ -161,8 +161,8 @@ class Router:
             self._stitching.pop(connection, None)
         else:
             self._stitching[connection] = None
-        plain = session.seen is None and not session.asked and not any(map(_is_ambiguous, session.channels))
-        self._hold(connection, _Held(frozenset(session.channels.values()), plain))
+        keys = frozenset([_place(channel, key) for channel, key in session.channels.items()])
+        self._hold(connection, _Held(keys, plain=session.seen is None and not session.asked))
 
     def _hold(self, connection: Connection, wanted: _Held) -> None:
         held = self._held[connection]
@@ -191,26 +191,18 @@ class Router:
         """Writes the event to whoever holds one of its channels, once each."""
         if CONTROL in event.channels:
             self._control(event)
-        groups = [
-            (channel, holders)
-            for channel, key in zip(event.channels, event.keys, strict=True)
-            if (holders := self._by_key.get(key))
-        ]
-        if not groups:
+        fanout: _Fanout | None = None
+        given: list[_Holders] = []
+        for channel, key in zip(event.channels, event.keys, strict=True):
+            holders = self._by_key.get(_place(channel, key))
+            if holders is not None:
+                if fanout is None:
+                    fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
+                fanout.give(channel, holders, given)
+                given.append(holders)
+        if fanout is None:
             self._delivered(event, 0, 0, None)
             return
-        fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
-        needs_a_look = event.out_of_sight or any(map(_is_ambiguous, event.channels))
-        careful: dict[Connection, None] = {}
-        for index, (channel, holders) in enumerate(groups):
-            careful.update(dict.fromkeys(holders.careful))
-            if needs_a_look:
-                careful.update(dict.fromkeys(holders.plain))
-                continue
-            had = {connection for _, earlier in groups[:index] for connection in earlier.plain.keys() & holders.plain.keys()}
-            fanout.write(channel, [holder for connection, holder in holders.plain.items() if connection not in had])
-        for connection in careful:
-            fanout.consider(connection)
         self._delivered(event, fanout.frames, fanout.size, self._clock() - event.committed_at)
         if fanout.broken is not None:
             raise fanout.broken
@@ -255,6 +247,8 @@ class _Fanout:
     then comes back for the event, while all others get it.
     """
 
+    __slots__ = ("_built", "_event", "_event_id", "_now", "broken", "frames", "size")
+
     def __init__(self, event: Event, event_id: str, now: float) -> None:
         self.frames = 0
         self.size = 0
@@ -264,7 +258,19 @@ class _Fanout:
         self._now = now
         self._built: dict[tuple[str, str], bytes] = {}
 
-    def write(self, channel: str, holders: list[_Holder]) -> None:
+    def give(self, channel: str, holders: _Holders, given: list[_Holders]) -> None:
+        """To the holders of one of its channels, but those who were `given` it on an earlier one."""
+        event, plain, careful = self._event, holders.plain, holders.careful
+        if plain and not event.out_of_sight:  # that is for `asked` channels alone, and those have no plain holders
+            for earlier in given:
+                twice = plain.keys() & earlier.plain.keys()
+                plain = {connection: plain[connection] for connection in plain if connection not in twice}
+            self._write(channel, list(plain.values()))
+        for connection in list(careful):
+            if not any(connection in earlier.careful for earlier in given):
+                self._consider(connection)
+
+    def _write(self, channel: str, holders: list[_Holder]) -> None:
         """To plain holders of a channel. What is done in this loop is done once a frame."""
         event_id, cache_keys = self._event_id, self._event.cache_keys
         previous_id, data, size = None, b"", 0
@@ -283,7 +289,7 @@ class _Fanout:
         self.frames += len(holders)
         self.size += size
 
-    def consider(self, connection: Connection) -> None:
+    def _consider(self, connection: Connection) -> None:
         """To one that may have it already, may not have it yet, or may not have it at all."""
         session, event = connection.session, self._event
         try:
@@ -314,9 +320,9 @@ class _Fanout:
         connection.flush()
 
 
-def _is_ambiguous(channel: str) -> bool:
-    """Whether its key could be that of a user's own part of `cache_invalidation`: an operator named it so."""
-    return channel.startswith(f"{CACHE_INVALIDATION}:")
+def _place(channel: str, key: str) -> str:
+    """Where the holders of a channel are kept. A user's part of `cache_invalidation` has no name that a channel has."""
+    return "\0" + key if channel == CACHE_INVALIDATION else key
 
 
 def _owner(session: Session) -> object:

@@ -7,6 +7,7 @@ encoded again: their JSON comes from the database and is spliced in.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
@@ -74,6 +75,7 @@ ClientMessage = (
     Ping | RequestMomentumUpdate | MarkNotificationRead | CacheInvalidationAck | Subscribe | Unsubscribe | Authenticate
 )
 
+_encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _loose = msgspec.json.Decoder(dict[str, Any])
 _TYPES = frozenset(kind.__struct_config__.tag for kind in ClientMessage.__args__)
@@ -111,7 +113,13 @@ def _explain(frame: bytes, error: msgspec.ValidationError) -> BadMessage:
 def timestamp(now: float) -> str:
     """RFC 3339 in UTC with milliseconds. `now` is seconds since 1970."""
     seconds, milliseconds = divmod(int(now * 1000), 1000)
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds:03d}Z"
+    return f"{_second(seconds)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    """Every message has the time, and messages come by the thousand in a second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def encode(kind: str, now: float, fields: dict[str, object], ref: object = None) -> bytes:
@@ -120,7 +128,7 @@ def encode(kind: str, now: float, fields: dict[str, object], ref: object = None)
     if ref is not None:
         message["ref"] = ref
     message["timestamp"] = timestamp(now)
-    return msgspec.json.encode(message)
+    return _encode(message)
 
 
 def error(code: str, sentence: str, now: float, ref: object = None, **more: object) -> bytes:
@@ -138,13 +146,13 @@ class Delivery(NamedTuple):
 
 def event_object(body: bytes, delivery: Delivery) -> bytes:
     """An event's own JSON object with its delivery in it. The ids are ours and need no escaping."""
-    comma = b"," if len(body) > 2 else b""
+    event_id, previous_id, channel = delivery
     return b'%b%b"id":"%b","previous_id":"%b","channel":%b}' % (
         body[:-1],
-        comma,
-        delivery.event_id.encode(),
-        delivery.previous_id.encode(),
-        msgspec.json.encode(delivery.channel),
+        b"," if len(body) > 2 else b"",
+        event_id.encode(),
+        previous_id.encode(),
+        _encode(channel),
     )
 
 
