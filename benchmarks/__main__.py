@@ -7,11 +7,20 @@ from types import ModuleType
 
 from rich.console import Console
 
-from benchmarks import fan_out, throughput
+from benchmarks import at_rest, big_transaction, connects, fan_out, latency, memory, throughput, triggers
 from benchmarks.machine import LOAD_CORES, pin
 from benchmarks.report import Bench, Line, table
 
-MEASURES: dict[str, ModuleType] = {"fan_out": fan_out, "throughput": throughput}
+MEASURES: dict[str, ModuleType] = {
+    "fan_out": fan_out,
+    "latency": latency,
+    "throughput": throughput,
+    "triggers": triggers,
+    "memory": memory,
+    "connects": connects,
+    "at_rest": at_rest,
+    "big_transaction": big_transaction,
+}
 
 
 def main() -> None:

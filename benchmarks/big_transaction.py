@@ -1,99 +1,103 @@
-"""One UPDATE of many rows: how the server's memory grows, and when what comes after it arrives.
+"""One UPDATE of 100,000 rows: when its last event is with its client, and what it does to everybody else.
 
-python -m benchmarks.big_transaction --rows 200000
+Events go out in the order of the commits, so whoever commits after it waits until it has been sent. An admin reads all
+of it; others write meanwhile, and wait for their own events.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
+import statistics
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
-import jwt
 import psycopg
 import websockets
 
-from benchmarks.latency import PATH, SECRET, prepare, serving, user
-from momentum_sync.database.embedded import Embedded, short_folder
+from benchmarks.machine import prepare_process, resident
+from benchmarks.report import Bench, Line
+from benchmarks.stage import PATH, Server, serving, stage, token, user
 
-READER = 1  # its events come in the middle of the transaction, and one after it
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that the process holds now."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("The server is gone.")
+ROWS = 100_000
+OTHERS = 50
+OTHERS_A_SECOND = 100
+TIMEOUT_S = 300.0
 
 
-async def watch(url: str, conninfo: str, pid: int, rows: int) -> None:
-    """The transaction, one event after it, and an admin who reads all of it."""
-    admin = jwt.encode(
-        {"sub": str(user(0)), "role": "authenticated", "exp": int(time.time()) + 3600,
-         "app_metadata": {"role": "admin"}}, SECRET, algorithm="HS256",
-    )  # fmt: skip
-    plain = jwt.encode({"sub": str(user(READER)), "role": "authenticated", "exp": int(time.time()) + 3600}, SECRET)
-    address = url.replace("http", "ws") + PATH
-    async with (
-        websockets.connect(
-            f"{address}?channels=momentum_updates:all", additional_headers={"Authorization": f"Bearer {admin}"}
-        ) as everything,
-        websockets.connect(address, additional_headers={"Authorization": f"Bearer {plain}"}) as one,
-    ):
-        before = most = resident(pid)
-        began = time.monotonic()
+def measure(bench: Bench) -> Iterator[Line]:
+    """The transaction updates users of its own; the others are written all the while."""
+    prepare_process()
+    (rows,) = bench.sizes(ROWS)
+    last, others, most = [], [], []
+    for _ in bench.rounds(f"one transaction of {rows:,} rows"):
+        with stage(rows + OTHERS) as (conninfo, folder), serving(conninfo, folder) as server:
+            took, waits, grew = asyncio.run(_run(server, conninfo, rows))
+            last.append(took)
+            others.append(statistics.quantiles(waits, n=100)[98])
+            most.append(grew / 2**20)
+    yield Line(f"{rows:,} rows in one transaction: commit → last client", "s", last)
+    yield Line("p99 of everybody else meanwhile", "s", others)
+    yield Line("memory of the server meanwhile", "MiB more", most)
 
-        def write() -> float:
-            with psycopg.connect(conninfo, autocommit=True) as connection:
-                connection.execute("update public.daily_engagement_scores set momentum_state = 'Rising'")
-                committed = time.monotonic()
-                connection.execute(
-                    "update public.daily_engagement_scores set final_score = 1 where user_id = %s", (user(READER),)
+
+async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[float], int]:
+    address = server.url.replace("http", "ws") + PATH
+    admin = {"Authorization": f"Bearer {token(0, role='admin')}"}
+    service = {"Authorization": f"Bearer {token(0, role='admin')}"}
+    before = most = resident(server.pid)
+    sent: dict[tuple[int, float], float] = {}
+    waits: list[float] = []
+    ended, heard = asyncio.Event(), asyncio.Event()
+
+    async def write_others() -> None:
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+            number = 0
+            while not ended.is_set():
+                index, score = rows + number % OTHERS, number // OTHERS % 100
+                sent[index, score] = time.monotonic()
+                await connection.execute(
+                    "update public.daily_engagement_scores set final_score = %s where user_id = %s",
+                    (score, user(index)),
                 )
-                return committed
+                number += 1
+                await asyncio.sleep(1 / OTHERS_A_SECOND)
 
-        writing = asyncio.ensure_future(asyncio.to_thread(write))
-        after = asyncio.ensure_future(until_score(one, 1))
-        count = 0
-        while count < rows + 1:
-            message = json.loads(await asyncio.wait_for(everything.recv(), 300))
-            count += message["type"] == "realtime_event" and message["event"]["event_type"] == "momentum_score_updated"
-            if count % 1000 == 0:
-                most = max(most, resident(pid))
-        read = time.monotonic()
-        committed = await writing
-        came = await after
-    print(f"{rows:,} rows in one UPDATE, {2 * rows:,} events; commit after {committed - began:.1f} s")
-    print(f"  the event after it reached its user {came - committed:.1f} s after the commit")
-    print(
-        f"  an admin had read all {rows:,} of its channel {read - committed:.1f} s after the commit, never disconnected"
-    )
-    print(f"  resident memory of the server: {before / 2**20:.0f} MiB before, {most / 2**20:.0f} MiB at most")
+    async def hear_others(socket: websockets.ClientConnection) -> None:
+        async for text in socket:
+            event = json.loads(text).get("event", {})
+            key = (int(str(event.get("user_id", "0"))[-12:], 16), event.get("final_score"))
+            if key in sent:
+                waits.append(time.monotonic() - sent.pop(key))
+                if not sent:
+                    heard.set()
 
-
-async def until_score(socket: websockets.ClientConnection, score: float) -> float:
-    """When the event with this score came."""
-    while True:
-        message = json.loads(await asyncio.wait_for(socket.recv(), 300))
-        if message["type"] == "realtime_event" and message["event"].get("final_score") == score:
+    async def commit() -> float:
+        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+            await connection.execute(
+                "update public.daily_engagement_scores set momentum_state = 'Rising' where user_id < %s", (user(rows),)
+            )
             return time.monotonic()
 
-
-def main() -> None:
-    """Reads the command line and makes one run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000, help="rows, each of a user of its own (200000)")
-    given = parser.parse_args()
-    with short_folder() as folder, Embedded(folder) as embedded:
-        prepare(embedded.conninfo, given.rows)
-        with psycopg.connect(embedded.conninfo, autocommit=True) as connection:
-            connection.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots")
-        with serving(embedded.conninfo, folder) as (url, pid):
-            asyncio.run(watch(url, embedded.conninfo, pid, given.rows))
-
-
-if __name__ == "__main__":
-    main()
+    watched = ",".join(f"momentum_updates:{user(rows + number)}" for number in range(OTHERS))
+    async with (
+        websockets.connect(f"{address}?channels=momentum_updates:all", additional_headers=admin) as everything,
+        websockets.connect(f"{address}?client_id=others&channels={watched}", additional_headers=service) as some,
+    ):
+        hearing = asyncio.ensure_future(hear_others(some))
+        writing = asyncio.ensure_future(write_others())
+        committing = asyncio.ensure_future(commit())
+        count = 0
+        while count < rows:
+            text = await asyncio.wait_for(everything.recv(), TIMEOUT_S)
+            count += b'"Rising"' in (text if isinstance(text, bytes) else text.encode())
+            if count % 1000 == 0:
+                most = max(most, resident(server.pid))
+        took = time.monotonic() - await committing
+        ended.set()
+        await writing
+        heard.clear()
+        while sent:
+            await asyncio.wait_for(heard.wait(), TIMEOUT_S)
+        hearing.cancel()
+    return took, waits, most - before

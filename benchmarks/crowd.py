@@ -20,6 +20,8 @@ CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
 _CHUNK = 256 * 1024
 _LONGEST_MARK = 64
+_PING = b"\x89\x00"
+_PONG = b"\x8a\x80\0\0\0\0"  # masked, as what a client sends must be
 
 
 def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
@@ -37,8 +39,9 @@ def handshake(url: str, token: str, *, client: str = "c", channels: str = "", la
 
 
 class Crowd:
-    """Sockets that are live. `took` is how long each was in getting so, in seconds, `ids` where each stands, `bytes` what
-    `until_all` has read so far.
+    """Sockets that are live.
+
+    `took` is how long each was in getting so, in seconds, `ids` where each stands, `bytes` what `until_all` has read.
     """
 
     def __init__(self, sockets: list[socket.socket], took: list[float], ids: list[str]) -> None:
@@ -70,8 +73,8 @@ class Crowd:
     def until_all(self, mark: bytes, *, timeout: float = 60.0, rest: float = 0.0) -> tuple[float, float]:
         """Reads until every socket has had the mark: when the first and when the last had it, by the monotonic clock.
 
-        With a `rest` in seconds it lets data gather: on one machine a reader that waits for each frame has the sender pay
-        for waking it, which no reader on a network does.
+        With a `rest` in seconds it lets data gather: on one machine a reader that waits for each frame has the sender
+        pay for waking it, which no reader on a network does.
         """
         assert len(mark) <= _LONGEST_MARK
         waiting, first, ends_at = len(self.sockets), 0.0, time.monotonic() + timeout
@@ -96,10 +99,28 @@ class Crowd:
                     first = first or time.monotonic()
         return first, time.monotonic()
 
+    def rest(self, seconds: float) -> None:
+        """Reads for so long, and answers pings."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            for number, _ in self._epoll.poll(left):
+                each = self._by_number[number]
+                data = each.recv(_CHUNK)
+                if not data:
+                    raise SystemExit("The server closed a connection that is being measured.")
+                if _PING in data:
+                    each.send(_PONG)
 
-async def connect(url: str, requests: Sequence[bytes], *, until: bytes = b'"initial_state"') -> Crowd:
-    """Opens a connection with each request, 32 at a time, and reads of each until what it waits for has come."""
-    loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(CONNECTING_AT_ONCE)
+
+async def connect(
+    url: str,
+    requests: Sequence[bytes],
+    *,
+    until: tuple[bytes, int] = (b'"initial_state"', 1),
+    at_once: int = CONNECTING_AT_ONCE,
+) -> Crowd:
+    """Opens a connection with each request, and reads of each until what it waits for has come so many times."""
+    loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(at_once)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
 
     async def one(request: bytes) -> tuple[socket.socket, float, str]:
@@ -110,7 +131,7 @@ async def connect(url: str, requests: Sequence[bytes], *, until: bytes = b'"init
             await loop.sock_connect(each, address)
             await loop.sock_sendall(each, request)
             data = b""
-            while until not in data:
+            while data.count(until[0]) < until[1]:
                 more = await loop.sock_recv(each, _CHUNK)
                 if not more:
                     raise SystemExit(f"Refused: {data[:500]!r}")

@@ -9,6 +9,7 @@ import resource
 from pathlib import Path
 
 _CORES = sorted(os.sched_getaffinity(0))
+ALL_CORES = set(_CORES)
 SERVER_CORES = {_CORES[0]}
 """What is measured runs on one core alone."""
 LOAD_CORES = set(_CORES[1:]) or SERVER_CORES

@@ -115,7 +115,9 @@ def markdown(lines: Sequence[Line]) -> str:
         beside = "" if line.beside_value is None else f"{_number(line.beside_value)} ({line.beside})"
         ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
         reached = {True: "reached", False: "**not reached**", None: ""}[line.reached]
-        rows.append(f"| {line.what} | {_number(line.value)} {line.unit} | {beside} | {ratio} | {line.aim} | {reached} |")
+        rows.append(
+            f"| {line.what} | {_number(line.value)} {line.unit} | {beside} | {ratio} | {line.aim} | {reached} |"
+        )
     return "\n".join(rows) + "\n"
 
 

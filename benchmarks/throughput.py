@@ -1,8 +1,8 @@
 """Distinct events to distinct users, through capture, log and gateway on one core, as fast as they go.
 
-The events are committed while the server is stopped, so that nothing but reading them is measured; then it goes on, and
-the clock runs until every user has had its last event and the log has all of them. Beside it `pg_recvlogical` drains the
-same WAL to /dev/null, on the same core.
+The events are committed while the server is stopped, so that nothing but reading them is measured; then it goes on,
+and the clock runs until every user has had its last event and the log has all of them. Beside it `pg_recvlogical`
+drains the same WAL to /dev/null, on the same core.
 """
 
 from __future__ import annotations

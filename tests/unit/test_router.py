@@ -212,7 +212,8 @@ def test_who_leaves_or_unsubscribes_gets_no_more() -> None:
     assert (len(world.router), world.router.subscriptions) == (2, 2)
     world.router.leave(less)
     world.router.leave(stays)
-    assert (world.router._by_key, world.router._by_user, world.router._by_client) == ({}, {}, {})
+    assert world.router.channels == 0
+    assert (world.router._by_user, world.router._by_client) == ({}, {})
 
 
 def test_a_second_connection_of_the_same_client_replaces_the_first() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from msgspec.structs import replace
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import NotFound

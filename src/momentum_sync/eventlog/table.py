@@ -180,7 +180,9 @@ class EventLog:
 
     async def append_unstorable(self, event: Event, *, confirmed: int) -> None:
         """Keeps the place of an event that PostgreSQL cannot store: its number is taken, and the log has no hole."""
-        await self.append([msgspec.structs.replace(event, channels=(), keys=(), body=b"{}", rows=None)], confirmed=confirmed)
+        await self.append(
+            [msgspec.structs.replace(event, channels=(), keys=(), body=b"{}", rows=None)], confirmed=confirmed
+        )
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
         """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""

@@ -7,9 +7,8 @@ need no look at the event a comparison, an assignment and a write: 1.6 us with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from momentum_sync.eventlog.event import CACHE_INVALIDATION, CONTROL, Event
@@ -39,26 +38,18 @@ _Holder = tuple[Session, Callable[[bytes], None], Connection]
 """A session, how its socket is written to, and the connection that both are of."""
 
 
-@dataclass(slots=True)
-class _Holders:
-    """Who holds a key. `plain` are those for whom every event on it is.
-
-    The others are `careful`: their snapshot may have the event, or the database has to be asked.
-    """
-
-    plain: dict[Connection, _Holder] = field(default_factory=dict)
-    careful: dict[Connection, None] = field(default_factory=dict)
+_Plain = dict[Connection, _Holder]
+_Careful = dict[Connection, None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What a connection is found by."""
+class _Held(NamedTuple):
+    """What a connection is found by, and whether it is among the plain."""
 
-    keys: frozenset[str]
+    keys: tuple[str, ...]
     plain: bool
 
 
-_NOTHING = _Held(frozenset(), plain=False)
+_NOTHING = _Held((), plain=False)
 
 
 class Router:
@@ -86,7 +77,10 @@ class Router:
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
-        self._by_key: dict[str, _Holders] = {}
+        # Who holds a key. For the plain every event on it is; the snapshot of the careful may have it, or the database
+        # has to be asked.
+        self._plain: dict[str, _Plain] = {}
+        self._careful: dict[str, _Careful] = {}
         self._held: dict[Connection, _Held] = {}
         self._by_client: dict[tuple[object, str], Connection] = {}
         self._by_user: dict[object, int] = {}
@@ -101,7 +95,7 @@ class Router:
     @property
     def channels(self) -> int:
         """How many different channels are held by connections that follow the feed."""
-        return len(self._by_key)
+        return len(self._plain.keys() | self._careful.keys())
 
     @property
     def subscriptions(self) -> int:
@@ -133,8 +127,7 @@ class Router:
         held = self._held.pop(connection, None)
         if held is None:
             return
-        for key in held.keys:
-            self._release(key, connection)
+        self._release(connection, held)
         self._stitching.pop(connection, None)
         client = (_owner(connection.session), connection.session.client_id)
         if self._by_client.get(client) is connection:
@@ -161,7 +154,7 @@ class Router:
             self._stitching.pop(connection, None)
         else:
             self._stitching[connection] = None
-        keys = frozenset([_place(channel, key) for channel, key in session.channels.items()])
+        keys = tuple([_place(channel, key) for channel, key in session.channels.items()])
         self._hold(connection, _Held(keys, plain=session.seen is None and not session.asked))
 
     def _hold(self, connection: Connection, wanted: _Held) -> None:
@@ -169,21 +162,21 @@ class Router:
         if held == wanted:
             return
         self._held[connection] = wanted
-        for key in held.keys:
-            self._release(key, connection)
+        self._release(connection, held)
         for key in wanted.keys:
-            holders = self._by_key.setdefault(key, _Holders())
             if wanted.plain:
-                holders.plain[connection] = (connection.session, connection.write, connection)
+                holder = (connection.session, connection.write, connection)
+                self._plain.setdefault(key, {})[connection] = holder
             else:
-                holders.careful[connection] = None
+                self._careful.setdefault(key, {})[connection] = None
 
-    def _release(self, key: str, connection: Connection) -> None:
-        holders = self._by_key[key]
-        holders.plain.pop(connection, None)
-        holders.careful.pop(connection, None)
-        if not holders.plain and not holders.careful:
-            del self._by_key[key]
+    def _release(self, connection: Connection, held: _Held) -> None:
+        table: dict[str, _Plain] | dict[str, _Careful] = self._plain if held.plain else self._careful
+        for key in held.keys:
+            holders = table[key]
+            holders.pop(connection, None)
+            if not holders:
+                del table[key]
 
     # The feed's listener
 
@@ -192,14 +185,13 @@ class Router:
         if CONTROL in event.channels:
             self._control(event)
         fanout: _Fanout | None = None
-        given: list[_Holders] = []
         for channel, key in zip(event.channels, event.keys, strict=True):
-            holders = self._by_key.get(_place(channel, key))
-            if holders is not None:
+            place = _place(channel, key)
+            plain, careful = self._plain.get(place), self._careful.get(place)
+            if plain or careful:
                 if fanout is None:
                     fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
-                fanout.give(channel, holders, given)
-                given.append(holders)
+                fanout.give(channel, plain or {}, careful or {})
         if fanout is None:
             self._delivered(event, 0, 0, None)
             return
@@ -247,7 +239,7 @@ class _Fanout:
     then comes back for the event, while all others get it.
     """
 
-    __slots__ = ("_built", "_event", "_event_id", "_now", "broken", "frames", "size")
+    __slots__ = ("_built", "_event", "_event_id", "_given", "_now", "broken", "frames", "size")
 
     def __init__(self, event: Event, event_id: str, now: float) -> None:
         self.frames = 0
@@ -256,19 +248,23 @@ class _Fanout:
         self._event = event
         self._event_id = event_id
         self._now = now
+        self._given: tuple[_Plain | _Careful, ...] = ()
         self._built: dict[tuple[str, str], bytes] = {}
 
-    def give(self, channel: str, holders: _Holders, given: list[_Holders]) -> None:
-        """To the holders of one of its channels, but those who were `given` it on an earlier one."""
-        event, plain, careful = self._event, holders.plain, holders.careful
-        if plain and not event.out_of_sight:  # that is for `asked` channels alone, and those have no plain holders
-            for earlier in given:
-                twice = plain.keys() & earlier.plain.keys()
-                plain = {connection: plain[connection] for connection in plain if connection not in twice}
+    def give(self, channel: str, plain: _Plain, careful: _Careful) -> None:
+        """To the holders of one of its channels, but those who were given it on an earlier one."""
+        given, self._given = self._given, (*self._given, plain, careful)
+        for earlier in given:
+            if not plain.keys().isdisjoint(earlier.keys()):
+                plain = {connection: plain[connection] for connection in plain if connection not in earlier}
+            if not careful.keys().isdisjoint(earlier.keys()):
+                careful = {connection: None for connection in careful if connection not in earlier}
+        if (
+            plain and not self._event.out_of_sight
+        ):  # that is for `asked` channels alone, and those have no plain holders
             self._write(channel, list(plain.values()))
         for connection in list(careful):
-            if not any(connection in earlier.careful for earlier in given):
-                self._consider(connection)
+            self._consider(connection)
 
     def _write(self, channel: str, holders: list[_Holder]) -> None:
         """To plain holders of a channel. What is done in this loop is done once a frame."""

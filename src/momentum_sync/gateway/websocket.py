@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, cast
@@ -34,7 +33,7 @@ from momentum_sync.gateway.outflow import Outflow, close_for
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import MAX_FRAME, frame
+from momentum_sync.wire.messages import MAX_FRAME, PING, frame
 
 _HANDSHAKE_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -67,7 +66,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.behind = True
         self._greeted = False
         self._closed_with: int | None = None
-        self._inbox: deque[bytes | None] = deque()
+        self._inbox: list[bytes | None] = []  # an empty deque is 600 bytes
         self._parts: list[bytes] = []
         self._binary = False
         self._working = False
@@ -157,6 +156,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._ws.send_response(response)
         self._write_protocol()
+        request.headers.clear()  # the protocol holds on to the request for as long as the connection lasts
         await self._greet(hello, identity)
 
     async def _admit(self, request: Request) -> tuple[Hello, Identity]:
@@ -241,7 +241,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _work_through(self) -> None:
         """Takes frames from the inbox until one has work for the database."""
         while self._inbox and self.session.closing is None:
-            text = self._inbox.popleft()
+            text = self._inbox.pop(0)
             now = time.time()
             user = self.session.identity.subject
             if user is not None and not self.gateway.messages.allows(user, time.monotonic()):
@@ -307,12 +307,15 @@ class WebSocketProtocol(asyncio.Protocol):
         """From the event after `number` on, the connection catches up by itself."""
         self._out.hold_back(number, review=review)
 
-    def flush(self) -> None:
+    def flush(self, *, ping: bool = False) -> None:
         """Writes what the session has to send, and ends the connection if the session does."""
         out = self.session.to_send()
+        data = b"".join(map(frame, out))
         if out:
-            data = b"".join(map(frame, out))
             observe.sent(len(out), len(data))
+        if ping:
+            data += PING
+        if data:
             self.write(data)
         if self.session.closing is not None:
             self.finish(self.session.closing)
@@ -334,10 +337,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.abort()
             return
         again = self.session.tick(now, round(self.gateway.lag() * 1000))
-        self.flush()
-        if self._ws.state is State.OPEN:
-            self._ws.send_ping(b"")
-            self._write_protocol()
+        self.flush(ping=self._ws.state is State.OPEN)
         self._ticker = self._loop.call_later(max(0.05, again - now), self._tick)
 
     def _over(self) -> bool:

@@ -174,6 +174,10 @@ def cache_invalidation(cache_keys: tuple[str, ...], delivery: Delivery, now: flo
     return encode("cache_invalidation", now, fields)
 
 
+PING = b"\x89\x00"
+"""A ping without a payload: RFC 6455, section 5.5.2."""
+
+
 def frame(payload: bytes) -> bytes:
     """A whole text frame from a server, unmasked: RFC 6455, section 5.2."""
     length = len(payload)

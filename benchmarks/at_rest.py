@@ -1,0 +1,55 @@
+"""What a server takes of its core when little happens: 5,000 connections and heartbeats; and the seed's normal load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import psycopg
+import uvloop
+
+from benchmarks.crowd import connect, handshake
+from benchmarks.machine import cpu_seconds, prepare_process
+from benchmarks.report import Bench, Line
+from benchmarks.stage import serving, stage, token, user
+
+SECONDS = 50.0  # two heartbeats and two pings of each
+RATE = 50  # updates a second, each of them two events
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """Percent of one core."""
+    prepare_process()
+    seconds = 2.0 if bench.quick else SECONDS
+    for connections, rate, what, most in (
+        (5000, 0, "no events", 5.0),
+        (1000, RATE, f"{2 * RATE} events/s", 10.0),
+    ):
+        (connected,) = bench.sizes(connections)
+        values = []
+        with stage(connected) as (conninfo, folder):
+            for _ in bench.rounds(f"{connected:,} connections, {what}, for {seconds:.0f} s"):
+                with serving(conninfo, folder) as server:
+                    requests = [handshake(server.url, token(index)) for index in range(connected)]
+                    with uvloop.run(connect(server.url, requests)) as crowd:
+                        crowd.rest(1.0)
+                        writing = threading.Thread(target=write, args=(conninfo, rate, seconds, connected))
+                        before = cpu_seconds(server.pid)
+                        writing.start()
+                        crowd.rest(seconds)
+                        values.append((cpu_seconds(server.pid) - before) / seconds * 100)
+                        writing.join()
+        yield Line(f"a core at {connected:,} connections, {what}", "%", values, most=most)
+
+
+def write(conninfo: str, rate: int, seconds: float, users: int) -> None:
+    """Updates, at a steady pace."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        began = time.monotonic()
+        for number in range(int(rate * seconds)):
+            time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            connection.execute(
+                "update public.daily_engagement_scores set final_score = %s where user_id = %s",
+                (number % 100, user(number % users)),
+            )

@@ -1,0 +1,83 @@
+"""How many clients can come in a second: with a token, rights and a snapshot each; then resuming.
+
+A client counts as there when its snapshot has come, or its resume with the two events that it missed. One at a time is
+timed at 100 a second; and at last all come at once, in the moment after the server has begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterator
+
+import psycopg
+import uvloop
+
+from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.machine import prepare_process
+from benchmarks.report import Bench, Line
+from benchmarks.stage import serving, stage, token
+
+CLIENTS = 5000
+A_SECOND = 100
+SECONDS = 10
+MISSED = (b'"previous_id"', 2)  # a score's change and its invalidation
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """In each round every client connects, leaves, misses a change, and comes back; twice."""
+    prepare_process()
+    (clients,) = bench.sizes(CLIENTS)
+    first, resumed, once, storm = [], [], [], []
+    with stage(clients) as (conninfo, folder):
+        for _ in bench.rounds(f"{clients:,} clients connect, resume, and resume at once"):
+            with serving(conninfo, folder) as server:
+                ids, rate, _ = _all(server.url, [""] * clients, (b'"initial_state"', 1))
+                first.append(rate)
+                change(conninfo)
+                _, rate, _ = _all(server.url, ids, MISSED)
+                resumed.append(rate)
+                once.append(_paced(server.url, ids[: min(clients, A_SECOND * SECONDS)]))
+            change(conninfo)
+            with serving(conninfo, folder) as server:
+                _, _, took = _all(server.url, ids, (b'"previous_id"', 4), at_once=clients)
+                storm.append(took)
+    yield Line("connections, each with a snapshot", "a second", first)
+    yield Line("connections resumed", "a second", resumed, least=1000)
+    yield Line(f"one resume, at {A_SECOND} a second, p99", "ms", [value * 1000 for value in once], most=20)
+    yield Line(f"{clients:,} resume at once after a restart: the last is back after", "s", storm)
+
+
+def change(conninfo: str) -> None:
+    """Everybody's score."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("update public.daily_engagement_scores set final_score = (final_score + 1)::integer % 100")
+
+
+def _all(url: str, ids: list[str], until: tuple[bytes, int], at_once: int = 32) -> tuple[list[str], float, float]:
+    """Where each stands, how many came a second, and after how many seconds the last one had."""
+    requests = [handshake(url, token(index), last=last) for index, last in enumerate(ids)]
+    began = time.monotonic()
+    with uvloop.run(connect(url, requests, until=until, at_once=at_once)) as crowd:
+        took = time.monotonic() - began
+        return crowd.ids, len(ids) / took, took
+
+
+def _paced(url: str, ids: list[str]) -> float:
+    """Seconds that 99 of a hundred take at most, when they come at a steady pace."""
+    requests = [handshake(url, token(index), last=last) for index, last in enumerate(ids)]
+
+    async def come() -> list[float]:
+        began = time.monotonic()
+
+        async def one(index: int) -> Crowd:
+            await asyncio.sleep(max(0.0, began + index / A_SECOND - time.monotonic()))
+            return await connect(url, [requests[index]], until=MISSED)
+
+        crowds = await asyncio.gather(*(one(index) for index in range(len(requests))))
+        for crowd in crowds:
+            crowd.close()
+        return [crowd.took[0] for crowd in crowds]
+
+    return statistics.quantiles(uvloop.run(come()), n=100)[98]

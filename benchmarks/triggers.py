@@ -1,0 +1,69 @@
+"""What the triggers cost whoever writes: pgbench updating scores with them, without them, and with the seed's NOTIFYs.
+
+Eight clients, each update a transaction, PostgreSQL and pgbench on all cores, nobody reading.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from benchmarks.machine import ALL_CORES, LOAD_CORES, pin
+from benchmarks.report import Bench, Line
+from benchmarks.stage import programs, stage
+
+USERS = 1000
+CLIENTS = 8
+SECONDS = 10
+OURS = ("momentum_score_realtime_trigger", "momentum_cache_invalidation_trigger")
+SEED = ("seed_publish", "seed_invalidate")
+SCRIPT = """
+\\set user random(0, {last})
+\\set score random(0, 10000)
+update public.daily_engagement_scores set final_score = :score::numeric / 100
+where user_id = ('00000000-0000-4000-8000-' || lpad(to_hex(:user::int), 12, '0'))::uuid;
+"""
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """Transactions a second of each, in turns."""
+    (users,) = bench.sizes(USERS)
+    seconds = SECONDS if users == USERS else 1
+    tps: dict[tuple[str, ...], list[float]] = {(): [], OURS: [], SEED: []}
+    pin(ALL_CORES)
+    try:
+        with stage(users) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
+            script = folder / "update.sql"
+            script.write_text(SCRIPT.format(last=users - 1), encoding="utf-8")
+            for _ in bench.rounds(f"triggers, {len(tps)} times {seconds} s"):
+                for enabled in tps:
+                    for trigger in (*OURS, *SEED):
+                        how = "enable" if trigger in enabled else "disable"
+                        connection.execute(f"alter table public.daily_engagement_scores {how} trigger {trigger}")
+                    connection.execute("vacuum full public.daily_engagement_scores")
+                    connection.execute("checkpoint")
+                    tps[enabled].append(pgbench(conninfo, script, seconds))
+    finally:
+        pin(LOAD_CORES)
+    yield Line("updates with the triggers", "tx/s", tps[OURS], "no trigger", tps[()], least=0.80)
+    yield Line("updates with the triggers", "tx/s", tps[OURS], "the seed's six NOTIFYs", tps[SEED], least=2.3)
+
+
+def pgbench(conninfo: str, script: Path, seconds: int) -> float:
+    """Transactions a second."""
+    given = conninfo_to_dict(conninfo)
+    said = subprocess.run(
+        [programs() / "pgbench", "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds),
+         "-f", script, "-h", str(given["host"]), "-U", str(given["user"]), str(given["dbname"])],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    found = re.search(r"^tps = ([\d.]+)", said, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"pgbench said no tps: {said}")
+    return float(found[1])

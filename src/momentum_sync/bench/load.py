@@ -1,0 +1,191 @@
+"""A load on any deployment: clients that are users made up for it, and events published for each of them.
+
+Nothing is written to the app's tables. The events go through `momentum.publish` and the server as all others do, and
+stay in its log until that lets go of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import psycopg
+import websockets
+
+from momentum_sync.bench.tally import Tally
+from momentum_sync.errors import Unsuitable
+
+_PATH = "/functions/v1/realtime-momentum-sync"
+_CONNECTING_AT_ONCE = 32
+_CONNECT_TIMEOUT_S = 30.0
+_SETTLE_S = 10.0
+_WRITERS = 8
+_PUBLISH = """
+    select momentum.publish(array['momentum_updates:' || %(user)s::text], jsonb_build_object(
+        'event_type', 'bench', 'user_id', %(user)s::text, 'number', %(number)s::bigint, 'fill', repeat('x', %(fill)s)))
+"""
+
+
+class _Body(msgspec.Struct):
+    id: str = ""
+    previous_id: str = ""
+    number: int = -1
+
+
+class _Message(msgspec.Struct):
+    type: str
+    event: _Body | None = None
+    last_event_id: str = ""
+
+
+_decoder = msgspec.json.Decoder(_Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much: clients, events a second over all of them, for how many seconds, bytes that fill an event."""
+
+    connections: int
+    rate: float
+    seconds: float
+    fill: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where: the server's URL, the database's connection string, and how a user's token is made."""
+
+    url: str
+    conninfo: str
+    token: Callable[[uuid.UUID], str]
+
+
+async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str, float, float], None]) -> None:
+    """Connects, publishes, and waits until everything has come, at most 10 s; `tally` knows at any time how it is.
+
+    `progress` is told what is being done, how much of it is, and of how much. Raises Unsuitable where it cannot begin.
+    """
+    users = [uuid.uuid4() for _ in range(load.connections)]
+    async with AsyncExitStack() as stack:
+        listening = [asyncio.ensure_future(_listen(socket, index, tally)) for index, socket in enumerate(
+            await _connect(target, users, tally, stack, progress)
+        )]  # fmt: skip
+        try:
+            await _publish(target, users, load, tally, progress)
+            ends_at = time.monotonic() + _SETTLE_S
+            while tally.lost and time.monotonic() < ends_at:
+                progress("waiting for the last", tally.sent - tally.lost, tally.sent)
+                await asyncio.sleep(0.05)
+        finally:
+            for task in listening:
+                task.cancel()
+            await asyncio.gather(*listening, return_exceptions=True)
+
+
+async def _connect(
+    target: Target,
+    users: list[uuid.UUID],
+    tally: Tally,
+    stack: AsyncExitStack,
+    progress: Callable[[str, float, float], None],
+) -> list[websockets.ClientConnection]:
+    address = urlsplit(target.url)
+    scheme = "wss" if address.scheme == "https" else "ws"
+    url = urlunsplit((scheme, address.netloc, address.path.rstrip("/") + _PATH, "client_id=bench", ""))
+    gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
+
+    async def one(index: int) -> websockets.ClientConnection:
+        async with gate, asyncio.timeout(_CONNECT_TIMEOUT_S):
+            began = time.monotonic()
+            headers = {"Authorization": f"Bearer {target.token(users[index])}"}
+            socket = await stack.enter_async_context(
+                websockets.connect(url, additional_headers=headers, compression=None, max_size=None)
+            )
+            while (message := _decoder.decode(await socket.recv())).type != "initial_state":
+                pass
+            tally.live(index, time.monotonic() - began, message.last_event_id)
+            progress("connecting", len(tally.connected), len(users))
+            return socket
+
+    try:
+        return await asyncio.gather(*(one(index) for index in range(len(users))))
+    except websockets.InvalidStatus as error:
+        said = error.response.body.decode(errors="replace") if error.response.body else ""
+        raise Unsuitable(
+            f"The server refused a connection: {error.response.status_code} {said}",
+            "401: give the server's own SUPABASE_JWT_SECRET. 429 or 503: fewer --connections, or a moment's patience.",
+        ) from error
+    except (OSError, TimeoutError, websockets.WebSocketException) as error:
+        raise Unsuitable(
+            f"Of {len(users)} connections {len(tally.connected)} were made: {str(error) or type(error).__name__}.",
+            "Is the server at --url? Has it room for so many: MOMENTUM_MAX_CONNECTIONS, `ulimit -n` here and there?",
+        ) from error
+
+
+async def _listen(socket: websockets.ClientConnection, index: int, tally: Tally) -> None:
+    try:
+        async for text in socket:
+            now = time.monotonic()
+            message = _decoder.decode(text)
+            if message.event is not None:
+                event = message.event
+                tally.had(index, event.number, event.id, event.previous_id, now)
+    except websockets.ConnectionClosed as closed:
+        tally.closed(str(closed.rcvd.code) if closed.rcvd else "no close frame")
+    else:
+        tally.closed("1000")
+
+
+async def _publish(
+    target: Target,
+    users: list[uuid.UUID],
+    load: Load,
+    tally: Tally,
+    progress: Callable[[str, float, float], None],
+) -> None:
+    total = int(load.rate * load.seconds)
+    # A run tells its events from those of another by numbers that no other has.
+    first = time.time_ns() // 1000
+    numbers = iter(range(first, first + total))
+    began = time.monotonic()
+
+    async def write(connection: psycopg.AsyncConnection) -> None:
+        for number in numbers:
+            index = number - first
+            delay = began + index / load.rate - time.monotonic()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            tally.writes(number, time.monotonic())
+            try:
+                await connection.execute(
+                    _PUBLISH, {"user": str(users[index % len(users)]), "number": number, "fill": load.fill}
+                )
+            except psycopg.Error:
+                tally.failed(number)
+                raise
+            progress("publishing", index + 1, total)
+
+    try:
+        async with AsyncExitStack() as stack:
+            connections = [
+                await stack.enter_async_context(
+                    await psycopg.AsyncConnection.connect(target.conninfo, autocommit=True, connect_timeout=10)
+                )
+                for _ in range(min(_WRITERS, total))
+            ]
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as group:
+                for connection in connections:
+                    group.create_task(write(connection))
+    except* psycopg.Error as errors:
+        said = str(errors.exceptions[0]).strip().splitlines()[0]
+        raise Unsuitable(
+            f"The database did not take an event: {said}",
+            "DATABASE_URL must be of a role that may call momentum.publish: the owner of the tables, or service_role.",
+        ) from errors

@@ -1,0 +1,90 @@
+"""What a load was given back: each event once, in order, and after how long."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """How a measure is spread, in its own unit."""
+
+    p50: float
+    p95: float
+    p99: float
+    p99_9: float
+    highest: float
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Of any number of values; None of none."""
+    if not values:
+        return None
+    cuts = statistics.quantiles(values, n=1000, method="inclusive") if len(values) > 1 else list(values) * 999
+    return Spread(cuts[499], cuts[949], cuts[989], cuts[998], max(values))
+
+
+class Tally:
+    """One run. Times are seconds of one clock; an event is known by the number that it carries."""
+
+    def __init__(self) -> None:
+        self.connected: list[float] = []
+        self.delays: list[float] = []
+        self.closes: Counter[str] = Counter()
+        self.twice = 0
+        self.gaps = 0
+        self.disordered = 0
+        self._sent: dict[int, float] = {}
+        self._had: set[int] = set()
+        self._last_id: dict[int, str] = {}
+        self._last_number: dict[int, int] = {}
+
+    @property
+    def sent(self) -> int:
+        """Events that were committed, or are about to be."""
+        return len(self._sent)
+
+    @property
+    def lost(self) -> int:
+        """Events that their client has not had yet."""
+        return len(self._sent) - len(self._had)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything came, once and in order."""
+        return not (self.lost or self.twice or self.gaps or self.disordered)
+
+    def live(self, client: int, took: float, last_event_id: str) -> None:
+        """A client is connected; events follow this id."""
+        self.connected.append(took)
+        self._last_id[client] = last_event_id
+
+    def writes(self, number: int, now: float) -> None:
+        """The statement is sent."""
+        self._sent[number] = now
+
+    def failed(self, number: int) -> None:
+        """It did not commit."""
+        del self._sent[number]
+
+    def had(self, client: int, number: int, event_id: str, previous_id: str, now: float) -> None:
+        """A client has an event; it says after which."""
+        if previous_id != self._last_id[client]:
+            self.gaps += 1
+        self._last_id[client] = event_id
+        if number not in self._sent:
+            return  # of an earlier run, or of somebody else's
+        if number in self._had:
+            self.twice += 1
+            return
+        if number < self._last_number.get(client, -1):
+            self.disordered += 1
+        self._last_number[client] = number
+        self._had.add(number)
+        self.delays.append(now - self._sent[number])
+
+    def closed(self, why: str) -> None:
+        """A client was disconnected."""
+        self.closes[why] += 1

@@ -1,0 +1,148 @@
+"""`momentum-sync bench`: a load on a deployment, and what it made of it."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Annotated
+from uuid import UUID
+
+import httpx
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from momentum_sync.app import token_rules
+from momentum_sync.bench.load import Load, Target, run
+from momentum_sync.bench.tally import Tally, spread
+from momentum_sync.cli import explained
+from momentum_sync.cli.token import Role, sign
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import Settings, duration, read
+
+_TOKENS_LAST = timedelta(hours=1)
+_HEALTH_TIMEOUT_S = 10.0
+EXIT_NOT_WHOLE = 1
+
+
+def bench(
+    url: Annotated[str, typer.Option(help="The server's root.")] = "http://127.0.0.1:8787",
+    connections: Annotated[int, typer.Option(min=1, help="Clients, each of a user made up for it.")] = 100,
+    rate: Annotated[float, typer.Option(min=0.1, help="Events a second, over all clients.")] = 100.0,
+    seconds: Annotated[str, typer.Option(help="For how long: a number with s, m or h.")] = "10s",
+    fill: Annotated[int, typer.Option(min=0, max=1_000_000, help="Bytes that make an event bigger.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Put a load on a server and show what came of it: commit → client in percentiles, and whether all came in order.
+
+    Publishes through DATABASE_URL, or the embedded PostgreSQL, for users that are made up; the app's tables are not
+    touched. Tokens are signed as `momentum-sync token` does it. Ends with status 1 if an event was lost, came twice or
+    out of order.
+    """
+    with explained():
+        settings = read()
+        lasts = duration(seconds)
+        if lasts is None:
+            raise Unsuitable(f"--seconds {seconds} is no duration.", "Write a number with s, m or h: 30s")
+        load = Load(connections, rate, lasts.total_seconds(), fill)
+        _check_health(url)
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        tally = Tally()
+        with _database(settings) as conninfo, _shown() as progress:
+            target = Target(url, conninfo, _token_maker(settings))
+            uvloop.run(run(target, load, tally, progress))
+    numbers = _numbers(load, tally)
+    if as_json:
+        typer.echo(json.dumps(numbers, indent=2))
+    else:
+        Console().print(_table(load, tally))
+    raise SystemExit(0 if tally.is_whole else EXIT_NOT_WHOLE)
+
+
+def _check_health(url: str) -> None:
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/sync/health", timeout=_HEALTH_TIMEOUT_S)
+        status = answer.json()["status"]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise Unsuitable(
+            f"No Momentum Sync answers at {url}: {str(error) or type(error).__name__}.",
+            "Start one (momentum-sync serve), or give the root of another: --url http://127.0.0.1:8787",
+        ) from error
+    if status == "unhealthy":
+        raise Unsuitable(f"The server at {url} is unhealthy.", f"See why: curl {url.rstrip('/')}/sync/health")
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[str]:
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    from momentum_sync.database.embedded import Embedded  # Linux and macOS only
+
+    with Embedded(settings.data_dir) as embedded:
+        yield embedded.conninfo
+
+
+def _token_maker(settings: Settings) -> Callable[[UUID], str]:
+    secret = token_rules(settings).secret
+    if secret is None:
+        raise Unsuitable(
+            "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
+            "Run the load against a server with a SUPABASE_JWT_SECRET of its own, and give the same here.",
+        )
+    return lambda user: sign(secret, user, Role.user, _TOKENS_LAST, audience=settings.jwt_audience)
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar on standard error, one for each thing that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        known: dict[str, TaskID] = {}
+
+        def progress(what: str, done: float, total: float) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=total)
+            bars.update(known[what], completed=done, total=total)
+
+        yield progress
+
+
+def _numbers(load: Load, tally: Tally) -> dict[str, object]:
+    delays = spread([delay * 1000 for delay in tally.delays])
+    connects = spread([took * 1000 for took in tally.connected])
+    return {
+        "connections": load.connections,
+        "rate": load.rate,
+        "seconds": load.seconds,
+        "sent": tally.sent,
+        "lost": tally.lost,
+        "twice": tally.twice,
+        "gaps": tally.gaps,
+        "disordered": tally.disordered,
+        "closes": dict(tally.closes),
+        "connect_ms": None if connects is None else connects._asdict(),
+        "commit_to_client_ms": None if delays is None else delays._asdict(),
+    }
+
+
+def _table(load: Load, tally: Tally) -> Table:
+    table = Table(box=None, title=f"{load.connections:,} connections, {load.rate:,g} events/s for {load.seconds:g} s")
+    for name in ("milliseconds", "p50", "p95", "p99", "p99.9", "highest"):
+        table.add_column(name, justify="left" if name == "milliseconds" else "right")
+    for name, values in (("connect, to the snapshot", tally.connected), ("statement sent → client", tally.delays)):
+        measured = spread([value * 1000 for value in values])
+        table.add_row(name, *([f"{value:,.2f}" for value in measured] if measured else ["-"] * 5))
+    table.add_section()
+    outcome = f"lost {tally.lost:,}, twice {tally.twice:,}, gaps {tally.gaps:,}, out of order {tally.disordered:,}"
+    table.add_row(f"{tally.sent:,} events", *[""] * 5)
+    table.add_row(f"[green]{outcome}[/]" if tally.is_whole else f"[red]{outcome}[/]", *[""] * 5)
+    for why, count in sorted(tally.closes.items()):
+        table.add_row(f"[red]{count:,} connections closed: {why}[/]", *[""] * 5)
+    return table
