@@ -191,7 +191,95 @@ grant execute on function
 -- take a row out of somebody's sight: an event `…_deleted` that is `out_of_sight` goes before it, for those alone to
 -- whom this happens.
 --
--- The writer pays for every statement here, so the ordinary way is three: what is it, its JSON, `momentum.emit`.
+-- The writer pays for every statement and every variable here. So a trigger first asks whether all is as it mostly is, and
+-- then does its work in one expression, of functions that PostgreSQL puts in place of their calls; all else is for a
+-- function of its own.
+
+create or replace function momentum.score_event(
+    event_type text, user_id uuid, score_date date, momentum_state text, final_score numeric, previous_state text,
+    state_changed boolean
+) returns json
+language sql
+return json_build_object(
+    'event_type', event_type,
+    'user_id', user_id,
+    'score_date', score_date,
+    'momentum_state', momentum_state,
+    'final_score', final_score,
+    'previous_state', previous_state,
+    'state_changed', state_changed,
+    'timestamp', public.momentum_rfc3339(clock_timestamp()));
+
+create or replace function momentum.intervention_event(
+    event_type text, user_id uuid, intervention_id uuid, intervention_type text, trigger_reason text, status text,
+    previous_status text, status_changed boolean, scheduled_date date
+) returns json
+language sql
+return json_build_object(
+    'event_type', event_type,
+    'user_id', user_id,
+    'intervention_id', intervention_id,
+    'intervention_type', intervention_type,
+    'trigger_reason', trigger_reason,
+    'status', status,
+    'previous_status', previous_status,
+    'status_changed', status_changed,
+    'scheduled_date', scheduled_date,
+    'timestamp', public.momentum_rfc3339(clock_timestamp()));
+
+create or replace function momentum.invalidation_event(user_id uuid, cache_keys text[]) returns json
+language sql
+return json_build_object(
+    'event_type', 'cache_invalidation',
+    'user_id', user_id,
+    'cache_keys', cache_keys,
+    'timestamp', public.momentum_rfc3339(clock_timestamp()));
+
+create or replace function momentum.cache_keys(user_id uuid, score_date date) returns text[]
+language sql
+stable
+return array[
+    'momentum:current:' || user_id,
+    'momentum:history:' || user_id,
+    'momentum:trend:' || user_id,
+    'momentum:breakdown:' || user_id || ':' || score_date];
+
+-- A score changed: for the user who has it now, and, where it had been another's, for that one. `was` and `becomes` are the
+-- row before and after; one of them is null when it was made or deleted.
+create or replace function momentum.publish_score(
+    was public.daily_engagement_scores, becomes public.daily_engagement_scores
+) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    changed boolean := momentum.policies_changed('daily_engagement_scores');
+    moved boolean := coalesce(becomes.user_id <> was.user_id, false);
+    is_new boolean := was.id is null or moved;
+begin
+    if was.id is not null and (becomes.id is null or moved or changed) then
+        perform momentum.publish(
+            array['momentum_updates:' || was.user_id, 'momentum_updates:all'],
+            momentum.score_event(
+                'momentum_score_deleted', was.user_id, was.score_date, was.momentum_state, was.final_score,
+                was.momentum_state, false)::jsonb
+                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
+                when becomes.id is null or moved then jsonb_build_object('was', was)
+                else jsonb_build_object('was', was, 'is', becomes) end);
+    end if;
+    if becomes.id is not null then
+        perform momentum.publish(
+            array['momentum_updates:' || becomes.user_id, 'momentum_updates:all'],
+            momentum.score_event(
+                case when is_new then 'momentum_score_created' else 'momentum_score_updated' end,
+                becomes.user_id, becomes.score_date, becomes.momentum_state, becomes.final_score,
+                case when not is_new then was.momentum_state end,
+                is_new or becomes.momentum_state <> was.momentum_state)::jsonb,
+            case when changed then jsonb_build_object('is', becomes) end);
+    end if;
+end;
+$$;
 
 create or replace function public.publish_momentum_update() returns trigger
 language plpgsql
@@ -199,56 +287,55 @@ security definer
 set search_path = ''
 as $$
 declare
-    score public.daily_engagement_scores := coalesce(new, old);
-    happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
-    before_state text := case when tg_op <> 'INSERT' then old.momentum_state end;
-    changed boolean := momentum.policies_changed('daily_engagement_scores');
-    moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
-    channels text[];
-    event json;
     at pg_lsn;
 begin
-    if moved or changed and tg_op = 'UPDATE' then
-        perform momentum.publish(
-            array['momentum_updates:' || old.user_id, 'momentum_updates:all'],
-            jsonb_build_object(
-                'event_type', 'momentum_score_deleted',
-                'user_id', old.user_id,
-                'score_date', old.score_date,
-                'momentum_state', old.momentum_state,
-                'final_score', old.final_score,
-                'previous_state', old.momentum_state,
-                'state_changed', false,
-                'timestamp', public.momentum_rfc3339(clock_timestamp()))
-                || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
-            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id))
-                when moved then jsonb_build_object('was', old)
-                else jsonb_build_object('was', old, 'is', new) end);
-    end if;
-    if moved then
-        happened := 'created';
-        before_state := null;
-    end if;
-    channels := array['momentum_updates:' || score.user_id, 'momentum_updates:all'];
-    event := json_build_object(
-        'event_type', 'momentum_score_' || happened,
-        'user_id', score.user_id,
-        'score_date', score.score_date,
-        'momentum_state', score.momentum_state,
-        'final_score', score.final_score,
-        'previous_state', before_state,
-        'state_changed', happened <> 'deleted' and score.momentum_state is distinct from before_state,
-        'timestamp', public.momentum_rfc3339(clock_timestamp()));
-    if changed or tg_op = 'DELETE' or momentum.notifies() then
-        perform momentum.publish(
-            channels, event::jsonb,
-            case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
-                when changed then jsonb_build_object('is', new)
-                when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    if tg_op = 'DELETE' or new.user_id <> old.user_id
+        or momentum.policies_changed('daily_engagement_scores') or momentum.notifies() then
+        perform momentum.publish_score(old, new);
     else
-        at := momentum.emit(channels, event);
+        at := momentum.emit(
+            array['momentum_updates:' || new.user_id, 'momentum_updates:all'],
+            momentum.score_event(
+                case tg_op when 'INSERT' then 'momentum_score_created' else 'momentum_score_updated' end,
+                new.user_id, new.score_date, new.momentum_state, new.final_score, old.momentum_state,
+                new.momentum_state is distinct from old.momentum_state));
     end if;
     return null;
+end;
+$$;
+
+-- The same of an intervention. One that becomes another's is a change to the coaches, who may see all of them.
+create or replace function momentum.publish_intervention(
+    was public.coach_interventions, becomes public.coach_interventions
+) returns void
+language plpgsql
+set search_path = ''
+as $$
+declare
+    changed boolean := momentum.policies_changed('coach_interventions');
+    moved boolean := coalesce(becomes.user_id <> was.user_id, false);
+begin
+    if was.id is not null and (becomes.id is null or moved or changed) then
+        perform momentum.publish(
+            array['interventions:' || was.user_id]
+                || case when becomes.id is null or changed then array['interventions:coaches'] else '{}' end,
+            momentum.intervention_event(
+                'intervention_deleted', was.user_id, was.id, was.intervention_type, was.trigger_reason, was.status,
+                was.status, false, was.scheduled_date)::jsonb
+                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
+                when becomes.id is null or moved then jsonb_build_object('was', was)
+                else jsonb_build_object('was', was, 'is', becomes) end);
+    end if;
+    if becomes.id is not null then
+        perform momentum.publish(
+            array['interventions:' || becomes.user_id, 'interventions:coaches'],
+            momentum.intervention_event(
+                case when was.id is null then 'intervention_created' else 'intervention_updated' end,
+                becomes.user_id, becomes.id, becomes.intervention_type, becomes.trigger_reason, becomes.status,
+                was.status, becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb,
+            case when changed then jsonb_build_object('is', becomes) end);
+    end if;
 end;
 $$;
 
@@ -258,55 +345,18 @@ security definer
 set search_path = ''
 as $$
 declare
-    intervention public.coach_interventions := coalesce(new, old);
-    happened text := case tg_op when 'INSERT' then 'created' when 'UPDATE' then 'updated' else 'deleted' end;
-    before_status text := case when tg_op <> 'INSERT' then old.status end;
-    changed boolean := momentum.policies_changed('coach_interventions');
-    moved boolean := tg_op = 'UPDATE' and new.user_id <> old.user_id;
-    channels text[];
-    event json;
     at pg_lsn;
 begin
-    if moved or changed and tg_op = 'UPDATE' then
-        perform momentum.publish(
-            array['interventions:' || old.user_id]
-                || case when changed then array['interventions:coaches'] else '{}' end,
-            jsonb_build_object(
-                'event_type', 'intervention_deleted',
-                'user_id', old.user_id,
-                'intervention_id', old.id,
-                'intervention_type', old.intervention_type,
-                'trigger_reason', old.trigger_reason,
-                'status', old.status,
-                'previous_status', old.status,
-                'status_changed', false,
-                'scheduled_date', old.scheduled_date,
-                'timestamp', public.momentum_rfc3339(clock_timestamp()))
-                || case when moved then '{}' else '{"out_of_sight": true}' end::jsonb,
-            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id))
-                when moved then jsonb_build_object('was', old)
-                else jsonb_build_object('was', old, 'is', new) end);
-    end if;
-    channels := array['interventions:' || intervention.user_id, 'interventions:coaches'];
-    event := json_build_object(
-        'event_type', 'intervention_' || happened,
-        'user_id', intervention.user_id,
-        'intervention_id', intervention.id,
-        'intervention_type', intervention.intervention_type,
-        'trigger_reason', intervention.trigger_reason,
-        'status', intervention.status,
-        'previous_status', before_status,
-        'status_changed', happened <> 'deleted' and intervention.status is distinct from before_status,
-        'scheduled_date', intervention.scheduled_date,
-        'timestamp', public.momentum_rfc3339(clock_timestamp()));
-    if changed or tg_op = 'DELETE' or momentum.notifies() then
-        perform momentum.publish(
-            channels, event::jsonb,
-            case when changed and tg_op = 'DELETE' then jsonb_build_object('was', old)
-                when changed then jsonb_build_object('is', new)
-                when tg_op = 'DELETE' then jsonb_build_object('was', jsonb_build_object('user_id', old.user_id)) end);
+    if tg_op = 'DELETE' or new.user_id <> old.user_id
+        or momentum.policies_changed('coach_interventions') or momentum.notifies() then
+        perform momentum.publish_intervention(old, new);
     else
-        at := momentum.emit(channels, event);
+        at := momentum.emit(
+            array['interventions:' || new.user_id, 'interventions:coaches'],
+            momentum.intervention_event(
+                case tg_op when 'INSERT' then 'intervention_created' else 'intervention_updated' end,
+                new.user_id, new.id, new.intervention_type, new.trigger_reason, new.status, old.status,
+                new.status is distinct from old.status, new.scheduled_date));
     end if;
     return null;
 end;
@@ -354,42 +404,30 @@ security definer
 set search_path = ''
 as $$
 declare
-    score public.daily_engagement_scores := coalesce(new, old);
-    keys text[] := array[
-        'momentum:current:' || score.user_id,
-        'momentum:history:' || score.user_id,
-        'momentum:trend:' || score.user_id,
-        'momentum:breakdown:' || score.user_id || ':' || score.score_date];
-    event json;
     at pg_lsn;
 begin
-    if tg_op = 'UPDATE' then
-        if new.user_id <> old.user_id then
+    if tg_op = 'DELETE' or new.user_id <> old.user_id or new.score_date <> old.score_date or momentum.notifies() then
+        if tg_op <> 'INSERT' and (tg_op = 'DELETE' or new.user_id <> old.user_id) then
             perform momentum.publish(
                 array['cache_invalidation'],
-                jsonb_build_object(
-                    'event_type', 'cache_invalidation',
-                    'user_id', old.user_id,
-                    'cache_keys', array[
-                        'momentum:current:' || old.user_id,
-                        'momentum:history:' || old.user_id,
-                        'momentum:trend:' || old.user_id,
-                        'momentum:breakdown:' || old.user_id || ':' || old.score_date],
-                    'timestamp', public.momentum_rfc3339(clock_timestamp())),
+                momentum.invalidation_event(
+                    old.user_id, momentum.cache_keys(old.user_id, old.score_date))::jsonb,
                 null::jsonb);
-        elsif new.score_date <> old.score_date then
-            keys := keys || ('momentum:breakdown:' || old.user_id || ':' || old.score_date);
         end if;
-    end if;
-    event := json_build_object(
-        'event_type', 'cache_invalidation',
-        'user_id', score.user_id,
-        'cache_keys', keys,
-        'timestamp', public.momentum_rfc3339(clock_timestamp()));
-    if momentum.notifies() then
-        perform momentum.publish(array['cache_invalidation'], event::jsonb, null::jsonb);
+        if tg_op <> 'DELETE' then
+            perform momentum.publish(
+                array['cache_invalidation'],
+                momentum.invalidation_event(
+                    new.user_id,
+                    momentum.cache_keys(new.user_id, new.score_date)
+                        || case when new.user_id = old.user_id and new.score_date <> old.score_date
+                            then array['momentum:breakdown:' || old.user_id || ':' || old.score_date] end)::jsonb,
+                null::jsonb);
+        end if;
     else
-        at := momentum.emit(array['cache_invalidation'], event);
+        at := momentum.emit(
+            array['cache_invalidation'],
+            momentum.invalidation_event(new.user_id, momentum.cache_keys(new.user_id, new.score_date)));
     end if;
     return null;
 end;
