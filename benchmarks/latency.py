@@ -1,8 +1,8 @@
 """From the write to the client: 1,000 connections, 1,000 writes a second, beside a bare reader of the same WAL.
 
 Every write updates one user's score through the triggers and is timed from the moment when the statement is sent, so
-the commit is in it, for the client and for the floor alike. The floor is a process that reads a second slot, decodes each
-message, and does nothing else. Server and reader share one core; PostgreSQL, clients and writer have the rest.
+the commit is in it, for the client and for the floor alike. The floor is a process that reads a second slot, decodes
+each message, and does nothing else. Server and reader share one core; PostgreSQL, clients and writer have the rest.
 """
 
 from __future__ import annotations

@@ -108,21 +108,21 @@ class Event(msgspec.Struct, frozen=True, gc=False):
             raise Malformed(f"not an event: {error}") from None
         user_id = head.user_id if isinstance(head.user_id, str) and len(head.user_id) <= _LONGEST_NAME else None
         cache_keys = tuple(filter(_is_text, head.cache_keys)) if isinstance(head.cache_keys, list) else ()
+        keys = tuple([route(channel, user_id) for channel in channels]) if CACHE_INVALIDATION in channels else channels
         return cls(
-            number=number,
-            commit_lsn=place[0],
-            commit_index=place[1],
-            xid=xid,
-            committed_at=committed_at,
-            channels=channels,
-            body=body,
-            event_type=head.event_type if isinstance(head.event_type, str) else "",
-            user_id=user_id,
-            cache_keys=cache_keys,
-            keys=tuple([route(channel, user_id) for channel in channels]),
-            rows=rows,
-            out_of_sight=head.out_of_sight is True,
-            size=len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + 500,
+            number,
+            *place,
+            xid,
+            committed_at,
+            channels,
+            body,
+            head.event_type if isinstance(head.event_type, str) else "",
+            user_id,
+            cache_keys,
+            keys,
+            rows,
+            head.out_of_sight is True,
+            len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + 500,
         )
 
     @property

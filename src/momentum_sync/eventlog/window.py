@@ -68,7 +68,8 @@ class Window:
                 held = self._by_key[key] = deque()
             held.append(entry)
         self._size += event.size
-        self._evict()
+        if self._size > self._limit:
+            self._evict()
 
     def durable(self, number: int) -> None:
         """The log holds everything up to `number`."""
