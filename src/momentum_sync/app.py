@@ -26,8 +26,10 @@ from momentum_sync.capture.suitable import check
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
+from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.backlog import Backlog
@@ -51,6 +53,8 @@ _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 _STOP_TIMEOUT_S = 10
 _KERNEL_BUFFER = 256 * 1024
 _REQUESTS_AT_ONCE = 1_000
+_METRICS_EVERY_S = 5.0
+_METRICS_TIMEOUT_S = 5.0
 _BATCH_AT_LEAST = 50
 _BATCH_EVERY_S = 0.1
 
@@ -119,7 +123,8 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         await log.open()
         stack.push_async_callback(log.close)
         feed = Feed(Window(settings.window_bytes))
-        capture = Capture(settings.capture_url or conninfo, settings.slot, log, feed)
+        samples = await stack.enter_async_context(_measuring(log, settings.metrics_sample, stopped))
+        capture = Capture(settings.capture_url or conninfo, settings.slot, log, feed, samples)
         pool = CallerPool(conninfo, size=settings.pool_size)
         await pool.open()
         stack.push_async_callback(pool.close)
@@ -130,7 +135,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
             rights_changed=rights.changed,
-            delivered=lambda event, *told: observe.delivered(event.event_type, *told),
+            delivered=_telling(samples),
         )
         history = History(feed, log)
         gateway = Gateway(
@@ -175,6 +180,46 @@ def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Calla
         "momentum_slot_retained_bytes": lambda: -1 if capture.slot.retained is None else capture.slot.retained,
         "momentum_draining": lambda: gateway.draining,
     }
+
+
+def _telling(samples: Samples) -> Callable[[Event, int, int, float | None, Exception | None], None]:
+    """What the router tells of each event, to the numbers and to the samples."""
+
+    def tell(event: Event, frames: int, size: int, delay: float | None, broken: Exception | None) -> None:
+        observe.delivered(event.event_type, frames, size, delay)
+        if broken is None:
+            samples.delivered(event, delay)
+        else:
+            samples.failed(event, observe.described(broken))
+
+    return tell
+
+
+@asynccontextmanager
+async def _measuring(log: EventLog, rate: float, stopped: asyncio.Event) -> AsyncIterator[Samples]:
+    """What gathers samples of the events, and writes them, in the background and at the end."""
+    samples = Samples(rate)
+
+    async def write() -> None:
+        if taken := samples.take():
+            try:
+                async with asyncio.timeout(_METRICS_TIMEOUT_S):
+                    await log.write_metrics(taken)
+            except (psycopg.Error, PoolTimeout, TimeoutError) as error:
+                observe.metrics_unwritten(error, len(taken))
+
+    async def write_on() -> None:
+        dropped = 0
+        while True:
+            await asyncio.sleep(_METRICS_EVERY_S)
+            await write()
+            if samples.dropped > dropped:
+                dropped = samples.dropped
+                observe.metrics_dropped(dropped)
+
+    async with _background(write_on(), stopped):
+        yield samples
+    await write()
 
 
 async def _drain(gateway: Gateway, seconds: float) -> None:

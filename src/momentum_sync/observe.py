@@ -163,6 +163,16 @@ def housekeeping_failed(error: BaseException) -> None:
     _log.warning("housekeeping failed", said=described(error))
 
 
+def metrics_unwritten(error: BaseException, count: int) -> None:
+    """Rows of `realtime_event_metrics` could not be written this time, and are left out."""
+    _log.warning("metrics not written", rows=count, said=described(error))
+
+
+def metrics_dropped(count: int) -> None:
+    """There were more events to sample, or failures, than rows can wait; so many so far are left out."""
+    _log.warning("metrics left out", rows=count)
+
+
 def partitions_dropped(names: list[str]) -> None:
     """Retention ended for these days of the log."""
     _log.info("partitions dropped", names=names)

@@ -142,3 +142,33 @@ async def test_the_dashboard_asks_for_what_there_is(server: Server) -> None:
         name for name in names if name.startswith("momentum_") and not name.endswith(("_created", "_sum", "_count"))
     }
     assert ours <= asked, ours - asked
+
+
+async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: UUID) -> None:
+    rows = (
+        "select event_type, channel_name, user_id, payload_size > 50, processing_time_ms < 60000, success,"
+        " error_message from realtime_event_metrics order by created_at, event_type"
+    )
+    async with start(metrics_sample=1.0) as server, server.live(user) as client:
+        add_score(db, user)
+        db.execute("select pg_logical_emit_message(true, 'momentum_sync', 'no JSON')")
+        await client.until("realtime_event")
+        assert db.execute(rows).fetchall() == []  # nothing on the way of an event
+        add_notification(db, user)
+        await client.until("realtime_event")
+    found = db.execute(rows).fetchall()
+    assert sorted(row for row in found if row[5]) == [
+        ("cache_invalidation", "cache_invalidation", user, True, True, True, None),
+        ("momentum_score_created", f"momentum_updates:{user}", user, True, True, True, None),
+        ("push_notification", f"notifications:{user}", user, True, True, True, None),
+    ]
+    (failure,) = [row for row in found if not row[5]]
+    assert failure[:3] == ("unreadable", "", None)
+    assert failure[6].startswith("not an envelope")
+
+
+async def test_metrics_that_cannot_be_written_stop_nothing(start: Start, db: Sql, user: UUID) -> None:
+    db.execute("drop table realtime_event_metrics")
+    async with start(metrics_sample=1.0) as server, server.live(user) as client:
+        add_notification(db, user)
+        await client.until("realtime_event")

@@ -18,6 +18,7 @@ from momentum_sync.capture.pulse import Pulse
 from momentum_sync.capture.reader import _Run
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.table import SlotFacts
 from momentum_sync.eventlog.window import Window
 
@@ -61,7 +62,7 @@ async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anythi
     feed = Feed(Window(1000))
     feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
     numbering = Numbering(number=0, place=(0, 0), near_xid=1)
-    run = _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering)
+    run = _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, Samples(0.0))
     timeout = asyncio.timeout
 
     def expires_as_an_event_comes(_: float) -> asyncio.Timeout:

@@ -61,7 +61,7 @@ class World:
         self.router = Router(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
-            delivered=lambda event, *told: self.delivered.append((event.event_type, *told)),
+            delivered=lambda event, *told: self.delivered.append((event.event_type, *told[:3])),
         )  # fmt: skip
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
 

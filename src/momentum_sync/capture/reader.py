@@ -28,6 +28,7 @@ from momentum_sync.capture.slot import SlotState, Stream, ensure_slot, look, ope
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
 from momentum_sync.eventlog.event import Event, Malformed
 from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.table import EventLog, Standing
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -50,11 +51,12 @@ class Capture:
     `broken`. `slot` is what the database last said of the slot. `has_begun` is set once capture has been live.
     """
 
-    def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed) -> None:
+    def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed, samples: Samples) -> None:
         self._conninfo = conninfo
         self._slot = slot
         self._log = log
         self._feed = feed
+        self._samples = samples
         self._pulse = Pulse(uuid.uuid4().hex)
         self._pulse.lost(time.time())
         self._current: _Run | None = None
@@ -149,7 +151,7 @@ class Capture:
             numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
             if self._ending.is_set():  # nothing was read
                 return
-            run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering)
+            run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering, self._samples)
             self.state = "catching_up"
             observe.capture_began(self._slot, standing.epoch, standing.number)
             await _first_of(
@@ -191,12 +193,15 @@ async def _first_of(*work: Coroutine[object, object, None]) -> None:
 class _Run:
     """One stretch of capture, from taking the slot to losing it."""
 
-    def __init__(self, stream: Stream, log: EventLog, feed: Feed, pulse: Pulse, numbering: Numbering) -> None:
+    def __init__(
+        self, stream: Stream, log: EventLog, feed: Feed, pulse: Pulse, numbering: Numbering, samples: Samples
+    ) -> None:
         self._stream = stream
         self._log = log
         self._feed = feed
         self._pulse = pulse
         self._numbering = numbering
+        self._samples = samples
         self._end = False
         self._heard_at = time.monotonic()
         self.caught_up = asyncio.Event()
@@ -233,6 +238,7 @@ class _Run:
             event = self._numbering.message(message)
         except Malformed as error:
             observe.malformed_message(str(error), len(message.content))
+            self._samples.unreadable(len(message.content), str(error))
             return
         if event is None:
             return
@@ -290,6 +296,7 @@ class _Run:
             if len(batch) == 1:
                 # Nobody but a forger writes what our decoder takes and PostgreSQL does not: it must not stop the rest.
                 observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))
+                self._samples.failed(batch[0], "PostgreSQL cannot store the event")
                 await self._log.append_unstorable(batch[0], confirmed=position)
                 return
             for event in batch:

@@ -48,6 +48,10 @@ def serve(
     metrics_open: Annotated[
         bool | None, typer.Option(help="Answer /metrics without a key. [env: MOMENTUM_METRICS_OPEN; no]")
     ] = None,
+    metrics_sample: Annotated[
+        float | None,
+        typer.Option(help="Part of the events in realtime_event_metrics. [env: MOMENTUM_METRICS_SAMPLE; 0.01]"),
+    ] = None,
     slot: Annotated[str | None, typer.Option(help="Replication slot. [env: MOMENTUM_SLOT; momentum_sync]")] = None,
     window_bytes: Annotated[
         int | None, typer.Option(help="Newest events kept in memory. [env: MOMENTUM_WINDOW_BYTES; 64 MiB]")

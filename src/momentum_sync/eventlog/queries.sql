@@ -137,5 +137,12 @@ order by c.relname
 update momentum.stream set kept_from = greatest(kept_from, (
     select coalesce(max(number) + 1, 0) from momentum.event_log where logged_at >= %(first)s and logged_at < %(end)s))
 
+-- name: write_metrics
+insert into public.realtime_event_metrics (
+    event_type, channel_name, user_id, payload_size, processing_time_ms, success, error_message)
+select s.event_type, s.channel, s.user_id, s.size, s.milliseconds, s.success, s.error
+from json_to_recordset(%(samples)s::json) as s (
+    event_type text, channel text, user_id uuid, size integer, milliseconds integer, success boolean, error text)
+
 -- name: cleanup_metrics
 select public.cleanup_realtime_metrics()

@@ -19,6 +19,7 @@ from momentum_sync.database import lsn, queries
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
 from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.samples import Sample
 
 _SQL = queries.load(__package__)
 _DAYS_AHEAD = 2
@@ -307,6 +308,13 @@ class EventLog:
         async with self._pool.connection() as connection:
             async for _ in connection.notifies():
                 pass
+
+    async def write_metrics(self, samples: Sequence[Sample]) -> None:
+        """Adds rows to `realtime_event_metrics`. It is the app's table, so service_role does it."""
+        text = msgspec.json.encode([sample._asdict() for sample in samples]).decode()
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute("set local role service_role")
+            await connection.execute(_SQL["write_metrics"], {"samples": text})
 
     async def clean_metrics(self) -> int:
         """Deletes old rows of `realtime_event_metrics`; returns how many."""

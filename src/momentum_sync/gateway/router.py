@@ -58,8 +58,8 @@ class Router:
 
     `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
     one user, may have, before anybody's rights are asked for again; `delivered` each event, how many frames were
-    written past the sessions, in how many bytes, and how long after the commit, in seconds, if there was anybody to
-    write to.
+    written past the sessions, in how many bytes, how long after the commit, in seconds, if there was anybody to write
+    to, and what went wrong with one of them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Router:
         limit_per_user: int,
         clock: Callable[[], float],
         rights_changed: Callable[[int, UUID | None], None],
-        delivered: Callable[[Event, int, int, float | None], None],
+        delivered: Callable[[Event, int, int, float | None, Exception | None], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
@@ -194,9 +194,9 @@ class Router:
                     fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
                 fanout.give(channel, plain or _NOBODY, careful or _NOBODY)
         if fanout is None:
-            self._delivered(event, 0, 0, None)
+            self._delivered(event, 0, 0, None, None)
             return
-        self._delivered(event, fanout.frames, fanout.size, self._clock() - event.committed_at)
+        self._delivered(event, fanout.frames, fanout.size, self._clock() - event.committed_at, fanout.broken)
         if fanout.broken is not None:
             raise fanout.broken
 
