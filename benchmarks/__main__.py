@@ -1,15 +1,31 @@
-"""Measures side by side on this machine, prints a table, and writes what docs/performance.md shows."""
+"""Measures side by side on this machine, and prints a table. With --write, docs/performance.* are made of it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
-from benchmarks import at_rest, big_transaction, connects, fan_out, latency, memory, throughput, triggers
-from benchmarks.machine import LOAD_CORES, pin
-from benchmarks.report import Bench, Line, table
+from benchmarks import (
+    at_rest,
+    big_transaction,
+    compare,
+    connects,
+    fan_out,
+    latency,
+    memory,
+    sizes,
+    throughput,
+    triggers,
+)
+from benchmarks.machine import LOAD_CORES, described, pin
+from benchmarks.picture import svg
+from benchmarks.report import Bench, Line, markdown, table
 
 MEASURES: dict[str, ModuleType] = {
     "fan_out": fan_out,
@@ -20,21 +36,56 @@ MEASURES: dict[str, ModuleType] = {
     "connects": connects,
     "at_rest": at_rest,
     "big_transaction": big_transaction,
+    "sizes": sizes,
+    "compare": compare,
 }
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="these measures only; all without a name")
+    """Reads the command line, measures, and says it in a table."""
+    told = "\n".join(f"  {name:16} {(module.__doc__ or '').splitlines()[0]}" for name, module in MEASURES.items())
+    parser = argparse.ArgumentParser(
+        prog="script/bench",
+        description=__doc__,
+        epilog=f"what is measured:\n{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="*", choices=[*MEASURES, []], metavar="what", help="only these of the below")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each, of which the median counts (3)")
     parser.add_argument("--quick", action="store_true", help="one small round, to see that all of it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, with those of each round")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG")
+    parser.add_argument("--write", action="store_true", help="bring docs/performance.{json,svg,md} up to date")
     given = parser.parse_args()
     pin(LOAD_CORES)
-    bench = Bench(rounds=given.rounds, quick=given.quick, console=Console(stderr=True))
+    console = Console(stderr=True)
+    bench = Bench(rounds=given.rounds, quick=given.quick, console=console)
     lines: list[Line] = []
     for name in given.what or MEASURES:
-        lines += MEASURES[name].measure(bench)
+        found = list(MEASURES[name].measure(bench))
+        console.print(table(found))
+        lines += found
+    when = datetime.now(UTC).date().isoformat()
+    numbers = {"machine": described(), "date": when, "lines": [line.as_json() for line in lines]}
+    text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
+    if given.json:
+        given.json.write_text(text, encoding="utf-8")
+    if given.picture:
+        given.picture.write_text(svg(lines), encoding="utf-8")
+    if given.write:
+        (DOCS / "performance.json").write_text(text, encoding="utf-8")
+        (DOCS / "performance.svg").write_text(svg(lines), encoding="utf-8")
+        _replace(DOCS / "performance.md", f"Measured on {when}, {described()}.\n\n{markdown(lines)}")
     Console().print(table(lines))
+
+
+def _replace(page: Path, table: str) -> None:
+    """Puts the table between its marks on the page."""
+    marks = "<!-- script/bench --write -->", "<!-- end -->"
+    old = page.read_text(encoding="utf-8")
+    new = re.sub(f"{marks[0]}.*{marks[1]}", lambda _: f"{marks[0]}\n{table}{marks[1]}", old, flags=re.DOTALL)
+    page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import uvloop
@@ -14,7 +15,7 @@ from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 from benchmarks.stage import serving, stage, token, user
 
-SECONDS = 50.0  # two heartbeats and two pings of each
+SECONDS = 25.0  # one heartbeat and one ping of each
 RATE = 50  # updates a second, each of them two events
 
 
@@ -34,17 +35,23 @@ def measure(bench: Bench) -> Iterator[Line]:
                     requests = [handshake(server.url, token(index)) for index in range(connected)]
                     with uvloop.run(connect(server.url, requests)) as crowd:
                         crowd.rest(1.0)
-                        writing = threading.Thread(target=write, args=(conninfo, rate, seconds, connected))
                         before = cpu_seconds(server.pid)
-                        writing.start()
-                        crowd.rest(seconds)
+                        with writing(conninfo, rate, seconds, connected):
+                            crowd.rest(seconds)
                         values.append((cpu_seconds(server.pid) - before) / seconds * 100)
-                        writing.join()
         yield Line(f"a core at {connected:,} connections, {what}", "%", values, most=most)
 
 
-def write(conninfo: str, rate: int, seconds: float, users: int) -> None:
-    """Updates, at a steady pace."""
+@contextmanager
+def writing(conninfo: str, rate: int, seconds: float, users: int) -> Iterator[None]:
+    """Writes, at a steady pace, beside what is done within."""
+    thread = threading.Thread(target=_write, args=(conninfo, rate, seconds, users))
+    thread.start()
+    yield
+    thread.join()
+
+
+def _write(conninfo: str, rate: int, seconds: float, users: int) -> None:
     with psycopg.connect(conninfo, autocommit=True) as connection:
         began = time.monotonic()
         for number in range(int(rate * seconds)):

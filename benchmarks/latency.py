@@ -12,7 +12,7 @@ import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
@@ -127,7 +127,6 @@ async def _reader(conninfo: str, pipe: Connection) -> None:
         pipe.send("live")
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
         reading.cancel()
-        await stream.finish()
     pipe.send(seen)
 
 
@@ -179,34 +178,30 @@ def measure(bench: Bench) -> Iterator[Line]:
     with stage(connections) as (conninfo, folder):
         for _ in bench.rounds(f"{connections:,} connections, {rate:,} writes/s for {seconds:.0f} s"):
             with serving(conninfo, folder) as server:
-                runs.append(run(conninfo, clients, (server.url, connections), connections, rate, seconds))
+                runs.append(run(conninfo, server.url, connections, rate, seconds))
     yield from lines("commit → client", runs, f"{connections:,} connections, {rate:,} writes/s")
 
 
 def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> Iterator[Line]:
     """Of each percentile; a run is the floor's times and the clients'."""
     for percentile in PERCENTILES:
-        floor = [_percentile(at_reader, percentile) * 1000 for at_reader, _ in runs]
-        ours = [_percentile(at_client, percentile) * 1000 for _, at_client in runs]
+        floor = [percentile_of(at_reader, percentile) * 1000 for at_reader, _ in runs]
+        ours = [percentile_of(at_client, percentile) * 1000 for _, at_client in runs]
         most = AT_MOST.get(percentile)
         yield Line(f"{what}, p{percentile:g} ({load})", "ms", ours, "bare reader", floor, most=most)
 
 
-def run(
-    conninfo: str,
-    crowd: Callable[..., None],
-    arguments: tuple[object, ...],
-    connections: int,
-    rate: int,
-    seconds: float,
-) -> tuple[list[float], list[float]]:  # fmt: skip
-    """One round: seconds from the write to the floor, and to its client, of each write after the warming up."""
+def run(conninfo: str, url: str, connections: int, rate: int, seconds: float) -> tuple[list[float], list[float]]:
+    """One round: seconds from the write to the floor, and to its client, of each write after the warming up.
+
+    The floor has none where the triggers write nothing into the WAL.
+    """
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (READER_SLOT,))
     context = multiprocessing.get_context("spawn")
     pipes = {name: context.Pipe() for name in ("clients", "reader", "writer")}
     processes = {
-        "clients": context.Process(target=crowd, args=(*arguments, pipes["clients"][1])),
+        "clients": context.Process(target=clients, args=(url, connections, pipes["clients"][1])),
         "reader": context.Process(target=reader, args=(conninfo, pipes["reader"][1])),
         "writer": context.Process(
             target=writer, args=(conninfo, connections, rate, WARM_UP_S + seconds, pipes["writer"][1])
@@ -227,16 +222,23 @@ def run(
     for process in processes.values():
         process.join()
     with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots where slot_name = %s",
+            (READER_SLOT,),
+        )
         connection.execute("select pg_drop_replication_slot(%s)", (READER_SLOT,))
     missing = [write for write in sent if write not in at_client]
     if missing or lost:
         raise SystemExit(f"{len(missing)} writes were not seen by their client, {lost} clients were lost.")
     begins = min(sent.values()) + WARM_UP_S
     measured = [write for write, at in sent.items() if at >= begins]
-    return [at_reader[write] - sent[write] for write in measured], [
-        at_client[write] - sent[write] for write in measured
-    ]
+    return _took(measured, sent, at_reader), _took(measured, sent, at_client)
 
 
-def _percentile(values: list[float], percentile: float) -> float:
+def _took(writes: list[Write], sent: Seen, seen: Seen) -> list[float]:
+    return [seen[write] - sent[write] for write in writes if write in seen]
+
+
+def percentile_of(values: list[float], percentile: float) -> float:
+    """Of the values, in their unit."""
     return statistics.quantiles(values, n=1000)[round(percentile * 10) - 1]

@@ -41,6 +41,7 @@ _LOOK_EVERY_S = 5.0
 _PATIENCE_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
+_GATHER_S = 0.01
 _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before reading pauses
 
 
@@ -270,6 +271,10 @@ class _Run:
                     self._confirmed(position)
                 continue
             if self._pending:
+                if len(self._pending) < _BATCH and not self._end:
+                    await asyncio.sleep(
+                        _GATHER_S
+                    )  # a batch of one costs the database and us as much as one of a hundred
                 await self._append_next()
 
     async def _append_next(self) -> None:

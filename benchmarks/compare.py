@@ -1,0 +1,116 @@
+"""This project beside what one writes without it: FastAPI, asyncpg's LISTEN and the seed's triggers (peers/listen.py).
+
+Both have the same database, clients, load and core. The peer promises nothing of what is promised here, so this is what
+the promises cost, or do not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic
+
+import psycopg
+import uvloop
+
+from benchmarks import latency
+from benchmarks.crowd import connect, handshake
+from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
+from benchmarks.report import Bench, Line
+from benchmarks.stage import SECRET, Server, serving, stage, token, user
+from benchmarks.triggers import OURS, SEED
+
+CONNECTIONS = 1000
+RATE = 200  # what the peer can bear
+SECONDS = 10.0
+EVENTS = 100
+WARM_UP = 5
+PEER = "FastAPI, LISTEN"
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """From the write to the client, and the fan-out of one event, in turns."""
+    prepare_process()
+    (connections,) = bench.sizes(CONNECTIONS)
+    rate, seconds = (RATE, SECONDS) if connections == CONNECTIONS else (connections, 2.0)
+    ours, theirs, frames, their_frames = [], [], [], []
+    with stage(connections) as (conninfo, folder):
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
+        for _ in bench.rounds(f"beside {PEER}: {connections:,} connections"):
+            switch(conninfo, on=OURS, off=SEED)
+            with serving(conninfo, folder) as server:
+                ours.append(latency.run(conninfo, server.url, connections, rate, seconds))
+                frames.append(fan(server, connections, conninfo))
+            switch(conninfo, on=SEED, off=OURS)
+            with peer(conninfo) as server:
+                theirs.append(latency.run(conninfo, server.url, connections, rate, seconds))
+                their_frames.append(fan(server, connections, conninfo))
+    for percentile in (50.0, 99.0):
+        yield Line(
+            f"commit → client, p{percentile:g} ({connections:,} connections, {rate:,} writes/s)", "ms",
+            [latency.percentile_of(at_client, percentile) * 1000 for _, at_client in ours],
+            PEER, [latency.percentile_of(at_client, percentile) * 1000 for _, at_client in theirs],
+        )  # fmt: skip
+    yield Line(f"fan-out of one event to {connections:,} sockets", "frames/s", frames, PEER, their_frames)
+
+
+def switch(conninfo: str, *, on: tuple[str, ...], off: tuple[str, ...]) -> None:
+    """Which triggers of the scores work."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for how, names in (("enable", on), ("disable", off)):
+            for name in names:
+                connection.execute(f"alter table public.daily_engagement_scores {how} trigger {name}")
+
+
+@contextmanager
+def peer(conninfo: str) -> Iterator[Server]:
+    """The peer, answering, on the server's core."""
+    dsn = f"postgresql://postgres@/postgres?host={psycopg.conninfo.conninfo_to_dict(conninfo)['host']}"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "benchmarks.peers.listen:app", "--port", str(port), "--log-level", "warning"],
+        env={**os.environ, "DATABASE_URL": dsn, "JWT_SECRET": SECRET},
+    )
+    os.sched_setaffinity(process.pid, SERVER_CORES)
+    try:
+        ends_at = monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=1):
+                    break
+            except OSError:
+                if monotonic() > ends_at or process.poll() is not None:
+                    raise SystemExit("The peer did not start.") from None
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
+    finally:
+        process.kill()  # at SIGTERM it would wait for its clients
+        process.wait()
+
+
+def fan(server: Server, connections: int, conninfo: str) -> float:
+    """Frames a second of the server's core: one score changes, everybody is an admin."""
+    requests = [
+        handshake(server.url, token(index, role="admin"), channels="momentum_updates:all")
+        for index in range(connections)
+    ]
+    with uvloop.run(connect(server.url, requests)) as crowd, psycopg.connect(conninfo, autocommit=True) as connection:
+        before = 0.0
+        for number in range(WARM_UP + EVENTS):
+            if number == WARM_UP:
+                before = cpu_seconds(server.pid)
+            day = (datetime.now(UTC) - timedelta(days=number + 1)).date().isoformat()  # by which they know the event
+            connection.execute(
+                "update public.daily_engagement_scores set score_date = %s where user_id = %s", (day, user(0))
+            )
+            crowd.until_all(day.encode())
+        return EVENTS * connections / (cpu_seconds(server.pid) - before)

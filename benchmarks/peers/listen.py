@@ -1,0 +1,94 @@
+"""What one writes without us: FastAPI, one LISTEN, and a set of sockets a channel. On the seed's triggers (seed.sql).
+
+It does what such servers do, no less: a token is checked, a user gets the own channels, an admin all scores, the state
+at first and then what is notified. It promises nothing: what comes while a client is away is gone.
+
+    uvicorn benchmarks.peers.listen:app        with DATABASE_URL and JWT_SECRET
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import Any
+
+import asyncpg
+import jwt
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+
+_PATH = "/functions/v1/realtime-momentum-sync"
+_QUEUE = 1_000
+
+queues: dict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+
+
+def notified(_connection: object, _pid: int, channel: str, payload: str) -> None:
+    """Hands what PostgreSQL notified of to the channel's clients; a slow client loses it."""
+    if channel == "cache_invalidation":
+        channel = f"cache_invalidation:{json.loads(payload)['user_id']}"
+    for queue in queues.get(channel, ()):
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(payload)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """A pool for snapshots, and one connection that listens; LISTEN takes no pattern, so a user's is added by need."""
+    app.state.pool = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=1, max_size=8)
+    app.state.listener = await asyncpg.connect(os.environ["DATABASE_URL"])
+    for channel in ("momentum_updates:all", "cache_invalidation"):
+        await app.state.listener.add_listener(channel, notified)
+    app.state.listening = asyncio.Lock()
+    yield
+    await app.state.listener.close()
+    await app.state.pool.close()
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+async def state(user_id: str) -> dict[str, Any] | None:
+    """The user's score of today."""
+    row = await app.state.pool.fetchrow(
+        "select score_date, momentum_state, final_score from public.daily_engagement_scores"
+        " where user_id = $1 order by score_date desc limit 1",
+        user_id,
+    )
+    return None if row is None else {k: str(v) if isinstance(v, date) else v for k, v in row.items()}
+
+
+@app.websocket(_PATH)
+async def follow(socket: WebSocket) -> None:
+    """One client: the state, then what is notified on its channels."""
+    token = socket.headers.get("authorization", "").removeprefix("Bearer ")
+    try:
+        claims = jwt.decode(token, os.environ["JWT_SECRET"], algorithms=["HS256"], options={"verify_aud": False})
+    except jwt.PyJWTError:
+        await socket.close(4401)
+        return
+    await socket.accept()
+    user = str(claims["sub"])
+    channels = [f"momentum_updates:{user}", f"cache_invalidation:{user}"]
+    if claims.get("app_metadata", {}).get("role") == "admin":
+        channels.append("momentum_updates:all")
+    queue: asyncio.Queue[str] = asyncio.Queue(_QUEUE)
+    async with app.state.listening:
+        await app.state.listener.add_listener(channels[0], notified)
+    for channel in channels:
+        queues[channel].add(queue)
+    try:
+        await socket.send_text(json.dumps({"type": "initial_state", "momentum": await state(user)}, default=float))
+        while True:
+            payload = await queue.get()
+            await socket.send_text('{"type":"realtime_event","event":' + payload + "}")
+    except WebSocketDisconnect:
+        pass
+    finally:
+        for channel in channels:
+            queues[channel].discard(queue)

@@ -1,0 +1,53 @@
+"""The benchmarks measure: each runs from end to end, and a line says what it should. No number is asserted."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.picture import svg
+from benchmarks.report import Line, markdown, table
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "ratio", "reached"),
+    [
+        (Line("a", "tx/s", [90, 80, 70], "b", [100], least=0.8), 0.8, True),
+        (Line("a", "tx/s", [79], "b", [100], least=0.8), 0.79, False),
+        (Line("a", "ms", [3, 1, 2], "b", [1], most=1.5), 2.0, False),
+        (Line("a", "kB", [9], most=10), None, True),
+        (Line("a", "s", [9]), None, None),
+    ],
+)
+def test_a_line_is_held_against_its_aim(line: Line, ratio: float | None, reached: bool | None) -> None:
+    assert line.ratio == ratio
+    assert line.reached is reached
+
+
+def test_lines_become_a_table_a_page_and_a_picture() -> None:
+    lines = [Line("one & two", "ms", [1.0], "floor", [2.0], most=0.4), Line("a frame", "µs", [3.0])]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(lines))
+    assert "not reached" in console.export_text()
+    assert "| one & two | 1 ms | 2 (floor) | 0.50 | ≤ 0.4 | **not reached** |" in markdown(lines)
+    assert "one &amp; two" in svg(lines)
+
+
+@pytest.mark.parametrize("what", ["latency", "throughput", "connects", "compare"])
+def test_a_measure_runs_from_end_to_end(what: str, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks", what, "--quick", "--json", numbers],
+        cwd=ROOT, check=True, timeout=180, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    lines = json.loads(numbers.read_text(encoding="utf-8"))["lines"]
+    assert lines
+    assert all(line["value"] > 0 for line in lines)
