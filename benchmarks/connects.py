@@ -7,9 +7,11 @@ timed at 100 a second; and at last all come at once, in the moment after the ser
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import psycopg
 import uvloop
@@ -61,7 +63,17 @@ def _all(url: str, ids: list[str], until: tuple[bytes, int], at_once: int = 32) 
     began = time.monotonic()
     with uvloop.run(connect(url, requests, until=until, at_once=at_once)) as crowd:
         took = time.monotonic() - began
-        return crowd.ids, len(ids) / took, took
+    _until_gone(url)
+    return crowd.ids, len(ids) / took, took
+
+
+def _until_gone(url: str) -> None:
+    """Waits until the server has seen all of them leave, which is work, too."""
+    ends_at = time.monotonic() + 60
+    while json.loads(urlopen(f"{url}/sync/health", timeout=10).read())["connected_clients"]:
+        if time.monotonic() > ends_at:
+            raise SystemExit("Connections that were closed are still there.")
+        time.sleep(0.1)
 
 
 def _paced(url: str, ids: list[str]) -> float:

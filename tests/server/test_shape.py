@@ -1,0 +1,99 @@
+"""The shape that keeps it fast, whatever the machine: what is not done for an event, and not kept for a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+import momentum_sync
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.table import EventLog
+from momentum_sync.gateway import router
+from momentum_sync.gateway.session import build as original
+from tests.fixtures.postgres import Sql, add_notification, add_score
+from tests.fixtures.server import Server
+
+PACKAGE = str(Path(momentum_sync.__file__).parent)
+
+
+def tasks_of_the_server() -> list[str]:
+    """The server's own tasks, by what they do."""
+    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
+    codes = [code for each in coroutines if (code := getattr(each, "cr_code", None)) is not None]
+    return sorted(code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE))
+
+
+async def test_a_connection_that_waits_has_no_task(server: Server, user: UUID) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(server.live(user, client_id="0"))
+        alone = tasks_of_the_server()
+        clients = [await stack.enter_async_context(server.live(user, client_id=str(n))) for n in range(1, 20)]
+        for client in clients:
+            assert (await client.ask({"type": "ping"}))["type"] == "pong"
+        assert tasks_of_the_server() == alone
+
+
+async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
+    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    built: list[Event] = []
+
+    def ask(_: CallerPool, *question: object) -> None:
+        asked.append(question)
+        raise AssertionError("an event asks the database")
+
+    def build(event: Event, *rest: Any) -> bytes:
+        built.append(event)
+        return original(event, *rest)
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.live(user, client_id=str(n))) for n in range(10)]
+        add_notification(db, user, title="the snapshot is passed")
+        for client in clients:
+            await client.until("realtime_event")
+        monkeypatch.setattr(CallerPool, "ask", ask)
+        monkeypatch.setattr(CallerPool, "as_caller", ask)
+        monkeypatch.setattr(router, "build", build)
+        for number in range(20):
+            add_notification(db, user, title=str(number))
+        for client in clients:
+            titles = [(await client.until("realtime_event"))["event"]["title"] for _ in range(20)]
+            assert titles == [str(number) for number in range(20)]
+    assert asked == []
+    assert len(built) == 20
+
+
+async def test_what_comes_while_the_log_writes_is_its_next_batch(
+    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    free = asyncio.Event()
+    into_the_log = EventLog.append
+
+    async def append(log: EventLog, events: Sequence[Event], **rest: Any) -> None:
+        batches.append(len(events))
+        await free.wait()
+        await into_the_log(log, events, **rest)
+
+    add_score(db, user)
+    async with server.live(user) as client:
+        monkeypatch.setattr(EventLog, "append", append)
+        for _ in range(100):
+            db.execute("update daily_engagement_scores set final_score = 100 - final_score")
+        add_notification(db, user)
+        while (await client.until("realtime_event"))["event"]["event_type"] != "push_notification":
+            pass
+    assert len(batches) == 1, "the events were delivered while the first of them was being written"
+    free.set()
+    async with asyncio.timeout(20):
+        while sum(batches) < 201:
+            await asyncio.sleep(0.02)
+    assert len(batches) == 2
