@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG")
     parser.add_argument("--write", action="store_true", help="bring docs/performance.{json,svg,md} up to date")
     given = parser.parse_args()
+    if given.write and (given.what or given.quick):
+        parser.error("--write is for all measures at their size: the page would lose the others")
     pin(LOAD_CORES)
     console = Console(stderr=True)
     bench = Bench(rounds=given.rounds, quick=given.quick, console=console)

@@ -44,7 +44,6 @@ def measure(bench: Bench) -> Iterator[Line]:
 async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[float], int]:
     address = server.url.replace("http", "ws") + PATH
     admin = {"Authorization": f"Bearer {token(0, role='admin')}"}
-    service = {"Authorization": f"Bearer {token(0, role='admin')}"}
     before = most = resident(server.pid)
     sent: dict[tuple[int, float], float] = {}
     waits: list[float] = []
@@ -82,7 +81,7 @@ async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[fl
     watched = ",".join(f"momentum_updates:{user(rows + number)}" for number in range(OTHERS))
     async with (
         websockets.connect(f"{address}?channels=momentum_updates:all", additional_headers=admin) as everything,
-        websockets.connect(f"{address}?client_id=others&channels={watched}", additional_headers=service) as some,
+        websockets.connect(f"{address}?client_id=others&channels={watched}", additional_headers=admin) as some,
     ):
         hearing = asyncio.ensure_future(hear_others(some))
         writing = asyncio.ensure_future(write_others())

@@ -1,7 +1,7 @@
 """This project beside what one writes without it: FastAPI, asyncpg's LISTEN and the seed's triggers (peers/listen.py).
 
-Both have the same database, clients, load and core. The peer promises nothing of what is promised here, so this is what
-the promises cost, or do not.
+Both have the same database, clients and load, and a core of their own. The peer promises nothing of what is promised
+here, so this is what the promises cost, or do not.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def measure(bench: Bench) -> Iterator[Line]:
         for _ in bench.rounds(f"beside {PEER}: {connections:,} connections"):
             switch(conninfo, on=OURS, off=SEED)
             with serving(conninfo, folder) as server:
-                ours.append(latency.run(conninfo, server.url, connections, rate, seconds))
+                ours.append(latency.run(conninfo, server.url, connections, rate, seconds, floor=False))
                 frames.append(fan(server, connections, conninfo))
             switch(conninfo, on=SEED, off=OURS)
             with peer(conninfo) as server:
-                theirs.append(latency.run(conninfo, server.url, connections, rate, seconds))
+                theirs.append(latency.run(conninfo, server.url, connections, rate, seconds, floor=False))
                 their_frames.append(fan(server, connections, conninfo))
     for percentile in (50.0, 99.0):
         yield Line(
-            f"commit → client, p{percentile:g} ({connections:,} connections, {rate:,} writes/s)", "ms",
+            f"write → client, p{percentile:g} ({connections:,} connections, {rate:,} writes/s)", "ms",
             [latency.percentile_of(at_client, percentile) * 1000 for _, at_client in ours],
             PEER, [latency.percentile_of(at_client, percentile) * 1000 for _, at_client in theirs],
         )  # fmt: skip

@@ -92,6 +92,8 @@ class Crowd:
                     raise SystemExit("The server closed a connection that is being measured.")
                 self.bytes += size
                 data = self._tails[number] + buffer[:size]
+                if _PING in data:
+                    self._by_number[number].send(_PONG)
                 self._tails[number] = data[-_LONGEST_MARK:]
                 if mark in data and number not in had:
                     had.add(number)

@@ -5,6 +5,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,7 +42,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "floor SOCKETS BYTES\n");
         return 2;
     }
-    int count = atoi(argv[1]), buffer = 256 * 1024;
+    int count = atoi(argv[1]), buffer = 256 * 1024, yes = 1;
     size_t size = (size_t)atol(argv[2]);
     int *sockets = calloc((size_t)count, sizeof *sockets);
     char *frame = malloc(size);
@@ -58,7 +59,8 @@ int main(int argc, char **argv)
     printf("%d\n", ntohs(address.sin_port));
     fflush(stdout);
     for (int i = 0; i < count; i++)
-        if ((sockets[i] = accept(listener, NULL, NULL)) < 0)
+        if ((sockets[i] = accept(listener, NULL, NULL)) < 0
+            || setsockopt(sockets[i], IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) < 0)
             fail("accept");
     memset(frame, 'x', size);
     while (fgets(line, sizeof line, stdin)) {

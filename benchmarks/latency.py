@@ -12,7 +12,8 @@ import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
@@ -179,7 +180,7 @@ def measure(bench: Bench) -> Iterator[Line]:
         for _ in bench.rounds(f"{connections:,} connections, {rate:,} writes/s for {seconds:.0f} s"):
             with serving(conninfo, folder) as server:
                 runs.append(run(conninfo, server.url, connections, rate, seconds))
-    yield from lines("commit → client", runs, f"{connections:,} connections, {rate:,} writes/s")
+    yield from lines("write → client", runs, f"{connections:,} connections, {rate:,} writes/s")
 
 
 def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> Iterator[Line]:
@@ -191,48 +192,60 @@ def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> 
         yield Line(f"{what}, p{percentile:g} ({load})", "ms", ours, "bare reader", floor, most=most)
 
 
-def run(conninfo: str, url: str, connections: int, rate: int, seconds: float) -> tuple[list[float], list[float]]:
+def run(
+    conninfo: str, url: str, connections: int, rate: int, seconds: float, *, floor: bool = True
+) -> tuple[list[float], list[float]]:
     """One round: seconds from the write to the floor, and to its client, of each write after the warming up.
 
-    The floor has none where the triggers write nothing into the WAL.
+    Without the `floor` there is no reader, and its list is empty.
     """
+    with _slot(conninfo):
+        context = multiprocessing.get_context("spawn")
+        duration = WARM_UP_S + seconds
+        parts: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+            (clients, (url, connections)),
+            (writer, (conninfo, connections, rate, duration)),
+        ]
+        if floor:
+            parts.append((reader, (conninfo,)))
+        pipes, processes = [], []
+        for work, arguments in parts:
+            ours, theirs = context.Pipe()
+            pipes.append(ours)
+            processes.append(context.Process(target=work, args=(*arguments, theirs), daemon=True))
+        for index in (0, 2, 1) if floor else (0, 1):
+            processes[index].start()
+            if index != 1:
+                pipes[index].recv()  # it is live
+        sent, _ = pipes[1].recv()
+        time.sleep(SETTLE_S)
+        for index in (0, 2) if floor else (0,):
+            pipes[index].send("end")
+        at_client, lost = pipes[0].recv()
+        at_reader = pipes[2].recv() if floor else {}
+        for process in processes:
+            process.join()
+    missing = sum(write not in at_client for write in sent)
+    unread = sum(write not in at_reader for write in sent) if floor else 0
+    if missing or lost or unread:
+        raise SystemExit(f"Writes not seen: {missing} by their client, {unread} by the reader; clients lost: {lost}.")
+    begins = min(sent.values()) + WARM_UP_S
+    measured = [write for write, at in sent.items() if at >= begins]
+    return _took(measured, sent, at_reader), _took(measured, sent, at_client)
+
+
+@contextmanager
+def _slot(conninfo: str) -> Iterator[None]:
+    """The reader's slot, made for the round, so that it has nothing to read from before."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (READER_SLOT,))
-    context = multiprocessing.get_context("spawn")
-    pipes = {name: context.Pipe() for name in ("clients", "reader", "writer")}
-    processes = {
-        "clients": context.Process(target=clients, args=(url, connections, pipes["clients"][1])),
-        "reader": context.Process(target=reader, args=(conninfo, pipes["reader"][1])),
-        "writer": context.Process(
-            target=writer, args=(conninfo, connections, rate, WARM_UP_S + seconds, pipes["writer"][1])
-        ),
-    }
-    for name in ("clients", "reader", "writer"):
-        if name == "writer":
-            pipes["reader"][0].recv()
-            pipes["clients"][0].recv()
-        processes[name].start()
-        pipes[name][1].close()
-    sent, _ = pipes["writer"][0].recv()
-    time.sleep(SETTLE_S)
-    for name in ("clients", "reader"):
-        pipes[name][0].send("end")
-    at_client, lost = pipes["clients"][0].recv()
-    at_reader = pipes["reader"][0].recv()
-    for process in processes.values():
-        process.join()
+    yield
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute(
             "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots where slot_name = %s",
             (READER_SLOT,),
         )
         connection.execute("select pg_drop_replication_slot(%s)", (READER_SLOT,))
-    missing = [write for write in sent if write not in at_client]
-    if missing or lost:
-        raise SystemExit(f"{len(missing)} writes were not seen by their client, {lost} clients were lost.")
-    begins = min(sent.values()) + WARM_UP_S
-    measured = [write for write, at in sent.items() if at >= begins]
-    return _took(measured, sent, at_reader), _took(measured, sent, at_client)
 
 
 def _took(writes: list[Write], sent: Seen, seen: Seen) -> list[float]:

@@ -1,4 +1,4 @@
-"""The benchmarks measure: each runs from end to end, and a line says what it should. No number is asserted."""
+"""The benchmarks measure: some run here from end to end, and a line says what it should. No number is asserted."""
 
 from __future__ import annotations
 

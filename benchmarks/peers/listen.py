@@ -63,6 +63,14 @@ async def state(user_id: str) -> dict[str, Any] | None:
     return None if row is None else {k: str(v) if isinstance(v, date) else v for k, v in row.items()}
 
 
+async def send(socket: WebSocket, user: str, queue: asyncio.Queue[str]) -> None:
+    """The state, then what comes."""
+    await socket.send_text(json.dumps({"type": "initial_state", "momentum": await state(user)}, default=float))
+    while True:
+        payload = await queue.get()
+        await socket.send_text('{"type":"realtime_event","event":' + payload + "}")
+
+
 @app.websocket(_PATH)
 async def follow(socket: WebSocket) -> None:
     """One client: the state, then what is notified on its channels."""
@@ -82,13 +90,16 @@ async def follow(socket: WebSocket) -> None:
         await app.state.listener.add_listener(channels[0], notified)
     for channel in channels:
         queues[channel].add(queue)
+    sending = asyncio.ensure_future(send(socket, user, queue))
     try:
-        await socket.send_text(json.dumps({"type": "initial_state", "momentum": await state(user)}, default=float))
         while True:
-            payload = await queue.get()
-            await socket.send_text('{"type":"realtime_event","event":' + payload + "}")
+            await socket.receive_text()
     except WebSocketDisconnect:
         pass
     finally:
+        sending.cancel()
         for channel in channels:
             queues[channel].discard(queue)
+        if not queues[channels[0]]:
+            async with app.state.listening:
+                await app.state.listener.remove_listener(channels[0], notified)

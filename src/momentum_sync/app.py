@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import secrets
 import signal
 import socket
@@ -198,7 +199,8 @@ def _telling(samples: Samples) -> Callable[[Event, int, int, float | None, Excep
 @asynccontextmanager
 async def _measuring(log: EventLog, rate: float, stopped: asyncio.Event) -> AsyncIterator[Samples]:
     """What gathers samples of the events, and writes them, in the background and at the end."""
-    samples = Samples(rate)
+    samples = Samples(rate, random.random)
+    ended = asyncio.Event()
 
     async def write() -> None:
         if taken := samples.take():
@@ -210,16 +212,22 @@ async def _measuring(log: EventLog, rate: float, stopped: asyncio.Event) -> Asyn
 
     async def write_on() -> None:
         dropped = 0
-        while True:
-            await asyncio.sleep(_METRICS_EVERY_S)
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_METRICS_EVERY_S):
+                    await ended.wait()
             await write()
             if samples.dropped > dropped:
                 dropped = samples.dropped
                 observe.metrics_dropped(dropped)
 
-    async with _background(write_on(), stopped):
+    task = asyncio.ensure_future(write_on())
+    task.add_done_callback(lambda _: stopped.set())
+    try:
         yield samples
-    await write()
+    finally:
+        ended.set()
+        await task
 
 
 async def _drain(gateway: Gateway, seconds: float) -> None:

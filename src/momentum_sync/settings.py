@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     """Answer /metrics to anybody. Otherwise it takes the service key, or a token of `service_role`."""
 
     metrics_sample: float = Field(0.01, ge=0.0, le=1.0)
-    """The part of the delivered events that gets a row in `realtime_event_metrics`; failures get one in any case."""
+    """The part of the delivered events that gets a row in `realtime_event_metrics`; failures get one whatever it is."""
 
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot; one a database, and instances of one database share it."""

@@ -98,25 +98,32 @@ end;
 $$;
 
 -- What an event's way depends on, as functions that are constants: `momentum.notifies()`, whether the switch `notify` is
--- on, and `momentum.policies_changed(table)`, whether a table's policies are not those made here. PostgreSQL puts the
+-- on, and `momentum.has_changed_policies(table)`, whether a table's policies are not those made here. PostgreSQL puts the
 -- constant in place of the call, so that asking costs a writer nothing; a SELECT would cost 17 us, as much as all the
--- rest of a trigger. They are made anew in the transaction that changes what they are made from.
+-- rest of a trigger. They are made anew in the transaction that changes what they are made from, and count for statements
+-- of others that lock a table after it has committed, as every statement of a policy does.
 create or replace function momentum.keep_constants() returns void
 language plpgsql
 set search_path = ''
 as $$
 declare
+    policy record;
     as_shipped text[] := '{}';
 begin
     perform pg_advisory_xact_lock(hashtext('momentum.keep_constants'));
     if to_regclass('momentum.policies') is not null then
-        as_shipped := array(select p.table_name from momentum.policies p where not p.changed order by p.table_name);
+        -- Locked, so that a snapshot from before another's change is an error and not the last word.
+        for policy in select p.table_name, p.changed from momentum.policies p order by p.table_name for share loop
+            if not policy.changed then
+                as_shipped := as_shipped || policy.table_name;
+            end if;
+        end loop;
     end if;
     execute format(
         'create or replace function momentum.notifies() returns boolean language sql stable return %L::boolean',
-        coalesce((select s.notify from momentum.settings s), false));
+        coalesce((select s.notify from momentum.settings s for share), false));
     execute format(
-        'create or replace function momentum.policies_changed(target text) returns boolean language sql stable'
+        'create or replace function momentum.has_changed_policies(target text) returns boolean language sql stable'
         ' return target <> all (%L::text[])', as_shipped);
 end;
 $$;
@@ -253,7 +260,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-    changed boolean := momentum.policies_changed('daily_engagement_scores');
+    changed boolean := momentum.has_changed_policies('daily_engagement_scores');
     moved boolean := coalesce(becomes.user_id <> was.user_id, false);
     is_new boolean := was.id is null or moved;
 begin
@@ -290,7 +297,7 @@ declare
     at pg_lsn;
 begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id
-        or momentum.policies_changed('daily_engagement_scores') or momentum.notifies() then
+        or momentum.has_changed_policies('daily_engagement_scores') or momentum.notifies() then
         perform momentum.publish_score(old, new);
     else
         at := momentum.emit(
@@ -312,7 +319,7 @@ language plpgsql
 set search_path = ''
 as $$
 declare
-    changed boolean := momentum.policies_changed('coach_interventions');
+    changed boolean := momentum.has_changed_policies('coach_interventions');
     moved boolean := coalesce(becomes.user_id <> was.user_id, false);
 begin
     if was.id is not null and (becomes.id is null or moved or changed) then
@@ -348,7 +355,7 @@ declare
     at pg_lsn;
 begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id
-        or momentum.policies_changed('coach_interventions') or momentum.notifies() then
+        or momentum.has_changed_policies('coach_interventions') or momentum.notifies() then
         perform momentum.publish_intervention(old, new);
     else
         at := momentum.emit(
@@ -368,7 +375,7 @@ security definer
 set search_path = ''
 as $$
 declare
-    changed boolean := momentum.policies_changed('momentum_notifications');
+    changed boolean := momentum.has_changed_policies('momentum_notifications');
     event json;
     at pg_lsn;
 begin
@@ -816,6 +823,11 @@ begin
             is_new := true;
         end if;
     end loop;
+    if exists (
+        select from momentum.policies p where p.changed <> momentum.has_changed_policies(p.table_name)
+    ) then
+        perform momentum.keep_constants();  -- a table restored without its triggers, or emptied
+    end if;
     if is_new then
         perform momentum.publish(
             array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'), null::jsonb);
@@ -988,6 +1000,21 @@ begin
     perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
     perform set_config('request.jwt.claims', claims, true);
     perform set_config('role', caller_role, true);
+end;
+$$;
+
+-- What is put in place of calls is so for one owner only: triggers run as theirs, and this file may be run again by another.
+do $$
+declare
+    made record;
+begin
+    for made in
+        select p.oid::regprocedure as name, n.nspowner::regrole as owner
+        from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = 'momentum' and p.proowner <> n.nspowner
+    loop
+        execute format('alter function %s owner to %s', made.name, made.owner);
+    end loop;
 end;
 $$;
 

@@ -300,6 +300,26 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
                     admin.execute(f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
 
 
+def test_what_a_superuser_applies_anew_still_works_for_the_owner(supabase: tuple[str, str]) -> None:
+    owner, superuser = supabase
+    migrate(owner, tell=lambda _: None)
+    with psycopg.connect(superuser, autocommit=True) as admin:
+        admin.execute(
+            "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
+            (VERSIONS[1],),
+        )
+        admin.execute("drop function momentum.emit(text[], json), momentum.notifies()")
+        assert migrate(superuser, tell=lambda _: None, again=True) == [VERSIONS[1]]
+        user = new_user(admin)
+    with psycopg.connect(owner, autocommit=True) as connection:
+        add_score(connection, user)
+        connection.execute("update daily_engagement_scores set final_score = 1")
+        connection.execute("update momentum.settings set notify = true")
+        connection.execute("select momentum.check_policies()")
+        owners = "select count(distinct proowner) from pg_proc where pronamespace = 'momentum'::regnamespace"
+        assert connection.execute(owners).fetchone() == (1,)
+
+
 def test_a_membership_that_inherits_is_made_one_that_does_not(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute("create role trap login inherit; grant service_role to trap; alter role trap noinherit")

@@ -132,8 +132,33 @@ def test_without_settings_nothing_is_notified_and_nothing_fails(database: str, d
 
 def test_the_constants_are_put_in_place_of_their_calls(db: Sql) -> None:
     (plan,) = db.execute(
-        "explain (verbose, costs off) select momentum.notifies(), momentum.policies_changed('coach_interventions'),"
+        "explain (verbose, costs off) select momentum.notifies(), momentum.has_changed_policies('coach_interventions'),"
         " public.momentum_rfc3339(now()), momentum.emit(array['c'], '{}')"
     ).fetchall()[-1]
     assert "momentum." not in plan
     assert "momentum_rfc3339" not in plan
+
+
+def test_policies_changed_under_an_old_snapshot_are_not_taken_for_all_that_changed(database: str, db: Sql) -> None:
+    changed = "select t, momentum.has_changed_policies(t) from unnest(array['coach_interventions',"
+    changed += " 'daily_engagement_scores']) t order by t"
+    with psycopg.connect(database) as other:
+        other.execute("set transaction isolation level repeatable read")
+        other.execute("select 1 from auth.users")
+        db.execute('alter policy "Users can view own interventions" on coach_interventions using (false)')
+        other.execute('alter policy "Users can view own momentum scores" on daily_engagement_scores using (false)')
+        other.commit()
+    db.execute("select momentum.check_policies()")
+    assert db.execute(changed).fetchall() == [("coach_interventions", True), ("daily_engagement_scores", True)]
+
+
+def test_constants_that_no_trigger_kept_are_mended_by_the_next_look(db: Sql) -> None:
+    db.execute("alter table momentum.policies disable trigger user")
+    db.execute("update momentum.policies set current = 'restored from elsewhere'")
+    db.execute("alter table momentum.policies enable trigger user")
+    assert db.execute("select momentum.has_changed_policies('coach_interventions')").fetchone() == (False,)
+    db.execute("alter table momentum.policies disable trigger user")
+    db.execute("update momentum.policies set current = momentum.describe_policies(table_name), shipped = 'other'")
+    db.execute("alter table momentum.policies enable trigger user")
+    db.execute("select momentum.check_policies()")
+    assert db.execute("select momentum.has_changed_policies('coach_interventions')").fetchone() == (True,)

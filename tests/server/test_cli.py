@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import signal
@@ -14,9 +16,10 @@ from uuid import uuid4
 
 import jwt
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from momentum_sync.settings import Settings
-from tests.fixtures.server import SECRET
+from tests.fixtures.server import SECRET, Server
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +35,7 @@ def clean(cwd: Path, more: dict[str, str]) -> dict[str, str]:
     return {**ours, "MOMENTUM_DATA_DIR": str(cwd), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
-@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token"])
+@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token", "bench"])
 def test_every_verb_has_help(tmp_path: Path, verb: str) -> None:
     assert verb in run("--help", cwd=tmp_path).stdout
     helped = run(verb, "--help", cwd=tmp_path)
@@ -133,3 +136,33 @@ def test_migrate_then_serve(tmp_path: Path, empty_database: str) -> None:
     _, rest = server.communicate(timeout=60)
     assert server.returncode == 0, rest
     assert "Traceback" not in rest
+
+
+async def test_bench_measures_a_running_server(tmp_path: Path, server: Server, database: str) -> None:
+    arguments = ("bench", "--url", server.url, "--connections", "20", "--rate", "100", "--seconds", "2s", "--json")
+    environment = {"DATABASE_URL": database, "SUPABASE_JWT_SECRET": SECRET}
+    done = await asyncio.to_thread(lambda: run(*arguments, cwd=tmp_path, **environment))
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout)
+    assert (numbers["sent"], numbers["lost"], numbers["twice"], numbers["gaps"]) == (200, 0, 0, 0)
+    assert 0 < numbers["write_to_client_ms"]["p50"] <= numbers["write_to_client_ms"]["highest"]
+    table = await asyncio.to_thread(lambda: run(*arguments[:-1], cwd=tmp_path, **environment))
+    assert "lost 0, twice 0, gaps 0, out of order 0" in table.stdout
+    assert "publishing" in table.stderr
+
+
+async def test_bench_says_what_is_wrong(tmp_path: Path, server: Server, database: str) -> None:
+    def bench(*more: str, secret: str = SECRET, db: str = database) -> subprocess.CompletedProcess[str]:
+        given = ("bench", "--url", server.url, "--connections", "2", "--seconds", "1s", *more)
+        return run(*given, cwd=tmp_path, DATABASE_URL=db, SUPABASE_JWT_SECRET=secret)
+
+    nobody = make_conninfo(database, user="authenticated_nobody")
+    for done, words in (
+        (await asyncio.to_thread(bench, "--url", "http://127.0.0.1:1"), "No Momentum Sync answers"),
+        (await asyncio.to_thread(bench, "--rate", "0.1"), "nothing happens"),
+        (await asyncio.to_thread(lambda: bench(secret="another-secret-of-more-than-32-bytes")), "SUPABASE_JWT_SECRET"),
+        (await asyncio.to_thread(lambda: bench(db=nobody)), "The database did not take an event"),
+    ):
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr

@@ -62,7 +62,7 @@ async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anythi
     feed = Feed(Window(1000))
     feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
     numbering = Numbering(number=0, place=(0, 0), near_xid=1)
-    run = _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, Samples(0.0))
+    run = _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, Samples(0.0, lambda: 0.0))
     timeout = asyncio.timeout
 
     def expires_as_an_event_comes(_: float) -> asyncio.Timeout:

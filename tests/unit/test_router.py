@@ -339,3 +339,25 @@ def test_what_a_connection_holds_may_change_from_plain_to_asked_and_back() -> No
     world.router.follow(wire)
     world.publish("a")
     assert len(wire.taken()) == 1
+
+
+def test_a_frame_that_could_not_be_built_for_one_is_built_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    first, second, third = world.join("a"), world.join("a"), world.join("a")
+    world.publish("a")
+    for wire in (first, second, third):
+        wire.taken()
+    calls: list[Event] = []
+
+    def fails_once(event: Event, *rest: Any) -> bytes:
+        calls.append(event)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return build(event, *rest)
+
+    monkeypatch.setattr(module, "build", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert first.session.closing is Close.RESTART
+    assert [len(wire.taken()) for wire in (first, second, third)] == [0, 1, 1]
+    assert world.delivered[-1][1] == 2

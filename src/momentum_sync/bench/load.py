@@ -56,6 +56,11 @@ class Load:
     seconds: float
     fill: int
 
+    @property
+    def events(self) -> int:
+        """In all."""
+        return int(self.rate * self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -149,27 +154,30 @@ async def _publish(
     tally: Tally,
     progress: Callable[[str, float, float], None],
 ) -> None:
-    total = int(load.rate * load.seconds)
     # A run tells its events from those of another by numbers that no other has.
     first = time.time_ns() // 1000
-    numbers = iter(range(first, first + total))
+    writers = min(_WRITERS, len(users), load.events)
     began = time.monotonic()
+    done = 0
 
-    async def write(connection: psycopg.AsyncConnection) -> None:
-        for number in numbers:
-            index = number - first
-            delay = began + index / load.rate - time.monotonic()
-            if delay > 0:
+    async def write(connection: psycopg.AsyncConnection, part: int) -> None:
+        """The events of its own users, so that each user's are committed in the order of their numbers."""
+        nonlocal done
+        own = users[part::writers]
+        for turn, index in enumerate(range(part, load.events, writers)):
+            due = began + index / load.rate
+            if (delay := due - time.monotonic()) > 0:
                 await asyncio.sleep(delay)
-            tally.writes(number, time.monotonic())
+            tally.writes(first + index, due)
             try:
                 await connection.execute(
-                    _PUBLISH, {"user": str(users[index % len(users)]), "number": number, "fill": load.fill}
+                    _PUBLISH, {"user": str(own[turn % len(own)]), "number": first + index, "fill": load.fill}
                 )
             except psycopg.Error:
-                tally.failed(number)
+                tally.failed(first + index)
                 raise
-            progress("publishing", index + 1, total)
+            done += 1
+            progress("publishing", done, load.events)
 
     try:
         async with AsyncExitStack() as stack:
@@ -177,12 +185,13 @@ async def _publish(
                 await stack.enter_async_context(
                     await psycopg.AsyncConnection.connect(target.conninfo, autocommit=True, connect_timeout=10)
                 )
-                for _ in range(min(_WRITERS, total))
+                for _ in range(writers)
             ]
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
-                for connection in connections:
-                    group.create_task(write(connection))
+                for part, connection in enumerate(connections):
+                    group.create_task(write(connection, part))
+            tally.took = time.monotonic() - began
     except* psycopg.Error as errors:
         said = str(errors.exceptions[0]).strip().splitlines()[0]
         raise Unsuitable(

@@ -27,12 +27,17 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 class Tally:
-    """One run. Times are seconds of one clock; an event is known by the number that it carries."""
+    """One run. Times are seconds of one clock; an event is known by the number that it carries.
+
+    `took` is how long publishing took; `delays` are counted from when an event was due, whether or not it could be
+    written then, so that a server or a database that cannot keep up is not hidden.
+    """
 
     def __init__(self) -> None:
         self.connected: list[float] = []
         self.delays: list[float] = []
         self.closes: Counter[str] = Counter()
+        self.took = 0.0
         self.twice = 0
         self.gaps = 0
         self.disordered = 0
@@ -53,17 +58,17 @@ class Tally:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything came, once and in order."""
-        return not (self.lost or self.twice or self.gaps or self.disordered)
+        """Whether everything came, once and in order, and nobody was disconnected."""
+        return not (self.lost or self.twice or self.gaps or self.disordered or self.closes)
 
     def live(self, client: int, took: float, last_event_id: str) -> None:
         """A client is connected; events follow this id."""
         self.connected.append(took)
         self._last_id[client] = last_event_id
 
-    def writes(self, number: int, now: float) -> None:
-        """The statement is sent."""
-        self._sent[number] = now
+    def writes(self, number: int, due: float) -> None:
+        """The statement is sent; it was due then."""
+        self._sent[number] = due
 
     def failed(self, number: int) -> None:
         """It did not commit."""

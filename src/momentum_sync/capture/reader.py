@@ -272,9 +272,8 @@ class _Run:
                 continue
             if self._pending:
                 if len(self._pending) < _BATCH and not self._end:
-                    await asyncio.sleep(
-                        _GATHER_S
-                    )  # a batch of one costs the database and us as much as one of a hundred
+                    # A batch of one costs the database and us as much as one of a hundred.
+                    await asyncio.sleep(_GATHER_S)
                 await self._append_next()
 
     async def _append_next(self) -> None:

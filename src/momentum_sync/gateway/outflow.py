@@ -10,6 +10,7 @@ Who reads nothing at all for a while is closed as too slow, and comes back to wh
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Coroutine, Set
@@ -28,7 +29,8 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
 _PATIENCE_S = 10.0
-_UNCOUNTED = 4 * 1024  # bytes that a socket may hold before it counts as waiting, so that small frames share a write
+_UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
+_NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
 _PAGE = 64 * 1024
 
 
@@ -108,7 +110,9 @@ class Outflow:
         if self._direct or self._may_be_direct():
             try:
                 sent = os.write(self._file, data)
-            except OSError:  # full; or broken, which the transport finds out
+            except OSError as error:  # full; or broken, which the transport finds out
+                if error.errno in _NOT_OURS:
+                    raise
                 sent = 0
             if sent == len(data):
                 return
@@ -136,7 +140,7 @@ class Outflow:
         return self._direct
 
     def pass_on(self, data: bytes) -> None:
-        """To the transport, whatever it is: pings and the end are none of the session's frames."""
+        """To the transport, whatever it is: the handshake, pongs and the end are none of the session's frames."""
         self._direct = False
         self._transport.write(data)
 

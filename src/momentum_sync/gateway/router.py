@@ -2,7 +2,7 @@
 
 A frame is built once for all connections whose previous event was the same, and its JSON is the database's own; what
 differs between connections is only `previous_id`. Connections are kept in two groups, so that a frame costs those that
-need no look at the event a comparison, an assignment and a write: 1.6 us with the socket's own 5 (before: 5.5).
+need no look at the event a comparison, an assignment and a write: 1.6 us beside the 5 of the socket's own.
 """
 
 from __future__ import annotations
@@ -261,9 +261,8 @@ class _Fanout:
                 plain = {connection: plain[connection] for connection in plain if connection not in earlier}
             if not careful.keys().isdisjoint(earlier.keys()):
                 careful = {connection: None for connection in careful if connection not in earlier}
-        if (
-            plain and not self._event.out_of_sight
-        ):  # that is for `asked` channels alone, and those have no plain holders
+        # A plain holder has nothing `asked`, and what went out of sight is for those alone who were asked about.
+        if plain and not self._event.out_of_sight:
             self._write(channel, list(plain.values()))
         if careful:
             for connection in list(careful):
@@ -272,20 +271,21 @@ class _Fanout:
     def _write(self, channel: str, holders: list[_Holder]) -> None:
         """To plain holders of a channel. What is done in this loop is done once a frame."""
         event_id, cache_keys = self._event_id, self._event.cache_keys
-        previous_id, data, size = None, b"", 0
+        previous_id, data, size, frames = None, b"", 0, 0
         for session, write, connection in holders:
             try:
                 if session.last_id != previous_id:
+                    data = self._frame(channel, session.last_id)
                     previous_id = session.last_id
-                    data = self._frame(channel, previous_id)
                 session.last_id = event_id
                 if cache_keys:
                     session.owe(cache_keys)
                 write(data)
                 size += len(data)
+                frames += 1
             except Exception as error:
                 self._break(connection, error)
-        self.frames += len(holders)
+        self.frames += frames
         self.size += size
 
     def _consider(self, connection: Connection) -> None:

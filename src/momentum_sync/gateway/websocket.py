@@ -333,6 +333,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         now = time.time()
         if self.session.silent(now):
+            self._out.end()
             self.gateway.router.leave(self)
             self._transport.abort()
             return
@@ -364,6 +365,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _end(self) -> None:
         """The closing handshake is done, or the client broke the protocol: `websockets` has said why."""
+        self._out.end()
         if self._greeted:
             self.gateway.router.leave(self)
         self._transport.close()
