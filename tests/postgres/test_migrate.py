@@ -309,7 +309,7 @@ def test_what_a_superuser_applies_anew_still_works_for_the_owner(supabase: tuple
             (VERSIONS[1],),
         )
         admin.execute("drop function momentum.emit(text[], json), momentum.notifies()")
-        assert migrate(superuser, tell=lambda _: None, again=True) == [VERSIONS[1]]
+        assert VERSIONS[1] in migrate(superuser, tell=lambda _: None, again=True)
         user = new_user(admin)
     with psycopg.connect(owner, autocommit=True) as connection:
         add_score(connection, user)
