@@ -78,9 +78,8 @@ async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str,
     """
     users = [uuid.uuid4() for _ in range(load.connections)]
     async with AsyncExitStack() as stack:
-        listening = [asyncio.ensure_future(_listen(socket, index, tally)) for index, socket in enumerate(
-            await _connect(target, users, tally, stack, progress)
-        )]  # fmt: skip
+        sockets = await _connect(target, users, tally, stack, progress)
+        listening = [asyncio.ensure_future(_listen(socket, index, tally)) for index, socket in enumerate(sockets)]
         try:
             await _publish(target, users, load, tally, progress)
             ends_at = time.monotonic() + _SETTLE_S
@@ -90,7 +89,9 @@ async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str,
         finally:
             for task in listening:
                 task.cancel()
-            await asyncio.gather(*listening, return_exceptions=True)
+            for outcome in await asyncio.gather(*listening, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
 
 
 async def _connect(
@@ -118,8 +119,9 @@ async def _connect(
             progress("connecting", len(tally.connected), len(users))
             return socket
 
+    connecting = [asyncio.ensure_future(one(index)) for index in range(len(users))]
     try:
-        return await asyncio.gather(*(one(index) for index in range(len(users))))
+        return await asyncio.gather(*connecting)
     except websockets.InvalidStatus as error:
         said = error.response.body.decode(errors="replace") if error.response.body else ""
         raise Unsuitable(
@@ -131,6 +133,10 @@ async def _connect(
             f"Of {len(users)} connections {len(tally.connected)} were made: {str(error) or type(error).__name__}.",
             "Is the server at --url? Has it room for so many: MOMENTUM_MAX_CONNECTIONS, `ulimit -n` here and there?",
         ) from error
+    finally:  # when one could not, the others need not
+        for task in connecting:
+            task.cancel()
+        await asyncio.gather(*connecting, return_exceptions=True)
 
 
 async def _listen(socket: websockets.ClientConnection, index: int, tally: Tally) -> None:
