@@ -77,7 +77,8 @@ class Outflow:
         self._most = most
         self._loop = asyncio.get_running_loop()
         # Over TLS a frame is not what goes into the socket.
-        self._file = -1 if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket").fileno()
+        plain = None if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket")
+        self._file = -1 if plain is None else plain.fileno()
         self._direct = False
         self._waiting = False
         self._written = 0
