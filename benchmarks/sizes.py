@@ -17,9 +17,9 @@ from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 from benchmarks.stage import Server, serving, stage, token
 
-CONNECTIONS = (1000, 2000, 5000, 10_000)
+CONNECTIONS = (1000, 3000, 10_000)
 PAYLOADS = (300, 1024, 4 * 1024, 16 * 1024, 64 * 1024)
-RATES = (100, 300, 1000)
+RATES = (100, 1000)
 EVENTS = 30
 SECONDS = 5.0
 
