@@ -8,9 +8,10 @@ from html import escape
 from benchmarks.report import Line
 
 _WIDTH = 860
-_LABEL = 400
+_LABEL = 470
 _ROW = 22
 _BAR = 12
+_LETTERS = 72
 _MOST = 3.0  # times the aim, beyond which a bar is cut
 _GOOD, _BAD, _INK, _LINE = "#2f855a", "#c05621", "#1a202c", "#a0aec0"
 
@@ -19,13 +20,19 @@ def svg(lines: Sequence[Line]) -> str:
     """An SVG document."""
     aimed = [line for line in lines if line.reached is not None]
     sizes = [line for line in lines if line.unit == "µs"]
-    height = 60 + _ROW * len(aimed) + (70 + _ROW * len(sizes) if sizes else 0)
+    frames = [line for line in sizes if line.what.startswith("a frame")]
+    events = [line for line in sizes if line not in frames]
+    below = [60 + _ROW * len(aimed)]
+    for group in (frames, events):
+        below.append(below[-1] + (40 + _ROW * len(group) if group else 0))
+    height = below[-1]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif"'
         f' font-size="12" fill="{_INK}">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         *_aims(aimed, 20),
-        *(_costs(sizes, 80 + _ROW * len(aimed)) if sizes else ()),
+        *(_costs("a frame", frames, below[0]) if frames else ()),
+        *(_costs("an event", events, below[1]) if events else ()),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -39,7 +46,9 @@ def _aims(lines: Sequence[Line], top: int) -> Iterator[str]:
         how = min(_MOST, _of_aim(line))
         color = _GOOD if line.reached else _BAD
         what = f"{line.what}, beside {line.beside}" if line.beside else line.what
-        yield f'<text x="10" y="{y + 10}">{escape(what[:66])}</text>'
+        if len(what) > _LETTERS:
+            what = line.what
+        yield f'<text x="10" y="{y + 10}">{escape(what[:_LETTERS])}</text>'
         yield f'<rect x="{_LABEL}" y="{y}" width="{how * scale:.1f}" height="{_BAR}" fill="{color}"/>'
         yield f'<text x="{_LABEL + how * scale + 6:.1f}" y="{y + 10}">{_of_aim(line):.2f}</text>'
     x, bottom = _LABEL + scale, top + 14 + _ROW * len(lines)
@@ -55,10 +64,10 @@ def _of_aim(line: Line) -> float:
     return line.most / measured
 
 
-def _costs(lines: Sequence[Line], top: int) -> Iterator[str]:
+def _costs(what: str, lines: Sequence[Line], top: int) -> Iterator[str]:
     most = max(line.value for line in lines)
     scale = (_WIDTH - _LABEL - 90) / most
-    yield f'<text x="10" y="{top}" font-weight="bold">What one costs the server, in microseconds of its core</text>'
+    yield f'<text x="10" y="{top}" font-weight="bold">What {what} costs the server, in microseconds of its core</text>'
     for index, line in enumerate(lines):
         y = top + 14 + _ROW * index
         yield f'<text x="10" y="{y + 10}">{escape(line.what)}</text>'

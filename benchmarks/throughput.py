@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Iterator[Line]:
                     spent.append(cpu)
                     beside.append(drain(conninfo, folder, EVENTS * users))
     yield Line("events through capture, log and gateway", "events/s", ours, "pg_recvlogical", beside)
-    yield Line("the same, of the server's core alone", "events/s", spent, least=30_000)
+    yield Line("events, of the server's core alone", "events/s", spent, least=30_000)
 
 
 def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -> tuple[float, float]:
