@@ -86,6 +86,7 @@ async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str,
             while tally.lost and time.monotonic() < ends_at:
                 progress("waiting for the last", tally.sent - tally.lost, tally.sent)
                 await asyncio.sleep(0.05)
+            progress("waiting for the last", tally.sent - tally.lost, tally.sent)
         finally:
             for task in listening:
                 task.cancel()

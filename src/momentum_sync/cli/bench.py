@@ -117,7 +117,7 @@ def _shown() -> Iterator[Callable[[str, float, float], None]]:
         def progress(what: str, done: float, total: float) -> None:
             nonlocal again_at
             if what not in known:
-                known[what] = bars.add_task(what, total=total)
+                known[what] = bars.add_task(what, total=total, completed=int(done))
             now = time.monotonic()
             if now >= again_at or done >= total:  # drawing would be a load of its own
                 again_at = now + _DRAW_EVERY_S
