@@ -56,9 +56,10 @@ async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
 
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(server.live(user, client_id=str(n))) for n in range(10)]
-        add_notification(db, user, title="the snapshot is passed")
-        for client in clients:
-            await client.until("realtime_event")
+        for title in ("the snapshots are passed", "all stand at the same place"):
+            add_notification(db, user, title=title)
+            for client in clients:
+                await client.until("realtime_event")
         monkeypatch.setattr(CallerPool, "ask", ask)
         monkeypatch.setattr(CallerPool, "as_caller", ask)
         monkeypatch.setattr(router, "build", build)
@@ -86,14 +87,18 @@ async def test_what_comes_while_the_log_writes_is_its_next_batch(
     add_score(db, user)
     async with server.live(user) as client:
         monkeypatch.setattr(EventLog, "append", append)
+        add_notification(db, user)
+        async with asyncio.timeout(20):
+            while not batches:
+                await asyncio.sleep(0.01)
         for _ in range(100):
             db.execute("update daily_engagement_scores set final_score = 100 - final_score")
-        add_notification(db, user)
-        while (await client.until("realtime_event"))["event"]["event_type"] != "push_notification":
+        add_notification(db, user, title="the last")
+        while (await client.until("realtime_event"))["event"].get("title") != "the last":
             pass
-    assert len(batches) == 1, "the events were delivered while the first of them was being written"
+    assert len(batches) == 1, "the others were delivered while the first was being written"
     free.set()
     async with asyncio.timeout(20):
-        while sum(batches) < 201:
+        while sum(batches) < 202:
             await asyncio.sleep(0.02)
     assert len(batches) == 2
