@@ -7,6 +7,7 @@ The database decides who may see what: every read for a client runs in a transac
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -76,7 +77,7 @@ class CallerPool:
             timeout=_WAIT_FOR_CONNECTION_S,
             open=False,
             configure=_configure,
-            check=AsyncConnectionPool.check_connection,
+            check=alive,
             reconnect_timeout=60.0,
             kwargs={"autocommit": True, "application_name": "momentum-sync gateway", "connect_timeout": 5},
             name="callers",
@@ -175,6 +176,18 @@ class CallerPool:
             raise Unavailable("The database does not answer; try again in a moment.") from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise Unavailable("The database could not do that now; try again in a moment.") from error
+
+
+async def alive(connection: AsyncConnection[TupleRow]) -> None:
+    """A pool's check. Raises psycopg.OperationalError for a connection that has ended.
+
+    One that nobody uses has nothing to read unless it has ended, or has been told something. So the usual question,
+    which costs a round trip before each piece of work, is asked only where there is something to read.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
 
 
 async def _all(work: Sequence[Coroutine[None, None, None]], *, at_once: int = _BATCH) -> None:

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from momentum_sync.database import lsn, queries
+from momentum_sync.database.pool import alive
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
 from momentum_sync.eventlog.event import Event, EventId
@@ -332,7 +333,7 @@ def _pool(conninfo: str, name: str, *, size: int) -> AsyncConnectionPool[AsyncCo
         timeout=10.0,
         open=False,
         configure=_configure,
-        check=AsyncConnectionPool.check_connection,
+        check=alive,
         reconnect_timeout=60.0,
         kwargs={"autocommit": True, "application_name": f"momentum-sync {name}", "connect_timeout": 5},
         name=name,
