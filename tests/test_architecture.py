@@ -83,6 +83,8 @@ def test_arrows_run_from_both_ends_to_the_log(path: str) -> None:
     assert not needs & {"app", "cli"}
     if part == "wire":
         assert needs <= {"wire", "errors"}
+    elif part == "sdk":
+        assert needs <= {"sdk", "wire", "errors"}
     elif part in ENDS:
         assert not needs & (ENDS - {part})
     elif part in ("eventlog", "database", "identity"):

@@ -1,3 +1,50 @@
-"""Momentum Sync: committed changes in PostgreSQL on the screens of those who may see them."""
+"""Momentum Sync: committed changes in PostgreSQL on the screens of those who may see them.
+
+These names are the SDK, for programs that follow a server. The server itself is in the extra `server`.
+"""
+
+from momentum_sync.errors import (
+    ClientError,
+    ConnectionLost,
+    Ended,
+    FeedFrozen,
+    Gap,
+    NotUnderstood,
+    Offline,
+    Rejected,
+    RequestFailed,
+    StoreFailed,
+    TokenUnavailable,
+)
+from momentum_sync.sdk.cache import Cache
+from momentum_sync.sdk.client import Client
+from momentum_sync.sdk.following import Event, Resync, State
+from momentum_sync.sdk.store import Entry, FileStore, Store
+from momentum_sync.wire.from_server import Intervention, Momentum, Notification
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Cache",
+    "Client",
+    "ClientError",
+    "ConnectionLost",
+    "Ended",
+    "Entry",
+    "Event",
+    "FeedFrozen",
+    "FileStore",
+    "Gap",
+    "Intervention",
+    "Momentum",
+    "NotUnderstood",
+    "Notification",
+    "Offline",
+    "Rejected",
+    "RequestFailed",
+    "Resync",
+    "State",
+    "Store",
+    "StoreFailed",
+    "TokenUnavailable",
+]

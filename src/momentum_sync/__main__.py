@@ -1,5 +1,26 @@
-"""`python -m momentum_sync` is `momentum-sync`."""
+"""`momentum-sync`, and `python -m momentum_sync`: the command line, where it is installed."""
 
-from momentum_sync.cli.main import app
+from __future__ import annotations
 
-app()
+import sys
+from importlib.util import find_spec
+
+_NEEDED = ("typer", "fastapi", "psycopg", "uvicorn")
+
+
+def main() -> None:
+    """Runs the command line. Without the extra `server`, says what to install, with exit status 2."""
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        print(
+            f"momentum-sync: the server is not installed ({', '.join(missing)} cannot be found); only the SDK is.\n"
+            "  pip install 'momentum-sync[server]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    from momentum_sync.cli.main import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,17 @@ MomentumError
 │   ├── Unprocessable     422  readable, but a field is missing or wrong
 │   ├── TooMany           429
 │   └── Unavailable       503  not now; the same request may succeed later
+├── ClientError           what a program that uses the SDK is told; the client goes on by itself, unless it is Ended
+│   ├── ConnectionLost    the network, or the server, went away
+│   ├── FeedFrozen        nothing came for longer than heartbeats leave
+│   ├── Rejected          the server did not take the connection: `status` and `code`
+│   ├── TokenUnavailable  the token provider raised
+│   ├── Gap               an event was missed, which must not be; the state is read anew
+│   ├── NotUnderstood     the server sent what is no message
+│   ├── RequestFailed     a message of ours was answered with `error`: `code`
+│   ├── StoreFailed       the store could not be read or written
+│   ├── Offline           what was asked for needs a connection
+│   └── Ended             for good: `code` and `reason` of the close
 ├── Unsuitable            the database or a setting does not fit; the operator mends it, exit status 2
 ├── CaptureError          the replication stream broke; capture comes back by itself
 │   └── SlotBusy          another instance reads the slot
@@ -86,6 +97,68 @@ class Unsuitable(MomentumError):
     def __init__(self, sentence: str, hint: str) -> None:
         super().__init__(sentence)
         self.hint = hint
+
+
+class ClientError(MomentumError):
+    """What the SDK tells the program that uses it."""
+
+
+class ConnectionLost(ClientError):
+    """The network, or the server, went away. `code` is the close code, where there was one."""
+
+    def __init__(self, sentence: str, code: int | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class FeedFrozen(ClientError):
+    """Nothing came for longer than heartbeats leave."""
+
+
+class Rejected(ClientError):
+    """The server answered the handshake with an HTTP error. `code` is for programs."""
+
+    def __init__(self, status: int, code: str, sentence: str) -> None:
+        super().__init__(f"{sentence} (HTTP {status}, {code})")
+        self.status = status
+        self.code = code
+
+
+class TokenUnavailable(ClientError):
+    """The token provider raised; the cause is what."""
+
+
+class Gap(ClientError):
+    """An event does not follow the one before it; the state is read anew."""
+
+
+class NotUnderstood(ClientError):
+    """The server sent what is no message of the protocol."""
+
+
+class RequestFailed(ClientError):
+    """A message was answered with `error`. `code` is for programs."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class StoreFailed(ClientError):
+    """The store could not be read or written; the cause is why. The client goes on without it."""
+
+
+class Offline(ClientError):
+    """What was asked for needs a connection, and there is none now."""
+
+
+class Ended(ClientError):
+    """The client does not come back by itself. `code` is the close code, or the HTTP status of the handshake."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+        self.code = code
+        self.reason = reason
 
 
 class CaptureError(MomentumError):

@@ -1,0 +1,105 @@
+"""What a program has fetched, until the server says that it is no longer true."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from momentum_sync.sdk.store import Entry
+
+_MOST_FETCHES = 3
+
+
+class Cache:
+    """Values by key. Whoever asks for a key while it is being fetched shares the fetch.
+
+    What is there stays good while the client is offline, for want of better; when it is back, whatever was invalidated
+    meanwhile is dropped before anything else happens, and everything where that cannot be known.
+    """
+
+    def __init__(self, clock: Callable[[], float], kept: Callable[[], None]) -> None:
+        self._clock = clock
+        self._kept = kept
+        self._entries: dict[str, Entry] = {}
+        self._persistent: set[str] = set()
+        self._fetching: dict[str, asyncio.Task[Any]] = {}
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
+
+    async def get(self, key: str, fetch: Callable[[], Awaitable[Any]], *, persistent: bool = False) -> Any:
+        """The value of a key, fetched if it is not there. What `fetch` raises is raised, and nothing is kept.
+
+        A `persistent` value outlives the program, in the client's store, and must be JSON.
+        """
+        entry = self._entries.get(key)
+        if entry is not None:
+            return entry.value
+        task = self._fetching.get(key)
+        if task is None:
+            task = self._fetching[key] = asyncio.ensure_future(self._fetch(key, fetch, persistent))
+            task.add_done_callback(_read)
+        return await asyncio.shield(task)
+
+    def peek(self, key: str) -> Entry | None:
+        """What is there, and when it was fetched; None if nothing is."""
+        return self._entries.get(key)
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
+        """Calls with the keys that have just been dropped. Returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def drop(self, keys: Iterable[str]) -> bool:
+        """Lets go of keys; whether one of them was persistent."""
+        gone = set(keys)
+        for key in gone:
+            self._entries.pop(key, None)
+            self._fetching.pop(key, None)  # what it brings is not kept
+        persistent = bool(self._persistent & gone)
+        self._persistent -= gone
+        for listener in list(self._listeners):
+            listener(frozenset(gone))
+        return persistent
+
+    def clear(self) -> bool:
+        """Lets go of everything; whether any of it was persistent."""
+        return self.drop([*self._entries, *self._fetching])
+
+    def restore(self, entries: Mapping[str, Entry]) -> None:
+        """What a store had kept."""
+        self._entries.update(entries)
+        self._persistent |= entries.keys()
+
+    def saved(self) -> dict[str, Entry]:
+        """What a store is to keep."""
+        return {key: self._entries[key] for key in self._persistent if key in self._entries}
+
+    async def _fetch(self, key: str, fetch: Callable[[], Awaitable[Any]], persistent: bool) -> Any:
+        task = asyncio.current_task()
+        try:
+            for _ in range(_MOST_FETCHES):
+                at = self._clock()
+                value = await fetch()
+                if self._fetching.get(key) is task:
+                    self._entries[key] = Entry(value, at)
+                    if persistent:
+                        self._persistent.add(key)
+                        self._kept()
+                    return value
+                # It was invalidated meanwhile, and may be from before.
+                if key in self._entries:
+                    return self._entries[key].value
+                if key in self._fetching:  # by whoever came after that
+                    return await asyncio.shield(self._fetching[key])
+                assert task is not None
+                self._fetching[key] = task
+            return value
+        finally:
+            if self._fetching.get(key) is task:
+                del self._fetching[key]
+
+
+def _read(task: asyncio.Task[Any]) -> None:
+    """An exception that nobody waits for any longer was told to those who did."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,252 @@
+"""What a client knows, without its socket: where it stands, what came, and what that means for the program.
+
+The socket's side tells it of connections, texts and time; it says what the program is to be told. The rules are those
+of `spec/vectors/following.json`, `close.json` and `backoff.json`, which the JavaScript SDK holds to as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from momentum_sync.errors import Gap, NotUnderstood
+from momentum_sync.sdk.state import Saved, UserState
+from momentum_sync.wire import from_server as wire
+from momentum_sync.wire.from_server import Intervention, Momentum, Notification
+
+Status = Literal["offline", "catching_up", "live", "ended"]
+Verdict = Literal["come_back", "fresh_token", "later", "end"]
+
+LONGEST_PAUSE_S = 20.0
+_SHORTEST_PAUSE_S = 0.5
+_LATE_MS = 10_000
+_VERDICTS: Mapping[int, Verdict] = {
+    1009: "end", 4400: "end", 4403: "end", 4410: "end", 4401: "fresh_token", 4413: "later",
+    400: "end", 403: "end", 422: "end", 401: "fresh_token", 429: "later",
+}  # fmt: skip
+
+
+def verdict(code: object) -> Verdict:
+    """What to do after a close code, or after an HTTP status that came in a socket's place."""
+    return _VERDICTS.get(code, "come_back") if isinstance(code, int) else "come_back"
+
+
+def pause(failures: int, chance: float) -> float:
+    """Seconds to wait after so many failures in a row; `chance` is between 0 and 1. Full jitter, 20 s at most."""
+    return float(min(LONGEST_PAUSE_S, _SHORTEST_PAUSE_S * 2.0 ** min(max(failures, 1) - 1, 10)) * chance)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A committed change, on the channel it came by. `event["final_score"]` is one of its own fields."""
+
+    id: str
+    channel: str
+    type: str
+    user_id: str | None
+    timestamp: str
+    fields: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """The stream begins anew here: events may be missing before it, and the state was read as it is now.
+
+    `reason` is None for the first time, else why it could not go on: `expired`, `history_changed`, `unknown_id`, `gap`.
+    """
+
+    id: str
+    reason: str | None
+    state: Saved
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """These cache keys hold what is no longer true; to be acknowledged once they are gone."""
+
+    id: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server says to a message of ours, or of the token."""
+
+    message: wire.ServerMessage
+
+
+class State(NamedTuple):
+    """What is known of the user now, and how current that is.
+
+    `status` is `live`, `catching_up`, `offline` or `ended`; where it is not live, all of it was current at `since`,
+    seconds since 1970 (None: never).
+    """
+
+    status: Status
+    since: float | None
+    momentum: Momentum | None
+    interventions: tuple[Intervention, ...]
+    notifications: tuple[Notification, ...]
+
+
+Output = Event | Resync | Invalidated | Answer
+
+
+class Following:
+    """One client's place in the stream. All times are seconds since 1970.
+
+    `since` is when what it knows was last known to be current, where it is not live. `user_id` is None until known.
+    """
+
+    def __init__(self, user_id: str | None) -> None:
+        self.user_id = user_id
+        self.state = UserState(user_id or "")
+        self.last_event_id: str | None = None
+        self.status: Status = "offline"
+        self.since: float | None = None
+        self.channels: tuple[str, ...] = ()
+        self.lag_ms = 0
+        self._heard_at = 0.0
+        self._to_come = 0
+        self._asked_with: str | None = None
+        self._reason: str | None = None
+
+    def restore(self, user_id: str, last_event_id: str | None, since: float | None) -> None:
+        """Goes on where a store says that it was."""
+        self.user_id = self.state.user_id = user_id
+        self.last_event_id = last_event_id
+        self.since = since
+
+    # The connection
+
+    def connecting(self) -> str | None:
+        """A connection is asked for: the id to bring."""
+        self._asked_with = self.last_event_id
+        return self.last_event_id
+
+    def opened(self, now: float) -> None:
+        """The socket is there; the greeting is not."""
+        self._heard_at = now
+
+    def lost(self, now: float) -> None:
+        """The socket is gone."""
+        if self.online:
+            self.since = min(self._heard_at, now) if self.status == "live" or self.since is None else self.since
+            self.status = "offline"
+
+    def ended(self, now: float) -> None:
+        """The client does not come back."""
+        self.lost(now)
+        self.status = "ended"
+
+    def frozen(self, now: float, patience: float) -> bool:
+        """Whether nothing came for longer than `patience` seconds."""
+        return now - self._heard_at > patience
+
+    def forget(self, reason: str) -> None:
+        """The place is of no use; the next connection begins with a snapshot."""
+        self.last_event_id = None
+        self._reason = reason
+
+    @property
+    def online(self) -> bool:
+        """Whether there is a subscription."""
+        return self.status in ("live", "catching_up")
+
+    def known(self, *, without: Container[str]) -> State:
+        """What is known now, without the notifications that the user has read."""
+        state = self.state
+        unread = tuple(one for one in state.notifications if one.id not in without)
+        return State(self.status, self.since, state.momentum, state.interventions, unread)
+
+    # What comes
+
+    def receive(self, text: str | bytes, now: float) -> list[Output]:
+        """A text frame. Raises Gap where an event is missing before it, NotUnderstood where it is no message."""
+        try:
+            message = wire.decode(text)
+        except (ValueError, RecursionError) as error:
+            raise NotUnderstood(f"The server sent what is no message: {error}.") from error
+        self._heard_at = now
+        match message:
+            case None:
+                return []
+            case wire.SubscriptionConfirmed():
+                return self._confirmed(message, now)
+            case wire.InitialState():
+                return self._begin(message)
+            case wire.RealtimeEvent():
+                return self._event(message.event)
+            case wire.CacheInvalidation():
+                self._follow(message.id, message.previous_id)
+                return [Invalidated(message.id, tuple(message.cache_keys))]
+            case wire.Heartbeat():
+                self._heartbeat(message)
+                return []
+            case _:
+                return [Answer(message)]
+
+    def _confirmed(self, message: wire.SubscriptionConfirmed, now: float) -> list[Output]:
+        self.channels = tuple(message.channels)
+        if not self.online:
+            if self.user_id is not None and message.user_id is not None and message.user_id != self.user_id:
+                self.forget("another_user")
+                raise Gap("The token is another user's than what was kept.")
+            if message.user_id is not None and self.user_id is None:
+                self.user_id = self.state.user_id = message.user_id
+            self._to_come = message.replayed if message.resumed else 0
+            self.since = self.since if self.since is not None else now
+            self.status = "catching_up"
+            if message.resumed:
+                self._caught_up()
+            elif self._asked_with is not None:
+                self._reason = message.reason or "unknown_id"
+        return [Answer(message)]
+
+    def _begin(self, message: wire.InitialState) -> list[Output]:
+        self.state.begin(message)
+        self.last_event_id = message.last_event_id
+        reason, self._reason = self._reason, None
+        self._to_come = 0
+        self._caught_up()
+        return [Resync(message.last_event_id, reason, self.state.saved())]
+
+    def _event(self, body: dict[str, Any]) -> list[Output]:
+        try:
+            event_id, previous, channel = body.pop("id"), body.pop("previous_id"), body.pop("channel")
+            event = Event(event_id, channel, body["event_type"], body.get("user_id"), body.get("timestamp", ""), body)
+        except KeyError as error:
+            raise NotUnderstood(f"The server sent an event without {error}.") from error
+        self._follow(event_id, previous)
+        self.state.fold(body)
+        return [event]
+
+    def _follow(self, event_id: str, previous: str) -> None:
+        if previous != self.last_event_id:
+            self.forget("gap")
+            raise Gap(f"The event {event_id} follows {previous}, which did not come.")
+        self.last_event_id = event_id
+        if self._to_come:
+            self._to_come -= 1
+            self._caught_up()
+
+    def _heartbeat(self, message: wire.Heartbeat) -> None:
+        self.lag_ms = message.lag_ms
+        if message.last_event_id != self.last_event_id:
+            self.forget("gap")
+            raise Gap(f"The server has sent {message.last_event_id}, which did not come.")
+        if message.lag_ms > _LATE_MS:
+            self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since
+            self.status = "catching_up"
+        else:
+            self._to_come = 0
+            self._caught_up()
+
+    def _caught_up(self) -> None:
+        if self._to_come == 0:
+            self.status = "live"
+            self.since = None

@@ -1,0 +1,178 @@
+"""A user's state: a snapshot, folded with the events after it.
+
+The rules are those of `spec/vectors/state.json`, which the JavaScript SDK holds to as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from momentum_sync.wire.from_server import InitialState, Intervention, Momentum, Notification
+
+_OPEN = ("scheduled", "in_progress")
+_UNREAD = ("pending", "sent", "delivered")
+_MOST_NOTIFICATIONS = 1_000
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A state as it is kept in a store."""
+
+    momentum: Momentum | None
+    interventions: list[Intervention]
+    notifications: list[Notification]
+
+
+class UserState:
+    """One user's momentum, open interventions, and unread notifications.
+
+    `unsure` is set where events do not say what the latest score is: when it was deleted, or moved to another day. The
+    momentum must be read again then.
+    """
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.momentum: Momentum | None = None
+        self.unsure = False
+        self._interventions: dict[str, Intervention] = {}
+        self._notifications: dict[str, Notification] = {}
+        self._last_score: Mapping[str, Any] | None = None
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Those that are scheduled or in progress, by date; those without one last."""
+        return tuple(sorted(self._interventions.values(), key=_by_date))
+
+    @property
+    def notifications(self) -> tuple[Notification, ...]:
+        """Those that have not been read, newest first."""
+        by_id = sorted(self._notifications.values(), key=lambda one: one.id)
+        return tuple(sorted(by_id, key=lambda one: one.created_at or "", reverse=True))
+
+    def begin(self, snapshot: InitialState | Saved) -> None:
+        """Takes over a snapshot, or what was kept of one."""
+        self.momentum = snapshot.momentum
+        found = snapshot.interventions
+        interventions = found if isinstance(found, list) else [] if found is None else found.interventions
+        self._interventions = {one.id: one for one in interventions}
+        self._notifications = {one.id: one for one in snapshot.notifications}
+        self._last_score = None
+        self.unsure = False
+
+    def saved(self) -> Saved:
+        """All of it, for a store."""
+        return Saved(self.momentum, list(self.interventions), list(self.notifications))
+
+    def fold(self, event: Mapping[str, Any]) -> bool:
+        """An event after the snapshot and all before it. Whether anything changed; nothing does for other users'."""
+        if event.get("user_id") != self.user_id:
+            return False
+        try:
+            return self._fold(event)
+        except (KeyError, TypeError):  # an event of the operator's own under one of our names: no row is behind it
+            return False
+
+    def _fold(self, event: Mapping[str, Any]) -> bool:
+        match event.get("event_type"):
+            case "momentum_score_created" | "momentum_score_updated":
+                return self._score(event)
+            case "momentum_score_deleted":
+                return self._score_deleted(event)
+            case "intervention_created" | "intervention_updated":
+                return self._intervention(event)
+            case "intervention_deleted":
+                return self._interventions.pop(str(event["intervention_id"]), None) is not None
+            case "push_notification":
+                return self._notification(event)
+        return False
+
+    def forget_notification(self, notification_id: str) -> None:
+        """It is not there any more."""
+        self._notifications.pop(notification_id, None)
+
+    def read_again(self, momentum: Momentum) -> bool:
+        """Takes over a momentum that was read after the last event; False if it is older than that event.
+
+        A change can be told before those who read can see it.
+        """
+        last = self._last_score
+        if last is not None:
+            day, read = str(last["score_date"]), momentum.score_date or ""
+            if last["event_type"] == "momentum_score_deleted":
+                older = read == day
+            elif read == day:
+                same = (momentum.momentum_state, momentum.final_score) == (last["momentum_state"], last["final_score"])
+                older = not same
+            else:
+                older = read < day and not self.unsure
+            if older:
+                return False
+        self.momentum = momentum
+        self.unsure = False
+        return True
+
+    def _score(self, event: Mapping[str, Any]) -> bool:
+        self._last_score = event
+        now = self.momentum
+        if now is not None and now.has_data and now.score_date is not None and event["score_date"] < now.score_date:
+            self.unsure = True  # a change of an earlier day, or the latest score was moved there
+            return False
+        self.momentum = Momentum(
+            user_id=self.user_id,
+            has_data=True,
+            score_date=event["score_date"],
+            momentum_state=event["momentum_state"],
+            final_score=event["final_score"],
+            last_updated=event["timestamp"],
+        )
+        return True
+
+    def _score_deleted(self, event: Mapping[str, Any]) -> bool:
+        self._last_score = event
+        if self.momentum is not None and self.momentum.score_date == event["score_date"]:
+            self.momentum = None
+            self.unsure = True
+            return True
+        return False
+
+    def _intervention(self, event: Mapping[str, Any]) -> bool:
+        key = str(event["intervention_id"])
+        if event["status"] not in _OPEN:
+            return self._interventions.pop(key, None) is not None
+        known = self._interventions.get(key)
+        created = event["timestamp"] if event["event_type"] == "intervention_created" else None
+        self._interventions[key] = Intervention(
+            id=key,
+            intervention_type=event["intervention_type"],
+            status=event["status"],
+            scheduled_date=event["scheduled_date"],
+            trigger_reason=event["trigger_reason"],
+            created_at=created if known is None else known.created_at,
+        )
+        return True
+
+    def _notification(self, event: Mapping[str, Any]) -> bool:
+        key = str(event["notification_id"])
+        if event["status"] not in _UNREAD:
+            return self._notifications.pop(key, None) is not None
+        known = self._notifications.get(key)
+        self._notifications[key] = Notification(
+            id=key,
+            notification_type=event["notification_type"],
+            title=event["title"],
+            message=event["message"],
+            action_type=event["action_type"],
+            action_data=event["action_data"],
+            status=event["status"],
+            created_at=event["timestamp"] if known is None else known.created_at,
+        )
+        if len(self._notifications) > _MOST_NOTIFICATIONS:
+            del self._notifications[self.notifications[-1].id]
+        return True
+
+
+def _by_date(one: Intervention) -> tuple[str, str, str]:
+    late = "~"  # behind every date
+    return (one.scheduled_date or late, one.created_at or late, one.id)

@@ -1,0 +1,78 @@
+"""What has come and the program has not taken yet, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from momentum_sync.errors import Ended
+from momentum_sync.sdk.following import Event, Output, Resync
+
+_MOST_WAITING = 10_000
+
+
+class Stream:
+    """Outputs in order. `settle` is called with each once the program has had it; `end` is why no more will come."""
+
+    def __init__(self, settle: Callable[[Output], None]) -> None:
+        self._settle = settle
+        self._waiting: deque[Output] = deque()
+        self._iterating = False
+        self._changed = asyncio.Condition()
+        self.end: Ended | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should come before the program takes some."""
+        return len(self._waiting) >= _MOST_WAITING
+
+    @property
+    def filled(self) -> bool:
+        """Whether the program still has half of it to take."""
+        return len(self._waiting) > _MOST_WAITING // 2
+
+    def add(self, output: Output) -> None:
+        """It came. Where nobody iterates, the program has had it."""
+        if self._iterating or self._waiting:
+            self._waiting.append(output)
+        else:
+            self._settle(output)
+
+    def forget(self) -> None:
+        """What waits is another user's."""
+        self._waiting.clear()
+
+    def begin(self) -> AsyncIterator[Event | Resync]:
+        """What comes from now on. RuntimeError while another iterates."""
+        if self._iterating:
+            raise RuntimeError("The events are being iterated already.")
+        self._iterating = True
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[Event | Resync]:
+        try:
+            while True:
+                await self.until(lambda: bool(self._waiting))
+                if not self._waiting:
+                    assert self.end is not None
+                    raise self.end
+                output = self._waiting[0]
+                if isinstance(output, Event | Resync):
+                    yield output
+                if self._waiting and self._waiting[0] is output:  # else they were another user's
+                    self._settle(self._waiting.popleft())
+        finally:
+            self._iterating = False
+            while self._waiting:
+                self._settle(self._waiting.popleft())
+
+    async def tell(self) -> None:
+        """Something may have changed for those who wait."""
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Waits until something is so, or the end."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: reached() or self.end is not None)
