@@ -1,4 +1,7 @@
-"""The network between clients and servers, to be mistreated: connections are cut, or go dead without a word."""
+"""The network between clients and servers, to be mistreated.
+
+Connections are cut, go dead without a word, are slow, or lose a frame.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,20 @@ import asyncio
 from contextlib import suppress
 from random import Random
 
+_PACKET = 1500
+
 
 class Proxy:
-    """A port whose connections go to whichever of the servers takes them. `ports` may change at any time."""
+    """A port whose connections go to whichever of the servers takes them. `ports` may change at any time.
+
+    `delay` is what every 1,500 bytes take, in seconds, on either way. The next frame from a server that holds `lose` is
+    not carried on.
+    """
 
     def __init__(self) -> None:
         self.ports: list[int] = []
+        self.delay = 0.0
+        self.lose: bytes | None = None
         self._pipes: set[_Pipe] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -51,7 +62,7 @@ class Proxy:
                 upstream = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
                 continue
-            pipe = _Pipe((reader, writer), upstream)
+            pipe = _Pipe(self, (reader, writer), upstream)
             self._pipes.add(pipe)
             task = asyncio.current_task()
             assert task is not None
@@ -70,9 +81,11 @@ class Proxy:
 class _Pipe:
     def __init__(
         self,
+        proxy: Proxy,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
+        self._proxy = proxy
         self._client, self._server = client, server
         self.dead = asyncio.Event()
 
@@ -82,8 +95,8 @@ class _Pipe:
 
     async def run(self) -> None:
         ways = [
-            asyncio.ensure_future(self._carry(self._client[0], self._server[1])),
-            asyncio.ensure_future(self._carry(self._server[0], self._client[1])),
+            asyncio.ensure_future(self._carry(self._client[0], self._server[1], None)),
+            asyncio.ensure_future(self._carry(self._server[0], self._client[1], _Frames())),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -92,10 +105,51 @@ class _Pipe:
                 way.cancel()
             self.cut()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: _Frames | None) -> None:
         with suppress(OSError):
-            while data := await reader.read(65536):
+            while data := await reader.read(_PACKET if self._proxy.delay else 65536):
+                if self._proxy.delay:
+                    await asyncio.sleep(self._proxy.delay)
                 if self.dead.is_set():
                     await asyncio.get_running_loop().create_future()  # until it is cut
-                writer.write(data)
+                for part in [data] if frames is None else frames.split(data):
+                    if frames is not None and self._proxy.lose is not None and self._proxy.lose in part:
+                        self._proxy.lose = None
+                        continue
+                    writer.write(part)
                 await writer.drain()
+
+
+class _Frames:
+    """A server's bytes: the answer to the handshake, then whole frames."""
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._open = False
+
+    def split(self, data: bytes) -> list[bytes]:
+        self._held += data
+        parts = []
+        while length := self._length():
+            parts.append(self._held[:length])
+            self._held = self._held[length:]
+        return parts
+
+    def _length(self) -> int:
+        """Of what is whole at the beginning; 0 if nothing is."""
+        held = self._held
+        if not self._open:
+            if not held.startswith(b"HTTP/1.1 101 "[: len(held)]):
+                return len(held)  # HTTP goes as it comes
+            end = held.find(b"\r\n\r\n") + 4
+            self._open = end >= 4
+            return end if self._open else 0
+        if len(held) < 2:
+            return 0
+        head, size = 2, held[1] & 127
+        if size >= 126:
+            head += 2 if size == 126 else 8
+            if len(held) < head:
+                return 0
+            size = int.from_bytes(held[2:head], "big")
+        return head + size if len(held) >= head + size else 0

@@ -1,0 +1,83 @@
+// What a program that uses the SDK is told. The client goes on by itself, unless the error is an Ended.
+
+/** The root of the SDK's errors. `message` is one sentence for a person. */
+export class ClientError extends Error {
+  /**
+   * @param {string} message
+   * @param {{cause?: unknown}} [options]
+   */
+  constructor(message, options) {
+    super(message, options);
+    this.name = new.target.name;
+  }
+}
+
+/** The network, or the server, went away. */
+export class ConnectionLost extends ClientError {
+  /**
+   * @param {string} message
+   * @param {number | null} [code] the close code, where there was one
+   */
+  constructor(message, code = null) {
+    super(message);
+    /** @type {number | null} */
+    this.code = code;
+  }
+}
+
+/** Nothing came for longer than heartbeats leave. */
+export class FeedFrozen extends ClientError {}
+
+/** The server did not take the connection. */
+export class Rejected extends ClientError {
+  /**
+   * @param {number} status the HTTP status
+   * @param {string} code for programs
+   * @param {string} message
+   */
+  constructor(status, code, message) {
+    super(`${message} (HTTP ${status}, ${code})`);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** The token provider failed; `cause` is what with. */
+export class TokenUnavailable extends ClientError {}
+
+/** An event does not follow the one before it; the state is read anew. */
+export class Gap extends ClientError {}
+
+/** The server sent what is no message of the protocol. */
+export class NotUnderstood extends ClientError {}
+
+/** A message was answered with `error`. */
+export class RequestFailed extends ClientError {
+  /**
+   * @param {string} code for programs
+   * @param {string} message
+   */
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** The store could not be read or written; `cause` is why. The client goes on without it. */
+export class StoreFailed extends ClientError {}
+
+/** What was asked for needs a connection, and there is none now. */
+export class Offline extends ClientError {}
+
+/** The client does not come back by itself. */
+export class Ended extends ClientError {
+  /**
+   * @param {number} code the close code, or the HTTP status of the handshake
+   * @param {string} reason
+   */
+  constructor(code, reason) {
+    super(`${reason} (${code})`);
+    this.code = code;
+    this.reason = reason;
+  }
+}

@@ -1,0 +1,356 @@
+// What a client knows, without its socket: where it stands, what came, and what that means for the program.
+// The rules are those of spec/vectors/following.json, close.json and backoff.json.
+
+import { Gap, NotUnderstood } from "./errors.js";
+import { UserState } from "./state.js";
+
+/** @import { Momentum, Intervention, Notification, Saved, Fields } from "./messages.js" */
+
+/** @typedef {"offline" | "catching_up" | "live" | "ended"} Status */
+/** @typedef {"come_back" | "fresh_token" | "later" | "end"} Verdict */
+
+/**
+ * A committed change, on the channel it came by. `fields` are its own.
+ * @typedef {object} Event
+ * @property {"event"} kind
+ * @property {string} id
+ * @property {string} channel
+ * @property {string} type
+ * @property {string | null} userId
+ * @property {string} timestamp
+ * @property {Fields} fields
+ */
+
+/**
+ * The stream begins anew here: events may be missing before it, and the state was read as it is now. `reason` is null
+ * for the first time, else why it could not go on: `expired`, `history_changed`, `unknown_id` or `gap`.
+ * @typedef {object} Resync
+ * @property {"resync"} kind
+ * @property {string} id
+ * @property {string | null} reason
+ * @property {Saved} state
+ */
+
+/**
+ * @typedef {object} Invalidated
+ * @property {"invalidated"} kind
+ * @property {string} id
+ * @property {string[]} keys
+ */
+
+/**
+ * What the server says to a message of ours, or of the token.
+ * @typedef {object} Answer
+ * @property {"answer"} kind
+ * @property {Record<string, any> & {type: string}} message
+ */
+
+/** @typedef {Event | Resync | Invalidated | Answer} Output */
+
+/**
+ * What is known of the user now, and how current that is: where `status` is not `live`, all of it was current at `since`,
+ * milliseconds since 1970 (null: never).
+ * @typedef {object} State
+ * @property {Status} status
+ * @property {number | null} since
+ * @property {Momentum | null} momentum
+ * @property {Intervention[]} interventions
+ * @property {Notification[]} notifications
+ */
+
+const LONGEST_PAUSE_MS = 20_000;
+const SHORTEST_PAUSE_MS = 500;
+const LATE_MS = 10_000;
+
+/** @type {Record<number, Verdict>} */
+const VERDICTS = {
+  1009: "end",
+  4400: "end",
+  4403: "end",
+  4410: "end",
+  4401: "fresh_token",
+  4413: "later",
+  400: "end",
+  403: "end",
+  422: "end",
+  401: "fresh_token",
+  429: "later",
+};
+
+/**
+ * What to do after a close code, or after an HTTP status that came in a socket's place.
+ * @param {number} code
+ * @returns {Verdict}
+ */
+export function verdict(code) {
+  return VERDICTS[code] ?? "come_back";
+}
+
+/**
+ * Milliseconds to wait after so many failures in a row: full jitter, 20 s at most.
+ * @param {number} failures
+ * @param {number} chance between 0 and 1
+ */
+export function pause(failures, chance) {
+  return Math.min(LONGEST_PAUSE_MS, SHORTEST_PAUSE_MS * 2 ** Math.min(Math.max(failures, 1) - 1, 10)) * chance;
+}
+
+/**
+ * One client's place in the stream. All times are milliseconds since 1970.
+ *
+ * `since` is when what it knows was last known to be current, where it is not live. `userId` is null until known.
+ */
+export class Following {
+  #heardAt = 0;
+  #toCome = 0;
+  #broughtId = false;
+  /** @type {string | null} */
+  #reason = null;
+
+  /** @param {string | null} userId */
+  constructor(userId) {
+    this.userId = userId;
+    this.state = new UserState(userId ?? "");
+    /** @type {string | null} */
+    this.lastEventId = null;
+    /** @type {Status} */
+    this.status = "offline";
+    /** @type {number | null} */
+    this.since = null;
+    /** @type {string[]} */
+    this.channels = [];
+    this.lagMs = 0;
+  }
+
+  /**
+   * Goes on where a store says that it was.
+   * @param {string} userId
+   * @param {string | null} lastEventId
+   * @param {number | null} since
+   */
+  restore(userId, lastEventId, since) {
+    this.userId = this.state.userId = userId;
+    this.lastEventId = lastEventId;
+    this.since = since;
+  }
+
+  /** A connection is asked for: the id to bring. */
+  connecting() {
+    this.#broughtId = this.lastEventId !== null;
+    return this.lastEventId;
+  }
+
+  /**
+   * The socket is there; the greeting is not.
+   * @param {number} now
+   */
+  opened(now) {
+    this.#heardAt = now;
+  }
+
+  /**
+   * The socket is gone.
+   * @param {number} now
+   */
+  lost(now) {
+    if (!this.online) return;
+    if (this.status === "live" || this.since === null) this.since = Math.min(this.#heardAt, now);
+    this.status = "offline";
+  }
+
+  /**
+   * The client does not come back.
+   * @param {number} now
+   */
+  ended(now) {
+    this.lost(now);
+    this.status = "ended";
+  }
+
+  /**
+   * Whether nothing came for longer than `patience` milliseconds.
+   * @param {number} now
+   * @param {number} patience
+   */
+  frozen(now, patience) {
+    return now - this.#heardAt > patience;
+  }
+
+  /**
+   * The place is of no use; the next connection begins with a snapshot.
+   * @param {string} reason
+   */
+  forget(reason) {
+    this.lastEventId = null;
+    this.#reason = reason;
+  }
+
+  /** Whether there is a subscription. */
+  get online() {
+    return this.status === "live" || this.status === "catching_up";
+  }
+
+  /**
+   * What is known now, without the notifications that the user has read.
+   * @param {{has(id: string): boolean}} without
+   * @returns {State}
+   */
+  known(without) {
+    const { momentum, interventions, notifications } = this.state;
+    const unread = notifications.filter((one) => !without.has(one.id));
+    return { status: this.status, since: this.since, momentum, interventions, notifications: unread };
+  }
+
+  /**
+   * A text frame. Throws Gap where an event is missing before it, NotUnderstood where it is no message.
+   * @param {string} text
+   * @param {number} now
+   * @returns {Output[]}
+   */
+  receive(text, now) {
+    const message = parse(text);
+    this.#heardAt = now;
+    switch (message.type) {
+      case "subscription_confirmed":
+        return this.#confirmed(message, now);
+      case "initial_state":
+        return this.#begin(message);
+      case "realtime_event":
+        return this.#event(message.event);
+      case "cache_invalidation":
+        this.#follow(message.id, message.previous_id);
+        return [{ kind: "invalidated", id: message.id, keys: message.cache_keys }];
+      case "heartbeat":
+        this.#heartbeat(message);
+        return [];
+      default: // a newer server may send what is not known here
+        return ANSWERS.has(message.type) ? [{ kind: "answer", message }] : [];
+    }
+  }
+
+  /**
+   * @param {any} message
+   * @param {number} now
+   * @returns {Output[]}
+   */
+  #confirmed(message, now) {
+    this.channels = message.channels;
+    if (!this.online) {
+      if (this.userId !== null && message.user_id !== null && message.user_id !== this.userId) {
+        this.forget("another_user");
+        throw new Gap("The token is another user's than what was kept.");
+      }
+      if (this.userId === null && message.user_id !== null) this.userId = this.state.userId = message.user_id;
+      this.#toCome = message.resumed ? message.replayed : 0;
+      this.since ??= now;
+      this.status = "catching_up";
+      if (message.resumed) this.#caughtUp();
+      else if (this.#broughtId) this.#reason = message.reason ?? "unknown_id";
+    }
+    return [{ kind: "answer", message }];
+  }
+
+  /**
+   * @param {any} message
+   * @returns {Output[]}
+   */
+  #begin(message) {
+    this.state.begin(message);
+    this.lastEventId = message.last_event_id;
+    const reason = this.#reason;
+    this.#reason = null;
+    this.#toCome = 0;
+    this.#caughtUp();
+    return [{ kind: "resync", id: message.last_event_id, reason, state: this.state.saved() }];
+  }
+
+  /**
+   * @param {any} body
+   * @returns {Output[]}
+   */
+  #event({ id, previous_id: previous, channel, ...fields }) {
+    this.#follow(id, previous);
+    this.state.fold(fields);
+    const { event_type: type, user_id: userId = null, timestamp = "" } = fields;
+    return [{ kind: "event", id, channel, type, userId, timestamp, fields }];
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} previous
+   */
+  #follow(id, previous) {
+    if (previous !== this.lastEventId) {
+      this.forget("gap");
+      throw new Gap(`The event ${id} follows ${previous}, which did not come.`);
+    }
+    this.lastEventId = id;
+    if (this.#toCome > 0) {
+      this.#toCome -= 1;
+      this.#caughtUp();
+    }
+  }
+
+  /** @param {any} message */
+  #heartbeat(message) {
+    this.lagMs = message.lag_ms;
+    if (message.last_event_id !== this.lastEventId) {
+      this.forget("gap");
+      throw new Gap(`The server has sent ${message.last_event_id}, which did not come.`);
+    }
+    if (message.lag_ms > LATE_MS) {
+      this.since ??= this.#heardAt - message.lag_ms;
+      this.status = "catching_up";
+    } else {
+      this.#toCome = 0;
+      this.#caughtUp();
+    }
+  }
+
+  #caughtUp() {
+    if (this.#toCome > 0) return;
+    this.status = "live";
+    this.since = null;
+  }
+}
+
+const ANSWERS = new Set([
+  "authenticated",
+  "cache_invalidation_confirmed",
+  "error",
+  "momentum_state_update",
+  "notification_marked_read",
+  "pong",
+  "token_expiring",
+]);
+
+/**
+ * What each type of message must have for the client to go on from it.
+ * @type {Record<string, (message: any) => boolean>}
+ */
+const READABLE = {
+  subscription_confirmed: (message) => Array.isArray(message.channels),
+  initial_state: (message) => Array.isArray(message.notifications) && typeof message.last_event_id === "string",
+  realtime_event: ({ event }) =>
+    [event?.id, event?.previous_id, event?.channel, event?.event_type].every((one) => typeof one === "string"),
+  cache_invalidation: (message) => Array.isArray(message.cache_keys) && typeof message.id === "string",
+  heartbeat: (message) => typeof message.last_event_id === "string" && typeof message.lag_ms === "number",
+};
+
+/**
+ * @param {string} text
+ * @returns {any}
+ */
+function parse(text) {
+  let message;
+  try {
+    message = JSON.parse(text);
+  } catch (error) {
+    throw new NotUnderstood("The server sent what is no JSON.", { cause: error });
+  }
+  const type = message?.type;
+  if (typeof type !== "string" || READABLE[type]?.(message) === false) {
+    throw new NotUnderstood(`The server sent what is no message: ${type}.`);
+  }
+  return message;
+}

@@ -1,0 +1,31 @@
+// The SDK of Momentum Sync, for browsers, Node and React Native.
+
+export { Cache } from "./cache.js";
+export { Client } from "./client.js";
+export {
+  ClientError,
+  ConnectionLost,
+  Ended,
+  FeedFrozen,
+  Gap,
+  NotUnderstood,
+  Offline,
+  Rejected,
+  RequestFailed,
+  StoreFailed,
+  TokenUnavailable,
+} from "./errors.js";
+export { UserState } from "./state.js";
+export { LocalStore } from "./store.js";
+
+/** @typedef {import("./client.js").ClientEvents} ClientEvents */
+/** @typedef {import("./client.js").Options} Options */
+/** @typedef {import("./cache.js").Entry} Entry */
+/** @typedef {import("./following.js").Event} Event */
+/** @typedef {import("./following.js").Resync} Resync */
+/** @typedef {import("./following.js").State} State */
+/** @typedef {import("./following.js").Status} Status */
+/** @typedef {import("./messages.js").Intervention} Intervention */
+/** @typedef {import("./messages.js").Momentum} Momentum */
+/** @typedef {import("./messages.js").Notification} Notification */
+/** @typedef {import("./store.js").Store} Store */

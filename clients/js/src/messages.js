@@ -1,0 +1,56 @@
+// The messages of the protocol that are data of the program's, as types. They are on the wire as they are here.
+
+/**
+ * A user's latest score. What is absent or null is not known: an event carries no count and no breakdown.
+ * @typedef {object} Momentum
+ * @property {string} user_id
+ * @property {boolean} has_data
+ * @property {string | null} [score_date]
+ * @property {string | null} [momentum_state] `Rising`, `Steady` or `NeedsCare`
+ * @property {number | null} [final_score]
+ * @property {number | null} [events_count]
+ * @property {Record<string, unknown> | null} [breakdown]
+ * @property {string | null} [last_updated]
+ * @property {string | null} [timestamp]
+ * @property {string | null} [message]
+ */
+
+/**
+ * An intervention that is scheduled or in progress.
+ * @typedef {object} Intervention
+ * @property {string} id
+ * @property {string} intervention_type
+ * @property {string} status
+ * @property {string | null} scheduled_date
+ * @property {string} trigger_reason
+ * @property {string | null} [created_at]
+ */
+
+/**
+ * A notification that has not been read.
+ * @typedef {object} Notification
+ * @property {string} id
+ * @property {string} notification_type
+ * @property {string} title
+ * @property {string} message
+ * @property {string | null} action_type
+ * @property {unknown} action_data
+ * @property {string} status
+ * @property {string | null} [created_at]
+ * @property {string | null} [opened_at]
+ */
+
+/**
+ * A user's state, as it is kept.
+ * @typedef {object} Saved
+ * @property {Momentum | null} momentum
+ * @property {Intervention[]} interventions
+ * @property {Notification[]} notifications
+ */
+
+/**
+ * What was published, with its own fields.
+ * @typedef {Record<string, any> & {event_type: string, user_id?: string, timestamp?: string}} Fields
+ */
+
+export {};

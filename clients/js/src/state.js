@@ -1,0 +1,212 @@
+// A user's state: a snapshot, folded with the events after it. The rules are those of spec/vectors/state.json.
+
+/** @import { Momentum, Intervention, Notification, Saved, Fields } from "./messages.js" */
+
+const OPEN = new Set(["scheduled", "in_progress"]);
+const UNREAD = new Set(["pending", "sent", "delivered"]);
+const MOST_NOTIFICATIONS = 1_000;
+const LATE = "~"; // behind every date
+
+/**
+ * One user's momentum, open interventions, and unread notifications.
+ *
+ * `unsure` is set where events do not say what the latest score is: when it was deleted, or moved to another day. The
+ * momentum must be read again then.
+ */
+export class UserState {
+  /** @type {Map<string, Intervention>} */
+  #interventions = new Map();
+  /** @type {Map<string, Notification>} */
+  #notifications = new Map();
+  /** @type {Fields | null} */
+  #lastScore = null;
+
+  /** @param {string} userId */
+  constructor(userId) {
+    this.userId = userId;
+    /** @type {Momentum | null} */
+    this.momentum = null;
+    this.unsure = false;
+  }
+
+  /** Those that are scheduled or in progress, by date; those without one last. */
+  get interventions() {
+    return [...this.#interventions.values()].sort(
+      (a, b) =>
+        compare(a.scheduled_date || LATE, b.scheduled_date || LATE) ||
+        compare(a.created_at || LATE, b.created_at || LATE) ||
+        compare(a.id, b.id),
+    );
+  }
+
+  /** Those that have not been read, newest first. */
+  get notifications() {
+    return [...this.#notifications.values()].sort(
+      (a, b) => compare(b.created_at || "", a.created_at || "") || compare(a.id, b.id),
+    );
+  }
+
+  /**
+   * Takes over a snapshot, or what was kept of one.
+   * @param {{momentum: Momentum | null, interventions: Intervention[] | {interventions: Intervention[]} | null,
+   *   notifications: Notification[]}} snapshot
+   */
+  begin({ momentum, interventions, notifications }) {
+    const open = Array.isArray(interventions) ? interventions : (interventions?.interventions ?? []);
+    this.momentum = momentum;
+    this.#interventions = new Map(open.map((one) => [one.id, one]));
+    this.#notifications = new Map(notifications.map((one) => [one.id, one]));
+    this.#lastScore = null;
+    this.unsure = false;
+  }
+
+  /**
+   * All of it, for a store.
+   * @returns {Saved}
+   */
+  saved() {
+    return { momentum: this.momentum, interventions: this.interventions, notifications: this.notifications };
+  }
+
+  /**
+   * An event after the snapshot and all before it. Whether anything changed; nothing does for other users'.
+   * @param {Fields} event
+   * @returns {boolean}
+   */
+  fold(event) {
+    if (event.user_id !== this.userId) return false;
+    switch (event.event_type) {
+      case "momentum_score_created":
+      case "momentum_score_updated":
+        return has(event, "score_date", "momentum_state", "final_score") && this.#score(event);
+      case "momentum_score_deleted":
+        return has(event, "score_date") && this.#scoreDeleted(event);
+      case "intervention_created":
+      case "intervention_updated":
+        return (
+          has(event, "intervention_id", "intervention_type", "status", "scheduled_date", "trigger_reason") &&
+          this.#intervention(event)
+        );
+      case "intervention_deleted":
+        return this.#interventions.delete(event.intervention_id);
+      case "push_notification":
+        return (
+          has(event, "notification_id", "notification_type", "title", "message", "action_type", "action_data", "status") &&
+          this.#notification(event)
+        );
+      default:
+        return false;
+    }
+  }
+
+  /**
+   * It is not there any more.
+   * @param {string} notificationId
+   */
+  forgetNotification(notificationId) {
+    this.#notifications.delete(notificationId);
+  }
+
+  /**
+   * Takes over a momentum that was read after the last event; false if it is older than that event. A change can be
+   * told before those who read can see it.
+   * @param {Momentum} momentum
+   */
+  readAgain(momentum) {
+    const last = this.#lastScore;
+    if (last !== null) {
+      const read = momentum.score_date ?? "";
+      const differs = momentum.momentum_state !== last.momentum_state || momentum.final_score !== last.final_score;
+      let older = read < last.score_date && !this.unsure;
+      if (last.event_type === "momentum_score_deleted") older = read === last.score_date;
+      else if (read === last.score_date) older = differs;
+      if (older) return false;
+    }
+    this.momentum = momentum;
+    this.unsure = false;
+    return true;
+  }
+
+  /** @param {Fields} event */
+  #score(event) {
+    this.#lastScore = event;
+    const now = this.momentum;
+    if (now?.has_data && now.score_date != null && event.score_date < now.score_date) {
+      this.unsure = true; // a change of an earlier day, or the latest score was moved there
+      return false;
+    }
+    this.momentum = {
+      user_id: this.userId,
+      has_data: true,
+      score_date: event.score_date,
+      momentum_state: event.momentum_state,
+      final_score: event.final_score,
+      last_updated: event.timestamp ?? null,
+    };
+    return true;
+  }
+
+  /** @param {Fields} event */
+  #scoreDeleted(event) {
+    this.#lastScore = event;
+    if (this.momentum?.score_date !== event.score_date) return false;
+    this.momentum = null;
+    this.unsure = true;
+    return true;
+  }
+
+  /** @param {Fields} event */
+  #intervention(event) {
+    const id = event.intervention_id;
+    if (!OPEN.has(event.status)) return this.#interventions.delete(id);
+    const known = this.#interventions.get(id);
+    const created = event.event_type === "intervention_created" ? (event.timestamp ?? null) : null;
+    this.#interventions.set(id, {
+      id,
+      intervention_type: event.intervention_type,
+      status: event.status,
+      scheduled_date: event.scheduled_date,
+      trigger_reason: event.trigger_reason,
+      created_at: known ? (known.created_at ?? null) : created,
+    });
+    return true;
+  }
+
+  /** @param {Fields} event */
+  #notification(event) {
+    const id = event.notification_id;
+    if (!UNREAD.has(event.status)) return this.#notifications.delete(id);
+    const known = this.#notifications.get(id);
+    this.#notifications.set(id, {
+      id,
+      notification_type: event.notification_type,
+      title: event.title,
+      message: event.message,
+      action_type: event.action_type,
+      action_data: event.action_data,
+      status: event.status,
+      created_at: known ? (known.created_at ?? null) : (event.timestamp ?? null),
+      opened_at: null,
+    });
+    const oldest = this.#notifications.size > MOST_NOTIFICATIONS ? this.notifications.at(-1) : undefined;
+    if (oldest) this.#notifications.delete(oldest.id);
+    return true;
+  }
+}
+
+/**
+ * Whether an event has what one of its name has: one of the operator's own may not.
+ * @param {Fields} event
+ * @param {string[]} names
+ */
+function has(event, ...names) {
+  return names.every((name) => event[name] !== undefined);
+}
+
+/**
+ * @param {string} a
+ * @param {string} b
+ */
+function compare(a, b) {
+  return a < b ? -1 : a > b ? 1 : 0;
+}

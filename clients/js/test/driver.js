@@ -1,0 +1,93 @@
+// A client told what to do, for the scenarios that all SDKs are tested by (tests/sdk). Runs in Node and in a browser.
+//
+// `drive(write, makeStore)` returns `command`, which takes one command; what happens is written as objects.
+
+import { Client } from "../src/index.js";
+
+/**
+ * @param {(happened: object) => void} write
+ * @param {(name: string) => any} makeStore
+ * @param {object} environment what the runtime lacks
+ */
+export function drive(write, makeStore, environment = {}) {
+  let client;
+  let ahead = 0;
+  let tokens = [];
+  let asked = 0;
+  const held = new Map();
+  let fetches = 0;
+
+  const commands = {
+    open({ url, token, patience, channels, store, user_id: userId, client_id: clientId }) {
+      tokens = token;
+      client = new Client(
+        url,
+        () => {
+          asked += 1;
+          write({ token: asked });
+          return tokens.length > 1 ? tokens.shift() : tokens[0];
+        },
+        {
+          userId,
+          ...(clientId && { clientId }),
+          channels,
+          patience: patience * 1000,
+          store: store ? makeStore(store) : null,
+          clock: () => Date.now() + ahead,
+          ...environment,
+        },
+      );
+      client.addEventListener("error", (error) => write({ error: error.name, code: error.code ?? null }));
+      client.addEventListener("invalidated", (keys) => write({ invalidated: keys.toSorted?.() ?? [...keys].sort() }));
+      client.addEventListener("state", (state) => write({ state }));
+      void iterate(client.events());
+      client.start();
+      write({ state: client.state });
+    },
+    mark_read: ({ id }) => client.markNotificationRead(id).then(() => write({ kept: id })),
+    sent: () => client.sent().then(() => write({ sent: true })),
+    momentum: () => client.requestMomentumUpdate().then((data) => write({ momentum: data })),
+    subscribe: ({ channels }) =>
+      client.subscribe(channels).then(
+        () => write({ channels: client.channels }),
+        (error) => write({ error: error.name, code: error.code }),
+      ),
+    advance({ seconds }) {
+      ahead += seconds * 1000;
+    },
+    wake: () => client.wake(),
+    get({ key, value, persistent, hold }) {
+      const fetch = () => {
+        fetches += 1;
+        write({ fetched: key, fetches });
+        return hold ? new Promise((resolve) => held.set(key, () => resolve(value))) : value;
+      };
+      return client.cache.get(key, fetch, { persistent }).then((got) => write({ key, value: got }));
+    },
+    release({ key }) {
+      held.get(key)();
+      held.delete(key);
+    },
+    peek: ({ key }) => write({ peeked: client.cache.peek(key)?.value ?? null }),
+    close: () => client.close().then(() => write({ closed: true })),
+  };
+
+  async function iterate(events) {
+    try {
+      for await (const one of events) {
+        if (one.kind === "resync") write({ resync: one.reason });
+        else write({ event: one.type, fields: one.fields, id: one.id });
+      }
+    } catch (error) {
+      write({ ended: error.code, name: error.name });
+    }
+  }
+
+  return async (command) => {
+    try {
+      await commands[command.do](command);
+    } catch (error) {
+      write({ failed: `${error.name}: ${error.message}`, doing: command.do });
+    }
+  };
+}

@@ -1,0 +1,141 @@
+"""A database, a server, a network that can be mistreated, and an SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from faults.proxy import Proxy
+from tests.fixtures.server import SECRET, Start, sign
+from tests.sdk import drivers
+from tests.sdk.drivers import Driver, Program
+from tests.server.test_cli import clean
+
+
+@dataclass
+class World:
+    """A user, whose program reaches a server through a network."""
+
+    user: UUID
+    database: str
+    folder: Path
+    network: Proxy
+    sdk: Program | drivers.Chromium
+    origin: str | None
+    serve: Callable[..., AbstractAsyncContextManager[int]]
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def url(self) -> str:
+        """Where the program finds its server, whichever it is."""
+        return f"http://127.0.0.1:{self.network.port}"
+
+    @asynccontextmanager
+    async def client(
+        self, *, token: str | list[str] | None = None, patience: float = 60.0, channels: list[str] | None = None,
+        store: bool = False, user_id: str | None = None, client_id: str | None = None,
+    ) -> AsyncIterator[Driver]:  # fmt: skip
+        """One run of a program that follows the user."""
+        tokens = token if isinstance(token, list) else [token or sign(self.user)]
+        async with self.sdk.start() as driver:
+            await driver.do(
+                "open", url=self.url, token=tokens, patience=patience, channels=channels or [],
+                store=self.sdk.store(self.folder) if store else None, user_id=user_id, client_id=client_id,
+            )  # fmt: skip
+            yield driver
+
+
+@pytest_asyncio.fixture(params=["python", "node", "chromium"])
+async def world(
+    request: pytest.FixtureRequest, start: Start, database: str, user: UUID, tmp_path: Path
+) -> AsyncIterator[World]:
+    """A server that can be stopped and started behind a network, and one of the SDKs."""
+    if reason := drivers.missing(request.param):
+        pytest.skip(reason)
+    network = Proxy()
+    await network.start()
+    async with AsyncExitStack() as stack:
+        sdk: Program | drivers.Chromium
+        origin = None
+        if request.param == "chromium":
+            sdk, origin = await stack.enter_async_context(drivers.chromium())
+        else:
+            sdk = drivers.python() if request.param == "python" else drivers.node()
+
+        @asynccontextmanager
+        async def serve(**settings: Any) -> AsyncIterator[int]:
+            allowed = {"allowed_origins": origin} if origin is not None else {}
+            async with start(heartbeat="1s", **allowed, **settings) as server:
+                port = int(server.url.rsplit(":", 1)[1])
+                network.ports = [port]
+                yield port
+
+        yield World(user, database, tmp_path, network, sdk, origin, serve)
+    await network.stop()
+
+
+class Process:
+    """`momentum-sync serve` as an operator runs it: a process that can be killed."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._running: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Starts it, and waits until it takes sockets."""
+        world = self._world
+        port = free_port()
+        environment = {
+            "DATABASE_URL": world.database, "SUPABASE_JWT_SECRET": SECRET, "MOMENTUM_HEARTBEAT": "1s",
+            **({"MOMENTUM_ALLOWED_ORIGINS": world.origin} if world.origin is not None else {}),
+        }  # fmt: skip
+        self._running = subprocess.Popen(
+            [sys.executable, "-m", "momentum_sync", "serve", "--port", str(port)],
+            env=clean(world.folder, environment), cwd=world.folder, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        async with asyncio.timeout(30), httpx.AsyncClient() as http:
+            while True:
+                try:
+                    health = (await http.get(f"http://127.0.0.1:{port}/sync/health")).json()
+                except httpx.TransportError:
+                    health = None
+                if health is not None and health["capture"]["state"] == "live":
+                    break
+                await asyncio.sleep(0.02)
+        world.network.ports = [port]
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+            self._running = None
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest_asyncio.fixture
+async def process(world: World) -> AsyncIterator[Process]:
+    """A server in a process of its own."""
+    running = Process(world)
+    await running.start()
+    yield running
+    running.kill()

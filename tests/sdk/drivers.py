@@ -1,0 +1,208 @@
+"""The SDKs, each in a program of its own that is told what to do: Python, Node, and a page in a real Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+
+from playwright.async_api import BrowserContext, Page, async_playwright
+
+from tests.browser.chromium import CHROMIUM, FLAGS
+
+ROOT = Path(__file__).parents[2]
+JAVASCRIPT = ROOT / "clients" / "js"
+NODE = shutil.which("node")
+TIMEOUT_S = 20.0
+
+Happened = dict[str, Any]
+
+
+class Driver:
+    """One run of a program with an SDK. What it says is `seen`, in order."""
+
+    def __init__(self, tell: Callable[[str], Any]) -> None:
+        self._tell = tell
+        self.seen: list[Happened] = []
+        self._read = 0
+        self._more = asyncio.Condition()
+
+    async def happened(self, text: str) -> None:
+        """The program says something."""
+        async with self._more:
+            self.seen.append(json.loads(text))
+            self._more.notify_all()
+
+    async def do(self, what: str, **more: Any) -> None:
+        """Tells the program to do something."""
+        await self._tell(json.dumps({"do": what, **more}))
+
+    async def until(self, wanted: Callable[[Happened], Any]) -> Happened:
+        """The next thing that is so, after those that were waited for before."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S), self._more:
+                while True:
+                    while self._read < len(self.seen):
+                        one = self.seen[self._read]
+                        self._read += 1
+                        assert "failed" not in one, one
+                        if wanted(one):
+                            return one
+                    await self._more.wait()
+        except TimeoutError:
+            raise AssertionError("it did not come; at last came\n  " + "\n  ".join(map(str, self.seen[-20:]))) from None
+
+    async def come(self, what: Callable[[], Any], expected: object) -> None:
+        """Waits until all that was said comes to what is expected. The state is ahead of the events."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S), self._more:
+                await self._more.wait_for(lambda: what() == expected)
+        except TimeoutError:
+            assert what() == expected
+
+    async def state(self, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """The next state that is so; the latest one counts, if it is."""
+        for one in reversed(self.seen):
+            if "state" in one:
+                if wanted(one["state"]):
+                    return dict(one["state"])
+                break
+        return dict((await self.until(lambda one: "state" in one and wanted(one["state"])))["state"])
+
+    async def live(self) -> dict[str, Any]:
+        """Waits until it is live."""
+        return await self.state(lambda state: state["status"] == "live")
+
+    def all(self, name: str) -> list[Any]:
+        """All that was said under a name."""
+        return [one[name] for one in self.seen if name in one]
+
+
+class Sdk(Protocol):
+    """How a program is started, again and again; what it keeps in its store stays."""
+
+    def start(self) -> Any:
+        """`async with sdk.start() as driver`: one run, killed at the end."""
+
+    def store(self, folder: Path) -> str:
+        """What the program calls its store."""
+
+
+class Program:
+    """A process."""
+
+    def __init__(self, *command: str) -> None:
+        self._command = command
+
+    def store(self, folder: Path) -> str:
+        return str(folder / "kept" / "client.json")
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Driver]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, limit=2**22,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        async def tell(text: str) -> None:
+            stdin.write(text.encode() + b"\n")
+            await stdin.drain()
+
+        driver = Driver(tell)
+
+        async def read() -> None:
+            async for line in stdout:
+                await driver.happened(line.decode())
+
+        reading = asyncio.ensure_future(read())
+        try:
+            yield driver
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            await reading
+
+
+class Chromium:
+    """A page. Its origin is another than the server's, as an app's is."""
+
+    def __init__(self, context: BrowserContext, origin: str) -> None:
+        self._context = context
+        self._origin = origin
+
+    def store(self, folder: Path) -> str:
+        return "client"
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Driver]:
+        page = await self._context.new_page()
+        driver = Driver(partial(_command, page))
+        await page.expose_function("happened", driver.happened)
+        page.on("pageerror", lambda error: driver.seen.append({"failed": str(error)}))
+        await page.goto(f"{self._origin}/test/driver.html")
+        await page.wait_for_function("() => window.command !== undefined")
+        try:
+            yield driver
+        finally:
+            await page.close()
+
+
+async def _command(page: Page, text: str) -> None:
+    await page.evaluate("(text) => void window.command(JSON.parse(text))", text)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[tuple[Chromium, str]]:
+    """The browser, and the origin of its pages."""
+    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(JAVASCRIPT)))
+    thread = threading.Thread(target=files.serve_forever, daemon=True)
+    thread.start()
+    origin = f"http://127.0.0.1:{files.server_address[1]}"
+    try:
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            yield Chromium(await browser.new_context(), origin), origin
+            await browser.close()
+    finally:
+        files.shutdown()
+        files.server_close()
+        thread.join()
+
+
+def python() -> Program:
+    """The Python SDK."""
+    return Program(sys.executable, "-m", "tests.sdk.python_driver")
+
+
+def node() -> Program:
+    """The JavaScript SDK in Node."""
+    assert NODE is not None
+    return Program(NODE, str(JAVASCRIPT / "test" / "driver_node.js"))
+
+
+def missing(name: str) -> str | None:
+    """Why an SDK cannot be tested on this machine; None if it can, and in CI, where it must."""
+    if "CI" in os.environ:
+        return None
+    if name == "node" and (NODE is None or not (JAVASCRIPT / "node_modules").is_dir()):
+        return "no Node with its packages on this machine (script/test installs them where there is npm)"
+    if name == "chromium" and CHROMIUM is None:
+        return "no Chromium on this machine"
+    return None

@@ -1,0 +1,140 @@
+"""The Python SDK told what to do, as `clients/js/test/driver.js` is: commands in, what happens out, as JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from momentum_sync import Client, ClientError, Ended, Event, FileStore, Resync, State
+
+
+def write(**happened: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(happened).decode() + "\n")
+    sys.stdout.flush()
+
+
+class Driver:
+    def __init__(self) -> None:
+        self.client: Client
+        self.ahead = 0.0
+        self.tokens: list[str] = []
+        self.asked = 0
+        self.fetches = 0
+        self.held: dict[str, asyncio.Event] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def token(self) -> str:
+        self.asked += 1
+        write(token=self.asked)
+        return self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
+
+    async def open(self, command: dict[str, Any]) -> None:
+        self.tokens = command["token"]
+        store = command["store"]
+        self.client = Client(
+            command["url"],
+            self.token,
+            channels=command["channels"],
+            user_id=command["user_id"],
+            client_id=command["client_id"],
+            patience=command["patience"],
+            store=FileStore(store) if store else None,
+            clock=lambda: time.time() + self.ahead,
+            on_error=lambda error: write(error=type(error).__name__, code=getattr(error, "code", None)),
+        )
+        self.client.cache.listen(lambda keys: write(invalidated=sorted(keys)))
+        self.spawn(self.iterate(self.client.events()))
+        self.spawn(self.watch(self.client.changes()))
+        await self.client.start()
+
+    async def iterate(self, events: AsyncIterator[Event | Resync]) -> None:
+        try:
+            async for one in events:
+                if isinstance(one, Resync):
+                    write(resync=one.reason)
+                else:
+                    write(event=one.type, fields=dict(one.fields), id=one.id)
+        except Ended as error:
+            write(ended=error.code, name="Ended")
+
+    async def watch(self, changes: AsyncIterator[State]) -> None:
+        async for state in changes:
+            write(state=state._asdict())
+
+    async def mark_read(self, command: dict[str, Any]) -> None:
+        await self.client.mark_notification_read(command["id"])
+        write(kept=command["id"])
+
+    async def sent(self, _: dict[str, Any]) -> None:
+        await self.client.sent()
+        write(sent=True)
+
+    async def momentum(self, _: dict[str, Any]) -> None:
+        write(momentum=msgspec.to_builtins(await self.client.request_momentum_update()))
+
+    async def subscribe(self, command: dict[str, Any]) -> None:
+        try:
+            await self.client.subscribe(command["channels"])
+        except ClientError as error:
+            write(error=type(error).__name__, code=getattr(error, "code", None))
+        else:
+            write(channels=list(self.client.channels))
+
+    async def advance(self, command: dict[str, Any]) -> None:
+        self.ahead += command["seconds"]
+
+    async def wake(self, _: dict[str, Any]) -> None:
+        self.client.wake()
+
+    async def get(self, command: dict[str, Any]) -> None:
+        key = command["key"]
+
+        async def fetch() -> Any:
+            self.fetches += 1
+            if command.get("hold"):
+                self.held[key] = asyncio.Event()
+            write(fetched=key, fetches=self.fetches)
+            if command.get("hold"):
+                await self.held[key].wait()
+            return command["value"]
+
+        write(key=key, value=await self.client.cache.get(key, fetch, persistent=bool(command.get("persistent"))))
+
+    async def release(self, command: dict[str, Any]) -> None:
+        self.held[command["key"]].set()
+
+    async def peek(self, command: dict[str, Any]) -> None:
+        entry = self.client.cache.peek(command["key"])
+        write(peeked=None if entry is None else entry.value)
+
+    async def close(self, _: dict[str, Any]) -> None:
+        await self.client.close()
+        write(closed=True)
+
+    async def do(self, command: dict[str, Any]) -> None:
+        try:
+            await getattr(self, command["do"])(command)
+        except Exception as error:
+            write(failed=f"{type(error).__name__}: {error}", doing=command["do"])
+
+
+async def main() -> None:
+    driver = Driver()
+    reader = asyncio.StreamReader(limit=2**20)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        driver.spawn(driver.do(json.loads(line)))
+
+
+asyncio.run(main())

@@ -1,0 +1,390 @@
+"""What both SDKs do, against a real server, under the same faults: in Python, in Node, and in a real Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+from uuid import UUID
+
+import websockets
+from psycopg import sql
+
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
+from tests.fixtures.server import PATH, sign
+from tests.sdk.conftest import Process, World
+from tests.sdk.drivers import Driver
+
+
+def set_score(db: Sql, user: UUID, score: float) -> None:
+    db.execute("update daily_engagement_scores set final_score = %s where user_id = %s", (score, user))
+
+
+def scores(driver: Driver) -> list[float]:
+    """Of the events that came, in order."""
+    fields = [one["fields"] for one in driver.seen if str(one.get("event", "")).startswith("momentum_score_")]
+    return [float(one["final_score"]) for one in fields]
+
+
+async def until_score(driver: Driver, score: float) -> dict[str, Any]:
+    return await driver.state(
+        lambda state: state["status"] == "live" and state["momentum"] and state["momentum"]["final_score"] == score
+    )
+
+
+async def test_the_state_follows_the_tables(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=50)
+    first = add_intervention(db, world.user)
+    unread = add_notification(db, world.user, title="One")
+    async with world.serve(), world.client() as driver:
+        state = await driver.live()
+        assert state["momentum"]["final_score"] == 50
+        assert [one["id"] for one in state["interventions"]] == [str(first)]
+        assert [one["id"] for one in state["notifications"]] == [str(unread)]
+        await driver.come(lambda: driver.all("resync"), [None])
+        set_score(db, world.user, 61.5)
+        second = add_intervention(db, world.user)
+        db.execute("update coach_interventions set status = 'completed' where id = %s", (first,))
+        newer = add_notification(db, world.user, title="Two")
+        db.execute("update momentum_notifications set status = 'opened' where id = %s", (unread,))
+        state = await driver.state(
+            lambda state: (
+                [one["id"] for one in state["notifications"]] == [str(newer)] and len(state["interventions"]) == 1
+            )
+        )
+        assert (state["momentum"]["final_score"], state["momentum"].get("breakdown")) == (61.5, None)
+        assert [one["id"] for one in state["interventions"]] == [str(second)]
+        await driver.come(lambda: scores(driver), [61.5])
+        await driver.do("momentum")
+        assert (await driver.until(lambda one: "momentum" in one))["momentum"]["final_score"] == 61.5
+        await driver.state(lambda state: state["momentum"].get("breakdown") is not None)
+
+
+async def test_the_latest_score_is_deleted_or_moved(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=40, day="current_date - 1")
+    add_score(db, world.user, score=50)
+    async with world.serve(), world.client() as driver:
+        await until_score(driver, 50)
+        db.execute("delete from daily_engagement_scores where final_score = 50")
+        await until_score(driver, 40)
+        add_score(db, world.user, score=70)
+        await until_score(driver, 70)
+        db.execute("update daily_engagement_scores set score_date = current_date - 5 where final_score = 70")
+        await until_score(driver, 40)
+
+
+async def test_the_server_is_killed_again_and_again(world: World, process: Process, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    async with world.client() as driver:
+        await driver.live()
+        sent = [float(number) for number in range(1, 61)]
+        for number in sent:
+            set_score(db, world.user, number)
+            if number % 20 == 0:
+                process.kill()
+                set_score(db, world.user, 99)
+                await driver.state(lambda state: state["status"] == "offline" and state["since"])
+                await process.start()
+        await driver.do("wake")
+        set_score(db, world.user, 100)
+        await until_score(driver, 100)
+        expected = [score for number in sent for score in ([number, 99.0] if number % 20 == 0 else [number])]
+        await driver.come(lambda: scores(driver), [*expected, 100.0])
+        assert driver.all("resync") == [None], "every time it resumed"
+        assert "Gap" not in driver.all("error")
+
+
+async def test_a_program_that_is_started_again_goes_on_where_it_was(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=1)
+    unread = add_notification(db, world.user)
+    async with world.serve():
+        async with world.client(store=True) as driver:
+            await driver.live()
+            set_score(db, world.user, 2)
+            await until_score(driver, 2)
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+        set_score(db, world.user, 3)
+        async with world.client(store=True) as driver:
+            state = await until_score(driver, 3)
+            assert [one["id"] for one in state["notifications"]] == [str(unread)], "as it was kept"
+            await driver.come(lambda: scores(driver), [3.0])
+            assert driver.all("resync") == []
+        async with world.client(store=True, token=sign(await other_user(db))) as driver:
+            state = await driver.live()
+            assert (state["momentum"]["has_data"], state["notifications"]) == (False, []), "nothing of another's"
+
+
+async def other_user(db: Sql) -> UUID:
+    row = db.execute("insert into auth.users (id, email) values (gen_random_uuid(), 'o@test.invalid') returning id")
+    found = row.fetchone()
+    assert found is not None
+    return UUID(str(found[0]))
+
+
+async def test_started_offline_it_shows_what_it_knew_and_since_when(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=5)
+    async with world.serve():
+        async with world.client(store=True) as driver:
+            await driver.live()
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+    world.network.ports = []
+    async with world.client(store=True) as driver:
+        state = await driver.state(lambda state: state["momentum"] is not None)
+        assert (state["status"], state["momentum"]["final_score"]) == ("offline", 5)
+        since = state["since"] if state["since"] < 1e11 else state["since"] / 1000
+        assert 0 <= time.time() - since < 60
+        await driver.until(lambda one: one.get("error") == "ConnectionLost")
+
+
+async def test_a_token_that_expires_is_renewed_on_the_same_connection(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=5)
+    soon = sign(world.user, exp=int(time.time()) + 30)
+    async with world.serve(), world.client(token=[soon, sign(world.user)]) as driver:
+        await driver.live()
+        await driver.until(lambda one: one.get("token") == 2)  # it was told that the first expires within a minute
+        set_score(db, world.user, 6)
+        await until_score(driver, 6)
+        assert driver.all("error") == []
+
+
+async def test_an_expired_token_is_asked_for_anew(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=5)
+    expired = sign(world.user, exp=int(time.time()) - 3600)
+    async with world.serve(), world.client(token=[expired, sign(world.user)]) as driver:
+        refused = await driver.until(lambda one: "error" in one)
+        assert refused == {"error": "Rejected", "code": "token_expired"}
+        await driver.live()
+        assert driver.all("token") == [1, 2]
+
+
+async def test_a_slow_network(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    world.network.delay = 0.02
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        for number in range(1, 201):
+            set_score(db, world.user, number % 100)
+        set_score(db, world.user, 77.5)
+        await until_score(driver, 77.5)
+        await driver.come(lambda: scores(driver), [*[float(number % 100) for number in range(1, 201)], 77.5])
+
+
+async def test_connections_that_break_all_the_time(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    chance = random.Random(7)
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        for number in range(1, 61):
+            set_score(db, world.user, number)
+            if number % 10 == 0:
+                await driver.live()
+                world.network.cut(chance, share=1.0)
+                await driver.state(lambda state: state["status"] == "offline")
+                await driver.do("wake")
+        await until_score(driver, 60)
+        await driver.come(lambda: scores(driver), [float(number) for number in range(1, 61)])
+        assert driver.all("resync") == [None]
+
+
+async def test_two_hours_asleep(world: World, db: Sql) -> None:
+    """The socket is dead and nobody has said so; what tells is the clock."""
+    add_score(db, world.user, score=0)
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        world.network.go_dead(random.Random(1), share=1.0)
+        for number in range(1, 31):
+            set_score(db, world.user, number)
+        await driver.do("advance", seconds=7200)
+        await driver.until(lambda one: one.get("error") == "FeedFrozen")
+        await until_score(driver, 30)
+        await driver.come(lambda: scores(driver), [float(number) for number in range(1, 31)])
+        assert driver.all("resync") == [None]
+
+
+async def test_a_feed_that_stands_still_is_noticed(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    async with world.serve(), world.client(patience=2.5) as driver:
+        await driver.live()
+        world.network.go_dead(random.Random(1), share=1.0)
+        set_score(db, world.user, 9)
+        await driver.until(lambda one: one.get("error") == "FeedFrozen")
+        await until_score(driver, 9)
+        await driver.come(lambda: scores(driver), [9.0])
+        assert driver.all("resync") == [None]
+
+
+async def test_an_event_that_is_missed_is_noticed_and_the_state_read_anew(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        world.network.lose = b'"realtime_event"'
+        set_score(db, world.user, 8)
+        await driver.until(lambda one: one.get("error") == "Gap")
+        await driver.until(lambda one: one.get("resync") == "gap")
+        assert (await until_score(driver, 8))["status"] == "live"
+
+
+async def test_a_history_that_broke_is_told_and_the_cache_is_dropped(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=1)
+    async with world.serve():
+        async with world.client(store=True) as driver:
+            await driver.live()
+            await driver.do("get", key="momentum:history:x", value=[1], persistent=True)
+            await driver.until(lambda one: one.get("value") == [1])
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+    row = db.execute("select slot_name from pg_replication_slots where database = current_database()").fetchone()
+    assert row is not None
+    db.execute(sql.SQL("select pg_drop_replication_slot({})").format(sql.Literal(row[0])))
+    set_score(db, world.user, 2)
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.until(lambda one: one.get("resync") == "history_changed")
+        await until_score(driver, 2)
+        await driver.do("peek", key="momentum:history:x")
+        assert (await driver.until(lambda one: "peeked" in one))["peeked"] is None
+
+
+async def test_the_cache(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=1)
+    key = f"momentum:current:{world.user}"
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        await driver.do("get", key=key, value="first", hold=True)
+        await driver.until(lambda one: one.get("fetched") == key)
+        await driver.do("get", key=key, value="not asked for")
+        await driver.do("release", key=key)
+        for _ in range(2):
+            assert (await driver.until(lambda one: one.get("key") == key))["value"] == "first"
+        assert driver.all("fetches") == [1], "one fetch for both"
+        await driver.do("get", key=key, value="nor now")
+        assert (await driver.until(lambda one: one.get("key") == key))["value"] == "first"
+        set_score(db, world.user, 2)
+        await driver.until(lambda one: key in one.get("invalidated", []))
+        await driver.do("peek", key=key)
+        assert (await driver.until(lambda one: "peeked" in one))["peeked"] is None
+        # Invalidated while it is fetched: what came may be from before, and is fetched again.
+        await driver.do("get", key=key, value="second", hold=True)
+        await driver.until(lambda one: one.get("fetched") == key)
+        set_score(db, world.user, 3)
+        await driver.until(lambda one: key in one.get("invalidated", []))
+        await driver.do("release", key=key)
+        await driver.until(lambda one: one.get("fetches") == 3)
+        await driver.do("release", key=key)
+        assert (await driver.until(lambda one: one.get("key") == key))["value"] == "second"
+        # Offline what is there stays.
+        world.network.ports = []
+        world.network.cut(random.Random(0), share=1.0)
+        await driver.state(lambda state: state["status"] == "offline")
+        await driver.do("get", key=key, value="not to be had")
+        assert (await driver.until(lambda one: one.get("key") == key))["value"] == "second"
+
+
+async def test_an_invalidation_is_acknowledged_once_the_entry_is_gone(world: World, db: Sql) -> None:
+    """The server confirms what it was told; the program's store has let go of it by then."""
+    add_score(db, world.user, score=1)
+    key = f"momentum:trend:{world.user}"
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.live()
+        await driver.do("get", key=key, value="kept", persistent=True)
+        await driver.until(lambda one: one.get("value") == "kept")
+        set_score(db, world.user, 2)
+        await driver.until(lambda one: key in one.get("invalidated", []))
+        await driver.do("close")
+        await driver.until(lambda one: one.get("closed"))
+    world.network.ports = []
+    async with world.client(store=True) as driver:
+        await driver.state(lambda state: state["momentum"] is not None)
+        await driver.do("peek", key=key)
+        assert (await driver.until(lambda one: "peeked" in one))["peeked"] is None
+
+
+async def test_what_was_read_offline_is_sent_later_and_once(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=1)
+    ids = [str(add_notification(db, world.user, title=str(number))) for number in range(25)]
+    async with world.serve():
+        async with world.client(store=True) as driver:
+            await driver.live()
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+    world.network.ports = []
+    async with world.client(store=True) as driver:
+        await driver.state(lambda state: len(state["notifications"]) == 25)
+        for one in ids[:24]:
+            await driver.do("mark_read", id=one)
+        await driver.state(lambda state: [one["id"] for one in state["notifications"]] == ids[24:])
+        for one in ids[:24]:
+            await driver.until(lambda happened, one=one: happened.get("kept") == one)  # type: ignore[misc]
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.until(lambda one: "state" in one and one["state"]["status"] == "live")
+        await driver.do("sent")
+        await driver.until(lambda one: one.get("sent"))
+        rows = db.execute(
+            "select id::text from momentum_notifications where status = 'opened' and opened_at is not null"
+            " order by title::int"
+        ).fetchall()
+        assert [row[0] for row in rows] == ids[:24]
+        state = await driver.live()
+        assert [one["id"] for one in state["notifications"]] == ids[24:]
+        opened = [one["fields"]["notification_id"] for one in driver.seen if one.get("event") == "push_notification"]
+        assert len(opened) == len(set(opened)), "the server was told once"
+        await driver.do("mark_read", id="00000000-0000-4000-8000-000000000000")
+        await driver.until(lambda one: one.get("error") == "RequestFailed" and one["code"] == "not_found")
+        await driver.do("sent")
+        await driver.until(lambda one: one.get("sent"))
+
+
+async def test_channels_beside_the_users_own(world: World, db: Sql) -> None:
+    async with world.serve(), world.client(token=sign(world.user, app_role="coach")) as driver:
+        await driver.live()
+        await driver.do("subscribe", channels=["interventions:coaches"])
+        held = await driver.until(lambda one: "channels" in one)
+        assert "interventions:coaches" in held["channels"]
+        stranger = await other_user(db)
+        await driver.do("subscribe", channels=[f"notifications:{stranger}"])
+        assert (await driver.until(lambda one: one.get("error") == "RequestFailed"))["code"] == "forbidden"
+        world.network.cut(random.Random(0), share=1.0)
+        await driver.state(lambda state: state["status"] == "offline")
+        add_intervention(db, stranger)
+        event = await driver.until(lambda one: one.get("event") == "intervention_created")
+        assert event["fields"]["user_id"] == str(stranger), "and it is missed in the resume as well"
+
+
+async def test_replaced_by_the_same_device_it_does_not_come_back(world: World) -> None:
+    async with world.serve() as port, world.client(client_id="phone") as driver:
+        await driver.live()
+        address = f"ws://127.0.0.1:{port}{PATH}?client_id=phone"
+        async with websockets.connect(address, additional_headers={"Authorization": f"Bearer {sign(world.user)}"}):
+            assert (await driver.until(lambda one: one.get("name") == "Ended"))["ended"] == 4410
+            await driver.state(lambda state: state["status"] == "ended")
+
+
+async def test_a_user_who_is_revoked_is_told_and_comes_back_with_a_newer_token(world: World, db: Sql) -> None:
+    tokens = [sign(world.user, iat=int(time.time()) - 60), sign(world.user, iat=int(time.time()) + 5)]
+    async with world.serve(), world.client(token=tokens) as driver:
+        await driver.live()
+        db.execute("select momentum.revoke(%s)", (world.user,))
+        assert (await driver.until(lambda one: "error" in one))["code"] == 4401
+        await driver.until(lambda one: one.get("token") == 2)
+        await driver.until(lambda one: "state" in one and one["state"]["status"] == "live")
+
+
+async def test_what_is_not_allowed_ends_the_client(world: World, db: Sql) -> None:
+    async with world.serve(), world.client(user_id=str(await other_user(db))) as driver:
+        ended = await driver.until(lambda one: one.get("name") == "Ended")
+        assert ended["ended"] in (403, 4403)
+        await driver.state(lambda state: state["status"] == "ended")
+
+
+async def test_where_nobody_listens_it_tries_again_with_growing_pauses(world: World) -> None:
+    began = time.monotonic()
+    async with world.client() as driver:
+        for _ in range(3):
+            await driver.until(lambda one: one.get("error") == "ConnectionLost")
+        assert time.monotonic() - began < 15
+        assert (await driver.state(lambda _: True))["since"] is None
+        async with world.serve():
+            await driver.do("wake")
+            await asyncio.wait_for(driver.live(), 20)
