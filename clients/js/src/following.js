@@ -10,7 +10,8 @@ import { UserState } from "./state.js";
 /** @typedef {"come_back" | "fresh_token" | "later" | "end"} Verdict */
 
 /**
- * A committed change, on the channel it came by. `fields` are its own.
+ * A committed change, on the channel it came by. `fields` are its own; `type`, `userId` and `timestamp` are among them,
+ * and empty where an operator published without them.
  * @typedef {object} Event
  * @property {"event"} kind
  * @property {string} id
@@ -271,7 +272,7 @@ export class Following {
   #event({ id, previous_id: previous, channel, ...fields }) {
     this.#follow(id, previous);
     this.state.fold(fields);
-    const { event_type: type, user_id: userId = null, timestamp = "" } = fields;
+    const { event_type: type = "", user_id: userId = null, timestamp = "" } = fields;
     return [{ kind: "event", id, channel, type, userId, timestamp, fields }];
   }
 
@@ -332,7 +333,7 @@ const READABLE = {
   subscription_confirmed: (message) => Array.isArray(message.channels),
   initial_state: (message) => Array.isArray(message.notifications) && typeof message.last_event_id === "string",
   realtime_event: ({ event }) =>
-    [event?.id, event?.previous_id, event?.channel, event?.event_type].every((one) => typeof one === "string"),
+    [event?.id, event?.previous_id, event?.channel].every((one) => typeof one === "string"),
   cache_invalidation: (message) => Array.isArray(message.cache_keys) && typeof message.id === "string",
   heartbeat: (message) => typeof message.last_event_id === "string" && typeof message.lag_ms === "number",
 };

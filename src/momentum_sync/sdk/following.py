@@ -39,7 +39,10 @@ def pause(failures: int, chance: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A committed change, on the channel it came by. `event["final_score"]` is one of its own fields."""
+    """A committed change, on the channel it came by. `event["final_score"]` is one of its own fields.
+
+    `type`, `user_id` and `timestamp` are those fields, too, and empty where an operator published without them.
+    """
 
     id: str
     channel: str
@@ -218,12 +221,14 @@ class Following:
     def _event(self, body: dict[str, Any]) -> list[Output]:
         try:
             event_id, previous, channel = body.pop("id"), body.pop("previous_id"), body.pop("channel")
-            event = Event(event_id, channel, body["event_type"], body.get("user_id"), body.get("timestamp", ""), body)
         except KeyError as error:
             raise NotUnderstood(f"The server sent an event without {error}.") from error
         self._follow(event_id, previous)
         self.state.fold(body)
-        return [event]
+        kind, user_id, at = body.get("event_type"), body.get("user_id"), body.get("timestamp")
+        return [
+            Event(event_id, channel, str(kind or ""), None if user_id is None else str(user_id), str(at or ""), body)
+        ]
 
     def _follow(self, event_id: str, previous: str) -> None:
         if previous != self.last_event_id:

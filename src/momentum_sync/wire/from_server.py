@@ -60,6 +60,54 @@ class Notification(msgspec.Struct, frozen=True):
     opened_at: str | None = None
 
 
+class ScoreChanged(msgspec.Struct, kw_only=True):
+    """A score was made, changed or deleted; a deleted one is as it was."""
+
+    event_type: Literal["momentum_score_created", "momentum_score_updated", "momentum_score_deleted"]
+    user_id: str
+    timestamp: str
+    score_date: str
+    momentum_state: Literal["Rising", "Steady", "NeedsCare"]
+    final_score: float
+    previous_state: str | None
+    state_changed: bool
+
+
+class InterventionChanged(msgspec.Struct, kw_only=True):
+    """An intervention was made, changed or deleted, or has left the caller's sight."""
+
+    event_type: Literal["intervention_created", "intervention_updated", "intervention_deleted"]
+    user_id: str
+    timestamp: str
+    intervention_id: str
+    intervention_type: str
+    trigger_reason: str
+    status: str
+    previous_status: str | None
+    status_changed: bool
+    scheduled_date: str | None
+    out_of_sight: bool = False
+
+
+class PushNotification(msgspec.Struct, kw_only=True):
+    """A user-facing notification was made, or has changed."""
+
+    event_type: Literal["push_notification"]
+    user_id: str
+    timestamp: str
+    notification_id: str
+    notification_type: str
+    title: str
+    message: str
+    action_type: str | None
+    action_data: Any
+    status: str
+
+
+EVENTS = (ScoreChanged, InterventionChanged, PushNotification)
+"""The events of the app's own tables. Whatever else is published comes with the fields it was published with."""
+
+
 class _Message(msgspec.Struct, kw_only=True):
     timestamp: str
 
