@@ -35,7 +35,7 @@ def clean(cwd: Path, more: dict[str, str]) -> dict[str, str]:
     return {**ours, "MOMENTUM_DATA_DIR": str(cwd), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
-@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token", "bench"])
+@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token", "tail", "bench"])
 def test_every_verb_has_help(tmp_path: Path, verb: str) -> None:
     assert verb in run("--help", cwd=tmp_path).stdout
     helped = run(verb, "--help", cwd=tmp_path)

@@ -134,9 +134,9 @@ export class Client {
     return this.#following.known(this.#outbox);
   }
 
-  /** Whose data it is; null until that is known. */
+  /** Whose data it is; null until that is known, and for a connection without a user. */
   get userId() {
-    return this.#following.userId;
+    return this.#following.userId || null;
   }
 
   /** The channels that are held, as the server confirmed them last. */
@@ -173,12 +173,21 @@ export class Client {
   /**
    * Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
    *
-   * An event counts as had once the next one is asked for: with a store, a program that is started again goes on there.
-   * Throws Ended where the client does not come back by itself. One iterator at a time.
+   * An event counts as had once the next one is asked for, or `had` was called with it: with a store, a program that is
+   * started again goes on there, and so does the next iterator. Throws Ended where the client does not come back by
+   * itself. One iterator at a time.
    * @returns {AsyncGenerator<Event | Resync, void, void>}
    */
   events() {
     return this.#stream.begin();
+  }
+
+  /**
+   * The program is done with this: for one that leaves its loop on purpose, lest it comes again.
+   * @param {Event | Resync} event
+   */
+  had(event) {
+    this.#stream.had(event);
   }
 
   /**

@@ -59,6 +59,8 @@ import { UserState } from "./state.js";
  * @property {Notification[]} notifications
  */
 
+/** Whose data a connection without a user has, as of `service_role`. */
+const NOBODY = "";
 const LONGEST_PAUSE_MS = 20_000;
 const SHORTEST_PAUSE_MS = 500;
 const LATE_MS = 10_000;
@@ -241,7 +243,7 @@ export class Following {
         this.forget("another_user");
         throw new Gap("The token is another user's than what was kept.");
       }
-      if (this.userId === null && message.user_id !== null) this.userId = this.state.userId = message.user_id;
+      if (this.userId === null) this.userId = this.state.userId = message.user_id ?? NOBODY;
       this.#toCome = message.resumed ? message.replayed : 0;
       this.since ??= now;
       this.status = "catching_up";

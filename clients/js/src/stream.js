@@ -24,21 +24,40 @@ export class Stream {
 
   /** Whether no more should come before the program takes some. */
   get full() {
-    return this.#waiting.length >= MOST_WAITING;
+    return this.#iterating && this.#waiting.length >= MOST_WAITING;
   }
 
   /** Whether the program still has half of it to take. */
   get filled() {
-    return this.#waiting.length > MOST_WAITING / 2;
+    return this.#iterating && this.#waiting.length > MOST_WAITING / 2;
   }
 
   /**
-   * It came. Where nobody iterates, the program has had it.
+   * It came. Where nobody ever iterated, the program has had it; where nobody does any longer, it waits a while.
    * @param {Output} output
    */
   add(output) {
-    if (this.#iterating || this.#waiting.length > 0) this.#waiting.push(output);
-    else this.#settle(output);
+    if (!this.#iterating && this.#waiting.length === 0) {
+      this.#settle(output);
+      return;
+    }
+    this.#waiting.push(output);
+    if (!this.#iterating && this.#waiting.length > MOST_WAITING) this.#take();
+  }
+
+  /**
+   * The program has had everything up to this.
+   * @param {Output} output
+   */
+  had(output) {
+    if (!this.#waiting.includes(output)) return;
+    while (this.#take() !== output);
+  }
+
+  #take() {
+    const output = this.#waiting.shift();
+    if (output !== undefined) this.#settle(output);
+    return output;
   }
 
   /** What waits is another user's. */
@@ -64,15 +83,10 @@ export class Stream {
         const [output] = this.#waiting;
         if (output === undefined) return; // the program has closed the client
         if (output.kind === "event" || output.kind === "resync") yield output;
-        if (this.#waiting[0] === output) {
-          this.#waiting.shift();
-          this.#settle(output);
-        }
+        if (this.#waiting[0] === output) this.#take();
       }
     } finally {
       this.#iterating = false;
-      for (const output of this.#waiting) this.#settle(output);
-      this.#waiting = [];
     }
   }
 

@@ -7,20 +7,19 @@ to `on_error` and to the logger `momentum_sync.sdk`; nothing is printed.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from momentum_sync import errors
-from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed, TokenUnavailable
+from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed
 from momentum_sync.sdk.cache import Cache
-from momentum_sync.sdk.connection import Connection, address, connect, subject
+from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, subject
 from momentum_sync.sdk.following import Answer, Event, Following, Invalidated, Resync, State, pause, verdict
 from momentum_sync.sdk.outbox import Outbox
 from momentum_sync.sdk.store import Keeper, Store
@@ -28,12 +27,9 @@ from momentum_sync.sdk.stream import Stream
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.from_server import Momentum
 
-Token = str | Callable[[], str | Awaitable[str]]
-
 _LOG = logging.getLogger("momentum_sync.sdk")
 _LOG.addHandler(logging.NullHandler())
 _TICK_S = 1.0
-_TOKEN_TIMEOUT_S = 30.0
 _STEADY_S = 5.0
 _LATER = 6  # as after so many failures: the longest pause
 
@@ -115,8 +111,8 @@ class Client:
 
     @property
     def user_id(self) -> str | None:
-        """Whose data it is; None until that is known."""
-        return self._following.user_id
+        """Whose data it is; None until that is known, and for a connection without a user."""
+        return self._following.user_id or None
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -131,10 +127,15 @@ class Client:
     def events(self) -> AsyncIterator[Event | Resync]:
         """Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
 
-        An event counts as had once the next one is asked for: with a store, a program that is started again goes on
-        there. Raises Ended where the client does not come back by itself. One iterator at a time.
+        An event counts as had once the next one is asked for, or `had` was called with it: with a store, a program that
+        is started again goes on there, and so does the next iterator. Raises Ended where the client does not come back
+        by itself. One iterator at a time.
         """
         return self._stream.begin()
+
+    def had(self, event: Event | Resync) -> None:
+        """The program is done with this: for one that leaves its loop on purpose, lest it comes again."""
+        self._stream.had(event)
 
     async def changes(self) -> AsyncIterator[State]:
         """The state now, and again whenever it is another; what changes faster than it is taken is left out."""
@@ -239,7 +240,7 @@ class Client:
         """One connection, to its end; what ended it."""
         connection: Connection | None = None
         try:
-            token = await self._fresh_token()
+            token = await fresh(self._token)
             self._is_for(subject(token))
             query = {
                 "user_id": self._user_id, "client_id": self._client_id, "last_event_id": self._following.connecting(),
@@ -345,20 +346,10 @@ class Client:
             if self._following.state.unsure:
                 await asyncio.sleep(_TICK_S)
 
-    async def _fresh_token(self) -> str:
-        if isinstance(self._token, str):
-            return self._token
-        try:
-            async with asyncio.timeout(_TOKEN_TIMEOUT_S):
-                given = self._token()
-                return await given if inspect.isawaitable(given) else given
-        except Exception as error:
-            raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
-
     async def _renew(self) -> None:
         """A fresh token without reconnecting. Without one the server ends the connection, and it is asked for again."""
         try:
-            await self._ask({"type": "authenticate", "token": await self._fresh_token()})
+            await self._ask({"type": "authenticate", "token": await fresh(self._token)})
         except ClientError as error:
             self._report(error)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import uuid
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
@@ -14,15 +15,19 @@ import msgspec
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from momentum_sync.errors import ConnectionLost, Ended, Offline, Rejected, RequestFailed
+from momentum_sync.errors import ConnectionLost, Ended, Offline, Rejected, RequestFailed, TokenUnavailable
 from momentum_sync.sdk.following import verdict
 from momentum_sync.wire import from_server as wire
+
+Token = str | Callable[[], str | Awaitable[str]]
+"""A token, or what gives one."""
 
 PATH = "/functions/v1/realtime-momentum-sync"
 _MOST_BYTES = 64 * 1024 * 1024
 _OPEN_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
+_TOKEN_TIMEOUT_S = 30.0
 
 
 def address(url: str, query: Mapping[str, str | None], channels: Sequence[str]) -> str:
@@ -133,6 +138,18 @@ def _lost(error: websockets.ConnectionClosed) -> ConnectionLost | Ended:
     if verdict(code) == "end":
         return Ended(code, reason)
     return ConnectionLost(f"The server closed the connection: {reason} ({code}).", code)
+
+
+async def fresh(token: Token) -> str:
+    """A token, asked for where it is given by a function. Raises TokenUnavailable."""
+    if isinstance(token, str):
+        return token
+    try:
+        async with asyncio.timeout(_TOKEN_TIMEOUT_S):
+            given = token()
+            return await given if inspect.isawaitable(given) else given
+    except Exception as error:
+        raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
 
 
 def subject(token: str) -> str | None:

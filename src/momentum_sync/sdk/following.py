@@ -18,6 +18,8 @@ from momentum_sync.wire.from_server import Intervention, Momentum, Notification
 Status = Literal["offline", "catching_up", "live", "ended"]
 Verdict = Literal["come_back", "fresh_token", "later", "end"]
 
+NOBODY = ""
+"""Whose data a connection without a user has, as of `service_role`."""
 LONGEST_PAUSE_S = 20.0
 _SHORTEST_PAUSE_S = 0.5
 _LATE_MS = 10_000
@@ -199,8 +201,8 @@ class Following:
             if self.user_id is not None and message.user_id is not None and message.user_id != self.user_id:
                 self.forget("another_user")
                 raise Gap("The token is another user's than what was kept.")
-            if message.user_id is not None and self.user_id is None:
-                self.user_id = self.state.user_id = message.user_id
+            if self.user_id is None:
+                self.user_id = self.state.user_id = message.user_id or NOBODY
             self._to_come = message.replayed if message.resumed else 0
             self.since = self.since if self.since is not None else now
             self.status = "catching_up"

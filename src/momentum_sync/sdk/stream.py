@@ -25,19 +25,29 @@ class Stream:
     @property
     def full(self) -> bool:
         """Whether no more should come before the program takes some."""
-        return len(self._waiting) >= _MOST_WAITING
+        return self._iterating and len(self._waiting) >= _MOST_WAITING
 
     @property
     def filled(self) -> bool:
         """Whether the program still has half of it to take."""
-        return len(self._waiting) > _MOST_WAITING // 2
+        return self._iterating and len(self._waiting) > _MOST_WAITING // 2
 
     def add(self, output: Output) -> None:
-        """It came. Where nobody iterates, the program has had it."""
-        if self._iterating or self._waiting:
-            self._waiting.append(output)
-        else:
+        """It came. Where nobody iterated, the program has had it; where nobody does any longer, it waits a while."""
+        if not self._iterating and not self._waiting:
             self._settle(output)
+            return
+        self._waiting.append(output)
+        if not self._iterating and len(self._waiting) > _MOST_WAITING:
+            self._settle(self._waiting.popleft())
+
+    def had(self, output: Output) -> None:
+        """The program has had everything up to this."""
+        if output in self._waiting:
+            last = None
+            while last is not output:
+                last = self._waiting.popleft()
+                self._settle(last)
 
     def forget(self) -> None:
         """What waits is another user's."""
@@ -64,8 +74,6 @@ class Stream:
                     self._settle(self._waiting.popleft())
         finally:
             self._iterating = False
-            while self._waiting:
-                self._settle(self._waiting.popleft())
 
     async def tell(self) -> None:
         """Something may have changed for those who wait."""

@@ -1,0 +1,208 @@
+"""`momentum-sync tail`: what happens, as it happens, in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from momentum_sync import Client, ClientError, Ended, Event, FileStore, Rejected, Resync
+from momentum_sync.app import token_rules
+from momentum_sync.cli import explained
+from momentum_sync.cli.token import Role, sign
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import read
+
+_ALL = ("momentum_updates:all", "interventions:coaches")
+_TOKENS_LAST = timedelta(hours=1)
+_COLOURS = {"Rising": "green", "Steady": "blue", "NeedsCare": "yellow"}
+_REFUSED = "Give the server's own SUPABASE_JWT_SECRET, or a --token that it takes."
+_OTHERS = "Try another token, or other channels."
+_PLAIN = ("event_type", "user_id", "timestamp")
+
+
+def tail(
+    url: Annotated[str, typer.Option(help="The server's root.")] = "http://127.0.0.1:8787",
+    user: Annotated[UUID | None, typer.Option(help="Whose events: the id in auth.users.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Scores and interventions of all users.")] = False,
+    channel: Annotated[list[str] | None, typer.Option(help="One more channel; may be repeated.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--type", help="Only events of this type, as 'intervention_*'; may be repeated.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only events with this field, as state_changed=true; may be repeated.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="MOMENTUM_TOKEN", help="A token; else one is signed with the project's secret.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="A file that keeps the place: the next run goes on where this one ends.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
+) -> None:
+    """Show events as they are committed, of a user or of all, for as long as it runs.
+
+    Comes back by itself when the server or the network goes away, and misses nothing meanwhile; where it cannot be
+    known that nothing was missed, it says so. Needs a token (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign
+    one with: the user's own for --user, that of service_role for --all and --channel.
+    """
+    with explained():
+        if token is None and (user is None) != (everyone or bool(channel)):
+            raise Unsuitable(
+                "Whose events?",
+                "momentum-sync tail --user <uuid>, momentum-sync tail --all, or with a --token of its own",
+            )
+        fits = _filter(kind or [], where or [])
+        shown = _Json(sys.stdout) if as_json else _Lines(Console(highlight=False, soft_wrap=True))
+        given = token if token is not None else _token_maker(user)
+        channels = [*(_ALL if everyone else ()), *(channel or ())]
+        try:
+            asyncio.run(_tail(url, given, channels, state, fits, shown, count))
+        except Ended as error:
+            raise Unsuitable(f"The server does not want this client: {error}.", _OTHERS) from None
+        except BrokenPipeError:  # whoever read has gone; nothing must be flushed to it any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+def _token_maker(user: UUID | None) -> Callable[[], str]:
+    settings = read()
+    secret = token_rules(settings).secret
+    if secret is None:
+        raise Unsuitable(
+            "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
+            "Give one: --token …, or MOMENTUM_TOKEN.",
+        )
+    role = Role.service_role if user is None else Role.user
+    return lambda: sign(secret, user, role, _TOKENS_LAST, audience=settings.jwt_audience)
+
+
+def _filter(kinds: Sequence[str], conditions: Sequence[str]) -> Callable[[Event], bool]:
+    wanted: dict[str, str] = {}
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not name or not equals:
+            raise Unsuitable(
+                f"--where {condition} is no condition.", "Write a field and its value: --where status=sent"
+            )
+        wanted[name] = value
+
+    def fits(event: Event) -> bool:
+        return (not kinds or any(fnmatchcase(event.type, kind) for kind in kinds)) and all(
+            _text(event.fields.get(name)) == value for name, value in wanted.items()
+        )
+
+    return fits
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+async def _tail(
+    url: str,
+    token: str | Callable[[], str],
+    channels: Sequence[str],
+    state: Path | None,
+    fits: Callable[[Event], bool],
+    shown: _Json | _Lines,
+    count: int | None,
+) -> None:
+    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell(error: ClientError) -> None:
+        if isinstance(error, Rejected) and error.status == HTTPStatus.UNAUTHORIZED and not client.channels:
+            if not refused.done():  # before it was ever taken: nothing that time mends
+                refused.set_exception(Unsuitable(str(error), _REFUSED))
+        elif not isinstance(error, Ended):
+            print(f"momentum-sync: {error} Trying again.", file=sys.stderr, flush=True)
+
+    try:
+        client = Client(url, token, channels=channels, store=None if state is None else FileStore(state), on_error=tell)
+    except ValueError as error:
+        raise Unsuitable(f"{error}.", "--url http://127.0.0.1:8787") from None
+    following = asyncio.ensure_future(_follow(client, fits, shown, count))
+    done, _ = await asyncio.wait({following, refused}, return_when=asyncio.FIRST_COMPLETED)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    for one in done:
+        one.result()
+
+
+async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | _Lines, count: int | None) -> None:
+    events = client.events()
+    async with client:
+        async for one in events:
+            if isinstance(one, Resync):
+                shown.resync(one)
+            elif fits(one):
+                shown.event(one)
+                count = None if count is None else count - 1
+            if count == 0:
+                client.had(one)
+                return
+
+
+class _Json:
+    """For programs."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+
+    def event(self, event: Event) -> None:
+        self._write({**event.fields, "channel": event.channel, "id": event.id})
+
+    def resync(self, resync: Resync) -> None:
+        self._write({"resync": resync.reason, "id": resync.id})
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        self._out.write(json.dumps(value) + "\n")
+        self._out.flush()
+
+
+class _Lines:
+    """For people."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def event(self, event: Event) -> None:
+        line = Text()
+        line.append(_clock(event.timestamp), "dim")
+        line.append(f"  {event.type:<24}", _COLOURS.get(str(event.fields.get("momentum_state")), "cyan"))
+        line.append(f"  {(event.user_id or '-')[:8]}", "bold")
+        for name, value in event.fields.items():
+            if name not in _PLAIN and value not in (None, {}, ""):
+                line.append(f"  {name}=", "dim")
+                line.append(_printable(_text(value)))
+        self._console.print(line)
+
+    def resync(self, resync: Resync) -> None:
+        text = "live" if resync.reason is None else f"events may be missing here: {resync.reason}"
+        self._console.print(Text(f"── {text} ──", "dim" if resync.reason is None else "yellow"))
+
+
+def _clock(timestamp: str) -> str:
+    try:
+        return datetime.fromisoformat(timestamp).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    except ValueError:
+        return "-" * 12
+
+
+def _printable(text: str) -> str:
+    """Without what would have a terminal do something."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)

@@ -1,0 +1,111 @@
+"""`momentum-sync tail`: what happens, in a terminal or for another program, across runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
+from tests.fixtures.server import SECRET, Server, sign
+from tests.server.test_cli import clean, run
+
+
+@asynccontextmanager
+async def tail(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A tail that runs; killed at the end, if it still does."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "momentum_sync", "tail", *arguments, cwd=folder,
+        env=clean(folder, {"SUPABASE_JWT_SECRET": SECRET, **environment}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def line(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), 20)).decode().rstrip()
+
+
+async def an_object(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(await line(process))
+    return found
+
+
+async def test_a_users_events_across_two_runs(tmp_path: Path, server: Server, db: Sql, user: UUID, other: UUID) -> None:
+    arguments = ("--url", server.url, "--user", str(user), "--json", "--state", str(tmp_path / "place"), "--count", "2")
+    async with tail(tmp_path, *arguments) as process:
+        assert (await an_object(process))["resync"] is None
+        add_score(db, other, score=1)
+        add_score(db, user, score=2)
+        add_score(db, user, score=3, day="current_date - 1")
+        assert [(await an_object(process))["final_score"] for _ in range(2)] == [2, 3]
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    add_notification(db, user, title="Missed")
+    add_notification(db, user, title="Missed, too")
+    async with tail(tmp_path, *arguments) as process:
+        assert [(await an_object(process))["title"] for _ in range(2)] == ["Missed", "Missed, too"], "and no resync"
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_all_users_in_words_and_filtered(
+    tmp_path: Path, server: Server, db: Sql, user: UUID, other: UUID
+) -> None:
+    async with tail(tmp_path, "--url", server.url, "--all", "--type", "intervention_*", "--count", "1") as process:
+        assert await line(process) == "── live ──"
+        add_score(db, user)
+        add_intervention(db, other)
+        said = await line(process)
+        assert "intervention_created" in said
+        assert str(other)[:8] in said
+        assert "status=scheduled" in said
+        assert "\x1b" not in said, "no colours where nobody looks"
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    where = ("--where", "momentum_state=Rising", "--where", "state_changed=true", "--json", "--count", "1")
+    async with tail(tmp_path, "--url", server.url, "--user", str(user), *where) as process:
+        await line(process)
+        db.execute("update daily_engagement_scores set final_score = 51")
+        db.execute("update daily_engagement_scores set final_score = 80, momentum_state = 'Rising'")
+        assert (await an_object(process))["final_score"] == 80
+
+
+async def test_with_a_token_of_its_own_and_a_reader_that_goes(
+    tmp_path: Path, server: Server, db: Sql, user: UUID
+) -> None:
+    async with tail(tmp_path, "--url", server.url, "--json", MOMENTUM_TOKEN=sign(user)) as process:
+        await line(process)
+        assert process.stdout is not None
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        async with asyncio.timeout(20):
+            while process.returncode is None:
+                add_notification(db, user)
+                await asyncio.sleep(0.05)
+        assert process.stderr is not None
+        assert (process.returncode, await process.stderr.read()) == (0, b"")
+
+
+async def test_what_cannot_work_is_said(tmp_path: Path, server: Server, user: UUID) -> None:
+    def said(*arguments: str, secret: str = SECRET) -> str:
+        done = run("tail", "--url", server.url, *arguments, cwd=tmp_path, SUPABASE_JWT_SECRET=secret)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "Whose events?" in said()
+    assert "Whose events?" in said("--user", str(user), "--all")
+    assert "is no condition" in said("--user", str(user), "--where", "x")
+    assert "is not the root of a server" in said("--user", str(user), "--url", "nowhere")
+    wrong = await asyncio.to_thread(lambda: said("--user", str(user), secret="another-secret-of-more-than-32-bytes"))
+    assert "(HTTP 401, invalid_token)" in wrong
+    assert "SUPABASE_JWT_SECRET" in wrong

@@ -1,0 +1,97 @@
+"""What waits for a program, and from which event on it would be told again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from momentum_sync import Ended, Event
+from momentum_sync.sdk import stream
+from momentum_sync.sdk.following import Invalidated, Output
+from momentum_sync.sdk.stream import Stream
+
+
+def event(number: int) -> Event:
+    return Event(str(number), "c", "t", None, "", {})
+
+
+@pytest.fixture
+def settled() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def waiting(settled: list[str], monkeypatch: pytest.MonkeyPatch) -> Stream:
+    monkeypatch.setattr(stream, "_MOST_WAITING", 4)
+
+    def settle(output: Output) -> None:
+        settled.append(getattr(output, "id", ""))
+
+    return Stream(settle)
+
+
+async def test_where_nobody_iterates_all_is_had(waiting: Stream, settled: list[str]) -> None:
+    waiting.add(event(1))
+    assert settled == ["1"]
+
+
+async def test_an_event_is_had_when_the_next_one_is_asked_for(waiting: Stream, settled: list[str]) -> None:
+    events = waiting.begin()
+    for number in (1, 2):
+        waiting.add(event(number))
+    waiting.add(Invalidated("3", ("k",)))
+    waiting.add(event(4))
+    assert settled == []
+    assert (await anext(events)).id == "1"
+    assert settled == []
+    assert (await anext(events)).id == "2"
+    assert settled == ["1"]
+    assert (await anext(events)).id == "4", "what is no event is had on the way"
+    assert settled == ["1", "2", "3"]
+
+
+async def test_whoever_leaves_gets_the_same_event_again_unless_it_was_had(waiting: Stream, settled: list[str]) -> None:
+    for leave_with_it in (False, True):
+        events = waiting.begin()
+        if not leave_with_it:
+            waiting.add(event(1))
+            waiting.add(event(2))
+        one = await anext(events)
+        assert one.id == "1"
+        if leave_with_it:
+            waiting.had(one)
+        await events.aclose()  # type: ignore[attr-defined]
+    assert settled == ["1"]
+    assert (await anext(waiting.begin())).id == "2"
+
+
+async def test_it_is_bounded(waiting: Stream, settled: list[str]) -> None:
+    events = waiting.begin()
+    for number in range(4):
+        waiting.add(event(number))
+    assert (waiting.full, waiting.filled) == (True, True)
+    await anext(events)
+    await anext(events)
+    await anext(events)
+    assert (waiting.full, waiting.filled) == (False, False)
+    await events.aclose()  # type: ignore[attr-defined]
+    for number in range(4, 10):
+        waiting.add(event(number))
+    assert settled == ["0", "1", "2", "3", "4", "5"], "whoever left is not waited for"
+
+
+async def test_the_end(waiting: Stream) -> None:
+    events = waiting.begin()
+    waiting.add(event(1))
+    waiting.end = Ended(4410, "replaced")
+    assert (await anext(events)).id == "1"
+    with pytest.raises(Ended):
+        await anext(events)
+    await asyncio.wait_for(waiting.until(lambda: False), 1)
+
+
+async def test_one_iterator_at_a_time(waiting: Stream) -> None:
+    waiting.begin()
+    with pytest.raises(RuntimeError):
+        waiting.begin()
