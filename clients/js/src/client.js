@@ -384,9 +384,7 @@ export class Client {
       this.#keeper.state.userId = this.#following.userId ?? "";
       this.#post();
     } else if (type === "notification_marked_read") {
-      this.#outbox.done(message.notification_id);
-      this.#keep();
-      this.#post();
+      this.#read(message.notification_id, true);
     } else if (type === "error" && typeof ref === "string" && ref.startsWith("read:")) {
       this.#refused(ref.slice("read:".length), message);
     } else if (!connection.answered(message) && type === "error") {
@@ -404,12 +402,22 @@ export class Client {
       this.#outbox.later(id);
       return;
     }
+    this.#read(id, message.code === "not_found");
+  }
+
+  /**
+   * The server has answered. What was read is not unread, also before the event that says so has come.
+   * @param {string} id
+   * @param {boolean} gone
+   */
+  #read(id, gone) {
     this.#outbox.done(id);
-    if (message.code === "not_found") {
+    if (gone) {
       this.#following.state.forgetNotification(id);
       this.#keeper.state.forgetNotification(id);
     }
     this.#keep();
+    this.#tell();
     this.#post();
   }
 

@@ -297,9 +297,7 @@ class Client:
                 self._keeper.state.user_id = self._following.user_id or ""
                 self._spawn(self._post())
             case wire.NotificationMarkedRead():
-                self._outbox.done(message.notification_id)
-                self._keep()
-                self._spawn(self._post())
+                self._read(message.notification_id)
             case wire.Error(ref=str(ref)) if ref.startswith("read:"):
                 self._refused(ref.removeprefix("read:"), message)
             case wire.CacheInvalidationConfirmed():
@@ -313,8 +311,12 @@ class Client:
         if message.code == "unavailable":
             self._outbox.later(notification_id)
             return
+        self._read(notification_id, gone=message.code == "not_found")
+
+    def _read(self, notification_id: str, *, gone: bool = True) -> None:
+        """The server has answered. What was read is not unread, also before the event that says so has come."""
         self._outbox.done(notification_id)
-        if message.code == "not_found":
+        if gone:
             self._following.state.forget_notification(notification_id)
             self._keeper.state.forget_notification(notification_id)
         self._keep()
