@@ -45,6 +45,7 @@ from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Rules
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
+from momentum_sync.web.pages import mount
 from momentum_sync.wire.close import Close
 
 _HOUSEKEEPING_S = 3600.0
@@ -264,6 +265,8 @@ async def _capturing(capture: Capture, stopped: asyncio.Event) -> AsyncIterator[
 @asynccontextmanager
 async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, stopped: asyncio.Event) -> AsyncIterator[str]:
     """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
+    if settings.pages:
+        mount(api)
     config = uvicorn.Config(
         api,
         http=bounded_http(settings.max_connections + _REQUESTS_AT_ONCE),

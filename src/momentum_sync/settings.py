@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     token_in_query: bool = False
     """Accept `?access_token=`. Off, because addresses end up in the logs of proxies."""
 
+    pages: bool = True
+    """Serve the pages for a user and for a coach under /pages. There is nobody's data in them without a token."""
+
     metrics_open: bool = False
     """Answer /metrics to anybody. Otherwise it takes the service key, or a token of `service_role`."""
 

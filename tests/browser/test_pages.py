@@ -1,23 +1,31 @@
-"""The demo's pages in a real Chromium. Skipped, and saying so, where there is no Chromium."""
+"""The pages in a real Chromium, by what a person does and sees. Skipped, and saying so, where there is no Chromium."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.browser.chromium import CHROMIUM, FLAGS
-from tests.server.test_demo import Demo, demo
+from tests.sdk.drivers import JAVASCRIPT, missing
+from tests.server.test_demo import Demo, demo, start
 
 __all__ = ["demo"]
-
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine; the pages were not looked at"
 )
+AXE = JAVASCRIPT / "node_modules" / "axe-core" / "axe.min.js"
+PHONE = {"width": 360, "height": 780}
+DESKTOP = {"width": 1280, "height": 900}
 
 
 @pytest.fixture
@@ -29,57 +37,235 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page()
+def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
+    """A window whose pages must not complain, and must not ask anybody but the server for anything."""
+    context = browser.new_context(locale="en-GB", timezone_id="UTC")
     complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    yield page
-    assert complaints == []
+    hosts: set[str] = set()
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    context.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    yield context
+    assert [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text] == []
+    assert hosts == {urlsplit(demo.links[0]).netloc}
 
 
-def test_a_users_page_follows_the_score(demo: Demo, page: Page) -> None:
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+def sql(demo: Demo, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with psycopg.connect(demo.conninfo, autocommit=True) as connection:
+        cursor = connection.execute(query, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+AMARA = "(select id from auth.users where email = 'amara@demo.invalid')"
+TODAYS = "update daily_engagement_scores set final_score = %s, momentum_state = %s where score_date = current_date"
+
+
+def notify(demo: Demo, title: str) -> None:
+    sql(
+        demo,
+        "insert into momentum_notifications"
+        " (user_id, notification_type, trigger_date, title, message, action_type, status)"
+        f" values ({AMARA}, 'celebration', current_date, %s, 'Keep it up', 'none', 'sent')",
+        title,
+    )
+
+
+def test_a_user_sees_momentum_change_and_reads_what_there_is_to_read(demo: Demo, page: Page) -> None:
+    sql(demo, "delete from momentum_notifications")
     page.goto(demo.links[1])
-    expect(page.locator("#status")).to_have_text("live")
-    expect(page.locator("#name")).to_have_text("Amara’s")
-    with psycopg.connect(demo.conninfo, autocommit=True) as connection:
-        for score, confirmed in ((77, "4"), (81.5, "8")):
-            connection.execute(
-                "update daily_engagement_scores set final_score = %s, momentum_state = 'Rising' where user_id ="
-                " (select id from auth.users where email = 'amara@demo.invalid')",
-                (score,),
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.get_by_role("heading", name="Amara’s momentum")).to_be_visible()
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 81.5, "Rising")
+    expect(page.get_by_role("img", name="Momentum 81.5 of 100: Rising")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("▲ Rising")
+    # The history is read again, because the server says that it is another.
+    page.get_by_text("As a table").click()
+    expect(page.locator("#trend tbody tr")).to_have_count(30)
+    expect(page.locator("#trend tbody tr").first).to_contain_text("81.5")
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 21, "NeedsCare")
+    expect(page.locator("#trend tbody tr").first).to_contain_text("21Needs care")
+    expect(page.locator("#breakdown dt")).to_have_count(2)
+    for title in ("One", "Two"):
+        notify(demo, title)
+    expect(page.locator("#unread")).to_have_text("2")
+    page.get_by_role("button", name="Mark as read: One").click()
+    expect(page.locator("#unread")).to_have_text("1")
+    expect(page.locator("#notifications")).not_to_contain_text("One")
+    expect(page.locator("#to-send")).to_be_empty()
+    assert sql(demo, "select title from momentum_notifications where status = 'opened'") == [("One",)]
+    sql(
+        demo,
+        "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason)"
+        f" values ({AMARA}, 'check_in', current_date, '<b>fell</b>')",
+    )
+    expect(page.locator("#interventions")).to_contain_text("<b>fell</b>")
+
+
+def test_without_a_connection_the_page_opens_and_keeps_what_is_done(demo: Demo, page: Page) -> None:
+    sql(demo, "delete from momentum_notifications")
+    notify(demo, "Read me")
+    page.goto(demo.links[1])
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.get_by_role("button", name="Mark as read: Read me")).to_be_visible()
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 64.5, "Steady")
+    expect(page.get_by_role("img", name="Momentum 64.5 of 100: Steady")).to_be_visible()
+    page.wait_for_function("() => navigator.serviceWorker.controller !== null")
+    page.reload()  # now what it is made of has gone through the worker
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.locator("#trend svg")).to_be_visible()
+    port = int(urlsplit(demo.links[1]).netloc.rsplit(":", 1)[1])
+    demo.process.kill()
+    demo.process.communicate()
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"offline since \d+ \w+ \d{4}"))
+    page.reload()
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"offline since \d+ \w+ \d{4}"))
+    expect(page.locator("#notice")).to_contain_text("What you see was so on")
+    expect(page.get_by_role("img", name="Momentum 64.5 of 100: Steady")).to_be_visible()
+    expect(page.locator("#trend svg")).to_be_visible()
+    page.get_by_role("button", name="Mark as read: Read me").click()
+    expect(page.locator("#unread")).to_have_text("0")
+    expect(page.locator("#to-send")).to_have_text("1 read, to be sent when the connection is back")
+    page.reload()
+    expect(page.locator("#unread")).to_have_text("0")
+    expect(page.locator("#to-send")).to_have_text("1 read, to be sent when the connection is back")
+    again = start(demo.folder, port)
+    try:
+        page.evaluate("window.dispatchEvent(new Event('online'))")
+        expect(page.get_by_role("status")).to_have_text("live", timeout=25_000)
+        expect(page.locator("#notice")).to_be_hidden()
+        expect(page.locator("#to-send")).to_be_empty()
+        with psycopg.connect(again.conninfo, autocommit=True) as connection:
+            page.wait_for_function(
+                "() => Object.values(localStorage).every((text) => JSON.parse(text).outbox.length === 0)"
             )
-            expect(page.locator("#confirmed")).to_have_text(confirmed)
-    expect(page.locator("#score")).to_have_text("81.5")
-    expect(page.locator("#state")).to_have_text("Rising")
-    expect(page.locator("#count")).to_have_text("2")
-    expect(page.locator("#round-trip")).to_contain_text("ms")
-    expect(page.locator("#events li")).to_have_count(2)
-    assert len((page.locator("#trend").get_attribute("points") or "").split()) >= 3
+            row = connection.execute("select title from momentum_notifications where status = 'opened'").fetchone()
+            assert row == ("Read me",)
+    finally:
+        again.process.kill()
+        again.process.communicate()
 
 
-def test_a_coachs_page_follows_the_queue_and_the_distribution(demo: Demo, page: Page) -> None:
+def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> None:
     page.goto(demo.links[0])
-    expect(page.locator("#status")).to_have_text("live")
-    expect(page.locator("#people span")).to_have_count(6)
-    with psycopg.connect(demo.conninfo, autocommit=True) as connection:
-        connection.execute("update daily_engagement_scores set final_score = 80, momentum_state = 'Rising'")
-        expect(page.locator("#count-Rising")).to_have_text("6")
-        expect(page.locator("#bar [data-momentum=Rising]")).to_have_text("6")
-        connection.execute("delete from coach_interventions")
-        expect(page.locator("#queue tr")).to_have_count(0)
-        connection.execute(
-            "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason)"
-            " select id, 'check_in', current_date, '<b>fell</b>' from auth.users where email = 'ben@demo.invalid'"
-        )
-        expect(page.locator("#queue tr")).to_have_count(1)
-        expect(page.locator("#queue td").first).to_have_text("Ben")
-        expect(page.locator("#queue td").nth(2)).to_have_text("<b>fell</b>")
-        connection.execute("update coach_interventions set status = 'completed'")
-        expect(page.locator("#queue tr")).to_have_count(0)
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.get_by_role("heading", name="Noor’s people")).to_be_visible()
+    sql(demo, TODAYS, 80, "Rising")
+    expect(page.locator("#care-count")).to_have_text("0")
+    expect(page.locator("[data-state=Rising]")).to_contain_text("6")
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 20, "NeedsCare")
+    expect(page.locator("#care")).to_contain_text("Amara")
+    expect(page.locator("#care")).to_contain_text("20.0 ▼ Needs care")
+    expect(page.locator("[data-state=Rising]")).to_contain_text("5")
+    # The days are the database's count.
+    page.locator("#days").get_by_text("As a table").click()
+    expect(page.locator("#days tbody tr")).to_have_count(30)
+    expect(page.locator("#days tbody tr").first.locator("td")).to_have_text(["5", "0", "1"])
+    sql(demo, "delete from coach_interventions")
+    expect(page.locator("#queue tr")).to_have_count(0)
+    for kind, reason, status in (("check_in", "<b>fell</b>", "scheduled"), ("escalation", "no answer", "in_progress")):
+        sql(
+            demo,
+            "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason, status)"
+            " select id, %s, current_date, %s, %s from auth.users where email = 'ben@demo.invalid'",
+            kind, reason, status,
+        )  # fmt: skip
+    expect(page.locator("#queue tr")).to_have_count(2)
+    expect(page.locator("#queue")).to_contain_text("Bencheck in<b>fell</b>")
+    page.get_by_label("Status").select_option("in progress")
+    expect(page.locator("#queue tr")).to_have_count(1)
+    expect(page.locator("#queue")).to_contain_text("no answer")
+    page.get_by_label("Status").select_option("all")
+    page.get_by_label("For or why").fill("FELL")
+    expect(page.locator("#queue tr")).to_have_count(1)
+    page.get_by_label("For or why").fill("")
+    page.get_by_label("What").select_option("escalation")
+    expect(page.locator("#queue tr")).to_have_count(1)
+    sql(demo, "update coach_interventions set status = 'completed' where intervention_type = 'escalation'")
+    expect(page.locator("#queue tr")).to_have_count(1)
+    expect(page.locator("#queue")).to_contain_text("check in")  # a filter for what is gone lets go
 
 
-def test_a_page_with_a_wrong_token_says_that_it_cannot_connect(demo: Demo, browser: Browser) -> None:
+def test_one_person_in_detail_by_keyboard(demo: Demo, page: Page) -> None:
+    page.goto(demo.links[0])
+    expect(page.get_by_role("status")).to_have_text("live")
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 20, "NeedsCare")
+    name = page.locator("#care").get_by_role("button", name="Amara")
+    expect(name).to_be_visible()
+    name.focus()
+    page.keyboard.press("Enter")
+    detail = page.get_by_role("dialog", name="Amara")
+    expect(detail.get_by_role("img", name="Momentum 20.0 of 100: Needs care")).to_be_visible()
+    expect(detail.locator("#detail-trend svg")).to_be_visible()
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 19, "NeedsCare")
+    expect(detail.get_by_role("img", name="Momentum 19.0 of 100: Needs care")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(detail).to_be_hidden()
+    expect(page.locator("#care").get_by_role("button", name="Amara")).to_be_focused()
+
+
+@pytest.mark.skipif(missing("node") is not None, reason=str(missing("node")))
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("link", [0, 1], ids=["coach", "user"])
+def test_by_screen_reader_in_any_light_and_on_any_screen(
+    demo: Demo, browser: Browser, link: int, viewport: Any, scheme: Any
+) -> None:
+    """axe-core's rules for WCAG 2.2 AA, and nothing to scroll sideways for."""
+    notify(demo, "Read me")
+    page = browser.new_page(viewport=viewport, color_scheme=scheme)
+    page.goto(demo.links[link])
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.locator("figure svg")).to_be_visible()
+    if link == 0:
+        page.locator("[data-person]").first.click()
+        expect(page.locator("#detail-trend svg")).to_be_visible()
+        check_accessible(page)
+        page.keyboard.press("Escape")
+    check_accessible(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def check_accessible(page: Page) -> None:
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = page.evaluate("(tags) => axe.run(document, { runOnly: tags })", tags)
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]] == []
+
+
+def test_a_page_without_a_token_asks_for_one(demo: Demo, context: BrowserContext) -> None:
+    page = context.new_page()
+    address, given = demo.links[1].split("#")
+    page.goto(address)
+    expect(page.get_by_role("status")).to_have_text("not signed in")
+    token = dict(part.split("=", 1) for part in given.split("&"))["access_token"]
+    page.get_by_label("A token of yours").fill(token)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("status")).to_have_text("live")
+
+
+def test_a_page_with_a_wrong_token_says_so(demo: Demo, browser: Browser) -> None:
     page = browser.new_page()
-    page.goto(demo.links[1].split("#")[0] + "#access_token=x")
-    expect(page.locator("#status")).to_contain_text("connection lost")
+    page.goto(demo.links[1].split("#")[0] + "#access_token=x.y.z")
+    expect(page.get_by_role("alert")).to_contain_text("invalid_token")
+    expect(page.get_by_role("status")).to_have_text("offline")
+
+
+def test_what_the_pages_may_do(demo: Demo) -> None:
+    """Nothing but their own scripts and styles, and this server."""
+    root = demo.links[0].split("#")[0].removesuffix("coach.html")
+    for path in ("coach.html", "user.js", "sdk/index.js"):
+        headers = httpx.get(root + path).headers
+        policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+        assert policy["frame-ancestors"] == policy["form-action"] == policy["base-uri"] == "'none'"
+        assert "unsafe" not in json.dumps(policy)
+        assert headers["x-content-type-options"] == "nosniff"
+    assert httpx.get(root + "coach.html").status_code == 200
+    assert httpx.get(root + "nothing-there").status_code == 404
+    assert httpx.get(root + "../pages.py").status_code == 404

@@ -42,10 +42,10 @@ def command() -> list[str]:
     return [sys.executable, "-m", "momentum_sync", verb]
 
 
-def start(folder: Path) -> Demo:
+def start(folder: Path, port: int = 0) -> Demo:
     # A pace that leaves the database to the test: the first change comes with the start, the next after an hour.
     process = subprocess.Popen(
-        [*command(), "--port", "0", "--data-dir", str(folder), "--pace", "3600"],
+        [*command(), "--port", str(port), "--data-dir", str(folder), "--pace", "3600"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
     )  # fmt: skip
     assert process.stdout is not None

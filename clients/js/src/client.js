@@ -144,6 +144,11 @@ export class Client {
     return [...this.#following.channels];
   }
 
+  /** How many notifications were marked as read that the server has not heard of yet. */
+  get unsent() {
+    return this.#outbox.waiting.length;
+  }
+
   /** Milliseconds by which the server's feed was late at the last heartbeat. */
   get lagMs() {
     return this.#following.lagMs;

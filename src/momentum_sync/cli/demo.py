@@ -6,14 +6,12 @@ import asyncio
 import sys
 from contextlib import suppress
 from datetime import timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlencode
 
 import typer
 import uvloop
-from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 
 from momentum_sync import app, observe
@@ -65,8 +63,6 @@ def demo(
 async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> None:
     with app.stopped_by_signals() as stopped:
         async with app.server(settings, conninfo, stopped=stopped) as running:
-            pages = Path(str(resources.files("momentum_sync"))) / "web"
-            running.api.mount("/demo", StaticFiles(directory=pages))
             world = asyncio.ensure_future(live(conninfo, pace=pace))
             world.add_done_callback(lambda _: stopped.set())
             welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, secret, conninfo)))
@@ -94,7 +90,7 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
             *(("person", f"{person.id} {person.name}") for person in PEOPLE),
         ]
     )
-    lines += [f"  {COACH.name}, a coach", f"  {url}/demo/coach.html#{coach}", ""]
+    lines += [f"  {COACH.name}, a coach", f"  {url}/pages/coach.html#{coach}", ""]
     for person in PEOPLE[:2]:
         user = urlencode(
             [
@@ -103,7 +99,7 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
                 ("name", person.name),
             ]
         )
-        lines += [f"  {person.name}, a user", f"  {url}/demo/user.html#{user}", ""]
+        lines += [f"  {person.name}, a user", f"  {url}/pages/user.html#{user}", ""]
     lines += [
         "Change something yourself, with any client of PostgreSQL:",
         "",

@@ -45,6 +45,9 @@ def serve(
     token_in_query: Annotated[
         bool | None, typer.Option(help="Accept ?access_token=. [env: MOMENTUM_TOKEN_IN_QUERY; no]")
     ] = None,
+    pages: Annotated[
+        bool | None, typer.Option(help="Serve the pages for users and coaches. [env: MOMENTUM_PAGES; yes]")
+    ] = None,
     metrics_open: Annotated[
         bool | None, typer.Option(help="Answer /metrics without a key. [env: MOMENTUM_METRICS_OPEN; no]")
     ] = None,

@@ -20,6 +20,16 @@ on conflict (user_id, score_date) do update set
         from (select least(98, greatest(4, s.final_score + %(step)s)) as score) as moved)
 returning momentum_state
 
+-- name: past
+-- A month of earlier days, made up once.
+insert into public.daily_engagement_scores (
+    user_id, score_date, raw_score, normalized_score, final_score, momentum_state, events_count, breakdown)
+select %(user_id)s, current_date - d.ago::int, d.score, d.score, d.score,
+    case when d.score >= 66 then 'Rising' when d.score >= 40 then 'Steady' else 'NeedsCare' end,
+    1, jsonb_build_object('lessons', round(d.score * 0.6), 'journal', round(d.score * 0.4))
+from unnest(%(scores)s::numeric[]) with ordinality as d (score, ago)
+on conflict (user_id, score_date) do nothing
+
 -- name: intervention
 insert into public.coach_interventions (
     user_id, intervention_type, trigger_date, trigger_reason, trigger_momentum_state, assigned_coach_id, assigned_at,
@@ -47,8 +57,12 @@ insert into public.momentum_notifications (
 values (%(user_id)s, %(notification_type)s, current_date, %(title)s, %(message)s, %(action_type)s, 'sent', now())
 
 -- name: forget
--- A demo that runs for days keeps what fits on its pages.
+-- A demo that runs for days keeps what fits on its pages. What nobody read counts as read before it goes.
 with old_interventions as (
     delete from public.coach_interventions where status = 'completed' and completed_at < now() - interval '2 minutes'
+),
+read_by_time as (
+    update public.momentum_notifications set status = 'opened', opened_at = now()
+    where status = 'sent' and created_at < now() - interval '10 minutes'
 )
-delete from public.momentum_notifications where created_at < now() - interval '2 minutes'
+delete from public.momentum_notifications where status = 'opened' and opened_at < now() - interval '2 minutes'

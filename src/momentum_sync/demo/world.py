@@ -21,6 +21,7 @@ from momentum_sync.database import queries
 _SQL = queries.load(__package__)
 _NAMESPACE = UUID("6f1d0c1e-6d6f-4d65-8e74-756d2d73796e")
 _OPEN_INTERVENTIONS = 8
+_DAYS = 29
 _REASONS = (
     ("check_in", "Score fell three days in a row"),
     ("manual_outreach", "No journal entry for five days"),
@@ -80,6 +81,7 @@ async def _settle(connection: AsyncConnection[TupleRow], chance: random.Random) 
             },
         )
     for person in PEOPLE:
+        await connection.execute(_SQL["past"], {"user_id": person.id, "scores": _past(person)})
         await _score(connection, person, chance)
         await _intervene(connection, person, chance)
 
@@ -108,6 +110,16 @@ async def _change(connection: AsyncConnection[TupleRow], chance: random.Random) 
             await _intervene(connection, person, chance)
     elif what < 0.53:
         await connection.execute(_SQL["forget"])
+
+
+def _past(person: Person) -> list[float]:
+    """Scores of a month, yesterday's first; each person's own."""
+    chance = random.Random(person.name)
+    score, past = float(chance.randint(30, 80)), []
+    for _ in range(_DAYS):
+        score = min(98.0, max(5.0, score + chance.gauss(0, 6)))
+        past.append(round(score, 1))
+    return past
 
 
 async def _score(connection: AsyncConnection[TupleRow], person: Person, chance: random.Random) -> str:

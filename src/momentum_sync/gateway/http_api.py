@@ -54,6 +54,23 @@ class Notifications(ForUser):
     limit: _Whole = Field(50, ge=1, le=200)
 
 
+_Days = Annotated[_Whole, Field(ge=1, le=366)]
+
+
+class History(ForUser):
+    """Whose scores, and of how many days until today."""
+
+    days: _Days = 30
+
+
+class Overview(BaseModel):
+    """Of how many days until today."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    days: _Days = 30
+
+
 class Events(BaseModel):
     """After which event, on which channels beside the caller's own, and how many events at most."""
 
@@ -166,6 +183,7 @@ def make_api(
         """The user's notifications, newest first."""
         return _answer(await gateway.desk.notifications(caller, asked.user_id, asked.limit))
 
+    _add_charts(sync, gateway)
     _add_events(sync, gateway)
     _add_health(sync, gateway, capture_state, last_event_id, slot)
     api.include_router(sync)
@@ -182,6 +200,18 @@ def make_api(
         max_age=600,
     )
     return api
+
+
+def _add_charts(sync: APIRouter, gateway: Gateway) -> None:
+    @sync.post("/history", response_model=Answer, responses=_REFUSALS)
+    async def history(asked: History, caller: Caller) -> Response:
+        """The user's scores, day by day."""
+        return _answer(await gateway.desk.history(caller, asked.user_id, asked.days))
+
+    @sync.post("/overview", response_model=Answer, responses=_REFUSALS)
+    async def overview(asked: Overview, caller: Caller) -> Response:
+        """Everybody whom the caller may see: the latest scores, the states over time, the open interventions."""
+        return _answer(await gateway.desk.overview(caller, asked.days))
 
 
 def _add_events(sync: APIRouter, gateway: Gateway) -> None:

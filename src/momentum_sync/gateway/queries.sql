@@ -40,6 +40,67 @@ from (
     limit %(limit)s
 ) as n
 
+-- name: history
+-- The user's days, oldest first.
+select coalesce(json_agg(d.day order by d.score_date), '[]')::text, count(*)
+from (
+    select s.score_date, jsonb_build_object(
+        'score_date', s.score_date, 'momentum_state', s.momentum_state, 'final_score', s.final_score,
+        'events_count', s.events_count) as day
+    from public.daily_engagement_scores s
+    where s.user_id = %(user_id)s and s.score_date > current_date - %(days)s::int
+    order by s.score_date
+) as d
+
+-- name: overview
+-- Whatever the caller may see: the latest score of each user, those who need care first; how many were in which state on
+-- each day; the open interventions.
+with latest as (
+    select distinct on (s.user_id) s.user_id, s.score_date, s.momentum_state, s.final_score
+    from public.daily_engagement_scores s
+    order by s.user_id, s.score_date desc
+),
+people as (
+    select l.user_id, l.score_date, l.momentum_state, l.final_score
+    from latest l
+    order by l.final_score, l.user_id
+    limit %(people)s
+),
+days as (
+    select s.score_date,
+        count(*) filter (where s.momentum_state = 'Rising') as rising,
+        count(*) filter (where s.momentum_state = 'Steady') as steady,
+        count(*) filter (where s.momentum_state = 'NeedsCare') as needs_care
+    from public.daily_engagement_scores s
+    where s.score_date > current_date - %(days)s::int
+    group by s.score_date
+),
+open_ones as (
+    select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at
+    from public.coach_interventions i
+    where i.status in ('scheduled', 'in_progress')
+    order by i.scheduled_date nulls last, i.created_at, i.id
+    limit %(interventions)s
+)
+select jsonb_build_object(
+    'people', coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'user_id', p.user_id, 'score_date', p.score_date, 'momentum_state', p.momentum_state,
+            'final_score', p.final_score) order by p.final_score, p.user_id)
+        from people p), '[]'),
+    'days', coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'score_date', d.score_date, 'Rising', d.rising, 'Steady', d.steady, 'NeedsCare', d.needs_care)
+            order by d.score_date)
+        from days d), '[]'),
+    'interventions', coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'id', o.id, 'user_id', o.user_id, 'intervention_type', o.intervention_type, 'status', o.status,
+            'scheduled_date', o.scheduled_date, 'trigger_reason', o.trigger_reason,
+            'created_at', public.momentum_rfc3339(o.created_at))
+            order by o.scheduled_date nulls last, o.created_at, o.id)
+        from open_ones o), '[]'))::text
+
 -- name: mark_read
 -- Clicked is further than opened, and the first opening is the one that counts.
 update public.momentum_notifications m

@@ -27,6 +27,8 @@ from momentum_sync.identity.tokens import Identity
 _SQL = queries.load(__package__)
 _NULL = msgspec.Raw(b"null")
 _EMPTY = msgspec.Raw(b"[]")
+_MOST_PEOPLE = 500
+_MOST_INTERVENTIONS = 1_000
 
 
 class Desk:
@@ -129,6 +131,21 @@ class Desk:
             text, count = await _row(connection, "notifications", user_id=user_id, limit=limit)
             if count == 0 and not await may_act_for(connection, user_id):
                 raise Forbidden("This token does not allow that.")
+            return msgspec.Raw(str(text).encode())
+
+    async def history(self, identity: Identity, user_id: UUID, days: int) -> msgspec.Raw:
+        """A user's scores of the last days, oldest first, as a JSON array."""
+        async with self._pool.as_caller(identity) as connection:
+            text, count = await _row(connection, "history", user_id=user_id, days=days)
+            if count == 0 and not await may_act_for(connection, user_id):
+                raise Forbidden("This token does not allow that.")
+            return msgspec.Raw(str(text).encode())
+
+    async def overview(self, identity: Identity, days: int) -> msgspec.Raw:
+        """Whatever the caller may see of everybody: `people`, `days` and `interventions`, as a JSON object."""
+        async with self._pool.as_caller(identity) as connection:
+            asked = {"days": days, "people": _MOST_PEOPLE, "interventions": _MOST_INTERVENTIONS}
+            (text,) = await _row(connection, "overview", **asked)
             return msgspec.Raw(str(text).encode())
 
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:

@@ -120,6 +120,11 @@ class Client:
         return self._following.channels
 
     @property
+    def unsent(self) -> int:
+        """How many notifications were marked as read that the server has not heard of yet."""
+        return len(self._outbox.waiting)
+
+    @property
     def lag_ms(self) -> int:
         """Milliseconds by which the server's feed was late at the last heartbeat."""
         return self._following.lag_ms

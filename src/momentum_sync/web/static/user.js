@@ -1,0 +1,107 @@
+// A user's page: the state as it is now, live or as it was known last, and what there is to read.
+
+import { gauge, trend } from "./charts.js";
+import { badge, begin, element, fill, find, lines } from "./page.js";
+
+const HISTORY_DAYS = 30;
+const DETAILS_AFTER_MS = 700;
+const AGAIN_MS = 5_000;
+const SHOWN = "shown:history";
+
+const page = begin();
+if (page !== null) run(page);
+
+function run({ client, address, ask }) {
+  let count = 0;
+  let detailsLater;
+  let drawn = false;
+
+  if (address.has("name")) find("name").textContent = `${address.get("name")}’s`;
+
+  function show({ momentum, interventions, notifications, status }) {
+    const score = momentum?.final_score ?? null;
+    fill(find("gauge"), gauge(score, momentum?.momentum_state));
+    fill(find("state"), badge(momentum?.momentum_state));
+    showBreakdown(momentum?.breakdown ?? null);
+    showNotifications(notifications);
+    fill(find("interventions"), ...lines(interventions.map(intervention), "Nothing is planned."));
+    if (status === "live" && momentum?.has_data && !momentum.breakdown) detailsSoon();
+    if (!drawn && client.userId !== null) {
+      drawn = true;
+      void showTrend();
+    }
+  }
+
+  function showBreakdown(breakdown) {
+    if (breakdown === null) return; // not known for a moment: what is there stays
+    const rows = Object.entries(breakdown).filter(([, value]) => typeof value === "number");
+    fill(find("breakdown"), ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]));
+  }
+
+  function showNotifications(notifications) {
+    find("unread").textContent = notifications.length;
+    fill(find("notifications"), ...lines(notifications.map(notification), "All read."));
+    for (const button of find("notifications").querySelectorAll("button")) button.onclick = () => read(button.dataset.key);
+    const unsent = client.state.status === "live" ? 0 : client.unsent;
+    find("to-send").textContent = unsent > 0 ? `${unsent} read, to be sent when the connection is back` : "";
+  }
+
+  function read(id) {
+    const next = find("notifications").querySelector(`li:has([data-key="${id}"]) + li button`) ?? find("notifications-title");
+    next.focus();
+    void client.markNotificationRead(id);
+  }
+
+  /** Events come without the breakdown; it is asked for once they pause. */
+  function detailsSoon() {
+    clearTimeout(detailsLater);
+    detailsLater = setTimeout(() => client.requestMomentumUpdate().catch(() => {}), DETAILS_AFTER_MS);
+  }
+
+  const historyKey = () => `momentum:history:${client.userId}`;
+
+  async function showTrend() {
+    try {
+      const fetchIt = () => ask("/sync/history", { user_id: client.userId, days: HISTORY_DAYS });
+      const days = await client.cache.get(historyKey(), fetchIt, { persistent: true });
+      fill(find("trend"), trend(days));
+      client.cache.drop([SHOWN]);
+      await client.cache.get(SHOWN, () => days, { persistent: true });
+    } catch {
+      const shown = client.cache.peek(SHOWN); // not the latest, as the notice says
+      if (shown) fill(find("trend"), trend(shown.value));
+      if (client.state.status === "live") setTimeout(showTrend, AGAIN_MS);
+      else drawn = false; // when it is live again
+    }
+  }
+
+  client.addEventListener("state", show);
+  client.addEventListener("invalidated", (keys) => {
+    if (keys.includes(historyKey())) void showTrend();
+  });
+  client.addEventListener("event", (event) => {
+    count += 1;
+    find("count").textContent = count;
+    find("latency").textContent = `${Math.max(0, Date.now() - Date.parse(event.timestamp))} ms`;
+  });
+  show(client.state);
+  client.start();
+}
+
+function notification({ id, title, message }) {
+  return element(
+    "li",
+    {},
+    element("div", {}, element("b", {}, title), element("p", {}, message)),
+    element("button", { type: "button", "data-key": id, "aria-label": `Mark as read: ${title}` }, "Read"),
+  );
+}
+
+function intervention({ intervention_type: type, trigger_reason: reason, scheduled_date: date, status }) {
+  return element(
+    "li",
+    {},
+    element("div", {}, element("b", {}, type.replaceAll("_", " ")), element("p", {}, reason)),
+    element("span", { class: "soft" }, [date, status.replaceAll("_", " ")].filter(Boolean).join(", ")),
+  );
+}
