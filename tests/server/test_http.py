@@ -62,6 +62,50 @@ async def test_notifications_newest_first(server: Server, db: Sql, user: UUID, p
 
 
 @pytest.mark.parametrize("prefix", ["", PATH])
+async def test_history_day_by_day(server: Server, db: Sql, user: UUID, prefix: str) -> None:
+    for ago, score in ((0, 50), (2, 70), (40, 90)):
+        add_score(db, user, "Steady", score, day=f"current_date - {ago}")
+    async with server.http(sign(user)) as http:
+
+        async def ask(whose: UUID = user, **more: object) -> Any:
+            return (await http.post(f"{prefix}/sync/history", json={"user_id": str(whose), **more})).json()
+
+        days = (await ask())["data"]
+        assert [day["final_score"] for day in days] == [70, 50]
+        assert set(days[0]) == {"score_date", "momentum_state", "final_score", "events_count"}
+        assert [day["final_score"] for day in (await ask(days=1))["data"]] == [50]
+        assert [day["final_score"] for day in (await ask(days=366))["data"]] == [90, 70, 50]
+        assert (await ask(days=0))["error"]["code"] == "invalid_field"
+        assert (await ask(new_user(db)))["error"]["code"] == "forbidden"
+
+
+async def test_an_overview_is_of_whom_the_caller_may_see(server: Server, db: Sql, user: UUID, other: UUID) -> None:
+    coach = new_user(db)
+    add_score(db, user, "NeedsCare", 20)
+    add_score(db, user, "Rising", 80, day="current_date - 1")
+    add_score(db, other, "Rising", 90)
+    mine, others = add_intervention(db, user, coach=coach), add_intervention(db, other)
+    done = add_intervention(db, user, status="completed", coach=coach)
+
+    async def ask(token: str) -> Any:
+        async with server.http(token) as http:
+            return (await http.post("/sync/overview", json={})).json()["data"]
+
+    seen = await ask(sign(coach, app_role="coach"))
+    assert [(one["user_id"], one["final_score"]) for one in seen["people"]] == [(str(user), 20)], "who is assigned"
+    assert [(day["Rising"], day["Steady"], day["NeedsCare"]) for day in seen["days"]] == [(1, 0, 0), (0, 0, 1)]
+    assert {one["id"] for one in seen["interventions"]} == {str(mine), str(others)}, "coaches see all that are open"
+    assert str(done) not in str(seen)
+    everybody = await ask(sign(coach, app_role="admin"))
+    assert [one["user_id"] for one in everybody["people"]] == [str(user), str(other)], "who needs care comes first"
+    own = await ask(sign(other))
+    assert [one["user_id"] for one in own["people"]] == [str(other)]
+    assert [one["id"] for one in own["interventions"]] == [str(others)]
+    nobody = await ask(sign(new_user(db)))
+    assert nobody == {"people": [], "days": [], "interventions": []}
+
+
+@pytest.mark.parametrize("prefix", ["", PATH])
 async def test_health(server: Server, user: UUID, prefix: str) -> None:
     async with server.live(user), server.http() as http:
         response = await http.get(f"{prefix}/sync/health")
@@ -195,9 +239,16 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
     async with server.http() as http:
         described = (await http.get("/openapi.json")).json()
         assert (await http.get(f"{PATH}/openapi.json")).json() == described
-    assert set(described["paths"]) == {*ENDPOINTS, "/sync/events", "/sync/health", "/metrics"}
+    assert set(described["paths"]) == {
+        *ENDPOINTS,
+        "/sync/history",
+        "/sync/overview",
+        "/sync/events",
+        "/sync/health",
+        "/metrics",
+    }
     assert "409" in described["paths"]["/sync/events"]["post"]["responses"]
-    for path in (*ENDPOINTS, "/sync/events"):
+    for path in (*ENDPOINTS, "/sync/history", "/sync/overview", "/sync/events"):
         assert {"200", "401", "403", "422", "503"} <= set(described["paths"][path]["post"]["responses"])
 
 

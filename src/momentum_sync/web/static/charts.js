@@ -49,12 +49,13 @@ const up = (part) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - part);
 
 /** Dates below a chart: the first, the last, and some between. */
 function dates(days) {
-  const every = Math.max(1, Math.ceil(days.length / 6));
-  return days.flatMap((one, index) =>
-    index % every === 0 || index === days.length - 1
-      ? [draw("text", { class: "axis", x: across(index, days.length), y: HEIGHT - 8, "text-anchor": "middle" }, day(one.score_date))]
-      : [],
-  );
+  const every = Math.max(1, Math.ceil(days.length / 5));
+  const last = days.length - 1;
+  return days.flatMap(({ score_date: date }, index) => {
+    if (index !== last && (index % every !== 0 || last - index < every / 2)) return [];
+    const place = index === last ? { x: WIDTH, "text-anchor": "end" } : { x: across(index, days.length), "text-anchor": "middle" };
+    return [draw("text", { class: "axis", y: HEIGHT - 8, ...place }, day(date))];
+  });
 }
 
 function level(part, text) {
