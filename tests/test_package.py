@@ -1,0 +1,60 @@
+"""What is installed: the SDK alone by default; pages, their SDK and migrations are in the wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked, with nothing beside it but what the SDK depends on."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)],
+        cwd=ROOT, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    (built,) = folder.glob("*.whl")
+    installed = folder / "installed"
+    zipfile.ZipFile(built).extractall(installed)
+    for name in ("msgspec", "websockets"):
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        (installed / name).symlink_to(Path(spec.origin).parent)
+    return installed
+
+
+def run(wheel: Path, code: str) -> subprocess.CompletedProcess[str]:
+    text = f"import sys; sys.path.insert(0, {str(wheel)!r}); {code}"
+    return subprocess.run([sys.executable, "-I", "-S", "-c", text], capture_output=True, text=True, timeout=60)
+
+
+def test_the_sdk_needs_nothing_of_the_server(wheel: Path) -> None:
+    done = run(wheel, "import momentum_sync as m; print(m.Client('https://x', 't').state.status, *m.__all__)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("offline Cache Client")
+
+
+def test_without_the_server_the_command_says_what_to_install(wheel: Path) -> None:
+    done = run(wheel, "from momentum_sync.__main__ import main; main()")
+    assert done.returncode == 2
+    assert "pip install 'momentum-sync[server]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_wheel_holds_pages_sdk_and_migrations(wheel: Path) -> None:
+    package = wheel / "momentum_sync"
+    for name in ("web/static/user.html", "web/static/coach.js", "web/sdk/index.js", "web/sdk/client.js", "py.typed"):
+        assert (package / name).is_file(), name
+    assert len(list((package / "supabase" / "migrations").glob("*.sql"))) == 2
+    metadata = next(wheel.glob("*.dist-info")) / "METADATA"
+    needed = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.startswith("Requires-Dist")]
+    assert sorted(line.split()[1].split(">")[0] for line in needed if "extra" not in line) == ["msgspec", "websockets"]
