@@ -196,11 +196,11 @@ export class Client {
   }
 
   /**
-   * Waits until the state is current. Throws Ended if it will not be.
+   * Waits until the state is current. Throws Ended, or Offline where the client was closed, if it will not be.
    * @returns {Promise<State>}
    */
   async untilLive() {
-    await this.#stream.until(() => this.#following.status === "live");
+    await this.#stream.surely(() => this.#following.status === "live");
     return this.state;
   }
 
@@ -216,9 +216,9 @@ export class Client {
     this.#post();
   }
 
-  /** Waits until the server has taken everything that was marked. Throws Ended if it will not. */
+  /** Waits until the server has taken everything that was marked. Throws as `untilLive`. */
   async sent() {
-    await this.#stream.until(() => this.#outbox.waiting.length === 0);
+    await this.#stream.surely(() => this.#outbox.waiting.length === 0);
   }
 
   /**
@@ -339,7 +339,7 @@ export class Client {
       return await connection.ended;
     } catch (error) {
       if (error instanceof ClientError) return error;
-      throw error;
+      return new ClientError(`The client failed: ${error}.`, { cause: error }); // whatever it is, the client comes back
     } finally {
       this.#connection = null;
     }
@@ -606,7 +606,16 @@ export class Client {
    * @param {ClientEvents[Name]} payload
    */
   #emit(name, payload) {
-    for (const listener of [...(this.#listeners.get(name) ?? [])]) listener(payload);
+    for (const listener of [...(this.#listeners.get(name) ?? [])]) {
+      try {
+        listener(payload);
+      } catch (error) {
+        // The program's, and no reason not to go on: it surfaces where uncaught errors do.
+        setTimeout(() => {
+          throw error;
+        });
+      }
+    }
   }
 }
 

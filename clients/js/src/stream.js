@@ -1,5 +1,7 @@
 // What has come and the program has not taken yet, and who waits for it.
 
+import { Offline } from "./errors.js";
+
 /** @import { Event, Output, Resync } from "./following.js" */
 /** @import { Ended } from "./errors.js" */
 
@@ -81,7 +83,10 @@ export class Stream {
       for (;;) {
         await this.until(() => this.#waiting.length > 0);
         const [output] = this.#waiting;
-        if (output === undefined) return; // the program has closed the client
+        if (output === undefined) {
+          if (this.#end !== null) throw this.#end;
+          return; // the program has closed the client
+        }
         if (output.kind === "event" || output.kind === "resync") yield output;
         if (this.#waiting[0] === output) this.#take();
       }
@@ -106,20 +111,28 @@ export class Stream {
   }
 
   /**
-   * Waits until something is so. Throws Ended if it will not be; resolves where the program has closed the client.
+   * Waits until something is so, or no more will come.
    * @param {() => boolean} reached
    * @returns {Promise<void>}
    */
   until(reached) {
-    return new Promise((resolve, reject) => {
+    return new Promise((resolve) => {
       const look = () => {
         if (!reached() && !this.#finished) return;
         this.#waiters.delete(look);
-        if (!reached() && this.#end !== null) reject(this.#end);
-        else resolve();
+        resolve();
       };
       this.#waiters.add(look);
       look();
     });
+  }
+
+  /**
+   * Waits until something is so. Throws Ended, or Offline where the client was closed, if it will not be.
+   * @param {() => boolean} reached
+   */
+  async surely(reached) {
+    await this.until(reached);
+    if (!reached()) throw this.#end ?? new Offline("The client was closed.");
   }
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from momentum_sync.sdk.store import Entry
 
+_LOG = logging.getLogger("momentum_sync.sdk")
 _MOST_FETCHES = 3
 
 
@@ -58,7 +60,10 @@ class Cache:
         persistent = bool(self._persistent & gone)
         self._persistent -= gone
         for listener in list(self._listeners):
-            listener(frozenset(gone))
+            try:
+                listener(frozenset(gone))
+            except Exception:  # the program's, and no reason not to go on
+                _LOG.exception("a listener of the cache raised")
         return persistent
 
     def clear(self) -> bool:

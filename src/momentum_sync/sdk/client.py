@@ -93,7 +93,7 @@ class Client:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._save()
         self._following.lost(self._clock())
-        await self._stream.tell()
+        await self._stream.finish(None)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -146,16 +146,14 @@ class Client:
         """The state now, and again whenever it is another; what changes faster than it is taken is left out."""
         known: list[State] = [self.state]
         yield known[0]
-        while self._stream.end is None:
+        while not self._stream.finished:
             await self._stream.until(lambda: self.state != known[0])
             known[0] = self.state
             yield known[0]
 
     async def until_live(self) -> State:
-        """Waits until the state is current. Raises Ended if it will not be."""
-        await self._stream.until(lambda: self._following.status == "live")
-        if self._stream.end is not None:
-            raise self._stream.end
+        """Waits until the state is current. Raises Ended, or Offline where the client was closed, if it will not be."""
+        await self._stream.surely(lambda: self._following.status == "live")
         return self.state
 
     async def mark_notification_read(self, notification_id: str) -> None:
@@ -168,10 +166,8 @@ class Client:
         await self._post()
 
     async def sent(self) -> None:
-        """Waits until the server has taken everything that was marked. Raises Ended if it will not."""
-        await self._stream.until(lambda: not self._outbox.waiting)
-        if self._outbox.waiting and self._stream.end is not None:
-            raise self._stream.end
+        """Waits until the server has taken everything that was marked. Raises as `until_live`."""
+        await self._stream.surely(lambda: not self._outbox.waiting)
 
     async def request_momentum_update(self) -> Momentum:
         """The momentum with what events do not carry: its breakdown and count. Raises Offline or RequestFailed."""
@@ -222,10 +218,9 @@ class Client:
             self._outbox.lost()
             self._report(error)
             if isinstance(error, Ended):
-                self._stream.end = error
                 self._following.ended(now)
                 await self._save()
-                await self._stream.tell()
+                await self._stream.finish(error)
                 return
             await self._stream.tell()
             if verdict(getattr(error, "status", None) or getattr(error, "code", None)) == "later":
@@ -262,6 +257,9 @@ class Client:
             if isinstance(error, errors.ConnectionLost) and self._is_frozen():
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
+        except Exception as error:  # whatever it is, the client comes back
+            _LOG.exception("the client failed")
+            return ClientError(f"The client failed: {type(error).__name__}: {error}.")
         finally:
             self._connection = None
             if connection is not None:
@@ -427,7 +425,10 @@ class Client:
         loud = isinstance(error, Ended | errors.Gap | errors.NotUnderstood | errors.Rejected | errors.StoreFailed)
         _LOG.log(logging.WARNING if loud else logging.INFO, "%s: %s", type(error).__name__, error)
         if self._on_error is not None:
-            self._on_error(error)
+            try:
+                self._on_error(error)
+            except Exception:  # the program's, and no reason not to go on
+                _LOG.exception("on_error raised")
 
     def _spawn(self, work: Coroutine[object, object, None], name: str | None = None) -> None:
         task = asyncio.create_task(work, name=name)

@@ -6,20 +6,24 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from momentum_sync.errors import Ended
+from momentum_sync.errors import Ended, Offline
 from momentum_sync.sdk.following import Event, Output, Resync
 
 _MOST_WAITING = 10_000
 
 
 class Stream:
-    """Outputs in order. `settle` is called with each once the program has had it; `end` is why no more will come."""
+    """Outputs in order. `settle` is called with each once the program has had it.
+
+    Once `finished`, no more will come: because of `end`, or because the program wanted it so.
+    """
 
     def __init__(self, settle: Callable[[Output], None]) -> None:
         self._settle = settle
         self._waiting: deque[Output] = deque()
         self._iterating = False
         self._changed = asyncio.Condition()
+        self.finished = False
         self.end: Ended | None = None
 
     @property
@@ -65,8 +69,9 @@ class Stream:
             while True:
                 await self.until(lambda: bool(self._waiting))
                 if not self._waiting:
-                    assert self.end is not None
-                    raise self.end
+                    if self.end is not None:
+                        raise self.end
+                    return  # the program has closed the client
                 output = self._waiting[0]
                 if isinstance(output, Event | Resync):
                     yield output
@@ -80,7 +85,19 @@ class Stream:
         async with self._changed:
             self._changed.notify_all()
 
+    async def finish(self, why: Ended | None) -> None:
+        """No more will come: the reason, or None where the program wanted it so."""
+        self.finished = True
+        self.end = self.end or why
+        await self.tell()
+
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits until something is so, or the end."""
+        """Waits until something is so, or no more will come."""
         async with self._changed:
-            await self._changed.wait_for(lambda: reached() or self.end is not None)
+            await self._changed.wait_for(lambda: reached() or self.finished)
+
+    async def surely(self, reached: Callable[[], bool]) -> None:
+        """Waits until something is so. Raises Ended, or Offline where the client was closed, if it will not be."""
+        await self.until(reached)
+        if not reached():
+            raise self.end or Offline("The client was closed.")

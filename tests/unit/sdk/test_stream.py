@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from momentum_sync import Ended, Event
+from momentum_sync import Ended, Event, Offline
 from momentum_sync.sdk import stream
 from momentum_sync.sdk.following import Invalidated, Output
 from momentum_sync.sdk.stream import Stream
@@ -84,11 +84,23 @@ async def test_it_is_bounded(waiting: Stream, settled: list[str]) -> None:
 async def test_the_end(waiting: Stream) -> None:
     events = waiting.begin()
     waiting.add(event(1))
-    waiting.end = Ended(4410, "replaced")
-    assert (await anext(events)).id == "1"
+    await waiting.finish(Ended(4410, "replaced"))
+    assert (await anext(events)).id == "1", "what has come is still to be had"
     with pytest.raises(Ended):
         await anext(events)
     await asyncio.wait_for(waiting.until(lambda: False), 1)
+    with pytest.raises(Ended):
+        await waiting.surely(lambda: False)
+
+
+async def test_closed_by_the_program(waiting: Stream) -> None:
+    events = waiting.begin()
+    asked = asyncio.ensure_future(anext(events, None))
+    await asyncio.sleep(0)
+    await waiting.finish(None)
+    assert await asyncio.wait_for(asked, 1) is None
+    with pytest.raises(Offline):
+        await waiting.surely(lambda: False)
 
 
 async def test_one_iterator_at_a_time(waiting: Stream) -> None:
