@@ -33,13 +33,18 @@ export function badge(state) {
   return element("span", { class: "badge", "data-momentum": state ?? "" }, sign, ` ${words(state)}`);
 }
 
-/** Puts children in an element only where they differ from what is there; the button that has the focus keeps it. */
+/**
+ * Puts children in an element only where they differ from what is there; the button that has the focus keeps it, and
+ * what was unfolded stays so.
+ */
 export function fill(target, ...children) {
   const beside = document.createElement("div");
   beside.append(...children);
-  if (target.innerHTML === beside.innerHTML) return;
+  if (target.innerHTML.replace("<details open=\"\">", "<details>") === beside.innerHTML) return;
   const key = target.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const unfolded = target.querySelector("details[open]") !== null;
   target.replaceChildren(...beside.childNodes);
+  if (unfolded) target.querySelector("details")?.setAttribute("open", "");
   if (key !== undefined) target.querySelector(`[data-key="${key}"]`)?.focus();
 }
 
