@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from momentum_sync.app import token_rules
 from momentum_sync.bench.load import Load, Target, run
 from momentum_sync.bench.tally import Tally, spread
 from momentum_sync.cli import explained
-from momentum_sync.cli.token import Role, sign
+from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, duration, read
 
@@ -97,12 +96,9 @@ def _database(settings: Settings) -> Iterator[str]:
 
 
 def _token_maker(settings: Settings) -> Callable[[UUID], str]:
-    secret = token_rules(settings).secret
-    if secret is None:
-        raise Unsuitable(
-            "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
-            "Run the load against a server with a SUPABASE_JWT_SECRET of its own, and give the same here.",
-        )
+    secret = secret_of(
+        settings, "Run the load against a server with a SUPABASE_JWT_SECRET of its own, and give it here."
+    )
     return lambda user: sign(secret, user, Role.user, _TOKENS_LAST, audience=settings.jwt_audience)
 
 

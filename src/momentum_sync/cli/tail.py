@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from momentum_sync import Client, ClientError, Ended, Event, FileStore, Rejected, Resync
-from momentum_sync.app import token_rules
 from momentum_sync.cli import explained
-from momentum_sync.cli.token import Role, sign
+from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
 
@@ -81,12 +80,7 @@ def tail(
 
 def _token_maker(user: UUID | None) -> Callable[[], str]:
     settings = read()
-    secret = token_rules(settings).secret
-    if secret is None:
-        raise Unsuitable(
-            "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
-            "Give one: --token …, or MOMENTUM_TOKEN.",
-        )
+    secret = secret_of(settings, "Give one: --token …, or MOMENTUM_TOKEN.")
     role = Role.service_role if user is None else Role.user
     return lambda: sign(secret, user, role, _TOKENS_LAST, audience=settings.jwt_audience)
 

@@ -14,7 +14,7 @@ import typer
 from momentum_sync.app import token_rules
 from momentum_sync.cli import explained
 from momentum_sync.errors import Unsuitable
-from momentum_sync.settings import duration, read
+from momentum_sync.settings import Settings, duration, read
 
 
 class Role(StrEnum):
@@ -34,12 +34,7 @@ def token(
     """Print a token signed with SUPABASE_JWT_SECRET, or with the development secret if there is none."""
     with explained():
         settings = read()
-        secret = token_rules(settings).secret
-        if secret is None:
-            raise Unsuitable(
-                "Tokens of this project are signed by SUPABASE_URL, whose private key only it has.",
-                "Sign in there, or set SUPABASE_JWT_SECRET to a secret that the server has too.",
-            )
+        secret = secret_of(settings, "Sign in there, or set SUPABASE_JWT_SECRET to a secret that the server has too.")
         if (user is None) != (role is Role.service_role):
             raise Unsuitable(
                 "A token is a user's, and only service_role has none.",
@@ -49,6 +44,14 @@ def token(
         if lifetime is None:
             raise Unsuitable(f"--expires {expires} is no duration.", "Write a number with s, m, h or d: 1h")
     typer.echo(sign(secret, user, role, lifetime, audience=settings.jwt_audience))
+
+
+def secret_of(settings: Settings, otherwise: str) -> str:
+    """What the project's tokens are signed with. Raises Unsuitable, with what to do otherwise, if nobody here has it."""
+    secret = token_rules(settings).secret
+    if secret is None:
+        raise Unsuitable("Tokens of this project are signed by SUPABASE_URL, whose private key only it has.", otherwise)
+    return secret
 
 
 def sign(secret: str, user: UUID | None, role: Role, lifetime: timedelta, *, audience: str) -> str:
