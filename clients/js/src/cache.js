@@ -36,7 +36,7 @@ export class Cache {
 
   /**
    * The value of a key, fetched if it is not there. What `fetch` throws is thrown, and nothing is kept. A `persistent`
-   * value outlives the program, in the client's store, and must be JSON.
+   * value outlives the program, in the client's store, and must be JSON: TypeError if it is not.
    * @template T
    * @param {string} key
    * @param {() => T | Promise<T>} fetch
@@ -75,6 +75,7 @@ export class Cache {
       this.#fetching.delete(key); // what it brings is not kept
       persistent = this.#persistent.delete(key) || persistent;
     }
+    if (persistent) this.#kept();
     return persistent;
   }
 
@@ -121,6 +122,7 @@ export class Cache {
       for (let turn = 1; ; turn += 1) {
         const at = this.#clock();
         const value = await fetch();
+        if (persistent) JSON.stringify(value); // rather now, to whoever asks, than when all of it is saved
         if (mine()) {
           this.#entries.set(key, { value, at });
           if (persistent) {

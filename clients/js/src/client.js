@@ -3,22 +3,21 @@
 // It connects, comes back by itself for as long as it is open, and keeps its place. Every failure is a typed error, told
 // to listeners of "error" and to `log`; nothing is printed.
 
-import { Cache } from "./cache.js";
-import { address, connect, subject } from "./connection.js";
+import { address, connect, fresh, subject } from "./connection.js";
 import {
   ClientError,
   ConnectionLost,
   Ended,
   FeedFrozen,
+  Gap,
+  NotUnderstood,
   Offline,
   Rejected,
   RequestFailed,
-  TokenUnavailable,
+  StoreFailed,
 } from "./errors.js";
-import { Following, pause, verdict } from "./following.js";
-import { Outbox } from "./outbox.js";
-import { Keeper } from "./store.js";
-import { Stream } from "./stream.js";
+import { pause, verdict } from "./following.js";
+import { Known } from "./known.js";
 
 /** @import { Event, Resync, State } from "./following.js" */
 /** @import { Momentum } from "./messages.js" */
@@ -48,9 +47,12 @@ import { Stream } from "./stream.js";
  * @property {typeof fetch} [fetch]
  */
 
+const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 const TICK_MS = 1_000;
 const STEADY_MS = 5_000;
 const LATER = 6; // as after so many failures: the longest pause
+const ACKNOWLEDGE_AFTER_MS = 100; // servers take 20 messages a second
+const KEYS_A_MESSAGE = 500;
 
 /** A user's connection to a Momentum Sync server, and what it knows. */
 export class Client {
@@ -60,23 +62,28 @@ export class Client {
   #patience;
   #clock;
   #wanted;
-  #following;
-  #keeper;
-  #outbox = new Outbox();
-  #stream;
+  #known;
+  /** @type {string[]} */
+  #askedFor = [];
+  #tokenSent = "";
   /** @type {Connection | null} */
   #connection = null;
   /** @type {Map<string, Set<(payload: any) => void>>} */
   #listeners = new Map();
   /** @type {(() => void) | null} */
   #hurry = null;
+  #woken = false;
   /** @type {ReturnType<typeof setInterval> | undefined} */
   #ticker;
   /** @type {(() => void)[]} */
   #untie = [];
+  #started = false;
   #open = false;
-  #probing = false;
-  #reading = false;
+  #closing = new AbortController();
+  /** @type {Set<string>} */
+  #toAcknowledge = new Set();
+  /** @type {Set<string>} */
+  #underWay = new Set();
   #told = "";
 
   /**
@@ -87,25 +94,28 @@ export class Client {
    */
   constructor(url, token, options = {}) {
     address(url, {}, []);
+    const userId = options.userId?.toLowerCase() ?? null;
     this.#url = url;
     this.#token = token;
-    this.#options = { clientId: randomId(), ...options };
+    this.#options = { clientId: randomId(), ...options, userId };
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
     this.#wanted = [...new Set(options.channels ?? [])];
-    this.#following = new Following(options.userId ?? null);
-    this.#keeper = new Keeper(options.store ?? null, options.userId ?? null);
-    this.#stream = new Stream((output) => this.#keeper.settle(output));
-    /** What the program has fetched, until the server says that it is no longer true. */
-    this.cache = new Cache(this.#clock, () => this.#keep());
+    this.#known = new Known(
+      options.store ?? null,
+      userId,
+      this.#clock,
+      (error) => this.#report(error),
+      (keys) => this.#emit("invalidated", keys),
+    );
   }
 
   // What a program asks for
 
   /** Reads the store and connects, in the background. */
   start() {
-    if (this.#open) throw new Error("A client is started once.");
-    this.#open = true;
+    if (this.#started) throw new Error("A client is started once.");
+    this.#started = this.#open = true;
     this.#ticker = setInterval(() => this.#tick(), Math.min(TICK_MS, this.#patience / 4));
     this.#untie = this.#tie();
     void this.#run();
@@ -115,15 +125,25 @@ export class Client {
   /** Ends the connection, and saves the place. */
   async close() {
     if (!this.#open) return;
-    this.#open = false;
-    clearInterval(this.#ticker);
-    for (const untie of this.#untie) untie();
-    await this.#save();
+    this.#end();
     this.#connection?.end(new ConnectionLost("The program has closed the connection."));
     this.#hurry?.();
-    this.#following.lost(this.#clock());
+    await this.#known.save();
+    this.#known.following.lost(this.#clock());
     this.#tell();
-    this.#stream.finish(null);
+    this.#known.stream.finish(null);
+  }
+
+  #end() {
+    this.#open = false;
+    this.#closing.abort();
+    clearInterval(this.#ticker);
+    for (const untie of this.#untie) untie();
+  }
+
+  /** What the program has fetched, until the server says that it is no longer true. */
+  get cache() {
+    return this.#known.cache;
   }
 
   /**
@@ -131,27 +151,27 @@ export class Client {
    * @returns {State}
    */
   get state() {
-    return this.#following.known(this.#outbox);
+    return this.#known.state;
   }
 
   /** Whose data it is; null until that is known, and for a connection without a user. */
   get userId() {
-    return this.#following.userId || null;
+    return this.#known.following.userId || null;
   }
 
   /** The channels that are held, as the server confirmed them last. */
   get channels() {
-    return [...this.#following.channels];
+    return [...this.#known.following.channels];
   }
 
   /** How many notifications were marked as read that the server has not heard of yet. */
   get unsent() {
-    return this.#outbox.waiting.length;
+    return this.#known.outbox.waiting.length;
   }
 
   /** Milliseconds by which the server's feed was late at the last heartbeat. */
   get lagMs() {
-    return this.#following.lagMs;
+    return this.#known.following.lagMs;
   }
 
   /**
@@ -180,11 +200,11 @@ export class Client {
    *
    * An event counts as had once the next one is asked for, or `had` was called with it: with a store, a program that is
    * started again goes on there, and so does the next iterator. Throws Ended where the client does not come back by
-   * itself. One iterator at a time.
-   * @returns {AsyncGenerator<Event | Resync, void, void>}
+   * itself. Another iterator takes over, and ends this one.
+   * @returns {AsyncIterableIterator<Event | Resync>}
    */
   events() {
-    return this.#stream.begin();
+    return this.#known.stream.begin();
   }
 
   /**
@@ -192,7 +212,7 @@ export class Client {
    * @param {Event | Resync} event
    */
   had(event) {
-    this.#stream.had(event);
+    this.#known.stream.had(event);
   }
 
   /**
@@ -200,25 +220,26 @@ export class Client {
    * @returns {Promise<State>}
    */
   async untilLive() {
-    await this.#stream.surely(() => this.#following.status === "live");
+    await this.#known.stream.surely(() => this.#known.following.status === "live");
     return this.state;
   }
 
   /**
    * Resolves once it is kept; the server is told now or, offline, later. What the server has against it, is told to
-   * listeners of "error".
+   * listeners of "error". Throws TypeError if it is no UUID.
    * @param {string} notificationId
    */
   async markNotificationRead(notificationId) {
-    this.#outbox.add(notificationId.toLowerCase());
+    this.#known.outbox.add(notificationId);
+    this.#known.keep();
     this.#tell();
-    await this.#save();
+    await this.#known.save();
     this.#post();
   }
 
   /** Waits until the server has taken everything that was marked. Throws as `untilLive`. */
   async sent() {
-    await this.#stream.surely(() => this.#outbox.waiting.length === 0);
+    await this.#known.stream.surely(() => this.#known.outbox.waiting.length === 0);
   }
 
   /**
@@ -227,11 +248,7 @@ export class Client {
    */
   async requestMomentumUpdate() {
     const { data } = await this.#ask({ type: "request_momentum_update" });
-    if (this.#following.state.readAgain(data)) {
-      this.#keeper.state.readAgain(data);
-      this.#keep();
-      this.#tell();
-    }
+    if (this.#known.readAgain(data)) this.#tell();
     return data;
   }
 
@@ -264,36 +281,39 @@ export class Client {
 
   /** The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives. */
   wake() {
-    this.#hurry?.();
-    if (this.#connection !== null && !this.#checkFrozen()) void this.#probe(this.#connection);
+    const connection = this.#connection;
+    if (this.#hurry !== null) this.#hurry();
+    else this.#woken = connection === null; // it is connecting: if that fails, it does not wait
+    if (connection !== null && !this.#checkFrozen()) void this.#once("probe", () => this.#probe(connection));
   }
 
   // The connection, again and again
 
   async #run() {
-    await this.#load();
+    await this.#known.load();
     let failures = 0;
     while (this.#open) {
       const began = this.#clock();
-      const error = await this.#once();
+      const error = await this.#connect();
       if (!this.#open) return;
       const now = this.#clock();
-      failures = this.#following.online && now - began > STEADY_MS ? 1 : failures + 1;
-      this.#following.lost(now);
-      this.#outbox.lost();
+      failures = this.#known.following.online && now - began > STEADY_MS ? 1 : failures + 1;
+      this.#known.following.lost(now);
+      this.#known.outbox.lost();
       this.#report(error);
       if (error instanceof Ended) {
-        this.#following.ended(now);
-        await this.#save();
+        this.#end();
+        this.#known.following.ended(now);
+        await this.#known.save();
         this.#tell();
-        this.#stream.finish(error);
+        this.#known.stream.finish(error);
         return;
       }
       this.#tell();
       const code = error instanceof Rejected ? error.status : error instanceof ConnectionLost ? error.code : null;
       if (code !== null && verdict(code) === "later") failures = Math.max(failures, LATER);
       if (!(error instanceof FeedFrozen)) await this.#pause(pause(failures, Math.random()));
-      while (this.#open && this.#stream.filled) await this.#pause(TICK_MS);
+      while (this.#open && this.#known.stream.filled) await this.#pause(TICK_MS);
     }
   }
 
@@ -303,6 +323,11 @@ export class Client {
    */
   #pause(milliseconds) {
     return new Promise((resolve) => {
+      if (this.#woken) {
+        this.#woken = false;
+        resolve();
+        return;
+      }
       const timer = setTimeout(() => this.#hurry?.(), milliseconds);
       this.#hurry = () => {
         clearTimeout(timer);
@@ -316,27 +341,24 @@ export class Client {
    * One connection, to its end; what ended it.
    * @returns {Promise<ClientError>}
    */
-  async #once() {
+  async #connect() {
     try {
-      const WebSocket = await this.#webSocket();
-      const token = await this.#freshToken();
-      this.#isFor(subject(token));
-      const query = {
-        user_id: this.#options.userId ?? null,
-        client_id: this.#options.clientId,
-        last_event_id: this.#following.connecting(),
-      };
-      const fetch = this.#options.fetch ?? globalThis.fetch;
-      const target = address(this.#url, query, this.#wanted);
-      const connection = await connect(target, token, { WebSocket, fetch, url: this.#url });
-      if (!this.#open) {
-        connection.end(new ConnectionLost("The program has closed the connection."));
-        return connection.ended;
-      }
-      this.#following.opened(this.#clock());
+      const WebSocket = this.#webSocket();
+      const token = (this.#tokenSent = await fresh(this.#token));
+      this.#known.isFor(subject(token));
+      this.#askedFor = [...this.#wanted];
+      const { userId, clientId, fetch = globalThis.fetch } = this.#options;
+      const query = { user_id: userId, client_id: clientId, last_event_id: this.#known.following.connecting() };
+      const environment = { WebSocket, fetch, url: this.#url, userId, signal: this.#closing.signal };
+      const connection = await connect(address(this.#url, query, this.#askedFor), token, environment);
+      this.#known.following.opened(this.#clock());
+      this.#woken = false;
       this.#connection = connection;
+      if (!this.#open) connection.end(new ConnectionLost("The program has closed the connection."));
       connection.listen((text) => this.#take(text, connection));
-      return await connection.ended;
+      const error = await connection.ended;
+      if (error instanceof Gap) this.#known.greeted(); // it may be of another user
+      return error;
     } catch (error) {
       if (error instanceof ClientError) return error;
       return new ClientError(`The client failed: ${error}.`, { cause: error }); // whatever it is, the client comes back
@@ -350,7 +372,7 @@ export class Client {
    * @param {Connection} connection
    */
   #take(text, connection) {
-    for (const output of this.#following.receive(text, this.#clock())) {
+    for (const output of this.#known.following.receive(text, this.#clock())) {
       if (output.kind === "answer") {
         this.#answered(output.message, connection);
         continue;
@@ -363,16 +385,14 @@ export class Client {
         persistent = this.cache.drop(output.keys);
         this.#emit("invalidated", output.keys);
       }
-      this.#stream.add(output);
+      this.#known.stream.add(output);
       if (output.kind === "event" || output.kind === "resync") this.#emit(output.kind, output);
-      const kept = persistent ? this.#save() : Promise.resolve();
-      if (output.kind === "invalidated") {
-        void kept.then(() => connection.send({ type: "cache_invalidation_ack", cache_keys: output.keys }));
-      }
+      const kept = persistent ? this.#known.save() : Promise.resolve();
+      if (output.kind === "invalidated") void kept.then(() => this.#isGone(output.keys));
     }
-    if (this.#following.state.unsure) void this.#readAgain();
+    if (this.#known.following.state.unsure) void this.#once("read again", () => this.#readAgain());
     this.#tell();
-    if (this.#stream.full) {
+    if (this.#known.stream.full) {
       connection.end(new ConnectionLost("The program does not take its events; the connection waits for it."));
     }
   }
@@ -382,14 +402,15 @@ export class Client {
    * @param {Connection} connection
    */
   #answered(message, connection) {
-    const { type, ref } = message;
+    const { type, ref, refused = [] } = message;
+    if (type !== "error") this.#reportRefused(refused);
     if (type === "token_expiring") {
-      void this.#renew();
+      void this.#once("renew", () => this.#renew());
     } else if (type === "subscription_confirmed" && ref === undefined) {
-      this.#keeper.state.userId = this.#following.userId ?? "";
-      this.#post();
+      this.#known.greeted();
+      void this.#greeted();
     } else if (type === "notification_marked_read") {
-      this.#read(message.notification_id, true);
+      this.#known.read(message.notification_id, true);
     } else if (type === "error" && typeof ref === "string" && ref.startsWith("read:")) {
       this.#refused(ref.slice("read:".length), message);
     } else if (!connection.answered(message) && type === "error") {
@@ -404,26 +425,17 @@ export class Client {
   #refused(id, message) {
     this.#report(new RequestFailed(message.code, message.error));
     if (message.code === "unavailable") {
-      this.#outbox.later(id);
+      this.#known.outbox.later(id);
       return;
     }
-    this.#read(id, message.code === "not_found");
+    this.#known.read(id, message.code === "not_found");
+    this.#tell();
   }
 
-  /**
-   * The server has answered. What was read is not unread, also before the event that says so has come.
-   * @param {string} id
-   * @param {boolean} gone
-   */
-  #read(id, gone) {
-    this.#outbox.done(id);
-    if (gone) {
-      this.#following.state.forgetNotification(id);
-      this.#keeper.state.forgetNotification(id);
-    }
-    this.#keep();
-    this.#tell();
-    this.#post();
+  /** @param {string[]} channels */
+  #reportRefused(channels) {
+    if (channels.length === 0) return;
+    this.#report(new RequestFailed("forbidden", `Not allowed to have ${channels.join(", ")}.`));
   }
 
   // Out
@@ -433,46 +445,74 @@ export class Client {
    * @returns {Promise<any>}
    */
   async #ask(message) {
-    if (this.#connection === null || !this.#following.online) throw new Offline("There is no connection now.");
+    if (this.#connection === null || !this.#known.following.online) throw new Offline("There is no connection now.");
     return this.#connection.ask(message);
   }
 
   /** Sends what waits in the outbox, a few at a time. */
   #post() {
     const connection = this.#connection;
-    if (connection === null || !this.#following.online) return;
-    for (const id of this.#outbox.take()) {
+    if (connection === null || !this.#known.following.online) return;
+    for (const id of this.#known.outbox.take(this.#clock())) {
       connection.send({ type: "mark_notification_read", notification_id: id, ref: `read:${id}` });
     }
   }
 
-  /** Reads the momentum where events do not say what it is, until what is read is not older than they. */
-  async #readAgain() {
-    if (this.#reading) return;
-    this.#reading = true;
-    while (this.#following.state.unsure && this.#following.online) {
-      await this.requestMomentumUpdate().catch((error) => this.#report(error));
-      if (this.#following.state.unsure) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
-    }
-    this.#reading = false;
+  /** What the program wants is another than what the address asked for, if it has asked meanwhile. */
+  async #greeted() {
+    const more = this.#wanted.filter((channel) => !this.#askedFor.includes(channel));
+    const less = this.#askedFor.filter((channel) => !this.#wanted.includes(channel));
+    if (more.length > 0) await this.#ask({ type: "subscribe", channels: more }).catch((error) => this.#report(error));
+    if (less.length > 0) await this.#ask({ type: "unsubscribe", channels: less }).catch((error) => this.#report(error));
+    this.#post();
   }
 
-  /** @returns {Promise<string>} */
-  async #freshToken() {
-    if (typeof this.#token === "string") return this.#token;
-    try {
-      return await this.#token();
-    } catch (error) {
-      throw new TokenUnavailable(`The token provider failed: ${said(error)}.`, { cause: error });
+  /**
+   * Says so, together with what goes in the next moment.
+   * @param {string[]} keys
+   */
+  #isGone(keys) {
+    for (const key of keys) this.#toAcknowledge.add(key);
+    void this.#once("acknowledge", async () => {
+      await new Promise((resolve) => setTimeout(resolve, ACKNOWLEDGE_AFTER_MS));
+      const gone = [...this.#toAcknowledge].slice(0, KEYS_A_MESSAGE);
+      for (const key of gone) this.#toAcknowledge.delete(key);
+      if (gone.length > 0) this.#connection?.send({ type: "cache_invalidation_ack", cache_keys: gone });
+    });
+  }
+
+  /** Reads the momentum where events do not say what it is, until what is read is not older than they. */
+  async #readAgain() {
+    while (this.#known.following.state.unsure && this.#known.following.online) {
+      await this.requestMomentumUpdate().catch((error) => this.#report(error));
+      if (this.#known.following.state.unsure) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
     }
   }
 
   /** A fresh token without reconnecting. Without one the server ends the connection, and it is asked for again. */
   async #renew() {
     try {
-      await this.#ask({ type: "authenticate", token: await this.#freshToken() });
+      const token = await fresh(this.#token);
+      if (token === this.#tokenSent) return; // it would be expiring at once again
+      this.#tokenSent = token;
+      await this.#ask({ type: "authenticate", token });
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
+    }
+  }
+
+  /**
+   * Does something, unless it is under way already.
+   * @param {string} name
+   * @param {() => Promise<void>} work
+   */
+  async #once(name, work) {
+    if (this.#underWay.has(name)) return;
+    this.#underWay.add(name);
+    try {
+      await work();
+    } finally {
+      this.#underWay.delete(name);
     }
   }
 
@@ -480,27 +520,24 @@ export class Client {
 
   #tick() {
     if (this.#connection !== null) this.#checkFrozen();
+    if (this.#toAcknowledge.size > 0) this.#isGone([]);
     this.#post();
-    if (this.#keeper.changed) void this.#save();
+    if (this.#known.keeper.changed) void this.#known.save();
   }
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
   #checkFrozen() {
-    if (!this.#following.online || !this.#following.frozen(this.#clock(), this.#patience)) return false;
+    if (!this.#known.following.frozen(this.#clock(), this.#patience)) return false;
     this.#connection?.end(new FeedFrozen(`Nothing has come for more than ${this.#patience / 1000} s.`));
     return true;
   }
 
   /** @param {Connection} connection */
   async #probe(connection) {
-    if (this.#probing || !this.#following.online) return;
-    this.#probing = true;
     try {
       await connection.ask({ type: "ping" });
     } catch (error) {
       connection.end(new ConnectionLost(`The connection does not answer: ${said(error)}`));
-    } finally {
-      this.#probing = false;
     }
   }
 
@@ -521,16 +558,16 @@ export class Client {
     const { document, window } = /** @type {any} */ (globalThis);
     on(window, "online", () => this.wake());
     on(window, "pageshow", () => this.wake());
-    on(window, "pagehide", () => void this.#save());
+    on(window, "pagehide", () => void this.#known.save());
     on(document, "visibilitychange", () => {
       if (document.visibilityState === "visible") this.wake();
-      else void this.#save();
+      else void this.#known.save();
     });
     return untie;
   }
 
-  /** @returns {Promise<typeof WebSocket>} */
-  async #webSocket() {
+  /** @returns {typeof WebSocket} */
+  #webSocket() {
     const given = this.#options.WebSocket ?? globalThis.WebSocket;
     if (given === undefined) {
       throw new Ended(0, "This runtime has no WebSocket: give one, `new Client(url, token, { WebSocket })`, as of `ws`");
@@ -538,60 +575,17 @@ export class Client {
     return given;
   }
 
-  // The store
-
-  #keep() {
-    this.#keeper.changed = true;
-  }
-
-  async #load() {
-    try {
-      const document = await this.#keeper.load(this.#options.userId ?? null);
-      if (document === null) return;
-      this.#following.restore(document.user_id, this.#keeper.lastEventId, document.known_at);
-      if (document.state !== null) this.#following.state.begin(document.state);
-      this.cache.restore(document.cache);
-      this.#outbox.restore(document.outbox);
-      this.#tell();
-    } catch (error) {
-      this.#report(/** @type {ClientError} */ (error));
-    }
-  }
-
-  /**
-   * What was kept is not another user's. The token's own word is enough to let go of it.
-   * @param {string | null} userId
-   */
-  #isFor(userId) {
-    const wanted = this.#options.userId ?? userId;
-    if (wanted === null || this.#following.userId === null || this.#following.userId === wanted) return;
-    this.#following = new Following(wanted);
-    this.#keeper.startOver(wanted);
-    this.#outbox = new Outbox();
-    this.#emit("invalidated", this.cache.clear());
-    this.#stream.forget();
-    this.#tell();
-  }
-
-  async #save() {
-    try {
-      await this.#keeper.save(this.#following, this.#clock(), this.cache.saved(), this.#outbox.waiting);
-    } catch (error) {
-      this.#report(/** @type {ClientError} */ (error));
-    }
-  }
-
   // Telling
 
   /** @param {ClientError} error */
   #report(error) {
-    const loud = error instanceof Ended || error instanceof Rejected || !(error instanceof ConnectionLost);
+    const loud = LOUD.some((kind) => error instanceof kind);
     this.#options.log?.(loud ? "warning" : "info", `${error.name}: ${error.message}`);
     this.#emit("error", error);
   }
 
   #tell() {
-    this.#stream.tell();
+    this.#known.stream.tell();
     if (!this.#listeners.get("state")?.size) return;
     const state = this.state;
     const text = JSON.stringify(state);

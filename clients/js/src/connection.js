@@ -1,12 +1,22 @@
 // One connection of a client: the socket, from the handshake to its end, in the SDK's own errors.
 
-import { ClientError, ConnectionLost, Ended, Offline, Rejected, RequestFailed } from "./errors.js";
+import {
+  ClientError,
+  ConnectionLost,
+  Ended,
+  Offline,
+  Rejected,
+  RequestFailed,
+  TokenUnavailable,
+} from "./errors.js";
 import { verdict } from "./following.js";
 
 const PATH = "/functions/v1/realtime-momentum-sync";
 const OPEN_TIMEOUT_MS = 15_000;
 const ANSWER_TIMEOUT_MS = 15_000;
 const PROBE_TIMEOUT_MS = 5_000;
+const TERMINATE_AFTER_MS = 2_000;
+const TOKEN_TIMEOUT_MS = 30_000;
 
 /**
  * The socket's address on a server with this root. Throws TypeError if `url` is none.
@@ -34,7 +44,7 @@ export function address(url, query, channels) {
 export function subject(token) {
   try {
     const sub = JSON.parse(fromBase64(token.split(".")[1] ?? "")).sub;
-    return typeof sub === "string" ? sub : null;
+    return typeof sub === "string" ? sub.toLowerCase() : null;
   } catch {
     return null; // not a JWT that we can read; the server may
   }
@@ -66,12 +76,19 @@ export class Connection {
   #socket;
   #answers = new Map();
   #next = 0;
+  #over = false;
   /** @type {(error: ClientError) => void} */
   #end = () => {};
+
+  /** @type {string[]} */
+  #early = [];
 
   /** @param {WebSocket} socket */
   constructor(socket) {
     this.#socket = socket;
+    socket.onmessage = ({ data }) => void this.#early.push(data); // until somebody listens
+    socket.onclose = ({ code, reason }) => this.end(lost(code, reason));
+    socket.onerror = () => {};
     /**
      * Resolves with what ended the connection.
      * @type {Promise<ClientError>}
@@ -86,15 +103,17 @@ export class Connection {
    * @param {(text: string) => void} take
    */
   listen(take) {
-    this.#socket.onmessage = ({ data }) => {
+    const carefully = (/** @type {string} */ text) => {
       try {
-        take(data);
+        take(text);
       } catch (error) {
         this.end(error instanceof ClientError ? error : new ClientError(`The client failed: ${error}.`, { cause: error }));
       }
     };
-    this.#socket.onclose = ({ code, reason }) => this.end(lost(code, reason));
-    this.#socket.onerror = () => {};
+    if (this.#socket.onmessage !== null) this.#socket.onmessage = ({ data }) => carefully(data);
+    for (const text of this.#early.splice(0)) {
+      if (!this.#over) carefully(text);
+    }
   }
 
   /**
@@ -144,16 +163,16 @@ export class Connection {
    */
   end(why) {
     const socket = this.#socket;
+    if (this.#over) return;
+    this.#over = true;
     socket.onmessage = socket.onclose = null;
     for (const { reject } of this.#answers.values()) {
       reject(new Offline("The connection went away before the answer came."));
     }
     this.#answers.clear();
-    try {
-      socket.close();
-    } catch {
-      // it has been closed
-    }
+    socket.close();
+    const terminate = /** @type {any} */ (socket).terminate; // where it is of the package `ws`
+    if (terminate !== undefined) unref(setTimeout(() => terminate.call(socket), TERMINATE_AFTER_MS));
     this.#end(why);
   }
 }
@@ -170,61 +189,111 @@ function lost(code, reason) {
 }
 
 /**
+ * A token, asked for where it is given by a function. Throws TokenUnavailable.
+ * @param {string | (() => string | Promise<string>)} token
+ * @returns {Promise<string>}
+ */
+export async function fresh(token) {
+  /** @type {unknown} */
+  let given = token;
+  if (typeof token === "function") {
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    try {
+      given = await Promise.race([
+        token(),
+        new Promise((_, reject) => {
+          timer = setTimeout(() => reject(new Error("it did not answer in time")), TOKEN_TIMEOUT_MS);
+        }),
+      ]);
+    } catch (error) {
+      throw new TokenUnavailable(`The token provider failed: ${error instanceof Error ? error.message : error}.`, { cause: error });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+  if (typeof given !== "string" || !/^[!-~]+$/.test(given)) {
+    throw new TokenUnavailable("What was given is no token: a token is a text without blanks.");
+  }
+  return given;
+}
+
+/**
  * An open connection. Throws Ended, Rejected or ConnectionLost.
  *
  * A browser does not tell why a handshake failed, so the same token asks again over HTTP.
  * @param {string} target
  * @param {string} token
- * @param {{WebSocket: typeof WebSocket, fetch: typeof fetch | undefined, url: string}} environment
+ * @param {{WebSocket: typeof WebSocket, fetch: typeof fetch | undefined, url: string, userId: string | null,
+ *   signal: AbortSignal}} environment
  * @returns {Promise<Connection>}
  */
-export async function connect(target, token, { WebSocket, fetch, url }) {
-  const socket = await new Promise((resolve) => {
+export async function connect(target, token, { WebSocket, fetch, url, userId, signal }) {
+  /** @type {Connection | null} */
+  const connection = await new Promise((resolve) => {
     const opening = new WebSocket(target, ["momentum.v1", `bearer.${token}`]);
-    const timer = setTimeout(() => done(null), OPEN_TIMEOUT_MS);
-    /** @param {WebSocket | null} opened */
-    const done = (opened) => {
+    const fail = () => {
       clearTimeout(timer);
+      signal.removeEventListener("abort", fail);
       opening.onopen = opening.onclose = null;
-      if (opened === null) {
-        opening.onerror = () => {};
-        opening.close();
-      }
-      resolve(opened);
+      opening.onerror = () => {};
+      opening.close();
+      resolve(null);
     };
-    opening.onopen = () => done(opening);
+    const timer = setTimeout(fail, OPEN_TIMEOUT_MS);
+    signal.addEventListener("abort", fail);
+    opening.onopen = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", fail);
+      opening.onopen = null;
+      resolve(new Connection(opening)); // at once: the greeting may be here already
+    };
     opening.onerror = () => {};
-    opening.onclose = () => done(null);
+    opening.onclose = fail;
   });
-  if (socket !== null) return new Connection(socket);
-  throw await refusal(url, token, fetch);
+  if (connection !== null) return connection;
+  throw await refusal(url, token, userId ?? subject(token), fetch, signal);
 }
 
 /**
  * Why the server does not take a connection.
  * @param {string} url
  * @param {string} token
+ * @param {string | null} userId
  * @param {typeof fetch | undefined} fetch
+ * @param {AbortSignal} signal
  */
-async function refusal(url, token, fetch) {
+async function refusal(url, token, userId, fetch, signal) {
   const unreachable = new ConnectionLost("The server cannot be reached.");
-  if (fetch === undefined) return unreachable;
+  if (fetch === undefined || signal.aborted) return unreachable;
   const patience = new AbortController();
-  const timer = setTimeout(() => patience.abort(), PROBE_TIMEOUT_MS);
+  const stop = () => patience.abort();
+  const timer = setTimeout(stop, PROBE_TIMEOUT_MS);
+  signal.addEventListener("abort", stop);
+  const [path, body] = userId === null ? ["/sync/overview", { days: 1 }] : ["/sync/momentum", { user_id: userId }];
   try {
-    const response = await fetch(`${url.replace(/^ws/, "http").replace(/\/+$/, "")}/sync/momentum`, {
+    const response = await fetch(`${url.replace(/^ws/, "http").replace(/\/+$/, "")}${path}`, {
       method: "POST",
       headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
-      body: JSON.stringify({ user_id: subject(token) }),
+      body: JSON.stringify(body),
       signal: patience.signal,
     });
     if (response.ok) return new ConnectionLost("The server did not take the socket.");
     const { error } = await response.json();
-    if (verdict(response.status) === "end" && response.status !== 422) return new Ended(response.status, error.message);
+    if (verdict(response.status) === "end") return new Ended(response.status, error.message);
     return new Rejected(response.status, error.code, error.message);
   } catch {
     return unreachable; // or somebody between us and the server answered
   } finally {
     clearTimeout(timer);
+    signal.removeEventListener("abort", stop);
   }
+}
+
+/**
+ * Has a timer not keep a Node program from its end.
+ * @param {any} timer
+ */
+export function unref(timer) {
+  timer.unref?.();
 }

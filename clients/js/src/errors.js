@@ -2,18 +2,21 @@
 
 /** The root of the SDK's errors. `message` is one sentence for a person. */
 export class ClientError extends Error {
+  name = "ClientError"; // a text: minifiers give classes other names
+
   /**
    * @param {string} message
    * @param {{cause?: unknown}} [options]
    */
   constructor(message, options) {
     super(message, options);
-    this.name = new.target.name;
   }
 }
 
 /** The network, or the server, went away. */
 export class ConnectionLost extends ClientError {
+  name = "ConnectionLost";
+
   /**
    * @param {string} message
    * @param {number | null} [code] the close code, where there was one
@@ -26,10 +29,14 @@ export class ConnectionLost extends ClientError {
 }
 
 /** Nothing came for longer than heartbeats leave. */
-export class FeedFrozen extends ClientError {}
+export class FeedFrozen extends ClientError {
+  name = "FeedFrozen";
+}
 
 /** The server did not take the connection. */
 export class Rejected extends ClientError {
+  name = "Rejected";
+
   /**
    * @param {number} status the HTTP status
    * @param {string} code for programs
@@ -43,16 +50,24 @@ export class Rejected extends ClientError {
 }
 
 /** The token provider failed; `cause` is what with. */
-export class TokenUnavailable extends ClientError {}
+export class TokenUnavailable extends ClientError {
+  name = "TokenUnavailable";
+}
 
 /** An event does not follow the one before it; the state is read anew. */
-export class Gap extends ClientError {}
+export class Gap extends ClientError {
+  name = "Gap";
+}
 
 /** The server sent what is no message of the protocol. */
-export class NotUnderstood extends ClientError {}
+export class NotUnderstood extends ClientError {
+  name = "NotUnderstood";
+}
 
 /** A message was answered with `error`. */
 export class RequestFailed extends ClientError {
+  name = "RequestFailed";
+
   /**
    * @param {string} code for programs
    * @param {string} message
@@ -64,13 +79,19 @@ export class RequestFailed extends ClientError {
 }
 
 /** The store could not be read or written; `cause` is why. The client goes on without it. */
-export class StoreFailed extends ClientError {}
+export class StoreFailed extends ClientError {
+  name = "StoreFailed";
+}
 
 /** What was asked for needs a connection, and there is none now. */
-export class Offline extends ClientError {}
+export class Offline extends ClientError {
+  name = "Offline";
+}
 
 /** The client does not come back by itself. */
 export class Ended extends ClientError {
+  name = "Ended";
+
   /**
    * @param {number} code the close code, or the HTTP status of the handshake
    * @param {string} reason

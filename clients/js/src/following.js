@@ -106,6 +106,7 @@ export function pause(failures, chance) {
 export class Following {
   #heardAt = 0;
   #toCome = 0;
+  #came = false;
   #broughtId = false;
   /** @type {string | null} */
   #reason = null;
@@ -226,6 +227,10 @@ export class Following {
       case "heartbeat":
         this.#heartbeat(message);
         return [];
+      case "authenticated":
+      case "error":
+        this.channels = this.channels.filter((channel) => !message.refused?.includes(channel));
+        return [{ kind: "answer", message }];
       default: // a newer server may send what is not known here
         return ANSWERS.has(message.type) ? [{ kind: "answer", message }] : [];
     }
@@ -239,11 +244,14 @@ export class Following {
   #confirmed(message, now) {
     this.channels = message.channels;
     if (!this.online) {
-      if (this.userId !== null && message.user_id !== null && message.user_id !== this.userId) {
+      const userId = message.user_id ?? NOBODY;
+      if (this.userId === null) this.userId = this.state.userId = userId;
+      if (userId !== this.userId) {
+        this.userId = userId;
+        this.state = new UserState(userId);
         this.forget("another_user");
         throw new Gap("The token is another user's than what was kept.");
       }
-      if (this.userId === null) this.userId = this.state.userId = message.user_id ?? NOBODY;
       this.#toCome = message.resumed ? message.replayed : 0;
       this.since ??= now;
       this.status = "catching_up";
@@ -288,6 +296,7 @@ export class Following {
       throw new Gap(`The event ${id} follows ${previous}, which did not come.`);
     }
     this.lastEventId = id;
+    this.#came = true;
     if (this.#toCome > 0) {
       this.#toCome -= 1;
       this.#caughtUp();
@@ -304,10 +313,11 @@ export class Following {
     if (message.lag_ms > LATE_MS) {
       this.since ??= this.#heardAt - message.lag_ms;
       this.status = "catching_up";
-    } else {
-      this.#toCome = 0;
+    } else if (this.#toCome === 0 || !this.#came) {
+      this.#toCome = 0; // some of what is to come may not be for us
       this.#caughtUp();
     }
+    this.#came = false;
   }
 
   #caughtUp() {
@@ -318,9 +328,7 @@ export class Following {
 }
 
 const ANSWERS = new Set([
-  "authenticated",
   "cache_invalidation_confirmed",
-  "error",
   "momentum_state_update",
   "notification_marked_read",
   "pong",

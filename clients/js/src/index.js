@@ -25,7 +25,9 @@ export { LocalStore } from "./store.js";
 /** @typedef {import("./following.js").Resync} Resync */
 /** @typedef {import("./following.js").State} State */
 /** @typedef {import("./following.js").Status} Status */
+/** @typedef {import("./messages.js").Fields} Fields */
 /** @typedef {import("./messages.js").Intervention} Intervention */
 /** @typedef {import("./messages.js").Momentum} Momentum */
 /** @typedef {import("./messages.js").Notification} Notification */
+/** @typedef {import("./messages.js").Saved} Saved */
 /** @typedef {import("./store.js").Store} Store */

@@ -46,6 +46,7 @@
  * @property {Momentum | null} momentum
  * @property {Intervention[]} interventions
  * @property {Notification[]} notifications
+ * @property {boolean} [unsure] the momentum must be read again
  */
 
 /**

@@ -1,6 +1,7 @@
 // What the program has done and the server does not know yet: kept in order, sent a few at a time, each once.
 
-const AT_ONCE = 10;
+const A_SECOND = 10; // servers take 20 messages a second
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 /** Notifications that were marked as read, until the server has said so. */
 export class Outbox {
@@ -8,6 +9,8 @@ export class Outbox {
   #waiting = new Set();
   /** @type {Set<string>} */
   #underWay = new Set();
+  #second = 0;
+  #left = A_SECOND;
 
   /** What the server has not answered, in the order in which it was done. */
   get waiting() {
@@ -20,17 +23,26 @@ export class Outbox {
   }
 
   /**
-   * Done now; what waits already waits on.
+   * Done now; what waits already waits on. Throws TypeError if it is no UUID.
    * @param {string} id
    */
   add(id) {
-    this.#waiting.add(id);
+    const plain = String(id).toLowerCase();
+    if (!UUID.test(plain)) throw new TypeError(`${id} is not the id of a notification.`);
+    this.#waiting.add(plain);
   }
 
-  /** What is to be sent now, and then is under way until it is `done` or the connection `lost`. */
-  take() {
-    const free = Math.max(0, AT_ONCE - this.#underWay.size);
-    const taken = this.waiting.filter((id) => !this.#underWay.has(id)).slice(0, free);
+  /**
+   * What is to be sent now, and then is under way until it is `done` or the connection `lost`. No more than ten a second.
+   * @param {number} now in milliseconds
+   */
+  take(now) {
+    if (Math.abs(now - this.#second) >= 1_000) {
+      this.#second = now;
+      this.#left = A_SECOND;
+    }
+    const taken = this.waiting.filter((id) => !this.#underWay.has(id)).slice(0, this.#left);
+    this.#left -= taken.length;
     for (const id of taken) this.#underWay.add(id);
     return taken;
   }
@@ -58,10 +70,10 @@ export class Outbox {
   }
 
   /**
-   * What a store had kept.
+   * What a store had kept, before what was added since.
    * @param {string[]} waiting
    */
   restore(waiting) {
-    for (const id of waiting) this.add(id);
+    this.#waiting = new Set([...waiting.filter((id) => UUID.test(id)), ...this.#waiting]);
   }
 }

@@ -7,6 +7,38 @@ const UNREAD = new Set(["pending", "sent", "delivered"]);
 const MOST_NOTIFICATIONS = 1_000;
 const LATE = "~"; // behind every date
 
+// The types of the fields that events of the app's own tables have.
+const TEXT = ["string"];
+const TEXT_OR_NULL = ["string", "null"];
+const SCORE = {
+  timestamp: TEXT,
+  score_date: TEXT,
+  momentum_state: TEXT,
+  final_score: ["number"],
+  previous_state: TEXT_OR_NULL,
+  state_changed: ["boolean"],
+};
+const INTERVENTION = {
+  timestamp: TEXT,
+  intervention_id: TEXT,
+  intervention_type: TEXT,
+  trigger_reason: TEXT,
+  status: TEXT,
+  previous_status: TEXT_OR_NULL,
+  status_changed: ["boolean"],
+  scheduled_date: TEXT_OR_NULL,
+};
+const NOTIFICATION = {
+  timestamp: TEXT,
+  notification_id: TEXT,
+  notification_type: TEXT,
+  title: TEXT,
+  message: TEXT,
+  action_type: TEXT_OR_NULL,
+  action_data: ["object", "string", "number", "boolean", "null"],
+  status: TEXT,
+};
+
 /**
  * One user's momentum, open interventions, and unread notifications.
  *
@@ -18,8 +50,12 @@ export class UserState {
   #interventions = new Map();
   /** @type {Map<string, Notification>} */
   #notifications = new Map();
-  /** @type {Fields | null} */
-  #lastScore = null;
+  /**
+   * Since the last read: of each day the last event. A read that is older than they is found out by them.
+   * @type {Map<string, Fields>}
+   */
+  #days = new Map();
+  #doubtful = "";
 
   /** @param {string} userId */
   constructor(userId) {
@@ -49,15 +85,16 @@ export class UserState {
   /**
    * Takes over a snapshot, or what was kept of one.
    * @param {{momentum: Momentum | null, interventions: Intervention[] | {interventions: Intervention[]} | null,
-   *   notifications: Notification[]}} snapshot
+   *   notifications: Notification[], unsure?: boolean}} snapshot
    */
-  begin({ momentum, interventions, notifications }) {
+  begin({ momentum, interventions, notifications, unsure = false }) {
     const open = Array.isArray(interventions) ? interventions : (interventions?.interventions ?? []);
     this.momentum = momentum;
     this.#interventions = new Map(open.map((one) => [one.id, one]));
     this.#notifications = new Map(notifications.map((one) => [one.id, one]));
-    this.#lastScore = null;
-    this.unsure = false;
+    this.#days.clear();
+    this.#doubtful = "";
+    this.unsure = unsure;
   }
 
   /**
@@ -65,7 +102,8 @@ export class UserState {
    * @returns {Saved}
    */
   saved() {
-    return { momentum: this.momentum, interventions: this.interventions, notifications: this.notifications };
+    const { momentum, interventions, notifications, unsure } = this;
+    return { momentum, interventions, notifications, unsure };
   }
 
   /**
@@ -78,22 +116,15 @@ export class UserState {
     switch (event.event_type) {
       case "momentum_score_created":
       case "momentum_score_updated":
-        return has(event, "score_date", "momentum_state", "final_score") && this.#score(event);
+        return fits(event, SCORE) && this.#score(event);
       case "momentum_score_deleted":
-        return has(event, "score_date") && this.#scoreDeleted(event);
+        return fits(event, SCORE) && this.#scoreDeleted(event);
       case "intervention_created":
       case "intervention_updated":
-        return (
-          has(event, "intervention_id", "intervention_type", "status", "scheduled_date", "trigger_reason") &&
-          this.#intervention(event)
-        );
       case "intervention_deleted":
-        return this.#interventions.delete(event.intervention_id);
+        return fits(event, INTERVENTION) && this.#intervention(event);
       case "push_notification":
-        return (
-          has(event, "notification_id", "notification_type", "title", "message", "action_type", "action_data", "status") &&
-          this.#notification(event)
-        );
+        return fits(event, NOTIFICATION) && this.#notification(event);
       default:
         return false;
     }
@@ -108,28 +139,40 @@ export class UserState {
   }
 
   /**
-   * Takes over a momentum that was read after the last event; false if it is older than that event. A change can be
-   * told before those who read can see it.
+   * Takes over a momentum that was read after the last event; false if it may be older than that event.
+   *
+   * A change can be told before those who read can see it. Where a later day may have been moved away, the same must be
+   * read twice.
    * @param {Momentum} momentum
    */
   readAgain(momentum) {
-    const last = this.#lastScore;
-    if (last !== null) {
-      const read = momentum.score_date ?? "";
-      const differs = momentum.momentum_state !== last.momentum_state || momentum.final_score !== last.final_score;
-      let older = read < last.score_date && !this.unsure;
-      if (last.event_type === "momentum_score_deleted") older = read === last.score_date;
-      else if (read === last.score_date) older = differs;
-      if (older) return false;
-    }
+    if (this.#isOlder(momentum)) return false;
     this.momentum = momentum;
+    this.#days.clear();
+    this.#doubtful = "";
     this.unsure = false;
     return true;
   }
 
+  /** @param {Momentum} momentum */
+  #isOlder(momentum) {
+    const day = momentum.score_date ?? "";
+    const known = this.#days.get(day);
+    if (known !== undefined) {
+      const same = momentum.momentum_state === known.momentum_state && momentum.final_score === known.final_score;
+      return !same || known.event_type === "momentum_score_deleted";
+    }
+    /** @param {[string, Fields]} entry */
+    const later = ([date, one]) => date > day && one.event_type !== "momentum_score_deleted";
+    if (![...this.#days].some(later)) return false;
+    const before = this.#doubtful;
+    this.#doubtful = JSON.stringify({ ...momentum, timestamp: null });
+    return !this.unsure || before !== this.#doubtful;
+  }
+
   /** @param {Fields} event */
   #score(event) {
-    this.#lastScore = event;
+    this.#days.set(event.score_date, event);
     const now = this.momentum;
     if (now?.has_data && now.score_date != null && event.score_date < now.score_date) {
       this.unsure = true; // a change of an earlier day, or the latest score was moved there
@@ -141,14 +184,14 @@ export class UserState {
       score_date: event.score_date,
       momentum_state: event.momentum_state,
       final_score: event.final_score,
-      last_updated: event.timestamp ?? null,
+      last_updated: event.timestamp,
     };
     return true;
   }
 
   /** @param {Fields} event */
   #scoreDeleted(event) {
-    this.#lastScore = event;
+    this.#days.set(event.score_date, event);
     if (this.momentum?.score_date !== event.score_date) return false;
     this.momentum = null;
     this.unsure = true;
@@ -158,9 +201,9 @@ export class UserState {
   /** @param {Fields} event */
   #intervention(event) {
     const id = event.intervention_id;
-    if (!OPEN.has(event.status)) return this.#interventions.delete(id);
+    if (event.event_type === "intervention_deleted" || !OPEN.has(event.status)) return this.#interventions.delete(id);
     const known = this.#interventions.get(id);
-    const created = event.event_type === "intervention_created" ? (event.timestamp ?? null) : null;
+    const created = event.event_type === "intervention_created" ? (event.timestamp) : null;
     this.#interventions.set(id, {
       id,
       intervention_type: event.intervention_type,
@@ -185,7 +228,7 @@ export class UserState {
       action_type: event.action_type,
       action_data: event.action_data,
       status: event.status,
-      created_at: known ? (known.created_at ?? null) : (event.timestamp ?? null),
+      created_at: known ? (known.created_at ?? null) : (event.timestamp),
       opened_at: null,
     });
     const oldest = this.#notifications.size > MOST_NOTIFICATIONS ? this.notifications.at(-1) : undefined;
@@ -197,10 +240,13 @@ export class UserState {
 /**
  * Whether an event has what one of its name has: one of the operator's own may not.
  * @param {Fields} event
- * @param {string[]} names
+ * @param {Record<string, string[]>} types
  */
-function has(event, ...names) {
-  return names.every((name) => event[name] !== undefined);
+function fits(event, types) {
+  return Object.entries(types).every(([name, wanted]) => {
+    const value = event[name];
+    return wanted.includes(value === null ? "null" : typeof value);
+  });
 }
 
 /**

@@ -28,7 +28,7 @@ const VERSION = 1;
  * @property {string[]} outbox
  */
 
-/** A store in an entry of a browser's localStorage. */
+/** A store in an entry of a browser's localStorage. It is one client's: two tabs need two, or one of them none. */
 export class LocalStore {
   #key;
 
@@ -50,6 +50,7 @@ export class LocalStore {
 /** The place up to which the program has had everything, with the state there, and the store that keeps it. */
 export class Keeper {
   #store;
+  #clock;
   #idle = true;
   /** @type {Promise<void>} */
   #saving = Promise.resolve();
@@ -59,9 +60,13 @@ export class Keeper {
   /**
    * @param {Store | null} store
    * @param {string | null} userId
+   * @param {() => number} clock
    */
-  constructor(store, userId) {
+  constructor(store, userId, clock) {
     this.#store = store;
+    this.#clock = clock;
+    /** @type {number | null} */
+    this.settledAt = null;
     this.changed = false;
     /** @type {string | null} */
     this.lastEventId = null;
@@ -77,6 +82,7 @@ export class Keeper {
     if (output.kind === "event") this.state.fold(output.fields);
     if (output.kind === "resync") this.state.begin(output.state);
     this.lastEventId = output.id;
+    this.settledAt = this.#clock();
     this.changed = true;
   }
 
@@ -115,22 +121,22 @@ export class Keeper {
   }
 
   /**
-   * Keeps the settled place, after whatever is being saved. Throws StoreFailed.
+   * Keeps the settled place, after whatever is being saved, once it is known whose it is. Throws StoreFailed.
    * @param {Following} following
-   * @param {number} now
+   * @param {number | null} knownAt
    * @param {Record<string, Entry>} cache
    * @param {string[]} outbox
    */
-  save(following, now, cache, outbox) {
-    this.changed = false;
+  save(following, knownAt, cache, outbox) {
     const store = this.#store;
     if (store === null || following.userId === null) return Promise.resolve();
+    this.changed = false;
     /** @type {Document} */
     const document = {
       version: VERSION,
       user_id: following.userId,
       last_event_id: this.lastEventId,
-      known_at: following.status === "live" ? now : following.since,
+      known_at: knownAt,
       state: this.lastEventId === null ? null : this.state.saved(),
       cache,
       outbox,

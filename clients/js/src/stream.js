@@ -12,7 +12,8 @@ export class Stream {
   #settle;
   /** @type {Output[]} */
   #waiting = [];
-  #iterating = false;
+  /** @type {{deref(): Events | undefined} | null} */
+  #iterator = null;
   #finished = false;
   /** @type {Ended | null} */
   #end = null;
@@ -22,6 +23,11 @@ export class Stream {
   /** @param {(output: Output) => void} settle */
   constructor(settle) {
     this.#settle = settle;
+  }
+
+  /** Whether the program has had everything. */
+  get empty() {
+    return this.#waiting.length === 0;
   }
 
   /** Whether no more should come before the program takes some. */
@@ -67,31 +73,54 @@ export class Stream {
     this.#waiting = [];
   }
 
-  /**
-   * What comes from now on. Throws while another iterates.
-   * @returns {AsyncGenerator<Event | Resync, void, void>}
-   */
+  /** What comes from now on, and what waits. It takes over from another iterator, if there is one. */
   begin() {
-    if (this.#iterating) throw new Error("The events are being iterated already.");
-    this.#iterating = true;
-    return this.#iterate();
+    const events = new Events(this);
+    // An iterator that the program has let go of without a word is not waited for, where the runtime can tell.
+    this.#iterator = typeof WeakRef === "function" ? new WeakRef(events) : { deref: () => events };
+    this.tell();
+    return events;
   }
 
-  /** @returns {AsyncGenerator<Event | Resync, void, void>} */
-  async *#iterate() {
-    try {
-      for (;;) {
-        await this.until(() => this.#waiting.length > 0);
-        const [output] = this.#waiting;
-        if (output === undefined) {
-          if (this.#end !== null) throw this.#end;
-          return; // the program has closed the client
-        }
-        if (output.kind === "event" || output.kind === "resync") yield output;
-        if (this.#waiting[0] === output) this.#take();
+  get #iterating() {
+    return this.#iterator?.deref() !== undefined;
+  }
+
+  /**
+   * Whether this is the iterator.
+   * @param {Events} events
+   */
+  holds(events) {
+    return this.#iterator?.deref() === events;
+  }
+
+  /**
+   * The program has left its loop.
+   * @param {Events} events
+   */
+  release(events) {
+    if (this.holds(events)) this.#iterator = null;
+    this.tell();
+  }
+
+  /**
+   * What comes after `last`, which the program has had; undefined at the end. Throws Ended.
+   * @param {Events} events
+   * @param {Event | Resync | undefined} last
+   * @returns {Promise<Event | Resync | undefined>}
+   */
+  async next(events, last) {
+    if (last !== undefined && this.#waiting[0] === last) this.#take();
+    for (;;) {
+      await this.until(() => this.#waiting.length > 0 || !this.holds(events));
+      if (!this.holds(events)) return undefined;
+      const [output] = this.#waiting;
+      if (output === undefined) {
+        if (this.#end !== null) throw this.#end;
+        return undefined; // the program has closed the client
       }
-    } finally {
-      this.#iterating = false;
+      if (output.kind === "event" || output.kind === "resync") return output;
+      this.#take();
     }
   }
 
@@ -134,5 +163,42 @@ export class Stream {
   async surely(reached) {
     await this.until(reached);
     if (!reached()) throw this.#end ?? new Offline("The client was closed.");
+  }
+}
+
+/**
+ * The events of a client, in order. Ends where another iterator takes over, or the client is closed.
+ * @implements {AsyncIterableIterator<Event | Resync>}
+ */
+export class Events {
+  #stream;
+  /** @type {Event | Resync | undefined} */
+  #last;
+
+  /** @param {Stream} stream */
+  constructor(stream) {
+    this.#stream = stream;
+  }
+
+  [Symbol.asyncIterator]() {
+    return this;
+  }
+
+  /** @returns {Promise<IteratorResult<Event | Resync, undefined>>} */
+  async next() {
+    const last = this.#last;
+    this.#last = undefined;
+    const value = await this.#stream.next(this, last);
+    this.#last = value;
+    return value === undefined ? { done: true, value } : { done: false, value };
+  }
+
+  /**
+   * Leaves the rest to the next iterator.
+   * @returns {Promise<IteratorResult<Event | Resync, undefined>>}
+   */
+  async return() {
+    this.#stream.release(this);
+    return { done: true, value: undefined };
   }
 }

@@ -18,7 +18,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from momentum_sync import Client, ClientError, Ended, Event, FileStore, Rejected, Resync
+from momentum_sync import (
+    Client,
+    ClientError,
+    ConnectionLost,
+    Ended,
+    Event,
+    FeedFrozen,
+    FileStore,
+    Rejected,
+    Resync,
+    TokenUnavailable,
+)
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.errors import Unsuitable
@@ -29,6 +40,7 @@ _TOKENS_LAST = timedelta(hours=1)
 _COLOURS = {"Rising": "green", "Steady": "blue", "NeedsCare": "yellow"}
 _REFUSED = "Give the server's own SUPABASE_JWT_SECRET, or a --token that it takes."
 _OTHERS = "Try another token, or other channels."
+_PASSING = (ConnectionLost, FeedFrozen, Rejected, TokenUnavailable)
 _PLAIN = ("event_type", "user_id", "timestamp")
 
 
@@ -69,7 +81,7 @@ def tail(
         given = token if token is not None else _token_maker(user)
         channels = [*(_ALL if everyone else ()), *(channel or ())]
         try:
-            asyncio.run(_tail(url, given, channels, state, fits, shown, count))
+            asyncio.run(_tail(url, given, user, channels, state, fits, shown, count))
         except Ended as error:
             raise Unsuitable(f"The server does not want this client: {error}.", _OTHERS) from None
         except BrokenPipeError:  # whoever read has gone; nothing must be flushed to it any more
@@ -110,6 +122,7 @@ def _text(value: object) -> str:
 async def _tail(
     url: str,
     token: str | Callable[[], str],
+    user: UUID | None,
     channels: Sequence[str],
     state: Path | None,
     fits: Callable[[Event], bool],
@@ -123,10 +136,18 @@ async def _tail(
             if not refused.done():  # before it was ever taken: nothing that time mends
                 refused.set_exception(Unsuitable(str(error), _REFUSED))
         elif not isinstance(error, Ended):
-            print(f"momentum-sync: {error} Trying again.", file=sys.stderr, flush=True)
+            again = " Trying again." if isinstance(error, _PASSING) else ""
+            print(f"momentum-sync: {error}{again}", file=sys.stderr, flush=True)
 
     try:
-        client = Client(url, token, channels=channels, store=None if state is None else FileStore(state), on_error=tell)
+        client = Client(
+            url,
+            token,
+            user_id=None if user is None else str(user),
+            channels=channels,
+            store=None if state is None else FileStore(state),
+            on_error=tell,
+        )
     except ValueError as error:
         raise Unsuitable(f"{error}.", "--url http://127.0.0.1:8787") from None
     following = asyncio.ensure_future(_follow(client, fits, shown, count))

@@ -47,7 +47,7 @@ def token(
 
 
 def secret_of(settings: Settings, otherwise: str) -> str:
-    """What the project's tokens are signed with. Raises Unsuitable, with what to do otherwise, if nobody here has it."""
+    """What the project's tokens are signed with. Raises Unsuitable, with what to do otherwise, if nobody has it."""
     secret = token_rules(settings).secret
     if secret is None:
         raise Unsuitable("Tokens of this project are signed by SUPABASE_URL, whose private key only it has.", otherwise)

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from momentum_sync.sdk.store import Entry
 
 _LOG = logging.getLogger("momentum_sync.sdk")
@@ -31,7 +33,7 @@ class Cache:
     async def get(self, key: str, fetch: Callable[[], Awaitable[Any]], *, persistent: bool = False) -> Any:
         """The value of a key, fetched if it is not there. What `fetch` raises is raised, and nothing is kept.
 
-        A `persistent` value outlives the program, in the client's store, and must be JSON.
+        A `persistent` value outlives the program, in the client's store, and must be JSON: TypeError if it is not.
         """
         entry = self._entries.get(key)
         if entry is not None:
@@ -59,6 +61,8 @@ class Cache:
             self._fetching.pop(key, None)  # what it brings is not kept
         persistent = bool(self._persistent & gone)
         self._persistent -= gone
+        if persistent:
+            self._kept()
         for listener in list(self._listeners):
             try:
                 listener(frozenset(gone))
@@ -85,6 +89,8 @@ class Cache:
             for _ in range(_MOST_FETCHES):
                 at = self._clock()
                 value = await fetch()
+                if persistent:
+                    msgspec.json.encode(value)  # rather now, to whoever asks, than when all of it is saved
                 if self._fetching.get(key) is task:
                     self._entries[key] = Entry(value, at)
                     if persistent:

@@ -114,8 +114,10 @@ async def connect(address: str, token: str) -> Connection:
         )
     except websockets.InvalidStatus as error:
         raise _rejected(error.response.status_code, bytes(error.response.body or b"")) from error
-    except (OSError, TimeoutError, websockets.WebSocketException) as error:
+    except (OSError, TimeoutError) as error:
         raise ConnectionLost(f"The server cannot be reached: {str(error) or type(error).__name__}.") from error
+    except websockets.WebSocketException as error:  # whose text may quote what was sent
+        raise ConnectionLost(f"The server is no WebSocket server: {type(error).__name__}.") from None
     return Connection(socket)
 
 
@@ -142,14 +144,17 @@ def _lost(error: websockets.ConnectionClosed) -> ConnectionLost | Ended:
 
 async def fresh(token: Token) -> str:
     """A token, asked for where it is given by a function. Raises TokenUnavailable."""
-    if isinstance(token, str):
-        return token
-    try:
-        async with asyncio.timeout(_TOKEN_TIMEOUT_S):
-            given = token()
-            return await given if inspect.isawaitable(given) else given
-    except Exception as error:
-        raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
+    given: object = token
+    if callable(token):
+        try:
+            async with asyncio.timeout(_TOKEN_TIMEOUT_S):
+                given = token()
+                given = await given if inspect.isawaitable(given) else given
+        except Exception as error:
+            raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
+    if not isinstance(given, str) or not given or not given.isascii() or not given.isprintable() or " " in given:
+        raise TokenUnavailable("What was given is no token: a token is a text without blanks.")
+    return given
 
 
 def subject(token: str) -> str | None:
@@ -159,4 +164,4 @@ def subject(token: str) -> str | None:
         found = msgspec.json.decode(urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["sub"]
     except (IndexError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return found.lower() if isinstance(found, str) else None

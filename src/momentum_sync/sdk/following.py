@@ -117,6 +117,7 @@ class Following:
         self.lag_ms = 0
         self._heard_at = 0.0
         self._to_come = 0
+        self._came = False
         self._asked_with: str | None = None
         self._reason: str | None = None
 
@@ -192,17 +193,23 @@ class Following:
             case wire.Heartbeat():
                 self._heartbeat(message)
                 return []
+            case wire.Authenticated() | wire.Error():
+                if message.refused:
+                    self.channels = tuple(one for one in self.channels if one not in message.refused)
+                return [Answer(message)]
             case _:
                 return [Answer(message)]
 
     def _confirmed(self, message: wire.SubscriptionConfirmed, now: float) -> list[Output]:
         self.channels = tuple(message.channels)
         if not self.online:
-            if self.user_id is not None and message.user_id is not None and message.user_id != self.user_id:
+            user_id = message.user_id or NOBODY
+            if self.user_id is None:
+                self.user_id = self.state.user_id = user_id
+            if user_id != self.user_id:
+                self.user_id, self.state = user_id, UserState(user_id)
                 self.forget("another_user")
                 raise Gap("The token is another user's than what was kept.")
-            if self.user_id is None:
-                self.user_id = self.state.user_id = message.user_id or NOBODY
             self._to_come = message.replayed if message.resumed else 0
             self.since = self.since if self.since is not None else now
             self.status = "catching_up"
@@ -237,6 +244,7 @@ class Following:
             self.forget("gap")
             raise Gap(f"The event {event_id} follows {previous}, which did not come.")
         self.last_event_id = event_id
+        self._came = True
         if self._to_come:
             self._to_come -= 1
             self._caught_up()
@@ -249,9 +257,10 @@ class Following:
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since
             self.status = "catching_up"
-        else:
+        elif not (self._to_come and self._came):  # some of what is to come may not be for us
             self._to_come = 0
             self._caught_up()
+        self._came = False
 
     def _caught_up(self) -> None:
         if self._to_come == 0:

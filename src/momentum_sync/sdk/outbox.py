@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_AT_ONCE = 10
+_A_SECOND = 10  # servers take 20 messages a second
 
 
 class Outbox:
@@ -13,6 +13,8 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: dict[str, None] = {}
         self._under_way: set[str] = set()
+        self._second = 0.0
+        self._left = _A_SECOND
 
     def __contains__(self, notification_id: object) -> bool:
         return notification_id in self._waiting
@@ -26,10 +28,15 @@ class Outbox:
         """Done now; what waits already waits on."""
         self._waiting.setdefault(notification_id)
 
-    def take(self) -> list[str]:
-        """What is to be sent now, and then is under way until it is `done` or the connection `lost`."""
-        free = _AT_ONCE - len(self._under_way)
-        taken = [one for one in self._waiting if one not in self._under_way][:free] if free > 0 else []
+    def take(self, now: float) -> list[str]:
+        """What is to be sent now, and then is under way until it is `done` or the connection `lost`.
+
+        No more than ten a second; `now` is in seconds.
+        """
+        if abs(now - self._second) >= 1.0:
+            self._second, self._left = now, _A_SECOND
+        taken = [one for one in self._waiting if one not in self._under_way][: self._left]
+        self._left -= len(taken)
         self._under_way.update(taken)
         return taken
 
@@ -47,6 +54,5 @@ class Outbox:
         self._under_way.clear()
 
     def restore(self, waiting: Iterable[str]) -> None:
-        """What a store had kept."""
-        for notification_id in waiting:
-            self.add(notification_id)
+        """What a store had kept, before what was added since."""
+        self._waiting = dict.fromkeys([*waiting, *self._waiting])

@@ -10,19 +10,30 @@ from typing import Any
 
 import msgspec
 
-from momentum_sync.wire.from_server import InitialState, Intervention, Momentum, Notification
+from momentum_sync.wire.from_server import (
+    EVENTS,
+    InitialState,
+    Intervention,
+    InterventionChanged,
+    Momentum,
+    Notification,
+    PushNotification,
+    ScoreChanged,
+)
 
 _OPEN = ("scheduled", "in_progress")
 _UNREAD = ("pending", "sent", "delivered")
 _MOST_NOTIFICATIONS = 1_000
+_KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification]] = EVENTS
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """A state as it is kept in a store."""
+    """A state as it is kept in a store. `unsure`: the momentum must be read again."""
 
     momentum: Momentum | None
     interventions: list[Intervention]
     notifications: list[Notification]
+    unsure: bool = False
 
 
 class UserState:
@@ -38,7 +49,9 @@ class UserState:
         self.unsure = False
         self._interventions: dict[str, Intervention] = {}
         self._notifications: dict[str, Notification] = {}
-        self._last_score: Mapping[str, Any] | None = None
+        # Since the last read: of each day the last event. A read that is older than they is found out by them.
+        self._days: dict[str, ScoreChanged] = {}
+        self._doubtful: Momentum | None = None
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
@@ -58,115 +71,116 @@ class UserState:
         interventions = found if isinstance(found, list) else [] if found is None else found.interventions
         self._interventions = {one.id: one for one in interventions}
         self._notifications = {one.id: one for one in snapshot.notifications}
-        self._last_score = None
-        self.unsure = False
+        self._days.clear()
+        self._doubtful = None
+        self.unsure = isinstance(snapshot, Saved) and snapshot.unsure
 
     def saved(self) -> Saved:
         """All of it, for a store."""
-        return Saved(self.momentum, list(self.interventions), list(self.notifications))
+        return Saved(self.momentum, list(self.interventions), list(self.notifications), self.unsure)
 
-    def fold(self, event: Mapping[str, Any]) -> bool:
+    def fold(self, fields: Mapping[str, Any]) -> bool:
         """An event after the snapshot and all before it. Whether anything changed; nothing does for other users'."""
-        if event.get("user_id") != self.user_id:
+        kind = _KINDS.get(fields.get("event_type"))
+        if kind is None or fields.get("user_id") != self.user_id:
             return False
         try:
-            return self._fold(event)
-        except (KeyError, TypeError):  # an event of the operator's own under one of our names: no row is behind it
+            event = msgspec.convert(fields, kind)
+        except msgspec.ValidationError:  # an event of the operator's own under one of our names: no row is behind it
             return False
-
-    def _fold(self, event: Mapping[str, Any]) -> bool:
-        match event.get("event_type"):
-            case "momentum_score_created" | "momentum_score_updated":
-                return self._score(event)
-            case "momentum_score_deleted":
+        match event:
+            case ScoreChanged(event_type="momentum_score_deleted"):
                 return self._score_deleted(event)
-            case "intervention_created" | "intervention_updated":
+            case ScoreChanged():
+                return self._score(event)
+            case InterventionChanged():
                 return self._intervention(event)
-            case "intervention_deleted":
-                return self._interventions.pop(str(event["intervention_id"]), None) is not None
-            case "push_notification":
+            case PushNotification():
                 return self._notification(event)
-        return False
 
     def forget_notification(self, notification_id: str) -> None:
         """It is not there any more."""
         self._notifications.pop(notification_id, None)
 
     def read_again(self, momentum: Momentum) -> bool:
-        """Takes over a momentum that was read after the last event; False if it is older than that event.
+        """Takes over a momentum that was read after the last event; False if it may be older than that event.
 
-        A change can be told before those who read can see it.
+        A change can be told before those who read can see it. Where a later day may have been moved away, the same must
+        be read twice.
         """
-        last = self._last_score
-        if last is not None:
-            day, read = str(last["score_date"]), momentum.score_date or ""
-            if last["event_type"] == "momentum_score_deleted":
-                older = read == day
-            elif read == day:
-                same = (momentum.momentum_state, momentum.final_score) == (last["momentum_state"], last["final_score"])
-                older = not same
-            else:
-                older = read < day and not self.unsure
-            if older:
-                return False
+        if self._is_older(momentum):
+            return False
         self.momentum = momentum
+        self._days.clear()
+        self._doubtful = None
         self.unsure = False
         return True
 
-    def _score(self, event: Mapping[str, Any]) -> bool:
-        self._last_score = event
+    def _is_older(self, momentum: Momentum) -> bool:
+        day = momentum.score_date or ""
+        known = self._days.get(day)
+        if known is not None:
+            same = (momentum.momentum_state, momentum.final_score) == (known.momentum_state, known.final_score)
+            return not same or known.event_type == "momentum_score_deleted"
+        if not any(later > day for later, one in self._days.items() if one.event_type != "momentum_score_deleted"):
+            return False
+        before, self._doubtful = self._doubtful, msgspec.structs.replace(momentum, timestamp=None)
+        return not self.unsure or before != self._doubtful
+
+    def _score(self, event: ScoreChanged) -> bool:
+        self._days[event.score_date] = event
         now = self.momentum
-        if now is not None and now.has_data and now.score_date is not None and event["score_date"] < now.score_date:
+        if now is not None and now.has_data and now.score_date is not None and event.score_date < now.score_date:
             self.unsure = True  # a change of an earlier day, or the latest score was moved there
             return False
         self.momentum = Momentum(
             user_id=self.user_id,
             has_data=True,
-            score_date=event["score_date"],
-            momentum_state=event["momentum_state"],
-            final_score=event["final_score"],
-            last_updated=event["timestamp"],
+            score_date=event.score_date,
+            momentum_state=event.momentum_state,
+            final_score=event.final_score,
+            last_updated=event.timestamp,
         )
         return True
 
-    def _score_deleted(self, event: Mapping[str, Any]) -> bool:
-        self._last_score = event
-        if self.momentum is not None and self.momentum.score_date == event["score_date"]:
+    def _score_deleted(self, event: ScoreChanged) -> bool:
+        self._days[event.score_date] = event
+        if self.momentum is not None and self.momentum.score_date == event.score_date:
             self.momentum = None
             self.unsure = True
             return True
         return False
 
-    def _intervention(self, event: Mapping[str, Any]) -> bool:
-        key = str(event["intervention_id"])
-        if event["status"] not in _OPEN:
+    def _intervention(self, event: InterventionChanged) -> bool:
+        key = event.intervention_id
+        if event.event_type == "intervention_deleted" or event.status not in _OPEN:
             return self._interventions.pop(key, None) is not None
         known = self._interventions.get(key)
-        created = event["timestamp"] if event["event_type"] == "intervention_created" else None
+        created = event.timestamp if event.event_type == "intervention_created" else None
         self._interventions[key] = Intervention(
             id=key,
-            intervention_type=event["intervention_type"],
-            status=event["status"],
-            scheduled_date=event["scheduled_date"],
-            trigger_reason=event["trigger_reason"],
+            intervention_type=event.intervention_type,
+            status=event.status,
+            scheduled_date=event.scheduled_date,
+            trigger_reason=event.trigger_reason,
             created_at=created if known is None else known.created_at,
         )
         return True
 
-    def _notification(self, event: Mapping[str, Any]) -> bool:
-        key = str(event["notification_id"])
-        if event["status"] not in _UNREAD:
+    def _notification(self, event: PushNotification) -> bool:
+        key = event.notification_id
+        if event.status not in _UNREAD:
             return self._notifications.pop(key, None) is not None
         known = self._notifications.get(key)
         self._notifications[key] = Notification(
             id=key,
-            notification_type=event["notification_type"],
-            title=event["title"],
-            message=event["message"],
-            action_type=event["action_type"],
-            action_data=event["action_data"],
-            status=event["status"],
-            created_at=event["timestamp"] if known is None else known.created_at,
+            notification_type=event.notification_type,
+            title=event.title,
+            message=event.message,
+            action_type=event.action_type,
+            action_data=event.action_data,
+            status=event.status,
+            created_at=event.timestamp if known is None else known.created_at,
         )
         if len(self._notifications) > _MOST_NOTIFICATIONS:
             del self._notifications[self.notifications[-1].id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,15 +77,18 @@ class FileStore:
 class Keeper:
     """The place up to which the program has had everything, with the state there, and the store that keeps it."""
 
-    def __init__(self, store: Store | None, user_id: str | None) -> None:
+    def __init__(self, store: Store | None, user_id: str | None, clock: Callable[[], float]) -> None:
         self._store = store
+        self._clock = clock
         self._saving = asyncio.Lock()
         self.changed = False
+        self.settled_at: float | None = None
         self.last_event_id: str | None = None
         self.state = UserState(user_id or "")
 
     def settle(self, output: Output) -> None:
         """The program has had this; a program that is started again goes on behind it."""
+        self.settled_at = self._clock()
         match output:
             case Event():
                 self.state.fold(output.fields)
@@ -125,22 +128,29 @@ class Keeper:
             self.last_event_id = document.last_event_id
         return document
 
-    async def save(self, following: Following, now: float, cache: Mapping[str, Entry], outbox: Sequence[str]) -> None:
-        """Keeps the settled place. Raises StoreFailed."""
-        self.changed = False
+    async def save(
+        self, following: Following, known_at: float | None, cache: Mapping[str, Entry], outbox: Sequence[str]
+    ) -> None:
+        """Keeps the settled place, once it is known whose it is. Raises StoreFailed."""
         if self._store is None or following.user_id is None:
             return
+        self.changed = False
         document = Document(
             user_id=following.user_id,
             last_event_id=self.last_event_id,
-            known_at=now if following.status == "live" else following.since,
+            known_at=known_at,
             state=self.state.saved() if self.last_event_id is not None else None,
             cache=dict(cache),
             outbox=list(outbox),
         )
         async with self._saving:
+            writing = asyncio.ensure_future(asyncio.to_thread(self._store.save, msgspec.json.encode(document)))
             try:
-                await asyncio.to_thread(self._store.save, msgspec.json.encode(document))
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])  # nobody may write beside it
+                writing.exception()
+                raise
             except Exception as error:
                 raise _failed(error) from error
 

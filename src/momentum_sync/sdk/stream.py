@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Self
 
 from momentum_sync.errors import Ended, Offline
 from momentum_sync.sdk.following import Event, Output, Resync
@@ -21,10 +23,20 @@ class Stream:
     def __init__(self, settle: Callable[[Output], None]) -> None:
         self._settle = settle
         self._waiting: deque[Output] = deque()
-        self._iterating = False
+        self._iterator: weakref.ref[Events] | None = None
         self._changed = asyncio.Condition()
         self.finished = False
         self.end: Ended | None = None
+
+    @property
+    def _iterating(self) -> bool:
+        """Whether there is an iterator that the program still holds."""
+        return self._iterator is not None and self._iterator() is not None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the program has had everything."""
+        return not self._waiting
 
     @property
     def full(self) -> bool:
@@ -57,28 +69,37 @@ class Stream:
         """What waits is another user's."""
         self._waiting.clear()
 
-    def begin(self) -> AsyncIterator[Event | Resync]:
-        """What comes from now on. RuntimeError while another iterates."""
-        if self._iterating:
-            raise RuntimeError("The events are being iterated already.")
-        self._iterating = True
-        return self._iterate()
+    def begin(self) -> Events:
+        """What comes from now on, and what waits. It takes over from another iterator, if there is one."""
+        events = Events(self)
+        self._iterator = weakref.ref(events)
+        return events
 
-    async def _iterate(self) -> AsyncIterator[Event | Resync]:
-        try:
-            while True:
-                await self.until(lambda: bool(self._waiting))
-                if not self._waiting:
-                    if self.end is not None:
-                        raise self.end
-                    return  # the program has closed the client
-                output = self._waiting[0]
-                if isinstance(output, Event | Resync):
-                    yield output
-                if self._waiting and self._waiting[0] is output:  # else they were another user's
-                    self._settle(self._waiting.popleft())
-        finally:
-            self._iterating = False
+    def holds(self, events: Events) -> bool:
+        """Whether this is the iterator."""
+        return self._iterator is not None and self._iterator() is events
+
+    def release(self, events: Events) -> None:
+        """The program has left its loop."""
+        if self.holds(events):
+            self._iterator = None
+
+    async def next(self, events: Events, last: Output | None) -> Event | Resync | None:
+        """What comes after `last`, which the program has had; None at the end. Raises Ended."""
+        if last is not None and self._waiting and self._waiting[0] is last:
+            self._settle(self._waiting.popleft())
+        while True:
+            await self.until(lambda: bool(self._waiting) or not self.holds(events))
+            if not self.holds(events):
+                return None
+            if not self._waiting:
+                if self.end is not None:
+                    raise self.end
+                return None  # the program has closed the client
+            output = self._waiting[0]
+            if isinstance(output, Event | Resync):
+                return output
+            self._settle(self._waiting.popleft())
 
     async def tell(self) -> None:
         """Something may have changed for those who wait."""
@@ -101,3 +122,26 @@ class Stream:
         await self.until(reached)
         if not reached():
             raise self.end or Offline("The client was closed.")
+
+
+class Events(AsyncIterator[Event | Resync]):
+    """The events of a client, in order. Ends where another iterator takes over, or the client is closed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._last: Event | Resync | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event | Resync:
+        last, self._last = self._last, None
+        self._last = await self._stream.next(self, last)
+        if self._last is None:
+            raise StopAsyncIteration
+        return self._last
+
+    async def aclose(self) -> None:
+        """Leaves the rest to the next iterator."""
+        self._stream.release(self)
+        await self._stream.tell()

@@ -5,11 +5,10 @@ The server itself splices JSON that the database made; its tests hold every mess
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-
-Reason = Literal["expired", "history_changed", "unknown_id"]
 
 
 class Momentum(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,7 +103,15 @@ class PushNotification(msgspec.Struct, kw_only=True):
     status: str
 
 
-EVENTS = (ScoreChanged, InterventionChanged, PushNotification)
+EVENTS: Mapping[str, type[ScoreChanged | InterventionChanged | PushNotification]] = {
+    "momentum_score_created": ScoreChanged,
+    "momentum_score_updated": ScoreChanged,
+    "momentum_score_deleted": ScoreChanged,
+    "intervention_created": InterventionChanged,
+    "intervention_updated": InterventionChanged,
+    "intervention_deleted": InterventionChanged,
+    "push_notification": PushNotification,
+}
 """The events of the app's own tables. Whatever else is published comes with the fields it was published with."""
 
 
@@ -117,7 +124,10 @@ class _Answer(_Message, kw_only=True):
 
 
 class SubscriptionConfirmed(_Answer, tag="subscription_confirmed", kw_only=True):
-    """The subscription is live; these are all channels now held."""
+    """The subscription is live; these are all channels now held.
+
+    `reason` is why there was no resume: `expired`, `history_changed` or `unknown_id`.
+    """
 
     channels: list[str]
     user_id: str | None
@@ -125,7 +135,7 @@ class SubscriptionConfirmed(_Answer, tag="subscription_confirmed", kw_only=True)
     resumed: bool
     replayed: int
     refused: list[str] = []
-    reason: Reason | None = None
+    reason: str | None = None
 
 
 class InitialState(_Message, tag="initial_state", kw_only=True):

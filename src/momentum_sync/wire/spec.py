@@ -56,7 +56,7 @@ def document(version: str) -> Document:
     clients = list(messages.ClientMessage.__args__)
     servers = list(from_server.ServerMessage.__args__)
     _, schemas = msgspec.json.schema_components(
-        [*clients, *servers, *from_server.EVENTS], ref_template="#/components/schemas/{name}"
+        [*clients, *servers, *_events()], ref_template="#/components/schemas/{name}"
     )
     _to_ecma(schemas)
     schemas["Event"] = _event()
@@ -112,7 +112,7 @@ def _tag(kind: type[msgspec.Struct]) -> str:
 
 def _message(kind: type[msgspec.Struct]) -> Document:
     tag = _tag(kind)
-    summary = _ABOUT.get(tag) or (kind.__doc__ or "").strip()
+    summary = _ABOUT.get(tag) or (kind.__doc__ or "").strip().partition("\n")[0]
     return {"name": tag, "summary": summary, "payload": {"$ref": f"#/components/schemas/{kind.__name__}"}}
 
 
@@ -154,6 +154,10 @@ def _operations(clients: list[str], servers: list[str]) -> Document:
     return taken | told
 
 
+def _events() -> list[type[msgspec.Struct]]:
+    return list(dict.fromkeys(from_server.EVENTS.values()))
+
+
 def _event() -> Document:
     text = {"type": "string"}
     return {
@@ -168,7 +172,7 @@ def _event() -> Document:
         },
         "required": ["id", "previous_id", "channel"],
         "anyOf": [
-            *({"$ref": f"#/components/schemas/{kind.__name__}"} for kind in from_server.EVENTS),
+            *({"$ref": f"#/components/schemas/{kind.__name__}"} for kind in _events()),
             {"type": "object", "description": "an event of the operator's own"},
         ],
     }

@@ -61,7 +61,7 @@ async def test_whoever_leaves_gets_the_same_event_again_unless_it_was_had(waitin
         assert one.id == "1"
         if leave_with_it:
             waiting.had(one)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
     assert settled == ["1"]
     assert (await anext(waiting.begin())).id == "2"
 
@@ -75,7 +75,7 @@ async def test_it_is_bounded(waiting: Stream, settled: list[str]) -> None:
     await anext(events)
     await anext(events)
     assert (waiting.full, waiting.filled) == (False, False)
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
     for number in range(4, 10):
         waiting.add(event(number))
     assert settled == ["0", "1", "2", "3", "4", "5"], "whoever left is not waited for"
@@ -103,7 +103,18 @@ async def test_closed_by_the_program(waiting: Stream) -> None:
         await waiting.surely(lambda: False)
 
 
-async def test_one_iterator_at_a_time(waiting: Stream) -> None:
+async def test_another_iterator_takes_over_and_ends_the_one_before(waiting: Stream) -> None:
+    first = waiting.begin()
+    asked = asyncio.ensure_future(anext(first, None))
+    await asyncio.sleep(0)
+    second = waiting.begin()
+    await waiting.tell()
+    assert await asyncio.wait_for(asked, 1) is None
+    waiting.add(event(1))
+    assert (await anext(second)).id == "1"
+
+
+async def test_an_iterator_that_nobody_holds_any_longer_is_not_waited_for(waiting: Stream, settled: list[str]) -> None:
     waiting.begin()
-    with pytest.raises(RuntimeError):
-        waiting.begin()
+    waiting.add(event(1))
+    assert settled == ["1"]

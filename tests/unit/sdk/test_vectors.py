@@ -44,7 +44,7 @@ def test_state(case: dict[str, Any]) -> None:
             state.fold(step["event"])
         else:
             assert state.read_again(msgspec.convert(step["read"], Momentum)) is step["taken"]
-    assert bare(msgspec.to_builtins(state.saved())) == bare(case["state"])
+    assert bare(msgspec.to_builtins(state.saved())) == bare({**case["state"], "unsure": case["unsure"]})
     assert state.unsure is case["unsure"]
     again = UserState(case["user_id"])
     again.begin(msgspec.json.decode(msgspec.json.encode(state.saved()), type=Saved))
@@ -69,6 +69,8 @@ def step(following: Following, step: dict[str, Any]) -> None:
             assert following.connecting() == expected
         case {"opened": at}:
             following.opened(at)
+        case {"channels": expected}:
+            assert list(following.channels) == expected
         case {"lost": at}:
             following.lost(at)
         case {"ended": at}:

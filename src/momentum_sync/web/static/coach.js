@@ -14,7 +14,7 @@ const DAYS_AFTER_MS = 1_000;
 const MOST_CHANNELS = 400;
 const KEPT = "overview";
 
-const page = begin({ channels: ["interventions:coaches"] });
+const page = await begin({ channels: ["interventions:coaches"] });
 if (page !== null) run(page);
 
 function run({ client, address, ask }) {

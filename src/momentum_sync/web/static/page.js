@@ -55,15 +55,16 @@ export const lines = (items, otherwise) => (items.length > 0 ? items : [element(
  * A client for whoever the address, or else a form, says that it is; and a function that asks the server over HTTP as
  * them. Without a token, the form is shown, and nothing else happens.
  */
-export function begin({ channels = [] } = {}) {
+export async function begin({ channels = [] } = {}) {
   const address = fromAddress();
   const token = address.get("access_token");
   if (token === null) {
     askForToken();
     return null;
   }
-  const store = new LocalStore(`momentum-sync:${location.pathname}:${address.get("user_id") ?? ""}`);
   const userId = address.get("user_id");
+  const name = `momentum-sync:${location.pathname}:${userId ?? ""}`;
+  const store = (await isFirst(name)) ? new LocalStore(name) : null;
   const client = new Client(location.origin, token, { channels, store, userId });
   client.addEventListener("state", (state) => showStatus(state));
   client.addEventListener("error", (error) => {
@@ -83,6 +84,16 @@ async function ask(path, body, token) {
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error.message);
   return answer.data;
+}
+
+/** Whether no other tab shows the same: what is kept is one tab's at a time. */
+function isFirst(name) {
+  return new Promise((resolve) => {
+    void navigator.locks.request(name, { ifAvailable: true }, (lock) => {
+      resolve(lock !== null);
+      return lock && new Promise(() => {}); // until the tab is closed
+    });
+  });
 }
 
 function askForToken() {

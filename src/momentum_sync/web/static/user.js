@@ -8,7 +8,7 @@ const DETAILS_AFTER_MS = 700;
 const AGAIN_MS = 5_000;
 const SHOWN = "shown:history";
 
-const page = begin();
+const page = await begin();
 if (page !== null) run(page);
 
 function run({ client, address, ask }) {

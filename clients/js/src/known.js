@@ -1,0 +1,137 @@
+// All that a client knows and keeps of its user: place, state, cache, outbox, and what the program has yet to take.
+
+import { Cache } from "./cache.js";
+import { Following } from "./following.js";
+import { Outbox } from "./outbox.js";
+import { Keeper } from "./store.js";
+import { Stream } from "./stream.js";
+
+/** @import { ClientError } from "./errors.js" */
+/** @import { Momentum } from "./messages.js" */
+/** @import { Document, Store } from "./store.js" */
+
+/** One user's, until it is another's. `report` is told of a store that fails; the client goes on without it. */
+export class Known {
+  #userId;
+  #clock;
+  #report;
+  #dropped;
+
+  /**
+   * @param {Store | null} store
+   * @param {string | null} userId
+   * @param {() => number} clock
+   * @param {(error: ClientError) => void} report
+   * @param {(keys: string[]) => void} dropped called with the cache's keys that are gone
+   */
+  constructor(store, userId, clock, report, dropped) {
+    this.#userId = userId;
+    this.#clock = clock;
+    this.#report = report;
+    this.#dropped = dropped;
+    /** Whether the store has been read: before, what is there is not ours to replace. */
+    this.loaded = false;
+    this.following = new Following(userId);
+    this.keeper = new Keeper(store, userId, clock);
+    this.stream = new Stream((output) => this.keeper.settle(output));
+    this.outbox = new Outbox();
+    this.cache = new Cache(clock, () => this.keep());
+  }
+
+  /** What is known now. Notifications that were marked as read are not in it, told to the server or not. */
+  get state() {
+    return this.following.known(this.outbox);
+  }
+
+  /** Something changed that the store is to keep; it is saved within a second. */
+  keep() {
+    this.keeper.changed = true;
+  }
+
+  /** Takes over what the store has of this user. */
+  async load() {
+    try {
+      const document = await this.keeper.load(this.#userId);
+      if (document !== null) this.#takeOver(document);
+    } catch (error) {
+      this.#report(/** @type {ClientError} */ (error));
+    }
+    this.loaded = true;
+    this.stream.tell();
+  }
+
+  /** @param {Document} document */
+  #takeOver(document) {
+    this.following.restore(document.user_id, this.keeper.lastEventId, document.known_at);
+    if (document.state !== null) this.following.state.begin(document.state);
+    this.cache.restore(document.cache);
+    this.outbox.restore(document.outbox);
+  }
+
+  /** Saves what the program has had, if the store has been read. */
+  async save() {
+    if (!this.loaded) return;
+    let knownAt = this.following.status === "live" ? this.#clock() : this.following.since;
+    if (!this.stream.empty) knownAt = this.keeper.settledAt;
+    try {
+      await this.keeper.save(this.following, knownAt, this.cache.saved(), this.outbox.waiting);
+    } catch (error) {
+      this.#report(/** @type {ClientError} */ (error));
+    }
+  }
+
+  /**
+   * Whose connection it will be, by the token's own word: enough to let go of what is another's.
+   * @param {string | null} userId
+   */
+  isFor(userId) {
+    const wanted = this.#userId ?? userId;
+    if (wanted === null) return;
+    if (this.following.userId === null) {
+      this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
+    } else if (this.following.userId !== wanted) {
+      this.following = new Following(wanted);
+      this.#startOver(wanted);
+    }
+  }
+
+  /** Whose connection it is, by the server's word. */
+  greeted() {
+    const userId = this.following.userId ?? "";
+    if (this.keeper.state.userId !== "" && this.keeper.state.userId !== userId) this.#startOver(userId);
+    this.keeper.state.userId = userId;
+  }
+
+  /** @param {string} userId */
+  #startOver(userId) {
+    this.keeper.startOver(userId);
+    this.outbox = new Outbox();
+    this.#dropped(this.cache.clear());
+    this.stream.forget();
+  }
+
+  /**
+   * The momentum was read; false if it may be older than the last event.
+   * @param {Momentum} momentum
+   */
+  readAgain(momentum) {
+    if (!this.following.state.readAgain(momentum)) return false;
+    this.keeper.state.readAgain(momentum);
+    this.keep();
+    return true;
+  }
+
+  /**
+   * The server has answered. What was read is not unread, also before the event that says so has come.
+   * @param {string} id
+   * @param {boolean} gone
+   */
+  read(id, gone) {
+    this.outbox.done(id);
+    if (gone) {
+      this.following.state.forgetNotification(id);
+      this.keeper.state.forgetNotification(id);
+    }
+    this.keep();
+  }
+}

@@ -1,0 +1,118 @@
+"""All that a client knows and keeps of its user: place, state, cache, outbox, and what the program has yet to take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from momentum_sync.errors import ClientError
+from momentum_sync.sdk.cache import Cache
+from momentum_sync.sdk.following import Following, State
+from momentum_sync.sdk.outbox import Outbox
+from momentum_sync.sdk.store import Document, Keeper, Store
+from momentum_sync.sdk.stream import Stream
+from momentum_sync.wire.from_server import Momentum
+
+
+class Known:
+    """One user's, until it is another's. `report` is told of a store that fails; the client goes on without it."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        user_id: str | None,
+        clock: Callable[[], float],
+        report: Callable[[ClientError], None],
+    ) -> None:
+        self._user_id = user_id
+        self._clock = clock
+        self._report = report
+        self._loaded = asyncio.Event()
+        self.following = Following(user_id)
+        self.keeper = Keeper(store, user_id, clock)
+        self.stream = Stream(self.keeper.settle)
+        self.outbox = Outbox()
+        self.cache = Cache(clock, self.keep)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the store has been read: before, what is there is not ours to replace."""
+        return self._loaded.is_set()
+
+    @property
+    def state(self) -> State:
+        """What is known now. Notifications that were marked as read are not in it, told to the server or not."""
+        return self.following.known(without=self.outbox)
+
+    def keep(self) -> None:
+        """Something changed that the store is to keep; it is saved within a second."""
+        self.keeper.changed = True
+
+    async def load(self) -> None:
+        """Takes over what the store has of this user."""
+        document = None
+        try:
+            document = await self.keeper.load(self._user_id)
+        except ClientError as error:
+            self._report(error)
+        if document is not None:
+            self._take_over(document)
+        self._loaded.set()
+        await self.stream.tell()
+
+    def _take_over(self, document: Document) -> None:
+        self.following.restore(document.user_id, self.keeper.last_event_id, document.known_at)
+        if document.state is not None:
+            self.following.state.begin(document.state)
+        self.cache.restore(document.cache)
+        self.outbox.restore(document.outbox)
+
+    async def save(self) -> None:
+        """Saves what the program has had, once the store has been read."""
+        await self._loaded.wait()
+        known_at = self._clock() if self.following.status == "live" else self.following.since
+        if not self.stream.empty:
+            known_at = self.keeper.settled_at
+        try:
+            await self.keeper.save(self.following, known_at, self.cache.saved(), self.outbox.waiting)
+        except ClientError as error:
+            self._report(error)
+
+    def is_for(self, user_id: str | None) -> None:
+        """Whose connection it will be, by the token's own word: enough to let go of what is another's."""
+        wanted = self._user_id or user_id
+        if wanted is None:
+            return
+        if self.following.user_id is None:
+            self.following.user_id = self.following.state.user_id = self.keeper.state.user_id = wanted
+        elif self.following.user_id != wanted:
+            self.following = Following(wanted)
+            self._start_over(wanted)
+
+    def greeted(self) -> None:
+        """Whose connection it is, by the server's word."""
+        user_id = self.following.user_id or ""
+        if self.keeper.state.user_id not in ("", user_id):
+            self._start_over(user_id)
+        self.keeper.state.user_id = user_id
+
+    def _start_over(self, user_id: str) -> None:
+        self.keeper.start_over(user_id)
+        self.outbox = Outbox()
+        self.cache.clear()
+        self.stream.forget()
+
+    def read_again(self, momentum: Momentum) -> bool:
+        """The momentum was read; False if it may be older than the last event."""
+        taken = self.following.state.read_again(momentum)
+        if taken:
+            self.keeper.read_again(momentum)
+        return taken
+
+    def read(self, notification_id: str, *, gone: bool = True) -> None:
+        """The server has answered. What was read is not unread, also before the event that says so has come."""
+        self.outbox.done(notification_id)
+        if gone:
+            self.following.state.forget_notification(notification_id)
+            self.keeper.state.forget_notification(notification_id)
+        self.keep()
