@@ -249,6 +249,39 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
             assert len(another.seen[1]["notifications"]) == 2
 
 
+async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start: Start, own_cluster: Embedded) -> None:
+    """A commit is in the WAL before it can be seen. A client that is told of it reads again, and keeps what it gets."""
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        user, other = new_user(db), new_user(db)
+        add_score(db, user, score=50)
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+            hold_commits(db)
+            writing = asyncio.ensure_future(asyncio.to_thread(score_elsewhere, own_cluster.conninfo, user, 60))
+            assert (await client.until("realtime_event"))["event"]["final_score"] == 60
+            await client.send({"type": "request_momentum_update"})
+            async with server.http(sign(user)) as http:
+                asked = [
+                    asyncio.ensure_future(http.post(f"/sync/{what}", json={"user_id": str(user)}))
+                    for what in ("momentum", "history", "notifications", "interventions")
+                ]
+                async with server.http(sign(other)) as others:  # whose data nobody has changed
+                    answer = await others.post("/sync/momentum", json={"user_id": str(other)})
+                    assert answer.status_code == 200
+                assert not [one for one in asked if one.done()]
+                assert not writing.done()
+                release_commits(db)
+                momentum, history, *_ = [one.json()["data"] for one in await asyncio.gather(*asked)]
+            assert (momentum["final_score"], [day["final_score"] for day in history]) == (60, [60])
+            assert (await client.until("momentum_state_update"))["data"]["final_score"] == 60
+            await writing
+
+
+def score_elsewhere(conninfo: str, user: UUID, score: float) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        db.execute("update daily_engagement_scores set final_score = %s where user_id = %s", (score, user))
+
+
 def hold_commits(db: Sql) -> None:
     """From now on commits get into the WAL, and wait there for a standby that never comes before anybody sees them."""
     db.execute("alter system set synchronous_standby_names = 'nobody'")

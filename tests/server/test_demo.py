@@ -93,7 +93,8 @@ def test_a_row_written_in_plain_sql_is_on_a_screen(demo: Demo) -> None:
         assert receive(socket, "initial_state")["momentum"]["has_data"] is True
         with psycopg.connect(demo.conninfo, autocommit=True) as connection:
             changed = connection.execute(
-                "update daily_engagement_scores set final_score = 91, momentum_state = 'Rising' where user_id = %s",
+                "update daily_engagement_scores set final_score = 91, momentum_state = 'Rising'"
+                " where score_date = current_date and user_id = %s",
                 (user_id,),
             )
             assert changed.rowcount == 1

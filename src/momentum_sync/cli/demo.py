@@ -22,7 +22,10 @@ from momentum_sync.settings import Settings, read
 
 _LINKS_LAST = timedelta(days=7)
 _AUDIENCE = "authenticated"
-_TRY_THIS = "update daily_engagement_scores set final_score = 90, momentum_state = 'Rising' where user_id = '{}';"
+_TRY_THIS = (
+    "update daily_engagement_scores set final_score = 90, momentum_state = 'Rising'"
+    " where score_date = current_date and user_id = '{}';"
+)
 
 
 def demo(

@@ -6,9 +6,11 @@ place in the WAL up to which everything has been published.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event, EventId
 from momentum_sync.eventlog.window import Window
 
@@ -26,6 +28,9 @@ class Listener(Protocol):
         """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
 
 
+_REMEMBERED = 1_000  # events; whatever is older than so many has long been visible
+
+
 class Feed:
     """One history, its newest events, and who listens."""
 
@@ -35,6 +40,7 @@ class Feed:
         self.number = 0
         self.position = 0
         self._listeners: list[Listener] = []
+        self._recent: deque[tuple[int, str | None]] = deque(maxlen=_REMEMBERED)
 
     @property
     def last_id(self) -> EventId:
@@ -56,6 +62,7 @@ class Feed:
         if epoch == self.epoch and number <= self.number:
             return
         followed = bool(self.epoch)
+        self._recent.clear()
         self.epoch = epoch
         self.number = number
         self.position = position
@@ -78,8 +85,18 @@ class Feed:
             return
         self.number = event.number
         self.window.add(event)
+        self._recent.append((event.xid, event.user_id))
         for listener in self._listeners:
             listener.event(event)
+
+    def recent(self, user_id: str | None = None) -> list[int]:
+        """The transactions of the latest events, a user's or all, that no snapshot is known to have seen yet."""
+        return [xid for xid, user in self._recent if user_id is None or user == user_id]
+
+    def seen(self, snapshot: Snapshot) -> None:
+        """A snapshot was taken: what it sees, later ones see, too."""
+        while self._recent and snapshot.sees(self._recent[0][0]):
+            self._recent.popleft()
 
     def advance(self, position: int) -> None:
         """Everything that committed below `position` has been published."""

@@ -54,13 +54,10 @@ class Notifications(ForUser):
     limit: _Whole = Field(50, ge=1, le=200)
 
 
-_Days = Annotated[_Whole, Field(ge=1, le=366)]
-
-
 class History(ForUser):
     """Whose scores, and of how many days until today."""
 
-    days: _Days = 30
+    days: _Whole = Field(30, ge=1, le=366)
 
 
 class Overview(BaseModel):
@@ -68,7 +65,7 @@ class Overview(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    days: _Days = 30
+    days: _Whole = Field(30, ge=1, le=366)
 
 
 class Events(BaseModel):

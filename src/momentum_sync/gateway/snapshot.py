@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import msgspec
@@ -115,19 +116,36 @@ class Desk:
         lost = [channel for channel in sorted(doubtful) if channel not in granted.channels]
         return seen | free, lost
 
+    @asynccontextmanager
+    async def _reading(self, identity: Identity, user_id: UUID | None) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A transaction that is the caller's, and sees all of the user's events (or all) that were told of before.
+
+        A client that hears of a change and asks would else be given what was before it, and keep it.
+        """
+        told = self._feed.recent(None if user_id is None else str(user_id))
+        async for _ in until_visible():
+            async with self._pool.as_caller(identity, frozen=bool(told)) as connection:
+                if told:
+                    snapshot = Snapshot.parse((await _row(connection, "seen"))[0])
+                    self._feed.seen(snapshot)
+                    if not all(snapshot.sees(xid) for xid in told):
+                        continue
+                yield connection
+                return
+
     async def momentum(self, identity: Identity, user_id: UUID) -> msgspec.Raw:
         """`get_realtime_momentum_state`, as JSON."""
-        async with self._pool.as_caller(identity) as connection:
+        async with self._reading(identity, user_id) as connection:
             return await _json(connection, "momentum", user_id)
 
     async def interventions(self, identity: Identity, user_id: UUID) -> msgspec.Raw:
         """`get_realtime_interventions`, as JSON."""
-        async with self._pool.as_caller(identity) as connection:
+        async with self._reading(identity, user_id) as connection:
             return await _json(connection, "interventions", user_id)
 
     async def notifications(self, identity: Identity, user_id: UUID, limit: int) -> msgspec.Raw:
         """At most `limit` notifications of a user, newest first, as a JSON array."""
-        async with self._pool.as_caller(identity) as connection:
+        async with self._reading(identity, user_id) as connection:
             text, count = await _row(connection, "notifications", user_id=user_id, limit=limit)
             if count == 0 and not await may_act_for(connection, user_id):
                 raise Forbidden("This token does not allow that.")
@@ -135,7 +153,7 @@ class Desk:
 
     async def history(self, identity: Identity, user_id: UUID, days: int) -> msgspec.Raw:
         """A user's scores of the last days, oldest first, as a JSON array."""
-        async with self._pool.as_caller(identity) as connection:
+        async with self._reading(identity, user_id) as connection:
             text, count = await _row(connection, "history", user_id=user_id, days=days)
             if count == 0 and not await may_act_for(connection, user_id):
                 raise Forbidden("This token does not allow that.")
@@ -143,7 +161,7 @@ class Desk:
 
     async def overview(self, identity: Identity, days: int) -> msgspec.Raw:
         """Whatever the caller may see of everybody: `people`, `days` and `interventions`, as a JSON object."""
-        async with self._pool.as_caller(identity) as connection:
+        async with self._reading(identity, None) as connection:
             asked = {"days": days, "people": _MOST_PEOPLE, "interventions": _MOST_INTERVENTIONS}
             (text,) = await _row(connection, "overview", **asked)
             return msgspec.Raw(str(text).encode())
