@@ -58,3 +58,15 @@ def test_the_wheel_holds_pages_sdk_and_migrations(wheel: Path) -> None:
     metadata = next(wheel.glob("*.dist-info")) / "METADATA"
     needed = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.startswith("Requires-Dist")]
     assert sorted(line.split()[1].split(">")[0] for line in needed if "extra" not in line) == ["msgspec", "websockets"]
+
+
+def test_what_is_installed_finds_its_pages_and_migrations(wheel: Path) -> None:
+    code = (
+        "import momentum_sync; from pathlib import Path; from momentum_sync.web.pages import _sdk;"
+        "from momentum_sync.database.migrate import migrations; home = Path(momentum_sync.__file__).parent;"
+        "print(home, _sdk(home / 'web'), len(migrations()))"
+    )
+    text = f"import sys; sys.path.insert(0, {str(wheel)!r}); {code}"
+    done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    home = wheel / "momentum_sync"
+    assert done.stdout.split() == [str(home), str(home / "web" / "sdk"), "2"], done.stderr

@@ -280,4 +280,5 @@ def test_what_the_pages_may_do(demo: Demo) -> None:
         assert headers["x-content-type-options"] == "nosniff"
     assert httpx.get(root + "coach.html").status_code == 200
     assert httpx.get(root + "nothing-there").status_code == 404
-    assert httpx.get(root + "../pages.py").status_code == 404
+    for outside in ("%2e%2e/pages.py", "..%2fpages.py", "%2e%2e%2fpages.py", "sdk/%2e%2e/%2e%2e/package.json"):
+        assert httpx.get(root + outside).status_code == 404

@@ -50,6 +50,7 @@ import { Known } from "./known.js";
 const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 const TICK_MS = 1_000;
 const STEADY_MS = 5_000;
+const FORBIDDEN = [403, 4403];
 const LATER = 6; // as after so many failures: the longest pause
 const ACKNOWLEDGE_AFTER_MS = 100; // servers take 20 messages a second
 const KEYS_A_MESSAGE = 500;
@@ -128,10 +129,10 @@ export class Client {
     this.#end();
     this.#connection?.end(new ConnectionLost("The program has closed the connection."));
     this.#hurry?.();
-    await this.#known.save();
     this.#known.following.lost(this.#clock());
     this.#tell();
     this.#known.stream.finish(null);
+    await this.#known.save();
   }
 
   #end() {
@@ -258,8 +259,9 @@ export class Client {
    * @param {string[]} channels
    */
   async subscribe(channels) {
-    const fresh = [...new Set(channels)].filter((channel) => !this.#wanted.includes(channel));
-    this.#wanted = [...this.#wanted, ...fresh];
+    const held = this.#known.following.online ? this.#known.following.channels : this.#wanted;
+    const fresh = [...new Set(channels)].filter((one) => !held.includes(one) || !this.#wanted.includes(one));
+    this.#wanted = [...new Set([...this.#wanted, ...fresh])];
     if (fresh.length === 0) return;
     try {
       await this.#ask({ type: "subscribe", channels: fresh });
@@ -291,6 +293,7 @@ export class Client {
 
   async #run() {
     await this.#known.load();
+    this.#tell();
     let failures = 0;
     while (this.#open) {
       const began = this.#clock();
@@ -303,6 +306,7 @@ export class Client {
       this.#report(error);
       if (error instanceof Ended) {
         this.#end();
+        if (FORBIDDEN.includes(error.code)) this.#known.forget();
         this.#known.following.ended(now);
         await this.#known.save();
         this.#tell();
@@ -580,7 +584,8 @@ export class Client {
   /** @param {ClientError} error */
   #report(error) {
     const loud = LOUD.some((kind) => error instanceof kind);
-    this.#options.log?.(loud ? "warning" : "info", `${error.name}: ${error.message}`);
+    const { log } = this.#options;
+    if (log) carefully(() => log(loud ? "warning" : "info", `${error.name}: ${error.message}`));
     this.#emit("error", error);
   }
 
@@ -600,16 +605,21 @@ export class Client {
    * @param {ClientEvents[Name]} payload
    */
   #emit(name, payload) {
-    for (const listener of [...(this.#listeners.get(name) ?? [])]) {
-      try {
-        listener(payload);
-      } catch (error) {
-        // The program's, and no reason not to go on: it surfaces where uncaught errors do.
-        setTimeout(() => {
-          throw error;
-        });
-      }
-    }
+    for (const listener of [...(this.#listeners.get(name) ?? [])]) carefully(() => listener(payload));
+  }
+}
+
+/**
+ * Calls what is the program's. What it throws is no reason not to go on, and surfaces where uncaught errors do.
+ * @param {() => void} call
+ */
+function carefully(call) {
+  try {
+    call();
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
   }
 }
 

@@ -102,6 +102,14 @@ export class Known {
     this.keeper.state.userId = userId;
   }
 
+  /** The caller may not have it: nothing of it stays, here or in the store. */
+  forget() {
+    const { userId } = this.following;
+    if (userId === null) return;
+    this.following = new Following(userId);
+    this.#startOver(userId);
+  }
+
   /** @param {string} userId */
   #startOver(userId) {
     this.keeper.startOver(userId);

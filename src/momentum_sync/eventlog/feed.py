@@ -28,7 +28,7 @@ class Listener(Protocol):
         """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
 
 
-_REMEMBERED = 1_000  # events; whatever is older than so many has long been visible
+_REMEMBERED = 1_000  # transactions; whatever is older than so many has long been visible
 
 
 class Feed:
@@ -40,7 +40,7 @@ class Feed:
         self.number = 0
         self.position = 0
         self._listeners: list[Listener] = []
-        self._recent: deque[tuple[int, str | None]] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[int, set[str | None]]] = deque(maxlen=_REMEMBERED)
 
     @property
     def last_id(self) -> EventId:
@@ -85,13 +85,15 @@ class Feed:
             return
         self.number = event.number
         self.window.add(event)
-        self._recent.append((event.xid, event.user_id))
+        if not self._recent or self._recent[-1][0] != event.xid:
+            self._recent.append((event.xid, set()))
+        self._recent[-1][1].add(event.user_id)
         for listener in self._listeners:
             listener.event(event)
 
     def recent(self, user_id: str | None = None) -> list[int]:
         """The transactions of the latest events, a user's or all, that no snapshot is known to have seen yet."""
-        return [xid for xid, user in self._recent if user_id is None or user == user_id]
+        return [xid for xid, users in self._recent if user_id is None or user_id in users]
 
     def seen(self, snapshot: Snapshot) -> None:
         """A snapshot was taken: what it sees, later ones see, too."""

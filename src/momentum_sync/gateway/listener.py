@@ -10,13 +10,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _REQUEST_S = 10.0  # from the connection, or the first byte of a request, to its last
 _ANSWER_S = 60.0  # from there until the answer is with the client
-_MAX_HEAD = 32 * 1024
+MAX_HEAD = 32 * 1024
 _AT_ONCE = 8  # requests that may wait for the answer to the one before
 
 _SAID = {
     400: ("bad_request", "Bad Request", "This is no HTTP request."),
     408: ("too_slow", "Request Timeout", f"A request must be complete within {_REQUEST_S:.0f} s."),
-    431: ("too_large", "Request Header Fields Too Large", f"Address and headers have at most {_MAX_HEAD} bytes."),
+    431: ("too_large", "Request Header Fields Too Large", f"Address and headers have at most {MAX_HEAD} bytes."),
     503: ("unavailable", "Service Unavailable", "Too many connections; try again in a moment."),
 }
 
@@ -46,7 +46,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return
-        if self._head > _MAX_HEAD:
+        if self._head > MAX_HEAD:
             self._refuse(431)
         elif self._deadline is None:  # what came has stopped uvicorn's own time for the next request
             self._within(_REQUEST_S)

@@ -42,7 +42,8 @@ from (
 
 -- name: history
 -- The user's days, oldest first.
-select coalesce(json_agg(d.day order by d.score_date), '[]')::text, count(*)
+select coalesce(json_agg(d.day order by d.score_date), '[]')::text,
+    exists (select from public.daily_engagement_scores s where s.user_id = %(user_id)s)
 from (
     select s.score_date, jsonb_build_object(
         'score_date', s.score_date, 'momentum_state', s.momentum_state, 'final_score', s.final_score,
@@ -53,11 +54,16 @@ from (
 ) as d
 
 -- name: overview
--- Whatever the caller may see: the latest score of each user, those who need care first; how many were in which state on
--- each day; the open interventions.
-with latest as (
-    select distinct on (s.user_id) s.user_id, s.score_date, s.momentum_state, s.final_score
+-- Whatever the caller may see of these days: the latest score of each user, those who need care first; how many were in
+-- which state on each day; and the open interventions, whenever they are.
+with scores as materialized (
+    select s.user_id, s.score_date, s.momentum_state, s.final_score
     from public.daily_engagement_scores s
+    where s.score_date > current_date - %(days)s::int
+),
+latest as (
+    select distinct on (s.user_id) s.user_id, s.score_date, s.momentum_state, s.final_score
+    from scores s
     order by s.user_id, s.score_date desc
 ),
 people as (
@@ -71,8 +77,7 @@ days as (
         count(*) filter (where s.momentum_state = 'Rising') as rising,
         count(*) filter (where s.momentum_state = 'Steady') as steady,
         count(*) filter (where s.momentum_state = 'NeedsCare') as needs_care
-    from public.daily_engagement_scores s
-    where s.score_date > current_date - %(days)s::int
+    from scores s
     group by s.score_date
 ),
 open_ones as (

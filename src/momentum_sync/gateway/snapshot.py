@@ -154,8 +154,8 @@ class Desk:
     async def history(self, identity: Identity, user_id: UUID, days: int) -> msgspec.Raw:
         """A user's scores of the last days, oldest first, as a JSON array."""
         async with self._reading(identity, user_id) as connection:
-            text, count = await _row(connection, "history", user_id=user_id, days=days)
-            if count == 0 and not await may_act_for(connection, user_id):
+            text, known = await _row(connection, "history", user_id=user_id, days=days)
+            if not known and not await may_act_for(connection, user_id):
                 raise Forbidden("This token does not allow that.")
             return msgspec.Raw(str(text).encode())
 
@@ -172,6 +172,8 @@ class Desk:
         NotFound if there is none that the caller may see, Forbidden if the caller may see it and not change it.
         """
         asked = {"user_id": user_id, "notification_id": notification_id}
+        async with self._reading(identity, user_id):
+            pass  # what the client was told of can be seen from now on
         async with self._pool.as_caller(identity) as connection:
             await connection.execute(_SQL["mark_read"], asked)
             row = await (await connection.execute(_SQL["is_read"], asked)).fetchone()

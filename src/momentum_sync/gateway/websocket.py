@@ -18,6 +18,7 @@ from typing import Any, cast
 import msgspec
 from uvicorn.config import Config
 from uvicorn.server import ServerState
+from websockets import http11
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -30,12 +31,14 @@ from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailabl
 from momentum_sync.gateway import handshake
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
+from momentum_sync.gateway.listener import MAX_HEAD
 from momentum_sync.gateway.outflow import Outflow, close_for
 from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import MAX_FRAME, PING, frame
 
+http11.MAX_LINE_LENGTH = MAX_HEAD  # a coach's channels are many, and all of them are in the address
 _HANDSHAKE_TIMEOUT_S = 15.0
 _TICKS_S = 0.05  # connections look at the clock together: waking for each alone costs as much again as what it does
 _CLOSE_TIMEOUT_S = 5.0

@@ -25,6 +25,7 @@ from momentum_sync.sdk.known import Known
 from momentum_sync.sdk.store import Store
 from momentum_sync.sdk.stream import Events
 from momentum_sync.wire import from_server as wire
+from momentum_sync.wire.close import Close
 from momentum_sync.wire.from_server import Momentum
 
 _LOG = logging.getLogger("momentum_sync.sdk")
@@ -33,6 +34,7 @@ _TICK_S = 1.0
 _STEADY_S = 5.0
 _ACKNOWLEDGE_AFTER_S = 0.1
 _KEYS_A_MESSAGE = 500
+_FORBIDDEN = 403
 _LATER = 6  # as after so many failures: the longest pause
 
 
@@ -189,8 +191,9 @@ class Client:
 
         Raises RequestFailed if one of them is not granted; then none of them is held.
         """
-        new = [channel for channel in dict.fromkeys(channels) if channel not in self._wanted]
-        self._wanted += new
+        held = self._known.following.channels if self._known.following.online else self._wanted
+        new = [one for one in dict.fromkeys(channels) if one not in held or one not in self._wanted]
+        self._wanted += [one for one in new if one not in self._wanted]
         try:
             if new:
                 await self._ask({"type": "subscribe", "channels": new})
@@ -224,6 +227,8 @@ class Client:
             self._known.outbox.lost()
             self._report(error)
             if isinstance(error, Ended):
+                if error.code in (_FORBIDDEN, Close.NOT_ALLOWED.code):
+                    self._known.forget()
                 self._known.following.ended(now)
                 await self._known.save()
                 await self._known.stream.finish(error)

@@ -96,6 +96,13 @@ class Known:
             self._start_over(user_id)
         self.keeper.state.user_id = user_id
 
+    def forget(self) -> None:
+        """The caller may not have it: nothing of it stays, here or in the store."""
+        user_id = self.following.user_id
+        if user_id is not None:
+            self.following = Following(user_id)
+            self._start_over(user_id)
+
     def _start_over(self, user_id: str) -> None:
         self.keeper.start_over(user_id)
         self.outbox = Outbox()

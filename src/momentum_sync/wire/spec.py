@@ -20,9 +20,9 @@ _ANSWERS = {
     "ping": ("pong",),
     "request_momentum_update": ("momentum_state_update", "error"),
     "mark_notification_read": ("notification_marked_read", "error"),
-    "cache_invalidation_ack": ("cache_invalidation_confirmed",),
+    "cache_invalidation_ack": ("cache_invalidation_confirmed", "error"),
     "subscribe": ("subscription_confirmed", "error"),
-    "unsubscribe": ("subscription_confirmed",),
+    "unsubscribe": ("subscription_confirmed", "error"),
     "authenticate": ("authenticated", "error"),
 }
 _ABOUT = {
@@ -154,6 +154,13 @@ def _operations(clients: list[str], servers: list[str]) -> Document:
     return taken | told
 
 
+def _where(kind: type[msgspec.Struct]) -> Document:
+    """An event with one of the names of our tables is as theirs are. Any other is an operator's own."""
+    names = [name for name, one in from_server.EVENTS.items() if one is kind]
+    named = {"properties": {"event_type": {"enum": names}}, "required": ["event_type"]}
+    return {"if": named, "then": {"$ref": f"#/components/schemas/{kind.__name__}"}}
+
+
 def _events() -> list[type[msgspec.Struct]]:
     return list(dict.fromkeys(from_server.EVENTS.values()))
 
@@ -171,10 +178,7 @@ def _event() -> Document:
             "event_type": text,
         },
         "required": ["id", "previous_id", "channel"],
-        "anyOf": [
-            *({"$ref": f"#/components/schemas/{kind.__name__}"} for kind in _events()),
-            {"type": "object", "description": "an event of the operator's own"},
-        ],
+        "allOf": [_where(kind) for kind in _events()],
     }
 
 

@@ -1,6 +1,6 @@
 // Charts as SVG: a gauge, a line of days, and bars of days. Each is an image with a text, beside a table of its numbers.
 
-import { element, words } from "./page.js";
+import { badge, element, words } from "./page.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 640;
@@ -125,6 +125,11 @@ function withTable(svg, heads, rows) {
     element("tr", {}, element("th", { scope: "row" }, first), ...rest.map((text) => element("td", {}, String(text)))),
   );
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
-  const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "The numbers" }, table);
-  return element("figure", {}, svg, element("details", {}, element("summary", {}, "As a table"), scroll));
+  const scroll = element(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "The numbers", "data-key": `numbers of ${heads.length}` },
+    table,
+  );
+  const summary = element("summary", { "data-key": `table of ${heads.length}` }, "As a table");
+  return element("figure", {}, svg, element("figcaption", {}, ...ORDER.map(badge)), element("details", {}, summary, scroll));
 }

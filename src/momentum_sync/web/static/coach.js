@@ -4,13 +4,15 @@
 // comes while it is being read is folded in again afterwards.
 
 import { distribution, gauge, trend } from "./charts.js";
-import { badge, begin, element, fill, find, lines } from "./page.js";
+import { badge, begin, element, fill, find, focus, lines, onceAFrame, problem, write } from "./page.js";
 
 const DAYS = 30;
 const STATES = ["NeedsCare", "Steady", "Rising"];
 const OPEN = new Set(["scheduled", "in_progress"]);
 const AGAIN_MS = 5_000;
 const DAYS_AFTER_MS = 1_000;
+const KEEP_AFTER_MS = 1_000;
+const MOST_PEOPLE = 500; // as the server has it
 const MOST_CHANNELS = 400;
 const KEPT = "overview";
 
@@ -20,45 +22,73 @@ if (page !== null) run(page);
 function run({ client, address, ask }) {
   const names = new Map(address.getAll("person").map((one) => [one.slice(0, 36), one.slice(37)]));
   const nameOf = (id) => names.get(id) || id.slice(0, 8);
+  const asked = new Set(); // people who were unknown, and are not among those whose scores may be seen
   let people = new Map();
   let queue = new Map();
+  let days = [];
+  let isKnown = false; // read, or kept from when it was
+  let needed = true;
   let meanwhile = null;
   let count = 0;
   let shownId = null;
-  let daysLater;
+  let daysLater = null;
+  let keepLater = null;
 
   if (address.has("name")) find("name").textContent = `${address.get("name")}’s`;
 
   // What is read
 
-  async function readAll() {
-    if (meanwhile !== null) return; // it is being read
-    meanwhile = [];
-    try {
-      let overview = await ask("/sync/overview", { days: DAYS });
-      const missing = channelsOf(overview).filter((channel) => !client.channels.includes(channel));
-      if (missing.length > 0) {
-        await client.subscribe(missing);
-        overview = await ask("/sync/overview", { days: DAYS });
+  /** Has everything be read (again): now, after what is being read, or when there is a connection. */
+  function readAll() {
+    needed = true;
+    if (meanwhile === null && client.state.status === "live") void readNow();
+  }
+
+  async function readNow() {
+    while (needed && client.state.status === "live") {
+      needed = false;
+      meanwhile = [];
+      try {
+        take(await held(await overview()));
+        problem("");
+        for (const event of meanwhile) fold(event);
+      } catch (error) {
+        problem(error.message);
+        needed = true;
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
       }
-      take(overview);
-      client.cache.drop([KEPT]);
-      await client.cache.get(KEPT, () => overview, { persistent: true });
-      for (const event of meanwhile) fold(event);
-    } catch (error) {
-      find("problem").textContent = error.message;
-      setTimeout(() => client.state.status === "live" && readAll(), AGAIN_MS);
     }
     meanwhile = null;
     show();
   }
 
-  const channelsOf = ({ people: found }) => found.slice(0, MOST_CHANNELS).map((one) => `momentum_updates:${one.user_id}`);
+  const overview = () => ask("/sync/overview", { days: DAYS });
 
-  function take(overview) {
-    people = new Map(overview.people.map((one) => [one.user_id, one]));
-    queue = new Map(overview.interventions.map((one) => [one.id, one]));
-    fill(find("days"), distribution(overview.days));
+  /** What was read once the people's channels are held: nothing comes between. */
+  async function held(read) {
+    const channels = read.people.slice(0, MOST_CHANNELS).map((one) => `momentum_updates:${one.user_id}`);
+    const missing = channels.filter((channel) => !client.channels.includes(channel));
+    if (missing.length === 0) return read;
+    await client.subscribe(missing);
+    return overview();
+  }
+
+  function take(read) {
+    people = new Map(read.people.map((one) => [one.user_id, one]));
+    queue = new Map(read.interventions.map((one) => [one.id, one]));
+    days = read.days;
+    isKnown = true;
+    keepSoon();
+  }
+
+  /** What is shown is kept, for when there is no connection. */
+  function keepSoon() {
+    keepLater ??= setTimeout(() => {
+      keepLater = null;
+      const shown = { people: [...people.values()], interventions: [...queue.values()], days };
+      client.cache.drop([KEPT]);
+      void client.cache.get(KEPT, () => shown, { persistent: true });
+    }, KEEP_AFTER_MS);
   }
 
   // What comes
@@ -67,36 +97,42 @@ function run({ client, address, ask }) {
     const { type, userId, fields } = event;
     if (type === "momentum_score_created" || type === "momentum_score_updated") {
       const known = people.get(userId);
-      if (known && fields.score_date < known.score_date) return;
-      people.set(userId, { user_id: userId, ...fields });
+      if (known && fields.score_date < known.score_date) readAll(); // an earlier day, or moved there
+      else people.set(userId, { user_id: userId, ...fields });
     } else if (type === "momentum_score_deleted") {
-      void readAll();
+      readAll();
     } else if (type.startsWith("intervention_")) {
       const id = fields.intervention_id;
       if (type === "intervention_deleted" || !OPEN.has(fields.status)) queue.delete(id);
       else queue.set(id, { ...fields, id });
-      if (!people.has(userId)) void readAll(); // somebody new, whose scores may be seen from now on
+      if (!people.has(userId) && !asked.has(userId)) {
+        asked.add(userId);
+        readAll(); // somebody new, whose scores may be seen from now on
+      }
     }
+    keepSoon();
   }
 
-  /** The bars of the days are the database's count; it is asked again once events pause. */
+  /** The bars of the days are the database's count; it is asked again once in a while. */
   function daysSoon() {
-    clearTimeout(daysLater);
-    daysLater = setTimeout(async () => {
+    daysLater ??= setTimeout(async () => {
+      daysLater = null;
       try {
-        fill(find("days"), distribution((await ask("/sync/overview", { days: DAYS })).days));
+        days = (await overview()).days;
+        show();
       } catch (error) {
-        find("problem").textContent = error.message;
+        problem(error.message);
       }
     }, DAYS_AFTER_MS);
   }
 
   // What is seen
 
-  function show() {
+  const show = onceAFrame(() => {
+    if (!isKnown) return;
     const all = [...people.values()].sort((a, b) => a.final_score - b.final_score);
     const inNeed = all.filter((one) => one.momentum_state === "NeedsCare");
-    find("care-count").textContent = inNeed.length;
+    write(find("care-count"), String(inNeed.length));
     fill(find("care"), ...lines(inNeed.map(person), "Nobody."));
     fill(find("people"), ...lines(all.filter((one) => one.momentum_state !== "NeedsCare").map(person), "Nobody else."));
     fill(
@@ -106,10 +142,13 @@ function run({ client, address, ask }) {
         return element("li", { "data-state": state }, badge(state), ` ${number}`);
       }),
     );
+    const most = people.size >= MOST_PEOPLE ? `Those ${MOST_PEOPLE} with the lowest scores are shown. ` : "";
+    write(find("limits"), most + (people.size > MOST_CHANNELS ? `Scores are live for ${MOST_CHANNELS} of them.` : ""));
+    fill(find("days"), distribution(days));
     for (const button of document.querySelectorAll("[data-person]")) button.onclick = () => showPerson(button.dataset.key);
     showQueue();
     if (shownId !== null) showNow(shownId);
-  }
+  });
 
   function person({ user_id: id, final_score: score, momentum_state: state }) {
     return element(
@@ -131,7 +170,7 @@ function run({ client, address, ask }) {
       .filter((one) => !find("by-type").value || one.intervention_type === find("by-type").value)
       .filter((one) => `${nameOf(one.user_id)} ${one.trigger_reason}`.toLowerCase().includes(text))
       .sort((a, b) => `${a.scheduled_date ?? "~"}${a.id}`.localeCompare(`${b.scheduled_date ?? "~"}${b.id}`));
-    find("queue-count").textContent = rows.length;
+    write(find("queue-count"), String(rows.length));
     fill(find("queue"), ...rows.map(queued));
   }
 
@@ -148,11 +187,10 @@ function run({ client, address, ask }) {
     fill(find("detail-trend"), element("p", { class: "soft" }, "…"));
     showNow(id);
     if (!find("detail").open) find("detail").showModal();
-    try {
-      fill(find("detail-trend"), trend(await ask("/sync/history", { user_id: id, days: DAYS })));
-    } catch (error) {
-      fill(find("detail-trend"), element("p", { class: "soft" }, `The days cannot be read now: ${error.message}`));
-    }
+    const shown = await ask("/sync/history", { user_id: id, days: DAYS }).then(trend, (error) =>
+      element("p", { class: "soft" }, `The days cannot be read now: ${error.message}`),
+    );
+    if (shownId === id) fill(find("detail-trend"), shown); // else another was chosen meanwhile
   }
 
   function showNow(id) {
@@ -165,29 +203,29 @@ function run({ client, address, ask }) {
 
   find("detail-close").addEventListener("click", () => find("detail").close());
   find("detail").addEventListener("close", () => {
-    document.querySelector(`[data-person][data-key="${shownId}"]`)?.focus(); // the button may be another by now
+    focus(shownId); // the button may be another by now
     shownId = null;
   });
   find("filters").addEventListener("input", showQueue);
   find("filters").addEventListener("submit", (event) => event.preventDefault());
 
-  client.addEventListener("resync", () => void readAll());
+  client.addEventListener("resync", readAll);
+  client.addEventListener("error", (error) => {
+    if (error.name === "RequestFailed" && error.code === "forbidden") readAll(); // rights were lost
+  });
   client.addEventListener("event", (event) => {
     count += 1;
-    find("count").textContent = count;
+    write(find("count"), String(count));
     meanwhile?.push(event);
     fold(event);
     if (event.type.startsWith("momentum_score_")) daysSoon();
     show();
   });
-  let wasLive = false;
   client.addEventListener("state", ({ status }) => {
-    const isLive = status === "live";
-    if (isLive && !wasLive && people.size === 0) void readAll();
-    wasLive = isLive;
+    if (status === "live" && needed) readAll();
     const kept = client.cache.peek(KEPT);
-    if (!isLive && people.size === 0 && kept) {
-      take(kept.value); // as it was known when there was a connection
+    if (!isKnown && kept) {
+      take(kept.value); // as it was known when there was a connection; it is read anew with the next
       show();
     }
   });

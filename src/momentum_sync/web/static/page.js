@@ -1,5 +1,6 @@
 // What both pages share: who looks at them, how the connection stands, and elements.
 
+import { subject } from "./sdk/connection.js";
 import { Client, LocalStore } from "./sdk/index.js";
 
 const STATUS = { live: "live", catching_up: "catching up …", offline: "offline", ended: "ended" };
@@ -34,18 +35,41 @@ export function badge(state) {
 }
 
 /**
- * Puts children in an element only where they differ from what is there; the button that has the focus keeps it, and
- * what was unfolded stays so.
+ * Puts children in an element where they differ from what is there. What has the focus keeps it, what was unfolded or
+ * scrolled stays so: they are known again by `data-key`.
  */
 export function fill(target, ...children) {
   const beside = document.createElement("div");
   beside.append(...children);
-  if (target.innerHTML.replace("<details open=\"\">", "<details>") === beside.innerHTML) return;
-  const key = target.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  if (target.innerHTML.replaceAll('<details open="">', "<details>") === beside.innerHTML) return;
+  const focused = target.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   const unfolded = target.querySelector("details[open]") !== null;
+  const scrolled = target.querySelector(".scroll")?.scrollTop ?? 0;
   target.replaceChildren(...beside.childNodes);
   if (unfolded) target.querySelector("details")?.setAttribute("open", "");
-  if (key !== undefined) target.querySelector(`[data-key="${key}"]`)?.focus();
+  if (scrolled > 0) target.querySelector(".scroll")?.scrollTo({ top: scrolled });
+  if (focused !== undefined) focus(focused);
+}
+
+/** Focuses what has this key, wherever it is by now. */
+export const focus = (key) => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+
+/** Writes a text only where it is another: what is live is read aloud each time it is written. */
+export function write(target, text) {
+  if (target.textContent !== text) target.textContent = text;
+}
+
+/** What draws, at most once a frame, whatever comes meanwhile. */
+export function onceAFrame(draw) {
+  let due = false;
+  return () => {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => {
+      due = false;
+      draw();
+    });
+  };
 }
 
 /** The items of a list, or else a word where there is none. */
@@ -57,22 +81,47 @@ export const lines = (items, otherwise) => (items.length > 0 ? items : [element(
  */
 export async function begin({ channels = [] } = {}) {
   const address = fromAddress();
+  addEventListener("hashchange", () => location.reload()); // it is somebody else's now
   const token = address.get("access_token");
   if (token === null) {
     askForToken();
     return null;
   }
   const userId = address.get("user_id");
-  const name = `momentum-sync:${location.pathname}:${userId ?? ""}`;
-  const store = (await isFirst(name)) ? new LocalStore(name) : null;
+  // What is kept is kept for whose token it is, and for whose data: nobody else may find it.
+  const holder = subject(token);
+  const name = `momentum-sync:${location.pathname}:${holder}:${userId ?? holder}`;
+  const store = holder !== null && (await isFirst(name)) ? new LocalStore(name) : null;
   const client = new Client(location.origin, token, { channels, store, userId });
-  client.addEventListener("state", (state) => showStatus(state));
-  client.addEventListener("error", (error) => {
-    find("problem").textContent = error.name === "ConnectionLost" ? "" : error.message;
+  client.addEventListener("state", (state) => {
+    showStatus(state, store !== null);
+    if (state.status === "live") problem("");
   });
-  showStatus(client.state);
+  client.addEventListener("error", (error) => {
+    if (error.name !== "ConnectionLost" && error.name !== "FeedFrozen") problem(error.message);
+  });
+  showStatus(client.state, store !== null);
   keepPages();
   return { client, address, ask: (path, body) => ask(path, body, token) };
+}
+
+/** Says what is wrong; nothing, once it is mended. */
+export function problem(text) {
+  write(find("problem"), text);
+}
+
+/** Whether no other tab shows the same: what is kept is one tab's at a time. */
+function isFirst(name) {
+  return new Promise((resolve) => {
+    if (!navigator.locks) {
+      resolve(true); // as over plain HTTP, where nobody can tell
+      return;
+    }
+    void navigator.locks.request(name, { ifAvailable: true }, (lock) => {
+      resolve(lock !== null);
+      return lock && new Promise(() => {}); // until the tab is closed
+    });
+  });
 }
 
 async function ask(path, body, token) {
@@ -84,16 +133,6 @@ async function ask(path, body, token) {
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error.message);
   return answer.data;
-}
-
-/** Whether no other tab shows the same: what is kept is one tab's at a time. */
-function isFirst(name) {
-  return new Promise((resolve) => {
-    void navigator.locks.request(name, { ifAvailable: true }, (lock) => {
-      resolve(lock !== null);
-      return lock && new Promise(() => {}); // until the tab is closed
-    });
-  });
 }
 
 function askForToken() {
@@ -110,20 +149,20 @@ function askForToken() {
   find("token").focus();
 }
 
-function showStatus({ status, since }) {
+function showStatus({ status, since }, isKept) {
   const at = since === null ? "" : new Date(since).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   const stale = status === "offline" || status === "ended";
   find("status").dataset.state = status;
-  find("status").textContent = STATUS[status] + (stale && at ? ` since ${at}` : "");
+  write(find("status"), STATUS[status] + (stale && at ? ` since ${at}` : ""));
   find("notice").hidden = !stale;
-  find("notice").textContent = at
-    ? `What you see was so on ${at}. What you do now is kept, and sent when the connection is back.`
-    : "There is no connection, and nothing is known yet.";
+  const seen = at ? `What you see was so on ${at}.` : "There is no connection, and nothing is known yet.";
+  const done = isKept && status === "offline" && at ? " What you do now is kept, and sent when the connection is back." : "";
+  write(find("notice"), seen + done);
 }
 
 /** The page itself opens without a network, too. */
 function keepPages() {
   navigator.serviceWorker?.register("sw.js").catch((error) => {
-    find("problem").textContent = `This page will not open without a network: ${error.message}`;
+    problem(`This page will not open without a network: ${error.message}`);
   });
 }

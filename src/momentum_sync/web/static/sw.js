@@ -1,6 +1,7 @@
 // Keeps the pages for when there is no network: what the server has comes first, and what it had otherwise.
 
 const CACHE = "pages";
+const PATIENCE_MS = 4_000;
 
 self.addEventListener("install", () => self.skipWaiting());
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
@@ -13,13 +14,14 @@ self.addEventListener("fetch", (event) => {
 
 async function freshOrKept(request) {
   const cache = await caches.open(CACHE);
+  const kept = await cache.match(request);
   try {
-    const response = await fetch(request);
+    // Without a page of ours to show instead, whatever comes is waited for.
+    const response = await fetch(request, kept && { signal: AbortSignal.timeout(PATIENCE_MS) });
     if (response.ok) await cache.put(request, response.clone());
-    return response;
+    return kept && response.status >= 500 ? kept : response;
   } catch (error) {
-    const kept = await cache.match(request);
-    if (kept !== undefined) return kept;
+    if (kept) return kept;
     throw error;
   }
 }

@@ -1,7 +1,7 @@
 // A user's page: the state as it is now, live or as it was known last, and what there is to read.
 
 import { gauge, trend } from "./charts.js";
-import { badge, begin, element, fill, find, lines } from "./page.js";
+import { badge, begin, element, fill, find, lines, onceAFrame, write } from "./page.js";
 
 const HISTORY_DAYS = 30;
 const DETAILS_AFTER_MS = 700;
@@ -18,7 +18,8 @@ function run({ client, address, ask }) {
 
   if (address.has("name")) find("name").textContent = `${address.get("name")}’s`;
 
-  function show({ momentum, interventions, notifications, status }) {
+  function show({ momentum, interventions, notifications, status, since }) {
+    if (since === null && status !== "live") return; // nothing is known yet
     const score = momentum?.final_score ?? null;
     fill(find("gauge"), gauge(score, momentum?.momentum_state));
     fill(find("state"), badge(momentum?.momentum_state));
@@ -39,11 +40,11 @@ function run({ client, address, ask }) {
   }
 
   function showNotifications(notifications) {
-    find("unread").textContent = notifications.length;
+    write(find("unread"), String(notifications.length));
     fill(find("notifications"), ...lines(notifications.map(notification), "All read."));
     for (const button of find("notifications").querySelectorAll("button")) button.onclick = () => read(button.dataset.key);
     const unsent = client.state.status === "live" ? 0 : client.unsent;
-    find("to-send").textContent = unsent > 0 ? `${unsent} read, to be sent when the connection is back` : "";
+    write(find("to-send"), unsent > 0 ? `${unsent} read, to be sent when the connection is back` : "");
   }
 
   function read(id) {
@@ -75,7 +76,7 @@ function run({ client, address, ask }) {
     }
   }
 
-  client.addEventListener("state", show);
+  client.addEventListener("state", onceAFrame(() => show(client.state)));
   client.addEventListener("invalidated", (keys) => {
     if (keys.includes(historyKey())) void showTrend();
   });
