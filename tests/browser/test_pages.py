@@ -202,6 +202,36 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#queue")).to_contain_text("check in")  # a filter for what is gone lets go
 
 
+def test_a_coachs_page_is_opened_again_and_without_a_connection(demo: Demo, page: Page) -> None:
+    page.goto(demo.links[0])
+    expect(page.get_by_role("status")).to_have_text("live")
+    sql(demo, TODAYS, 80, "Rising")
+    expect(page.locator("[data-state=Rising]")).to_contain_text("6")
+    page.wait_for_function("() => navigator.serviceWorker.controller !== null")
+    page.goto("about:blank")
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 20, "NeedsCare")  # while nobody looks
+    page.goto(demo.links[0])
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.locator("#care")).to_contain_text("Amara")
+    sql(demo, f"{TODAYS} and user_id <> {AMARA}", 50, "Steady")  # and it follows the scores, again
+    expect(page.locator("[data-state=Steady]")).to_contain_text("5")
+    page.wait_for_function("() => Object.values(localStorage).some((text) => text.includes('Steady'))")
+    demo.process.kill()
+    demo.process.communicate()
+    expect(page.get_by_role("status")).to_have_text(re.compile("offline since"))
+    page.reload()
+    expect(page.get_by_role("status")).to_have_text(re.compile("offline since"))
+    expect(page.locator("#care")).to_contain_text("Amara")
+    expect(page.locator("[data-state=Steady]")).to_contain_text("5")
+    expect(page.locator("#days svg")).to_be_visible()
+    # What is kept is kept for one token's owner.
+    address, given = demo.links[0].split("#")
+    page.goto("about:blank")
+    page.goto(f"{address}#{given.replace('access_token=', 'access_token=x.')}")
+    expect(page.get_by_role("status")).to_have_text("offline")
+    expect(page.locator("#care li")).to_have_count(0)
+
+
 def test_one_person_in_detail_by_keyboard(demo: Demo, page: Page) -> None:
     page.goto(demo.links[0])
     expect(page.get_by_role("status")).to_have_text("live")

@@ -370,11 +370,23 @@ async def test_a_user_who_is_revoked_is_told_and_comes_back_with_a_newer_token(w
         await driver.until(lambda one: "state" in one and one["state"]["status"] == "live")
 
 
-async def test_what_is_not_allowed_ends_the_client(world: World, db: Sql) -> None:
-    async with world.serve(), world.client(user_id=str(await other_user(db))) as driver:
-        ended = await driver.until(lambda one: one.get("name") == "Ended")
-        assert ended["ended"] in (403, 4403)
-        await driver.state(lambda state: state["status"] == "ended")
+async def test_what_is_not_allowed_ends_the_client_and_nothing_stays(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=50)
+    stranger = await other_user(db)
+    async with world.serve():
+        async with world.client(store=True) as driver:
+            await driver.live()
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+        async with world.client(store=True, user_id=str(world.user), token=sign(stranger)) as driver:
+            ended = await driver.until(lambda one: one.get("name") == "Ended")
+            assert ended["ended"] in (403, 4403)
+            state = await driver.state(lambda state: state["status"] == "ended")
+            assert state["momentum"] is None
+    world.network.ports = []
+    async with world.client(store=True) as driver:
+        await driver.until(lambda one: one.get("error") == "ConnectionLost")
+        assert (await driver.state(lambda _: True))["momentum"] is None, "nor in the store"
 
 
 async def test_where_nobody_listens_it_tries_again_with_growing_pauses(world: World) -> None:

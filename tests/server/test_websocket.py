@@ -168,6 +168,13 @@ async def test_who_may_see_a_notification_and_not_change_it_is_told_so(server: S
     assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
 
 
+async def test_a_connection_comes_back_with_as_many_channels_as_it_may_ask_for(server: Server) -> None:
+    channels = [f"momentum_updates:{uuid4()}" for _ in range(500)]
+    async with server.connect(sign(uuid4(), app_role="admin"), channels=",".join(channels)) as client:
+        confirmed = await client.until("subscription_confirmed")
+    assert set(channels) <= set(confirmed["channels"])
+
+
 async def test_an_operators_own_channel(server: Server, db: Sql, user: UUID) -> None:
     async with (
         server.connect(None, headers={"apikey": SERVICE_KEY}, channels="orders:42") as service,
