@@ -15,8 +15,8 @@ from tests.server.test_demo import start
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOTS = (
-    ("coach.png", 0, {"width": 1100, "height": 760}, "light"),
-    ("user.png", 1, {"width": 1100, "height": 760}, "light"),
+    ("coach.png", 0, {"width": 1100, "height": 850}, "light"),
+    ("user.png", 1, {"width": 1100, "height": 850}, "light"),
     ("phone.png", 1, {"width": 390, "height": 760}, "dark"),
 )
 WORDS = """
@@ -24,6 +24,12 @@ WORDS = """
         (user_id, notification_type, trigger_date, title, message, action_type, status)
     select id, 'celebration', current_date, 'You are rising', 'Your momentum has grown; keep going.', 'none', 'sent'
     from auth.users where email = 'amara@demo.invalid'
+"""
+
+CARE = """
+    update daily_engagement_scores set final_score = 31.5, momentum_state = 'NeedsCare'
+    where score_date = current_date
+      and user_id in (select id from auth.users where email in ('elif@demo.invalid', 'chiara@demo.invalid'))
 """
 
 
@@ -37,6 +43,7 @@ def main() -> None:
             with psycopg.connect(demo.conninfo, autocommit=True) as connection:
                 connection.execute("delete from momentum_notifications")
                 connection.execute(WORDS)
+                connection.execute(CARE)
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
                 for name, link, viewport, scheme in SHOTS:
