@@ -351,6 +351,28 @@ async def test_channels_beside_the_users_own(world: World, db: Sql) -> None:
         assert event["fields"]["user_id"] == str(stranger), "and it is missed in the resume as well"
 
 
+async def test_channels_asked_for_while_it_connects(world: World, db: Sql) -> None:
+    world.network.delay = 0.05
+    async with world.serve(), world.client(token=sign(world.user, app_role="coach")) as driver:
+        await driver.until(lambda one: one.get("token") == 1)  # the address is made, and the greeting is not here
+        await driver.do("subscribe", channels=["interventions:coaches"])
+        await driver.live()
+        await driver.do("subscribe", channels=["interventions:coaches"])  # answered once that is held
+        while "interventions:coaches" not in (await driver.until(lambda one: "channels" in one))["channels"]:
+            await driver.do("subscribe", channels=["interventions:coaches"])
+        stranger = await other_user(db)
+        add_intervention(db, stranger)
+        event = await driver.until(lambda one: one.get("event") == "intervention_created")
+        assert event["fields"]["user_id"] == str(stranger)
+
+
+async def test_channels_that_are_refused_are_told(world: World, db: Sql) -> None:
+    channel = f"notifications:{await other_user(db)}"
+    async with world.serve(), world.client(channels=[channel]) as driver:
+        assert (await driver.until(lambda one: "error" in one)) == {"error": "RequestFailed", "code": "forbidden"}
+        await driver.live()
+
+
 async def test_replaced_by_the_same_device_it_does_not_come_back(world: World) -> None:
     async with world.serve() as port, world.client(client_id="phone") as driver:
         await driver.live()

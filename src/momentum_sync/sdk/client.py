@@ -351,11 +351,13 @@ class Client:
 
     async def _greeted(self) -> None:
         """What the program wants is another than what the address asked for, if it has asked meanwhile."""
-        with suppress(Offline):
+        try:
             if more := [one for one in self._wanted if one not in self._asked_for]:
                 await self._ask({"type": "subscribe", "channels": more})
             if less := [one for one in self._asked_for if one not in self._wanted]:
                 await self._ask({"type": "unsubscribe", "channels": less})
+        except ClientError as error:
+            self._report(error)
         await self._post()
 
     async def _acknowledge(self) -> None:
@@ -394,17 +396,23 @@ class Client:
         every = min(_TICK_S, self._patience / 4)
         while True:
             await asyncio.sleep(every)
-            if self._connection is not None:
-                if self._is_frozen():
-                    self._connection.abort()
-                elif self._wake.is_set():
-                    self._wake.clear()
-                    self._spawn_once("probe", self._probe(self._connection))
-            if self._to_ack:
-                self._spawn_once("acknowledge", self._acknowledge())
-            await self._post()
-            if self._known.keeper.changed:
-                await self._known.save()
+            try:
+                await self._look()
+            except Exception:  # a bug of ours, which must not end the looking
+                _LOG.exception("the client failed")
+
+    async def _look(self) -> None:
+        if self._connection is not None:
+            if self._is_frozen():
+                self._connection.abort()
+            elif self._wake.is_set():
+                self._wake.clear()
+                self._spawn_once("probe", self._probe(self._connection))
+        if self._to_ack:
+            self._spawn_once("acknowledge", self._acknowledge())
+        await self._post()
+        if self._known.keeper.changed:
+            await self._known.save()
 
     async def _probe(self, connection: Connection) -> None:
         try:
