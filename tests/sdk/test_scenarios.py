@@ -357,9 +357,9 @@ async def test_channels_asked_for_while_it_connects(world: World, db: Sql) -> No
         await driver.until(lambda one: one.get("token") == 1)  # the address is made, and the greeting is not here
         await driver.do("subscribe", channels=["interventions:coaches"])
         await driver.live()
-        await driver.do("subscribe", channels=["interventions:coaches"])  # answered once that is held
-        while "interventions:coaches" not in (await driver.until(lambda one: "channels" in one))["channels"]:
-            await driver.do("subscribe", channels=["interventions:coaches"])
+        async with asyncio.timeout(20):
+            while "interventions:coaches" not in (await driver.until(lambda one: "channels" in one))["channels"]:
+                await driver.do("subscribe", channels=["interventions:coaches"])
         stranger = await other_user(db)
         add_intervention(db, stranger)
         event = await driver.until(lambda one: one.get("event") == "intervention_created")
