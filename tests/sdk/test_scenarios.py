@@ -358,8 +358,10 @@ async def test_channels_asked_for_while_it_connects(world: World, db: Sql) -> No
         await driver.do("subscribe", channels=["interventions:coaches"])
         await driver.live()
         async with asyncio.timeout(20):
-            while "interventions:coaches" not in (await driver.until(lambda one: "channels" in one))["channels"]:
+            held: list[str] = []
+            while "interventions:coaches" not in held:
                 await driver.do("subscribe", channels=["interventions:coaches"])
+                held = (await driver.until(lambda one: "channels" in one))["channels"]
         stranger = await other_user(db)
         add_intervention(db, stranger)
         event = await driver.until(lambda one: one.get("event") == "intervention_created")
