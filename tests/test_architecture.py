@@ -143,6 +143,12 @@ def test_no_file_over_400_lines_and_no_function_over_50(path: str) -> None:
             assert lines(node) <= 50, f"{path}: {node.name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "clients" / "js" / "src").glob("*.js")), ids=lambda path: path.name)
+def test_no_file_of_the_javascript_sdk_over_400_lines(path: Path) -> None:
+    code = re.sub(r"/\*\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 400
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_every_public_thing_says_what_it_is(path: str) -> None:
     parsed = tree(path)

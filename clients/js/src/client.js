@@ -3,6 +3,7 @@
 // It connects, comes back by itself for as long as it is open, and keeps its place. Every failure is a typed error, told
 // to listeners of "error" and to `log`; nothing is printed.
 
+import { listenToBrowser } from "./browser.js";
 import { address, connect, fresh, subject } from "./connection.js";
 import {
   ClientError,
@@ -18,6 +19,7 @@ import {
 } from "./errors.js";
 import { pause, verdict } from "./following.js";
 import { Known } from "./known.js";
+import { Listeners, carefully } from "./listeners.js";
 
 /** @import { Event, Resync, State } from "./following.js" */
 /** @import { Momentum } from "./messages.js" */
@@ -69,15 +71,13 @@ export class Client {
   #tokenSent = "";
   /** @type {Connection | null} */
   #connection = null;
-  /** @type {Map<string, Set<(payload: any) => void>>} */
-  #listeners = new Map();
+  #listeners = new Listeners();
   /** @type {(() => void) | null} */
   #hurry = null;
   #woken = false;
   /** @type {ReturnType<typeof setInterval> | undefined} */
   #ticker;
-  /** @type {(() => void)[]} */
-  #untie = [];
+  #untie = () => {};
   #started = false;
   #open = false;
   #closing = new AbortController();
@@ -118,7 +118,10 @@ export class Client {
     if (this.#started) throw new Error("A client is started once.");
     this.#started = this.#open = true;
     this.#ticker = setInterval(() => this.#tick(), Math.min(TICK_MS, this.#patience / 4));
-    this.#untie = this.#tie();
+    this.#untie = listenToBrowser(
+      () => this.wake(),
+      () => void this.#known.save(),
+    );
     void this.#run();
     return this;
   }
@@ -139,7 +142,7 @@ export class Client {
     this.#open = false;
     this.#closing.abort();
     clearInterval(this.#ticker);
-    for (const untie of this.#untie) untie();
+    this.#untie();
   }
 
   /** What the program has fetched, until the server says that it is no longer true. */
@@ -182,8 +185,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   addEventListener(name, listener) {
-    const held = this.#listeners.get(name) ?? new Set();
-    this.#listeners.set(name, held.add(listener));
+    this.#listeners.add(name, listener);
     return () => this.removeEventListener(name, listener);
   }
 
@@ -193,7 +195,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   removeEventListener(name, listener) {
-    this.#listeners.get(name)?.delete(listener);
+    this.#listeners.remove(name, listener);
   }
 
   /**
@@ -520,7 +522,7 @@ export class Client {
     }
   }
 
-  // The clock, and the page
+  // The clock
 
   #tick() {
     if (this.#connection !== null) this.#checkFrozen();
@@ -545,31 +547,6 @@ export class Client {
     }
   }
 
-  /** Listens for what a browser tells of the network and the page; what takes that back. */
-  #tie() {
-    /** @type {(() => void)[]} */
-    const untie = [];
-    /**
-     * @param {any} target
-     * @param {string} name
-     * @param {() => void} listener
-     */
-    const on = (target, name, listener) => {
-      if (typeof target?.addEventListener !== "function") return;
-      target.addEventListener(name, listener);
-      untie.push(() => target.removeEventListener(name, listener));
-    };
-    const { document, window } = /** @type {any} */ (globalThis);
-    on(window, "online", () => this.wake());
-    on(window, "pageshow", () => this.wake());
-    on(window, "pagehide", () => void this.#known.save());
-    on(document, "visibilitychange", () => {
-      if (document.visibilityState === "visible") this.wake();
-      else void this.#known.save();
-    });
-    return untie;
-  }
-
   /** @returns {typeof WebSocket} */
   #webSocket() {
     const given = this.#options.WebSocket ?? globalThis.WebSocket;
@@ -591,7 +568,7 @@ export class Client {
 
   #tell() {
     this.#known.stream.tell();
-    if (!this.#listeners.get("state")?.size) return;
+    if (!this.#listeners.has("state")) return;
     const state = this.state;
     const text = JSON.stringify(state);
     if (text === this.#told) return;
@@ -605,21 +582,7 @@ export class Client {
    * @param {ClientEvents[Name]} payload
    */
   #emit(name, payload) {
-    for (const listener of [...(this.#listeners.get(name) ?? [])]) carefully(() => listener(payload));
-  }
-}
-
-/**
- * Calls what is the program's. What it throws is no reason not to go on, and surfaces where uncaught errors do.
- * @param {() => void} call
- */
-function carefully(call) {
-  try {
-    call();
-  } catch (error) {
-    setTimeout(() => {
-      throw error;
-    });
+    this.#listeners.tell(name, payload);
   }
 }
 

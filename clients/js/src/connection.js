@@ -172,7 +172,9 @@ export class Connection {
     this.#answers.clear();
     socket.close();
     const terminate = /** @type {any} */ (socket).terminate; // where it is of the package `ws`
-    if (terminate !== undefined) unref(setTimeout(() => terminate.call(socket), TERMINATE_AFTER_MS));
+    if (terminate !== undefined) {
+      /** @type {any} */ (setTimeout(() => terminate.call(socket), TERMINATE_AFTER_MS)).unref(); // as only Node has it
+    }
     this.#end(why);
   }
 }
@@ -288,12 +290,4 @@ async function refusal(url, token, userId, fetch, signal) {
     clearTimeout(timer);
     signal.removeEventListener("abort", stop);
   }
-}
-
-/**
- * Has a timer not keep a Node program from its end.
- * @param {any} timer
- */
-export function unref(timer) {
-  timer.unref?.();
 }

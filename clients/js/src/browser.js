@@ -1,0 +1,30 @@
+// What a browser tells of the network and the page. Elsewhere nothing does, and the program calls `wake` itself.
+
+/**
+ * Listens; returns what ends that.
+ * @param {() => void} wake the network is back, or the page is looked at again
+ * @param {() => void} leave the page may be gone in a moment
+ * @returns {() => void}
+ */
+export function listenToBrowser(wake, leave) {
+  /** @type {(() => void)[]} */
+  const untie = [];
+  /**
+   * @param {any} target
+   * @param {string} name
+   * @param {() => void} listener
+   */
+  const on = (target, name, listener) => {
+    if (typeof target?.addEventListener !== "function") return;
+    target.addEventListener(name, listener);
+    untie.push(() => target.removeEventListener(name, listener));
+  };
+  const { document, window } = /** @type {any} */ (globalThis);
+  on(window, "online", wake);
+  on(window, "pageshow", wake);
+  on(window, "pagehide", leave);
+  on(document, "visibilitychange", () => (document.visibilityState === "visible" ? wake() : leave()));
+  return () => {
+    for (const one of untie) one();
+  };
+}
