@@ -12,7 +12,7 @@ import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
@@ -116,12 +116,13 @@ def clients(url: str, connections: int, pipe: Connection) -> None:
 async def _reader(conninfo: str, pipe: Connection) -> None:
     seen: Seen = {}
 
-    def take(data: bytes | memoryview) -> None:
-        frame = decode(data)
-        if isinstance(frame, Message):
-            now = time.monotonic()
-            for write in found(frame.content):
-                seen.setdefault(write, now)
+    def take(payloads: Sequence[bytes | memoryview]) -> None:
+        for payload in payloads:
+            frame = decode(payload)
+            if isinstance(frame, Message):
+                now = time.monotonic()
+                for write in found(frame.content):
+                    seen.setdefault(write, now)
 
     async with open_stream(conninfo, READER_SLOT) as stream:
         reading = asyncio.ensure_future(stream.run(take))

@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -27,7 +27,6 @@ from momentum_sync.capture.suitable import check
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
-from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.samples import Samples
@@ -37,7 +36,7 @@ from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http_api import make_api
 from momentum_sync.gateway.listener import bounded_http
-from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.router import Fanout, Router
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.keys import Authenticator
@@ -184,15 +183,21 @@ def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Calla
     }
 
 
-def _telling(samples: Samples) -> Callable[[Event, int, int, float | None, Exception | None], None]:
-    """What the router tells of each event, to the numbers and to the samples."""
+def _telling(samples: Samples) -> Callable[[Sequence[Fanout]], None]:
+    """What the router tells of events, to the numbers and to the samples."""
 
-    def tell(event: Event, frames: int, size: int, delay: float | None, broken: Exception | None) -> None:
-        observe.delivered(event.event_type, frames, size, delay)
-        if broken is None:
-            samples.delivered(event, delay)
-        else:
-            samples.failed(event, observe.described(broken))
+    def tell(fanouts: Sequence[Fanout]) -> None:
+        observe.delivered(
+            [fanout.event.event_type for fanout in fanouts],
+            sum([fanout.frames for fanout in fanouts]),
+            sum([fanout.size for fanout in fanouts]),
+            [fanout.delay for fanout in fanouts if fanout.delay is not None],
+        )
+        for fanout in fanouts:
+            if fanout.broken is None:
+                samples.delivered(fanout.event, fanout.delay)
+            else:
+                samples.failed(fanout.event, observe.described(fanout.broken))
 
     return tell
 

@@ -1,15 +1,15 @@
 """Every number that is worth telling: its name, its meaning, and how it is kept.
 
 What happens once an event or a frame is counted in plain integers, without a lock or an object, and made into samples
-only when somebody asks: an event costs about a microsecond here. What parts of the server know anyhow is read from them
-then. No label is of unbounded size: values that are not listed count as `other`.
+only when somebody asks: an event costs less than a microsecond here. What parts of the server know anyhow is read from
+them then. No label is of unbounded size: values that are not listed count as `other`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -34,6 +34,11 @@ class Count:
             value = OTHER
         self._counts[value] += count
 
+    def add_each(self, values: Iterable[str]) -> None:
+        """One more of each of these."""
+        for value in values:
+            self._counts[value if value in self._values else OTHER] += 1
+
     def collect(self) -> Metric:
         """As Prometheus has it."""
         family = CounterMetricFamily(self.name, self.meaning, labels=[self._label] if self._label else [])
@@ -52,10 +57,11 @@ class Spread:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def add(self, measure: float) -> None:
-        """One more."""
-        self._counts[bisect_left(self._bounds, measure)] += 1
-        self._sum += measure
+    def add(self, *measures: float) -> None:
+        """So many more."""
+        for measure in measures:
+            self._counts[bisect_left(self._bounds, measure)] += 1
+        self._sum += sum(measures)
 
     def collect(self) -> Metric:
         """As Prometheus has it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import PurePath
 
 import psycopg
@@ -203,16 +204,16 @@ def refused(code: str) -> None:
     _log.debug("refused", code=code)
 
 
-def delivered(event_type: str, frames: int, size: int, delay: float | None) -> None:
-    """An event was handed to those who have its channels, `delay` seconds after its commit; None: to nobody.
+def delivered(event_types: Sequence[str], frames: int, size: int, delays: Sequence[float]) -> None:
+    """Events of these types were handed to those who have their channels.
 
-    `frames` of so many bytes were written at once, beside what `sent` tells.
+    `frames` of so many bytes were written at once, beside what `sent` tells. `delays` are the seconds from the commit
+    for those events that anybody had a channel of.
     """
-    metrics.EVENTS.add(value=event_type)
-    if delay is not None:
-        metrics.FRAMES.add(frames)
-        metrics.BYTES.add(size)
-        metrics.DELAY.add(delay)
+    metrics.EVENTS.add_each(event_types)
+    metrics.FRAMES.add(frames)
+    metrics.BYTES.add(size)
+    metrics.DELAY.add(*delays)
 
 
 def sent(frames: int, size: int) -> None:

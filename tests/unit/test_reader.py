@@ -1,4 +1,4 @@
-"""The order in which the log and the slot hear of things, at a moment that no server can be brought to on purpose.
+"""What capture makes of a turn's payloads, and the order in which log, slot and listeners hear of it.
 
 The stream and the log are stand-ins that note what they are told; the rest is real.
 """
@@ -48,21 +48,100 @@ def wal(payload: bytes) -> bytes:
     return b"w" + bytes(24) + payload
 
 
+ENVELOPE = json.dumps({"channels": ["c"], "event": {}}).encode()
+
+
+def begin(lsn: int) -> bytes:
+    return wal(b"B" + struct.pack("!QqI", lsn, 0, 7))
+
+
+def message(content: bytes = ENVELOPE) -> bytes:
+    return wal(b"M" + struct.pack("!BQ", 1, 1) + b"momentum_sync\0" + struct.pack("!I", len(content)) + content)
+
+
+def commit(lsn: int, end: int) -> bytes:
+    return wal(b"C" + struct.pack("!BQQq", 0, lsn, end, 0))
+
+
+def keepalive(end: int, *, reply: bool = False) -> bytes:
+    return struct.pack("!cQqB", b"k", end, 0, reply)
+
+
+class Heard:
+    """Listens to the feed, which must stand at each event when that is handed over."""
+
+    def __init__(self, feed: Feed, *, fails_at: int = 0) -> None:
+        self._feed = feed
+        self._fails_at = fails_at
+        self.heard: list[str] = []
+        feed.listen(self)
+
+    def event(self, event: Event) -> None:
+        assert self._feed.number == event.number == self._feed.window.last
+        self.heard.append(f"event {event.number}")
+        if event.number == self._fails_at:
+            raise ZeroDivisionError
+
+    def published(self) -> None:
+        self.heard.append("published")
+
+    def advanced(self, position: int) -> None:
+        self.heard.append(f"advanced {position}")
+
+    def history_changed(self) -> None:
+        self.heard.append("history changed")
+
+
+def capturing(told: Told) -> tuple[_Run, Feed, Samples]:
+    feed = Feed(Window(100_000))
+    feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
+    numbering = Numbering(number=0, place=(0, 0), near_xid=1)
+    samples = Samples(0.0, lambda: 0.0)
+    return _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, samples), feed, samples
+
+
 def transaction(run: _Run, lsn: int, end: int) -> None:
-    content = json.dumps({"channels": ["c"], "event": {}}).encode()
-    run.take(wal(b"B" + struct.pack("!QqI", lsn, 0, 7)))
-    run.take(wal(b"M" + struct.pack("!BQ", 1, lsn) + b"momentum_sync\0" + struct.pack("!I", len(content)) + content))
-    run.take(wal(b"C" + struct.pack("!BQQq", 0, lsn, end, 0)))
+    run.take([begin(lsn), message(), commit(lsn, end)])
+
+
+async def test_what_comes_at_once_is_published_in_order_and_then_the_position_moves() -> None:
+    run, feed, samples = capturing(Told())
+    heard = Heard(feed)
+    run.take([begin(200), message(), message(b"no envelope"), message(), commit(200, 210), begin(300), message()])
+    assert heard.heard == ["event 1", "event 2", "event 3", "published", "advanced 210"]
+    assert [sample.event_type for sample in samples.take()] == ["unreadable"]
+    run.take([commit(300, 310)])
+    assert heard.heard[5:] == ["advanced 310"]
+
+
+async def test_a_keepalive_within_a_transaction_does_not_move_the_position() -> None:
+    told = Told()
+    run, feed, _ = capturing(told)
+    run.take([begin(200), message(), keepalive(250, reply=True)])
+    assert feed.position == 100
+    run.take([commit(200, 260), keepalive(270)])
+    assert feed.position == 270
+    assert told.told == [("slot", 100)], "the server asked for a status once, and nothing is in the log yet"
+
+
+async def test_what_broke_at_an_event_has_those_after_it_come_again() -> None:
+    run, feed, _ = capturing(Told())
+    heard = Heard(feed, fails_at=2)
+    with pytest.raises(ZeroDivisionError):
+        run.take([begin(200), message(), message(), message(), commit(200, 210)])
+    assert heard.heard == ["event 1", "event 2", "published"]
+    again = Numbering(number=0, place=(0, 0), near_xid=1)
+    feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
+    run = _Run(cast(Any, Told()), cast(Any, Told()), feed, Pulse("p"), again, Samples(0.0, lambda: 0.0))
+    run.take([begin(200), message(), message(), message(), commit(200, 210)])
+    assert heard.heard[3:] == ["event 3", "published", "advanced 210"]
 
 
 async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anything_is_confirmed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = Told()
-    feed = Feed(Window(1000))
-    feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
-    numbering = Numbering(number=0, place=(0, 0), near_xid=1)
-    run = _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, Samples(0.0, lambda: 0.0))
+    run, _, _ = capturing(told)
     timeout = asyncio.timeout
 
     def expires_as_an_event_comes(_: float) -> asyncio.Timeout:

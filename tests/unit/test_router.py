@@ -61,7 +61,9 @@ class World:
         self.router = Router(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
-            delivered=lambda event, *told: self.delivered.append((event.event_type, *told[:3])),
+            delivered=lambda fanouts: self.delivered.extend(
+                (fanout.event.event_type, fanout.frames, fanout.size, fanout.delay) for fanout in fanouts
+            ),
         )  # fmt: skip
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
 
@@ -94,7 +96,7 @@ class World:
             number=self.feed.number + 1, place=(200 + self.feed.number, 0), xid=xid, committed_at=0.0,
             channels=channels, body=body,
         )  # fmt: skip
-        self.feed.publish(event)
+        self.feed.publish([event])
         return event
 
 
@@ -294,7 +296,7 @@ def test_what_capture_repeats_is_published_once() -> None:
     wire.taken()
     event = world.publish("a")
     world.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
-    world.feed.publish(event)
+    world.feed.publish([event])
     assert len(wire.taken()) == 1
     assert len(world.feed.window) == 1
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import msgspec
+
 _UNIX_2000 = 946_684_800
 
 _BEGIN = struct.Struct("!QqI")
@@ -34,7 +36,7 @@ class Begin(NamedTuple):
     xid: int
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A logical message, as `pg_logical_emit_message` wrote it."""
 
     transactional: bool

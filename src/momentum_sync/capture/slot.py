@@ -8,7 +8,7 @@ loop and our own say in when to read and when to confirm are worth the rest.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ from momentum_sync.eventlog.table import SlotFacts
 
 _SQL = queries.load(__package__)
 _ANSWER_TIMEOUT_S = 30.0
-_FRAMES_A_TURN = 500
+_FRAMES_A_TURN = 100
+_BYTES_A_TURN = 1024 * 1024
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
 PUBLICATION = "momentum_sync"
 APPLICATION = "momentum-sync capture"
@@ -104,6 +105,9 @@ async def _held(conninfo: str, slot: str) -> Held:
     return held
 
 
+Take = Callable[[Sequence[bytes | memoryview]], None]
+
+
 class Stream:
     """A running replication stream. `facts` are those of the slot as the stream holds it."""
 
@@ -113,12 +117,15 @@ class Stream:
         self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._take: Callable[[bytes | memoryview], None] | None = None
+        self._take: Take | None = None
         self._reading = False
         self.facts = facts
 
-    async def run(self, take: Callable[[bytes | memoryview], None]) -> None:
-        """Hands every CopyData payload to `take` until the stream ends; raises CaptureError, or what `take` raised."""
+    async def run(self, take: Take) -> None:
+        """Hands every CopyData payload to `take`, those that are there at once together, until the stream ends.
+
+        Raises CaptureError, or what `take` raised.
+        """
         self._take = take
         self.resume()
         try:
@@ -172,24 +179,31 @@ class Stream:
         self._drain()
 
     def _drain(self) -> None:
-        take = self._take
-        assert take is not None
+        if not self._reading:
+            return
+        assert self._take is not None
         try:
-            for _ in range(_FRAMES_A_TURN):
-                if not self._reading:
-                    return
-                length, data = self._pgconn.get_copy_data(1)
-                if length > 0:
-                    take(data)
-                elif length == 0:
-                    return
-                else:
-                    self._end(CaptureError(f"the replication stream ended: {_reason(self._pgconn)}"))
-                    return
+            payloads, length = self._held()
+            if payloads:
+                self._take(payloads)
+            if length < 0:
+                raise CaptureError(f"the replication stream ended: {_reason(self._pgconn)}")
         except Exception as error:
             self._end(error)
             return
-        self._loop.call_soon(self._drain)  # let others have their turn first
+        if length > 0:
+            self._loop.call_soon(self._drain)  # let others have their turn first
+
+    def _held(self) -> tuple[list[bytes | memoryview], int]:
+        """What libpq holds, up to what is taken in one turn; then 0 if that was all, less if nothing will follow."""
+        payloads: list[bytes | memoryview] = []
+        size = length = 1
+        while length > 0 and len(payloads) < _FRAMES_A_TURN and size < _BYTES_A_TURN:
+            length, data = self._pgconn.get_copy_data(1)
+            if length > 0:
+                payloads.append(data)
+                size += length
+        return payloads, length
 
     def _end(self, error: Exception) -> None:
         if not self._ended.done():

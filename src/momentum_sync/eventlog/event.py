@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 import msgspec
 
@@ -45,13 +45,16 @@ class Malformed(ValueError):
     """A logical message under our prefix that `momentum.publish` did not write."""
 
 
-class _Envelope(msgspec.Struct):
-    channels: list[str]
+_NO_ROWS = msgspec.Raw()
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    channels: tuple[str, ...]
     event: msgspec.Raw
-    rows: msgspec.Raw = msgspec.Raw(b"")
+    rows: msgspec.Raw = _NO_ROWS
 
 
-class _Head(msgspec.Struct):
+class _Head(msgspec.Struct, gc=False):
     """What routing needs of an event. An operator's event may have anything under these names."""
 
     event_type: object = None
@@ -111,7 +114,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         keys = tuple([route(channel, user_id) for channel in channels]) if CACHE_INVALIDATION in channels else channels
         return cls(
             number,
-            *place,
+            place[0],
+            place[1],
             xid,
             committed_at,
             channels,
@@ -131,12 +135,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         return _TABLES.get(self.event_type)
 
 
-class Envelope(NamedTuple):
-    """What a logical message carries: where it goes, the event's JSON, and that of versions of its row."""
-
-    channels: tuple[str, ...]
-    body: bytes
-    rows: bytes | None
+Envelope = tuple[tuple[str, ...], bytes, bytes | None]
+"""What a logical message carries: where it goes, the event's JSON, and that of versions of its row."""
 
 
 def open_envelope(content: bytes) -> Envelope:
@@ -156,10 +156,10 @@ def open_envelope(content: bytes) -> Envelope:
     for name in envelope.channels:
         if len(name) > _LONGEST_NAME or "\0" in name:
             raise Malformed("not an envelope: a channel that PostgreSQL cannot hold or find")
-    rows = bytes(envelope.rows)
-    if rows and not rows.startswith(b"{"):
+    rows = None if envelope.rows is _NO_ROWS else bytes(envelope.rows)
+    if rows is not None and not rows.startswith(b"{"):
         raise Malformed("not an envelope: the rows are no object")
-    return Envelope(tuple(envelope.channels), body, rows or None)
+    return envelope.channels, body, rows
 
 
 def _is_text(value: object) -> TypeGuard[str]:

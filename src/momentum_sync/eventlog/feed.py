@@ -19,7 +19,10 @@ class Listener(Protocol):
     """Whoever follows a feed. The calls come in order and must not block."""
 
     def event(self, event: Event) -> None:
-        """The next event."""
+        """The next event, which is the feed's last."""
+
+    def published(self) -> None:
+        """Those events that came together have been handed over."""
 
     def advanced(self, position: int) -> None:
         """Everything that committed below `position` has been handed over."""
@@ -79,17 +82,25 @@ class Feed:
         for listener in self._listeners:
             listener.history_changed()
 
-    def publish(self, event: Event) -> None:
-        """Hands the event on, unless it has been."""
-        if event.number <= self.number:
-            return
-        self.number = event.number
-        self.window.add(event)
-        if not self._recent or self._recent[-1][0] != event.xid:
-            self._recent.append((event.xid, set()))
-        self._recent[-1][1].add(event.user_id)
-        for listener in self._listeners:
-            listener.event(event)
+    def publish(self, events: Sequence[Event]) -> None:
+        """Hands events on, one after the other, but those that have been."""
+        try:
+            for event in events:
+                if event.number > self.number:
+                    self.number = event.number
+                    self.window.add(event)
+                    self._remember(event)
+                    for listener in self._listeners:
+                        listener.event(event)
+        finally:
+            for listener in self._listeners:
+                listener.published()
+
+    def _remember(self, event: Event) -> None:
+        recent = self._recent
+        if not recent or recent[-1][0] != event.xid:
+            recent.append((event.xid, set()))
+        recent[-1][1].add(event.user_id)
 
     def recent(self, user_id: str | None = None) -> list[int]:
         """The transactions of the latest events, a user's or all, that no snapshot is known to have seen yet."""

@@ -48,9 +48,9 @@ with held as (
     returning slot
 ), added as (
     insert into momentum.event_log (number, commit_lsn, commit_index, xid, committed_at, channels, keys, event, rows)
-    select e.number, e.lsn, e.index, e.xid, to_timestamp(e.at), e.channels, e.keys, e.event, e.rows
+    select e.number, '0/0'::pg_lsn + e.lsn, e.index, e.xid, to_timestamp(e.at), e.channels, e.keys, e.event, e.rows
     from held, json_to_recordset(%(events)s::json) as e (
-        number bigint, lsn pg_lsn, index integer, xid bigint, at double precision, channels text[], keys text[],
+        number bigint, lsn numeric, index integer, xid bigint, at double precision, channels text[], keys text[],
         event json, rows json)
 )
 select count(*) from held

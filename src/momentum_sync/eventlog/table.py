@@ -67,7 +67,7 @@ class _Row(msgspec.Struct, gc=False):
     """An event on its way into the log. A batch goes as one JSON text: psycopg adapts lists an element at a time."""
 
     number: int
-    lsn: str
+    lsn: int
     index: int
     xid: int
     at: float
@@ -375,7 +375,7 @@ async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int)
 def _row(event: Event) -> _Row:
     return _Row(
         event.number,
-        lsn.text(event.commit_lsn),
+        event.commit_lsn,
         event.commit_index,
         event.xid,
         event.committed_at,

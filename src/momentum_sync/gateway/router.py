@@ -7,7 +7,7 @@ need no look at the event a comparison, an assignment and a write: 1.6 us beside
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -57,9 +57,8 @@ class Router:
     """The connections of one gateway. It listens to the feed.
 
     `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
-    one user, may have, before anybody's rights are asked for again; `delivered` each event, how many frames were
-    written past the sessions, in how many bytes, how long after the commit, in seconds, if there was anybody to write
-    to, and what went wrong with one of them.
+    one user, may have, before anybody's rights are asked for again; `delivered` what became of the events that came
+    together.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Router:
         limit_per_user: int,
         clock: Callable[[], float],
         rights_changed: Callable[[int, UUID | None], None],
-        delivered: Callable[[Event, int, int, float | None, Exception | None], None],
+        delivered: Callable[[Sequence[Fanout]], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
@@ -86,6 +85,7 @@ class Router:
         self._by_client: dict[tuple[object, str], Connection] = {}
         self._by_user: dict[object, int] = {}
         self._stitching: dict[Connection, None] = {}
+        self._fanouts: list[Fanout] = []
         feed.listen(self)
 
     @property
@@ -185,20 +185,21 @@ class Router:
         """Writes the event to whoever holds one of its channels, once each."""
         if CONTROL in event.channels:
             self._control(event)
-        fanout: _Fanout | None = None
+        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
+        self._fanouts.append(fanout)
         for channel, key in zip(event.channels, event.keys, strict=True):
             place = _place(channel, key)
             plain, careful = self._plain.get(place), self._careful.get(place)
             if plain or careful:
-                if fanout is None:
-                    fanout = _Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock())
                 fanout.give(channel, plain or _NOBODY, careful or _NOBODY)
-        if fanout is None:
-            self._delivered(event, 0, 0, None, None)
-            return
-        self._delivered(event, fanout.frames, fanout.size, self._clock() - event.committed_at, fanout.broken)
+                fanout.delay = self._clock() - event.committed_at
         if fanout.broken is not None:
             raise fanout.broken
+
+    def published(self) -> None:
+        """Tells what became of the events that came together."""
+        fanouts, self._fanouts = self._fanouts, []
+        self._delivered(fanouts)
 
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""
@@ -233,20 +234,22 @@ class Router:
             connection.flush()
 
 
-class _Fanout:
+class Fanout:
     """One event on its way. `now` is seconds since 1970.
 
-    `frames` and `size` count what was written past the sessions; `broken` is what went wrong with a connection, which
-    then comes back for the event, while all others get it.
+    `frames` and `size` count what was written past the sessions; `delay` is how many seconds after the commit the last
+    was, None if there was nobody to write to; `broken` is what went wrong with a connection, which then comes back for
+    the event, while all others get it.
     """
 
-    __slots__ = ("_built", "_event", "_event_id", "_given", "_now", "broken", "frames", "size")
+    __slots__ = ("_built", "_event_id", "_given", "_now", "broken", "delay", "event", "frames", "size")
 
     def __init__(self, event: Event, event_id: str, now: float) -> None:
+        self.event = event
         self.frames = 0
         self.size = 0
+        self.delay: float | None = None
         self.broken: Exception | None = None
-        self._event = event
         self._event_id = event_id
         self._now = now
         self._given: tuple[_Plain | _Careful, ...] = ()
@@ -262,7 +265,7 @@ class _Fanout:
             if not careful.keys().isdisjoint(earlier.keys()):
                 careful = {connection: None for connection in careful if connection not in earlier}
         # A plain holder has nothing `asked`, and what went out of sight is for those alone who were asked about.
-        if plain and not self._event.out_of_sight:
+        if plain and not self.event.out_of_sight:
             self._write(channel, list(plain.values()))
         if careful:
             for connection in list(careful):
@@ -270,7 +273,7 @@ class _Fanout:
 
     def _write(self, channel: str, holders: list[_Holder]) -> None:
         """To plain holders of a channel. What is done in this loop is done once a frame."""
-        event_id, cache_keys = self._event_id, self._event.cache_keys
+        event_id, cache_keys = self._event_id, self.event.cache_keys
         previous_id, data, size, frames = None, b"", 0, 0
         for session, write, connection in holders:
             try:
@@ -290,7 +293,7 @@ class _Fanout:
 
     def _consider(self, connection: Connection) -> None:
         """To one that may have it already, may not have it yet, or may not have it at all."""
-        session, event = connection.session, self._event
+        session, event = connection.session, self.event
         try:
             if session.asks(event):
                 connection.hold_back(event.number - 1)
@@ -309,7 +312,7 @@ class _Fanout:
     def _frame(self, channel: str, previous_id: str) -> bytes:
         data = self._built.get((channel, previous_id))
         if data is None:
-            payload = build(self._event, Delivery(self._event_id, previous_id, channel), self._now)
+            payload = build(self.event, Delivery(self._event_id, previous_id, channel), self._now)
             data = self._built[channel, previous_id] = frame(payload)
         return data
 

@@ -147,19 +147,18 @@ class Delivery(NamedTuple):
 def event_object(body: bytes, delivery: Delivery) -> bytes:
     """An event's own JSON object with its delivery in it. The ids are ours and need no escaping."""
     event_id, previous_id, channel = delivery
-    return b'%b%b"id":"%b","previous_id":"%b","channel":%b}' % (
-        body[:-1],
-        b"," if len(body) > 2 else b"",
-        event_id.encode(),
-        previous_id.encode(),
-        _encode(channel),
-    )
+    return b"".join((
+        body[:-1], b',"id":"' if len(body) > 2 else b'"id":"', event_id.encode(),
+        b'","previous_id":"', previous_id.encode(), b'","channel":', _encode(channel), b"}",
+    ))  # fmt: skip
 
 
 def realtime_event(body: bytes, delivery: Delivery, now: float) -> bytes:
     """A `realtime_event` around an event's own JSON object."""
     at = _millisecond(int(now * 1000))
-    return b'{"type":"realtime_event","event":%b,"timestamp":"%b"}' % (event_object(body, delivery), at)
+    return b"".join((
+        b'{"type":"realtime_event","event":', event_object(body, delivery), b',"timestamp":"', at, b'"}'
+    ))  # fmt: skip
 
 
 def cache_invalidation(cache_keys: tuple[str, ...], delivery: Delivery, now: float) -> bytes:
