@@ -1,7 +1,8 @@
 """How many clients can come in a second: with a token, rights and a snapshot each; then resuming.
 
-A client counts as there when its snapshot has come, or its resume with the two events that it missed. One at a time is
-timed at 100 a second; and at last all come at once, in the moment after the server has begun again.
+A client counts as there when its snapshot has come, or its resume with the two events that it missed. It resumes with
+the token that it has, as one that lost the network does, and with another, as after an hour. One at a time is timed at
+100 a second; and at last all come at once, in the moment after the server has begun again.
 """
 
 from __future__ import annotations
@@ -28,25 +29,30 @@ MISSED = (b'"previous_id"', 2)  # a score's change and its invalidation
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """In each round every client connects, leaves, misses a change, and comes back; twice."""
+    """In each round every client connects, leaves, misses a change, and comes back; four times."""
     prepare_process()
     (clients,) = bench.sizes(CLIENTS)
-    first, resumed, once, storm = [], [], [], []
+    first, resumed, renewed, once, storm = [], [], [], [], []
     with stage(clients) as (conninfo, folder):
         for _ in bench.rounds(f"{clients:,} clients connect, resume, and resume at once"):
+            tokens = [token(index) for index in range(clients)]
             with serving(conninfo, folder) as server:
-                ids, rate, _ = _all(server.url, [""] * clients, (b'"initial_state"', 1))
+                ids, rate, _ = _all(server.url, tokens, [""] * clients, (b'"initial_state"', 1))
                 first.append(rate)
                 change(conninfo)
-                _, rate, _ = _all(server.url, ids, MISSED)
+                _, rate, _ = _all(server.url, tokens, ids, MISSED)
                 resumed.append(rate)
-                once.append(_paced(server.url, ids[: min(clients, A_SECOND * SECONDS)]))
+                once.append(_paced(server.url, tokens, ids[: min(clients, A_SECOND * SECONDS)]))
+                others = [token(index, renewed="yes") for index in range(clients)]
+                _, rate, _ = _all(server.url, others, ids, MISSED)
+                renewed.append(rate)
             change(conninfo)
             with serving(conninfo, folder) as server:
-                _, _, took = _all(server.url, ids, (b'"previous_id"', 4), at_once=clients)
+                _, _, took = _all(server.url, tokens, ids, (b'"previous_id"', 4), at_once=clients)
                 storm.append(took)
     yield Line("connections, each with a snapshot", "a second", first)
     yield Line("connections resumed", "a second", resumed, least=1000)
+    yield Line("connections resumed with a token that is new", "a second", renewed)
     yield Line(f"one resume, at {A_SECOND} a second, p99", "ms", [value * 1000 for value in once], most=20)
     yield Line(f"{clients:,} resume at once after a restart: the last is back after", "s", storm)
 
@@ -57,9 +63,11 @@ def change(conninfo: str) -> None:
         connection.execute("update public.daily_engagement_scores set final_score = (final_score + 1)::integer % 100")
 
 
-def _all(url: str, ids: list[str], until: tuple[bytes, int], at_once: int = 32) -> tuple[list[str], float, float]:
+def _all(
+    url: str, tokens: list[str], ids: list[str], until: tuple[bytes, int], at_once: int = 32
+) -> tuple[list[str], float, float]:
     """Where each stands, how many came a second, and after how many seconds the last one had."""
-    requests = [handshake(url, token(index), last=last) for index, last in enumerate(ids)]
+    requests = [handshake(url, token, last=last) for token, last in zip(tokens, ids, strict=True)]
     began = time.monotonic()
     with uvloop.run(connect(url, requests, until=until, at_once=at_once)) as crowd:
         took = time.monotonic() - began
@@ -76,9 +84,9 @@ def _until_gone(url: str) -> None:
         time.sleep(0.1)
 
 
-def _paced(url: str, ids: list[str]) -> float:
+def _paced(url: str, tokens: list[str], ids: list[str]) -> float:
     """Seconds that 99 of a hundred take at most, when they come at a steady pace."""
-    requests = [handshake(url, token(index), last=last) for index, last in enumerate(ids)]
+    requests = [handshake(url, token, last=last) for token, last in zip(tokens, ids, strict=False)]
 
     async def come() -> list[float]:
         began = time.monotonic()

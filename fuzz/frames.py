@@ -106,7 +106,7 @@ def _gateway() -> Gateway:
     history = History(feed, cast(EventLog, None))
     router = Router(
         feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, rights_changed=lambda *_: None,
-        delivered=lambda *_: None,
+        rights_missed=lambda: None, delivered=lambda *_: None,
     )  # fmt: skip
     return Gateway(
         desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),

@@ -136,6 +136,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             limit_per_user=settings.max_connections_per_user,
             clock=time.time,
             rights_changed=rights.changed,
+            rights_missed=rights.missed,
             delivered=_telling(samples),
         )
         history = History(feed, log)

@@ -14,7 +14,6 @@ import websockets
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
-from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
 from tests.fixtures.server import Server, Start, sign, until_state
 
@@ -199,13 +198,13 @@ async def test_no_query_for_an_event(
             ).fetchone():
                 await asyncio.sleep(0.01)
         worked: list[object] = []
-        real = CallerPool.as_caller
+        real = CallerPool._connection
 
-        def counted(pool: CallerPool, caller: Identity, **more: bool) -> object:
-            worked.append(caller)
-            return real(pool, caller, **more)
+        def counted(pool: CallerPool, **more: bool) -> object:
+            worked.append(more)
+            return real(pool, **more)
 
-        monkeypatch.setattr(CallerPool, "as_caller", counted)
+        monkeypatch.setattr(CallerPool, "_connection", counted)
         for _ in range(20):
             add_notification(db, user)
         for _ in range(20):

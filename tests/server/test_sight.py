@@ -412,10 +412,10 @@ async def test_questions_of_one_round_trip_see_the_same(server: Server, user: UU
     await pool.open()
     caller = Identity("authenticated", user, json.dumps({"sub": str(user), "iat": int(time.time())}), None)
     query = "select current_setting('transaction_isolation'), pg_current_snapshot()::text, current_user::text"
-    answers = await asyncio.gather(*[pool.ask(caller, query, {}) for _ in range(10)])
+    answers = await asyncio.gather(*[pool.ask(caller, (query, {})) for _ in range(10)])
     await pool.close()
-    assert {row[0] for (row,) in answers} == {"repeatable read"}
-    assert {row[2] for (row,) in answers} == {"authenticated"}
+    assert {row[0] for ((row,),) in answers} == {"repeatable read"}
+    assert {row[2] for ((row,),) in answers} == {"authenticated"}
 
 
 async def test_revoked_connections_close_and_their_tokens_open_nothing(

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 from uuid import UUID
+
+import pytest
 
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.identity.channels import is_shared, own_channels
+from momentum_sync.identity import rights as module
+from momentum_sync.identity.channels import Granted, is_shared, own_channels
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 
 ONE, TWO = (Identity("authenticated", UUID(int=number), "{}", None) for number in (1, 2))
+OWN = own_channels(UUID(int=1))
+
+
+class Database:
+    """Stands in for the pool: notes who asks, and answers that the channels are granted, as `held` or `asked`."""
+
+    def __init__(self) -> None:
+        self.asked_by: list[Identity] = []
+        self.to_be_asked: list[str] = []
+        self.refused: set[str] = set()
+        self.snapshot = "100:100:"
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def ask(
+        self, caller: Identity, *queries: tuple[object, Mapping[str, list[str]]]
+    ) -> list[list[tuple[Any, ...]]]:
+        self.asked_by.append(caller)
+        wanted = [channel for channel in queries[0][1]["channels"] if channel not in self.refused]
+        snapshot = self.snapshot
+        self.meanwhile()
+        return [[(True, wanted, self.to_be_asked, snapshot)], *([("more",)] for _ in queries[1:])]
+
+
+def asking() -> tuple[Database, Rights]:
+    database = Database()
+    return database, Rights(cast(CallerPool, database))
 
 
 def test_every_change_must_have_been_seen_in_whatever_order_they_came() -> None:
@@ -29,6 +59,90 @@ def test_a_revocation_is_waited_for_by_its_user_alone() -> None:
     rights.changed(10, ONE.subject)
     assert not rights.are_those_of(Snapshot.parse("5:10:"), ONE)
     assert rights.are_those_of(Snapshot.parse("5:10:"), TWO)
+
+
+async def test_what_a_token_gives_its_user_is_asked_once() -> None:
+    database, rights = asking()
+    for _ in range(3):
+        assert await rights.granted(ONE, ONE.subject, OWN) == Granted(OWN)
+    assert len(database.asked_by) == 1
+    assert await rights.granted(ONE, ONE.subject, OWN[:1]) == Granted(OWN[:1])
+    other_token = Identity("authenticated", ONE.subject, '{"iat": 2}', None)
+    await rights.granted(other_token, ONE.subject, OWN)
+    assert len(database.asked_by) == 3
+
+
+async def test_a_snapshot_is_always_asked_for_and_its_rights_are_remembered() -> None:
+    database, rights = asking()
+    for _ in range(2):
+        assert await rights.granted_with(ONE, ONE.subject, OWN, "select") == (Granted(OWN), ("more",))
+    await rights.granted(ONE, ONE.subject, OWN)
+    assert len(database.asked_by) == 2
+
+
+@pytest.mark.parametrize(
+    ("identity", "user_id", "channels"),
+    [
+        (ONE, TWO.subject, own_channels(TWO.subject)),
+        (ONE, None, OWN),
+        (ONE, ONE.subject, [*OWN, "interventions:coaches"]),
+        (ONE, ONE.subject, [f"momentum_updates:{TWO.subject}"]),
+        (Identity("service_role", None, "{}", None), ONE.subject, OWN),
+    ],
+)
+async def test_what_rows_decide_or_others_own_is_asked_each_time(
+    identity: Identity, user_id: UUID | None, channels: list[str]
+) -> None:
+    database, rights = asking()
+    await rights.granted(identity, user_id, channels)
+    await rights.granted(identity, user_id, channels)
+    assert len(database.asked_by) == 2
+
+
+async def test_what_is_asked_about_each_event_or_was_refused_is_not_remembered() -> None:
+    for change in ({"to_be_asked": OWN[:1]}, {"refused": {OWN[0]}}):
+        database, rights = asking()
+        for name, value in change.items():
+            setattr(database, name, value)
+        await rights.granted(ONE, ONE.subject, OWN)
+        await rights.granted(ONE, ONE.subject, OWN)
+        assert len(database.asked_by) == 2
+
+
+async def test_a_change_has_all_of_it_asked_again_and_a_revocation_what_is_the_users() -> None:
+    database, rights = asking()
+    changes: list[tuple[Callable[[], None], int]] = [
+        (lambda: rights.changed(50), 2), (lambda: rights.changed(60, ONE.subject), 1), (rights.missed, 2),
+    ]  # fmt: skip
+    for change, expected in changes:
+        await rights.granted(ONE, ONE.subject, OWN)
+        await rights.granted(TWO, TWO.subject, own_channels(TWO.subject))
+        database.asked_by.clear()
+        change()
+        await rights.granted(ONE, ONE.subject, OWN)
+        await rights.granted(TWO, TWO.subject, own_channels(TWO.subject))
+        assert len(database.asked_by) == expected
+
+
+async def test_an_answer_from_before_a_change_is_not_remembered() -> None:
+    database, rights = asking()
+    database.meanwhile = rights.missed
+    await rights.granted(ONE, ONE.subject, OWN)
+    database.meanwhile = lambda: None
+    await rights.granted(ONE, ONE.subject, OWN)
+    assert len(database.asked_by) == 2
+
+
+async def test_what_is_remembered_is_bounded_and_the_latest_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED_TOKENS", 2)
+    database, rights = asking()
+    people = [Identity("authenticated", UUID(int=number), "{}", None) for number in range(1, 4)]
+    for who in (people[0], people[1], people[0], people[2]):
+        await rights.granted(who, who.subject, own_channels(who.subject))
+    database.asked_by.clear()
+    for who in (people[0], people[2], people[1]):
+        await rights.granted(who, who.subject, own_channels(who.subject))
+    assert database.asked_by == [people[1]]
 
 
 def test_channels() -> None:

@@ -57,10 +57,12 @@ class World:
     def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
         self.feed = Feed(Window(1_000_000))
         self.changed_by: list[tuple[int, UUID | None]] = []
+        self.missed: list[str] = []
         self.delivered: list[tuple[str, int, int, float | None]] = []
         self.router = Router(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
+            rights_missed=lambda: self.missed.append(self.feed.epoch),
             delivered=lambda fanouts: self.delivered.extend(
                 (fanout.event.event_type, fanout.frames, fanout.size, fanout.delay) for fanout in fanouts
             ),
@@ -277,9 +279,9 @@ def test_when_history_changes_everyone_begins_again() -> None:
     world = World()
     wire = world.join("a")
     world.feed.begin(epoch="abcdef01", number=0, position=400, ceiling=9)
-    assert wire.session.closing is None
+    assert (wire.session.closing, world.missed) == (None, [])
     world.feed.begin(epoch="00000002", number=5, position=500, ceiling=9)
-    assert wire.session.closing is Close.RESTART
+    assert (wire.session.closing, world.missed) == (Close.RESTART, ["00000002"])
 
 
 def test_a_gap_in_the_feed_is_a_changed_history() -> None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import LiteralString, NamedTuple, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, Connection, IsolationLevel, errors, sql
+from psycopg import AsyncConnection, AsyncCursor, Connection, IsolationLevel, errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -57,9 +57,8 @@ def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
 
 class _Question(NamedTuple):
     caller: Caller
-    query: Query
-    parameters: Params
-    answer: asyncio.Future[list[TupleRow]]
+    queries: Sequence[tuple[Query, Params]]
+    answer: asyncio.Future[list[list[TupleRow]]]
 
 
 class CallerPool:
@@ -105,9 +104,12 @@ class CallerPool:
             await connection.execute(_BECOME, (caller.role, caller.claims))
             yield connection
 
-    async def ask(self, caller: Caller, query: Query, parameters: Params) -> list[TupleRow]:
-        """The rows of a query that only reads, under the caller's role and claims. Raises as `as_caller`."""
-        question = _Question(caller, query, parameters, asyncio.get_running_loop().create_future())
+    async def ask(self, caller: Caller, *queries: tuple[Query, Params]) -> list[list[TupleRow]]:
+        """The rows of queries that only read, under the caller's role and claims. Raises as `as_caller`.
+
+        All of them see the same.
+        """
+        question = _Question(caller, queries, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
         if len(self._asking) < _AT_ONCE:
             self._asking.add(asyncio.ensure_future(self._answer_waiting()))
@@ -146,19 +148,19 @@ class CallerPool:
         self._apart.add(task)
         task.add_done_callback(self._apart.discard)
 
-    async def _ask_each(self, questions: Sequence[_Question]) -> list[list[TupleRow]]:
+    async def _ask_each(self, questions: Sequence[_Question]) -> list[list[list[TupleRow]]]:
         """The answers in one round trip. Raises for all of them if it must for one.
 
         All see the same: what `become` says of policies and tokens is as new as what is then asked.
         """
-        answers = []
+        answers: list[list[AsyncCursor[TupleRow]]] = []
         async with self._connection(frozen=True) as connection, connection.pipeline(), connection.transaction():
-            for caller, query, parameters, _ in questions:
-                # Still the caller of before, who may not look into the schema that makes it the next one.
-                await connection.execute(_OURSELVES)
+            for caller, asked, _ in questions:
+                if answers:  # still the caller of before, who may not look into the schema that makes it the next one
+                    await connection.execute(_OURSELVES)
                 await connection.execute(_BECOME, (caller.role, caller.claims))
-                answers.append(await connection.execute(query, parameters))
-            return [await answer.fetchall() for answer in answers]
+                answers.append([await connection.execute(query, parameters) for query, parameters in asked])
+            return [[await answer.fetchall() for answer in answered] for answered in answers]
 
     @asynccontextmanager
     async def _connection(self, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:

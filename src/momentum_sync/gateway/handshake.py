@@ -22,10 +22,10 @@ _MAX_CHANNELS = 500
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Whose connection it shall be, of which device, and with what beyond the user's own channels."""
+    """Whose connection it shall be, of which device, if it says so, and with what beyond the user's own channels."""
 
     user_id: UUID | None
-    client_id: str
+    client_id: str | None
     channels: list[str]
     last_event_id: str | None
 
@@ -41,7 +41,7 @@ def address(target: str) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
 
 
-def hello(query: Mapping[str, str], subject: UUID | None, *, fresh_client_id: str) -> Hello:
+def hello(query: Mapping[str, str], subject: UUID | None) -> Hello:
     """What the query says, with the token's subject for a user that it leaves out. BadRequest if it cannot be read."""
     user_id = subject
     if "user_id" in query:
@@ -49,9 +49,9 @@ def hello(query: Mapping[str, str], subject: UUID | None, *, fresh_client_id: st
             user_id = UUID(query["user_id"])
         except ValueError:
             raise BadRequest("invalid_user_id", "`user_id` is not a UUID.") from None
-    client_id = query.get("client_id") or fresh_client_id
+    client_id = query.get("client_id") or None
     channels = [channel for channel in query.get("channels", "").split(",") if channel]
-    texts = [client_id, *channels]
+    texts = channels if client_id is None else [client_id, *channels]
     if len(channels) > _MAX_CHANNELS or any(len(text) > _MAX_TEXT for text in texts):
         raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
     if not all(_PRINTABLE.fullmatch(text) for text in texts):

@@ -2,29 +2,36 @@
 -- What this transaction sees, and a place in the WAL behind the commits of all that it sees.
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text
 
+-- name: snapshot
+-- As `seen`, and what a user's connection begins with; nothing for a caller who may not act for the user. Of notifications
+-- only what events speak of: one that is not user-facing would never be seen to change.
+select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
+    case when mine then public.get_realtime_momentum_state(%(user_id)s)::text end,
+    case when mine then public.get_realtime_interventions(%(user_id)s)::text end,
+    (
+        select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text
+        from (
+            select m.created_at, m.id, jsonb_build_object(
+                'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
+                'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
+                'created_at', public.momentum_rfc3339(m.created_at),
+                'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
+            from public.momentum_notifications m
+            where m.user_id = %(user_id)s
+              and m.status in ('pending', 'sent', 'delivered')
+              and m.notification_type in (
+                  'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder')
+            order by m.created_at desc, m.id
+            limit 200
+        ) as n
+    )
+from public.momentum_may_act_for(%(user_id)s) as mine
+
 -- name: momentum
 select public.get_realtime_momentum_state(%(user_id)s)::text
 
 -- name: interventions
 select public.get_realtime_interventions(%(user_id)s)::text
-
--- name: unread
--- Only what events speak of: a notification that is not user-facing would never be seen to change.
-select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text
-from (
-    select m.created_at, m.id, jsonb_build_object(
-        'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
-        'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
-        'created_at', public.momentum_rfc3339(m.created_at),
-        'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
-    from public.momentum_notifications m
-    where m.user_id = %(user_id)s
-      and m.status in ('pending', 'sent', 'delivered')
-      and m.notification_type in (
-          'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder')
-    order by m.created_at desc, m.id
-    limit 200
-) as n
 
 -- name: notifications
 select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text, count(*)

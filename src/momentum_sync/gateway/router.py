@@ -57,8 +57,8 @@ class Router:
     """The connections of one gateway. It listens to the feed.
 
     `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
-    one user, may have, before anybody's rights are asked for again; `delivered` what became of the events that came
-    together.
+    one user, may have, before anybody's rights are asked for again, and `rights_missed` that there may have been such a
+    change; `delivered` what became of the events that came together.
     """
 
     def __init__(
@@ -69,11 +69,13 @@ class Router:
         limit_per_user: int,
         clock: Callable[[], float],
         rights_changed: Callable[[int, UUID | None], None],
+        rights_missed: Callable[[], None],
         delivered: Callable[[Sequence[Fanout]], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
         self._rights_changed = rights_changed
+        self._rights_missed = rights_missed
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
@@ -229,6 +231,7 @@ class Router:
 
     def history_changed(self) -> None:
         """Everyone comes back, and is told then whether the history goes on."""
+        self._rights_missed()
         for connection in self.connections:
             connection.session.close(Close.RESTART)
             connection.flush()

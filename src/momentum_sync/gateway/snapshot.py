@@ -21,13 +21,12 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway.session import Greeting, Session, State
 from momentum_sync.identity.channels import Granted, is_shared, own_channels
-from momentum_sync.identity.rights import Rights, granted_within, may_act_for, until_visible
+from momentum_sync.identity.rights import Rights, may_act_for, until_visible
 from momentum_sync.identity.sight import Sight
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
-_NULL = msgspec.Raw(b"null")
-_EMPTY = msgspec.Raw(b"[]")
+_NOBODYS = ("null", "null", "[]")
 _MOST_PEOPLE = 500
 _MOST_INTERVENTIONS = 1_000
 
@@ -72,20 +71,10 @@ class Desk:
     ) -> Greeting:
         epoch = self._feed.epoch
         asked = _asked(user_id, channels)
-        async for _ in until_visible():
-            async with self._pool.as_caller(identity, frozen=True) as connection:
-                snapshot, upto = await _row(connection, "seen")
-                seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
-                granted = await granted_within(connection, user_id, asked)
-                state = State(_NULL, _NULL, _EMPTY)
-                if user_id is not None:
-                    state = State(
-                        await _json(connection, "momentum", user_id),
-                        await _json(connection, "interventions", user_id),
-                        await _json(connection, "unread", user_id),
-                    )
-            if self._rights.are_those_of(seen.snapshot, identity):
-                break
+        query = _SQL["seen" if user_id is None else "snapshot"]
+        granted, (snapshot, upto, *texts) = await self._rights.granted_with(identity, user_id, asked, query)
+        seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
+        state = State(*[msgspec.Raw(text.encode()) for text in texts or _NOBODYS])
         number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
         place = EventId(epoch, number, seen)
         return Greeting(granted, _refused(asked, granted), place, state, reason=reason)

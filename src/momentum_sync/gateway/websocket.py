@@ -178,7 +178,7 @@ class WebSocketProtocol(asyncio.Protocol):
         identity = await self.gateway.authenticator.authenticate(
             authorization=authorization, apikey=headers.get("apikey")
         )
-        hello = handshake.hello(query, identity.subject, fresh_client_id=str(uuid.uuid4()))
+        hello = handshake.hello(query, identity.subject)
         self.gateway.count(self.gateway.connects, identity)
         if self.gateway.draining:
             raise Unavailable("This server is going away; try again, and another will answer.")
@@ -200,9 +200,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.close()
 
     async def _greet(self, hello: Hello, identity: Identity) -> None:
-        now = time.time()
+        client_id = hello.client_id or str(uuid.uuid4())
         self.session = Session(
-            identity, hello.user_id, hello.client_id, heartbeat=self.gateway.heartbeat, now=now
+            identity, hello.user_id, client_id, heartbeat=self.gateway.heartbeat, now=time.time()
         )  # fmt: skip
         if self._gone:
             return
@@ -224,10 +224,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self.session.greet(greeting, time.time())
         outcome = "resumed" if greeting.state is None else greeting.reason or "snapshot"
         observe.connected(len(greeting.granted.channels), outcome, greeting.replayed)
-        self.flush()
-        self._out.catch_up()
+        self._out.catch_up()  # what it missed goes out with the greeting
         self._transport.resume_reading()
-        self._tick()
+        self._tick(ping=False)
 
     # Frames
 
@@ -330,7 +329,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if data and not self._gone:
                 self._out.pass_on(data)
 
-    def _tick(self) -> None:
+    def _tick(self, *, ping: bool = True) -> None:
         """Lets the session look at the clock, and comes again when it says so."""
         if self._ticker is not None:
             self._ticker.cancel()
@@ -343,7 +342,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.abort()
             return
         again = self.session.tick(now, round(self.gateway.lag() * 1000))
-        self.flush(ping=self._ws.state is State.OPEN)
+        self.flush(ping=ping and self._ws.state is State.OPEN)
         self._ticker = self._loop.call_later((floor(again / _TICKS_S) + 1) * _TICKS_S - now, self._tick)
 
     def _over(self) -> bool:

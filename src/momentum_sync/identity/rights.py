@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from momentum_sync.database import queries
-from momentum_sync.database.pool import CallerPool, Params
+from momentum_sync.database.pool import CallerPool, Params, Query
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, Unavailable
 from momentum_sync.eventlog.event import CACHE_INVALIDATION
-from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.channels import Granted, own_channels
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
 _REMEMBERED = 100  # changes; whatever is older than so many has long been seen
+_REMEMBERED_TOKENS = 10_000
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0)
 
 
@@ -35,16 +37,34 @@ async def until_visible() -> AsyncIterator[None]:
     raise Unavailable("A change is not visible yet; try again in a moment.")
 
 
+class _Own(NamedTuple):
+    """Somebody, with one token, on channels of their own."""
+
+    subject: UUID
+    claims: str
+    channels: tuple[str, ...]
+
+
 class Rights:
-    """Asks which channels callers may have. No answer is older than the last change of rights that it was told of."""
+    """Asks which channels callers may have. No answer is older than the last change of rights that it was told of.
+
+    What a token alone gives its user, on the user's own channels, is asked once and remembered, as a connection that is
+    open keeps it: until it is told of a change. So who comes back with the token of before asks the database nothing.
+    """
 
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
         self._changes: deque[tuple[int, UUID | None]] = deque(maxlen=_REMEMBERED)
+        self._own: dict[_Own, Granted] = {}
 
     def changed(self, xid: int, user: UUID | None = None) -> None:
         """The transaction `xid` changed policies, or revoked a user's tokens: what did not see it says nothing."""
         self._changes.append((xid, user))
+        self._own = {} if user is None else {own: had for own, had in self._own.items() if own.subject != user}
+
+    def missed(self) -> None:
+        """There may have been changes that it was not told of."""
+        self._own = {}
 
     def are_those_of(self, snapshot: Snapshot, identity: Identity) -> bool:
         """Whether rights of the caller that were read in a snapshot are up to date."""
@@ -56,35 +76,50 @@ class Rights:
         `user_id` is the user whose connection it is: Forbidden if the caller may not act for that user. Without one
         there are no cache keys to hear of. Unavailable if the database does not answer.
         """
+        own = _own(identity, user_id, channels)
+        if own is not None and (granted := self._own.pop(own, None)) is not None:
+            self._own[own] = granted  # the last to be forgotten
+        else:
+            granted, _ = await self._ask(identity, user_id, channels)
+        return granted
+
+    async def granted_with(
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], query: Query
+    ) -> tuple[Granted, TupleRow]:
+        """As `granted`, with the row of a query about the user that saw the same."""
+        granted, ((row,),) = await self._ask(identity, user_id, channels, (query, {"user_id": user_id}))
+        return granted, row
+
+    async def _ask(
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *more: tuple[Query, Params]
+    ) -> tuple[Granted, list[list[TupleRow]]]:
+        wanted = [channel for channel in channels if user_id is not None or channel != CACHE_INVALIDATION]
+        asked = (_SQL["rights"], {"user_id": user_id, "channels": wanted})
         async for _ in until_visible():
-            (row,) = await self._pool.ask(identity, _SQL["rights"], _parameters(user_id, channels))
-            if self.are_those_of(Snapshot.parse(row[3]), identity):
+            remembered = self._own  # another one after a change, and what was asked before it is forgotten with this
+            (rights,), *others = await self._pool.ask(identity, asked, *more)
+            acts, may_have, to_be_asked, snapshot = rights
+            if self.are_those_of(Snapshot.parse(snapshot), identity):
                 break
-        return _granted(row)
+        if not acts:
+            raise Forbidden("This token does not allow acting for that user.")
+        granted = Granted(list(may_have), frozenset(to_be_asked))
+        own = _own(identity, user_id, channels)
+        if own is not None and not granted.asked and len(granted.channels) == len(wanted):
+            if len(remembered) >= _REMEMBERED_TOKENS:
+                del remembered[next(iter(remembered))]
+            remembered[own] = granted
+        return granted, others
 
 
-async def granted_within(
-    connection: AsyncConnection[TupleRow], user_id: UUID | None, channels: Sequence[str]
-) -> Granted:  # fmt: skip
-    """As `Rights.granted`, within a transaction that is the caller's."""
-    row = await (await connection.execute(_SQL["rights"], _parameters(user_id, channels))).fetchone()
-    assert row is not None
-    return _granted(row)
+def _own(identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> _Own | None:
+    """What an answer is remembered by; None for one that rows have a say in, which nobody tells us of."""
+    if user_id is None or identity.subject != user_id or not set(channels).issubset(own_channels(user_id)):
+        return None
+    return _Own(user_id, identity.claims, tuple(channels))
 
 
 async def may_act_for(connection: AsyncConnection[TupleRow], user_id: UUID) -> bool:
     """Whether the connection's caller may do for this user what the user may."""
     row = await (await connection.execute(_SQL["may_act_for"], {"user_id": user_id})).fetchone()
     return row is not None and bool(row[0])
-
-
-def _parameters(user_id: UUID | None, channels: Sequence[str]) -> Params:
-    wanted = [channel for channel in channels if user_id is not None or channel != CACHE_INVALIDATION]
-    return {"user_id": user_id, "channels": wanted}
-
-
-def _granted(row: TupleRow) -> Granted:
-    acts, channels, asked, _ = row
-    if not acts:
-        raise Forbidden("This token does not allow acting for that user.")
-    return Granted(list(channels), frozenset(asked))

@@ -150,7 +150,7 @@ class Sight:
             if not waiting:
                 break
             try:
-                (row,) = await self._pool.ask(identity, *ask(waiting))
+                ((row,),) = await self._pool.ask(identity, ask(waiting))
             except Forbidden:
                 return set()
             except psycopg.Error as error:
