@@ -1,6 +1,8 @@
 """What the triggers cost whoever writes: pgbench updating scores with them, without them, and with the seed's NOTIFYs.
 
-Eight clients, each update a transaction, PostgreSQL and pgbench on all cores, nobody reading.
+Eight writers and then 32 at once, each update a transaction, PostgreSQL and pgbench on all cores, nobody reading. The
+number matters: a NOTIFY takes one lock for the whole database until its commit is flushed, so that commits with one
+cannot share a flush.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from benchmarks.report import Bench, Line
 from benchmarks.stage import programs, stage
 
 USERS = 1000
-CLIENTS = 8
-SECONDS = 10
+WRITERS = 8
+MANY_WRITERS = 32
+SECONDS = 8
 OURS = ("momentum_score_realtime_trigger", "momentum_cache_invalidation_trigger")
 SEED = ("seed_publish", "seed_invalidate")
 SCRIPT = """
@@ -34,32 +37,36 @@ def measure(bench: Bench) -> Iterator[Line]:
     """Transactions a second of each, in turns."""
     (users,) = bench.sizes(USERS)
     seconds = SECONDS if users == USERS else 1
-    tps: dict[tuple[str, ...], list[float]] = {(): [], OURS: [], SEED: []}
+    kinds: tuple[tuple[str, ...], ...] = ((), OURS, SEED)
+    few, many = ({kind: list[float]() for kind in kinds} for _ in range(2))
     pin(ALL_CORES)
     try:
         with stage(users) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
             script = folder / "update.sql"
             script.write_text(SCRIPT.format(last=users - 1), encoding="utf-8")
-            for _ in bench.rounds(f"triggers, {len(tps)} times {seconds} s"):
-                for enabled in tps:
+            for _ in bench.rounds(f"triggers, {2 * len(kinds)} times {seconds} s"):
+                for enabled in kinds:
                     for trigger in (*OURS, *SEED):
                         how = "enable" if trigger in enabled else "disable"
                         connection.execute(f"alter table public.daily_engagement_scores {how} trigger {trigger}")
                     connection.execute("vacuum full public.daily_engagement_scores")
                     connection.execute("checkpoint")
-                    tps[enabled].append(pgbench(conninfo, script, seconds))
+                    few[enabled].append(pgbench(conninfo, script, WRITERS, seconds))
+                    many[enabled].append(pgbench(conninfo, script, MANY_WRITERS, seconds))
     finally:
         pin(LOAD_CORES)
-    yield Line("updates with the triggers", "tx/s", tps[OURS], "no trigger", tps[()], least=0.80)
-    yield Line("updates with the triggers", "tx/s", tps[OURS], "the seed's six NOTIFYs", tps[SEED], least=2.3)
+    yield Line("updates with the triggers", "tx/s", few[OURS], "no trigger", few[()], least=0.80)
+    yield Line("updates with the triggers", "tx/s", few[OURS], "the seed's six NOTIFYs", few[SEED], least=2.3)
+    yield Line(f"the same, {MANY_WRITERS} writers", "tx/s", many[OURS], "no trigger", many[()])
+    yield Line(f"the same, {MANY_WRITERS} writers", "tx/s", many[OURS], "the seed's six NOTIFYs", many[SEED])
 
 
-def pgbench(conninfo: str, script: Path, seconds: int) -> float:
+def pgbench(conninfo: str, script: Path, writers: int, seconds: int) -> float:
     """Transactions a second."""
     given = conninfo_to_dict(conninfo)
     said = subprocess.run(
-        [programs() / "pgbench", "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds),
+        [programs() / "pgbench", "-n", "-M", "prepared", "-c", str(writers), "-j", "2", "-T", str(seconds),
          "-f", script, "-h", str(given["host"]), "-U", str(given["user"]), str(given["dbname"])],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
