@@ -41,7 +41,7 @@ _LOOK_EVERY_S = 5.0
 _PATIENCE_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
-_GATHER_S = 0.01
+_GATHER_S = 0.05
 _PENDING_LIMIT = 16 * 1024 * 1024  # bytes that may wait for the log before reading pauses
 
 
@@ -67,9 +67,9 @@ class Capture:
         self.has_begun = asyncio.Event()
 
     def lag(self, now: float) -> float:
-        """Seconds by which the feed may be behind: by its pulse, or by an event that waits for the log."""
+        """Seconds by which the feed may be behind: by its pulse, or by an event that waits too long for the log."""
         since = self._current.unlogged_since if self._current is not None else None
-        return max(self._pulse.lag(now), now - since if since is not None else 0.0)
+        return max(self._pulse.lag(now), now - since - _GATHER_S if since is not None else 0.0)
 
     def end(self) -> None:
         """Has `run` return once all that was read is in the log and the slot is confirmed behind it."""
@@ -282,7 +282,8 @@ class _Run:
                 continue
             if self._pending:
                 if len(self._pending) < _BATCH and not self._end:
-                    # A batch of one costs the database and us as much as one of a hundred.
+                    # A batch of one costs the database and us as much as one of a hundred, and nobody waits for it: what
+                    # the log does not have yet, the window and the slot have.
                     await asyncio.sleep(_GATHER_S)
                 await self._append_next()
 
