@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ from momentum_sync.eventlog.event import Event, EventId, Seen
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway import router as module
-from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.router import Fanout, Router
 from momentum_sync.gateway.session import Greeting, Session, State, build
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
@@ -45,10 +46,15 @@ class Wire:
         self.data.extend(self.session.to_send())
 
     def taken(self) -> list[dict[str, Any]]:
-        """The messages so far, whether framed or not."""
-        texts = [data[data.index(b"{") :] for data in self.data]
+        """The messages so far, whether framed or not, and however many were written at once."""
+        decoder, messages = json.JSONDecoder(), []
+        for data in self.data:
+            text, at = data.decode(errors="ignore"), 0
+            while (at := text.find("{", at)) >= 0:
+                message, at = decoder.raw_decode(text, at)
+                messages.append(message)
         self.data.clear()
-        return [json.loads(text) for text in texts]
+        return messages
 
 
 class World:
@@ -63,11 +69,14 @@ class World:
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
             rights_missed=lambda: self.missed.append(self.feed.epoch),
-            delivered=lambda fanouts: self.delivered.extend(
-                (fanout.event.event_type, fanout.frames, fanout.size, fanout.delay) for fanout in fanouts
-            ),
+            delivered=self.tell,
         )  # fmt: skip
+        self.broken: list[bool] = []
         self.feed.begin(epoch="abcdef01", number=0, position=100, ceiling=9)
+
+    def tell(self, fanouts: Sequence[Fanout]) -> None:
+        self.delivered += [(each.event.event_type, each.frames, each.size, each.delay) for each in fanouts]
+        self.broken += [each.broken is not None for each in fanouts]
 
     def join(
         self,
@@ -94,12 +103,23 @@ class World:
         return wire
 
     def publish(self, *channels: str, xid: int = 50, body: bytes = b'{"event_type":"x"}') -> Event:
-        event = Event.build(
-            number=self.feed.number + 1, place=(200 + self.feed.number, 0), xid=xid, committed_at=0.0,
-            channels=channels, body=body,
-        )  # fmt: skip
-        self.feed.publish([event])
+        (event,) = self.publish_together(channels, xid=xid, body=body)
         return event
+
+    def publish_together(
+        self, *each: tuple[str, ...], xid: int = 50, body: bytes = b'{"event_type":"x"}'
+    ) -> list[Event]:
+        """Events on these channels, of one turn."""
+        first = self.feed.number + 1
+        events = [
+            Event.build(
+                number=number, place=(200 + number, 0), xid=xid, committed_at=0.0, channels=channels,
+                body=body,
+            )
+            for number, channels in enumerate(each, first)
+        ]  # fmt: skip
+        self.feed.publish(events)
+        return events
 
 
 def ids(messages: list[dict[str, Any]]) -> list[str]:
@@ -365,3 +385,111 @@ def test_a_frame_that_could_not_be_built_for_one_is_built_for_the_next(monkeypat
     assert first.session.closing is Close.RESTART
     assert [len(wire.taken()) for wire in (first, second, third)] == [0, 1, 1]
     assert world.delivered[-1][1] == 2
+
+
+def test_what_comes_together_for_a_connection_is_one_write_in_order_and_others_get_theirs() -> None:
+    world = World()
+    both, one, other = world.join("a", "b"), world.join("a"), world.join("c")
+    for wire in (both, one, other):
+        wire.taken()
+    world.publish_together(("a",), ("b",), ("a",), ("nobody's",))
+    assert [len(wire.data) for wire in (both, one, other)] == [1, 1, 0]
+    messages = both.taken()
+    assert ids(messages) == ["abcdef01-1", "abcdef01-2", "abcdef01-3"]
+    assert [message["event"]["previous_id"] for message in messages][1:] == ids(messages)[:-1]
+    assert ids(one.taken()) == ["abcdef01-1", "abcdef01-3"]
+    assert [told[1] for told in world.delivered[-4:]] == [2, 1, 2, 0]
+
+
+def test_what_is_kept_for_one_write_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 500)
+    world = World()
+    wire = world.join("a")
+    wire.taken()
+    world.publish_together(*[("a",)] * 20)
+    longest = max(map(len, wire.data))
+    assert 500 <= longest < 1_000
+    assert ids(wire.taken()) == [f"abcdef01-{number}" for number in range(1, 21)]
+
+
+def test_whoever_falls_behind_at_a_write_has_been_written_all_up_to_the_feeds_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `Outflow` does when too much waits: what follows the feed's place is then given another way."""
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    world = World()
+    wire = world.join("a")
+    wire.taken()
+    places: list[int] = []
+
+    def write(data: bytes) -> None:
+        wire.data.append(data)
+        if not wire.behind:
+            places.append(world.feed.number)
+            wire.behind = True
+            world.router.follow(wire)
+
+    monkeypatch.setattr(wire, "write", write)
+    world.publish_together(*[("a",)] * 3)
+    assert places == [2], "the first was written when the second came"
+    assert ids(wire.taken()) == ["abcdef01-1", "abcdef01-2"]
+
+
+def test_a_change_of_policies_comes_after_what_was_before_it_and_before_what_is_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    wire = world.join("a")
+    wire.taken()
+    told: list[str] = []
+    hold_back, write = wire.hold_back, wire.write
+
+    def noted_hold_back(number: int, *, review: bool = False) -> None:
+        told.append(f"held back after {number}")
+        hold_back(number, review=review)
+        wire.behind = True
+        world.router.follow(wire)
+
+    def noted_write(data: bytes) -> None:
+        told.append("written")
+        write(data)
+
+    monkeypatch.setattr(wire, "hold_back", noted_hold_back)
+    monkeypatch.setattr(wire, "write", noted_write)
+    before, change, after = (
+        Event.build(
+            number=number, place=(200 + number, 0), xid=50, committed_at=0.0, channels=channels,
+            body=b'{"event_type":"policies_changed"}',
+        )
+        for number, channels in enumerate([("a",), ("momentum:control",), ("a",)], 1)
+    )  # fmt: skip
+    world.feed.publish([before, change, after])
+    assert told == ["written", "held back after 2"]
+    assert ids(wire.taken()) == ["abcdef01-1"]
+
+
+def test_who_leaves_while_events_are_handed_over_is_written_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    first, second = world.join("a"), world.join("a")
+    for wire in (first, second):
+        wire.taken()
+    monkeypatch.setattr(first, "write", lambda _: world.router.leave(second))
+    world.publish("a")
+    assert second.taken() == []
+
+
+def test_a_socket_that_fails_comes_back_and_all_others_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    first, second = world.join("a"), world.join("a")
+    for wire in (first, second):
+        wire.taken()
+
+    def fails(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(first, "write", fails)
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert first.session.closing is Close.RESTART
+    assert ids(second.taken()) == ["abcdef01-1"]
+    assert world.broken == [True]

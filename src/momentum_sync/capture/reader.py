@@ -282,8 +282,8 @@ class _Run:
                 continue
             if self._pending:
                 if len(self._pending) < _BATCH and not self._end:
-                    # A batch of one costs the database and us as much as one of a hundred, and nobody waits for it: what
-                    # the log does not have yet, the window and the slot have.
+                    # A batch of one costs the database and us as much as one of a hundred, and nobody waits for it:
+                    # what the log does not have yet, the window and the slot have.
                     await asyncio.sleep(_GATHER_S)
                 await self._append_next()
 
