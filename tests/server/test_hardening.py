@@ -97,6 +97,18 @@ async def test_a_request_that_comes_byte_by_byte_gains_no_time(server: Server, m
         assert error_in(reading.result()) == (408, "too_slow")
 
 
+async def test_who_is_refused_and_sends_on_is_told_why_and_then_left(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_LINGER_S", 0.3)
+    async with raw(server) as (reader, writer):
+        writer.write(b"no HTTP\r\n" + b"x" * 1_000_000)
+        assert error_in(await reader.read()) == (400, "bad_request")
+        while not writer.transport.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+
+
 async def test_a_head_without_end_is_refused(server: Server) -> None:
     async with raw(server) as (reader, writer):
         writer.write(b"GET /sync/health HTTP/1.1\r\nHost: x\r\n" + b"X-Long: " + b"y" * 100_000)

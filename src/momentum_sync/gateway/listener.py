@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _REQUEST_S = 10.0  # from the connection, or the first byte of a request, to its last
 _ANSWER_S = 60.0  # from there until the answer is with the client
+_LINGER_S = 5.0  # for who is refused and still sends: to close at once would reset what tells it why
 MAX_HEAD = 32 * 1024
 _AT_ONCE = 8  # requests that may wait for the answer to the one before
 
@@ -29,7 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is one in all but its class
         self._head = 0
-        self._answering = self._receiving = False
+        self._answering = self._receiving = self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
         self._within(_REQUEST_S)
         if len(self.connections) > self.most:
@@ -40,16 +41,19 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._is_over():
             return
         self._head += len(data)
         super().data_received(data)
-        if self.transport.is_closing() or self.transport.get_protocol() is not self:
+        if self._is_over() or self.transport.get_protocol() is not self:
             return
         if self._head > MAX_HEAD:
             self._refuse(431)
         elif self._deadline is None:  # what came has stopped uvicorn's own time for the next request
             self._within(_REQUEST_S)
+
+    def _is_over(self) -> bool:
+        return self._refused or self.transport.is_closing()
 
     def handle_websocket_upgrade(self) -> None:
         self._within(None)  # the socket has a time of its own for the handshake
@@ -98,7 +102,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _late(self) -> None:
         """What was to happen in time did not."""
-        if self._answering or self.transport.get_write_buffer_size():
+        if self._refused or self._answering or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self._refuse(408)
@@ -108,8 +112,15 @@ class BoundedHttp(HttpToolsProtocol):
         body = msgspec.json.encode({"error": {"code": code, "message": sentence}})
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
-        self._within(_ANSWER_S)
+        self._refused = True
+        self._within(_LINGER_S)
+        if self.cycle is not None:  # whoever was at work on the request has nobody to answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if status != 503 and self.transport.can_write_eof():
+            self.transport.write_eof()  # the client's end comes back when it has read ours
+        else:  # there are too many already
+            self.transport.close()
 
 
 def bounded_http(most: int) -> type[Any]:
