@@ -51,8 +51,8 @@ def measure(bench: Bench) -> Iterator[Line]:
                 _, _, took = _all(server.url, tokens, ids, (b'"previous_id"', 4), at_once=clients)
                 storm.append(took)
     yield Line("connections, each with a snapshot", "a second", first)
-    yield Line("connections resumed", "a second", resumed, least=1000)
-    yield Line("connections resumed with a token that is new", "a second", renewed)
+    yield Line("connections resumed, with the token of before", "a second", resumed, least=1000)
+    yield Line("connections resumed, with another token", "a second", renewed, least=1000)
     yield Line(f"one resume, at {A_SECOND} a second, p99", "ms", [value * 1000 for value in once], most=20)
     yield Line(f"{clients:,} resume at once after a restart: the last is back after", "s", storm)
 

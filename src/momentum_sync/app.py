@@ -56,6 +56,7 @@ _KERNEL_BUFFER = 256 * 1024
 _REQUESTS_AT_ONCE = 1_000
 _METRICS_EVERY_S = 5.0
 _METRICS_TIMEOUT_S = 5.0
+_HEARS_WITHIN_S = 2.0  # a beat is due each second
 _BATCH_AT_LEAST = 50
 _BATCH_EVERY_S = 0.1
 
@@ -129,7 +130,11 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         pool = CallerPool(conninfo, size=settings.pool_size)
         await pool.open()
         stack.push_async_callback(pool.close)
-        rights = Rights(pool)
+        rights = Rights(
+            pool,
+            most=settings.max_connections,
+            hears=lambda: capture.state == "live" and capture.lag(time.time()) < _HEARS_WITHIN_S,
+        )
         router = Router(
             feed,
             limit=settings.max_connections,

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     max_connections_per_user: int = Field(50, ge=1)
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for snapshots and requests."""
+    """Database connections for requests; for snapshots, rights and asked events two of them."""
 
     heartbeat: timedelta = timedelta(seconds=25)
     """How often a client hears that the feed is alive. Below the 30 s after which phones' networks forget."""

@@ -66,7 +66,7 @@ async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_th
         add_score(db, other)
         await quick.until("realtime_event")
         await clients_left(server, 1)
-        # What one event brings over the bound, and no second.
+        # What one write brings over the bound, and no second.
         assert limit < kept[0] <= limit + 2 * len(TEXT)
         last = slow.seen[-1]["last_event_id"]
         slow.socket.transport.resume_reading()

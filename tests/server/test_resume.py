@@ -385,7 +385,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
 
 async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db: Sql, user: UUID) -> None:
     """`channels` with what PostgreSQL cannot take never gets this far; a claim might."""
-    rights = Rights(CallerPool(server.settings.database_url or "", size=2))
+    rights = Rights(CallerPool(server.settings.database_url or "", size=2), most=10, hears=lambda: True)
     await rights._pool.open()
     good = Identity("authenticated", user, json.dumps({"sub": str(user), "role": "authenticated"}), None)
     bad = Identity("nobody_at_all", user, "{}", None)

@@ -10,7 +10,6 @@ import pytest
 
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.identity import rights as module
 from momentum_sync.identity.channels import Granted, is_shared, own_channels
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
@@ -27,6 +26,7 @@ class Database:
         self.to_be_asked: list[str] = []
         self.refused: set[str] = set()
         self.snapshot = "100:100:"
+        self.hears = True
         self.meanwhile: Callable[[], None] = lambda: None
 
     async def ask(
@@ -41,11 +41,11 @@ class Database:
 
 def asking() -> tuple[Database, Rights]:
     database = Database()
-    return database, Rights(cast(CallerPool, database))
+    return database, Rights(cast(CallerPool, database), most=2, hears=lambda: database.hears)
 
 
 def test_every_change_must_have_been_seen_in_whatever_order_they_came() -> None:
-    rights = Rights(cast(CallerPool, None))
+    _, rights = asking()
     assert rights.are_those_of(Snapshot.parse("5:5:"), ONE)
     rights.changed(20)
     rights.changed(10)
@@ -55,7 +55,7 @@ def test_every_change_must_have_been_seen_in_whatever_order_they_came() -> None:
 
 
 def test_a_revocation_is_waited_for_by_its_user_alone() -> None:
-    rights = Rights(cast(CallerPool, None))
+    _, rights = asking()
     rights.changed(10, ONE.subject)
     assert not rights.are_those_of(Snapshot.parse("5:10:"), ONE)
     assert rights.are_those_of(Snapshot.parse("5:10:"), TWO)
@@ -133,8 +133,17 @@ async def test_an_answer_from_before_a_change_is_not_remembered() -> None:
     assert len(database.asked_by) == 2
 
 
-async def test_what_is_remembered_is_bounded_and_the_latest_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_REMEMBERED_TOKENS", 2)
+async def test_what_is_remembered_does_not_count_while_changes_are_not_told_of() -> None:
+    database, rights = asking()
+    await rights.granted(ONE, ONE.subject, OWN)
+    database.hears = False
+    await rights.granted(ONE, ONE.subject, OWN)
+    database.hears = True
+    await rights.granted(ONE, ONE.subject, OWN)
+    assert len(database.asked_by) == 2
+
+
+async def test_what_is_remembered_is_bounded_and_the_latest_used_stays() -> None:
     database, rights = asking()
     people = [Identity("authenticated", UUID(int=number), "{}", None) for number in range(1, 4)]
     for who in (people[0], people[1], people[0], people[2]):

@@ -319,6 +319,13 @@ def test_silence() -> None:
     assert not session.silent(1041.0)
 
 
+def test_a_client_that_waited_long_for_its_greeting_was_not_silent() -> None:
+    session = Session(identity(None), USER, "phone", heartbeat=25.0, now=0.0)
+    session.greet(greeting(), 60.0)
+    assert not session.silent(100.0)
+    assert session.silent(101.0)
+
+
 @pytest.mark.parametrize("heartbeat", [0.5, 25.0, 300.0])
 def test_half_open_is_noticed_within_a_minute_whatever_the_heartbeat(heartbeat: float) -> None:
     session = Session(identity(None), USER, "phone", heartbeat=heartbeat, now=0.0)

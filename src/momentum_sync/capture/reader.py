@@ -221,9 +221,12 @@ class _Run:
         """
         self._heard_at = time.monotonic()
         events: list[Event] = []
+        beats: list[bytes] = []
         position, reply = self._received, False
         for frame in [decode(payload) for payload in payloads]:
             match frame:
+                case Message(prefix=prefix) if prefix == BEAT:
+                    beats.append(frame.content)
                 case Message():
                     event = self._event(frame)
                     if event is not None:
@@ -239,6 +242,9 @@ class _Run:
                     reply = reply or frame.reply
         if events:
             self._publish(events)
+        for beat in beats:  # now that what was before it has been published
+            if self._pulse.read(beat, time.time()):
+                self.caught_up.set()
         if position > self._received:
             self._received = position
             self._feed.advance(position)
@@ -246,10 +252,6 @@ class _Run:
             self._report(reply=False)
 
     def _event(self, message: Message) -> Event | None:
-        if message.prefix == BEAT:
-            if self._pulse.read(message.content, time.time()):
-                self.caught_up.set()
-            return None
         try:
             return self._numbering.message(message)
         except Malformed as error:
@@ -258,12 +260,12 @@ class _Run:
             return None
 
     def _publish(self, events: list[Event]) -> None:
+        self._feed.publish(events)  # first: the log gets nothing that clients do not
         self._pending += events
         self._pending_size += sum([event.size for event in events])
         self._work.set()
         if self.unlogged_since is None:
             self.unlogged_since = time.time()
-        self._feed.publish(events)
         if self._pending_size > _PENDING_LIMIT:
             self._stream.pause()
 

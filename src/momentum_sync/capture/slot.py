@@ -183,7 +183,7 @@ class Stream:
             return
         assert self._take is not None
         try:
-            payloads, length = self._held()
+            payloads, length = self._take_some()
             if payloads:
                 self._take(payloads)
             if length < 0:
@@ -194,10 +194,13 @@ class Stream:
         if length > 0:
             self._loop.call_soon(self._drain)  # let others have their turn first
 
-    def _held(self) -> tuple[list[bytes | memoryview], int]:
-        """What libpq holds, up to what is taken in one turn; then 0 if that was all, less if nothing will follow."""
+    def _take_some(self) -> tuple[list[bytes | memoryview], int]:
+        """What libpq holds, up to what is taken in one turn, and what it said last.
+
+        That is more than 0 if there may be more, 0 if this was all for now, less if nothing will follow.
+        """
         payloads: list[bytes | memoryview] = []
-        size = length = 1
+        size, length = 0, 1
         while length > 0 and len(payloads) < _FRAMES_A_TURN and size < _BYTES_A_TURN:
             length, data = self._pgconn.get_copy_data(1)
             if length > 0:

@@ -130,11 +130,12 @@ class CallerPool:
         except Exception as error:
             slow = isinstance(error.__cause__, errors.QueryCanceled)
             if len(batch) > 1 and (slow or not isinstance(error, Unavailable)):  # one of them spoilt it for all
-                alone = [self._answer([question]) for question in batch]
                 if slow:  # the others' questions do not wait for theirs
-                    self._keep(asyncio.ensure_future(_all(alone)))
-                else:
-                    await _all(alone, at_once=1)
+                    self._keep(asyncio.ensure_future(_all([self._answer([question]) for question in batch])))
+                    return
+                half = len(batch) // 2
+                await self._answer(batch[:half])
+                await self._answer(batch[half:])
                 return
             for question in batch:
                 if not question.answer.done():
@@ -192,9 +193,8 @@ async def alive(connection: AsyncConnection[TupleRow]) -> None:
         await AsyncConnectionPool.check_connection(connection)
 
 
-async def _all(work: Sequence[Coroutine[None, None, None]], *, at_once: int = _BATCH) -> None:
-    for start in range(0, len(work), at_once):
-        await asyncio.gather(*work[start : start + at_once])
+async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
+    await asyncio.gather(*work)
 
 
 async def _configure(connection: AsyncConnection[TupleRow]) -> None:

@@ -38,7 +38,7 @@ class Connection(Protocol):
 _Plain = dict[Connection, Session]
 _Careful = dict[Connection, None]
 _Out = dict[Connection, bytes]
-_TOGETHER = 16 * 1024  # bytes that are kept for one write; with many sockets that nobody reads it is as much of each
+_TOGETHER = 16 * 1024  # bytes that are not kept for one write any longer; of each connection, in one turn of the loop
 
 
 class _Held(NamedTuple):
@@ -172,9 +172,6 @@ class Router:
                 self._plain.setdefault(key, {})[connection] = connection.session
             else:
                 self._careful.setdefault(key, {})[connection] = None
-        kept = self._out.pop(connection, None)
-        if kept is not None:  # what comes to it now comes another way, and after this
-            connection.write(kept)
 
     def _release(self, connection: Connection, held: _Held) -> None:
         table: dict[str, _Plain] | dict[str, _Careful] = self._plain if held.plain else self._careful
@@ -188,18 +185,19 @@ class Router:
 
     def event(self, event: Event) -> None:
         """Writes the event to whoever holds one of its channels, once each."""
+        broken: Exception | None = None
+        if CONTROL in event.channels:
+            broken = self._write_out()
+            self._control(event)
         fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock(), self._out)
         self._fanouts.append(fanout)
-        if CONTROL in event.channels:
-            fanout.broken = self._write_out()
-            self._control(event)
         for channel, key in zip(event.channels, event.keys, strict=True):
             place = _place(channel, key)
             plain, careful = self._plain.get(place), self._careful.get(place)
             if plain or careful:
                 fanout.give(channel, plain or _NOBODY, careful or _NOBODY)
-        if fanout.broken is not None:
-            raise fanout.broken
+        if (broken := broken or fanout.broken) is not None:
+            raise broken
 
     def published(self) -> None:
         """Writes what is still to be written of the events that came together, and tells what became of them."""
@@ -209,7 +207,6 @@ class Router:
         for fanout in fanouts:
             if fanout.given:
                 fanout.delay = now - fanout.event.committed_at
-            fanout.broken = fanout.broken or broken
         self._delivered(fanouts)
         if broken is not None:
             raise broken
@@ -220,12 +217,13 @@ class Router:
         for connection in list(self._out):
             kept = self._out.pop(connection, None)
             try:
-                if kept is not None:  # else it was written, or its connection left, because of one before it
+                if kept is not None:  # else its connection has left, because of one before it
                     connection.write(kept)
             except Exception as error:
-                broken = error
-                connection.session.close(Close.RESTART)
-                connection.flush()
+                broken = _sent_back(connection, error)
+        if broken is not None:
+            last = next(fanout for fanout in reversed(self._fanouts) if fanout.given)
+            last.broken = last.broken or broken
         return broken
 
     def _control(self, event: Event) -> None:
@@ -313,14 +311,12 @@ class Fanout:
                 session.last_id = event_id
                 if cache_keys:
                     session.owe(cache_keys)
-                kept = out.get(connection)
-                if kept is None:
-                    out[connection] = data
-                elif len(kept) < _TOGETHER:
-                    out[connection] = kept + data
-                else:
-                    out[connection] = data  # first: a connection that falls behind is written what is kept for it
-                    connection.write(kept)
+                kept = out.pop(connection, None)
+                whole = data if kept is None else kept + data
+                if len(whole) < _TOGETHER:
+                    out[connection] = whole
+                else:  # all up to the feed's place, from where on it is given what follows if it falls behind
+                    connection.write(whole)
                 size += len(data)
                 frames += 1
             except Exception as error:
@@ -354,10 +350,18 @@ class Fanout:
         return data
 
     def _break(self, connection: Connection, error: Exception) -> None:
-        self.broken = error
         self._out.pop(connection, None)
+        self.broken = _sent_back(connection, error)
+
+
+def _sent_back(connection: Connection, error: Exception) -> Exception:
+    """Closes a connection that failed, so that it comes back for what it did not get; returns what is to be told."""
+    try:
         connection.session.close(Close.RESTART)
         connection.flush()
+    except Exception as worse:
+        return worse
+    return error
 
 
 def _place(channel: str, key: str) -> str:

@@ -195,6 +195,7 @@ class Session:
         """The subscription is live: confirms it and hands over the snapshot; events follow."""
         self._hold(greeting.granted)
         self.live = True
+        self._last_heard = now  # it waited for us, and could say nothing
         self.seen = greeting.place.seen
         self.place = greeting.place.number
         self.epoch = greeting.place.epoch

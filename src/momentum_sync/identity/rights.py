@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,7 +21,6 @@ from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
 _REMEMBERED = 100  # changes; whatever is older than so many has long been seen
-_REMEMBERED_TOKENS = 10_000
 _PAUSES_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0)
 
 
@@ -49,11 +48,14 @@ class Rights:
     """Asks which channels callers may have. No answer is older than the last change of rights that it was told of.
 
     What a token alone gives its user, on the user's own channels, is asked once and remembered, as a connection that is
-    open keeps it: until it is told of a change. So who comes back with the token of before asks the database nothing.
+    open keeps it: until it is told of a change. So who comes back with the token of before asks the database nothing,
+    while `hears`: while changes are told of as they happen. The answers to so many as `most` are remembered.
     """
 
-    def __init__(self, pool: CallerPool) -> None:
+    def __init__(self, pool: CallerPool, *, most: int, hears: Callable[[], bool]) -> None:
         self._pool = pool
+        self._most = most
+        self._hears = hears
         self._changes: deque[tuple[int, UUID | None]] = deque(maxlen=_REMEMBERED)
         self._own: dict[_Own, Granted] = {}
 
@@ -77,10 +79,11 @@ class Rights:
         there are no cache keys to hear of. Unavailable if the database does not answer.
         """
         own = _own(identity, user_id, channels)
-        if own is not None and (granted := self._own.pop(own, None)) is not None:
-            self._own[own] = granted  # the last to be forgotten
-        else:
+        granted = self._own.get(own) if own is not None and self._hears() else None
+        if own is None or granted is None:
             granted, _ = await self._ask(identity, user_id, channels)
+        else:
+            self._remember(self._own, own, granted)
         return granted
 
     async def granted_with(
@@ -106,10 +109,15 @@ class Rights:
         granted = Granted(list(may_have), frozenset(to_be_asked))
         own = _own(identity, user_id, channels)
         if own is not None and not granted.asked and len(granted.channels) == len(wanted):
-            if len(remembered) >= _REMEMBERED_TOKENS:
-                del remembered[next(iter(remembered))]
-            remembered[own] = granted
+            self._remember(remembered, own, granted)
         return granted, others
+
+    def _remember(self, remembered: dict[_Own, Granted], own: _Own, granted: Granted) -> None:
+        """As the last to be forgotten."""
+        remembered.pop(own, None)
+        remembered[own] = granted
+        if len(remembered) > self._most:
+            del remembered[next(iter(remembered))]
 
 
 def _own(identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> _Own | None:
