@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 
@@ -117,7 +118,6 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
 
     `stopped` is set if a part of it ends, which none should: whoever waits for it ends the server.
     """
-    gc.set_threshold(*_COLLECT_GARBAGE)
     if settings.development:
         observe.development_secret()
     async with AsyncExitStack() as stack:
@@ -130,11 +130,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         pool = CallerPool(conninfo, size=settings.pool_size)
         await pool.open()
         stack.push_async_callback(pool.close)
-        rights = Rights(
-            pool,
-            most=settings.max_connections,
-            hears=lambda: capture.state == "live" and capture.lag(time.time()) < _HEARS_WITHIN_S,
-        )
+        rights = Rights(pool, most=settings.max_connections, hears=partial(_hears, capture))
         router = Router(
             feed,
             limit=settings.max_connections,
@@ -171,6 +167,11 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         url = await stack.enter_async_context(_listening(settings, api, gateway, stopped))
         yield Running(url, api, capture.has_begun)
         await _drain(gateway, settings.drain.total_seconds())
+
+
+def _hears(capture: Capture) -> bool:
+    """Whether a change of rights is told of about as soon as it happens."""
+    return capture.state == "live" and capture.lag(time.time()) < _HEARS_WITHIN_S
 
 
 def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Callable[[], float]]:
@@ -353,6 +354,7 @@ async def _background(work: Coroutine[object, object, None], stopped: asyncio.Ev
 
 async def _keep_house(log: EventLog, settings: Settings) -> None:
     """Partitions ahead, expired ones dropped, old metrics deleted; every hour, and again soon if it failed."""
+    gc.set_threshold(*_COLLECT_GARBAGE)
     while True:
         pause = _HOUSEKEEPING_S
         try:

@@ -16,7 +16,7 @@ from momentum_sync.gateway import missed, outflow
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
-from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Client, Server, Start, sign
 
 Message = dict[str, Any]
@@ -68,6 +68,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_and_nothing_else(
         add_notification(db, user, title=title)
         add_notification(db, other, title="not for us")
     add_score(db, user)
+    await until_read(db)
     async with server.connect(sign(user), last_event_id=last) as client:
         came = await resumed(client, 4)
         chained(came, last)
@@ -87,6 +88,7 @@ async def test_nothing_missed_is_a_resume_too(server: Server, db: Sql, user: UUI
             assert await resumed(client, 0) == []
             await quiet(client)
     add_notification(db, user)
+    await until_read(db)
     async with server.connect(sign(user), last_event_id=last) as client:
         chained(await resumed(client, 1), last)
 
@@ -101,6 +103,7 @@ async def test_straight_after_the_snapshot(server: Server, database: str, db: Sq
             last = client.seen[-1]["last_event_id"]
         old.commit()
     add_notification(db, user, title="after")
+    await until_read(db)
     async with server.connect(sign(user), last_event_id=last) as client:
         came = await resumed(client, 2)
         assert [message["event"]["title"] for message in came] == ["began before", "after"]
@@ -117,6 +120,7 @@ async def test_a_coach_and_an_admin_resume_on_all_their_channels(server: Server,
     add_intervention(db, user)
     add_score(db, user)
     add_notification(db, user)
+    await until_read(db)
     for who, (role, channels) in asked.items():
         async with server.connect(sign(who, app_role=role), channels=channels, last_event_id=last[who]) as client:
             kinds = ["intervention_created"] if role == "coach" else ["intervention_created", "momentum_score_created"]
@@ -148,6 +152,7 @@ async def test_on_channels_subscribed_to_later(server: Server, db: Sql) -> None:
         last = (await client.next())["event"]["id"]
     for channel in ("b", "c", "a"):
         db.execute("""select momentum.publish(array[%s], '{"event_type": "x"}')""", (channel,))
+    await until_read(db)
     async with server.connect(None, headers=service, channels="a,b", last_event_id=last) as client:
         came = await resumed(client, 2)
         assert [message["event"]["channel"] for message in came] == ["b", "a"]
@@ -259,6 +264,7 @@ async def test_the_same_over_http(server: Server, db: Sql, user: UUID, other: UU
     for number in range(5):
         add_notification(db, user, title=str(number))
     add_score(db, user)
+    await until_read(db)
     async with server.http(sign(user)) as http:
         answer = await http.post(f"{prefix}/sync/events", json={"last_event_id": last})
         whole = answer.json()
@@ -293,6 +299,7 @@ async def test_http_gives_no_more_than_a_page(
         last = client.seen[-1]["last_event_id"]
     for _ in range(4):
         add_notification(db, user, title="x" * 600)
+    await until_read(db)
     async with server.http(sign(user)) as http:
         body = (await http.post("/sync/events", json={"last_event_id": last})).json()
         assert (len(body["events"]), body["complete"]) == (2, False)
