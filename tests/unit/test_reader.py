@@ -76,7 +76,7 @@ class Heard:
         self.heard: list[str] = []
         feed.listen(self)
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, *, more: bool = False) -> None:
         assert self._feed.number == event.number == self._feed.window.last
         self.heard.append(f"event {event.number}")
         if event.number == self._fails_at:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 from uuid import UUID
@@ -14,7 +15,13 @@ from momentum_sync.identity.channels import Granted, is_shared, own_channels
 from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 
-ONE, TWO = (Identity("authenticated", UUID(int=number), "{}", None) for number in (1, 2))
+
+def identity(number: int) -> Identity:
+    user = UUID(int=number)
+    return Identity("authenticated", user, json.dumps({"sub": str(user)}), None)
+
+
+ONE, TWO = identity(1), identity(2)
 OWN = own_channels(UUID(int=1))
 
 
@@ -145,7 +152,7 @@ async def test_what_is_remembered_does_not_count_while_changes_are_not_told_of()
 
 async def test_what_is_remembered_is_bounded_and_the_latest_used_stays() -> None:
     database, rights = asking()
-    people = [Identity("authenticated", UUID(int=number), "{}", None) for number in range(1, 4)]
+    people = [identity(number) for number in range(1, 4)]
     for who in (people[0], people[1], people[0], people[2]):
         await rights.granted(who, who.subject, own_channels(who.subject))
     database.asked_by.clear()

@@ -482,7 +482,7 @@ def test_who_leaves_while_events_are_handed_over_is_written_nothing_more(monkeyp
     for wire in (first, second):
         wire.taken()
     monkeypatch.setattr(first, "write", lambda _: world.router.leave(second))
-    world.publish("a")
+    world.publish_together(("a",), ("nobody's",))
     assert second.taken() == []
 
 

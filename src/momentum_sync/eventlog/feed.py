@@ -18,8 +18,8 @@ from momentum_sync.eventlog.window import Window
 class Listener(Protocol):
     """Whoever follows a feed. The calls come in order and must not block."""
 
-    def event(self, event: Event) -> None:
-        """The next event, which is the feed's last."""
+    def event(self, event: Event, *, more: bool = False) -> None:
+        """The next event, which is the feed's last; whether `more` of those that came together follow at once."""
 
     def published(self) -> None:
         """Those events that came together have been handed over."""
@@ -91,7 +91,7 @@ class Feed:
                     self.window.add(event)
                     self._remember(event)
                     for listener in self._listeners:
-                        listener.event(event)
+                        listener.event(event, more=event is not events[-1])
         finally:
             for listener in self._listeners:
                 listener.published()

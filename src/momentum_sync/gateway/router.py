@@ -183,13 +183,13 @@ class Router:
 
     # The feed's listener
 
-    def event(self, event: Event) -> None:
-        """Writes the event to whoever holds one of its channels, once each."""
+    def event(self, event: Event, *, more: bool = False) -> None:
+        """Writes the event to whoever holds one of its channels, once each; if `more` follow, with those."""
         broken: Exception | None = None
         if CONTROL in event.channels:
             broken = self._write_out()
             self._control(event)
-        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock(), self._out)
+        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock(), self._out, keep=more)
         self._fanouts.append(fanout)
         for channel, key in zip(event.channels, event.keys, strict=True):
             place = _place(channel, key)
@@ -263,15 +263,15 @@ class Router:
 class Fanout:
     """One event on its way. `now` is seconds since 1970.
 
-    `out` is what is kept for connections until it is written. `frames` and `size` count what went past the sessions;
-    `given` are the groups it went to; `delay` is how many seconds after the commit the last was written, None if there
-    was nobody to write to; `broken` is what went wrong with a connection, which then comes back for the event, while
-    all others get it.
+    `out` is what is kept for connections until it is written, as this is with `keep`. `frames` and `size` count what
+    went past the sessions; `given` are the groups it went to; `delay` is how many seconds after the commit the last was
+    written, None if there was nobody to write to; `broken` is what went wrong with a connection, which then comes back
+    for the event, while all others get it.
     """
 
-    __slots__ = ("_built", "_event_id", "_now", "_out", "broken", "delay", "event", "frames", "given", "size")
+    __slots__ = ("_built", "_event_id", "_keep", "_now", "_out", "broken", "delay", "event", "frames", "given", "size")
 
-    def __init__(self, event: Event, event_id: str, now: float, out: _Out) -> None:
+    def __init__(self, event: Event, event_id: str, now: float, out: _Out, *, keep: bool) -> None:
         self.event = event
         self.frames = 0
         self.size = 0
@@ -279,6 +279,7 @@ class Fanout:
         self.delay: float | None = None
         self.broken: Exception | None = None
         self._out = out
+        self._keep = keep
         self._event_id = event_id
         self._now = now
         self._built: dict[tuple[str, str], bytes] = {}
@@ -294,14 +295,14 @@ class Fanout:
                 careful = {connection: None for connection in careful if connection not in earlier}
         # A plain holder has nothing `asked`, and what went out of sight is for those alone who were asked about.
         if plain and not self.event.out_of_sight:
-            self._keep(channel, plain)
+            self._write(channel, plain)
         if careful:
             for connection in list(careful):
                 self._consider(connection)
 
-    def _keep(self, channel: str, plain: _Plain) -> None:
-        """For plain holders of a channel. What is done in this loop is done once a frame."""
-        event_id, cache_keys, out = self._event_id, self.event.cache_keys, self._out
+    def _write(self, channel: str, plain: _Plain) -> None:
+        """To plain holders of a channel, or kept for them. What is done in this loop is done once a frame."""
+        event_id, cache_keys, keep, out = self._event_id, self.event.cache_keys, self._keep, self._out
         previous_id, data, size, frames = None, b"", 0, 0
         for connection, session in list(plain.items()):
             try:
@@ -311,9 +312,10 @@ class Fanout:
                 session.last_id = event_id
                 if cache_keys:
                     session.owe(cache_keys)
-                kept = out.pop(connection, None)
-                whole = data if kept is None else kept + data
-                if len(whole) < _TOGETHER:
+                whole = data
+                if out and (kept := out.pop(connection, None)) is not None:
+                    whole = kept + data
+                if keep and len(whole) < _TOGETHER:
                     out[connection] = whole
                 else:  # all up to the feed's place, from where on it is given what follows if it falls behind
                     connection.write(whole)

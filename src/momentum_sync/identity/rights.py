@@ -37,11 +37,10 @@ async def until_visible() -> AsyncIterator[None]:
 
 
 class _Own(NamedTuple):
-    """Somebody, with one token, on channels of their own."""
+    """What a token gives its user, on the user's own channels."""
 
     subject: UUID
-    claims: str
-    channels: tuple[str, ...]
+    granted: Granted
 
 
 class Rights:
@@ -57,12 +56,12 @@ class Rights:
         self._most = most
         self._hears = hears
         self._changes: deque[tuple[int, UUID | None]] = deque(maxlen=_REMEMBERED)
-        self._own: dict[_Own, Granted] = {}
+        self._own: dict[str, _Own] = {}  # by the token's claims, which say whose it is
 
     def changed(self, xid: int, user: UUID | None = None) -> None:
         """The transaction `xid` changed policies, or revoked a user's tokens: what did not see it says nothing."""
         self._changes.append((xid, user))
-        self._own = {} if user is None else {own: had for own, had in self._own.items() if own.subject != user}
+        self._own = {} if user is None else {by: own for by, own in self._own.items() if own.subject != user}
 
     def missed(self) -> None:
         """There may have been changes that it was not told of."""
@@ -78,12 +77,11 @@ class Rights:
         `user_id` is the user whose connection it is: Forbidden if the caller may not act for that user. Without one
         there are no cache keys to hear of. Unavailable if the database does not answer.
         """
-        own = _own(identity, user_id, channels)
-        granted = self._own.get(own) if own is not None and self._hears() else None
-        if own is None or granted is None:
-            granted, _ = await self._ask(identity, user_id, channels)
-        else:
-            self._remember(self._own, own, granted)
+        own = self._own.get(identity.claims)
+        if own is not None and own.subject == user_id and own.granted.channels == list(channels) and self._hears():
+            self._remember(self._own, identity.claims, own)
+            return own.granted
+        granted, _ = await self._ask(identity, user_id, channels)
         return granted
 
     async def granted_with(
@@ -107,24 +105,20 @@ class Rights:
         if not acts:
             raise Forbidden("This token does not allow acting for that user.")
         granted = Granted(list(may_have), frozenset(to_be_asked))
-        own = _own(identity, user_id, channels)
-        if own is not None and not granted.asked and len(granted.channels) == len(wanted):
-            self._remember(remembered, own, granted)
+        # Of others' channels rows have a say, and nobody tells us of those.
+        if (
+            user_id is not None and identity.subject == user_id and set(wanted).issubset(own_channels(user_id))
+            and granted == Granted(wanted)
+        ):  # fmt: skip
+            self._remember(remembered, identity.claims, _Own(user_id, granted))
         return granted, others
 
-    def _remember(self, remembered: dict[_Own, Granted], own: _Own, granted: Granted) -> None:
+    def _remember(self, remembered: dict[str, _Own], claims: str, own: _Own) -> None:
         """As the last to be forgotten."""
-        remembered.pop(own, None)
-        remembered[own] = granted
+        remembered.pop(claims, None)
+        remembered[claims] = own
         if len(remembered) > self._most:
             del remembered[next(iter(remembered))]
-
-
-def _own(identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> _Own | None:
-    """What an answer is remembered by; None for one that rows have a say in, which nobody tells us of."""
-    if user_id is None or identity.subject != user_id or not set(channels).issubset(own_channels(user_id)):
-        return None
-    return _Own(user_id, identity.claims, tuple(channels))
 
 
 async def may_act_for(connection: AsyncConnection[TupleRow], user_id: UUID) -> bool:
