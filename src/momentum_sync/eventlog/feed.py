@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.event import CONTROL, Event, EventId
 from momentum_sync.eventlog.window import Window
 
 
@@ -83,18 +83,23 @@ class Feed:
             listener.history_changed()
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Hands events on, one after the other, but those that have been."""
+        """Hands events on, one after the other, but those that have been; on `CONTROL`, when all before are written."""
         try:
             for event in events:
                 if event.number > self.number:
+                    if CONTROL in event.channels:
+                        self._published()
                     self.number = event.number
                     self.window.add(event)
                     self._remember(event)
                     for listener in self._listeners:
                         listener.event(event, more=event is not events[-1])
         finally:
-            for listener in self._listeners:
-                listener.published()
+            self._published()
+
+    def _published(self) -> None:
+        for listener in self._listeners:
+            listener.published()
 
     def _remember(self, event: Event) -> None:
         recent = self._recent

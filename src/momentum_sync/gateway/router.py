@@ -185,9 +185,7 @@ class Router:
 
     def event(self, event: Event, *, more: bool = False) -> None:
         """Writes the event to whoever holds one of its channels, once each; if `more` follow, with those."""
-        broken: Exception | None = None
         if CONTROL in event.channels:
-            broken = self._write_out()
             self._control(event)
         fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock(), self._out, keep=more)
         self._fanouts.append(fanout)
@@ -196,23 +194,11 @@ class Router:
             plain, careful = self._plain.get(place), self._careful.get(place)
             if plain or careful:
                 fanout.give(channel, plain or _NOBODY, careful or _NOBODY)
-        if (broken := broken or fanout.broken) is not None:
-            raise broken
+        if fanout.broken is not None:
+            raise fanout.broken
 
     def published(self) -> None:
-        """Writes what is still to be written of the events that came together, and tells what became of them."""
-        broken = self._write_out()
-        now = self._clock()
-        fanouts, self._fanouts = self._fanouts, []
-        for fanout in fanouts:
-            if fanout.given:
-                fanout.delay = now - fanout.event.committed_at
-        self._delivered(fanouts)
-        if broken is not None:
-            raise broken
-
-    def _write_out(self) -> Exception | None:
-        """Writes what is kept; returns what went wrong with a connection, if anything did, while all others got it."""
+        """Writes what is kept of the events that came together, and tells what became of them."""
         broken: Exception | None = None
         for connection in list(self._out):
             kept = self._out.pop(connection, None)
@@ -221,10 +207,16 @@ class Router:
                     connection.write(kept)
             except Exception as error:
                 broken = _sent_back(connection, error)
+        now = self._clock()
+        fanouts, self._fanouts = self._fanouts, []
+        given = [fanout for fanout in fanouts if fanout.given]
+        for fanout in given:
+            fanout.delay = now - fanout.event.committed_at
         if broken is not None:
-            last = next(fanout for fanout in reversed(self._fanouts) if fanout.given)
-            last.broken = last.broken or broken
-        return broken
+            given[-1].broken = given[-1].broken or broken
+        self._delivered(fanouts)
+        if broken is not None:
+            raise broken
 
     def _control(self, event: Event) -> None:
         """What the database has to say to gateways."""
