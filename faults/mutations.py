@@ -42,11 +42,11 @@ def order() -> None:
     real = Router.event
     kept: list[Event] = []
 
-    def event(router: Router, came: Event) -> None:
+    def event(router: Router, came: Event, *, more: bool = False) -> None:
         if came.number % 10 == 0:
             kept.append(came)
             return
-        real(router, came)
+        real(router, came, more=more)
         while kept:
             real(router, kept.pop())
 
