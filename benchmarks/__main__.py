@@ -64,8 +64,14 @@ def main() -> None:
     console = Console(stderr=True)
     bench = Bench(rounds=given.rounds, quick=given.quick, console=console)
     lines: list[Line] = []
+    failed: list[str] = []
     for name in given.what or MEASURES:
-        found = list(MEASURES[name].measure(bench))
+        try:
+            found = list(MEASURES[name].measure(bench))
+        except (Exception, SystemExit):  # the others take long, and say what they say without it
+            console.print_exception()
+            failed.append(name)
+            continue
         console.print(table(found))
         lines += found
     when = datetime.now(UTC).date().isoformat()
@@ -75,11 +81,14 @@ def main() -> None:
         given.json.write_text(text, encoding="utf-8")
     if given.picture:
         given.picture.write_text(svg(lines), encoding="utf-8")
-    if given.write:
+    if given.write and not failed:
         (DOCS / "performance.json").write_text(text, encoding="utf-8")
         (DOCS / "performance.svg").write_text(svg(lines), encoding="utf-8")
         _replace(DOCS / "performance.md", f"Measured on {when}, {described()}.\n\n{markdown(lines)}")
     Console().print(table(lines))
+    if failed:
+        kept = ", and the page is as it was" if given.write else ""
+        raise SystemExit(f"Could not measure {', '.join(failed)}: what it ran into stands above{kept}.")
 
 
 def _replace(page: Path, table: str) -> None:

@@ -83,6 +83,8 @@ async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[fl
         websockets.connect(f"{address}?channels=momentum_updates:all", additional_headers=admin) as everything,
         websockets.connect(f"{address}?client_id=others&channels={watched}", additional_headers=admin) as some,
     ):
+        for socket in (everything, some):
+            await asyncio.wait_for(socket.recv(), TIMEOUT_S)  # its greeting: what commits from now on comes as an event
         hearing = asyncio.ensure_future(hear_others(some))
         writing = asyncio.ensure_future(write_others())
         committing = asyncio.ensure_future(commit())

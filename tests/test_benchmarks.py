@@ -6,13 +6,16 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from benchmarks import __main__ as program
 from benchmarks.picture import svg
-from benchmarks.report import Line, markdown, table
+from benchmarks.report import Bench, Line, markdown, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +42,26 @@ def test_lines_become_a_table_a_page_and_a_picture() -> None:
     assert "not reached" in console.export_text()
     assert "| one & two | 1 ms | 2 (floor) | 0.50 | ≤ 0.4 | **not reached** |" in markdown(lines)
     assert "one &amp; two" in svg(lines)
+
+
+def test_a_measure_that_fails_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(_: Bench) -> Iterator[Line]:
+        raise TimeoutError("nobody answers")
+
+    def works(_: Bench) -> Iterator[Line]:
+        yield Line("a frame", "µs", [3.0])
+
+    measures = {"breaks": SimpleNamespace(measure=breaks), "works": SimpleNamespace(measure=works)}
+    numbers = tmp_path / "numbers.json"
+    monkeypatch.setattr(program, "MEASURES", measures)
+    monkeypatch.setattr(program, "pin", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(numbers)])
+    with pytest.raises(SystemExit, match="Could not measure breaks"):
+        program.main()
+    assert [line["what"] for line in json.loads(numbers.read_text(encoding="utf-8"))["lines"]] == ["a frame"]
+    assert "nobody answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["latency", "throughput", "connects", "compare"])
