@@ -99,6 +99,12 @@ class Session:
     about each event before it is delivered.
     """
 
+    __slots__ = (
+        "_allowance", "_heartbeat", "_last_heard", "_next_heartbeat", "_out", "_pending_keys", "_received_at",
+        "_unreadable", "_warned", "asked", "channels", "client_id", "closing", "epoch", "identity", "last_id", "live",
+        "place", "seen", "user_id",
+    )  # fmt: skip
+
     def __init__(
         self, identity: Identity, user_id: UUID | None, client_id: str, *, heartbeat: float, now: float
     ) -> None:

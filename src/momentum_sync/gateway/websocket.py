@@ -53,6 +53,11 @@ class WebSocketProtocol(asyncio.Protocol):
     write: Callable[[bytes], None]
     """Writes whole frames, past the session."""
 
+    __slots__ = (
+        "_aborter", "_binary", "_closed_with", "_gone", "_greeted", "_inbox", "_loop", "_open", "_out", "_parts",
+        "_tasks", "_ticker", "_transport", "_working", "_ws", "behind", "session", "write",
+    )  # fmt: skip
+
     def __init__(
         self,
         config: Config,
@@ -384,7 +389,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
 def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
     """The protocol class of one gateway, as uvicorn wants it."""
-    return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"gateway": gateway})
+    return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"__slots__": (), "gateway": gateway})
 
 
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
