@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +42,7 @@ MEASURES: dict[str, ModuleType] = {
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"
+UNFINISHED = Path(tempfile.gettempdir()) / "momentum-sync-bench.json"
 
 
 def main() -> None:
@@ -66,16 +69,25 @@ def main() -> None:
     lines: list[Line] = []
     failed: list[str] = []
     for name in given.what or MEASURES:
+        before = len(lines)
         try:
-            found = list(MEASURES[name].measure(bench))
-        except (Exception, SystemExit):  # the others take long, and say what they say without it
-            console.print_exception()
+            lines.extend(MEASURES[name].measure(bench))
+        except (Exception, SystemExit) as error:  # the others take long, and say what they say without it
             failed.append(name)
-            continue
-        console.print(table(found))
-        lines += found
+            if isinstance(error, SystemExit):
+                console.print(f"[red]{name}:[/] {error}", highlight=False)
+            else:
+                console.print_exception()
+            del error
+            gc.collect()  # which measures switch off: what this one held on to is not for the next
+        console.print(table(lines[before:]))
     when = datetime.now(UTC).date().isoformat()
-    numbers = {"machine": described(), "date": when, "lines": [line.as_json() for line in lines]}
+    numbers = {
+        "machine": described(),
+        "date": when,
+        "failed": failed,
+        "lines": [line.as_json() for line in lines],
+    }
     text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
     if given.json:
         given.json.write_text(text, encoding="utf-8")
@@ -87,8 +99,11 @@ def main() -> None:
         _replace(DOCS / "performance.md", f"Measured on {when}, {described()}.\n\n{markdown(lines)}")
     Console().print(table(lines))
     if failed:
-        kept = ", and the page is as it was" if given.write else ""
-        raise SystemExit(f"Could not measure {', '.join(failed)}: what it ran into stands above{kept}.")
+        kept = ""
+        if given.write:
+            kept = f" The page is as it was; what was measured is in {UNFINISHED}."
+            UNFINISHED.write_text(text, encoding="utf-8")
+        raise SystemExit(f"Could not measure {', '.join(failed)}: see above.{kept}")
 
 
 def _replace(page: Path, table: str) -> None:

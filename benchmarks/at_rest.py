@@ -47,8 +47,10 @@ def writing(conninfo: str, rate: int, seconds: float, users: int) -> Iterator[No
     """Writes, at a steady pace, beside what is done within."""
     thread = threading.Thread(target=_write, args=(conninfo, rate, seconds, users))
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _write(conninfo: str, rate: int, seconds: float, users: int) -> None:

@@ -53,7 +53,7 @@ async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[fl
         async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
             number = 0
             while not ended.is_set():
-                index, score = rows + number % OTHERS, number // OTHERS % 100
+                index, score = rows + number % OTHERS, number // OTHERS / 100
                 sent[index, score] = time.monotonic()
                 await connection.execute(
                     "update public.daily_engagement_scores set final_score = %s where user_id = %s",
@@ -85,20 +85,21 @@ async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[fl
     ):
         for socket in (everything, some):
             await asyncio.wait_for(socket.recv(), TIMEOUT_S)  # its greeting: what commits from now on comes as an event
-        hearing = asyncio.ensure_future(hear_others(some))
-        writing = asyncio.ensure_future(write_others())
-        committing = asyncio.ensure_future(commit())
-        count = 0
-        while count < rows:
-            text = await asyncio.wait_for(everything.recv(), TIMEOUT_S)
-            count += b'"Rising"' in (text if isinstance(text, bytes) else text.encode())
-            if count % 1000 == 0:
-                most = max(most, resident(server.pid))
-        took = time.monotonic() - await committing
-        ended.set()
-        await writing
-        heard.clear()
-        while sent:
-            await asyncio.wait_for(heard.wait(), TIMEOUT_S)
-        hearing.cancel()
+        async with asyncio.TaskGroup() as tasks:  # what fails in one of them ends the others, and is told
+            hearing = tasks.create_task(hear_others(some))
+            writing = tasks.create_task(write_others())
+            committing = tasks.create_task(commit())
+            count = 0
+            while count < rows:
+                text = await asyncio.wait_for(everything.recv(), TIMEOUT_S)
+                count += b'"Rising"' in (text if isinstance(text, bytes) else text.encode())
+                if count % 1000 == 0:
+                    most = max(most, resident(server.pid))
+            took = time.monotonic() - await committing
+            ended.set()
+            await writing
+            heard.clear()
+            while sent:
+                await asyncio.wait_for(heard.wait(), TIMEOUT_S)
+            hearing.cancel()
     return took, waits, most - before

@@ -24,7 +24,7 @@ from benchmarks import latency
 from benchmarks.crowd import connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import SECRET, Server, serving, stage, token, user
+from benchmarks.stage import SECRET, Server, serving, stage, switch, token, user
 from benchmarks.triggers import OURS, SEED
 
 CONNECTIONS = 1000
@@ -41,15 +41,14 @@ def measure(bench: Bench) -> Iterator[Line]:
     (connections,) = bench.sizes(CONNECTIONS)
     rate, seconds = (RATE, SECONDS) if connections == CONNECTIONS else (connections, 2.0)
     ours, theirs, frames, their_frames = [], [], [], []
-    with stage(connections) as (conninfo, folder):
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
+    with stage(connections) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
         for _ in bench.rounds(f"beside {PEER}: {connections:,} connections"):
-            switch(conninfo, on=OURS, off=SEED)
+            switch(connection, on=OURS, off=SEED)
             with serving(conninfo, folder) as server:
                 ours.append(latency.run(conninfo, server.url, connections, rate, seconds, floor=False))
                 frames.append(fan(server, connections, conninfo))
-            switch(conninfo, on=SEED, off=OURS)
+            switch(connection, on=SEED, off=OURS)
             with peer(conninfo) as server:
                 theirs.append(latency.run(conninfo, server.url, connections, rate, seconds, floor=False))
                 their_frames.append(fan(server, connections, conninfo))
@@ -60,14 +59,6 @@ def measure(bench: Bench) -> Iterator[Line]:
             PEER, [latency.percentile_of(at_client, percentile) * 1000 for _, at_client in theirs],
         )  # fmt: skip
     yield Line(f"fan-out of one event to {connections:,} sockets", "frames/s", frames, PEER, their_frames)
-
-
-def switch(conninfo: str, *, on: tuple[str, ...], off: tuple[str, ...]) -> None:
-    """Which triggers of the scores work."""
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        for how, names in (("enable", on), ("disable", off)):
-            for name in names:
-                connection.execute(f"alter table public.daily_engagement_scores {how} trigger {name}")
 
 
 @contextmanager

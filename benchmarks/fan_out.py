@@ -24,28 +24,34 @@ from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 from benchmarks.stage import Server, serving, stage, token
 
-EVENTS = 50
+FRAMES = 50_000  # a turn
 TURNS = 6
+REST_S = 0.2  # what an event costs goes on after its last frame: the log has it 50 ms later
 PAD = 74
 """So that a frame is about 300 bytes, as a score's is."""
 
 
 def measure(bench: Bench) -> Iterator[Line]:
     """For 1,000 and 5,000 sockets."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")
     prepare_process()
     for sockets in bench.sizes(1000, 5000):
+        events, turns = (2, 1) if bench.quick else (FRAMES // sockets, TURNS)
         with (
             stage(sockets) as (conninfo, folder),
             serving(conninfo, folder) as server,
             everyone(server, sockets) as crowd,
-            Floor(folder, sockets, warm_up(conninfo, crowd)) as floor,
+            Floor(compiler, folder, sockets, warm_up(conninfo, crowd)) as floor,
         ):
-            floor.run()
+            run(conninfo, server, crowd, events)
+            floor.run(events)
             ours, beside = [], []
-            for _ in bench.rounds(f"fan-out to {sockets:,} sockets, in {TURNS} turns with its floor"):
-                turns = [(run(conninfo, server, crowd), floor.run()) for _ in range(TURNS)]
-                ours.append(TURNS * EVENTS * sockets / sum(spent for spent, _ in turns))
-                beside.append(TURNS * EVENTS * sockets / sum(spent for _, spent in turns))
+            for _ in bench.rounds(f"fan-out to {sockets:,} sockets, in {turns} turns with its floor"):
+                spent = [(run(conninfo, server, crowd, events), floor.run(events)) for _ in range(turns)]
+                ours.append(turns * events * sockets / sum(seconds for seconds, _ in spent))
+                beside.append(turns * events * sockets / sum(seconds for _, seconds in spent))
         yield Line(
             f"fan-out of one event to {sockets:,} sockets", "frames/s", ours, "send() in C", beside, least=0.75
         )  # fmt: skip
@@ -78,29 +84,31 @@ def warm_up(conninfo: str, crowd: Crowd) -> int:
     return (crowd.bytes - before) // len(crowd)
 
 
-def run(conninfo: str, server: Server, crowd: Crowd) -> float:
-    """Seconds of the server's core for `EVENTS` to all."""
+def run(conninfo: str, server: Server, crowd: Crowd, events: int) -> float:
+    """Seconds of the server's core for so many events to all."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         before = cpu_seconds(server.pid)
-        for number in range(EVENTS):
+        for number in range(events):
             publish(connection, f"mark {number:06}")
             crowd.until_all(f"mark {number:06}".encode())
+        crowd.rest(REST_S)
         return cpu_seconds(server.pid) - before
 
 
 class Floor:
     """The C program, with as many sockets connected to it."""
 
-    def __init__(self, folder: Path, sockets: int, size: int) -> None:
-        compiler = shutil.which("cc")
-        if compiler is None:
-            raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")
+    def __init__(self, compiler: str, folder: Path, sockets: int, size: int) -> None:
         program = folder / "floor"
         subprocess.run([compiler, "-O2", "-o", program, Path(__file__).with_name("floor.c")], check=True)
         self._process = subprocess.Popen([program, str(sockets), str(size)], stdin=PIPE, stdout=PIPE, text=True)
-        os.sched_setaffinity(self._process.pid, SERVER_CORES)
-        port = self._answer()
-        self.crowd = Crowd([socket.create_connection(("127.0.0.1", port)) for _ in range(sockets)], [], [])
+        try:
+            os.sched_setaffinity(self._process.pid, SERVER_CORES)
+            port = self._answer()
+            self.crowd = Crowd([socket.create_connection(("127.0.0.1", port)) for _ in range(sockets)], [], [])
+        except BaseException:
+            self._process.kill()
+            raise
 
     def __enter__(self) -> Floor:
         return self
@@ -110,11 +118,11 @@ class Floor:
         self._process.terminate()
         self._process.wait()
 
-    def run(self) -> float:
+    def run(self, events: int) -> float:
         """Seconds of its core for the same."""
         assert self._process.stdin is not None
         spent = 0.0
-        for number in range(EVENTS):
+        for number in range(events):
             mark = f"mark {number:06}"
             print(mark, file=self._process.stdin, flush=True)
             self.crowd.until_all(mark.encode())

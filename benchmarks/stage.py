@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from uuid import UUID
 
 import jwt
 import psycopg
+from psycopg.rows import TupleRow
 
 from benchmarks.machine import SERVER_CORES
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
 SECRET = "a-secret-for-measuring-with-more-than-32-bytes"
+ENDS_WITHIN_S = 60.0
 PATH = "/functions/v1/realtime-momentum-sync"
 
 
@@ -74,7 +76,18 @@ def serving(conninfo: str, folder: Path) -> Iterator[Server]:
         yield Server(url, process.pid)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:  # what was measured has been told; what comes next must not wait for it
+            process.kill()
+            process.wait()
+
+
+def switch(connection: psycopg.Connection[TupleRow], *, on: Sequence[str], off: Sequence[str]) -> None:
+    """Which triggers of the scores work."""
+    for how, names in (("enable", on), ("disable", off)):
+        for name in names:
+            connection.execute(f"alter table public.daily_engagement_scores {how} trigger {name}")
 
 
 def programs() -> Path:

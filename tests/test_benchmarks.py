@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,28 +46,49 @@ def test_lines_become_a_table_a_page_and_a_picture() -> None:
     assert "one &amp; two" in svg(lines)
 
 
+@pytest.mark.parametrize("error", [TimeoutError("nobody answers"), SystemExit("nobody answers")])
 def test_a_measure_that_fails_does_not_cost_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def breaks(_: Bench) -> Iterator[Line]:
-        raise TimeoutError("nobody answers")
+        yield Line("before it broke", "µs", [2.0])
+        raise error
 
     def works(_: Bench) -> Iterator[Line]:
         yield Line("a frame", "µs", [3.0])
 
-    measures = {"breaks": SimpleNamespace(measure=breaks), "works": SimpleNamespace(measure=works)}
-    numbers = tmp_path / "numbers.json"
-    monkeypatch.setattr(program, "MEASURES", measures)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for page in ("performance.md", "performance.json", "performance.svg"):
+        (docs / page).write_text("as it was", encoding="utf-8")
+    unfinished = tmp_path / "unfinished.json"
+    monkeypatch.setattr(
+        program, "MEASURES", {"breaks": SimpleNamespace(measure=breaks), "works": SimpleNamespace(measure=works)}
+    )
+    monkeypatch.setattr(program, "DOCS", docs)
+    monkeypatch.setattr(program, "UNFINISHED", unfinished)
     monkeypatch.setattr(program, "pin", lambda _: None)
-    monkeypatch.setattr(sys, "argv", ["bench", "--json", str(numbers)])
-    with pytest.raises(SystemExit, match="Could not measure breaks"):
+    monkeypatch.setattr(sys, "argv", ["bench", "--write"])
+    with pytest.raises(SystemExit, match=r"Could not measure breaks: .* The page is as it was"):
         program.main()
-    assert [line["what"] for line in json.loads(numbers.read_text(encoding="utf-8"))["lines"]] == ["a frame"]
+    assert {page.read_text(encoding="utf-8") for page in docs.iterdir()} == {"as it was"}
+    numbers = json.loads(unfinished.read_text(encoding="utf-8"))
+    assert numbers["failed"] == ["breaks"]
+    assert [line["what"] for line in numbers["lines"]] == ["before it broke", "a frame"]
     assert "nobody answers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["latency", "throughput", "connects", "compare"])
+@pytest.mark.parametrize("what", ["latency", "throughput", "connects", "compare", "big_transaction", "triggers"])
 def test_a_measure_runs_from_end_to_end(what: str, tmp_path: Path) -> None:
+    _measure(what, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and not os.environ.get("CI"), reason="the floor needs a C compiler")
+def test_the_fan_out_runs_beside_its_floor(tmp_path: Path) -> None:
+    _measure("fan_out", tmp_path)
+
+
+def _measure(what: str, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     subprocess.run(
         [sys.executable, "-m", "benchmarks", what, "--quick", "--json", numbers],

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -16,7 +16,11 @@ from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.gateway import router
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.outflow import Outflow
+from momentum_sync.gateway.session import Session
 from momentum_sync.gateway.session import build as original
+from momentum_sync.gateway.websocket import protocol_for
 from tests.fixtures.postgres import Sql, add_notification, add_score
 from tests.fixtures.server import Server
 
@@ -38,6 +42,12 @@ async def test_a_connection_that_waits_has_no_task(server: Server, user: UUID) -
         for client in clients:
             assert (await client.ask({"type": "ping"}))["type"] == "pong"
         assert tasks_of_the_server() == alone
+
+
+def test_a_connection_is_as_small_as_its_slots() -> None:
+    gateway = cast(Gateway, None)  # which nobody asks for anything
+    for each in (protocol_for(gateway), Session, Outflow):
+        assert each.__dictoffset__ == 0, f"{each.__name__} has a dict for each connection"
 
 
 async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
