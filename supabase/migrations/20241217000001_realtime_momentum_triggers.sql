@@ -242,6 +242,12 @@ return json_build_object(
     'cache_keys', cache_keys,
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
+-- Of one day. The date is written as in JSON, because as text it is what the writer's `datestyle` makes of it.
+create or replace function momentum.breakdown_key(user_id uuid, score_date date) returns text
+language sql
+stable
+return 'momentum:breakdown:' || user_id || ':' || (to_json(score_date) #>> '{}');
+
 create or replace function momentum.cache_keys(user_id uuid, score_date date) returns text[]
 language sql
 stable
@@ -249,7 +255,7 @@ return array[
     'momentum:current:' || user_id,
     'momentum:history:' || user_id,
     'momentum:trend:' || user_id,
-    'momentum:breakdown:' || user_id || ':' || score_date];
+    momentum.breakdown_key(user_id, score_date)];
 
 -- A score changed: for the user who has it now, and, where it had been another's, for that one. `was` and `becomes` are the
 -- row before and after; one of them is null when it was made or deleted.
@@ -428,7 +434,7 @@ begin
                     new.user_id,
                     momentum.cache_keys(new.user_id, new.score_date)
                         || case when new.user_id = old.user_id and new.score_date <> old.score_date
-                            then array['momentum:breakdown:' || old.user_id || ':' || old.score_date] end)::jsonb,
+                            then array[momentum.breakdown_key(old.user_id, old.score_date)] end)::jsonb,
                 null::jsonb);
         end if;
     else

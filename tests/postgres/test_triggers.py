@@ -134,6 +134,17 @@ def test_moving_a_score_to_another_day_invalidates_both(db: Sql, user: UUID, pub
     ]
 
 
+def test_keys_are_the_same_whatever_the_writer_makes_of_dates(db: Sql, user: UUID, published: Published) -> None:
+    add_score(db, user, day="'2026-01-02'")
+    published()
+    db.execute("set datestyle = 'German'")
+    db.execute("update daily_engagement_scores set final_score = 7")
+    db.execute("update daily_engagement_scores set score_date = '2026-01-05'")
+    keys = [event["cache_keys"] for _, event in of_type(published(), "cache_invalidation")]
+    assert [sorted(each)[:1] for each in keys] == [[f"momentum:breakdown:{user}:2026-01-02"]] * 2  # type: ignore[call-overload]
+    assert f"momentum:breakdown:{user}:2026-01-05" in keys[1]  # type: ignore[operator]
+
+
 def test_intervention_inserted(db: Sql, user: UUID, published: Published) -> None:
     intervention = add_intervention(db, user)
     ((channels, event),) = published()
