@@ -58,10 +58,10 @@ def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -
         for transaction in range(EVENTS):
             mark = f"end {number:06}" if transaction == EVENTS - 1 else "on the way"
             writer.execute(
-                "select momentum.emit(array['momentum_updates:' || s.user_id], json_build_object("
+                "select momentum.emit('[\"momentum_updates:' || s.user_id || '\"]', json_build_object("
                 "'event_type', 'momentum_score_updated', 'user_id', s.user_id, 'score_date', s.score_date,"
                 "'momentum_state', s.momentum_state, 'final_score', s.final_score, 'previous_state', s.momentum_state,"
-                "'state_changed', false, 'mark', %s::text)) from public.daily_engagement_scores s",
+                "'state_changed', false, 'mark', %s::text)::text) from public.daily_engagement_scores s",
                 (mark,),
             )
         spent, began = cpu_seconds(server.pid), time.monotonic()

@@ -40,7 +40,9 @@ grant usage on schema momentum to service_role;
 drop function if exists
     momentum.publish(text[], jsonb), momentum.describe_policies(text, text[]), momentum.policies_changed(text),
     momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
-    momentum.rfc3339(timestamptz), momentum.measure(text[], jsonb);
+    momentum.rfc3339(timestamptz), momentum.measure(text[], jsonb), momentum.emit(text[], json),
+    momentum.score_event(text, uuid, date, text, numeric, text, boolean), momentum.invalidation_event(uuid, text[]),
+    momentum.cache_keys(uuid, date);
 
 -- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
 -- A body after `return` is parsed when it is made, with the search_path of then, and put in place where it is called.
@@ -145,11 +147,10 @@ create or replace trigger momentum_settings_constants
 select momentum.keep_constants();
 
 -- An event on its way, where nothing but that is to be done: a logical message, written to the WAL with the caller's
--- transaction and read back in commit order. Put in place where a trigger assigns it.
-create or replace function momentum.emit(channels text[], event json) returns pg_lsn
+-- transaction and read back in commit order. Both are JSON. Put in place where a trigger assigns it.
+create or replace function momentum.emit(channels text, event text) returns pg_lsn
 language sql
-return pg_logical_emit_message(
-    true, 'momentum_sync', json_build_object('channels', channels, 'event', event)::text);
+return pg_logical_emit_message(true, 'momentum_sync', '{"channels": ' || channels || ', "event": ' || event || '}');
 
 -- The one way for an event to leave the database. Any trigger of the operator's may call it; a trigger function
 -- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
@@ -200,22 +201,26 @@ grant execute on function
 --
 -- The writer pays for every statement and every variable here. So a trigger first asks whether all is as it mostly is, and
 -- then does its work in one expression, of functions that PostgreSQL puts in place of their calls; all else is for a
--- function of its own.
+-- function of its own. Scores change most. Their JSON is made by `format`: json_build_object looks up how to write each of
+-- its arguments, names too, and cost a writer more than all the rest. `to_json` quotes what may need it, and writes a date
+-- as ISO whatever the writer's `datestyle`.
 
-create or replace function momentum.score_event(
+create or replace function momentum.score_json(
     event_type text, user_id uuid, score_date date, momentum_state text, final_score numeric, previous_state text,
     state_changed boolean
-) returns json
+) returns text
 language sql
-return json_build_object(
-    'event_type', event_type,
-    'user_id', user_id,
-    'score_date', score_date,
-    'momentum_state', momentum_state,
-    'final_score', final_score,
-    'previous_state', previous_state,
-    'state_changed', state_changed,
-    'timestamp', public.momentum_rfc3339(clock_timestamp()));
+return format(
+    '{"event_type": "%s", "user_id": "%s", "score_date": %s, "momentum_state": %s, "final_score": %s, '
+    '"previous_state": %s, "state_changed": %s, "timestamp": "%s"}',
+    event_type,
+    user_id,
+    to_json(score_date),
+    coalesce(to_json(momentum_state), 'null'),
+    coalesce(to_json(final_score), 'null'),
+    coalesce(to_json(previous_state), 'null'),
+    to_json(state_changed),
+    public.momentum_rfc3339(clock_timestamp()));
 
 create or replace function momentum.intervention_event(
     event_type text, user_id uuid, intervention_id uuid, intervention_type text, trigger_reason text, status text,
@@ -234,28 +239,24 @@ return json_build_object(
     'scheduled_date', scheduled_date,
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
-create or replace function momentum.invalidation_event(user_id uuid, cache_keys text[]) returns json
-language sql
-return json_build_object(
-    'event_type', 'cache_invalidation',
-    'user_id', user_id,
-    'cache_keys', cache_keys,
-    'timestamp', public.momentum_rfc3339(clock_timestamp()));
-
--- Of one day. The date is written as in JSON, because as text it is what the writer's `datestyle` makes of it.
-create or replace function momentum.breakdown_key(user_id uuid, score_date date) returns text
+-- The keys of a user's score of one day, and the one among them that is of that day alone: members of a list.
+create or replace function momentum.breakdown_key_json(user_id uuid, score_date date) returns text
 language sql
 stable
-return 'momentum:breakdown:' || user_id || ':' || (to_json(score_date) #>> '{}');
+return format('"momentum:breakdown:%s:%s', user_id, ltrim(to_json(score_date)::text, '"'));
 
-create or replace function momentum.cache_keys(user_id uuid, score_date date) returns text[]
+create or replace function momentum.cache_keys_json(user_id uuid, score_date date) returns text
 language sql
 stable
-return array[
-    'momentum:current:' || user_id,
-    'momentum:history:' || user_id,
-    'momentum:trend:' || user_id,
-    momentum.breakdown_key(user_id, score_date)];
+return format(
+    '"momentum:current:%1$s", "momentum:history:%1$s", "momentum:trend:%1$s", %2$s',
+    user_id, momentum.breakdown_key_json(user_id, score_date));
+
+create or replace function momentum.invalidation_json(user_id uuid, cache_keys text) returns text
+language sql
+return format(
+    '{"event_type": "cache_invalidation", "user_id": "%s", "cache_keys": [%s], "timestamp": "%s"}',
+    user_id, cache_keys, public.momentum_rfc3339(clock_timestamp()));
 
 -- A score changed: for the user who has it now, and, where it had been another's, for that one. `was` and `becomes` are the
 -- row before and after; one of them is null when it was made or deleted.
@@ -273,7 +274,7 @@ begin
     if was.id is not null and (becomes.id is null or moved or changed) then
         perform momentum.publish(
             array['momentum_updates:' || was.user_id, 'momentum_updates:all'],
-            momentum.score_event(
+            momentum.score_json(
                 'momentum_score_deleted', was.user_id, was.score_date, was.momentum_state, was.final_score,
                 was.momentum_state, false)::jsonb
                 || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
@@ -284,7 +285,7 @@ begin
     if becomes.id is not null then
         perform momentum.publish(
             array['momentum_updates:' || becomes.user_id, 'momentum_updates:all'],
-            momentum.score_event(
+            momentum.score_json(
                 case when is_new then 'momentum_score_created' else 'momentum_score_updated' end,
                 becomes.user_id, becomes.score_date, becomes.momentum_state, becomes.final_score,
                 case when not is_new then was.momentum_state end,
@@ -307,8 +308,8 @@ begin
         perform momentum.publish_score(old, new);
     else
         at := momentum.emit(
-            array['momentum_updates:' || new.user_id, 'momentum_updates:all'],
-            momentum.score_event(
+            '["momentum_updates:' || new.user_id || '", "momentum_updates:all"]',
+            momentum.score_json(
                 case tg_op when 'INSERT' then 'momentum_score_created' else 'momentum_score_updated' end,
                 new.user_id, new.score_date, new.momentum_state, new.final_score, old.momentum_state,
                 new.momentum_state is distinct from old.momentum_state));
@@ -365,11 +366,11 @@ begin
         perform momentum.publish_intervention(old, new);
     else
         at := momentum.emit(
-            array['interventions:' || new.user_id, 'interventions:coaches'],
+            '["interventions:' || new.user_id || '", "interventions:coaches"]',
             momentum.intervention_event(
                 case tg_op when 'INSERT' then 'intervention_created' else 'intervention_updated' end,
                 new.user_id, new.id, new.intervention_type, new.trigger_reason, new.status, old.status,
-                new.status is distinct from old.status, new.scheduled_date));
+                new.status is distinct from old.status, new.scheduled_date)::text);
     end if;
     return null;
 end;
@@ -404,7 +405,7 @@ begin
                 array['notifications:' || new.user_id], event::jsonb,
                 case when changed then jsonb_build_object('is', new) end);
         else
-            at := momentum.emit(array['notifications:' || new.user_id], event);
+            at := momentum.emit('["notifications:' || new.user_id || '"]', event::text);
         end if;
     end if;
     return null;
@@ -423,24 +424,24 @@ begin
         if tg_op <> 'INSERT' and (tg_op = 'DELETE' or new.user_id <> old.user_id) then
             perform momentum.publish(
                 array['cache_invalidation'],
-                momentum.invalidation_event(
-                    old.user_id, momentum.cache_keys(old.user_id, old.score_date))::jsonb,
+                momentum.invalidation_json(
+                    old.user_id, momentum.cache_keys_json(old.user_id, old.score_date))::jsonb,
                 null::jsonb);
         end if;
         if tg_op <> 'DELETE' then
             perform momentum.publish(
                 array['cache_invalidation'],
-                momentum.invalidation_event(
+                momentum.invalidation_json(
                     new.user_id,
-                    momentum.cache_keys(new.user_id, new.score_date)
+                    momentum.cache_keys_json(new.user_id, new.score_date)
                         || case when new.user_id = old.user_id and new.score_date <> old.score_date
-                            then array[momentum.breakdown_key(old.user_id, old.score_date)] end)::jsonb,
+                            then ', ' || momentum.breakdown_key_json(old.user_id, old.score_date) else '' end)::jsonb,
                 null::jsonb);
         end if;
     else
         at := momentum.emit(
-            array['cache_invalidation'],
-            momentum.invalidation_event(new.user_id, momentum.cache_keys(new.user_id, new.score_date)));
+            '["cache_invalidation"]',
+            momentum.invalidation_json(new.user_id, momentum.cache_keys_json(new.user_id, new.score_date)));
     end if;
     return null;
 end;

@@ -308,7 +308,7 @@ def test_what_a_superuser_applies_anew_still_works_for_the_owner(supabase: tuple
             "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
             (VERSIONS[1],),
         )
-        admin.execute("drop function momentum.emit(text[], json), momentum.notifies()")
+        admin.execute("drop function momentum.emit(text, text), momentum.notifies()")
         assert VERSIONS[1] in migrate(superuser, tell=lambda _: None, again=True)
         user = new_user(admin)
     with psycopg.connect(owner, autocommit=True) as connection:

@@ -130,13 +130,19 @@ def test_without_settings_nothing_is_notified_and_nothing_fails(database: str, d
     assert notified(database, db, "select momentum.publish(array['c'], '{\"n\": 1}')", listen="c") == []
 
 
-def test_the_constants_are_put_in_place_of_their_calls(db: Sql) -> None:
+def test_what_a_trigger_calls_is_put_in_place_of_the_calls(db: Sql) -> None:
     (plan,) = db.execute(
         "explain (verbose, costs off) select momentum.notifies(), momentum.has_changed_policies('coach_interventions'),"
-        " public.momentum_rfc3339(now()), momentum.emit(array['c'], '{}')"
-    ).fetchall()[-1]
+        " public.momentum_rfc3339(now()),"
+        " momentum.emit('[\"c\"]', momentum.score_json('e', s.user_id, s.score_date, 'a', 1, 'b', false)),"
+        " momentum.emit('[\"c\"]', momentum.invalidation_json("
+        "s.user_id, momentum.cache_keys_json(s.user_id, s.score_date)))"
+        " from public.daily_engagement_scores s"
+    ).fetchall()[1]
+    assert plan.strip().startswith("Output: ")
     assert "momentum." not in plan
     assert "momentum_rfc3339" not in plan
+    assert plan.count("pg_logical_emit_message") == 2
 
 
 def test_policies_changed_under_an_old_snapshot_are_not_taken_for_all_that_changed(database: str, db: Sql) -> None:

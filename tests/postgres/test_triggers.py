@@ -145,6 +145,20 @@ def test_keys_are_the_same_whatever_the_writer_makes_of_dates(db: Sql, user: UUI
     assert f"momentum:breakdown:{user}:2026-01-05" in keys[1]  # type: ignore[operator]
 
 
+def test_a_score_is_json_whatever_an_operator_allows_in_it(db: Sql, user: UUID, published: Published) -> None:
+    add_score(db, user)
+    published()
+    db.execute("alter table daily_engagement_scores drop constraint daily_engagement_scores_momentum_state_check")
+    db.execute("alter table daily_engagement_scores drop constraint daily_engagement_scores_final_score_check")
+    db.execute("alter table daily_engagement_scores alter momentum_state drop not null")
+    for state, score in (('"quoted" \\ and %s\n', "NaN"), (None, "1.50"), ("é", "0")):
+        db.execute("update daily_engagement_scores set momentum_state = %s, final_score = %s", (state, score))
+    events = [event for _, event in of_type(published(), "momentum_score_updated")]
+    assert [event["momentum_state"] for event in events] == ['"quoted" \\ and %s\n', None, "é"]
+    assert [event["previous_state"] for event in events][1:] == ['"quoted" \\ and %s\n', None]
+    assert [event["final_score"] for event in events] == ["NaN", 1.5, 0]
+
+
 def test_intervention_inserted(db: Sql, user: UUID, published: Published) -> None:
     intervention = add_intervention(db, user)
     ((channels, event),) = published()
