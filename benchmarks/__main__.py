@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks import (
     at_rest,
@@ -42,7 +43,6 @@ MEASURES: dict[str, ModuleType] = {
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"
-UNFINISHED = Path(tempfile.gettempdir()) / "momentum-sync-bench.json"
 
 
 def main() -> None:
@@ -75,11 +75,10 @@ def main() -> None:
         except (Exception, SystemExit) as error:  # the others take long, and say what they say without it
             failed.append(name)
             if isinstance(error, SystemExit):
-                console.print(f"[red]{name}:[/] {error}", highlight=False)
+                console.print(f"[red]{name}:[/] {escape(str(error))}", highlight=False)
             else:
                 console.print_exception()
-            del error
-            gc.collect()  # which measures switch off: what this one held on to is not for the next
+        gc.collect()  # measures switch it off, and sockets that one held on to are not for the next
         console.print(table(lines[before:]))
     when = datetime.now(UTC).date().isoformat()
     numbers = {
@@ -101,8 +100,11 @@ def main() -> None:
     if failed:
         kept = ""
         if given.write:
-            kept = f" The page is as it was; what was measured is in {UNFINISHED}."
-            UNFINISHED.write_text(text, encoding="utf-8")
+            with tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", prefix="momentum-sync-bench-", suffix=".json", delete=False
+            ) as unfinished:
+                unfinished.write(text)
+            kept = f" The page is as it was; what was measured is in {unfinished.name}"
         raise SystemExit(f"Could not measure {', '.join(failed)}: see above.{kept}")
 
 

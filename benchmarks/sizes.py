@@ -58,6 +58,7 @@ def _frame(conninfo: str, server: Server, crowd: Crowd, payload: int = 300) -> f
             mark = f"size {payload} {number:06}"
             fan_out.publish(connection, mark, max(0, payload - 226))
             crowd.until_all(mark.encode())
+        crowd.rest(fan_out.REST_S)
         return (cpu_seconds(server.pid) - before) / EVENTS / len(crowd) * 1e6
 
 

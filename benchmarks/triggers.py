@@ -51,7 +51,7 @@ def measure(bench: Bench) -> Iterator[Line]:
                 for writers in WRITERS:
                     reached = {kind: list[float]() for kind in kinds}
                     for turn in range(turns):
-                        for kind in kinds if turn % 2 == 0 else reversed(kinds):
+                        for kind in kinds[turn:] + kinds[:turn]:
                             prepare(connection, kind)
                             reached[kind].append(pgbench(conninfo, script, writers, seconds))
                     for kind in kinds:
@@ -75,12 +75,14 @@ def prepare(connection: psycopg.Connection[TupleRow], kind: Sequence[str]) -> No
 def pgbench(conninfo: str, script: Path, writers: int, seconds: int) -> float:
     """Transactions a second, for so many seconds after the first."""
     given = conninfo_to_dict(conninfo)
-    told = subprocess.run(
-        [programs() / "pgbench", "-n", "-M", "prepared", "-c", str(writers), "-j", "2", "-T", str(seconds + 1),
+    ran = subprocess.run(
+        [programs() / "pgbench", "-n", "-M", "prepared", "-c", str(writers), "-j", "2", "-T", str(seconds + 2),
          "-P", "1", "-f", script, "-h", str(given["host"]), "-U", str(given["user"]), str(given["dbname"])],
-        check=True, capture_output=True, text=True,
-    ).stderr  # fmt: skip
-    found = re.findall(r"^progress: [\d.]+ s, ([\d.]+) tps", told, re.MULTILINE)[1:]
-    if not found:
-        raise SystemExit(f"pgbench told no progress: {told}")
-    return statistics.mean(map(float, found))
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    told = re.findall(r"^progress: ([\d.]+) s, ([\d.]+) tps", ran.stderr, re.MULTILINE)[: seconds + 1]
+    if ran.returncode or len(told) <= seconds:  # the last second of all may end untold
+        raise SystemExit(f"pgbench failed: {ran.stderr}")
+    at = [float(second) for second, _ in told]
+    done = sum(float(told[i][1]) * (at[i] - at[i - 1]) for i in range(1, len(told)))
+    return done / (at[-1] - at[0])

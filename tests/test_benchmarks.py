@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,7 @@ def test_lines_become_a_table_a_page_and_a_picture() -> None:
     assert "one &amp; two" in svg(lines)
 
 
-@pytest.mark.parametrize("error", [TimeoutError("nobody answers"), SystemExit("nobody answers")])
+@pytest.mark.parametrize("error", [TimeoutError("nobody answers"), SystemExit("nobody answers [/x]")])
 def test_a_measure_that_fails_does_not_cost_the_others(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,17 +62,17 @@ def test_a_measure_that_fails_does_not_cost_the_others(
     docs.mkdir()
     for page in ("performance.md", "performance.json", "performance.svg"):
         (docs / page).write_text("as it was", encoding="utf-8")
-    unfinished = tmp_path / "unfinished.json"
     monkeypatch.setattr(
         program, "MEASURES", {"breaks": SimpleNamespace(measure=breaks), "works": SimpleNamespace(measure=works)}
     )
     monkeypatch.setattr(program, "DOCS", docs)
-    monkeypatch.setattr(program, "UNFINISHED", unfinished)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(program, "pin", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["bench", "--write"])
     with pytest.raises(SystemExit, match=r"Could not measure breaks: .* The page is as it was"):
         program.main()
     assert {page.read_text(encoding="utf-8") for page in docs.iterdir()} == {"as it was"}
+    (unfinished,) = tmp_path.glob("*.json")
     numbers = json.loads(unfinished.read_text(encoding="utf-8"))
     assert numbers["failed"] == ["breaks"]
     assert [line["what"] for line in numbers["lines"]] == ["before it broke", "a frame"]

@@ -42,7 +42,7 @@ drop function if exists
     momentum.may_subscribe(text), momentum.may_act_for(uuid), momentum.refuse(uuid),
     momentum.rfc3339(timestamptz), momentum.measure(text[], jsonb), momentum.emit(text[], json),
     momentum.score_event(text, uuid, date, text, numeric, text, boolean), momentum.invalidation_event(uuid, text[]),
-    momentum.cache_keys(uuid, date);
+    momentum.cache_keys(uuid, date), momentum.breakdown_key(uuid, date);
 
 -- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
 -- A body after `return` is parsed when it is made, with the search_path of then, and put in place where it is called.
@@ -147,7 +147,8 @@ create or replace trigger momentum_settings_constants
 select momentum.keep_constants();
 
 -- An event on its way, where nothing but that is to be done: a logical message, written to the WAL with the caller's
--- transaction and read back in commit order. Both are JSON. Put in place where a trigger assigns it.
+-- transaction and read back in commit order. Both must be JSON already: nothing here looks, and what is not is lost. Put in
+-- place where a trigger assigns it.
 create or replace function momentum.emit(channels text, event text) returns pg_lsn
 language sql
 return pg_logical_emit_message(true, 'momentum_sync', '{"channels": ' || channels || ', "event": ' || event || '}');
@@ -215,11 +216,11 @@ return format(
     '"previous_state": %s, "state_changed": %s, "timestamp": "%s"}',
     event_type,
     user_id,
-    to_json(score_date),
+    coalesce(to_json(score_date), 'null'),
     coalesce(to_json(momentum_state), 'null'),
     coalesce(to_json(final_score), 'null'),
     coalesce(to_json(previous_state), 'null'),
-    to_json(state_changed),
+    coalesce(to_json(state_changed), 'null'),
     public.momentum_rfc3339(clock_timestamp()));
 
 create or replace function momentum.intervention_event(
@@ -243,7 +244,7 @@ return json_build_object(
 create or replace function momentum.breakdown_key_json(user_id uuid, score_date date) returns text
 language sql
 stable
-return format('"momentum:breakdown:%s:%s', user_id, ltrim(to_json(score_date)::text, '"'));
+return format('"momentum:breakdown:%s:%s"', user_id, btrim(to_json(score_date)::text, '"'));
 
 create or replace function momentum.cache_keys_json(user_id uuid, score_date date) returns text
 language sql
@@ -289,7 +290,7 @@ begin
                 case when is_new then 'momentum_score_created' else 'momentum_score_updated' end,
                 becomes.user_id, becomes.score_date, becomes.momentum_state, becomes.final_score,
                 case when not is_new then was.momentum_state end,
-                is_new or becomes.momentum_state <> was.momentum_state)::jsonb,
+                is_new or becomes.momentum_state is distinct from was.momentum_state)::jsonb,
             case when changed then jsonb_build_object('is', becomes) end);
     end if;
 end;

@@ -351,8 +351,16 @@ def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_whe
             "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
             (VERSIONS[1],),
         )
+        ours = "select oid::regprocedure::text from pg_proc where pronamespace = 'momentum'::regnamespace"
+        made = set(connection.execute(ours).fetchall())
         connection.execute("drop function momentum.publish(text[], jsonb, jsonb)")
-        connection.execute("create function momentum.publish(text[], jsonb) returns void language sql as ''")
+        for earlier in (
+            "publish(text[], jsonb) returns void", "emit(text[], json) returns pg_lsn",
+            "score_event(text, uuid, date, text, numeric, text, boolean) returns json",
+            "invalidation_event(uuid, text[]) returns json", "cache_keys(uuid, date) returns text[]",
+            "breakdown_key(uuid, date) returns text",
+        ):  # fmt: skip
+            connection.execute(f"create function momentum.{earlier} language plpgsql as 'begin end'")
         connection.execute("alter table momentum.event_log drop column rows")
         user = new_user(connection)
         with pytest.raises(Unsuitable) as unsuitable:
@@ -365,6 +373,6 @@ def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_whe
         assert migrate(database, tell=lambda _: None, again=True) == []
         assert migrate(database, tell=lambda _: None) == []
         add_score(connection, user)
-        assert connection.execute("select count(*) from pg_proc where proname = 'publish'").fetchone() == (1,)
+        assert set(connection.execute(ours).fetchall()) == made
         assert connection.execute("select count(rows) from momentum.event_log").fetchone() == (0,)
         assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (False,)

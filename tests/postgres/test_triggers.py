@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import LiteralString
 from uuid import UUID
 
 import psycopg
@@ -134,6 +135,9 @@ def test_moving_a_score_to_another_day_invalidates_both(db: Sql, user: UUID, pub
     ]
 
 
+TEXT = '"quoted" \\ and %s\n'
+
+
 def test_keys_are_the_same_whatever_the_writer_makes_of_dates(db: Sql, user: UUID, published: Published) -> None:
     add_score(db, user, day="'2026-01-02'")
     published()
@@ -145,18 +149,35 @@ def test_keys_are_the_same_whatever_the_writer_makes_of_dates(db: Sql, user: UUI
     assert f"momentum:breakdown:{user}:2026-01-05" in keys[1]  # type: ignore[operator]
 
 
-def test_a_score_is_json_whatever_an_operator_allows_in_it(db: Sql, user: UUID, published: Published) -> None:
-    add_score(db, user)
-    published()
+@pytest.mark.parametrize(
+    "how",
+    [
+        "select 1",
+        "update momentum.settings set notify = true",
+        'alter policy "Users can view own momentum scores" on daily_engagement_scores using (true)',
+    ],
+)
+def test_a_score_is_json_whatever_an_operator_allows_in_it(
+    db: Sql, user: UUID, published: Published, how: LiteralString
+) -> None:
+    add_score(db, user, day="'2026-01-02'")
     db.execute("alter table daily_engagement_scores drop constraint daily_engagement_scores_momentum_state_check")
     db.execute("alter table daily_engagement_scores drop constraint daily_engagement_scores_final_score_check")
-    db.execute("alter table daily_engagement_scores alter momentum_state drop not null")
-    for state, score in (('"quoted" \\ and %s\n', "NaN"), (None, "1.50"), ("é", "0")):
-        db.execute("update daily_engagement_scores set momentum_state = %s, final_score = %s", (state, score))
-    events = [event for _, event in of_type(published(), "momentum_score_updated")]
-    assert [event["momentum_state"] for event in events] == ['"quoted" \\ and %s\n', None, "é"]
-    assert [event["previous_state"] for event in events][1:] == ['"quoted" \\ and %s\n', None]
-    assert [event["final_score"] for event in events] == ["NaN", 1.5, 0]
+    for column in ("momentum_state", "score_date", "final_score"):
+        db.execute(f"alter table daily_engagement_scores alter {column} drop not null")
+    db.execute(how)
+    published()
+    for state, score, day in ((TEXT, "NaN", "2026-01-02"), (None, "1.50", None), ("é", None, "-infinity")):
+        update = "update daily_engagement_scores set momentum_state = %s, final_score = %s, score_date = %s"
+        db.execute(update, (state, score, day))
+    news = published()
+    scores = [event for _, event in of_type(news, "momentum_score_updated")]
+    assert [event["momentum_state"] for event in scores] == [TEXT, None, "é"]
+    assert [event["previous_state"] for event in scores] == ["Steady", TEXT, None]
+    assert [event["state_changed"] for event in scores] == [True, True, True]
+    assert [event["final_score"] for event in scores] == ["NaN", 1.5, None]
+    assert [event["score_date"] for event in scores] == ["2026-01-02", None, "-infinity"]
+    assert len(of_type(news, "cache_invalidation")) == 3
 
 
 def test_intervention_inserted(db: Sql, user: UUID, published: Published) -> None:
