@@ -203,8 +203,8 @@ grant execute on function
 -- The writer pays for every statement and every variable here. So a trigger first asks whether all is as it mostly is, and
 -- then does its work in one expression, of functions that PostgreSQL puts in place of their calls; all else is for a
 -- function of its own. Scores change most. Their JSON is made by `format`: json_build_object looks up how to write each of
--- its arguments, names too, and cost a writer more than all the rest. `to_json` quotes what may need it, and writes a date
--- as ISO whatever the writer's `datestyle`.
+-- its arguments, names too, which costs a writer more than all the rest. `to_json` quotes what may need it, and writes a
+-- date as ISO whatever the writer's `datestyle`.
 
 create or replace function momentum.score_json(
     event_type text, user_id uuid, score_date date, momentum_state text, final_score numeric, previous_state text,
