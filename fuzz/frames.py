@@ -102,7 +102,7 @@ class _Socket(WebSocketProtocol):
 
 def _gateway() -> Gateway:
     feed = Feed(Window(65_536))
-    feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0)
+    feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0, mark=0, incarnation=1)
     history = History(feed, cast(EventLog, None))
     router = Router(
         feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, rights_changed=lambda *_: None,
@@ -112,7 +112,7 @@ def _gateway() -> Gateway:
         desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),
         authenticator=Authenticator(Rules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
         send_buffer=1 << 20, allowed_origins=(), token_in_query=False, metrics_open=False,
-        messages=Rate(burst=10**9, a_second=1e9),
+        frames=Rate(burst=10**9, a_second=1e9), reached=lambda: feed.last_id,
     )  # fmt: skip
 
 
@@ -130,11 +130,13 @@ def one(data: bytes) -> None:
     socket._ws.state = State.OPEN
     socket._ws.parser = socket._ws.parse()
     next(socket._ws.parser)
-    socket.session = Session(Identity("authenticated", _USER, "{}", None), _USER, "fuzz", heartbeat=25.0, now=0.0)
+    socket.session = Session(
+        Identity("authenticated", _USER, "{}", None), _USER, "fuzz", heartbeat=25.0, now=0.0, at=0.0
+    )
     socket._greeted = True
     _GATEWAY.router.admit(socket)
     granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
-    socket.session.greet(Greeting(granted, [], EventId("abcdef01", 0), None), 0.0)
+    socket.session.greet(Greeting(granted, [], EventId("abcdef01", 0, 0), None), 0.0, 0.0)
     socket.flush()
     for start in range(0, len(data), 4096):
         if not wire.closing:

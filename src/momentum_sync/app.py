@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import secrets
 import signal
 import socket
@@ -15,7 +14,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+import msgspec
 import psycopg
 import uvicorn
 from fastapi import FastAPI
@@ -28,6 +29,7 @@ from momentum_sync.capture.suitable import check
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
+from momentum_sync.eventlog.event_metrics import EventMetrics
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.samples import Samples
@@ -82,6 +84,7 @@ def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
         check(settings.database_url, settings.slot, capture=settings.capture_url)
         yield settings.database_url
         return
+    settings.check_embedded()
     # Linux and macOS only, and a heavy import: for those who have no database of their own.
     from momentum_sync.database.embedded import Embedded
 
@@ -121,15 +124,12 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
     if settings.development:
         observe.development_secret()
     async with AsyncExitStack() as stack:
-        log = EventLog(conninfo, settings.slot)
-        await log.open()
-        stack.push_async_callback(log.close)
+        log = await _opened(stack, EventLog(conninfo, settings.slot))
         feed = Feed(Window(settings.window_bytes))
-        samples = await stack.enter_async_context(_measuring(log, settings.metrics_sample, stopped))
+        event_metrics = await _opened(stack, EventMetrics(conninfo))
+        samples = await stack.enter_async_context(_measuring(event_metrics, settings.metrics_per_second, stopped))
         capture = Capture(settings.capture_url or conninfo, settings.slot, log, feed, samples)
-        pool = CallerPool(conninfo, size=settings.pool_size)
-        await pool.open()
-        stack.push_async_callback(pool.close)
+        pool = await _opened(stack, CallerPool(conninfo, size=settings.pool_size))
         rights = Rights(pool, most=settings.max_connections, hears=partial(_hears, capture))
         router = Router(
             feed,
@@ -148,7 +148,8 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             backlog=Backlog(each=settings.send_buffer_bytes, total=settings.send_total_bytes),
             authenticator=Authenticator(token_rules(settings)),
             live=lambda: capture.state == "live",
-            lag=lambda: capture.lag(time.time()),
+            lag=lambda: capture.lag(time.monotonic()),
+            reached=lambda: feed.last_id,
             heartbeat=settings.heartbeat.total_seconds(),
             send_buffer=settings.send_buffer_bytes,
             allowed_origins=settings.allowed_origins,
@@ -158,20 +159,35 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         api = make_api(
             gateway,
             capture_state=lambda: capture.state,
-            last_event_id=lambda: str(feed.last_id),
             slot=lambda: asdict(capture.slot),
+            publishing=lambda: msgspec.structs.asdict(capture.publishing),
             metrics=Scrape(_readings(gateway, capture, feed)).text,
         )
         await stack.enter_async_context(_capturing(capture, stopped))
-        await stack.enter_async_context(_background(_keep_house(log, settings), stopped))
+        await stack.enter_async_context(_background(_keep_house(log, event_metrics, settings), stopped))
         url = await stack.enter_async_context(_listening(settings, api, gateway, stopped))
         yield Running(url, api, capture.has_begun)
         await _drain(gateway, settings.drain.total_seconds())
 
 
+class _Opens(Protocol):
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+_Resource = TypeVar("_Resource", bound=_Opens)
+
+
+async def _opened(stack: AsyncExitStack, resource: _Resource) -> _Resource:
+    """Opens what is closed with the stack."""
+    await resource.open()
+    stack.push_async_callback(resource.close)
+    return resource
+
+
 def _hears(capture: Capture) -> bool:
     """Whether a change of rights is told of about as soon as it happens."""
-    return capture.state == "live" and capture.lag(time.time()) < _HEARS_WITHIN_S
+    return capture.state == "live" and capture.lag(time.monotonic()) < _HEARS_WITHIN_S
 
 
 def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Callable[[], float]]:
@@ -210,16 +226,16 @@ def _telling(samples: Samples) -> Callable[[Sequence[Fanout]], None]:
 
 
 @asynccontextmanager
-async def _measuring(log: EventLog, rate: float, stopped: asyncio.Event) -> AsyncIterator[Samples]:
+async def _measuring(event_metrics: EventMetrics, per_second: float, stopped: asyncio.Event) -> AsyncIterator[Samples]:
     """What gathers samples of the events, and writes them, in the background and at the end."""
-    samples = Samples(rate, random.random)
+    samples = Samples(per_second, time.monotonic)
     ended = asyncio.Event()
 
     async def write() -> None:
         if taken := samples.take():
             try:
                 async with asyncio.timeout(_METRICS_TIMEOUT_S):
-                    await log.write_metrics(taken)
+                    await event_metrics.write(taken)
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
                 observe.metrics_unwritten(error, len(taken))
 
@@ -352,7 +368,7 @@ async def _background(work: Coroutine[object, object, None], stopped: asyncio.Ev
             await task
 
 
-async def _keep_house(log: EventLog, settings: Settings) -> None:
+async def _keep_house(log: EventLog, event_metrics: EventMetrics, settings: Settings) -> None:
     """Partitions ahead, expired ones dropped, old metrics deleted; every hour, and again soon if it failed."""
     gc.set_threshold(*_COLLECT_GARBAGE)
     while True:
@@ -361,7 +377,7 @@ async def _keep_house(log: EventLog, settings: Settings) -> None:
             dropped = await log.keep_partitions(retention=settings.retention)
             if dropped:
                 observe.partitions_dropped(dropped)
-            await log.clean_metrics()
+            await event_metrics.clean()
             gc.collect()
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)

@@ -80,7 +80,8 @@ EVENTS = Count(
     "momentum_events", "Events that came out of the database, in the order of their commits.", "type",
     [
         "momentum_score_created", "momentum_score_updated", "momentum_score_deleted", "intervention_created",
-        "intervention_updated", "intervention_deleted", "push_notification", "cache_invalidation", OTHER,
+        "intervention_updated", "intervention_deleted", "push_notification", "notification_removed",
+        "cache_invalidation", OTHER,
     ],
 )  # fmt: skip
 FRAMES = Count("momentum_frames_sent", "WebSocket messages written to clients.")

@@ -16,6 +16,7 @@ import psycopg
 import structlog
 
 from momentum_sync import metrics
+from momentum_sync.database.connection import summary
 from momentum_sync.errors import MomentumError
 
 _log = structlog.get_logger("momentum_sync")
@@ -54,7 +55,7 @@ def described(error: BaseException) -> str:
         lines = (error.diag.message_primary or str(error)).strip().splitlines()
         of_the_connection = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
         if lines and (of_the_connection or (error.sqlstate or "")[:2] in _ABOUT_NO_ROW):
-            return lines[-1].strip()
+            return summary("\n".join(lines))
         return f"{type(error).__name__} ({error.sqlstate})" if error.sqlstate else type(error).__name__
     if isinstance(error, MomentumError | OSError) and str(error):
         return str(error)
@@ -89,6 +90,11 @@ def listening(url: str) -> None:
     _log.info("listening", url=url)
 
 
+def unknown_setting(name: str) -> None:
+    """An environment variable looks like a setting and is none."""
+    _log.warning("unknown setting", name=name, see="momentum-sync serve --help")
+
+
 def stopping(connections: int) -> None:
     """The server is about to end, and sends its clients away."""
     _log.info("stopping", connections=connections)
@@ -120,6 +126,21 @@ def capture_live(slot: str, number: int) -> None:
 def slot_lost(slot: str, why: str) -> None:
     """The slot had lost what it needs, and was made anew; a new history begins."""
     _log.error("slot lost", slot=slot, why=why)
+
+
+def slot_may_be_stuck(said: str) -> None:
+    """The stream ended with an error that may come again for ever; if it does, the slot is made anew."""
+    _log.warning("slot may be stuck", said=said)
+
+
+def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None:
+    """What keeps events from being published, or may put them out of order, is not what it was."""
+    if problems:
+        _log.error("events are not published", problems=problems, mend="momentum-sync migrate --again")
+    if foreign_triggers:
+        _log.warning("triggers run before ours", triggers=foreign_triggers, see="docs/operations.md")
+    if not problems and not foreign_triggers:
+        _log.info("events are published")
 
 
 def slot_unknown(error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -16,6 +17,13 @@ from momentum_sync.errors import Unsuitable
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_LEAST_SECRET = 32  # bytes, as RFC 7518 (section 3.2) demands for HS256
+_LEAST_KEY = 16
+_SECRETS = {
+    "jwt_secret": "SUPABASE_JWT_SECRET", "supabase_jwt_secret": "SUPABASE_JWT_SECRET",
+    "anon_key": "SUPABASE_ANON_KEY", "supabase_anon_key": "SUPABASE_ANON_KEY",
+    "service_role_key": "SUPABASE_SERVICE_ROLE_KEY", "supabase_service_role_key": "SUPABASE_SERVICE_ROLE_KEY",
+}  # fmt: skip
 
 
 def _default_data_dir() -> Path:
@@ -34,7 +42,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env", env_prefix="MOMENTUM_", extra="ignore", frozen=True, populate_by_name=True,
-        env_ignore_empty=True,
     )  # fmt: skip
 
     database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
@@ -82,8 +89,8 @@ class Settings(BaseSettings):
     metrics_open: bool = False
     """Answer /metrics to anybody. Otherwise it takes the service key, or a token of `service_role`."""
 
-    metrics_sample: float = Field(0.01, ge=0.0, le=1.0)
-    """The part of the delivered events that gets a row in `realtime_event_metrics`; failures get one whatever it is."""
+    metrics_per_second: float = Field(20.0, ge=0.0, le=1000.0)
+    """How many delivered events a second get a row in `realtime_event_metrics`; failures get one whatever it is."""
 
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot; one a database, and instances of one database share it."""
@@ -111,6 +118,17 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, values: object) -> object:
+        """An empty secret is an error: it would open what it is to close. Anything else that is empty is not set."""
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
+            if name.lower() in _SECRETS and isinstance(value, str) and not value.strip():
+                raise ValueError(f"{_SECRETS[name.lower()]} is empty; give it a value, or do not set it at all")
+        return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
+
     @field_validator("retention", "heartbeat", "drain", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
@@ -125,7 +143,7 @@ class Settings(BaseSettings):
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
-            raise ValueError("must be longer than nothing")
+            raise ValueError("must be more than 0")
         return value
 
     @field_validator("allowed_origins", mode="before")
@@ -147,7 +165,35 @@ class Settings(BaseSettings):
                 f"MOMENTUM_HOST={self.host} would open a server without a secret to others;"
                 " set SUPABASE_JWT_SECRET or SUPABASE_URL first"
             )
+        if self.host not in _LOOPBACK:
+            for secret, name, least in (
+                (self.jwt_secret, "SUPABASE_JWT_SECRET", _LEAST_SECRET),
+                (self.service_role_key, "SUPABASE_SERVICE_ROLE_KEY", _LEAST_KEY),
+            ):
+                if secret is not None and len(secret.get_secret_value().encode()) < least:
+                    raise ValueError(
+                        f"{name} is shorter than {least} bytes, and whoever guesses it is anybody;"
+                        f" set a longer one, or MOMENTUM_HOST=127.0.0.1 instead of {self.host}"
+                    )
         return self
+
+    def check_embedded(self) -> None:
+        """Raises Unsuitable where an embedded PostgreSQL would stand in for a database that was forgotten."""
+        given = [
+            name
+            for name, value in (
+                ("SUPABASE_URL", self.supabase_url),
+                ("SUPABASE_ANON_KEY", self.anon_key),
+                ("SUPABASE_SERVICE_ROLE_KEY", self.service_role_key),
+                (f"MOMENTUM_HOST={self.host}", None if self.host in _LOOPBACK else self.host),
+            )
+            if value is not None
+        ]
+        if given:
+            raise Unsuitable(
+                f"DATABASE_URL is not set, and with {given[0]} no embedded PostgreSQL takes its place.",
+                "Set DATABASE_URL=postgresql://user:password@host:5432/database to the database of the app.",
+            )
 
     @property
     def development(self) -> bool:
@@ -158,6 +204,12 @@ class Settings(BaseSettings):
     def issuer(self) -> str | None:
         """The `iss` of tokens, and the root of the key set's address."""
         return f"{self.supabase_url}/auth/v1" if self.supabase_url else None
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Return those of the names of environment variables that begin as ours do and are no setting."""
+    known = {f"MOMENTUM_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in names if name.startswith("MOMENTUM_") and name not in known)
 
 
 def read(**given: object) -> Settings:

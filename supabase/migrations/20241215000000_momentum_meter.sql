@@ -1,9 +1,11 @@
 -- The three tables of the momentum meter: daily scores, notifications, coach interventions.
 -- Who may read and write which row is settled here too; everything that publishes is in the next migration.
 
+set search_path = pg_catalog, pg_temp;
+
 create or replace function public.momentum_set_updated_at() returns trigger
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     new.updated_at := pg_catalog.now();
@@ -16,7 +18,7 @@ $$;
 create or replace function public.momentum_caller_role() returns text
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select auth.jwt() -> 'app_metadata' ->> 'role'
 $$;
@@ -172,3 +174,5 @@ create policy "Service role manages notifications" on public.momentum_notificati
 drop policy if exists "Service role manages interventions" on public.coach_interventions;
 create policy "Service role manages interventions" on public.coach_interventions
     for all to service_role using (true) with check (true);
+
+reset search_path;

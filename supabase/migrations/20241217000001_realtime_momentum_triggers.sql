@@ -4,7 +4,11 @@
 --   2  momentum: publishing                 7  policies: as made here, or changed since
 --   3  triggers                             8  the grant of a channel
 --   4  what a client asks for               9  whom the server works for, and revocation
---   5  metrics of events
+--   5  metrics of events                   10  the server's work on its log, and a check of all of this
+
+-- Names are looked up in pg_catalog first and in the session's temporary schema last, so that nobody's objects stand in
+-- for PostgreSQL's own while this file runs.
+set search_path = pg_catalog, pg_temp;
 
 
 -- 1  Replica identity and publication -----------------------------------------------------------------
@@ -60,7 +64,13 @@ create table if not exists momentum.settings (
     notify boolean not null default false,
     metrics_retention interval not null default '7 days'
 );
-alter table momentum.settings drop column if exists metrics;
+-- The limits of an event. The server takes no more than the upper bounds from the WAL, so none may be set higher.
+alter table momentum.settings
+    drop column if exists metrics,
+    add column if not exists max_event_bytes integer not null default 1048576
+        check (max_event_bytes between 1024 and 16777216),
+    add column if not exists max_event_depth integer not null default 64 check (max_event_depth between 4 and 256),
+    add column if not exists max_channels integer not null default 1000 check (max_channels between 1 and 10000);
 insert into momentum.settings default values on conflict do nothing;
 alter table momentum.settings enable row level security;
 grant select on momentum.settings to service_role;
@@ -71,7 +81,7 @@ create policy "Service role reads settings" on momentum.settings for select to s
 -- fails a commit when its queue is full, so what does not fit is shortened or left out.
 create or replace function momentum.notify(channels text[], event jsonb) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     payload text := event::text;
@@ -106,10 +116,11 @@ $$;
 -- of others that lock a table after it has committed, as every statement of a policy does.
 create or replace function momentum.keep_constants() returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     policy record;
+    settings momentum.settings;
     as_shipped text[] := '{}';
 begin
     perform pg_advisory_xact_lock(hashtext('momentum.keep_constants'));
@@ -121,9 +132,19 @@ begin
             end if;
         end loop;
     end if;
+    select s.* into settings from momentum.settings s for share;
     execute format(
         'create or replace function momentum.notifies() returns boolean language sql stable return %L::boolean',
-        coalesce((select s.notify from momentum.settings s for share), false));
+        coalesce(settings.notify, false));
+    execute format(
+        'create or replace function momentum.max_event_bytes() returns integer language sql stable return %s',
+        coalesce(settings.max_event_bytes, 1048576));
+    execute format(
+        'create or replace function momentum.max_event_depth() returns integer language sql stable return %s',
+        coalesce(settings.max_event_depth, 64));
+    execute format(
+        'create or replace function momentum.max_channels() returns integer language sql stable return %s',
+        coalesce(settings.max_channels, 1000));
     execute format(
         'create or replace function momentum.has_changed_policies(target text) returns boolean language sql stable'
         ' return target <> all (%L::text[])', as_shipped);
@@ -133,7 +154,7 @@ $$;
 create or replace function momentum.constants_may_have_changed() returns trigger
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform momentum.keep_constants();
@@ -142,7 +163,7 @@ end;
 $$;
 
 create or replace trigger momentum_settings_constants
-    after insert or update of notify or delete on momentum.settings
+    after insert or update or delete on momentum.settings
     for each statement execute function momentum.constants_may_have_changed();
 select momentum.keep_constants();
 
@@ -153,12 +174,87 @@ create or replace function momentum.emit(channels text, event text) returns pg_l
 language sql
 return pg_logical_emit_message(true, 'momentum_sync', '{"channels": ' || channels || ', "event": ' || event || '}');
 
+-- How deeply arrays and objects are nested in a JSON text. Brackets within strings do not count.
+create or replace function momentum.json_depth(json_text text) returns integer
+language plpgsql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if length(json_text) - length(translate(json_text, '{[', '')) <= 8 then
+        return 8;  -- cheap, and no limit is below it by more than a few levels
+    end if;
+    return (
+        select coalesce(max(nested.depth), 0)
+        from (
+            select sum(case when token.found[1] in ('{', '[') then 1 when token.found[1] in ('}', ']') then -1 else 0 end)
+                over (order by token.place) as depth
+            from regexp_matches(json_text, '("(?:[^"\\]|\\.)*"|[][{}])', 'g') with ordinality as token (found, place)
+        ) as nested);
+end;
+$$;
+
+-- Return an event that keeps to the limits: the largest fields, and those nested too deeply, are left out and named in
+-- `omitted`. `left_out` names fields that the caller has left out already, because they alone were too large.
+create or replace function momentum.fit(event jsonb, left_out text[] default '{}') returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fitting jsonb := event - left_out;
+    omitted text[] := left_out;
+    field record;
+begin
+    if cardinality(left_out) = 0 and octet_length(event::text) <= momentum.max_event_bytes()
+        and momentum.json_depth(event::text) <= momentum.max_event_depth() then
+        return event;
+    end if;
+    for field in
+        select f.key, octet_length(f.value::text) as bytes, momentum.json_depth(f.value::text) as depth
+        from jsonb_each(fitting) f
+        where f.key not in ('event_type', 'user_id', 'timestamp', 'score_date', 'intervention_id', 'notification_id',
+            'out_of_sight')
+        order by 2 desc
+    loop
+        if field.depth >= momentum.max_event_depth()
+            or octet_length(fitting::text) + octet_length(omitted::text) + 100 > momentum.max_event_bytes() then
+            fitting := fitting - field.key;
+            omitted := omitted || field.key;
+        end if;
+    end loop;
+    return fitting || jsonb_build_object('omitted', omitted);
+end;
+$$;
+
+-- Return the versions of a row, as it `was` and `is`, for policies to be held against; null where they are more than the
+-- log should keep. Rights are then asked of the row itself.
+create or replace function momentum.row_versions(was anyelement, becomes anyelement) returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    versions jsonb;
+begin
+    versions := case when was is null then '{}' else jsonb_build_object('was', was) end
+        || case when becomes is null then '{}' else jsonb_build_object('is', becomes) end;
+    if octet_length(versions::text) > 4 * momentum.max_event_bytes()
+        or momentum.json_depth(versions::text) > momentum.max_event_depth() then
+        return null;
+    end if;
+    return versions;
+exception when program_limit_exceeded or out_of_memory then
+    return null;  -- a row can be larger than any JSON
+end;
+$$;
+
 -- The one way for an event to leave the database. Any trigger of the operator's may call it; a trigger function
 -- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
 -- `rows` are versions of the row that an event speaks of, as it `was` and `is`, where policies must be held against them.
 create or replace function momentum.publish(channels text[], event jsonb, rows jsonb default null) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     envelope jsonb;
@@ -167,6 +263,12 @@ begin
         raise exception 'momentum.publish needs at least one channel and no null among them'
             using errcode = 'invalid_parameter_value';
     end if;
+    if cardinality(channels) > momentum.max_channels() then
+        raise exception 'momentum.publish got % channels, and an event has at most %',
+                cardinality(channels), momentum.max_channels()
+            using errcode = 'program_limit_exceeded',
+                hint = 'Publish on a channel that all of them hold, or raise max_channels in momentum.settings.';
+    end if;
     if exists (select from unnest(channels) as channel where length(channel) > 200) then
         raise exception 'momentum.publish needs channels of at most 200 characters'
             using errcode = 'invalid_parameter_value';
@@ -174,6 +276,18 @@ begin
     if jsonb_typeof(event) is distinct from 'object' then
         raise exception 'momentum.publish needs a JSON object as the event'
             using errcode = 'invalid_parameter_value';
+    end if;
+    if octet_length(event::text) > momentum.max_event_bytes() then
+        raise exception 'momentum.publish got an event of % bytes, and one has at most %',
+                octet_length(event::text), momentum.max_event_bytes()
+            using errcode = 'program_limit_exceeded',
+                hint = 'Publish an id and let clients fetch the rest, or raise max_event_bytes in momentum.settings.';
+    end if;
+    if momentum.json_depth(event::text) > momentum.max_event_depth() then
+        raise exception 'momentum.publish got an event nested % levels deep, and one has at most %',
+                momentum.json_depth(event::text), momentum.max_event_depth()
+            using errcode = 'program_limit_exceeded',
+                hint = 'Publish it as text, or raise max_event_depth in momentum.settings.';
     end if;
 
     envelope := jsonb_build_object('channels', channels, 'event', event - array['id', 'previous_id', 'channel']);
@@ -265,7 +379,7 @@ create or replace function momentum.publish_score(
     was public.daily_engagement_scores, becomes public.daily_engagement_scores
 ) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     changed boolean := momentum.has_changed_policies('daily_engagement_scores');
@@ -275,23 +389,23 @@ begin
     if was.id is not null and (becomes.id is null or moved or changed) then
         perform momentum.publish(
             array['momentum_updates:' || was.user_id, 'momentum_updates:all'],
-            momentum.score_json(
+            momentum.fit(momentum.score_json(
                 'momentum_score_deleted', was.user_id, was.score_date, was.momentum_state, was.final_score,
                 was.momentum_state, false)::jsonb
-                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb),
             case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
-                when becomes.id is null or moved then jsonb_build_object('was', was)
-                else jsonb_build_object('was', was, 'is', becomes) end);
+                when becomes.id is null or moved then momentum.row_versions(was, null)
+                else momentum.row_versions(was, becomes) end);
     end if;
     if becomes.id is not null then
         perform momentum.publish(
             array['momentum_updates:' || becomes.user_id, 'momentum_updates:all'],
-            momentum.score_json(
+            momentum.fit(momentum.score_json(
                 case when is_new then 'momentum_score_created' else 'momentum_score_updated' end,
                 becomes.user_id, becomes.score_date, becomes.momentum_state, becomes.final_score,
                 case when not is_new then was.momentum_state end,
-                is_new or becomes.momentum_state is distinct from was.momentum_state)::jsonb,
-            case when changed then jsonb_build_object('is', becomes) end);
+                is_new or becomes.momentum_state is distinct from was.momentum_state)::jsonb),
+            case when changed then momentum.row_versions(null, becomes) end);
     end if;
 end;
 $$;
@@ -299,13 +413,14 @@ $$;
 create or replace function public.publish_momentum_update() returns trigger
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     at pg_lsn;
 begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id
-        or momentum.has_changed_policies('daily_engagement_scores') or momentum.notifies() then
+        or momentum.has_changed_policies('daily_engagement_scores') or momentum.notifies()
+        or octet_length(new.momentum_state) > 1000 or octet_length(old.momentum_state) > 1000 then
         perform momentum.publish_score(old, new);
     else
         at := momentum.emit(
@@ -324,7 +439,7 @@ create or replace function momentum.publish_intervention(
     was public.coach_interventions, becomes public.coach_interventions
 ) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     changed boolean := momentum.has_changed_policies('coach_interventions');
@@ -334,22 +449,22 @@ begin
         perform momentum.publish(
             array['interventions:' || was.user_id]
                 || case when becomes.id is null or changed then array['interventions:coaches'] else '{}' end,
-            momentum.intervention_event(
+            momentum.fit(momentum.intervention_event(
                 'intervention_deleted', was.user_id, was.id, was.intervention_type, was.trigger_reason, was.status,
                 was.status, false, was.scheduled_date)::jsonb
-                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb),
             case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
-                when becomes.id is null or moved then jsonb_build_object('was', was)
-                else jsonb_build_object('was', was, 'is', becomes) end);
+                when becomes.id is null or moved then momentum.row_versions(was, null)
+                else momentum.row_versions(was, becomes) end);
     end if;
     if becomes.id is not null then
         perform momentum.publish(
             array['interventions:' || becomes.user_id, 'interventions:coaches'],
-            momentum.intervention_event(
+            momentum.fit(momentum.intervention_event(
                 case when was.id is null then 'intervention_created' else 'intervention_updated' end,
                 becomes.user_id, becomes.id, becomes.intervention_type, becomes.trigger_reason, becomes.status,
-                was.status, becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb,
-            case when changed then jsonb_build_object('is', becomes) end);
+                was.status, becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb),
+            case when changed then momentum.row_versions(null, becomes) end);
     end if;
 end;
 $$;
@@ -357,13 +472,15 @@ $$;
 create or replace function public.publish_intervention_notification() returns trigger
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     at pg_lsn;
 begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id
-        or momentum.has_changed_policies('coach_interventions') or momentum.notifies() then
+        or momentum.has_changed_policies('coach_interventions') or momentum.notifies()
+        or octet_length(concat(
+            new.trigger_reason, new.intervention_type, new.status, old.status)) > 10000 then
         perform momentum.publish_intervention(old, new);
     else
         at := momentum.emit(
@@ -377,37 +494,93 @@ begin
 end;
 $$;
 
-create or replace function public.publish_push_notification() returns trigger
+-- Whether an app shows a notification of this type to its user.
+create or replace function momentum.is_user_facing(notification_type text) returns boolean
+language sql
+immutable
+return notification_type in ('momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder');
+
+create or replace function momentum.notification_event(
+    user_id uuid, notification_id uuid, notification_type text, title text, message text, action_type text,
+    action_data jsonb, status text
+) returns json
+language sql
+return json_build_object(
+    'event_type', 'push_notification',
+    'user_id', user_id,
+    'notification_id', notification_id,
+    'notification_type', notification_type,
+    'title', title,
+    'message', message,
+    'action_type', action_type,
+    'action_data', action_data,
+    'status', status,
+    'timestamp', public.momentum_rfc3339(clock_timestamp()));
+
+-- The same of a notification. `notification_removed` is for the user who had it: it was deleted, is another user's now, or
+-- is no longer of a type that an app shows.
+create or replace function momentum.publish_notification(
+    was public.momentum_notifications, becomes public.momentum_notifications
+) returns void
 language plpgsql
-security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     changed boolean := momentum.has_changed_policies('momentum_notifications');
-    event json;
+    was_shown boolean := was.id is not null and coalesce(momentum.is_user_facing(was.notification_type), false);
+    is_shown boolean := becomes.id is not null and coalesce(momentum.is_user_facing(becomes.notification_type), false);
+    gone boolean := was_shown and (not is_shown or becomes.user_id <> was.user_id);
+    too_long text[] := array_remove(array[
+        case when octet_length(becomes.title) > momentum.max_event_bytes() then 'title' end,
+        case when octet_length(becomes.message) > momentum.max_event_bytes() then 'message' end], null);
+begin
+    if was_shown and (gone or changed) then
+        perform momentum.publish(
+            array['notifications:' || was.user_id],
+            jsonb_build_object(
+                'event_type', 'notification_removed',
+                'user_id', was.user_id,
+                'notification_id', was.id,
+                'timestamp', public.momentum_rfc3339(clock_timestamp()))
+                || case when gone then '{}' else '{"out_of_sight": true}' end::jsonb,
+            case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
+                when gone then momentum.row_versions(was, null)
+                else momentum.row_versions(was, becomes) end);
+    end if;
+    if is_shown then
+        perform momentum.publish(
+            array['notifications:' || becomes.user_id],
+            momentum.fit(
+                momentum.notification_event(
+                    becomes.user_id, becomes.id, becomes.notification_type,
+                    case when 'title' <> all (too_long) then becomes.title end,
+                    case when 'message' <> all (too_long) then becomes.message end,
+                    becomes.action_type, becomes.action_data, becomes.status)::jsonb,
+                too_long),
+            case when changed then momentum.row_versions(null, becomes) end);
+    end if;
+end;
+$$;
+
+create or replace function public.publish_push_notification() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
     at pg_lsn;
 begin
-    if new.notification_type in (
-        'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder'
-    ) then
-        event := json_build_object(
-            'event_type', 'push_notification',
-            'user_id', new.user_id,
-            'notification_id', new.id,
-            'notification_type', new.notification_type,
-            'title', new.title,
-            'message', new.message,
-            'action_type', new.action_type,
-            'action_data', new.action_data,
-            'status', new.status,
-            'timestamp', public.momentum_rfc3339(clock_timestamp()));
-        if changed or momentum.notifies() then
-            perform momentum.publish(
-                array['notifications:' || new.user_id], event::jsonb,
-                case when changed then jsonb_build_object('is', new) end);
-        else
-            at := momentum.emit('["notifications:' || new.user_id || '"]', event::text);
-        end if;
+    if tg_op = 'DELETE' or new.user_id <> old.user_id or new.notification_type <> old.notification_type
+        or momentum.has_changed_policies('momentum_notifications') or momentum.notifies()
+        or octet_length(new.title) + octet_length(new.message) > 10000 or pg_column_size(new.action_data) > 2000
+        or momentum.json_depth(new.action_data::text) > 8 then
+        perform momentum.publish_notification(old, new);
+    elsif momentum.is_user_facing(new.notification_type) then
+        at := momentum.emit(
+            '["notifications:' || new.user_id || '"]',
+            momentum.notification_event(
+                new.user_id, new.id, new.notification_type, new.title, new.message, new.action_type,
+                new.action_data, new.status)::text);
     end if;
     return null;
 end;
@@ -416,7 +589,7 @@ $$;
 create or replace function public.invalidate_momentum_cache() returns trigger
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     at pg_lsn;
@@ -463,8 +636,44 @@ create or replace trigger intervention_realtime_trigger
     after insert or update or delete on public.coach_interventions
     for each row execute function public.publish_intervention_notification();
 create or replace trigger notification_realtime_trigger
-    after insert or update on public.momentum_notifications
+    after insert or update or delete on public.momentum_notifications
     for each row execute function public.publish_push_notification();
+
+-- A TRUNCATE has no rows to tell of: the history ends with it, and every client reads the tables anew.
+create or replace function momentum.publish_truncate() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform momentum.publish(
+        array['momentum:control'],
+        jsonb_build_object('event_type', 'table_truncated', 'table', tg_table_name), null::jsonb);
+    return null;
+end;
+$$;
+
+create or replace trigger momentum_score_truncate_trigger
+    after truncate on public.daily_engagement_scores
+    for each statement execute function momentum.publish_truncate();
+create or replace trigger intervention_truncate_trigger
+    after truncate on public.coach_interventions
+    for each statement execute function momentum.publish_truncate();
+create or replace trigger notification_truncate_trigger
+    after truncate on public.momentum_notifications
+    for each statement execute function momentum.publish_truncate();
+
+-- Always: also for what a subscription applies, and for sessions with `session_replication_role = replica`.
+alter table public.daily_engagement_scores
+    enable always trigger momentum_score_realtime_trigger,
+    enable always trigger momentum_cache_invalidation_trigger,
+    enable always trigger momentum_score_truncate_trigger;
+alter table public.coach_interventions
+    enable always trigger intervention_realtime_trigger,
+    enable always trigger intervention_truncate_trigger;
+alter table public.momentum_notifications
+    enable always trigger notification_realtime_trigger,
+    enable always trigger notification_truncate_trigger;
 
 
 -- 4  What a client asks for ---------------------------------------------------------------------------
@@ -475,7 +684,7 @@ create or replace trigger notification_realtime_trigger
 create or replace function public.momentum_is_unbound() returns boolean
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select exists (
         select from pg_catalog.pg_roles r
@@ -490,7 +699,7 @@ $$;
 create or replace function public.momentum_may_act_for(target uuid) returns boolean
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select target is not null and (
         coalesce(target = auth.uid(), false)
@@ -501,7 +710,7 @@ $$;
 create or replace function public.momentum_must_act_for(target uuid) returns void
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if not public.momentum_may_act_for(target) then
@@ -514,7 +723,7 @@ $$;
 create or replace function public.get_realtime_momentum_state(target_user_id uuid) returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     score public.daily_engagement_scores;
@@ -549,7 +758,7 @@ $$;
 create or replace function public.get_realtime_interventions(target_user_id uuid) returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     found_interventions jsonb;
@@ -581,7 +790,7 @@ $$;
 create or replace function public.subscribe_to_momentum_channels(target_user_id uuid) returns jsonb
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform public.momentum_must_act_for(target_user_id);
@@ -640,7 +849,7 @@ create or replace function public.log_realtime_event(
     p_error_message text default null
 ) returns void
 language sql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     insert into public.realtime_event_metrics (
         event_type, channel_name, user_id, payload_size, processing_time_ms, success, error_message)
@@ -651,7 +860,7 @@ $$;
 -- Deletes what is older than the setting `metrics_retention`; returns how many rows that was.
 create or replace function public.cleanup_realtime_metrics() returns integer
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     kept interval := (select s.metrics_retention from momentum.settings s);
@@ -708,7 +917,8 @@ create policy "Admins can view all interventions" on public.coach_interventions
 create or replace function momentum.policies_of(target regclass) returns text
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
 as $$
     select string_agg(
         concat_ws(' ', p.polname, p.polcmd, p.polpermissive, pg_get_expr(p.polqual, p.polrelid)),
@@ -723,7 +933,7 @@ $$;
 create or replace function momentum.describe_policies(target text) returns text
 language sql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
     select concat_ws(E'\n',
         'row level security ' || c.relrowsecurity,
@@ -747,7 +957,7 @@ $$;
 -- table, because those on the real one may have been altered.
 create or replace function momentum.shipped_policies(target text) returns text
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     ours record;
@@ -810,7 +1020,7 @@ on conflict (table_name) do update set shipped = excluded.shipped, current = exc
 -- changed.
 create or replace function momentum.note_policies() returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     known momentum.policies;
@@ -847,7 +1057,7 @@ $$;
 create or replace function momentum.check_policies() returns void
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $$
 begin
@@ -861,7 +1071,7 @@ $$;
 create or replace function momentum.policies_may_have_changed() returns event_trigger
 language plpgsql
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 as $$
 begin
@@ -907,7 +1117,7 @@ $$;
 create or replace function public.momentum_grant(channel text) returns text
 language plpgsql
 stable
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
     caller_role text := coalesce(public.momentum_caller_role(), '');
@@ -965,7 +1175,7 @@ grant select, insert, update on momentum.revocations to service_role;
 -- token issued until now opens anything again. A token issued later does, so ban the user where tokens are issued, too.
 create or replace function momentum.revoke(target uuid) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if target is null then
@@ -984,7 +1194,7 @@ create or replace function momentum.admit(claims jsonb) returns text
 language plpgsql
 stable
 security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     if exists (
@@ -1002,7 +1212,7 @@ $$;
 -- Makes the rest of the transaction the caller's, as PostgREST does.
 create or replace function momentum.become(caller_role text, claims text) returns void
 language plpgsql
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 begin
     perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
@@ -1011,20 +1221,181 @@ begin
 end;
 $$;
 
--- What is put in place of calls is so for one owner only: triggers run as theirs, and this file may be run again by another.
+
+-- 10  The server's work on its log, and a check of all of this ----------------------------------------
+
+-- Make the log's partitions of the days around today, and drop those that hold nothing younger than `retention` (null:
+-- none). Return the names of those dropped. The log belongs to the owner of the tables, so that nothing which the
+-- server's role could leave there ever runs with an owner's rights; the days are PostgreSQL's, as are the rows' times.
+create or replace function momentum.keep_partitions(retention interval) returns text[]
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '500ms'
+as $$
+declare
+    today date := now()::date;
+    oldest date := (now() - retention)::date;
+    day date;
+    part record;
+    dropped text[] := '{}';
+begin
+    perform pg_advisory_xact_lock(hashtext('momentum.event_log partitions'));
+    for day in select today + ahead from generate_series(-1, 2) as ahead loop
+        continue when to_regclass(format('momentum_log.%I', 'event_log_' || to_char(day, 'YYYYMMDD'))) is not null;
+        begin
+            -- A table, then its attachment, which blocks no append as `create table ... partition of` does.
+            execute format('create table momentum_log.%I (like momentum.event_log including defaults)',
+                'event_log_' || to_char(day, 'YYYYMMDD'));
+            execute format(
+                'alter table momentum.event_log attach partition momentum_log.%I for values from (%L) to (%L)',
+                'event_log_' || to_char(day, 'YYYYMMDD'), day::timestamptz, (day + 1)::timestamptz);
+        exception when invalid_object_definition or check_violation then
+            raise warning 'momentum.keep_partitions: a partition made by somebody else covers %', day;
+        end;
+    end loop;
+    for part in
+        select c.oid::regclass as name, c.relname, to_date(substr(c.relname, 11), 'YYYYMMDD') as day
+        from pg_inherits i
+        join pg_class c on c.oid = i.inhrelid
+        join pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum_log'
+        where i.inhparent = 'momentum.event_log'::regclass and c.relname ~ '^event_log_[0-9]{8}$'
+        order by c.relname
+    loop
+        exit when oldest is null or part.day >= oldest;
+        if cardinality(dropped) = 0 then  -- as an append does: the table first, then the row of the stream
+            lock table momentum.event_log in access exclusive mode;
+        end if;
+        update momentum.stream s set kept_from = last.number + 1, kept_lsn = last.commit_lsn
+        from (
+            select l.number, l.commit_lsn from momentum.event_log l
+            where l.logged_at >= part.day and l.logged_at < part.day + 1
+            order by l.number desc
+            limit 1
+        ) as last
+        where s.kept_from <= last.number;
+        execute format('drop table %s', part.name);
+        dropped := dropped || part.relname::text;
+    end loop;
+    return dropped;
+end;
+$$;
+
+-- What these migrations made, as they made it: so that a function or a trigger which was changed, disabled or dropped
+-- since can be told from what publishes.
+create table if not exists momentum.installed (
+    name text primary key,
+    definition text not null
+);
+alter table momentum.installed enable row level security;
+
+-- The functions and triggers that publishing depends on, as they are now. What changes with a setting is left out.
+create or replace function momentum.definitions() returns table (name text, definition text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+as $$
+    select 'function ' || p.oid::regprocedure, md5(concat_ws(E'\n',
+        p.prosrc, pg_get_function_sqlbody(p.oid), p.proconfig::text, p.prosecdef::text, p.provolatile::text, l.lanname))
+    from pg_proc p
+    join pg_namespace n on n.oid = p.pronamespace
+    join pg_language l on l.oid = p.prolang
+    where (
+            n.nspname = 'momentum' and p.proname not in (
+                'notifies', 'has_changed_policies', 'max_event_bytes', 'max_event_depth', 'max_channels')
+            or n.nspname = 'public' and p.proname in (
+                'publish_momentum_update', 'publish_intervention_notification', 'publish_push_notification',
+                'invalidate_momentum_cache', 'momentum_rfc3339', 'momentum_grant', 'momentum_is_unbound',
+                'momentum_may_act_for'))
+    union all
+    select 'trigger ' || t.tgname || ' on ' || t.tgrelid::regclass,
+        case t.tgenabled when 'D' then 'disabled' when 'A' then '' else 'not always ' end || pg_get_triggerdef(t.oid)
+    from pg_trigger t
+    where t.tgrelid in (
+            to_regclass('public.daily_engagement_scores'), to_regclass('public.coach_interventions'),
+            to_regclass('public.momentum_notifications'))
+        and t.tgname in (
+            'momentum_score_realtime_trigger', 'momentum_cache_invalidation_trigger', 'intervention_realtime_trigger',
+            'notification_realtime_trigger', 'momentum_score_truncate_trigger', 'intervention_truncate_trigger',
+            'notification_truncate_trigger')
+$$;
+
+-- Return what keeps events from being published: `problems` are functions and triggers that are not as installed;
+-- `foreign_triggers` are AFTER triggers of others that run before ours. Such a trigger that changes the row again makes
+-- the later version's event come first, and the earlier version's last.
+create or replace function momentum.check_publishing() returns jsonb
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'problems', coalesce((
+            select jsonb_agg(
+                i.name || case when d.name is null then ' is missing'
+                    when d.definition like 'disabled%' then ' is disabled' else ' is not as it was installed' end
+                order by i.name)
+            from momentum.installed i
+            left join momentum.definitions() d using (name)
+            where d.definition is distinct from i.definition), '[]'),
+        'foreign_triggers', coalesce((
+            select jsonb_agg(distinct t.tgname || ' on ' || t.tgrelid::regclass)
+            from pg_trigger t
+            join pg_trigger ours on ours.tgrelid = t.tgrelid and t.tgname < ours.tgname
+            where not t.tgisinternal and t.tgenabled <> 'D'
+                and t.tgtype & 1 = 1 and t.tgtype & 66 = 0  -- for each row; neither BEFORE nor INSTEAD OF
+                and t.tgtype & 20 <> 0  -- on INSERT or UPDATE
+                and ours.tgfoid in (
+                    to_regprocedure('public.publish_momentum_update()'),
+                    to_regprocedure('public.publish_intervention_notification()'),
+                    to_regprocedure('public.publish_push_notification()'))
+                and t.tgname not in (
+                    'momentum_score_realtime_trigger', 'momentum_cache_invalidation_trigger',
+                    'intervention_realtime_trigger', 'notification_realtime_trigger')), '[]'))
+$$;
+
+-- Everything belongs to the owner of the tables, whoever runs this file: functions that run with their owner's rights then
+-- have no more than the tables need, and what is put in place of calls is so for one owner only.
 do $$
 declare
+    owner name := (
+        select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'public.daily_engagement_scores'::regclass);
     made record;
 begin
+    if (select n.nspowner::regrole::name from pg_namespace n where n.nspname = 'momentum') <> owner then
+        execute format('alter schema momentum owner to %I', owner);
+    end if;
     for made in
-        select p.oid::regprocedure as name, n.nspowner::regrole as owner
-        from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-        where n.nspname = 'momentum' and p.proowner <> n.nspowner
+        select 'table' as kind, c.oid::regclass::text as name
+        from pg_class c
+        where c.relnamespace = 'momentum'::regnamespace and c.relkind in ('r', 'p')
+            and c.relname in ('settings', 'policies', 'revocations', 'installed')
+            and pg_get_userbyid(c.relowner) <> owner
+        union all
+        select 'function', p.oid::regprocedure::text
+        from pg_proc p
+        where pg_get_userbyid(p.proowner) <> owner and (
+            p.pronamespace = 'momentum'::regnamespace
+            or p.pronamespace = 'public'::regnamespace and p.proname in (
+                'publish_momentum_update', 'publish_intervention_notification', 'publish_push_notification',
+                'invalidate_momentum_cache', 'momentum_rfc3339', 'log_realtime_event', 'cleanup_realtime_metrics'))
     loop
-        execute format('alter function %s owner to %s', made.name, made.owner);
+        execute format('alter %s %s owner to %I', made.kind, made.name, owner);
     end loop;
 end;
 $$;
 
 revoke all on all functions in schema momentum from public;
 grant execute on function momentum.revoke(uuid) to service_role;
+-- What the triggers and `publish` call, and the settings decide: for whoever may publish.
+grant execute on function
+    momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb), momentum.notifies(), momentum.fit(jsonb, text[]),
+    momentum.json_depth(text), momentum.max_event_bytes(), momentum.max_event_depth(), momentum.max_channels()
+    to service_role;
+
+delete from momentum.installed;
+insert into momentum.installed select d.name, d.definition from momentum.definitions() d;
+
+reset search_path;

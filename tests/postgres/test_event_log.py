@@ -17,7 +17,8 @@ from momentum_sync.capture.suitable import check
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff, Unsuitable
 from momentum_sync.eventlog import table as module
-from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import Known
 from momentum_sync.eventlog.table import EventLog, LogBroken, SlotFacts
 from tests.fixtures.postgres import Sql
 
@@ -226,8 +227,8 @@ async def test_the_newest_have_a_bound_in_bytes(log: EventLog, monkeypatch: pyte
     events = [event(number, text="x" * 300) for number in range(1, 9)]
     await log.append(events, confirmed=210)
     assert (await log.take_over(FACTS)).newest == events[-2:]
-    assert (await log.take_over(FACTS, known=EventId(first.epoch, 8))).newest == []
-    assert (await log.take_over(FACTS, known=EventId(first.epoch, 7))).newest == events[-2:]
+    assert (await log.take_over(FACTS, known=Known(first.epoch, 8, 8, events[-1].mark))).newest == []
+    assert (await log.take_over(FACTS, known=Known(first.epoch, 7, 7, events[-2].mark))).newest == events[-2:]
 
 
 async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: EventLog, db: Sql) -> None:

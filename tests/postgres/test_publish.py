@@ -14,7 +14,8 @@ from tests.fixtures.postgres import As, Published, Sql, add_score
 def test_any_trigger_of_the_operators_may_publish(db: Sql, published: Published) -> None:
     db.execute("""
         create table lessons (id int);
-        create function lesson_learnt() returns trigger language plpgsql security definer set search_path = '' as $$
+        create function lesson_learnt() returns trigger language plpgsql security definer
+        set search_path = pg_catalog, pg_temp as $$
         begin
             perform momentum.publish(array['notifications:x'], jsonb_build_object('event_type', 'lesson', 'n', new.id));
             return null;

@@ -105,7 +105,7 @@ def test_without_the_event_trigger_a_look_finds_the_change(db: Sql, published: P
         ("create policy elsewhere on coach_interventions for update to authenticated using (true)", []),
         (
             "create or replace function public.momentum_caller_role() returns text language sql stable"
-            " set search_path = '' as 'select ''coach'''",
+            " set search_path = pg_catalog, pg_temp as 'select ''coach'''",
             ["coach_interventions", "daily_engagement_scores", "momentum_notifications"],
         ),
         ("grant insert on coach_interventions to authenticated", []),

@@ -30,19 +30,19 @@ def today(db: Sql, more: str = "") -> str:
         ("daily_engagement_scores", "momentum_score_realtime_trigger", "publish_momentum_update", 3),
         ("daily_engagement_scores", "momentum_cache_invalidation_trigger", "invalidate_momentum_cache", 3),
         ("coach_interventions", "intervention_realtime_trigger", "publish_intervention_notification", 3),
-        ("momentum_notifications", "notification_realtime_trigger", "publish_push_notification", 2),
+        ("momentum_notifications", "notification_realtime_trigger", "publish_push_notification", 3),
     ],
 )
 def test_the_named_triggers_exist(db: Sql, table: str, trigger: str, function: str, operations: int) -> None:
     row = db.execute(
         "select proname, prosecdef, proconfig, tgtype from pg_trigger join pg_proc p on p.oid = tgfoid"
-        " where tgrelid = %s::regclass and tgname = %s and tgenabled = 'O'",
+        " where tgrelid = %s::regclass and tgname = %s and tgenabled = 'A'",
         (table, trigger),
     ).fetchone()
     assert row is not None
     assert row[0] == function
     assert row[1], "runs as its owner, since writers may not publish"
-    assert row[2] == ['search_path=""']
+    assert row[2] == ["search_path=pg_catalog, pg_temp"]
     assert bin(row[3] & 0b11100).count("1") == operations
 
 
@@ -264,9 +264,30 @@ def test_other_notifications_are_not_pushed(db: Sql, user: UUID, published: Publ
     assert published() == []
 
 
-def test_deleting_a_notification_publishes_nothing(db: Sql, user: UUID, published: Published) -> None:
-    add_notification(db, user)
+@pytest.mark.parametrize("change", [
+    "delete from momentum_notifications",
+    "update momentum_notifications set user_id = %(other)s",
+    "update momentum_notifications set notification_type = 'custom'",
+], ids=["deleted", "moved", "no longer shown"])  # fmt: skip
+def test_a_notification_that_its_user_has_no_longer_is_removed(
+    db: Sql, user: UUID, other: UUID, published: Published, change: LiteralString
+) -> None:
+    notification = add_notification(db, user)
     published()
+    db.execute(change, {"other": other})
+    (channels, event), *rest = published()
+    assert channels == [f"notifications:{user}"]
+    assert TIME.fullmatch(str(event.pop("timestamp")))
+    assert event == {
+        "event_type": "notification_removed", "user_id": str(user), "notification_id": str(notification),
+    }  # fmt: skip
+    assert [(channels, event["event_type"]) for channels, event in rest] == (
+        [([f"notifications:{other}"], "push_notification")] if "user_id" in change else []
+    )
+
+
+def test_a_notification_that_was_not_shown_is_not_removed(db: Sql, user: UUID, published: Published) -> None:
+    add_notification(db, user, "custom")
     db.execute("delete from momentum_notifications")
     assert published() == []
 

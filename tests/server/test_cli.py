@@ -85,10 +85,15 @@ def test_in_development_the_secret_is_kept_in_a_file_of_the_owners(tmp_path: Pat
         (("serve", "--port", "99999"), {}, "MOMENTUM_PORT"),
         (("serve", "--host", "0.0.0.0"), {}, "without a secret"),
         (("serve",), {"MOMENTUM_RETENTION": "soon"}, "MOMENTUM_RETENTION"),
+        (("serve",), {"SUPABASE_ANON_KEY": "a"}, "no embedded PostgreSQL takes its place"),
+        (("migrate",), {"SUPABASE_URL": "https://p.example"}, "no embedded PostgreSQL takes its place"),
+        (("serve",), {"SUPABASE_SERVICE_ROLE_KEY": ""}, "SUPABASE_SERVICE_ROLE_KEY is empty"),
+        (("serve", "--service-role-key", ""), {}, "SUPABASE_SERVICE_ROLE_KEY is empty"),
+        (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, 'at "127.0.0.1", port 1'),
         (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
-        (("serve", "--database-url", "nonsense"), {}, "cannot be reached"),
+        (("serve", "--database-url", "nonsense"), {}, "no connection string"),
         (("migrate", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
-        (("migrate", "--database-url", "nonsense"), {}, "cannot be reached"),
+        (("migrate", "--database-url", "nonsense"), {}, "no connection string"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_what_mends_it(

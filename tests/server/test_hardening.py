@@ -201,7 +201,7 @@ async def test_a_user_connects_so_often(start: Start, user: UUID, other: UUID, m
 async def test_the_messages_of_all_of_a_users_sockets_count_together(
     start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway, "_MESSAGES", {"burst": 10, "a_second": 0.01})
+    monkeypatch.setattr(gateway, "_FRAMES", {"burst": 10, "a_second": 0.01})
     async with start() as server, server.live(other) as somebody, AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(server.live(user, client_id=name)) for name in "ab"]
         for client in (one, two) * 5:  # fewer than each of them may alone
@@ -231,7 +231,7 @@ async def test_nothing_is_compressed(server: Server, user: UUID) -> None:
     "origin",
     [
         "https://evil.example", "https://app.example.evil.example", "https://evil-app.example", "http://app.example",
-        "https://app.example:8443", "https://app.example/", "null", "", "https://APP.example", "file://",
+        "https://app.example:8443", "https://app.example/", "null", "", "file://", "https://app.example?x", "https://x@app.example",
     ],
 )  # fmt: skip
 async def test_pages_of_other_origins(start: Start, user: UUID, origin: str) -> None:

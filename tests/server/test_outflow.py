@@ -112,7 +112,7 @@ async def test_what_all_hold_together_is_bounded(
                     client.socket.transport.pause_reading()
                 await asyncio.to_thread(write_many, db, user, 120)
                 await clients_left(server, 0)
-                assert total < kept[1] <= total + 4 * 2 * len(TEXT)
+                assert total // 2 < kept[1] <= total, "there was room for it before it was written"
                 for client in (a, b, c, d):
                     client.socket.transport.resume_reading()
                     assert (await client.closed())[0] == 4409

@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from momentum_sync.database import pool as pools
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog import table
 from momentum_sync.gateway import missed, outflow
@@ -215,7 +216,9 @@ def add_notification_later(db: Sql, user: UUID, title: str) -> None:
     add_notification(db, user, title=title)
 
 
-@pytest.mark.parametrize("last", ["nonsense", "00000000-1", "%s-999999"], ids=["nonsense", "another epoch", "ahead"])
+@pytest.mark.parametrize(
+    "last", ["nonsense", "00000000-1-0", "%s-999999-0"], ids=["nonsense", "another epoch", "ahead"]
+)
 async def test_what_leads_nowhere_is_told_and_answered_with_a_snapshot(
     server: Server, db: Sql, user: UUID, last: str
 ) -> None:
@@ -276,12 +279,12 @@ async def test_the_same_over_http(server: Server, db: Sql, user: UUID, other: UU
         found, place = [], last
         for _ in range(4):
             part = (await http.post(f"{prefix}/sync/events", json={"last_event_id": place, "limit": 2})).json()
-            assert part["last_event_id"] == part["events"][-1]["id"]
+            assert (part["last_event_id"] == part["events"][-1]["id"]) != part["complete"]
             found += part["events"]
             place = part["last_event_id"]
         assert part["complete"] is True
         nothing = (await http.post(f"{prefix}/sync/events", json={"last_event_id": place})).json()
-        assert nothing == {"events": [], "last_event_id": place, "complete": True}
+        assert nothing == {"events": [], "last_event_id": place, "complete": True, "refused": []}
     assert found == whole["events"]
     async with server.connect(sign(user), last_event_id=last) as client:
         came = await resumed(client, 7)
@@ -331,14 +334,14 @@ async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_an
     async with server.live(first) as client:
         last = client.seen[-1]["last_event_id"]
     asked: list[int] = []
-    real = CallerPool._ask_each
+    real = pools._answer_together
 
-    async def counted(pool: CallerPool, questions: Any) -> Any:
+    async def counted(pool: Any, questions: Any, slow: Any) -> None:
         asked.append(len(questions))
         assert {len(question.queries) for question in questions} == {1}, "a snapshot was read"
-        return await real(pool, questions)
+        await real(pool, questions, slow)
 
-    monkeypatch.setattr(CallerPool, "_ask_each", counted)
+    monkeypatch.setattr(pools, "_answer_together", counted)
     everyone = asyncio.Barrier(len(users))
 
     async def come_back(who: UUID) -> None:
@@ -355,11 +358,11 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
     server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    real = CallerPool._ask_each
+    real = pools._answer_together
 
-    async def counted(pool: CallerPool, questions: Any) -> Any:
+    async def counted(pool: Any, questions: Any, slow: Any) -> None:
         asked.extend(questions)
-        return await real(pool, questions)
+        await real(pool, questions, slow)
 
     token = sign(user)
 
@@ -370,7 +373,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
             assert (await client.next())["resumed"] is True
         return len(asked)
 
-    monkeypatch.setattr(CallerPool, "_ask_each", counted)
+    monkeypatch.setattr(pools, "_answer_together", counted)
     async with server.connect(token) as client:
         last = (await client.until("initial_state"))["last_event_id"]
         add_notification(db, user)

@@ -20,7 +20,8 @@ ids = st.builds(
     EventId,
     st.text("0123456789abcdef", min_size=8, max_size=8),
     st.integers(0, 2**63 - 1),
-    st.none() | st.builds(Seen, snapshots, st.integers(0, 2**64 - 1)),
+    st.integers(0, 2**32 - 1),
+    st.none() | st.builds(Seen, snapshots, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)),
 )
 
 
@@ -41,30 +42,33 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
 
 def reason(text: str, epoch: str, number: int = 100) -> str | None:
     try:
-        place(text, epoch, number)
+        place(text, EventId(epoch, number, 0), incarnation=10)
     except Refused as refused:
         return refused.reason
     return None
 
 
 def test_why_there_is_no_resume() -> None:
-    assert reason("1234abcd-7", "1234abcd") is None
-    assert reason("1234abcd-100", "1234abcd") is None
-    assert reason("1234abcd-7.5.9.6_8.0_1A", "1234abcd") is None
-    assert reason("1234abcd-7", "00000000") == "history_changed"
+    assert reason("1234abcd-7-1f", "1234abcd") is None
+    assert reason("1234abcd-100-0", "1234abcd") is None
+    assert reason("1234abcd-7-1f.5.9.6_8.0_1A.a", "1234abcd") is None
+    assert reason("1234abcd-7-1f.5.9.6_8.0_1A.b", "1234abcd") == "history_changed", "another run of PostgreSQL"
+    assert reason("1234abcd-7-1f", "00000000") == "history_changed"
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "'; drop table x",
-        "1234abcd-101",  # nobody was given it
-        "1234abcd-07",
-        "1234abcd-7.5.9.8_6.0_1A",
-        "1234abcd-7.5.9.9.0_1A",  # under way, and above the snapshot
-        "1234abcd-7.9.5..0_1A",
-        "1234abcd-7.0.5..0_1A",
-        "1234abcd-7.5.99999999999999999999..0_1A",
+        "1234abcd-101-1f",  # nobody was given it
+        "1234abcd-07-1f",
+        "1234abcd-7",
+        "1234abcd-7-01f",
+        "1234abcd-7-1f.5.9.8_6.0_1A.a",
+        "1234abcd-7-1f.5.9.9.0_1A.a",  # under way, and above the snapshot
+        "1234abcd-7-1f.9.5..0_1A.a",
+        "1234abcd-7-1f.0.5..0_1A.a",
+        "1234abcd-7-1f.5.99999999999999999999..0_1A.a",
     ],
 )
 def test_an_id_that_was_never_given_out(text: str) -> None:

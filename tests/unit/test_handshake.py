@@ -61,9 +61,22 @@ def test_the_token_among_subprotocols(headers: list[str], token: str | None) -> 
     assert handshake.token_of_subprotocols(headers) == token
 
 
-@pytest.mark.parametrize("origin", [None, "http://here:1", "https://here:1", "https://listed.example"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        None, "http://here:1", "https://here:1", "HTTP://Here:1", "https://listed.example", "https://Listed.Example:443",
+        "https://proxied.example", "https://proxied.example:443",
+    ],
+)  # fmt: skip
 def test_pages_that_may(origin: str | None) -> None:
-    handshake.check_origin(origin, "here:1", ("https://listed.example",))
+    handshake.check_origin(origin, ["here:1", "proxied.example"], ("https://listed.example",))
+
+
+def test_a_header_is_there_once_or_not_at_all() -> None:
+    assert handshake.only("Origin", []) is None
+    assert handshake.only("Origin", ["a"]) == "a"
+    with pytest.raises(BadRequest, match="2 headers `Origin`"):
+        handshake.only("Origin", ["a", "a"])
 
 
 @pytest.mark.parametrize(
@@ -71,5 +84,5 @@ def test_pages_that_may(origin: str | None) -> None:
 )
 def test_pages_that_may_not(origin: str) -> None:
     with pytest.raises(Forbidden):
-        handshake.check_origin(origin, "here:1", ("https://listed.example",))
-    handshake.check_origin(origin, "here:1", ("*",))
+        handshake.check_origin(origin, ["here:1", None], ("https://listed.example",))
+    handshake.check_origin(origin, ["here:1", None], ("*",))

@@ -168,10 +168,10 @@ def test_a_frame_is_what_websockets_would_write(length: int) -> None:
 
 def test_close_codes_are_those_of_the_contract() -> None:
     assert [close.code for close in Close] == [1001, 1009, 1012, 4400, 4401, 4403, 4409, 4410, 4413, 4429]
-    assert {close.code for close in Close if close.come_back} == {1001, 1012, 4409, 4429}
+    assert {close.code for close in Close if close.verdict == "come_back"} == {1001, 1012, 4409, 4429}
     for close in Close:
         assert len(close.reason.encode()) <= 123
-        assert close.come_back == ("come back with your last_event_id" in close.reason)
+        assert (close.verdict == "come_back") == ("come back with your last_event_id" in close.reason)
 
 
 def test_an_id_of_a_notification_is_a_uuid() -> None:

@@ -88,13 +88,16 @@ class Heard:
     def advanced(self, position: int) -> None:
         self.heard.append(f"advanced {position}")
 
+    def restarted(self) -> None:
+        self.heard.append("restarted")
+
     def history_changed(self) -> None:
         self.heard.append("history changed")
 
 
 def capturing(told: Told) -> tuple[_Run, Feed, Samples]:
     feed = Feed(Window(100_000))
-    feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
+    feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=1, incarnation=1)
     numbering = Numbering(number=0, place=(0, 0), near_xid=1)
     samples = Samples(0.0, lambda: 0.0)
     return _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, samples), feed, samples
@@ -131,7 +134,7 @@ async def test_what_broke_at_an_event_has_those_after_it_come_again() -> None:
         run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard == ["event 1", "event 2", "published"]
     again = Numbering(number=0, place=(0, 0), near_xid=1)
-    feed.begin(epoch="abcdef01", number=0, position=100, ceiling=1)
+    feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=1, incarnation=1)
     run = _Run(cast(Any, Told()), cast(Any, Told()), feed, Pulse("p"), again, Samples(0.0, lambda: 0.0))
     run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard[3:] == ["event 3", "published", "advanced 210"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from uuid import UUID, uuid4
 
 import pytest
@@ -16,13 +15,30 @@ def event(user: str = "", kind: str = "momentum_score_updated") -> Event:
     return Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a", "b"), body=body)
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (0.01, 10), (0.25, 250), (1.0, 1000)])
-def test_the_part_that_is_kept_is_the_rate(rate: float, expected: int) -> None:
-    samples = Samples(rate, cycle(number / 1000 for number in range(1000)).__next__)
-    for _ in range(1000):
+@pytest.mark.parametrize(("events", "kept"), [(200, 200), (5_000, 200)])
+def test_all_are_kept_while_there_are_few_and_a_bounded_number_when_there_are_many(events: int, kept: int) -> None:
+    now = 0.0
+    samples = Samples(20.0, lambda: now)
+    for _ in range(events):
         samples.delivered(event(), 0.001)
-    assert len(samples.take()) == expected
+    assert len(samples.take()) == kept
     assert samples.take() == []
+    now = 100.0
+    for _ in range(5_000):
+        samples.delivered(event(), 0.001)
+    assert len(samples.take()) == 200
+    for second in range(101, 111):
+        now = float(second)
+        for _ in range(1_000):
+            samples.delivered(event(), 0.001)
+    assert len(samples.take()) == 200
+
+
+def test_nothing_is_left_out_while_there_is_little() -> None:
+    samples = Samples(20.0, lambda: 0.0)
+    for _ in range(30):
+        samples.delivered(event(), 0.001)
+    assert len(samples.take()) == 30
 
 
 def test_a_sample_says_what_and_where_and_how_long() -> None:
@@ -37,7 +53,7 @@ def test_a_sample_says_what_and_where_and_how_long() -> None:
 
 
 def test_failures_are_kept_whatever_the_rate_and_find_room() -> None:
-    samples = Samples(1.0, lambda: 0.5)
+    samples = Samples(5_000.0, lambda: 0.5)
     for _ in range(5_000):
         samples.delivered(event(), 0.001)
     samples.failed(event(kind="intervention_created"), "x" * 10_000)

@@ -22,7 +22,7 @@ from momentum_sync.wire.close import Close
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
 CHANNELS = [f"momentum_updates:{USER}", f"interventions:{USER}", f"notifications:{USER}", "cache_invalidation"]
-SEEN = Seen(Snapshot.parse("10:20:12"), 500)
+SEEN = Seen(Snapshot.parse("10:20:12"), 500, 1)
 NULL = msgspec.Raw(b"null")
 ASKED = Granted(["notifications:x", "interventions:coaches"], frozenset({"interventions:coaches"}))
 
@@ -32,17 +32,17 @@ def identity(expires_at: float | None = 10_000.0) -> Identity:
 
 
 def make(*, now: float = 1000.0, expires_at: float | None = 10_000.0) -> Session:
-    return Session(identity(expires_at), USER, "phone", heartbeat=25.0, now=now)
+    return Session(identity(expires_at), USER, "phone", heartbeat=25.0, now=now, at=now)
 
 
 def greeting(*, refused: list[str] | None = None, reason: str | None = None) -> Greeting:
     state = State(msgspec.Raw(b'{"has_data": true}'), NULL, msgspec.Raw(b"[]"))
-    return Greeting(Granted(list(CHANNELS)), refused or [], EventId("abcdef01", 7, SEEN), state, reason=reason)
+    return Greeting(Granted(list(CHANNELS)), refused or [], EventId("abcdef01", 7, 7, SEEN), state, reason=reason)
 
 
 def live(**more: Any) -> Session:
     session = make(**more)
-    session.greet(greeting(), 1000.0)
+    session.greet(greeting(), 1000.0, 1000.0)
     session.to_send()
     return session
 
@@ -68,7 +68,7 @@ def invalidation(number: int, *keys: str) -> Event:
 
 def test_a_greeting_is_the_confirmation_then_the_state() -> None:
     session = make()
-    session.greet(greeting(), 1000.0)
+    session.greet(greeting(), 1000.0, 1000.0)
     confirmed, state = sent(session)
     assert confirmed == {
         "type": "subscription_confirmed", "channels": CHANNELS, "user_id": str(USER), "client_id": "phone",
@@ -77,19 +77,19 @@ def test_a_greeting_is_the_confirmation_then_the_state() -> None:
     assert state["type"] == "initial_state"
     assert state["momentum"] == {"has_data": True}
     assert (state["interventions"], state["notifications"]) == (None, [])
-    assert EventId.parse(state["last_event_id"]) == EventId("abcdef01", 7, SEEN)
+    assert EventId.parse(state["last_event_id"]) == EventId("abcdef01", 7, 7, SEEN)
 
 
 def test_what_was_refused_and_why_there_was_no_resume_is_said() -> None:
     session = make()
-    session.greet(greeting(refused=["momentum_updates:all"], reason="history_changed"), 1000.0)
+    session.greet(greeting(refused=["momentum_updates:all"], reason="history_changed"), 1000.0, 1000.0)
     confirmed = sent(session)[0]
     assert (confirmed["refused"], confirmed["reason"]) == (["momentum_updates:all"], "history_changed")
 
 
 def test_missed_events_follow_the_state_in_a_chain() -> None:
     session = make()
-    session.greet(greeting(), 1000.0)
+    session.greet(greeting(), 1000.0, 1000.0)
     session.event(event(8), 1000.0)
     session.event(event(9), 1000.0)
     _, state, first, second = sent(session)
@@ -105,14 +105,14 @@ def test_until_the_stream_has_passed_the_snapshot_ids_carry_it_and_what_it_holds
     session.event(event(9, xid=12), 1001.0)
     session.event(event(10, xid=25), 1001.0)
     first, second = sent(session)
-    assert EventId.parse(first["event"]["id"]) == EventId("abcdef01", 9, SEEN)
-    assert EventId.parse(second["event"]["id"]) == EventId("abcdef01", 10, SEEN)
+    assert EventId.parse(first["event"]["id"]) == EventId("abcdef01", 9, 9, SEEN)
+    assert EventId.parse(second["event"]["id"]) == EventId("abcdef01", 10, 10, SEEN)
     session.advanced(499)
     assert session.seen is SEEN
     session.advanced(500)
     session.event(event(11, xid=11), 1001.0)
     (third,) = sent(session)
-    assert third["event"]["id"] == "abcdef01-11"
+    assert third["event"]["id"] == "abcdef01-11-b"
     assert third["event"]["previous_id"] == second["event"]["id"]
 
 
@@ -208,14 +208,14 @@ def test_unsubscribing_answers_with_what_is_left() -> None:
 
 def test_a_fresh_token_drops_what_it_does_not_grant() -> None:
     session = live(expires_at=1030.0)
-    session.tick(1000.0, 0)
-    session.renewed(identity(9000.0), Granted(CHANNELS[:2]), 1001.0, 1)
+    session.tick(1000.0, 1000.0, 0, None)
+    session.renewed(identity(9000.0), Granted(CHANNELS[:2]), 1001.0, 1001.0, 1)
     warned, answer = sent(session)
     assert warned["type"] == "token_expiring"
     assert (answer["type"], answer["expires_at"]) == ("authenticated", "1970-01-01T02:30:00.000Z")
     assert answer["refused"] == CHANNELS[2:]
     assert list(session.channels) == CHANNELS[:2]
-    session.tick(1031.0, 0)
+    session.tick(1031.0, 1031.0, 0, None)
     assert session.closing is None
 
 
@@ -228,7 +228,8 @@ def test_one_unreadable_message_after_another_ends_it() -> None:
         session.receive_binary(1001.0)
     assert session.closing is None
     session.receive(b"[]", 1001.0)
-    assert Close(session.closing) is Close.UNREADABLE
+    closing: Close | None = session.closing
+    assert closing is Close.UNREADABLE
     codes = [message["code"] for message in sent(session) if message["type"] == "error"]
     assert codes == ["invalid_json"] * 4 + ["binary_frame"] * 4 + ["invalid_message"]
 
@@ -237,37 +238,62 @@ def test_too_many_messages_end_it_and_patience_is_rewarded() -> None:
     patient = live()
     for second in range(300):
         for _ in range(20):
-            patient.receive(b'{"type": "ping"}', 1001.0 + second)
+            assert patient.frame(1001.0 + second)
     assert patient.closing is None
     flood = live()
-    for _ in range(101):
-        flood.receive(b'{"type": "ping"}', 1001.0)
+    assert [flood.frame(1001.0) for _ in range(101)] == [True] * 100 + [False]
     assert flood.closing is Close.TOO_MANY_MESSAGES
 
 
 def test_heartbeats() -> None:
     session = live()
-    assert session.tick(1001.0, 0) == 1025.0
+    assert session.tick(1001.0, 1001.0, 0, None) == 1025.0
     assert sent(session) == []
-    assert session.tick(1025.0, 40) == 1050.0
+    assert session.tick(1025.0, 1025.0, 40, None) == 1050.0
     (heartbeat,) = sent(session)
     assert (heartbeat["type"], heartbeat["lag_ms"], heartbeat["last_event_id"]) == ("heartbeat", 40, session.last_id)
+    assert heartbeat["position"] == session.last_id, "it does not follow the feed"
+
+
+def test_a_heartbeat_says_how_far_the_feed_has_come_and_carries_the_snapshot_until_that_is_passed() -> None:
+    session = live()
+    session.tick(1025.0, 1025.0, 0, EventId("abcdef01", 50, 7))
+    (stitching,) = sent(session)
+    assert EventId.parse(stitching["position"]) == EventId("abcdef01", 50, 7, SEEN)
+    session.advanced(500)
+    session.tick(1050.0, 1050.0, 0, EventId("abcdef01", 60, 8))
+    (passed,) = sent(session)
+    assert (passed["position"], passed["last_event_id"]) == ("abcdef01-60-8", session.last_id)
+    session.tick(1075.0, 1075.0, 0, EventId("00000002", 70, 9))
+    (other,) = sent(session)
+    assert other["position"] == session.last_id, "of another history"
+
+
+def test_a_clock_that_is_set_while_a_client_is_connected_ends_nothing_and_starves_nobody() -> None:
+    session = live(expires_at=5000.0)
+    session.tick(1000.0 + 86_400, 1025.0, 0, None)
+    assert [message["type"] for message in sent(session)] == ["heartbeat"]
+    session.tick(1000.0 - 86_400, 1050.0, 0, None)
+    assert [message["type"] for message in sent(session)] == ["heartbeat"]
+    assert session.closing is None
+    session.tick(1000.0, 5005.0, 0, None)
+    assert session.closing is Close.TOKEN
 
 
 def test_a_token_is_warned_of_once_and_then_expires() -> None:
     session = live(expires_at=1090.0)
-    assert session.tick(1000.0, 0) == 1025.0
-    session.tick(1025.0, 0)
+    assert session.tick(1000.0, 1000.0, 0, None) == 1025.0
+    session.tick(1025.0, 1025.0, 0, None)
     sent(session)
-    assert session.tick(1029.0, 0) == 1030.0
-    assert session.tick(1030.0, 0) == 1050.0
+    assert session.tick(1029.0, 1029.0, 0, None) == 1030.0
+    assert session.tick(1030.0, 1030.0, 0, None) == 1050.0
     (warning,) = sent(session)
     assert (warning["type"], warning["expires_at"]) == ("token_expiring", "1970-01-01T00:18:10.000Z")
-    session.tick(1031.0, 0)
+    session.tick(1031.0, 1031.0, 0, None)
     assert sent(session) == []
-    session.tick(1094.9, 0)
+    session.tick(1094.9, 1094.9, 0, None)
     assert session.closing is None  # the issuer's clock may be behind
-    session.tick(1095.0, 0)
+    session.tick(1095.0, 1095.0, 0, None)
     assert session.closing is Close.TOKEN
 
 
@@ -307,7 +333,7 @@ def test_a_review_takes_what_is_no_longer_granted_and_says_so_once() -> None:
 
 def test_an_api_key_does_not_expire() -> None:
     session = live(expires_at=None)
-    session.tick(1e11, 0)
+    session.tick(1e11, 1e11, 0, None)
     assert session.closing is None
 
 
@@ -320,19 +346,19 @@ def test_silence() -> None:
 
 
 def test_a_client_that_waited_long_for_its_greeting_was_not_silent() -> None:
-    session = Session(identity(None), USER, "phone", heartbeat=25.0, now=0.0)
-    session.greet(greeting(), 60.0)
+    session = Session(identity(None), USER, "phone", heartbeat=25.0, now=0.0, at=0.0)
+    session.greet(greeting(), 60.0, 60.0)
     assert not session.silent(100.0)
     assert session.silent(101.0)
 
 
 @pytest.mark.parametrize("heartbeat", [0.5, 25.0, 300.0])
 def test_half_open_is_noticed_within_a_minute_whatever_the_heartbeat(heartbeat: float) -> None:
-    session = Session(identity(None), USER, "phone", heartbeat=heartbeat, now=0.0)
-    session.greet(greeting(), 0.0)
+    session = Session(identity(None), USER, "phone", heartbeat=heartbeat, now=0.0, at=0.0)
+    session.greet(greeting(), 0.0, 0.0)
     now = 0.0
     while not session.silent(now):
-        now = session.tick(now, 0)
+        now = session.tick(now, now, 0, None)
     assert 5.0 < now <= 60.0
 
 

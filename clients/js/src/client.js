@@ -298,11 +298,11 @@ export class Client {
     this.#tell();
     let failures = 0;
     while (this.#open) {
-      const began = this.#clock();
+      const began = performance.now();
       const error = await this.#connect();
       if (!this.#open) return;
       const now = this.#clock();
-      failures = this.#known.following.online && now - began > STEADY_MS ? 1 : failures + 1;
+      failures = this.#known.following.online && performance.now() - began > STEADY_MS ? 1 : failures + 1;
       this.#known.following.lost(now);
       this.#known.outbox.lost();
       this.#report(error);
@@ -357,7 +357,7 @@ export class Client {
       const query = { user_id: userId, client_id: clientId, last_event_id: this.#known.following.connecting() };
       const environment = { WebSocket, fetch, url: this.#url, userId, signal: this.#closing.signal };
       const connection = await connect(address(this.#url, query, this.#askedFor), token, environment);
-      this.#known.following.opened(this.#clock());
+      this.#known.following.opened(this.#clock(), performance.now());
       this.#woken = false;
       this.#connection = connection;
       if (!this.#open) connection.end(new ConnectionLost("The program has closed the connection."));
@@ -378,7 +378,7 @@ export class Client {
    * @param {Connection} connection
    */
   #take(text, connection) {
-    for (const output of this.#known.following.receive(text, this.#clock())) {
+    for (const output of this.#known.receive(text, performance.now())) {
       if (output.kind === "answer") {
         this.#answered(output.message, connection);
         continue;
@@ -459,7 +459,7 @@ export class Client {
   #post() {
     const connection = this.#connection;
     if (connection === null || !this.#known.following.online) return;
-    for (const id of this.#known.outbox.take(this.#clock())) {
+    for (const id of this.#known.outbox.take(performance.now())) {
       connection.send({ type: "mark_notification_read", notification_id: id, ref: `read:${id}` });
     }
   }
@@ -533,7 +533,7 @@ export class Client {
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
   #checkFrozen() {
-    if (!this.#known.following.frozen(this.#clock(), this.#patience)) return false;
+    if (!this.#known.following.frozen(performance.now(), this.#patience)) return false;
     this.#connection?.end(new FeedFrozen(`Nothing has come for more than ${this.#patience / 1000} s.`));
     return true;
   }

@@ -99,15 +99,18 @@ export function pause(failures, chance) {
 }
 
 /**
- * One client's place in the stream. All times are milliseconds since 1970.
+ * One client's place in the stream. Times are milliseconds: `now` since 1970, `at` on a clock that only goes forward.
  *
- * `since` is when what it knows was last known to be current, where it is not live. `userId` is null until known.
+ * `lastEventId` is the last event that came; `position` is how far the server says that the stream has come for this
+ * client, with no event for it in between: from there it resumes. `since` is when what it knows was last known to be current, where it is not live. `userId` is null until known.
  */
 export class Following {
   #heardAt = 0;
+  #steady = 0;
   #toCome = 0;
   #came = false;
-  #broughtId = false;
+  /** @type {string | null} */
+  #broughtId = null;
   /** @type {string | null} */
   #reason = null;
 
@@ -117,6 +120,8 @@ export class Following {
     this.state = new UserState(userId ?? "");
     /** @type {string | null} */
     this.lastEventId = null;
+    /** @type {string | null} */
+    this.position = null;
     /** @type {Status} */
     this.status = "offline";
     /** @type {number | null} */
@@ -134,22 +139,24 @@ export class Following {
    */
   restore(userId, lastEventId, since) {
     this.userId = this.state.userId = userId;
-    this.lastEventId = lastEventId;
+    this.lastEventId = this.position = lastEventId;
     this.since = since;
   }
 
   /** A connection is asked for: the id to bring. */
   connecting() {
-    this.#broughtId = this.lastEventId !== null;
-    return this.lastEventId;
+    this.#broughtId = this.position;
+    return this.position;
   }
 
   /**
    * The socket is there; the greeting is not.
    * @param {number} now
+   * @param {number} at
    */
-  opened(now) {
+  opened(now, at) {
     this.#heardAt = now;
+    this.#steady = at;
   }
 
   /**
@@ -173,11 +180,11 @@ export class Following {
 
   /**
    * Whether nothing came for longer than `patience` milliseconds.
-   * @param {number} now
+   * @param {number} at
    * @param {number} patience
    */
-  frozen(now, patience) {
-    return now - this.#heardAt > patience;
+  frozen(at, patience) {
+    return at - this.#steady > patience;
   }
 
   /**
@@ -185,7 +192,7 @@ export class Following {
    * @param {string} reason
    */
   forget(reason) {
-    this.lastEventId = null;
+    this.lastEventId = this.position = null;
     this.#reason = reason;
   }
 
@@ -209,11 +216,13 @@ export class Following {
    * A text frame. Throws Gap where an event is missing before it, NotUnderstood where it is no message.
    * @param {string} text
    * @param {number} now
+   * @param {number} at
    * @returns {Output[]}
    */
-  receive(text, now) {
+  receive(text, now, at) {
     const message = parse(text);
     this.#heardAt = now;
+    this.#steady = at;
     switch (message.type) {
       case "subscription_confirmed":
         return this.#confirmed(message, now);
@@ -255,8 +264,10 @@ export class Following {
       this.#toCome = message.resumed ? message.replayed : 0;
       this.since ??= now;
       this.status = "catching_up";
-      if (message.resumed) this.#caughtUp();
-      else if (this.#broughtId) this.#reason = message.reason ?? "unknown_id";
+      if (message.resumed) {
+        this.lastEventId = this.#broughtId; // what comes next follows what was brought
+        this.#caughtUp();
+      } else if (this.#broughtId !== null) this.#reason = message.reason ?? "unknown_id";
     }
     return [{ kind: "answer", message }];
   }
@@ -267,7 +278,7 @@ export class Following {
    */
   #begin(message) {
     this.state.begin(message);
-    this.lastEventId = message.last_event_id;
+    this.lastEventId = this.position = message.last_event_id;
     const reason = this.#reason;
     this.#reason = null;
     this.#toCome = 0;
@@ -295,7 +306,7 @@ export class Following {
       this.forget("gap");
       throw new Gap(`The event ${id} follows ${previous}, which did not come.`);
     }
-    this.lastEventId = id;
+    this.lastEventId = this.position = id;
     this.#came = true;
     if (this.#toCome > 0) {
       this.#toCome -= 1;
@@ -310,6 +321,7 @@ export class Following {
       this.forget("gap");
       throw new Gap(`The server has sent ${message.last_event_id}, which did not come.`);
     }
+    this.position = message.position ?? message.last_event_id;
     if (message.lag_ms > LATE_MS) {
       this.since ??= this.#heardAt - message.lag_ms;
       this.status = "catching_up";

@@ -81,6 +81,19 @@ export class Known {
   }
 
   /**
+   * A text frame; throws as `Following.receive`. It may say how far the stream is: a program that has had all events goes on
+   * from there.
+   * @param {string} text
+   * @param {number} at milliseconds on a clock that only goes forward
+   */
+  receive(text, at) {
+    const outputs = this.following.receive(text, this.#clock(), at);
+    const { position } = this.following;
+    if (outputs.length === 0 && position !== null && this.stream.empty) this.keeper.advance(position);
+    return outputs;
+  }
+
+  /**
    * Whose connection it will be, by the token's own word: enough to let go of what is another's.
    * @param {string | null} userId
    */

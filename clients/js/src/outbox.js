@@ -37,7 +37,7 @@ export class Outbox {
    * @param {number} now in milliseconds
    */
   take(now) {
-    if (Math.abs(now - this.#second) >= 1_000) {
+    if (now - this.#second >= 1_000) {
       this.#second = now;
       this.#left = A_SECOND;
     }

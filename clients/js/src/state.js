@@ -39,6 +39,10 @@ const NOTIFICATION = {
   status: TEXT,
 };
 
+const REMOVED = { timestamp: TEXT, notification_id: TEXT };
+/** What stands for a field that was left out because it is too large. */
+const LEFT_OUT = { title: "", message: "", trigger_reason: "", action_data: null, previous_status: null };
+
 /**
  * One user's momentum, open interventions, and unread notifications.
  *
@@ -113,6 +117,7 @@ export class UserState {
    */
   fold(event) {
     if (event.user_id !== this.userId) return false;
+    if (Array.isArray(event.omitted)) event = { ...LEFT_OUT, ...event };
     switch (event.event_type) {
       case "momentum_score_created":
       case "momentum_score_updated":
@@ -125,6 +130,8 @@ export class UserState {
         return fits(event, INTERVENTION) && this.#intervention(event);
       case "push_notification":
         return fits(event, NOTIFICATION) && this.#notification(event);
+      case "notification_removed":
+        return fits(event, REMOVED) && this.#notifications.delete(event.notification_id);
       default:
         return false;
     }

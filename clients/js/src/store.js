@@ -87,6 +87,16 @@ export class Keeper {
   }
 
   /**
+   * The stream has come this far, and the program has had all of it.
+   * @param {string} position
+   */
+  advance(position) {
+    if (this.lastEventId === null || this.lastEventId === position) return;
+    this.lastEventId = position;
+    this.changed = true;
+  }
+
+  /**
    * It is another user now.
    * @param {string} userId
    */

@@ -45,7 +45,7 @@ const seconds = (at) => at * 1000;
 
 function take(following, step) {
   if ("connect" in step) assert.equal(following.connecting(), step.connect);
-  else if ("opened" in step) following.opened(seconds(step.opened));
+  else if ("opened" in step) following.opened(seconds(step.opened), seconds(step.opened));
   else if ("channels" in step) assert.deepEqual(following.channels, step.channels);
   else if ("lost" in step) following.lost(seconds(step.lost));
   else if ("ended" in step) following.ended(seconds(step.ended));
@@ -53,8 +53,8 @@ function take(following, step) {
     assert.equal(following.frozen(seconds(step.frozen.at), seconds(step.frozen.patience)), step.is);
   } else if ("receive" in step) {
     const text = typeof step.receive === "string" ? step.receive : JSON.stringify(step.receive);
-    if ("error" in step) assert.throws(() => following.receive(text, seconds(step.at)), errors[step.error]);
-    else assert.deepEqual(following.receive(text, seconds(step.at)).map(described), step.outputs);
+    if ("error" in step) assert.throws(() => following.receive(text, seconds(step.at), seconds(step.at)), errors[step.error]);
+    else assert.deepEqual(following.receive(text, seconds(step.at), seconds(step.at)).map(described), step.outputs);
   } else {
     const { status, lastEventId, since } = following;
     assert.deepEqual(

@@ -13,26 +13,30 @@ select
         as may_replicate,
     current_user::text as role,
     current_setting('synchronous_standby_names') as standbys,
+    pg_is_in_recovery() as is_replica,
     current_database() || ' ' || extract(epoch from pg_postmaster_start_time()) as database
 
 -- name: log
--- Whose the log is (null: there is none of this version), whose the app's tables are, whether all of the functions are
--- there, and whether the role has what the server needs: the log, those functions, and its callers' roles.
+-- Whether the log is there in this version, whose the app's tables are, whether all of the functions are there, and whether
+-- the role has what the server needs: privileges on the log, those functions, and its callers' roles.
 with functions as (
     select p.oid
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = 'momentum' and p.proname in ('become', 'admit', 'check_policies')
+    where n.nspname = 'momentum' and p.proname in (
+        'become', 'admit', 'check_policies', 'keep_partitions', 'check_publishing')
 )
 select
     current_user::text as role,
-    pg_get_userbyid(c.relowner)::text as owner,
+    c.oid is not null as is_there,
     (
         select pg_get_userbyid(t.relowner)::text from pg_catalog.pg_class t
         where t.oid = to_regclass('public.daily_engagement_scores')
     ) as app_owner,
-    (select count(*) = 3 from functions) as is_whole,
+    (select count(*) = 5 from functions) as is_whole,
     coalesce(
-        pg_has_role(current_user, c.relowner, 'usage')
+        has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
+        and has_table_privilege(s.oid, 'select') and has_table_privilege(s.oid, 'insert')
+        and has_table_privilege(s.oid, 'update')
         and has_schema_privilege(c.relnamespace, 'usage')
         and (select bool_and(has_function_privilege(f.oid, 'execute')) from functions f)
         and pg_has_role(current_user, 'authenticated', become.right_to)
@@ -45,13 +49,16 @@ from (
 left join (
     pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
-    join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = 'rows' and not a.attisdropped
+    join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
+    join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_lsn' and not a.attisdropped
 ) on c.relname = 'event_log'
 
 -- name: log_slot
--- The slot that the log belongs to, if it is another than ours and still there.
+-- The slot that the log belongs to, if it is another than ours and still there. A database that was copied from another as
+-- its template has the log of that one, whose slot is none of its own.
 select s.slot
-from momentum.stream s join pg_catalog.pg_replication_slots r on r.slot_name = s.slot
+from momentum.stream s
+join pg_catalog.pg_replication_slots r on r.slot_name = s.slot and r.database = current_database()
 where s.slot <> %(slot)s
 
 -- name: slot
@@ -76,7 +83,10 @@ select
     pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint,
     safe_wal_size
 from pg_catalog.pg_replication_slots
-where slot_name = %(slot)s
+where slot_name = %(slot)s and database = current_database()
+
+-- name: publication
+select from pg_catalog.pg_publication where pubname = %(publication)s
 
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)

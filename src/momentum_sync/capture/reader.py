@@ -24,20 +24,21 @@ from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode, status
 from momentum_sync.capture.pulse import PREFIX as BEAT
 from momentum_sync.capture.pulse import Pulse
-from momentum_sync.capture.slot import SlotState, Stream, ensure_slot, look, open_stream
+from momentum_sync.capture.slot import SlotState, Stream, StreamRefused, ensure_slot, look, open_stream
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
-from momentum_sync.eventlog.event import Event, Malformed
-from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.event import CONTROL, Event, Malformed
+from momentum_sync.eventlog.feed import Feed, HistoryForked
 from momentum_sync.eventlog.samples import Samples
-from momentum_sync.eventlog.table import EventLog, Standing
+from momentum_sync.eventlog.table import EventLog, Publishing, Standing
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _BUSY_S = 0.25
 _ELSEWHERE_S = 5.0  # longer than a stream of our own that broke may hold the slot
 _STEADY_S = 10.0
 _BEAT_EVERY_S = 1.0
-_SILENT_S = 45.0
+_SILENT_S = 20.0  # a beat comes every second, and in a large transaction PostgreSQL speaks up every 15
 _LOOK_EVERY_S = 5.0
+_LOOKS_TO_A_CHECK = 3
 _PATIENCE_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
@@ -49,20 +50,28 @@ class Capture:
     """The one reader of a slot. `conninfo` is of a role that may replicate; the log has connections of its own.
 
     `state` is `starting`, `catching_up` (it reads what came before), `live`, `waiting` (another instance reads) or
-    `broken`. `slot` is what the database last said of the slot. `has_begun` is set once capture has been live.
+    `broken`. `slot` is what the database last said of the slot, `publishing` what it said of the triggers.
+    `has_begun` is set once capture has been live. `silent` is how many seconds may pass in which nothing comes from
+    the database.
     """
 
-    def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed, samples: Samples) -> None:
+    def __init__(
+        self, conninfo: str, slot: str, log: EventLog, feed: Feed, samples: Samples, *, silent: float = _SILENT_S
+    ) -> None:
         self._conninfo = conninfo
         self._slot = slot
         self._log = log
         self._feed = feed
         self._samples = samples
         self._pulse = Pulse(uuid.uuid4().hex)
-        self._pulse.lost(time.time())
+        self._pulse.lost(time.monotonic())
+        self._silent = silent
         self._current: _Run | None = None
         self._ending = asyncio.Event()
-        self.slot = SlotState("absent", None, None)
+        self._forked: str | None = None
+        self._stuck: StreamRefused | None = None
+        self.slot = SlotState("unknown", None, None)
+        self.publishing = Publishing()
         self.state = "starting"
         self.has_begun = asyncio.Event()
 
@@ -93,7 +102,7 @@ class Capture:
             began = time.monotonic()
             try:
                 await self._run_once()
-                return
+                continue  # told to end, or the history ended
             except SlotBusy as error:
                 if self.state != "waiting":
                     observe.slot_busy(str(error))
@@ -106,6 +115,7 @@ class Capture:
                 continue
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
                 broke = error
+                self._learn_from(error)
             except Exception as error:
                 observe.failed("capture", error)
                 broke = error
@@ -115,29 +125,46 @@ class Capture:
             observe.capture_broke(broke, pause)
             await asyncio.sleep(pause)
 
+    def _learn_from(self, error: Exception) -> None:
+        """Keeps what the next run must know: that the history forked, or that the slot may be stuck."""
+        if isinstance(error, HistoryForked):
+            self._forked = str(error)
+        elif isinstance(error, StreamRefused) and error.is_final:
+            observe.slot_may_be_stuck(str(error))
+            self._stuck = error
+
     def _gone(self, state: str) -> None:
         self.state = state
         self._current = None
-        self._pulse.lost(time.time())
+        self._pulse.lost(time.monotonic())
 
     async def _look(self) -> None:
-        """Keeps `slot` up to date, whoever reads it."""
+        """Keeps `slot` and `publishing` up to date, whoever reads the slot."""
+        looks = 0
         while True:
             try:
                 self.slot = await look(self._conninfo, self._slot)
+                if looks % _LOOKS_TO_A_CHECK == 0:
+                    publishing = await self._log.check_publishing()
+                    if publishing != self.publishing:
+                        observe.publishing(publishing.problems, publishing.foreign_triggers)
+                    self.publishing = publishing
+                looks += 1
             except Exception as error:
                 self.slot = SlotState("unknown", None, None)
                 observe.slot_unknown(error)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
-        lost = await ensure_slot(self._conninfo, self._slot)
+        lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck)
+        self._stuck = None
         if lost is not None:
             observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
             if self._ending.is_set():
                 return
-            standing = await self._log.take_over(stream.facts, known=self._feed.last_id)
+            standing = await self._log.take_over(stream.facts, known=self._feed.known, broke=self._forked)
+            self._forked = None
             if standing.broke is not None:
                 observe.history_broke(standing.epoch, standing.broke)
             with suppress(psycopg.errors.LockNotAvailable):  # append makes the one it needs, if it has to
@@ -145,8 +172,10 @@ class Capture:
             self._feed.begin(
                 epoch=standing.epoch,
                 number=standing.number,
+                mark=standing.mark,
                 position=stream.facts.confirmed_lsn,
                 ceiling=standing.ceiling,
+                incarnation=standing.incarnation,
                 newest=standing.newest,
             )
             numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
@@ -156,15 +185,17 @@ class Capture:
             self.state = "catching_up"
             observe.capture_began(self._slot, standing.epoch, standing.number)
             await _first_of(
-                stream.run(run.take), run.append(), run.keep_alive(), self._log.watch(), self._log.watch_whole(),
-                self._log.watch_policies(), self._until_live(run, standing),
+                stream.run(run.take), run.append(), run.beat(), run.watch(self._silent), self._log.watch(),
+                self._log.watch_whole(), self._log.watch_policies(), self._until_live(run, standing),
             )  # fmt: skip
             await run.finish()
+            if not self._ending.is_set():  # the history ended
+                self._gone("broken")
 
     async def _until_live(self, run: _Run, standing: Standing) -> None:
         if standing.begins:
             # Transactions under way may be in the history before, and not yet in any snapshot. A new slot waits, too.
-            waiting = asyncio.ensure_future(self._log.until_ended(standing.ceiling))
+            waiting = asyncio.ensure_future(self._log.until_settled(standing))
             try:
                 if not (await asyncio.wait([waiting], timeout=_PATIENCE_S))[0]:
                     observe.waits_for_transactions(standing.ceiling)
@@ -231,6 +262,8 @@ class _Run:
                     event = self._event(frame)
                     if event is not None:
                         events.append(event)
+                        if _ends_history(event):
+                            break
                 case Begin():
                     self._numbering.begin(frame)
                 case Commit():
@@ -242,8 +275,11 @@ class _Run:
                     reply = reply or frame.reply
         if events:
             self._publish(events)
+        if events and _ends_history(events[-1]):
+            self.end()  # what follows is another history's, and is read again for it
+            return
         for beat in beats:  # now that what was before it has been published
-            if self._pulse.read(beat, time.time()):
+            if self._pulse.read(beat, time.monotonic()):
                 self.caught_up.set()
         if position > self._received:
             self._received = position
@@ -265,7 +301,7 @@ class _Run:
         self._pending_size += sum([event.size for event in events])
         self._work.set()
         if self.unlogged_since is None:
-            self.unlogged_since = time.time()
+            self.unlogged_since = time.monotonic()
         if self._pending_size > _PENDING_LIMIT:
             self._stream.pause()
 
@@ -299,9 +335,9 @@ class _Run:
         began = time.monotonic()
         await self._make_durable(batch, position)
         observe.appended(time.monotonic() - began)
-        self.unlogged_since = time.time() if self._pending else None
+        self.unlogged_since = time.monotonic() if self._pending else None
         self._pending_size -= sum(event.size for event in batch)
-        self._feed.window.durable(batch[-1].number)
+        self._feed.logged(batch[-1])
         self._confirmed(position)
         if self._pending_size <= _PENDING_LIMIT // 2 and not self._end:
             self._stream.resume()
@@ -324,15 +360,25 @@ class _Run:
             self._durable = position
             self._report(reply=False)
 
-    async def keep_alive(self) -> None:
-        """Tells the server that we live, once a second, and sends a beat through it when none is under way."""
+    async def beat(self) -> None:
+        """Sends a beat through the WAL once a second, unless one is under way."""
         while True:
-            self._report(reply=True)
-            if time.monotonic() - self._heard_at > _SILENT_S and self._stream.reading:
-                raise CaptureError(f"nothing has come from the database for {_SILENT_S:.0f} s")
-            beat = self._pulse.next(time.time())
+            beat = self._pulse.next(time.monotonic())
             if beat is not None:
                 await self._log.beat(BEAT, beat)
+            await asyncio.sleep(_BEAT_EVERY_S)
+
+    async def watch(self, silent: float) -> None:
+        """Tells PostgreSQL once a second that we live, and raises CaptureError when nothing has come for `silent`
+        seconds.
+
+        It waits for no answer, because on a connection that went silent there is none.
+        """
+        while True:
+            self._report(reply=True)
+            if time.monotonic() - self._heard_at > silent and self._stream.reading:
+                self._stream.cut()
+                raise CaptureError(f"nothing has come from the database for {silent:g} s")
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def end(self) -> None:
@@ -351,3 +397,8 @@ class _Run:
 
     def _report(self, *, reply: bool) -> None:
         self._stream.send(status(received=self._received, durable=self._durable, now=time.time(), reply=reply))
+
+
+def _ends_history(event: Event) -> bool:
+    """Whether a table was truncated: there are no rows to tell of, so every client begins again."""
+    return event.event_type == "table_truncated" and CONTROL in event.channels

@@ -14,15 +14,19 @@ from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection, errors, pq, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.database import lsn, queries
+from momentum_sync.database.connection import bounded, cut, pinned, settle, summary
 from momentum_sync.errors import CaptureError, SlotBusy
 from momentum_sync.eventlog.table import SlotFacts
 
 _SQL = queries.load(__package__)
 _ANSWER_TIMEOUT_S = 30.0
+_CONNECT_TIMEOUT_S = 15.0  # with the look-up of the name, which libpq's own timeout leaves out
+# PostgreSQL ends a stream whose reader is gone, whatever the role's own settings are, and sends something in half of
+# that.
+_STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FRAMES_A_TURN = 100
 _BYTES_A_TURN = 1024 * 1024
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
@@ -49,8 +53,8 @@ class SlotState:
     """What the database says of the slot.
 
     `state` is `reading`, `idle` (nobody reads it, and it holds back WAL), `lost` (the WAL it needs is gone), `absent`
-    or `unknown` (the database does not answer). `retained` is the bytes of WAL that it holds back, `reserve` how many
-    more it may before it is lost (None: as many as the disk holds).
+    or `unknown` (the database was not asked yet, or does not answer). `retained` is the bytes of WAL that it holds
+    back, `reserve` how many more it may before it is lost (None: as many as the disk holds).
     """
 
     state: str
@@ -60,18 +64,25 @@ class SlotState:
 
 async def look(conninfo: str, slot: str) -> SlotState:
     """Asks for the state of the slot. Raises psycopg.Error."""
-    async with await _connected(conninfo) as connection:
+    async with _asking(conninfo) as connection:
         row = await (await connection.execute(_SQL["look"], {"slot": slot})).fetchone()
     return SlotState("absent", None, None) if row is None else SlotState(*row)
 
 
-async def ensure_slot(conninfo: str, slot: str) -> str | None:
-    """Makes the slot if there is none, or if the one there has lost WAL; returns why it was lost, in that case."""
+async def ensure_slot(conninfo: str, slot: str, *, stuck: StreamRefused | None = None) -> str | None:
+    """Makes the slot if there is none, or if the one there can never be read on; returns why it cannot, in that case.
+
+    `stuck` is the error with which streaming from it has ended again and again.
+    """
     lost = None
-    async with await _connected(conninfo) as connection:
+    async with _asking(conninfo) as connection:
         held = await _slot(connection, slot)
-        if held is not None and held.wal_status == "lost" and held.active_pid is None:
-            lost = held.invalidation_reason or "the WAL it needs was removed"
+        if held is not None and held.active_pid is None:
+            if held.wal_status == "lost":
+                lost = held.invalidation_reason or "the WAL it needs was removed"
+            elif stuck is not None and await _is_stuck(connection, stuck):
+                lost = str(stuck)
+        if lost is not None:
             with suppress(errors.UndefinedObject):  # another instance was quicker
                 await connection.execute(_SQL["drop_slot"], {"slot": slot})
             held = None
@@ -82,14 +93,30 @@ async def ensure_slot(conninfo: str, slot: str) -> str | None:
     return lost
 
 
-async def _connected(conninfo: str) -> AsyncConnection[TupleRow]:
-    return await AsyncConnection.connect(
-        conninfo,
-        autocommit=True,
-        connect_timeout=10,
-        application_name="momentum-sync slot",
-        options=f"{conninfo_to_dict(conninfo).get('options') or ''} -c statement_timeout={_ANSWER_TIMEOUT_S:.0f}s",
-    )
+async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused) -> bool:
+    """Whether the slot can never get past the error.
+
+    Before PostgreSQL 18 decoding looks the publication up as it was at each change. One that was dropped and made
+    again is missing in between for ever.
+    """
+    if not error.names_publication:
+        return True
+    there = await (await connection.execute(_SQL["publication"], {"publication": PUBLICATION})).fetchone()
+    if there is None:
+        raise CaptureError(f"the publication {PUBLICATION} is missing; make it again: momentum-sync migrate")
+    return True
+
+
+@asynccontextmanager
+async def _asking(conninfo: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    """A connection for questions about the slot, for a bounded time."""
+    async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+        connection = await AsyncConnection.connect(
+            pinned(conninfo, application_name="momentum-sync slot"), autocommit=True
+        )
+    async with connection, bounded(connection, _ANSWER_TIMEOUT_S):
+        await settle(connection)
+        yield connection
 
 
 async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> Held | None:
@@ -98,11 +125,25 @@ async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> Held | None
 
 
 async def _held(conninfo: str, slot: str) -> Held:
-    async with await _connected(conninfo) as connection:
+    async with _asking(conninfo) as connection:
         held = await _slot(connection, slot)
     if held is None or not held.confirmed_lsn:
         raise CaptureError(f"the slot {slot} went away while it was opened")
     return held
+
+
+class StreamRefused(CaptureError):
+    """PostgreSQL ended the stream, or did not begin it, with an error.
+
+    `state` is its SQLSTATE, `began` which of the two.
+    """
+
+    def __init__(self, sentence: str, state: str, *, began: bool) -> None:
+        super().__init__(sentence)
+        self.state = state
+        self.names_publication = began and state == errors.UndefinedObject.sqlstate
+        # No other attempt may get past it: something is missing in the slot's past, or its WAL is.
+        self.is_final = self.names_publication or state == errors.UndefinedFile.sqlstate
 
 
 Take = Callable[[Sequence[bytes | memoryview]], None]
@@ -151,6 +192,10 @@ class Stream:
         """Whether it is not paused."""
         return self._reading
 
+    def cut(self) -> None:
+        """Ends the connection at once, whatever waits for it."""
+        cut(self._pgconn)
+
     async def finish(self) -> None:
         """Says that no more is wanted and waits for the server's end of it, after which the slot is free."""
         self._pgconn.put_copy_end()
@@ -187,7 +232,7 @@ class Stream:
             if payloads:
                 self._take(payloads)
             if length < 0:
-                raise CaptureError(f"the replication stream ended: {_reason(self._pgconn)}")
+                raise _ended("the replication stream ended", self._pgconn)
         except Exception as error:
             self._end(error)
             return
@@ -217,21 +262,23 @@ class Stream:
 @asynccontextmanager
 async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
     """Connects, takes the slot and starts the stream. SlotBusy while another instance has it, else CaptureError."""
-    replication = make_conninfo(conninfo, replication="database", application_name=APPLICATION)
+    replication = pinned(conninfo, application_name=APPLICATION, settings=_STREAM, replication="database")
     try:
-        connection = await AsyncConnection.connect(replication, autocommit=True, connect_timeout=10)
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            connection = await AsyncConnection.connect(replication, autocommit=True)
     except psycopg.Error as error:
-        raise CaptureError(f"the database cannot be reached: {str(error).strip()}") from error
+        raise CaptureError(f"the database cannot be reached: {summary(str(error))}") from error
     try:
-        try:
-            cursor = await connection.execute("IDENTIFY_SYSTEM")
-            row = await cursor.fetchone()
-        except psycopg.Error as error:
-            raise CaptureError(f"the database does not say who it is: {error}") from error
-        assert row is not None
-        if (await _held(conninfo, slot)).failover is False:
-            await _keep_through_failover(connection, slot)
-        await _start(connection.pgconn, slot)
+        async with bounded(connection, _ANSWER_TIMEOUT_S):
+            try:
+                cursor = await connection.execute("IDENTIFY_SYSTEM")
+                row = await cursor.fetchone()
+            except psycopg.Error as error:
+                raise CaptureError(f"the database does not say who it is: {error}") from error
+            assert row is not None
+            if (await _held(conninfo, slot)).failover is False:
+                await _keep_through_failover(connection, slot)
+            await _start(connection.pgconn, slot)
         confirmed = lsn.parse((await _held(conninfo, slot)).confirmed_lsn)
         yield Stream(connection, SlotFacts(slot, str(row[0]), int(row[1]), confirmed))
     finally:
@@ -258,11 +305,10 @@ async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:
             pgconn.consume_input()
     result = pgconn.get_result()
     if result is None or result.status != pq.ExecStatus.COPY_BOTH:
-        state = result.error_field(pq.DiagnosticField.SQLSTATE) if result else None
-        said = result.error_message.decode(errors="replace").strip() if result else "no answer"
-        if state == b"55006":  # object_in_use
+        said, state = _error(result, pgconn)
+        if state == errors.ObjectInUse.sqlstate:
             raise SlotBusy(said)
-        raise CaptureError(said)
+        raise StreamRefused(said, state, began=False)
     pgconn.nonblocking = 1
 
 
@@ -277,7 +323,13 @@ async def _until_ready(
         remove(socket)
 
 
-def _reason(pgconn: pq.abc.PGconn) -> str:
-    result = pgconn.get_result()
+def _ended(what: str, pgconn: pq.abc.PGconn) -> StreamRefused:
+    said, state = _error(pgconn.get_result(), pgconn)
+    return StreamRefused(f"{what}: {said}", state, began=True)
+
+
+def _error(result: pq.abc.PGresult | None, pgconn: pq.abc.PGconn) -> tuple[str, str]:
+    """What PostgreSQL, or else libpq, says went wrong, and the SQLSTATE, empty where there is none."""
     said = result.error_message if result else pgconn.error_message
-    return (said or b"the server closed it").decode(errors="replace").strip()
+    state = result.error_field(pq.DiagnosticField.SQLSTATE) if result else None
+    return (said or b"the server closed it").decode(errors="replace").strip(), (state or b"").decode()

@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.capture.slot import APPLICATION, Held
 from momentum_sync.database import queries
-from momentum_sync.database.pool import connect
+from momentum_sync.database.connection import connect
 from momentum_sync.errors import Unsuitable
 
 _SQL = queries.load(__package__)
@@ -35,6 +35,7 @@ class _Server:
     may_replicate: bool
     role: str
     standbys: str
+    is_replica: bool
     database: str
 
 
@@ -43,7 +44,7 @@ class _Log:
     """What the statement `log` says."""
 
     role: str
-    owner: str | None
+    is_there: bool
     app_owner: str | None
     is_whole: bool
     is_equipped: bool
@@ -55,9 +56,15 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
 
     `capture` is the connection string for reading the WAL, where that is another.
     """
-    with connect(conninfo if capture is None else capture, application_name="momentum-sync check") as connection:
+    capturing, name = (conninfo, "DATABASE_URL") if capture is None else (capture, "MOMENTUM_CAPTURE_URL")
+    with connect(capturing, application_name="momentum-sync check", name=name) as connection:
         server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
         assert server is not None
+        if server.is_replica:
+            raise Unsuitable(
+                "The database is a read replica, and the server has to write its log and make a replication slot.",
+                f"Set {name} to the address of the primary.",
+            )
         _check_server(server.version, server.wal_level, server.encoding)
         if not server.may_replicate:
             raise Unsuitable(
@@ -84,13 +91,14 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
 
 
 def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
-    if log.owner is None:
+    if not log.is_there:
         raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
     if not log.is_whole:
         raise Unsuitable("Functions of this version are missing in schema momentum.", "momentum-sync migrate --again")
     if not log.is_equipped:
         raise Unsuitable(
-            f"The role {log.role} has not what the server needs; the log belongs to {log.owner}.",
+            f"The role {log.role} lacks privileges that the server needs: on momentum.event_log, momentum.stream, their"
+            " functions, or to become authenticated and service_role.",
             f"As {log.app_owner}, who owns the tables: momentum-sync migrate --server-role {_quoted(log.role)}",
         )
     other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()

@@ -16,7 +16,7 @@ def migrate(
         str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Apply anew what was applied with another text, before its release.")
+        bool, typer.Option("--again", help="Apply all of them anew: repairs functions and triggers that were changed.")
     ] = False,
     server_role: Annotated[
         str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")
@@ -26,6 +26,7 @@ def migrate(
     with explained():
         settings = read(database_url=database_url)
         if settings.database_url is None:
+            settings.check_embedded()
             from momentum_sync.database.embedded import Embedded
 
             with Embedded(settings.data_dir) as embedded:

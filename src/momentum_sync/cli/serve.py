@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
+from dotenv import dotenv_values
 
 from momentum_sync import app, observe
 from momentum_sync.cli import explained
-from momentum_sync.settings import Settings, read
+from momentum_sync.settings import Settings, read, unknown
 
 
 def serve(
@@ -51,9 +53,9 @@ def serve(
     metrics_open: Annotated[
         bool | None, typer.Option(help="Answer /metrics without a key. [env: MOMENTUM_METRICS_OPEN; no]")
     ] = None,
-    metrics_sample: Annotated[
+    metrics_per_second: Annotated[
         float | None,
-        typer.Option(help="Part of the events in realtime_event_metrics. [env: MOMENTUM_METRICS_SAMPLE; 0.01]"),
+        typer.Option(help="Events a second in realtime_event_metrics. [env: MOMENTUM_METRICS_PER_SECOND; 20]"),
     ] = None,
     slot: Annotated[str | None, typer.Option(help="Replication slot. [env: MOMENTUM_SLOT; momentum_sync]")] = None,
     window_bytes: Annotated[
@@ -90,6 +92,8 @@ def serve(
 def run(settings: Settings) -> None:
     """Runs the server under these settings until a signal ends it. Raises Unsuitable."""
     observe.configure(level=settings.log_level)
+    for name in unknown([*os.environ, *dotenv_values(".env")]):
+        observe.unknown_setting(name)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file, and shells allow few at first
     with app.database(settings) as conninfo:

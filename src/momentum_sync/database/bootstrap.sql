@@ -35,17 +35,17 @@ begin
     -- The claims of the caller's token, as the gateway (or PostgREST) has set them for the transaction.
     if to_regprocedure('auth.jwt()') is null then
         create function auth.jwt() returns jsonb
-        language sql stable set search_path = ''
+        language sql stable set search_path = pg_catalog, pg_temp
         as 'select nullif(current_setting(''request.jwt.claims'', true), '''')::jsonb';
     end if;
     if to_regprocedure('auth.uid()') is null then
         create function auth.uid() returns uuid
-        language sql stable set search_path = ''
+        language sql stable set search_path = pg_catalog, pg_temp
         as 'select nullif(auth.jwt() ->> ''sub'', '''')::uuid';
     end if;
     if to_regprocedure('auth.role()') is null then
         create function auth.role() returns text
-        language sql stable set search_path = ''
+        language sql stable set search_path = pg_catalog, pg_temp
         as 'select auth.jwt() ->> ''role''';
     end if;
 

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import Connection, errors, sql
 from psycopg.rows import TupleRow
 
-from momentum_sync.database.pool import connect
+from momentum_sync.database.connection import connect
 from momentum_sync.errors import Unsuitable
 
 # Any constant will do; this one spells "momentum" in ASCII.
@@ -67,12 +67,11 @@ def migrate(
 
     `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
     when the database refuses, with the statement's own message, and for a file that was applied with another text,
-    before it was released; `again` applies all of them anew then. `server_role` is a role that gets what the server
-    needs, and nothing more.
+    before it was released; `again` applies all of them anew, which repairs what was changed since. `server_role` is a
+    role that gets what the server needs, and nothing more.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
-        connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'")
-        connection.execute("set client_min_messages = warning")
+        connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'; set statement_timeout = 0")
         _lock(connection)
         try:
             applied = _apply(connection, tell, again=again)
@@ -84,6 +83,7 @@ def migrate(
             if server_role is not None:
                 _equip(connection, server_role)
                 tell(f"{server_role} has what the server needs")
+            _tell_of_publishing(connection, tell)
             return applied
         finally:
             connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
@@ -99,7 +99,6 @@ def _lock(connection: Connection[TupleRow]) -> None:
 
 
 def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
-    _check_log_owner(connection)
     _run(connection, "bootstrap", _text("database/bootstrap.sql"))
     _run(connection, "bookkeeping", _BOOKKEEPING)
     # One statement is a whole file, as we write it down; the Supabase CLI writes down each statement of a file.
@@ -116,15 +115,27 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
             f"{other[0].version}_{other[0].name} was applied with another text, from before its release.",
             "Apply all of ours anew, which also makes our policies as shipped: momentum-sync migrate --again",
         )
-    if again and any(applied.get(migration.version) != migration.sql for migration in ours):
-        new = ours
-    else:
-        new = [migration for migration in ours if migration.version not in applied]
+    new = ours if again else [migration for migration in ours if migration.version not in applied]
     for migration in new:
         _run(connection, f"{migration.version}_{migration.name}", migration.sql, record=migration)
         tell(f"applied {migration.version}_{migration.name}")
     _run(connection, "event log", _text("eventlog/schema.sql"))
     return [migration.version for migration in new]
+
+
+def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], None]) -> None:
+    """Names what keeps events from being published, and the triggers of others that may put them out of order."""
+    row = connection.execute(
+        "select p.found -> 'problems', p.found -> 'foreign_triggers' from momentum.check_publishing() as p (found)"
+    ).fetchone()
+    assert row is not None
+    for problem in row[0]:
+        tell(f"{problem}: events are not published; mend it with `momentum-sync migrate --again`")
+    for trigger in row[1]:
+        tell(
+            f"the trigger {trigger} runs before ours: if it changes the row again, clients end with the older version;"
+            " rename it so that it sorts behind ours"
+        )
 
 
 def _equip(connection: Connection[TupleRow], role: str) -> None:
@@ -166,20 +177,6 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
         raise Unsuitable(
             f"The role {role} has the rights of service_role all the time, by inheriting them.",
             f"alter role {named} noinherit; revoke service_role, authenticated from {named}; then this command again.",
-        )
-
-
-def _check_log_owner(connection: Connection[TupleRow]) -> None:
-    """The log may belong to the server's role; whoever migrates must be able to act for it."""
-    row = connection.execute(
-        "select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(current_user, relowner, 'usage')"
-        " from pg_class where oid = to_regclass('momentum.event_log')"
-    ).fetchone()
-    if row is not None and not row[2]:
-        owner, migrator = (sql.Identifier(str(name)).as_string() for name in row[:2])
-        raise Unsuitable(
-            f"The log belongs to {row[0]}, and {row[1]} may not change it.",
-            f"grant {owner} to {migrator}; as whoever made that role, then this command again.",
         )
 
 

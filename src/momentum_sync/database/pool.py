@@ -2,34 +2,48 @@
 
 The database decides who may see what: every read for a client runs in a transaction whose role and
 `request.jwt.claims` are the caller's, as PostgREST does it, and row level security applies as it stands.
+
+Policies are the operator's SQL, and one may take seconds for one caller. So questions go in lanes: those of clients
+that connect, those about events, and those of callers whose questions were slow lately. A question that takes too
+long for its lane is moved to the last, where each caller waits for its own questions only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum
 from typing import LiteralString, NamedTuple, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, Connection, IsolationLevel, errors, sql
+from psycopg import AsyncConnection, AsyncCursor, IsolationLevel, errors, sql
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
-from momentum_sync.errors import Forbidden, Unauthenticated, Unavailable, Unsuitable
+from momentum_sync.database.connection import Pool, make_pool, using
+from momentum_sync.errors import Forbidden, Unauthenticated, Unavailable
 
-_Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 Params = Mapping[str, object]
 Query = LiteralString | sql.Composed
 
-_STATEMENT_TIMEOUT_MS = 10_000
 _WAIT_FOR_CONNECTION_S = 5.0
-_BECOME: LiteralString = "select momentum.become(%s, %s)"
-_OURSELVES: LiteralString = "set local role none"
+_QUICK_S = 0.5  # for one statement in a lane that callers share
+_SLOW_S = 10.0  # for one statement of a caller who waits alone
+_DIRECT_S = 10.0
+_CUT_AFTER_S = 15.0  # the network, where PostgreSQL's own timeouts do not answer
+_SLOW_FROM_S = 0.25
+_SLOW_FOR_S = 30.0
+_MOST_SLOW = 1_000  # callers that are remembered
 _AT_ONCE = 2
+_SLOW_AT_ONCE = 4
+_PER_CALLER = 2  # transactions of one caller at a time, outside of the lanes
 _BATCH = 50
+_BECOME: LiteralString = "select extract(epoch from clock_timestamp())::float8, momentum.become(%s, %s)"
+_NOW: LiteralString = "select extract(epoch from clock_timestamp())::float8"
+_OURSELVES: LiteralString = "set local role none"
 
 
 class Caller(Protocol):
@@ -44,15 +58,11 @@ class Caller(Protocol):
         """The token's claims as a JSON object."""
 
 
-def connect(conninfo: str, *, application_name: str) -> Connection[TupleRow]:
-    """A connection for a command's own work, in autocommit. Unsuitable, with what to set, if there is none."""
-    try:
-        return psycopg.connect(conninfo, autocommit=True, connect_timeout=10, application_name=application_name)
-    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-        raise Unsuitable(
-            f"The database cannot be reached: {str(error).strip().splitlines()[-1].strip()}.",
-            "Set DATABASE_URL=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
-        ) from error
+class Lane(Enum):
+    """What a question is for; lanes do not wait for each other."""
+
+    CONNECT = "connect"
+    EVENTS = "events"
 
 
 class _Question(NamedTuple):
@@ -61,59 +71,93 @@ class _Question(NamedTuple):
     answer: asyncio.Future[list[list[TupleRow]]]
 
 
+class _TooSlow(Exception):
+    """A statement of the question at `index` in a batch took longer than its lane gives."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
 class CallerPool:
     """A bounded pool whose only verbs are to work and to ask as somebody.
 
-    What many ask at once shares round trips, and no more than two of those are under way at a time, whatever number of
-    clients come back together.
+    Questions that come together share round trips, and each lane has a bounded number of those under way, whatever
+    number of clients come back together.
     """
 
     def __init__(self, conninfo: str, *, size: int) -> None:
-        self._pool: _Pool = AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=size,
-            timeout=_WAIT_FOR_CONNECTION_S,
-            open=False,
-            configure=_configure,
-            check=alive,
-            reconnect_timeout=60.0,
-            kwargs={"autocommit": True, "application_name": "momentum-sync gateway", "connect_timeout": 5},
-            name="callers",
-        )
-        self._waiting: deque[_Question] = deque()
-        self._asking: set[asyncio.Task[None]] = set()
-        self._apart: set[asyncio.Task[None]] = set()
+        self._direct = _pool(conninfo, "gateway", size, _DIRECT_S)
+        self._slow = _SlowCallers(_pool(conninfo, "slow callers", _SLOW_AT_ONCE, _SLOW_S))
+        self._lanes = {
+            lane: _Shared(_pool(conninfo, lane.value, _AT_ONCE, _QUICK_S), self._slow) for lane in Lane
+        }  # fmt: skip
+        self._turns = _Turns()
+        self._turns_of_slow = asyncio.Semaphore(max(1, size // 2))
 
     async def open(self) -> None:
         """Starts connecting in the background; work waits until there is a connection."""
-        await self._pool.open(wait=False)
+        for pool in self._pools():
+            await pool.open(wait=False)
 
     async def close(self) -> None:
         """Closes every connection, waiting a few seconds for work under way."""
-        await self._pool.close(timeout=5.0)
+        await asyncio.gather(*[pool.close(timeout=5.0) for pool in self._pools()])
+
+    def _pools(self) -> list[Pool]:
+        return [self._direct, self._slow.pool, *[lane.pool for lane in self._lanes.values()]]
 
     @asynccontextmanager
     async def as_caller(self, caller: Caller, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A transaction that is the caller's, committed on leaving; with `frozen` it is REPEATABLE READ.
 
-        Raises Forbidden for what the database refuses the caller, Unauthenticated for a token that was revoked,
-        Unavailable when the database cannot be reached in time.
+        One caller has two of them at a time; those whose work was slow lately leave half of the pool to others.
+
+        Raises:
+            Forbidden: the database refuses the caller.
+            Unauthenticated: the token was revoked.
+            Unavailable: the database cannot be reached in time.
         """
-        async with self._connection(frozen=frozen) as connection, connection.transaction():
-            await connection.execute(_BECOME, (caller.role, caller.claims))
-            yield connection
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._turns.of(caller.claims))
+            if self._slow.knows(caller):
+                await stack.enter_async_context(_in_time(self._turns_of_slow))
+            connection = await stack.enter_async_context(_connection(self._direct, frozen=frozen))
+            began = time.monotonic()
+            async with connection.transaction():
+                await connection.execute(_BECOME, (caller.role, caller.claims))
+                yield connection
+            self._slow.note(caller, time.monotonic() - began)
 
-    async def ask(self, caller: Caller, *queries: tuple[Query, Params]) -> list[list[TupleRow]]:
-        """The rows of queries that only read, under the caller's role and claims. Raises as `as_caller`.
+    async def ask(
+        self, caller: Caller, *queries: tuple[Query, Params], lane: Lane = Lane.EVENTS
+    ) -> list[list[TupleRow]]:
+        """Return the rows of queries that only read, under the caller's role and claims; all of them see the same.
 
-        All of them see the same.
+        Raises as `as_caller`.
         """
         question = _Question(caller, queries, asyncio.get_running_loop().create_future())
+        if self._slow.knows(caller):
+            self._slow.put(question)
+        else:
+            self._lanes[lane].put(question)
+        return await question.answer
+
+
+class _Shared:
+    """A lane whose questions share round trips: a batch is one transaction, of many callers in turn."""
+
+    def __init__(self, pool: Pool, slow: _SlowCallers) -> None:
+        self.pool = pool
+        self._slow = slow
+        self._waiting: deque[_Question] = deque()
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def put(self, question: _Question) -> None:
+        """Has the question answered, with others that wait."""
         self._waiting.append(question)
         if len(self._asking) < _AT_ONCE:
             self._asking.add(asyncio.ensure_future(self._answer_waiting()))
-        return await question.answer
 
     async def _answer_waiting(self) -> None:
         task = asyncio.current_task()
@@ -125,78 +169,185 @@ class CallerPool:
             self._asking.discard(task)  # not later: who asks next must find it gone
 
     async def _answer(self, batch: list[_Question]) -> None:
-        try:
-            answers = await self._ask_each(batch)
-        except Exception as error:
-            slow = isinstance(error.__cause__, errors.QueryCanceled)
-            if len(batch) > 1 and (slow or not isinstance(error, Unavailable)):  # one of them spoilt it for all
-                if slow:  # the others' questions do not wait for theirs
-                    self._keep(asyncio.ensure_future(_all([self._answer([question]) for question in batch])))
-                    return
-                half = len(batch) // 2
-                await self._answer(batch[:half])
-                await self._answer(batch[half:])
-                return
-            for question in batch:
-                if not question.answer.done():
-                    question.answer.set_exception(error)
+        while batch:
+            try:
+                await _answer_together(self.pool, batch, self._slow)
+            except _TooSlow as slow:
+                question = batch.pop(slow.index)
+                self._slow.note(question.caller, _QUICK_S)
+                self._slow.put(question)
+                for other in [other for other in batch if other.caller.claims == question.caller.claims]:
+                    batch.remove(other)
+                    self._slow.put(other)
+                continue
+            except Exception as error:
+                if len(batch) > 1 and not isinstance(error, Unavailable):  # one of them failed all of them
+                    half = len(batch) // 2
+                    await self._answer(batch[:half])
+                    await self._answer(batch[half:])
+                else:
+                    _fail(batch, error)
             return
-        for question, rows in zip(batch, answers, strict=True):
-            if not question.answer.done():  # else whoever asked has gone
-                question.answer.set_result(rows)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._apart.add(task)
-        task.add_done_callback(self._apart.discard)
 
-    async def _ask_each(self, questions: Sequence[_Question]) -> list[list[list[TupleRow]]]:
-        """The answers in one round trip. Raises for all of them if it must for one.
+class _SlowCallers:
+    """The lane of callers whose questions were slow lately: one question of a caller at a time, callers in turn."""
 
-        All see the same: what `become` says of policies and tokens is as new as what is then asked.
-        """
-        answers: list[list[AsyncCursor[TupleRow]]] = []
-        async with self._connection(frozen=True) as connection, connection.pipeline(), connection.transaction():
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._until: OrderedDict[str, float] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[_Question]] = OrderedDict()
+        self._busy: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def knows(self, caller: Caller) -> bool:
+        """Whether the caller's questions were slow lately."""
+        until = self._until.get(caller.claims)
+        return until is not None and time.monotonic() < until
+
+    def note(self, caller: Caller, seconds: float) -> None:
+        """Remember how long a question of the caller's took."""
+        if seconds < _SLOW_FROM_S:
+            return
+        self._until.pop(caller.claims, None)
+        self._until[caller.claims] = time.monotonic() + _SLOW_FOR_S
+        if len(self._until) > _MOST_SLOW:
+            self._until.popitem(last=False)
+
+    def put(self, question: _Question) -> None:
+        """Has the question answered when it is the caller's turn."""
+        self._waiting.setdefault(question.caller.claims, deque()).append(question)
+        self._start()
+
+    def _start(self) -> None:
+        for claims in list(self._waiting):
+            if len(self._tasks) >= _SLOW_AT_ONCE:
+                return
+            if claims not in self._busy:
+                self._busy.add(claims)
+                task = asyncio.ensure_future(self._answer_next(claims))
+                self._tasks.add(task)
+
+    async def _answer_next(self, claims: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        waiting = self._waiting[claims]
+        question = waiting.popleft()
+        try:
+            await _answer_together(self.pool, [question], self)
+        except _TooSlow:
+            _fail([question], Unavailable("The database took too long over this; try again in a moment."))
+        except Exception as error:
+            _fail([question], error)
+        finally:
+            self._tasks.discard(task)
+            self._busy.discard(claims)
+            if waiting:
+                self._waiting.move_to_end(claims)  # others have their turn first
+            else:
+                del self._waiting[claims]
+            self._start()
+
+
+class _Turns:
+    """How many transactions each caller has under way."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, claims: str) -> AsyncIterator[None]:
+        """Waits until the caller has fewer than it may. Unavailable if that takes too long."""
+        semaphore, users = self._turns.get(claims) or (asyncio.Semaphore(_PER_CALLER), 0)
+        self._turns[claims] = semaphore, users + 1
+        try:
+            async with _in_time(semaphore):
+                yield
+        finally:
+            semaphore, users = self._turns.pop(claims)
+            if users > 1:
+                self._turns[claims] = semaphore, users - 1
+
+
+@asynccontextmanager
+async def _in_time(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_WAIT_FOR_CONNECTION_S):
+            await semaphore.acquire()
+    except TimeoutError:
+        raise Unavailable("Earlier requests of yours are still being answered; try again in a moment.") from None
+    try:
+        yield
+    finally:
+        semaphore.release()
+
+
+def _pool(conninfo: str, name: str, size: int, statement_s: float) -> Pool:
+    settings = {
+        "statement_timeout": f"{statement_s * 1000:.0f}ms",
+        "idle_in_transaction_session_timeout": f"{_CUT_AFTER_S * 1000:.0f}ms",
+    }
+    return make_pool(conninfo, name, size=size, wait=_WAIT_FOR_CONNECTION_S, settings=settings)
+
+
+def _fail(questions: Sequence[_Question], error: Exception) -> None:
+    for question in questions:
+        if not question.answer.done():
+            question.answer.set_exception(error)
+
+
+async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _SlowCallers) -> None:
+    """Answers questions in one round trip.
+
+    All see the same: what `become` says of policies and tokens is as new as what is then asked.
+
+    Raises:
+        _TooSlow: a statement of one of them took too long; nobody has an answer.
+        Exception: one of them failed, or the database did; nobody has an answer.
+    """
+    began: list[AsyncCursor[TupleRow]] = []
+    answers: list[list[AsyncCursor[TupleRow]]] = []
+    try:
+        async with _connection(pool, frozen=True) as connection, connection.pipeline(), connection.transaction():
             for caller, asked, _ in questions:
                 if answers:  # still the caller of before, who may not look into the schema that makes it the next one
                     await connection.execute(_OURSELVES)
-                await connection.execute(_BECOME, (caller.role, caller.claims))
+                began.append(await connection.execute(_BECOME, (caller.role, caller.claims)))
                 answers.append([await connection.execute(query, parameters) for query, parameters in asked])
-            return [[await answer.fetchall() for answer in answered] for answered in answers]
-
-    @asynccontextmanager
-    async def _connection(self, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        try:
-            async with self._pool.connection() as connection:
-                await connection.set_isolation_level(
-                    IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
-                )
-                yield connection
-        except errors.InsufficientPrivilege as error:
-            raise Forbidden("This token does not allow that.") from error
-        except errors.InvalidAuthorizationSpecification as error:
-            raise Unauthenticated("The token was revoked.", "token_revoked") from error
-        except PoolTimeout as error:
-            raise Unavailable("The database does not answer; try again in a moment.") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise Unavailable("The database could not do that now; try again in a moment.") from error
+            began.append(await connection.execute(_NOW))
+            found = [[await answer.fetchall() for answer in answered] for answered in answers]
+            times = [row[0] for each in began if (row := await each.fetchone()) is not None]
+    except Unavailable as error:
+        if isinstance(error.__cause__, errors.QueryCanceled):
+            raise _TooSlow(_first_unanswered(answers)) from error
+        raise
+    for question, rows, start, end in zip(questions, found, times, times[1:], strict=False):
+        slow.note(question.caller, end - start)
+        if not question.answer.done():  # else whoever asked has gone
+            question.answer.set_result(rows)
 
 
-async def alive(connection: AsyncConnection[TupleRow]) -> None:
-    """A pool's check. Raises psycopg.OperationalError for a connection that has ended.
-
-    One that nobody uses has nothing to read unless it has ended, or has been told something. So the usual question,
-    which costs a round trip before each piece of work, is asked only where there is something to read.
-    """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        await AsyncConnectionPool.check_connection(connection)
+def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int:
+    """The question during which a batch stopped: those before it have their results."""
+    for index, answered in enumerate(answers):
+        if any(cursor.pgresult is None for cursor in answered):
+            return index
+    return len(answers) - 1
 
 
-async def _all(work: Sequence[Coroutine[None, None, None]]) -> None:
-    await asyncio.gather(*work)
-
-
-async def _configure(connection: AsyncConnection[TupleRow]) -> None:
-    await connection.execute(f"set statement_timeout = {_STATEMENT_TIMEOUT_MS}")
-    await connection.execute(f"set idle_in_transaction_session_timeout = {_STATEMENT_TIMEOUT_MS}")
+@asynccontextmanager
+async def _connection(pool: Pool, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    try:
+        async with using(pool, _CUT_AFTER_S) as connection:
+            await connection.set_isolation_level(
+                IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
+            )
+            yield connection
+    except errors.InsufficientPrivilege as error:
+        raise Forbidden("This token does not allow that.") from error
+    except errors.InvalidAuthorizationSpecification as error:
+        raise Unauthenticated("The token was revoked.", "token_revoked") from error
+    except PoolTimeout as error:
+        raise Unavailable("The database does not answer; try again in a moment.") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise Unavailable("The database could not do that now; try again in a moment.") from error

@@ -1,8 +1,11 @@
 """An event, and the id by which clients know it.
 
-An id names a place in a history: `<epoch>-<number>`. As long as the stream has not passed the snapshot that a
-connection began with, a number alone does not say what the client has seen, and the id carries the snapshot:
-`<epoch>-<number>.<xmin>.<xmax>.<xid_xid…>.<lsn>`. To clients an id is opaque.
+An id names a position in a history: `<epoch>-<number>-<mark>`. The mark is the low 32 bits of the event's commit LSN: a
+database that is restored from a copy gives the same numbers to other events, and the mark tells them apart. As long
+as the stream has not passed the snapshot that a connection began with, a number alone does not say what the client
+has seen, and the id carries the snapshot: `<epoch>-<number>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`.
+Transaction ids mean something only until PostgreSQL restarts (one that no WAL record names may be given again), so
+the incarnation says which run of PostgreSQL the snapshot is of. To clients an id is opaque.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from momentum_sync.database.visibility import Snapshot
 
 CACHE_INVALIDATION = "cache_invalidation"
 CONTROL = "momentum:control"
-"""What the database has to say to gateways, not to clients: `revoked` and `policies_changed`."""
+"""What the database has to say to the server, not to clients: `revoked`, `policies_changed` and `table_truncated`."""
 
 _TABLES = {
     "momentum_score_created": "daily_engagement_scores",
@@ -28,21 +31,50 @@ _TABLES = {
     "intervention_updated": "coach_interventions",
     "intervention_deleted": "coach_interventions",
     "push_notification": "momentum_notifications",
+    "notification_removed": "momentum_notifications",
     CACHE_INVALIDATION: "daily_engagement_scores",
 }
 
 _ID = re.compile(
-    r"(?P<epoch>[0-9a-f]{8})-(?P<number>\d{1,19})"
-    r"(?:\.(?P<xmin>\d{1,20})\.(?P<xmax>\d{1,20})\.(?P<xids>[\d_]*)\.(?P<high>[0-9A-F]{1,8})_(?P<low>[0-9A-F]{1,8}))?"
+    r"(?P<epoch>[0-9a-f]{8})-(?P<number>\d{1,19})-(?P<mark>[0-9a-f]{1,8})"
+    r"(?:\.(?P<xmin>\d{1,20})\.(?P<xmax>\d{1,20})\.(?P<xids>[\d_]*)\.(?P<high>[0-9A-F]{1,8})_(?P<low>[0-9A-F]{1,8})"
+    r"\.(?P<incarnation>[0-9a-f]{1,8}))?"
 )
 
 
+MARK = 0xFFFF_FFFF
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _LONGEST_NAME = 200  # of channels, and of users in keys; an index entry has room for 2,700 bytes
+_MOST_CACHE_KEYS = 1_000
+_FEW_CHANNELS = 8
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+# What is taken from the WAL: the upper bounds of `momentum.settings`, whose defaults the contract gives. They are
+# checked before anything is decoded, so that no limit is the interpreter's.
+MAX_EVENT = 16 * 1024 * 1024
+MAX_ROWS = 4 * MAX_EVENT
+MAX_DEPTH = 256
+MAX_CHANNELS = 10_000
 
 
 class Malformed(ValueError):
     """A logical message under our prefix that `momentum.publish` did not write."""
+
+
+def is_deeper(json_text: bytes, levels: int) -> bool:
+    """Return whether arrays and objects are nested more than so many levels deep. Brackets in strings do not count."""
+    if json_text.count(b"[") + json_text.count(b"{") <= levels:  # nearly always
+        return False
+    level = 0
+    for found in _BRACKETS.finditer(json_text):
+        token = found.group()
+        if token in (b"[", b"{"):
+            level += 1
+            if level > levels:
+                return True
+        elif token in (b"]", b"}"):
+            level -= 1
+    return False
 
 
 _NO_ROWS = msgspec.Raw()
@@ -91,6 +123,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     rows: bytes | None
     out_of_sight: bool
     size: int
+    places: dict[str, int] | None = None
+    """Where each channel stands in `channels`, for events that have many."""
 
     @classmethod
     def build(
@@ -103,15 +137,25 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         channels: tuple[str, ...],
         body: bytes,
         rows: bytes | None = None,
+        logged: bool = False,
     ) -> Event:
-        """An event from its parts. Malformed if `body` is not the JSON object of an event."""
+        """Return an event made of its parts. Malformed if `body` is not the JSON object of an event.
+
+        What was `logged` is never refused: a body that cannot be read any longer gives an event without type and user.
+        """
         try:
             head = _head.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Malformed(f"not an event: {error}") from None
+            if not logged:
+                raise Malformed(f"not an event: {error}") from None
+            head = _Head()
         user_id = head.user_id if isinstance(head.user_id, str) and len(head.user_id) <= _LONGEST_NAME else None
-        cache_keys = tuple(filter(_is_text, head.cache_keys)) if isinstance(head.cache_keys, list) else ()
-        keys = tuple([route(channel, user_id) for channel in channels]) if CACHE_INVALIDATION in channels else channels
+        cache_keys: tuple[str, ...] = ()
+        keys = channels
+        if CACHE_INVALIDATION in channels:
+            if isinstance(head.cache_keys, list):
+                cache_keys = tuple(filter(_is_text, head.cache_keys[:_MOST_CACHE_KEYS]))
+            keys = tuple([route(channel, user_id) for channel in channels])
         return cls(
             number,
             place[0],
@@ -127,7 +171,13 @@ class Event(msgspec.Struct, frozen=True, gc=False):
             rows,
             head.out_of_sight is True,
             len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + 500,
+            None if len(channels) <= _FEW_CHANNELS else {channel: place for place, channel in enumerate(channels)},
         )
+
+    @property
+    def mark(self) -> int:
+        """The bits of the commit LSN that ids carry."""
+        return self.commit_lsn & MARK
 
     @property
     def table(self) -> str | None:
@@ -140,7 +190,11 @@ Envelope = tuple[tuple[str, ...], bytes, bytes | None]
 
 
 def open_envelope(content: bytes) -> Envelope:
-    """The content of a logical message. Malformed if it is none of ours."""
+    """The content of a logical message. Malformed if it is none of ours, or beyond what is taken."""
+    if len(content) > MAX_EVENT + MAX_ROWS:
+        raise Malformed(f"not an envelope: {len(content)} bytes, more than any that `momentum.publish` writes")
+    if is_deeper(content, MAX_DEPTH + 2):
+        raise Malformed(f"not an envelope: more than {MAX_DEPTH} levels of JSON")
     try:
         content.decode()  # msgspec does not look inside a Raw
         envelope = _envelope.decode(content)
@@ -151,15 +205,18 @@ def open_envelope(content: bytes) -> Envelope:
     body = bytes(envelope.event)
     if not body.startswith(b"{"):
         raise Malformed("not an envelope: the event is no object")
-    if not envelope.channels:
+    channels = tuple(dict.fromkeys(envelope.channels))
+    if not channels:
         raise Malformed("not an envelope: no channel")
-    for name in envelope.channels:
+    if len(channels) > MAX_CHANNELS:
+        raise Malformed(f"not an envelope: {len(channels)} channels, more than any that `momentum.publish` writes")
+    for name in channels:
         if len(name) > _LONGEST_NAME or "\0" in name:
             raise Malformed("not an envelope: a channel that PostgreSQL cannot hold or find")
     rows = None if envelope.rows is _NO_ROWS else bytes(envelope.rows)
     if rows is not None and not rows.startswith(b"{"):
         raise Malformed("not an envelope: the rows are no object")
-    return envelope.channels, body, rows
+    return channels, body, rows
 
 
 def _is_text(value: object) -> TypeGuard[str]:
@@ -175,19 +232,25 @@ def route(channel: str, user_id: str | None) -> str:
 class Seen:
     """A snapshot that somebody began with, and the place in the WAL behind which it can hold nothing.
 
-    Every transaction that the snapshot sees had written its commit below `upto`.
+    Every transaction that the snapshot sees had written its commit below `upto`. `incarnation` names the run of
+    PostgreSQL whose transaction ids these are.
     """
 
     snapshot: Snapshot
     upto: int
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
 class EventId:
-    """A place in a history, as handed to clients."""
+    """A position in a history, as handed to clients.
+
+    `mark` is that of the event with the number, 0 before the first.
+    """
 
     epoch: str
     number: int
+    mark: int
     seen: Seen | None = None
 
     @classmethod
@@ -204,13 +267,15 @@ class EventId:
                 snapshot.xmin <= xid < snapshot.xmax for xid in xids
             ):
                 raise ValueError("not a snapshot")
-            seen = Seen(snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"))
-        return cls(found["epoch"], int(found["number"]), seen)
+            seen = Seen(snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"), int(found["incarnation"], 16))
+        return cls(found["epoch"], int(found["number"]), int(found["mark"], 16), seen)
 
     def __str__(self) -> str:
-        plain = f"{self.epoch}-{self.number}"
-        if self.seen is None:
+        plain = f"{self.epoch}-{self.number}-{self.mark:x}"
+        seen = self.seen
+        if seen is None:
             return plain
-        snapshot = self.seen.snapshot
+        snapshot = seen.snapshot
         xids = "_".join(str(xid) for xid in sorted(snapshot.under_way))
-        return f"{plain}.{snapshot.xmin}.{snapshot.xmax}.{xids}.{lsn_text.text(self.seen.upto).replace('/', '_')}"
+        upto = lsn_text.text(seen.upto).replace("/", "_")
+        return f"{plain}.{snapshot.xmin}.{snapshot.xmax}.{xids}.{upto}.{seen.incarnation:x}"

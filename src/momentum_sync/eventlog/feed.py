@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from momentum_sync.database.visibility import Snapshot
+from momentum_sync.errors import CaptureError
 from momentum_sync.eventlog.event import CONTROL, Event, EventId
 from momentum_sync.eventlog.window import Window
 
@@ -27,8 +28,24 @@ class Listener(Protocol):
     def advanced(self, position: int) -> None:
         """Everything that committed below `position` has been handed over."""
 
+    def restarted(self) -> None:
+        """PostgreSQL runs anew: transaction ids of snapshots from before mean nothing any more."""
+
     def history_changed(self) -> None:
         """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
+
+
+class HistoryForked(CaptureError):
+    """The stream brings other events than those that were published: the database was restored from a copy."""
+
+
+class Known(NamedTuple):
+    """How far a feed has followed a history: its last event, and the last one that it knows to be logged."""
+
+    epoch: str
+    number: int
+    logged: int
+    logged_mark: int
 
 
 _REMEMBERED = 1_000  # transactions; whatever is older than so many has long been visible
@@ -41,37 +58,63 @@ class Feed:
         self.window = window
         self.epoch = ""
         self.number = 0
+        self.mark = 0
+        self.incarnation = 0
         self.position = 0
+        self._logged = (0, 0)
         self._listeners: list[Listener] = []
         self._recent: deque[tuple[int, set[str | None]]] = deque(maxlen=_REMEMBERED)
 
     @property
     def last_id(self) -> EventId:
-        """The place that the feed has reached."""
-        return EventId(self.epoch, self.number)
+        """The position that the feed has reached."""
+        return EventId(self.epoch, self.number, self.mark)
+
+    @property
+    def known(self) -> Known:
+        """What a log that goes on must hold."""
+        return Known(self.epoch, self.number, *self._logged)
+
+    def mark_of(self, number: int) -> int | None:
+        """The mark of the event with this number; None if only the log knows it."""
+        return self.mark if number == self.number else self.window.mark(number)
 
     def listen(self, listener: Listener) -> None:
         """From now on the listener is told of everything."""
         self._listeners.append(listener)
 
-    def begin(self, *, epoch: str, number: int, position: int, ceiling: int, newest: Sequence[Event] = ()) -> None:
-        """Capture holds the slot and will go on after `number`.
+    def begin(
+        self, *, epoch: str, number: int, mark: int, position: int, ceiling: int, incarnation: int,
+        newest: Sequence[Event] = (),
+    ) -> None:  # fmt: skip
+        """Capture holds the slot and will go on after `number`, whose event has this mark.
 
         `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
         events up to `number`, `newest` the last of them, which the window begins with. A history that the feed has
         followed this far goes on where the feed stands. Another one, or one that was written elsewhere meanwhile,
-        starts afresh.
+        starts afresh. `incarnation` names the run of PostgreSQL.
         """
+        restarted = bool(self.incarnation) and incarnation != self.incarnation
+        self.incarnation = incarnation
+        if restarted:
+            for listener in self._listeners:
+                listener.restarted()
         if epoch == self.epoch and number <= self.number:
             return
         followed = bool(self.epoch)
         self._recent.clear()
         self.epoch = epoch
         self.number = number
+        self.mark = mark
         self.position = position
-        self.window.restart(first=newest[0].number if newest else number + 1, ceiling=ceiling)
+        self._logged = (number, mark)
+        if newest:
+            self.window.restart(first=newest[0].number, ceiling=ceiling)
+        else:
+            self.window.restart(first=number + 1, ceiling=ceiling, before=mark)
         for event in newest:
             self.window.add(event)
+            self._remember(event)  # whether a snapshot sees them yet is no better known than of new ones
         self.window.durable(number)
         if followed:
             for listener in self._listeners:
@@ -83,19 +126,37 @@ class Feed:
             listener.history_changed()
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Hands events on, one after the other, but those that have been; on `CONTROL`, when all before are written."""
+        """Hands events on, one after the other, but those that have been; on `CONTROL`, when all before are written.
+
+        Raises HistoryForked if one that has been was another.
+        """
         try:
             for event in events:
-                if event.number > self.number:
+                if event.number <= self.number:
+                    self._compare(event)
+                else:
                     if CONTROL in event.channels:
                         self._published()
                     self.number = event.number
+                    self.mark = event.mark
                     self.window.add(event)
                     self._remember(event)
                     for listener in self._listeners:
                         listener.event(event, more=event is not events[-1])
         finally:
             self._published()
+
+    def _compare(self, event: Event) -> None:
+        published = self.window.at(event.number)
+        if published is not None and (published.commit_lsn, published.commit_index) != (
+            event.commit_lsn, event.commit_index
+        ):  # fmt: skip
+            raise HistoryForked("the stream repeats other events than it brought before")
+
+    def logged(self, event: Event) -> None:
+        """The log holds everything up to the event."""
+        self._logged = (event.number, event.mark)
+        self.window.durable(event.number)
 
     def _published(self) -> None:
         for listener in self._listeners:

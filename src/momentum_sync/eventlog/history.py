@@ -39,6 +39,31 @@ class History:
         """The number of the last event."""
         return self._feed.number
 
+    @property
+    def position(self) -> int:
+        """The place in the WAL up to which everything has been published."""
+        return self._feed.position
+
+    @property
+    def reached(self) -> EventId:
+        """The position of the last event."""
+        return self._feed.last_id
+
+    async def mark(self, epoch: str, number: int) -> int:
+        """The mark of the event with this number. Refused (`expired`) if neither window nor log know it any longer."""
+        mark = self._feed.mark_of(number) if self._feed.epoch == epoch else None
+        if mark is None:
+            async with _answering():
+                mark = await self._log.mark_of(epoch, number)
+        if mark is None:
+            raise Refused("expired")
+        return mark
+
+    async def verify(self, place: EventId) -> None:
+        """Refused (`history_changed`) if the event at a client's position is not the one that the client had."""
+        if await self.mark(place.epoch, place.number) != place.mark:
+            raise Refused("history_changed")
+
     def at_hand(self, number: int, keys: Sequence[str], *, most: int) -> tuple[list[Event], int] | None:
         """Events on any of the keys after `number`, in order, as far as `most` bytes go; None if the log must be asked.
 

@@ -1,12 +1,27 @@
 -- name: stream
--- Where the history stands, and whether the log still holds what it should: both ends of it are there, or nothing is due.
-select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, last_number, last_lsn::text, last_index,
-    exists (select from pg_catalog.pg_replication_slots r where r.slot_name = s.slot) as slot_exists,
+-- Where the history stands; whether the log still holds what it should: both ends of it are there, or nothing is due; and
+-- whether a table was truncated, with which a history ends. Slots of other databases may have the same name.
+select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_lsn::text, last_number,
+    last_lsn::text, last_index,
+    exists (
+        select from pg_replication_slots r where r.slot_name = s.slot and r.database = current_database()
+    ) as slot_exists,
     last_number < kept_from or (
         exists (select from momentum.event_log l where l.number = s.kept_from)
-        and exists (select from momentum.event_log l where l.number = s.last_number)) as whole
+        and exists (select from momentum.event_log l where l.number = s.last_number)) as whole,
+    exists (
+        select from momentum.event_log l
+        where l.number = s.last_number and l.number >= s.kept_from and l.channels @> array['momentum:control']
+            and l.event ->> 'event_type' = 'table_truncated') as truncated
 from momentum.stream s
 for update
+
+-- name: mark_of
+-- The commit of the event with a number in an epoch; no row if the log does not know it any longer.
+select case when s.kept_from = %(number)s + 1 then s.kept_lsn
+    else (select l.commit_lsn from momentum.event_log l where l.number = %(number)s and l.number >= s.kept_from) end::text
+from momentum.stream s
+where s.epoch = %(epoch)s
 
 -- name: whole
 select last_number < kept_from or (
@@ -24,18 +39,26 @@ update momentum.stream set holder = %(holder)s
 
 -- name: new_stream
 insert into momentum.stream (
-    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, last_number, last_lsn, last_index, holder)
+    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_lsn, last_number, last_lsn, last_index, holder)
 values (
-    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, %(number)s,
-    '0/0', 0, %(holder)s)
+    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, '0/0',
+    %(number)s, %(last_lsn)s::pg_lsn, %(last_index)s, %(holder)s)
 on conflict (single) do update set
     slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
     timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
-    last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
+    kept_lsn = excluded.kept_lsn, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
     holder = excluded.holder
 
--- name: next_xid
-select pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+-- name: now
+-- The transaction id that comes next, and which run of PostgreSQL counts them.
+select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint & 4294967295
+
+-- name: recent_xids
+-- The transactions of the newest events.
+select array(
+    select distinct l.xid from momentum.event_log l
+    where l.number > %(number)s - 1000 and l.number >= (select s.kept_from from momentum.stream s))
 
 -- name: append
 -- One statement, so one round trip and one commit. Whoever is no longer the holder adds nothing; the row lock
@@ -61,11 +84,13 @@ where holder = %(holder)s
 returning slot
 
 -- name: first_unseen
--- The first event below a number, of the history that the log holds from `kept_from`, that a snapshot does not see.
+-- The first event below a number, of the history that the log holds from `kept_from`, that a snapshot does not see: those
+-- are of the transactions that were under way, and of later ones. A range over everything since the oldest of them would be
+-- days of events where one has been open for days.
 select min(number)
 from momentum.event_log
-where xid >= %(xmin)s and number >= (select kept_from from momentum.stream) and number < %(below)s
-    and keys && %(keys)s and not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot)
+where (xid >= %(xmax)s or xid = any (%(under_way)s::bigint[]))
+    and number >= (select kept_from from momentum.stream) and number < %(below)s and keys && %(keys)s
 
 -- name: reaches
 -- Whether the log holds all that follows a number, in the history that goes on: its very next event is there.
@@ -115,27 +140,22 @@ order by number
 -- name: ended
 select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(ceiling)s
 
+-- name: visible
+select coalesce(bool_and(pg_visible_in_snapshot(x.id::text::xid8, pg_current_snapshot())), true)
+from unnest(%(xids)s::bigint[]) as x (id)
+
 -- name: beat
 select pg_logical_emit_message(true, %(prefix)s, %(content)s)
 
 -- name: check_policies
 select momentum.check_policies()
 
--- name: lock_partitions
-select pg_advisory_xact_lock(hashtext('momentum.event_log partitions'))
+-- name: check_publishing
+select p.found -> 'problems', p.found -> 'foreign_triggers'
+from momentum.check_publishing() as p (found)
 
--- name: partitions
-select n.nspname, c.relname
-from pg_catalog.pg_inherits i
-join pg_catalog.pg_class c on c.oid = i.inhrelid
-join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where i.inhparent = 'momentum.event_log'::regclass
-order by c.relname
-
--- name: expire_partition
--- What goes with a partition is no longer kept.
-update momentum.stream set kept_from = greatest(kept_from, (
-    select coalesce(max(number) + 1, 0) from momentum.event_log where logged_at >= %(first)s and logged_at < %(end)s))
+-- name: keep_partitions
+select momentum.keep_partitions(%(retention)s)
 
 -- name: write_metrics
 insert into public.realtime_event_metrics (

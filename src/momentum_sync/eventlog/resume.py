@@ -13,17 +13,21 @@ class Refused(ValueError):
         self.reason = reason
 
 
-def place(last_event_id: str, epoch: str, number: int) -> EventId:
-    """The place that an id names in the history `epoch`, of which `number` is the last event.
+def place(last_event_id: str, last: EventId, incarnation: int) -> EventId:
+    """Return the position that an id names in the history that has come to `last`.
 
-    Refused for an id that was never given out (`unknown_id`) and for one of another history (`history_changed`).
+    Refused for an id that was never given out (`unknown_id`) and for one of another history (`history_changed`),
+    which one with a snapshot of an earlier run of PostgreSQL is, too. Whether its event is the one of this history is
+    for `History.verify` to say.
     """
     try:
         brought = EventId.parse(last_event_id)
     except ValueError:
         raise Refused("unknown_id") from None
-    if brought.epoch != epoch:
+    if brought.epoch != last.epoch:
         raise Refused("history_changed")
-    if brought.number > number or str(brought) != last_event_id:
+    if brought.seen is not None and brought.seen.incarnation != incarnation:
+        raise Refused("history_changed")
+    if brought.number > last.number or str(brought) != last_event_id:
         raise Refused("unknown_id")
     return brought

@@ -1,4 +1,4 @@
-"""What `realtime_event_metrics` is to be told: a sample of what was delivered, and the failures.
+"""What `realtime_event_metrics` is to be told: what was delivered, up to so many events a second, and the failures.
 
 It is gathered here, on the way of the events, at the price of a comparison; somebody else writes it, in batches, later.
 """
@@ -14,6 +14,7 @@ from momentum_sync.eventlog.event import Event
 _MOST = 2_000
 _MOST_DELIVERED = 1_000  # so that they leave room for failures
 _LONGEST_MESSAGE = 500
+_BURST_S = 10.0
 
 
 class Sample(NamedTuple):
@@ -29,26 +30,39 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """What waits to be written, bounded. `rate` is the part of the delivered events that is kept, from 0 to 1, and
-    `chance` a source of numbers evenly spread over 0 to 1, without 1.
+    """What waits to be written, bounded.
 
-    `dropped` counts what had no room, because nobody could write.
+    Of the delivered events up to `per_second` are kept, and ten times as many at once: all of them while there are
+    few, so that whoever looks for one finds it. `clock` gives seconds and only goes forward. `dropped` counts what
+    had no room, because nobody could write.
     """
 
-    def __init__(self, rate: float, chance: Callable[[], float]) -> None:
-        self._rate = rate
-        self._chance = chance
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._allowance = per_second * _BURST_S
+        self._at = clock()
         self._waiting: list[Sample] = []
         self.dropped = 0
 
     def delivered(self, event: Event, delay: float | None) -> None:
         """An event was handed on, `delay` seconds after its commit; None: to nobody."""
-        if self._chance() < self._rate:  # not every hundredth: events come in pairs, and one of each would never be it
+        if self._allows():
             if len(self._waiting) >= _MOST_DELIVERED:
                 self.dropped += 1
                 return
             milliseconds = None if delay is None else max(0, round(delay * 1000))
             self._keep(event.event_type, event.channels, event.user_id, len(event.body), milliseconds, None)
+
+    def _allows(self) -> bool:
+        if self._allowance < 1.0:
+            now = self._clock()
+            self._allowance = min(self._per_second * _BURST_S, self._allowance + (now - self._at) * self._per_second)
+            self._at = now
+            if self._allowance < 1.0:
+                return False
+        self._allowance -= 1.0
+        return True
 
     def failed(self, event: Event, error: str) -> None:
         """An event could not be delivered to everybody, or not be kept; `error` says why, and quotes nothing of it."""

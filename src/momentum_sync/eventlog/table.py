@@ -6,34 +6,39 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 
 import msgspec
-from psycopg import AsyncConnection, IsolationLevel, errors, sql
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg import AsyncConnection, IsolationLevel, errors
+from psycopg.rows import TupleRow, class_row
 
 from momentum_sync.database import lsn, queries
-from momentum_sync.database.pool import alive
+from momentum_sync.database.connection import make_pool, using
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
-from momentum_sync.eventlog.event import Event, EventId
-from momentum_sync.eventlog.samples import Sample
+from momentum_sync.eventlog.event import MARK, Event
+from momentum_sync.eventlog.feed import Known
 
 _SQL = queries.load(__package__)
-_DAYS_AHEAD = 2
+_WAIT_S = 10.0
+_WORK_S = 30.0  # the network, where PostgreSQL's own timeout does not answer
+_READ_S = 10.0
 _LOOK_EVERY_S = 2.0
 _LOOK_AT_POLICIES_EVERY_S = 1.0
 _PAGE_ROWS = 1_000
+_FIRST_SPAN = 20_000  # numbers that a page looks through at first; where it finds nothing, it goes further
+_SEARCH_S = 2.0
 _NEWEST_ROWS = 20_000
 _NEWEST_BYTES = 16 * 1024 * 1024
 _MOST_COUNTED = 100_000
 _ENDED_EVERY_S = 0.1
-# An append waits behind whoever waits for the table, so waiting must be short.
-_PARTITION_LOCK_TIMEOUT = "500ms"
-_PREFIX = "event_log_"
+# Never off: a log that a crash can take back, while the slot has moved on, would lose events. Not on either: it would
+# wait for standbys, and what capture confirms to the WAL sender waits for it.
+_WRITES = {"synchronous_commit": "local", "statement_timeout": "20s"}
+_READS = {"statement_timeout": "5s"}
+_TRUNCATED = "a table was truncated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +55,57 @@ class SlotFacts:
 class Standing:
     """Where a history stands: the place of the last logged event, and a transaction id above all before it.
 
-    `newest` are its last events, unless they are known already. A history that `begins` here may have had one before
-    it, and `broke` says why that does not go on.
+    `mark` is that of the last event, 0 where the history begins; `incarnation` names the run of PostgreSQL. `newest`
+    are its last events, unless they are known already. A history that `begins` here may have had one before it, and
+    `broke` says why that does not go on; `unsettled` are the transactions that a snapshot must see before it can be
+    served, where they are known, else they are all below `ceiling`.
     """
 
     epoch: str
     number: int
     place: tuple[int, int]
+    mark: int
     ceiling: int
+    incarnation: int
     newest: list[Event] = field(default_factory=list)
     begins: bool = False
     broke: str | None = None
+    unsettled: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What the statement `stream` says."""
+
+    slot: str
+    epoch: str
+    system_identifier: str
+    timeline: int
+    confirmed_lsn: str
+    kept_from: int
+    kept_lsn: str
+    last_number: int
+    last_lsn: str
+    last_index: int
+    slot_exists: bool
+    whole: bool
+    truncated: bool
+
+    @property
+    def mark(self) -> int:
+        """The mark of the last event."""
+        return _mark(self.kept_lsn if self.last_number < self.kept_from else self.last_lsn)
+
+
+class Publishing(msgspec.Struct, frozen=True):
+    """Whether what publishes is in place.
+
+    `problems` names triggers and functions that are not as `migrate` installed them, `foreign_triggers` those of
+    others that run before ours on the same row.
+    """
+
+    problems: list[str] = []
+    foreign_triggers: list[str] = []
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -88,8 +133,8 @@ class EventLog:
         self._slot = slot
         self._holder = uuid.uuid4()
         # Apart, so that what clients ask for never keeps an append waiting.
-        self._pool = _pool(conninfo, "log", size=6)
-        self._reads = _pool(conninfo, "log reads", size=2)
+        self._pool = make_pool(conninfo, "log", size=6, wait=_WAIT_S, settings=_WRITES)
+        self._reads = make_pool(conninfo, "log reads", size=2, wait=_WAIT_S, settings=_READS)
 
     async def open(self) -> None:
         """Starts connecting in the background; work waits until there is a connection."""
@@ -101,54 +146,77 @@ class EventLog:
         await self._reads.close(timeout=5.0)
         await self._pool.close(timeout=5.0)
 
-    async def take_over(self, facts: SlotFacts, *, known: EventId | None = None) -> Standing:
+    def _work(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]:
+        """A connection for the server's own work."""
+        return using(self._pool, _WORK_S)
+
+    async def take_over(self, facts: SlotFacts, *, known: Known | None = None, broke: str | None = None) -> Standing:
         """Makes this instance the one that appends, and says where the history stands.
 
         The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
-        complete (a slot made anew is), and the log still holds what it should. Otherwise an epoch begins. Call it while
-        holding the slot. `known` is a place up to which the newest events need not be read.
+        complete (a slot made anew is), and the log still holds what it should. Otherwise an epoch begins.
+
+        Args:
+            facts: what the slot says; call this while holding it.
+            known: how far a feed of this process has followed the history. Events up to there need not be read, and a
+            log
+                that lacks what the feed knows to be logged was restored from a copy.
+            broke: why the history ends here whatever the log holds, where the stream has shown it.
         """
         self._holder = uuid.uuid4()
-        async with self._pool.connection() as connection, connection.transaction():
-            row = await _one(connection, "stream")
-            (ceiling,) = await _sure(connection, "next_xid")
-            broke = None
+        async with self._work() as connection, connection.transaction():
+            row = await (await connection.cursor(row_factory=class_row(_Stream)).execute(_SQL["stream"])).fetchone()
+            ceiling, incarnation = await _sure(connection, "now")
             if row is not None:
-                slot, epoch, system_identifier, timeline, confirmed, kept_from, number, last_lsn, last_index = row[:9]
-                exists, whole = row[9:]
-                if slot != self._slot and exists:
+                if row.slot != self._slot and row.slot_exists:
                     raise FencedOff(
-                        f"the log of this database belongs to the slot {slot}; drop that, or set MOMENTUM_SLOT={slot}"
+                        f"the log of this database belongs to the slot {row.slot}; drop that slot, or set"
+                        f" MOMENTUM_SLOT={row.slot}"
                     )
+                broke = broke or await _break(connection, row, facts, known)
                 newest: list[Event] | None = []
-                if known is None or known.epoch != epoch or known.number < number:
-                    newest = await _newest(connection, kept_from - 1, number)
-                broke = _break(
-                    facts,
-                    slot=slot,
-                    system_identifier=system_identifier,
-                    timeline=timeline,
-                    confirmed=lsn.parse(confirmed),
-                    whole=whole and newest is not None,
-                )
-                if broke is None and newest is not None:
+                if broke is None and (known is None or known.epoch != row.epoch or known.number < row.last_number):
+                    newest = await _newest(connection, row.kept_from - 1, row.last_number)
+                    broke = "events are missing from the log" if newest is None else None
+                if broke is None:
                     await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
-                    return Standing(epoch, number, (lsn.parse(last_lsn), last_index), ceiling, newest)
-            (number,) = await _sure(connection, "last_number")
-            epoch = secrets.token_hex(4)
-            await connection.execute(
-                _SQL["new_stream"],
-                {
-                    "slot": self._slot,
-                    "epoch": epoch,
-                    "system_identifier": facts.system_identifier,
-                    "timeline": facts.timeline,
-                    "number": number,
-                    "confirmed_lsn": lsn.text(facts.confirmed_lsn),
-                    "holder": self._holder,
-                },
-            )
-            return Standing(epoch, number, (0, 0), ceiling, begins=True, broke=broke)
+                    return Standing(
+                        row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
+                        incarnation, newest=newest or [],
+                    )  # fmt: skip
+            return await self._begin(connection, facts, row, ceiling, incarnation, broke)
+
+    async def _begin(
+        self,
+        connection: AsyncConnection[TupleRow],
+        facts: SlotFacts,
+        row: _Stream | None,
+        ceiling: int,
+        incarnation: int,
+        broke: str | None,
+    ) -> Standing:
+        """Begins an epoch. After a TRUNCATE it goes on at the same place of the same WAL."""
+        (number,) = await _sure(connection, "last_number")
+        place, last_lsn, unsettled = (0, 0), "0/0", None
+        if row is not None and broke == _TRUNCATED:
+            place, last_lsn = (lsn.parse(row.last_lsn), row.last_index), row.last_lsn
+            (unsettled,) = await _sure(connection, "recent_xids", number=row.last_number)
+        epoch = secrets.token_hex(4)
+        await connection.execute(
+            _SQL["new_stream"],
+            {
+                "slot": self._slot,
+                "epoch": epoch,
+                "system_identifier": facts.system_identifier,
+                "timeline": facts.timeline,
+                "number": number,
+                "confirmed_lsn": lsn.text(facts.confirmed_lsn),
+                "last_lsn": last_lsn,
+                "last_index": place[1],
+                "holder": self._holder,
+            },
+        )
+        return Standing(epoch, number, place, 0, ceiling, incarnation, begins=True, broke=broke, unsettled=unsettled)
 
     async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
         """Makes events durable, and with them that the log is complete up to the place `confirmed`.
@@ -164,7 +232,7 @@ class EventLog:
             "last_index": last.commit_index,
             "events": msgspec.json.encode([_row(event) for event in events]).decode(),
         }
-        async with self._pool.connection() as connection:
+        async with self._work() as connection:
             try:
                 row = await _one(connection, "append", **parameters)
             except errors.CheckViolation:  # no partition for today: the server slept over midnight, or was never kept
@@ -176,7 +244,7 @@ class EventLog:
     async def confirm(self, confirmed: int) -> None:
         """Makes durable that the log is complete up to a place with no event before it. FencedOff as in `append`."""
         parameters = {"holder": self._holder, "confirmed_lsn": lsn.text(confirmed)}
-        async with self._pool.connection() as connection:
+        async with self._work() as connection:
             if await _one(connection, "confirm", **parameters) is None:
                 raise FencedOff("another instance has taken over the log")
 
@@ -188,16 +256,16 @@ class EventLog:
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
         """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""
-        async with self._reads.connection() as connection:
-            row = await _sure(
-                connection,
-                "first_unseen",
-                snapshot=str(snapshot),
-                xmin=snapshot.xmin,
-                below=below,
-                keys=list(keys),
-            )
+        asked = {"xmax": snapshot.xmax, "under_way": sorted(snapshot.under_way), "below": below, "keys": list(keys)}
+        async with using(self._reads, _READ_S) as connection:
+            row = await _sure(connection, "first_unseen", **asked)
         return None if row[0] is None else int(row[0])
+
+    async def mark_of(self, epoch: str, number: int) -> int | None:
+        """The mark of the event with a number in an epoch; None if the log does not know it any longer."""
+        async with using(self._reads, _READ_S) as connection:
+            row = await _one(connection, "mark_of", epoch=epoch, number=number)
+        return None if row is None or row[0] is None else _mark(row[0])
 
     async def after(
         self, epoch: str, number: int, keys: Sequence[str], *, below: int, most: int
@@ -209,11 +277,20 @@ class EventLog:
         async with self._reading() as connection:
             if not await _reaches(connection, epoch, number):
                 return None
-            asked = {"number": number, "below": below, "keys": list(keys), "most": most, "limit": _PAGE_ROWS}
-            cursor = await connection.execute(_SQL["after"], asked)
-            events = [_event(row) for row in await cursor.fetchall()]
+            # A page looks through so many numbers, not through all that follow: it is quick however PostgreSQL finds
+            # one client's events among millions of others'. Where they are rare, it looks through more and more.
+            clock = asyncio.get_running_loop().time
+            span, ends = _FIRST_SPAN, clock() + _SEARCH_S
+            while True:
+                stop = min(number + 1 + span, below)
+                asked = {"number": number, "below": stop, "keys": list(keys), "most": most, "limit": _PAGE_ROWS}
+                cursor = await connection.execute(_SQL["after"], asked)
+                events = [_event(row) for row in await cursor.fetchall()]
+                if events or stop == below or clock() > ends:
+                    break
+                number, span = stop - 1, span * 4
         whole = len(events) < _PAGE_ROWS and sum(len(event.body) for event in events) <= most
-        return events, below - 1 if whole else events[-1].number
+        return events, stop - 1 if whole else events[-1].number
 
     async def count_after(
         self, epoch: str, number: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int
@@ -235,17 +312,20 @@ class EventLog:
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A connection on which all statements see the same log: what is there when it begins stays until it ends."""
-        async with self._reads.connection() as connection:
+        async with using(self._reads, _READ_S) as connection:
             await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
             async with connection.transaction():
                 yield connection
 
-    async def until_ended(self, ceiling: int) -> None:
-        """Waits until every transaction below the id `ceiling` has ended and can be seen."""
+    async def until_settled(self, standing: Standing) -> None:
+        """Waits until a snapshot sees all that the history before a new one held."""
         while True:
-            async with self._pool.connection() as connection:
-                (ended,) = await _sure(connection, "ended", ceiling=ceiling)
-            if ended:
+            async with self._work() as connection:
+                if standing.unsettled is None:
+                    (settled,) = await _sure(connection, "ended", ceiling=standing.ceiling)
+                else:
+                    (settled,) = await _sure(connection, "visible", xids=standing.unsettled)
+            if settled:
                 return
             await asyncio.sleep(_ENDED_EVERY_S)
 
@@ -253,52 +333,39 @@ class EventLog:
         """Looks again and again whether the log still holds what it should; raises LogBroken when it does not."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
-            async with self._pool.connection() as connection:
+            async with self._work() as connection:
                 (whole,) = await _sure(connection, "whole")
             if not whole:
                 raise LogBroken("events are missing from the log")
 
     async def beat(self, prefix: str, content: str) -> None:
         """Writes a message of the server's own into the WAL, in a transaction, as an event comes."""
-        async with self._pool.connection() as connection:
+        async with self._work() as connection:
             await _sure(connection, "beat", prefix=prefix, content=content)
 
     async def watch_policies(self) -> None:
         """Has the database look, again and again, whether the policies are those it knows, and tell the log if not."""
         while True:
-            async with self._pool.connection() as connection:
+            async with self._work() as connection:
                 with suppress(errors.LockNotAvailable, errors.QueryCanceled):  # somebody holds a table: the next time
                     await _sure(connection, "check_policies")
             await asyncio.sleep(_LOOK_AT_POLICIES_EVERY_S)
 
+    async def check_publishing(self) -> Publishing:
+        """Asks whether the triggers and functions that publish are in place."""
+        async with self._work() as connection:
+            row = await _sure(connection, "check_publishing")
+        return Publishing(list(row[0]), list(row[1]))
+
     async def keep_partitions(self, *, retention: timedelta | None) -> list[str]:
-        """Makes the partitions of the coming days and drops those wholly older than `retention`.
+        """Makes the partitions of the coming days and drops those wholly older than `retention`, by PostgreSQL's clock.
 
         Returns the names of what it dropped. Two instances may do it at once. psycopg.errors.LockNotAvailable while
         somebody else uses the log for long; what is there stays.
         """
-        now = datetime.now(UTC)
-        today = now.date()
-        async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute(f"set local lock_timeout = '{_PARTITION_LOCK_TIMEOUT}'")
-            await connection.execute(_SQL["lock_partitions"])
-            cursor = await connection.execute(_SQL["partitions"])
-            held = {str(name): str(schema) async for (schema, name) in cursor}
-            for day in (today + timedelta(days=ahead) for ahead in range(-1, _DAYS_AHEAD + 1)):
-                if _name(day) not in held:
-                    for statement in _partition(day):
-                        await connection.execute(statement)
-            oldest = None if retention is None else (now - retention).date()
-            expired = [name for name in sorted(held) if oldest is not None and _day(name) < oldest]
-            if expired:  # as an append does: the table first, then the row of the stream
-                await connection.execute("lock table momentum.event_log in access exclusive mode")
-            for name in expired:
-                first = datetime.combine(_day(name), datetime.min.time(), UTC)
-                await connection.execute(
-                    _SQL["expire_partition"], {"first": first, "end": first + timedelta(days=1)}
-                )  # fmt: skip
-                await connection.execute(sql.SQL("drop table {}").format(sql.Identifier(held[name], name)))
-        return expired
+        async with self._work() as connection:
+            (dropped,) = await _sure(connection, "keep_partitions", retention=retention)
+        return list(dropped)
 
     async def watch(self) -> None:
         """Holds a connection until the database ends it, then raises psycopg.OperationalError.
@@ -309,42 +376,6 @@ class EventLog:
         async with self._pool.connection() as connection:
             async for _ in connection.notifies():
                 pass
-
-    async def write_metrics(self, samples: Sequence[Sample]) -> None:
-        """Adds rows to `realtime_event_metrics`. It is the app's table, so service_role does it."""
-        text = msgspec.json.encode([sample._asdict() for sample in samples]).decode()
-        async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute("set local role service_role")
-            await connection.execute(_SQL["write_metrics"], {"samples": text})
-
-    async def clean_metrics(self) -> int:
-        """Deletes old rows of `realtime_event_metrics`; returns how many."""
-        async with self._pool.connection() as connection, connection.transaction():
-            await connection.execute("set local role service_role")
-            (deleted,) = await _sure(connection, "cleanup_metrics")
-            return int(deleted)
-
-
-def _pool(conninfo: str, name: str, *, size: int) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
-    return AsyncConnectionPool(
-        conninfo,
-        min_size=1,
-        max_size=size,
-        timeout=10.0,
-        open=False,
-        configure=_configure,
-        check=alive,
-        reconnect_timeout=60.0,
-        kwargs={"autocommit": True, "application_name": f"momentum-sync {name}", "connect_timeout": 5},
-        name=name,
-    )
-
-
-async def _configure(connection: AsyncConnection[TupleRow]) -> None:
-    # Never off: a log that a crash can take back, while the slot has moved on, would lose events. Not on either: it
-    # would wait for standbys, and what capture confirms to the WAL sender waits for it.
-    await connection.execute("set synchronous_commit = local")
-    await connection.execute("set statement_timeout = '60s'")
 
 
 async def _one(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow | None:
@@ -396,38 +427,32 @@ def _event(row: TupleRow) -> Event:
         channels=tuple(channels),
         body=body.encode(),
         rows=None if rows is None else rows.encode(),
+        logged=True,
     )
 
 
-def _break(
-    facts: SlotFacts, *, slot: str, system_identifier: str, timeline: int, confirmed: int, whole: bool
+async def _break(
+    connection: AsyncConnection[TupleRow], row: _Stream, facts: SlotFacts, known: Known | None
 ) -> str | None:
     """Why the history that the log holds does not go on with this slot; None if it does."""
-    if system_identifier != facts.system_identifier:
+    if row.system_identifier != facts.system_identifier:
         return "the database is another system"
-    if timeline != facts.timeline:
+    if row.timeline != facts.timeline:
         return "the database is on another timeline"
-    if slot != facts.slot:
+    if row.slot != facts.slot:
         return "the slot is another"
-    if facts.confirmed_lsn > confirmed:
+    if facts.confirmed_lsn > lsn.parse(row.confirmed_lsn):
         return "the slot was made anew, or was moved on"
-    return None if whole else "events are missing from the log"
+    if not row.whole:
+        return "events are missing from the log"
+    if row.truncated:
+        return _TRUNCATED
+    if known is not None and known.epoch == row.epoch and known.logged + 1 >= row.kept_from:
+        logged = await _one(connection, "mark_of", epoch=row.epoch, number=known.logged)
+        if logged is None or logged[0] is None or _mark(logged[0]) != known.logged_mark:
+            return "the log does not hold what it held: it was restored from a copy"
+    return None
 
 
-def _name(day: date) -> str:
-    return f"{_PREFIX}{day:%Y%m%d}"
-
-
-def _day(name: str) -> date:
-    return datetime.strptime(name.removeprefix(_PREFIX), "%Y%m%d").replace(tzinfo=UTC).date()
-
-
-def _partition(day: date) -> tuple[sql.Composed, sql.Composed]:
-    """A table, then its attachment, which blocks no append as `create table … partition of` does."""
-    name = sql.Identifier("momentum_log", _name(day))
-    return (
-        sql.SQL("create table {} (like momentum.event_log including defaults)").format(name),
-        sql.SQL("alter table momentum.event_log attach partition {} for values from ({}) to ({})").format(
-            name, sql.Literal(f"{day} 00:00:00+00"), sql.Literal(f"{day + timedelta(days=1)} 00:00:00+00")
-        ),
-    )
+def _mark(commit_lsn: str) -> int:
+    return lsn.parse(commit_lsn) & MARK

@@ -29,6 +29,7 @@ class Window:
         self._durable = 0
         self._evicted_ceiling = 0
         self._first = 1
+        self._before: int | None = 0
 
     def __len__(self) -> int:
         return len(self._events)
@@ -48,8 +49,13 @@ class Window:
         """The number of the newest event, held or not."""
         return self._events[-1][0].number if self._events else self._first - 1
 
-    def restart(self, *, first: int, ceiling: int) -> None:
-        """Empties it. `first` is the number that comes next, `ceiling` no less than any transaction id before it."""
+    def restart(self, *, first: int, ceiling: int, before: int | None = None) -> None:
+        """Empties it.
+
+        `first` is the number that comes next, `ceiling` no less than any transaction id before it, `before` the mark
+        of the event before `first`, where it is known.
+        """
+        self._before = before
         self._events.clear()
         self._by_key.clear()
         self._size = 0
@@ -75,6 +81,18 @@ class Window:
         """The log holds everything up to `number`."""
         self._durable = max(self._durable, number)
         self._evict()
+
+    def at(self, number: int) -> Event | None:
+        """The event with this number; None if it is not held."""
+        index = number - self._first
+        return self._events[index][0] if 0 <= index < len(self._events) else None
+
+    def mark(self, number: int) -> int | None:
+        """The mark of an event, which may be the one before the first held; None if it is not known."""
+        event = self.at(number)
+        if event is not None:
+            return event.mark
+        return self._before if number == self._first - 1 else None
 
     def holds_after(self, number: int) -> bool:
         """Whether every event after `number` is here."""
@@ -131,6 +149,7 @@ class Window:
             event, ceiling = self._events.popleft()
             self._size -= event.size
             self._evicted_ceiling = ceiling
+            self._before = event.mark
             self._first = event.number + 1
             for key in event.keys:
                 held = self._by_key[key]

@@ -23,6 +23,10 @@ class Backlog:
         """Whether all connections together hold as much as they may."""
         return self.total >= self._most
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more may wait, of whichever connection."""
+        return self.total + size <= self._most
+
     def grew(self, connection: Hashable, size: int) -> bool:
         """`size` bytes of the connection wait now; whether that is more than may."""
         self.total += size - self._waiting.get(connection, 0)

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from momentum_sync.errors import TooMany
+from websockets.datastructures import Headers
+
+from momentum_sync.errors import TooMany, Unavailable
+from momentum_sync.eventlog.event import EventId
 from momentum_sync.eventlog.history import History
+from momentum_sync.gateway import handshake
 from momentum_sync.gateway.backlog import Backlog
+from momentum_sync.gateway.handshake import Hello
 from momentum_sync.gateway.rates import Rate
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.snapshot import Desk
@@ -24,15 +29,16 @@ class _Allowed(TypedDict):
 
 _CONNECTS: _Allowed = {"burst": 100, "a_second": 10.0}
 _REQUESTS: _Allowed = {"burst": 200, "a_second": 20.0}
-_MESSAGES: _Allowed = {"burst": 500, "a_second": 100.0}
+_FRAMES: _Allowed = {"burst": 500, "a_second": 100.0}
 
 
 @dataclass(slots=True)
 class Gateway:
     """What all connections share.
 
-    `live` says whether the feed runs; `lag` is seconds by which it may be behind. `draining` is set when the server is
-    about to end and takes no new sockets. The rates are a user's, over all that the user has open.
+    `live` says whether the feed runs; `lag` is seconds by which it may be behind, `reached` how far it has come.
+    `draining` is set when the server is about to end and takes no new sockets. The rates are a user's, over all that
+    the user has open.
     """
 
     desk: Desk
@@ -42,6 +48,7 @@ class Gateway:
     authenticator: Authenticator
     live: Callable[[], bool]
     lag: Callable[[], float]
+    reached: Callable[[], EventId]
     heartbeat: float
     send_buffer: int
     allowed_origins: tuple[str, ...]
@@ -50,7 +57,29 @@ class Gateway:
     draining: bool = False
     connects: Rate = field(default_factory=lambda: Rate(**_CONNECTS))
     requests: Rate = field(default_factory=lambda: Rate(**_REQUESTS))
-    messages: Rate = field(default_factory=lambda: Rate(**_MESSAGES))
+    frames: Rate = field(default_factory=lambda: Rate(**_FRAMES))
+
+    async def admit(self, path: str, headers: Headers) -> tuple[Hello, Identity]:
+        """Settle who asks for a socket, before the upgrade, and for what. Raises RequestError."""
+        query = handshake.address(path)
+        origin, authorization, apikey, *hosts = [
+            handshake.only(name, headers.get_all(name))
+            for name in ("Origin", "Authorization", "apikey", "Host", "X-Forwarded-Host")
+        ]
+        handshake.check_origin(origin, hosts, self.allowed_origins)
+        if authorization is None:
+            token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
+            if token is None and self.token_in_query:
+                token = query.get("access_token")
+            authorization = None if token is None else f"Bearer {token}"
+        identity = await self.authenticator.authenticate(authorization=authorization, apikey=apikey)
+        hello = handshake.hello(query, identity.subject)
+        self.count(self.connects, identity)
+        if self.draining:
+            raise Unavailable("This server is going away; try again, and another will answer.")
+        if not self.live():
+            raise Unavailable("The feed of changes is not running; try again in a moment.")
+        return hello, identity
 
     def count(self, rate: Rate, identity: Identity) -> None:
         """Counts one more for a user; service_role is none. Raises TooMany if that is too many."""

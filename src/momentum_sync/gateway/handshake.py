@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
@@ -18,6 +18,7 @@ _BEARER = "bearer."
 _MAX_TEXT = 200
 _PRINTABLE = re.compile(PRINTABLE)
 _MAX_CHANNELS = 500
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,39 @@ def token_of_subprotocols(headers: Iterable[str]) -> str | None:
     return None
 
 
-def check_origin(origin: str | None, host: str | None, allowed: tuple[str, ...]) -> None:
+def only(name: str, values: Sequence[str]) -> str | None:
+    """The one value of a header, None without one. BadRequest where there are two, of which either might be meant."""
+    if len(values) > 1:
+        raise BadRequest("repeated_header", f"The request has {len(values)} headers `{name}`; send one.")
+    return values[0] if values else None
+
+
+def check_origin(origin: str | None, hosts: Sequence[str | None], allowed: tuple[str, ...]) -> None:
     """Raises Forbidden for a page that is neither this server's own nor among those the operator allows.
 
-    What sends no Origin is no page.
+    `hosts` are the names by which the client addressed this server: those in `Host` and, where a proxy does not pass
+    that on, in `X-Forwarded-Host`. No page can set either. What sends no Origin is no page.
     """
-    if origin is None or "*" in allowed or origin in allowed:
+    if origin is None or "*" in allowed:
         return
+    page = _origin(origin)
+    if page is not None and page in {_origin(each.rstrip("/")) for each in allowed}:
+        return
+    if page is None or page not in {_origin(f"{page[0]}://{host}") for host in hosts if host}:
+        raise Forbidden(
+            "Pages of this origin may not connect here. If it is the app's, set MOMENTUM_ALLOWED_ORIGINS to it, or have"
+            " the proxy pass `Host` on.",
+            "forbidden_origin",
+        )
+
+
+def _origin(text: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an origin, in the one spelling that they have; None for what is no origin."""
     try:
-        page = urlsplit(origin).netloc
+        parts = urlsplit(text)
+        scheme, host = parts.scheme.lower(), parts.hostname
+        port = parts.port or _DEFAULT_PORTS.get(scheme)
     except ValueError:
-        page = None
-    if page is None or page != host:
-        raise Forbidden("Pages of this origin may not connect here; see MOMENTUM_ALLOWED_ORIGINS.", "forbidden_origin")
+        return None
+    is_bare = not (parts.path or parts.query or parts.fragment or "@" in parts.netloc)
+    return None if not host or port is None or not is_bare else (scheme, host.lower().rstrip("."), port)

@@ -18,11 +18,14 @@ class Health:
     http_status: int
 
 
-def judge(capture_state: str, lag: float, *, draining: bool = False) -> Health:
-    """Health from the state of capture and its lag in seconds; red for a server that is about to end."""
+def judge(capture_state: str, lag: float, *, draining: bool = False, publishes: bool = True) -> Health:
+    """Health from the state of capture and its lag in seconds; red for a server that is about to end.
+
+    Where triggers are missing (not `publishes`) it is degraded: other events still come, and no restart would mend it.
+    """
     if draining or capture_state != "live" or lag > _UNHEALTHY_LAG_S:
         return Health("unhealthy", 503)
-    if lag > _DEGRADED_LAG_S:
+    if lag > _DEGRADED_LAG_S or not publishes:
         return Health("degraded", 200)
     return Health("healthy", 200)
 

@@ -22,7 +22,7 @@ from momentum_sync.errors import BadRequest, Forbidden, RequestError, TooLarge, 
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway import health
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import PREFIX
+from momentum_sync.gateway.handshake import PREFIX, only
 from momentum_sync.gateway.missed import missed
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import PRINTABLE, timestamp
@@ -86,6 +86,7 @@ class Missed(BaseModel):
     events: list[dict[str, object]]
     last_event_id: str
     complete: bool
+    refused: list[str] = Field(description="those of the channels asked for that the caller may not have")
 
 
 class Answer(BaseModel):
@@ -126,6 +127,10 @@ class Health(BaseModel):
     memory_usage: dict[str, int] = Field(description="bytes")
     draining: bool = Field(description="about to end, and sending its clients to others")
     capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`, `slot`")
+    publishing: dict[str, list[str]] = Field(
+        description="`problems`: triggers and functions that are not as installed, so that events are missing;"
+        " `foreign_triggers`: those of others that run before ours"
+    )
 
 
 _REFUSALS: dict[int | str, dict[str, object]] = {
@@ -141,12 +146,19 @@ async def _identify(
     request: Request, _: Annotated[object, Security(_bearer)], __: Annotated[object, Security(_key)]
 ) -> Identity:
     gateway: Gateway = request.app.state.gateway
-    authorization = request.headers.get("authorization")
+    authorization, apikey = _credentials(request)
     if authorization is None and gateway.token_in_query and "access_token" in request.query_params:
         authorization = f"Bearer {request.query_params['access_token']}"
-    caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=request.headers.get("apikey"))
+    caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=apikey)
     gateway.count(gateway.requests, caller)
     return caller
+
+
+def _credentials(request: Request) -> tuple[str | None, str | None]:
+    """`Authorization` and `apikey`. BadRequest where one of them is there twice."""
+    return only("Authorization", request.headers.getlist("authorization")), only(
+        "apikey", request.headers.getlist("apikey")
+    )
 
 
 Caller = Annotated[Identity, Depends(_identify)]
@@ -156,8 +168,8 @@ def make_api(
     gateway: Gateway,
     *,
     capture_state: Callable[[], str],
-    last_event_id: Callable[[], str],
     slot: Callable[[], dict[str, object]],
+    publishing: Callable[[], dict[str, list[str]]],
     metrics: Callable[[], bytes],
 ) -> FastAPI:
     """The FastAPI application of one gateway. `metrics` gives what Prometheus is told."""
@@ -182,7 +194,7 @@ def make_api(
 
     _add_charts(sync, gateway)
     _add_events(sync, gateway)
-    _add_health(sync, gateway, capture_state, last_event_id, slot)
+    _add_health(sync, gateway, capture_state, slot, publishing)
     api.include_router(sync)
     api.include_router(sync, prefix=PREFIX, include_in_schema=False)
     _add_metrics(api, gateway, metrics)
@@ -232,8 +244,8 @@ def _add_health(
     sync: APIRouter,
     gateway: Gateway,
     capture_state: Callable[[], str],
-    last_event_id: Callable[[], str],
     slot: Callable[[], dict[str, object]],
+    publishing: Callable[[], dict[str, list[str]]],
 ) -> None:
     started_at = time.monotonic()
 
@@ -241,7 +253,10 @@ def _add_health(
     async def state() -> Response:
         """Whether the server does what it promises. Needs no token."""
         lag = gateway.lag()
-        verdict = health.judge(capture_state(), lag, draining=gateway.draining)
+        in_place = publishing()
+        verdict = health.judge(
+            capture_state(), lag, draining=gateway.draining, publishes=not in_place["problems"]
+        )  # fmt: skip
         body = Health(
             status=verdict.status,
             connected_clients=len(gateway.router),
@@ -253,9 +268,10 @@ def _add_health(
             capture={
                 "state": capture_state(),
                 "lag_ms": round(lag * 1000),
-                "last_event_id": last_event_id(),
+                "last_event_id": str(gateway.reached()),
                 "slot": slot(),
             },
+            publishing=in_place,
         )
         return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
 
@@ -264,9 +280,8 @@ def _add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) -
     async def scrape(request: Request) -> Response:
         """The server's numbers, in Prometheus' text format. For `service_role`, unless they are open."""
         if not gateway.metrics_open:
-            caller = await gateway.authenticator.authenticate(
-                authorization=request.headers.get("authorization"), apikey=request.headers.get("apikey")
-            )
+            authorization, apikey = _credentials(request)
+            caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=apikey)
             if caller.role != "service_role":
                 raise Forbidden("The metrics are for service_role.")
         return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -323,8 +338,11 @@ def _answer_errors(api: FastAPI) -> None:
         return _refusal(error.status, error.code, str(error))
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if sent != "application/json" and not sent.endswith("+json"):
+            return _refusal(422, "invalid_field", "Send the body as JSON, with `Content-Type: application/json`.")
         if first["type"] == "json_invalid":
             return _refusal(400, "invalid_json", "The body is not JSON.")
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
@@ -345,6 +363,9 @@ def _answer_errors(api: FastAPI) -> None:
 async def _bounded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuses a body larger than any request of ours, before it is read."""
     length = request.headers.get("content-length")
+    if request.method == "POST" and "content-type" not in request.headers:
+        # There is one type that a body here can have, so what names none is taken for it.
+        request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]
     if request.method == "POST" and (length is None or not length.isdigit() or int(length) > _MAX_BODY):
         error = TooLarge("too_large", f"A body has a Content-Length of at most {_MAX_BODY} bytes.")
         return _refusal(error.status, error.code, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -16,11 +17,15 @@ _PAGE = 256 * 1024
 
 
 class Missed(msgspec.Struct):
-    """Events as a socket would bring them, the id to go on from, and whether that is all for now."""
+    """Events as a socket would bring them, the id to go on from, and whether that is all for now.
+
+    `refused` are the channels asked for that the caller may not have.
+    """
 
     events: list[msgspec.Raw]
     last_event_id: str
     complete: bool
+    refused: list[str]
 
 
 async def missed(
@@ -30,10 +35,14 @@ async def missed(
 
     Raises Refused when they can no longer be had, RequestError for what cannot be done.
     """
-    end = history.number  # what comes after the rights were asked for may be for others
+    reached, position = (
+        history.reached,
+        history.position,
+    )  # what comes after the rights were asked for may be for others
+    end = reached.number
     greeting = await desk.resume(identity, identity.subject, channels, last_event_id, counted=False)
-    session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0)
-    session.greet(greeting, 0.0)
+    session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0, at=0.0)
+    session.greet(greeting, 0.0, 0.0)
     keys = list(session.channels.values())
     found: list[msgspec.Raw] = []
     size = 0
@@ -47,10 +56,13 @@ async def missed(
             if event.number in withheld:
                 continue
             if len(found) == limit or size > _PAGE:
-                return Missed(found, session.last_id, complete=False)
+                return Missed(found, session.last_id, complete=False, refused=greeting.refused)
             delivery = session.deliver(event)
             if delivery is not None:
                 found.append(msgspec.Raw(messages.event_object(event.body, delivery)))
                 size += len(event.body)
         session.place = upto
-    return Missed(found, session.last_id, complete=True)
+    # Not the last event's id: a client for whom there is little would expire with it.
+    session.advanced(position)
+    last = session.last_id if reached.epoch != session.epoch else str(replace(reached, seen=session.seen))
+    return Missed(found, last, complete=True, refused=greeting.refused)

@@ -22,7 +22,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway.backlog import Backlog
-from momentum_sync.gateway.router import Connection, Router
+from momentum_sync.gateway.router import LARGE, Connection, Router
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
@@ -32,6 +32,7 @@ _PATIENCE_S = 10.0
 _UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
 _NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
 _PAGE = 64 * 1024
+_ROOM_EVERY_S = 0.05
 
 
 class Socket(Connection, Protocol):
@@ -54,8 +55,8 @@ class Outflow:
     """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
 
     __slots__ = (
-        "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history", "_loop", "_most",
-        "_patience", "_review", "_router", "_socket", "_transport", "_waiting", "_written",
+        "_asking", "_at_room", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
+        "_loop", "_most", "_patience", "_review", "_router", "_socket", "_transport", "_waiting", "_written",
     )  # fmt: skip
 
     def __init__(
@@ -88,22 +89,34 @@ class Outflow:
         self._review = False
         self._asking: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._at_room: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=_UNCOUNTED)
 
     def end(self) -> None:
         """Nothing more is written; what waits may still go out."""
         self._ended = True
         self._direct = False
-        if self._patience is not None:
-            self._patience.cancel()
+        for timer in (self._patience, self._at_room):
+            if timer is not None:
+                timer.cancel()
 
     def lost(self) -> None:
         """The socket is gone, and what waited with it."""
         self.end()
         self._backlog.gone(self)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the client has yet to read something."""
+        return self._waiting
+
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes may be written, although the client may read none of them."""
+        return self._backlog.has_room(size)
+
     def write(self, data: bytes) -> None:
-        """Writes whole frames.
+        """Writes whole frames. What the socket does not take is kept as a part of them, not as a copy for each
+        connection.
 
         A transport keeps what is written until the loop's turn ends, which costs as much again as the socket's send;
         so frames go past it while it keeps nothing, and it gets only what the socket does not take at once.
@@ -117,11 +130,13 @@ class Outflow:
                 sent = 0
             if sent == len(data):
                 return
-            data = data[sent:]
+            rest: bytes | memoryview = memoryview(data)[sent:]
         elif self._ended:
             return
+        else:
+            rest = data
         waited = self._waiting
-        self.pass_on(data)
+        self.pass_on(rest)
         if not self._waiting:
             return
         if waited:
@@ -140,7 +155,7 @@ class Outflow:
         self._direct = not self._ended and self._file >= 0 and self._transport.get_write_buffer_size() == 0
         return self._direct
 
-    def pass_on(self, data: bytes) -> None:
+    def pass_on(self, data: bytes | memoryview) -> None:
         """To the transport, whatever it is: the handshake, pongs and the end are none of the session's frames."""
         self._direct = False
         self._transport.write(data)
@@ -190,6 +205,9 @@ class Outflow:
     def catch_up(self) -> None:
         """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
         self._begun = True
+        if self._at_room is not None:
+            self._at_room.cancel()
+            self._at_room = None
         if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
             return
         if self._review:
@@ -200,10 +218,16 @@ class Outflow:
         found = self._history.at_hand(session.place, keys, most=self._page)
         if found is None:
             self._ask(self._ask_log(keys))
+        elif self._lacks_room(found[0]):
+            self._at_room = self._loop.call_later(_ROOM_EVERY_S, self.catch_up)
         elif asked := [event for event in found[0] if session.asks(event)]:
             self._ask(self._ask_sight(*found, asked, keys))
         else:
             self._give(*found)
+
+    def _lacks_room(self, events: list[Event]) -> bool:
+        """Whether the page, of one large event while there is little room, waits until others have read."""
+        return self._backlog.full and any(len(event.body) > LARGE for event in events)
 
     @property
     def _page(self) -> int:

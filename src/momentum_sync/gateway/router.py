@@ -28,6 +28,9 @@ class Connection(Protocol):
     def write(self, data: bytes) -> None:
         """Writes whole frames."""
 
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes more may wait for it, if it does not read."""
+
     def hold_back(self, number: int, *, review: bool = False) -> None:
         """From the event after `number` on, it catches up by itself; with `review`, what it may have is asked first."""
 
@@ -37,6 +40,7 @@ class Connection(Protocol):
 
 _Holders = dict[Connection, None]
 _Out = dict[Connection, bytes]
+LARGE = 16 * 1024  # bytes of a frame for which there must be room before it is written
 _TOGETHER = 16 * 1024  # bytes that are not kept for one write any longer; of each connection, in one turn of the loop
 
 
@@ -183,7 +187,7 @@ class Router:
         """Writes the event to whoever holds one of its channels, once each; if `more` follow, with those."""
         if CONTROL in event.channels:
             self._control(event)
-        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}", self._clock(), self._out, keep=more)
+        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}-{event.mark:x}", self._clock(), self._out, keep=more)
         self._fanouts.append(fanout)
         for channel, key in zip(event.channels, event.keys, strict=True):
             place = _place(channel, key)
@@ -240,6 +244,14 @@ class Router:
                 if connection.session.seen is None:
                     self.follow(connection)
 
+    def restarted(self) -> None:
+        """Those whose snapshot is from before come back for another: its transaction ids may be given again."""
+        for connection in self.connections:
+            seen = connection.session.seen
+            if seen is not None and seen.incarnation != self._feed.incarnation:
+                connection.session.close(Close.RESTART)
+                connection.flush()
+
     def history_changed(self) -> None:
         """Everyone comes back, and is told then whether the history goes on."""
         self._rights_missed()
@@ -252,18 +264,23 @@ class Fanout:
     """One event on its way. `now` is seconds since 1970.
 
     `out` is what is kept for connections until it is written, as this is with `keep`. `frames` and `size` count what
-    went past the sessions; `given` are the groups it went to; `delay` is how many seconds after the commit the last was
-    written, None if there was nobody to write to; `broken` is what went wrong with a connection, which then comes back
-    for the event, while all others get it.
+    went past the sessions; `given` says whether anybody had a channel of it; `delay` is how many seconds after the
+    commit the last was written, None if there was nobody to write to; `broken` is what went wrong with a connection,
+    which then comes back for the event, while all others get it.
     """
 
-    __slots__ = ("_built", "_event_id", "_keep", "_now", "_out", "broken", "delay", "event", "frames", "given", "size")
+    __slots__ = (
+        "_built", "_event_id", "_first", "_keep", "_now", "_out", "_served", "broken", "delay", "event", "frames",
+        "given", "size",
+    )  # fmt: skip
 
     def __init__(self, event: Event, event_id: str, now: float, out: _Out, *, keep: bool) -> None:
         self.event = event
         self.frames = 0
         self.size = 0
-        self.given: tuple[_Holders, ...] = ()
+        self.given = False
+        self._first: tuple[_Holders, _Holders] = (_NOBODY, _NOBODY)
+        self._served: set[Connection] | None = None
         self.delay: float | None = None
         self.broken: Exception | None = None
         self._out = out
@@ -273,11 +290,20 @@ class Fanout:
         self._built: dict[tuple[str, str], bytes] = {}
 
     def give(self, channel: str, plain: _Holders, careful: _Holders) -> None:
-        """To the holders of one of its channels, but those who were given it on an earlier one."""
-        given = self.given
-        self.given = (*given, plain, careful)
-        for earlier in given:
-            plain, careful = _without(plain, earlier), _without(careful, earlier)
+        """To the holders of one of its channels, but those who were given it on an earlier one.
+
+        A set of those is made for the second of the channels that anybody holds, so that each holder of each channel is
+        looked at once, however many channels there are.
+        """
+        if not self.given:
+            self.given = True
+            self._first = plain, careful
+        else:
+            served = self._served
+            if served is None:
+                served = self._served = {*self._first[0], *self._first[1]}
+            plain, careful = _without(plain, served), _without(careful, served)
+            served.update(plain, careful)
         # A plain holder has nothing `asked`, and what went out of sight is for those alone who were asked about.
         if plain and not self.event.out_of_sight:
             self._write(channel, plain)
@@ -292,10 +318,14 @@ class Fanout:
         has to fetch from memory.
         """
         event_id, cache_keys, keep, out = self._event_id, self.event.cache_keys, self._keep, self._out
+        large = len(self.event.body) if len(self.event.body) > LARGE else 0
         alone = not keep and not out
         previous_id, data, size, frames = None, b"", 0, 0
         for connection in list(plain):
             try:
+                if large and not connection.takes(large):
+                    connection.hold_back(self.event.number - 1)
+                    continue
                 session = connection.session
                 if session.last_id != previous_id:
                     data = self._frame(channel, session.last_id)
@@ -329,6 +359,9 @@ class Fanout:
                 session.event(event, self._now)
                 connection.flush()
             elif (channel := session.channel_of(event)) is not None:
+                if len(event.body) > LARGE and not connection.takes(len(event.body)):
+                    connection.hold_back(event.number - 1)
+                    return
                 data = self._frame(channel, session.last_id)
                 session.delivered(event, self._event_id)
                 connection.write(data)
@@ -341,6 +374,8 @@ class Fanout:
         data = self._built.get((channel, previous_id))
         if data is None:
             payload = build(self.event, Delivery(self._event_id, previous_id, channel), self._now)
+            if len(payload) > LARGE:  # of these one at a time is kept, or each connection would have its own
+                self._built.clear()
             data = self._built[channel, previous_id] = frame(payload)
         return data
 
@@ -359,8 +394,8 @@ def _sent_back(connection: Connection, error: Exception) -> Exception:
     return error
 
 
-def _without(holders: _Holders, others: _Holders) -> _Holders:
-    if holders.keys().isdisjoint(others.keys()):
+def _without(holders: _Holders, others: set[Connection]) -> _Holders:
+    if holders.keys().isdisjoint(others):
         return holders
     return {connection: None for connection in holders if connection not in others}
 

@@ -8,7 +8,7 @@ Once a session is live and its stitch is done, the router writes prebuilt frames
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import msgspec
@@ -22,7 +22,7 @@ from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import Delivery
 
 _BURST = 100.0
-_MESSAGES_A_SECOND = 20.0
+_FRAMES_A_SECOND = 20.0
 _UNREADABLE_IN_A_ROW = 5
 _PENDING_KEYS = 1_000
 _MAX_CHANNELS = 2_000
@@ -92,7 +92,9 @@ class Greeting:
 
 
 class Session:
-    """A conversation with one client. `heartbeat` and all times are seconds; `now` is since 1970.
+    """A conversation with one client. `heartbeat` and all times are seconds.
+
+    `now` is since 1970 and stands in messages; `at` is on a clock that only goes forward, and decides what is due.
 
     `last_id` is the id of the last event that was sent. While the connection does not follow the feed, `place` is the
     number up to which it has been given everything. `asked` are those of its channels on which the database is asked
@@ -100,15 +102,17 @@ class Session:
     """
 
     __slots__ = (
-        "_allowance", "_heartbeat", "_last_heard", "_next_heartbeat", "_out", "_pending_keys", "_received_at",
+        "_allowance", "_ends_at", "_heartbeat", "_last_heard", "_next_heartbeat", "_out", "_pending_keys",
+        "_received_at",
         "_unreadable", "_warned", "asked", "channels", "client_id", "closing", "epoch", "identity", "last_id", "live",
         "place", "seen", "user_id",
     )  # fmt: skip
 
     def __init__(
-        self, identity: Identity, user_id: UUID | None, client_id: str, *, heartbeat: float, now: float
+        self, identity: Identity, user_id: UUID | None, client_id: str, *, heartbeat: float, now: float, at: float
     ) -> None:
         self.identity = identity
+        self._ends_at = _ends_at(identity, now, at)
         self.user_id = user_id
         self.client_id = client_id
         self.closing: Close | None = None
@@ -123,11 +127,11 @@ class Session:
         self._out: list[bytes] = []
         self._pending_keys: dict[str, None] = {}
         self._allowance = _BURST
-        self._received_at = now
+        self._received_at = at
         self._unreadable = 0
-        self._next_heartbeat = now + heartbeat
+        self._next_heartbeat = at + heartbeat
         self._warned = False
-        self._last_heard = now
+        self._last_heard = at
 
     def to_send(self) -> list[bytes]:
         """The messages to write since the last call, as JSON texts."""
@@ -140,14 +144,22 @@ class Session:
 
     # From the client
 
-    def heard(self, now: float) -> None:
+    def heard(self, at: float) -> None:
         """Bytes of any kind came from the client."""
-        self._last_heard = now
+        self._last_heard = at
+
+    def frame(self, at: float) -> bool:
+        """Counts a frame of any kind; False, and the conversation ends, when there were too many."""
+        passed = max(0.0, at - self._received_at)
+        self._allowance = min(_BURST, self._allowance + passed * _FRAMES_A_SECOND)
+        self._received_at = at
+        if self._allowance < 1.0:
+            self.close(Close.TOO_MANY_MESSAGES)
+        self._allowance -= 1.0
+        return self.closing is None
 
     def receive(self, text: bytes, now: float) -> Work | None:
-        """A text frame. Answers what it can; returns the work it cannot do itself."""
-        if not self._allowed(now):
-            return None
+        """A text message. Answers what it can; returns the work it cannot do itself."""
         try:
             message = messages.decode(text)
         except messages.BadMessage as bad:
@@ -176,18 +188,8 @@ class Session:
         return None
 
     def receive_binary(self, now: float) -> None:
-        """A binary frame, which no message of ours is."""
-        if self._allowed(now):
-            self._unreadable_frame("binary_frame", "Messages are text frames; this one was binary.", now, None)
-
-    def _allowed(self, now: float) -> bool:
-        passed = max(0.0, now - self._received_at)
-        self._allowance = min(_BURST, self._allowance + passed * _MESSAGES_A_SECOND)
-        self._received_at = now
-        if self._allowance < 1.0:
-            self.close(Close.TOO_MANY_MESSAGES)
-        self._allowance -= 1.0
-        return self.closing is None
+        """A binary message, which none of ours is."""
+        self._unreadable_frame("binary_frame", "Messages are text frames; this one was binary.", now, None)
 
     def _unreadable_frame(self, code: str, sentence: str, now: float, ref: object) -> None:
         self._out.append(messages.error(code, sentence, now, ref))
@@ -197,11 +199,11 @@ class Session:
 
     # From the database
 
-    def greet(self, greeting: Greeting, now: float) -> None:
+    def greet(self, greeting: Greeting, now: float, at: float) -> None:
         """The subscription is live: confirms it and hands over the snapshot; events follow."""
         self._hold(greeting.granted)
         self.live = True
-        self._last_heard = now  # it waited for us, and could say nothing
+        self._last_heard = at  # it waited for us, and could say nothing
         self.seen = greeting.place.seen
         self.place = greeting.place.number
         self.epoch = greeting.place.epoch
@@ -244,9 +246,10 @@ class Session:
         self._hold(granted)
         self._confirm(now, ref)
 
-    def renewed(self, identity: Identity, granted: Granted, now: float, ref: object) -> None:
+    def renewed(self, identity: Identity, granted: Granted, now: float, at: float, ref: object) -> None:
         """A fresh token was good; channels that it no longer grants are gone."""
         self.identity = identity
+        self._ends_at = _ends_at(identity, now, at)
         self._warned = False
         lost = self._keep(list(self.channels), granted)
         fields: dict[str, object] = {"expires_at": _expiry(identity.expires_at)}
@@ -317,13 +320,19 @@ class Session:
         channel = self.channel_of(event)
         if channel is None:
             return None
-        delivery = Delivery(str(EventId(self.epoch, event.number, self.seen)), self.last_id, channel)
+        delivery = Delivery(str(EventId(self.epoch, event.number, event.mark, self.seen)), self.last_id, channel)
         self.delivered(event, delivery.event_id)
         return delivery
 
     def channel_of(self, event: Event) -> str | None:
         """The first of the event's channels that this session holds."""
-        for channel, key in zip(event.channels, event.keys, strict=True):
+        places = event.places
+        if places is not None and len(self.channels) < len(places):
+            held = sorted([places[channel] for channel in self.channels.keys() & places.keys()])
+            pairs = [(event.channels[place], event.keys[place]) for place in held]
+        else:
+            pairs = list(zip(event.channels, event.keys, strict=True))
+        for channel, key in pairs:
             if self.channels.get(channel) == key and (not event.out_of_sight or channel in self.asked):
                 return channel
         return None
@@ -348,30 +357,38 @@ class Session:
 
     # From the clock
 
-    def tick(self, now: float, lag_ms: int) -> float:
-        """Does what is due; returns when to look again, which is when to ping again, too."""
-        expires_at = self.identity.expires_at
-        ends_at = None if expires_at is None else expires_at + LEEWAY_S
-        if ends_at is not None and now >= ends_at:
+    def tick(self, now: float, at: float, lag_ms: int, reached: EventId | None) -> float:
+        """Does what is due; returns when, on the clock of `at`, to look again, which is when to ping again, too.
+
+        `reached` is the position of the feed while the connection follows it: the client has all there was for it.
+        """
+        warn_at = self._ends_at - LEEWAY_S - _WARN_BEFORE_EXPIRY_S
+        if at >= self._ends_at:
             self.close(Close.TOKEN)
-        elif expires_at is not None and not self._warned and now >= expires_at - _WARN_BEFORE_EXPIRY_S:
+        elif not self._warned and at >= warn_at:
             self._warned = True
-            self._out.append(messages.encode("token_expiring", now, {"expires_at": _expiry(expires_at)}))
-        if now >= self._next_heartbeat:
-            self._next_heartbeat = now + self._heartbeat
+            expires_at = _expiry(self.identity.expires_at)
+            self._out.append(messages.encode("token_expiring", now, {"expires_at": expires_at}))
+        if at >= self._next_heartbeat:
+            self._next_heartbeat = at + self._heartbeat
             if self.live:
-                fields: dict[str, object] = {"last_event_id": self.last_id, "lag_ms": lag_ms}
+                fields: dict[str, object] = {
+                    "last_event_id": self.last_id, "position": self._position(reached), "lag_ms": lag_ms,
+                }  # fmt: skip
                 self._out.append(messages.encode("heartbeat", now, fields))
         return min(
-            self._next_heartbeat,
-            now + self._ping_every,
-            float("inf") if ends_at is None else ends_at,
-            float("inf") if expires_at is None or self._warned else expires_at - _WARN_BEFORE_EXPIRY_S,
-        )
+            self._next_heartbeat, at + self._ping_every, self._ends_at, float("inf") if self._warned else warn_at
+        )  # fmt: skip
 
-    def silent(self, now: float) -> bool:
+    def _position(self, reached: EventId | None) -> str:
+        """From where the client can resume: without it, one that hears of nothing for long would expire."""
+        if reached is None or reached.epoch != self.epoch:
+            return self.last_id
+        return str(reached if self.seen is None else replace(reached, seen=self.seen))
+
+    def silent(self, at: float) -> bool:
         """Whether the client has sent nothing, not even a pong, although it was pinged: noticed within 50 s."""
-        return now - self._last_heard > self._ping_every + max(_ANSWER_WITHIN_S, self._ping_every * _ANSWER_WITHIN)
+        return at - self._last_heard > self._ping_every + max(_ANSWER_WITHIN_S, self._ping_every * _ANSWER_WITHIN)
 
     @property
     def _ping_every(self) -> float:
@@ -383,6 +400,11 @@ def build(event: Event, delivery: Delivery, now: float) -> bytes:
     if delivery.channel == CACHE_INVALIDATION:
         return messages.cache_invalidation(event.cache_keys, delivery, now)
     return messages.realtime_event(event.body, delivery, now)
+
+
+def _ends_at(identity: Identity, now: float, at: float) -> float:
+    """When the token ends, on the clock of `at`: a clock that is set while the client is connected ends nothing."""
+    return float("inf") if identity.expires_at is None else at + identity.expires_at + LEEWAY_S - now
 
 
 def _expiry(expires_at: float | None) -> str | None:

@@ -11,9 +11,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from momentum_sync.database import lsn, queries
-from momentum_sync.database.pool import CallerPool
+from momentum_sync.database.pool import CallerPool, Lane
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import Forbidden, NotFound
+from momentum_sync.errors import Forbidden, NotFound, Unavailable
 from momentum_sync.eventlog import resume
 from momentum_sync.eventlog.event import Event, EventId, Seen, route
 from momentum_sync.eventlog.feed import Feed
@@ -60,24 +60,31 @@ class Desk:
 
         Raises Refused when not all that follows can be had; uncounted, reading on from the place may.
         """
-        place = resume.place(last_event_id, self._feed.epoch, self._feed.number)
+        place = resume.place(last_event_id, self._feed.last_id, self._feed.incarnation)
+        await self._history.verify(place)
         asked = _asked(user_id, channels)
-        granted = await self._rights.granted(identity, user_id, asked)
+        granted = await self._rights.granted(identity, user_id, asked, lane=Lane.CONNECT)
         replayed = await self._history.count(place, keys_of(granted.channels, user_id)) if counted else 0
         return Greeting(granted, _refused(asked, granted), place, None, replayed)
 
     async def _snapshot(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], reason: str | None
     ) -> Greeting:
-        epoch = self._feed.epoch
+        epoch, incarnation = self._feed.epoch, self._feed.incarnation
         asked = _asked(user_id, channels)
         query = _SQL["seen" if user_id is None else "snapshot"]
         granted, (snapshot, upto, *texts) = await self._rights.granted_with(identity, user_id, asked, query)
-        seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto))
+        seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto), incarnation)
         state = State(*[msgspec.Raw(text.encode()) for text in texts or _NOBODYS])
         number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
-        place = EventId(epoch, number, seen)
+        place = EventId(epoch, number, await self._mark(epoch, number), seen)
         return Greeting(granted, _refused(asked, granted), place, state, reason=reason)
+
+    async def _mark(self, epoch: str, number: int) -> int:
+        try:
+            return await self._history.mark(epoch, number)
+        except Refused as refused:  # the history ended meanwhile, or retention has come this far
+            raise Unavailable("More is happening than a snapshot can keep up with; try again in a moment.") from refused
 
     async def grant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
         """Those of the channels that the caller may have. Forbidden if it may not, or no longer, act for the user."""
@@ -149,10 +156,20 @@ class Desk:
             return msgspec.Raw(str(text).encode())
 
     async def overview(self, identity: Identity, days: int) -> msgspec.Raw:
-        """Whatever the caller may see of everybody: `people`, `days` and `interventions`, as a JSON object."""
+        """Whatever the caller may see of everybody: `people`, `days` and `interventions`, as a JSON object.
+
+        Where the policies are as shipped, they leave a caller its own rows, or those of assigned users, or all; only
+        these are read, and not all of a table to leave nearly all of it out.
+        """
         async with self._reading(identity, None) as connection:
+            users, all_interventions = await _row(connection, "overview_users")
             asked = {"days": days, "people": _MOST_PEOPLE, "interventions": _MOST_INTERVENTIONS}
-            (text,) = await _row(connection, "overview", **asked)
+            if users is None:
+                (text,) = await _row(connection, "overview", **asked)
+            else:
+                (text,) = await _row(
+                    connection, "overview_of", **asked, users=users, all_interventions=all_interventions
+                )
             return msgspec.Raw(str(text).encode())
 
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:

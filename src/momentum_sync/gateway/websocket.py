@@ -28,7 +28,6 @@ from websockets.typing import Subprotocol
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
-from momentum_sync.gateway import handshake
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
 from momentum_sync.gateway.listener import MAX_HEAD
@@ -43,6 +42,9 @@ _HANDSHAKE_TIMEOUT_S = 15.0
 _TICKS_S = 0.05  # connections look at the clock together: waking for each alone costs as much again as what it does
 _CLOSE_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_SLOW_S = 15.0  # it has much to read before it gets to the close frame
+_SLICE = 2 * 1024  # bytes that are looked at before the rates are: some hundred of the smallest frames
+_EARLY_FRAMES = 100  # that may come with the handshake
+_AFTER_CLOSE = 16 * 1024  # bytes that are looked at for the client's close frame
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -54,7 +56,8 @@ class WebSocketProtocol(asyncio.Protocol):
     """Writes whole frames, past the session."""
 
     __slots__ = (
-        "_aborter", "_binary", "_closed_with", "_gone", "_greeted", "_inbox", "_loop", "_open", "_out", "_parts",
+        "_aborter", "_after_close", "_binary", "_closed_with", "_early", "_gone",
+        "_greeted", "_inbox", "_loop", "_open", "_out", "_parts",
         "_tasks", "_ticker", "_transport", "_working", "_ws", "behind", "session", "write",
     )  # fmt: skip
 
@@ -79,6 +82,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._inbox: list[bytes | None] = []  # an empty deque is 600 bytes
         self._parts: list[bytes] = []
         self._binary = False
+        self._early = 0
+        self._after_close = 0
         self._working = False
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
@@ -107,21 +112,33 @@ class WebSocketProtocol(asyncio.Protocol):
             observe.disconnected(self._closed_with)
 
     def data_received(self, data: bytes) -> None:
+        if self._greeted:
+            self.session.heard(time.monotonic())
+        # A slice at a time: in one read there is room for thousands of frames, and each is to count against the rate.
+        for start in range(0, len(data), _SLICE):
+            if self._gone or self._transport.is_closing():
+                return
+            if self._closed_with is not None:
+                self._after_close += _SLICE
+                if self._after_close > _AFTER_CLOSE:
+                    self._transport.pause_reading()
+                    return
+            self._receive(data[start : start + _SLICE])
+
+    def _receive(self, data: bytes) -> None:
         self._ws.receive_data(data)
         if self._ws.state is State.CONNECTING and self._ws.handshake_exc is not None:
             self._ws.data_to_send()  # what it would say, which is no JSON
             self._reject(BadRequest("bad_handshake", "The request is too large, or no WebSocket handshake."))
             return
-        if self._greeted:
-            self.session.heard(time.time())
         for event in self._ws.events_received():
             if isinstance(event, Request):
                 self._spawn(self._begin(event))
-            elif isinstance(event, Frame):
+            elif isinstance(event, Frame) and self._counts():
                 self._frame(event)
         if self._inbox and self._greeted and not self._working:
             self._work_through()
-        self._write_protocol()
+        self._write_protocol(pongs=not self._out.waits)
         if self._ws.close_rcvd is not None or self._ws.parser_exc is not None:
             self._end()
 
@@ -147,7 +164,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport.pause_reading()
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
-                hello, identity = await self._admit(request)
+                hello, identity = await self.gateway.admit(request.path, request.headers)
         except TimeoutError:
             self._reject(Unavailable("The server took too long; try again in a moment."))
             return
@@ -169,28 +186,6 @@ class WebSocketProtocol(asyncio.Protocol):
         request.headers.clear()  # the protocol holds on to the request for as long as the connection lasts
         await self._greet(hello, identity)
 
-    async def _admit(self, request: Request) -> tuple[Hello, Identity]:
-        """Settles who it is before the upgrade. Raises RequestError."""
-        headers = request.headers
-        query = handshake.address(request.path)
-        handshake.check_origin(headers.get("Origin"), headers.get("Host"), self.gateway.allowed_origins)
-        authorization = headers.get("Authorization")
-        if authorization is None:
-            token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
-            if token is None and self.gateway.token_in_query:
-                token = query.get("access_token")
-            authorization = None if token is None else f"Bearer {token}"
-        identity = await self.gateway.authenticator.authenticate(
-            authorization=authorization, apikey=headers.get("apikey")
-        )
-        hello = handshake.hello(query, identity.subject)
-        self.gateway.count(self.gateway.connects, identity)
-        if self.gateway.draining:
-            raise Unavailable("This server is going away; try again, and another will answer.")
-        if not self.gateway.live():
-            raise Unavailable("The feed of changes is not running; try again in a moment.")
-        return hello, identity
-
     def _reject(self, error: RequestError) -> None:
         observe.refused(error.code)
         body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
@@ -207,7 +202,7 @@ class WebSocketProtocol(asyncio.Protocol):
     async def _greet(self, hello: Hello, identity: Identity) -> None:
         client_id = hello.client_id or str(uuid.uuid4())
         self.session = Session(
-            identity, hello.user_id, client_id, heartbeat=self.gateway.heartbeat, now=time.time()
+            identity, hello.user_id, client_id, heartbeat=self.gateway.heartbeat, now=time.time(), at=time.monotonic()
         )  # fmt: skip
         if self._gone:
             return
@@ -226,7 +221,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         if self._over():
             return
-        self.session.greet(greeting, time.time())
+        self.session.greet(greeting, time.time(), time.monotonic())
         outcome = "resumed" if greeting.state is None else greeting.reason or "snapshot"
         observe.connected(len(greeting.granted.channels), outcome, greeting.replayed)
         self._out.catch_up()  # what it missed goes out with the greeting
@@ -234,6 +229,24 @@ class WebSocketProtocol(asyncio.Protocol):
         self._tick(ping=False)
 
     # Frames
+
+    def _counts(self) -> bool:
+        """Counts a frame of any kind against the rates; False if it is one too many, or comes after the end."""
+        if self._closed_with is not None:
+            return False
+        if not self._greeted:
+            self._early += 1
+            if self._early > _EARLY_FRAMES:
+                self._transport.abort()
+            return not self._transport.is_closing()
+        session, at = self.session, time.monotonic()
+        user = session.identity.subject
+        if user is not None and not self.gateway.frames.allows(user, at):
+            session.close(Close.TOO_MANY_MESSAGES)
+        if session.frame(at):
+            return True
+        self.flush()
+        return False
 
     def _frame(self, event: Frame) -> None:
         if event.opcode in (Opcode.TEXT, Opcode.BINARY):
@@ -252,10 +265,6 @@ class WebSocketProtocol(asyncio.Protocol):
         while self._inbox and self.session.closing is None:
             text = self._inbox.pop(0)
             now = time.time()
-            user = self.session.identity.subject
-            if user is not None and not self.gateway.messages.allows(user, time.monotonic()):
-                self.session.close(Close.TOO_MANY_MESSAGES)
-                break
             if text is None:
                 self.session.receive_binary(now)
                 continue
@@ -302,7 +311,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 except Forbidden:  # for the user whose connection it is
                     session.close(Close.NOT_ALLOWED)
                     return
-                session.renewed(identity, granted, time.time(), ref)
+                session.renewed(identity, granted, time.time(), time.monotonic(), ref)
             case ReadState(ref):
                 user_id = _needed(session.user_id)
                 session.state(await desk.momentum(session.identity, user_id), time.time(), ref)
@@ -311,6 +320,10 @@ class WebSocketProtocol(asyncio.Protocol):
                 session.marked_read(notification_id, time.time(), ref)
 
     # Out
+
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes more may wait for it, if it does not read."""
+        return self._out.takes(size)
 
     def hold_back(self, number: int, *, review: bool = False) -> None:
         """From the event after `number` on, the connection catches up by itself."""
@@ -329,9 +342,11 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.session.closing is not None:
             self.finish(self.session.closing)
 
-    def _write_protocol(self) -> None:
-        for data in self._ws.data_to_send():
-            if data and not self._gone:
+    def _write_protocol(self, *, pongs: bool = True) -> None:
+        """Writes the protocol's own frames, without pongs for a client that does not read them."""
+        out = self._ws.data_to_send()
+        if pongs or self._ws.state is not State.OPEN or self._closed_with is not None:
+            for data in filter(None, out if not self._gone else ()):
                 self._out.pass_on(data)
 
     def _tick(self, *, ping: bool = True) -> None:
@@ -340,15 +355,16 @@ class WebSocketProtocol(asyncio.Protocol):
             self._ticker.cancel()
         if self._gone or self._closed_with is not None:
             return
-        now = time.time()
-        if self.session.silent(now):
+        now, at = time.time(), time.monotonic()
+        if self.session.silent(at):
             self._out.end()
             self.gateway.router.leave(self)
             self._transport.abort()
             return
-        again = self.session.tick(now, round(self.gateway.lag() * 1000))
+        reached = None if self.behind else self.gateway.reached()
+        again = self.session.tick(now, at, round(self.gateway.lag() * 1000), reached)
         self.flush(ping=ping and self._ws.state is State.OPEN)
-        self._ticker = self._loop.call_later((floor(again / _TICKS_S) + 1) * _TICKS_S - now, self._tick)
+        self._ticker = self._loop.call_later((floor(again / _TICKS_S) + 1) * _TICKS_S - at, self._tick)
 
     def _over(self) -> bool:
         """Whether the connection has ended, or is ending, so that nothing more is written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from momentum_sync.database import queries
-from momentum_sync.database.pool import CallerPool, Params, Query
+from momentum_sync.database.pool import CallerPool, Lane, Params, Query
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, Unavailable
 from momentum_sync.eventlog.event import CACHE_INVALIDATION
@@ -56,7 +57,8 @@ class Rights:
         self._most = most
         self._hears = hears
         self._changes: deque[tuple[int, UUID | None]] = deque(maxlen=_REMEMBERED)
-        self._own: dict[str, _Own] = {}  # by the token's claims, which say whose it is
+        # By a digest of the token's claims, which say whose it is: claims may have 16 KiB, and there may be 20,000.
+        self._own: dict[bytes, _Own] = {}
 
     def changed(self, xid: int, user: UUID | None = None) -> None:
         """The transaction `xid` changed policies, or revoked a user's tokens: what did not see it says nothing."""
@@ -64,41 +66,55 @@ class Rights:
         self._own = {} if user is None else {by: own for by, own in self._own.items() if own.subject != user}
 
     def missed(self) -> None:
-        """There may have been changes that it was not told of."""
+        """There may have been changes that it was not told of, and the ids of those that it was told of may not count
+        here.
+
+        A database that took over may give lower transaction ids than the one before.
+        """
         self._own = {}
+        self._changes.clear()
 
     def are_those_of(self, snapshot: Snapshot, identity: Identity) -> bool:
         """Whether rights of the caller that were read in a snapshot are up to date."""
         return all(snapshot.sees(xid) for xid, user in self._changes if user is None or user == identity.subject)
 
-    async def granted(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+    async def granted(
+        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *, lane: Lane = Lane.EVENTS
+    ) -> Granted:
         """Those of the channels that the caller may have.
 
         `user_id` is the user whose connection it is: Forbidden if the caller may not act for that user. Without one
         there are no cache keys to hear of. Unavailable if the database does not answer.
         """
-        own = self._own.get(identity.claims)
+        key = _digest(identity)
+        own = self._own.get(key)
         if own is not None and own.subject == user_id and own.granted.channels == list(channels) and self._hears():
-            self._remember(self._own, identity.claims, own)
+            self._remember(self._own, key, own)
             return own.granted
-        granted, _ = await self._ask(identity, user_id, channels)
+        granted, _ = await self._ask(identity, user_id, channels, lane=lane)
         return granted
 
     async def granted_with(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], query: Query
     ) -> tuple[Granted, TupleRow]:
         """As `granted`, with the row of a query about the user that saw the same."""
-        granted, ((row,),) = await self._ask(identity, user_id, channels, (query, {"user_id": user_id}))
+        asked = (query, {"user_id": user_id})
+        granted, ((row,),) = await self._ask(identity, user_id, channels, asked, lane=Lane.CONNECT)
         return granted, row
 
     async def _ask(
-        self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *more: tuple[Query, Params]
+        self,
+        identity: Identity,
+        user_id: UUID | None,
+        channels: Sequence[str],
+        *more: tuple[Query, Params],
+        lane: Lane,
     ) -> tuple[Granted, list[list[TupleRow]]]:
         wanted = [channel for channel in channels if user_id is not None or channel != CACHE_INVALIDATION]
         asked = (_SQL["rights"], {"user_id": user_id, "channels": wanted})
         async for _ in until_visible():
             remembered = self._own  # another one after a change, and what was asked before it is forgotten with this
-            (rights,), *others = await self._pool.ask(identity, asked, *more)
+            (rights,), *others = await self._pool.ask(identity, asked, *more, lane=lane)
             acts, may_have, to_be_asked, snapshot = rights
             if self.are_those_of(Snapshot.parse(snapshot), identity):
                 break
@@ -110,15 +126,19 @@ class Rights:
             user_id is not None and identity.subject == user_id and set(wanted).issubset(own_channels(user_id))
             and granted == Granted(wanted)
         ):  # fmt: skip
-            self._remember(remembered, identity.claims, _Own(user_id, granted))
+            self._remember(remembered, _digest(identity), _Own(user_id, granted))
         return granted, others
 
-    def _remember(self, remembered: dict[str, _Own], claims: str, own: _Own) -> None:
+    def _remember(self, remembered: dict[bytes, _Own], key: bytes, own: _Own) -> None:
         """As the last to be forgotten."""
-        remembered.pop(claims, None)
-        remembered[claims] = own
+        remembered.pop(key, None)
+        remembered[key] = own
         if len(remembered) > self._most:
             del remembered[next(iter(remembered))]
+
+
+def _digest(identity: Identity) -> bytes:
+    return hashlib.sha256(identity.claims.encode()).digest()
 
 
 async def may_act_for(connection: AsyncConnection[TupleRow], user_id: UUID) -> bool:

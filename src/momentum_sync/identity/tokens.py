@@ -7,6 +7,7 @@ only the algorithm family it was made for, so a public key never checks an HMAC.
 from __future__ import annotations
 
 import hmac
+import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ LEEWAY_S = 5.0
 
 _SIGNED_WITH_A_KEY = frozenset({"RS256", "ES256", "EdDSA"})
 _MAX_TOKEN = 16 * 1024
+_UNSTORABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u(?:0000|[dD][89a-fA-F])")
 _YEAR_9999 = 253_402_300_799
 
 
@@ -63,9 +65,11 @@ def service_role() -> Identity:
 
 def api_key(key: str, rules: Rules) -> Identity | None:
     """The identity that an API key alone gives: `service_role`, or None for the anon key. Raises Unauthenticated."""
-    if rules.service_role_key is not None and hmac.compare_digest(key.encode(), rules.service_role_key.encode()):
+    if not key:
+        raise Unauthenticated("The API key is empty.", "invalid_api_key")
+    if rules.service_role_key and hmac.compare_digest(key.encode(), rules.service_role_key.encode()):
         return service_role()
-    if rules.anon_key is not None and hmac.compare_digest(key.encode(), rules.anon_key.encode()):
+    if rules.anon_key and hmac.compare_digest(key.encode(), rules.anon_key.encode()):
         return None
     raise Unauthenticated("The API key is not one of this project's.", "invalid_api_key")
 
@@ -74,7 +78,7 @@ def verify(token: str, rules: Rules, keys: Mapping[str, jwt.PyJWK], *, now: floa
     """The identity that a token proves at `now`, seconds since 1970. Raises Unauthenticated, or UnknownKey."""
     if len(token) > _MAX_TOKEN:
         raise Unauthenticated("The token is longer than any that is issued.", "invalid_token")
-    if rules.service_role_key is not None and hmac.compare_digest(token.encode(), rules.service_role_key.encode()):
+    if rules.service_role_key and hmac.compare_digest(token.encode(), rules.service_role_key.encode()):
         return service_role()
     try:
         key, algorithm = _key(_header(token), rules, keys)
@@ -158,7 +162,17 @@ def _identity(claims: dict[str, Any]) -> Identity:
 
 
 def _json(claims: dict[str, Any]) -> str:
-    return msgspec.json.encode(claims).decode()
+    """The claims as JSON that PostgreSQL can hold.
+
+    Unauthenticated for a text that no `jsonb` has: NUL, half a surrogate.
+    """
+    try:
+        text = msgspec.json.encode(claims).decode()
+    except (UnicodeError, RecursionError):
+        text = ""
+    if not text or _UNSTORABLE.search(text):
+        raise Unauthenticated("The token says what no database can hold.", "invalid_token")
+    return text
 
 
 def _number(value: object) -> float | None:

@@ -219,10 +219,10 @@ class Client:
         await self._known.load()
         failures = 0
         while True:
-            began = self._clock()
+            began = time.monotonic()
             error = await self._once()
             now = self._clock()
-            failures = 1 if self._known.following.online and now - began > _STEADY_S else failures + 1
+            failures = 1 if self._known.following.online and time.monotonic() - began > _STEADY_S else failures + 1
             self._known.following.lost(now)
             self._known.outbox.lost()
             self._report(error)
@@ -257,7 +257,7 @@ class Client:
             last = self._known.following.connecting()
             query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last}
             connection = await connect(address(self._url, query, self._asked_for), token)
-            self._known.following.opened(self._clock())
+            self._known.following.opened(self._clock(), time.monotonic())
             self._connection = connection
             async for text in connection.texts():
                 await self._take(text)
@@ -280,10 +280,10 @@ class Client:
                 await connection.close()
 
     def _is_frozen(self) -> bool:
-        return self._known.following.frozen(self._clock(), self._patience)
+        return self._known.following.frozen(time.monotonic(), self._patience)
 
     async def _take(self, text: str | bytes) -> None:
-        for output in self._known.following.receive(text, self._clock()):
+        for output in self._known.receive(text, time.monotonic()):
             match output:
                 case Answer(message):
                     self._answered(message)
@@ -344,7 +344,7 @@ class Client:
         """Sends what waits in the outbox, a few at a time."""
         connection = self._connection
         if connection is not None and self._known.following.online:
-            for notification_id in self._known.outbox.take(self._clock()):
+            for notification_id in self._known.outbox.take(time.monotonic()):
                 message = {"type": "mark_notification_read", "notification_id": notification_id}
                 await connection.send({**message, "ref": f"read:{notification_id}"})
         await self._known.stream.tell()

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 from momentum_sync.errors import Gap, NotUnderstood
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire import from_server as wire
+from momentum_sync.wire.close import Close, Verdict
 from momentum_sync.wire.from_server import Intervention, Momentum, Notification
 
 Status = Literal["offline", "catching_up", "live", "ended"]
-Verdict = Literal["come_back", "fresh_token", "later", "end"]
 
 NOBODY = ""
 """Whose data a connection without a user has, as of `service_role`."""
@@ -24,7 +24,7 @@ LONGEST_PAUSE_S = 20.0
 _SHORTEST_PAUSE_S = 0.5
 _LATE_MS = 10_000
 _VERDICTS: Mapping[int, Verdict] = {
-    1009: "end", 4400: "end", 4403: "end", 4410: "end", 4401: "fresh_token", 4413: "later",
+    **{close.code: close.verdict for close in Close},
     400: "end", 403: "end", 422: "end", 401: "fresh_token", 429: "later",
 }  # fmt: skip
 
@@ -102,20 +102,24 @@ Output = Event | Resync | Invalidated | Answer
 
 
 class Following:
-    """One client's place in the stream. All times are seconds since 1970.
+    """One client's place in the stream. Times are seconds: `now` since 1970, `at` on a clock that only goes forward.
 
-    `since` is when what it knows was last known to be current, where it is not live. `user_id` is None until known.
+    `last_event_id` is the last event that came; `position` is how far the server says that the stream has come for this
+    client, with no event for it in between: from there it resumes. `since` is when what it knows was last known to be
+    current, where it is not live. `user_id` is None until known.
     """
 
     def __init__(self, user_id: str | None) -> None:
         self.user_id = user_id
         self.state = UserState(user_id or "")
         self.last_event_id: str | None = None
+        self.position: str | None = None
         self.status: Status = "offline"
         self.since: float | None = None
         self.channels: tuple[str, ...] = ()
         self.lag_ms = 0
         self._heard_at = 0.0
+        self._steady = 0.0
         self._to_come = 0
         self._came = False
         self._asked_with: str | None = None
@@ -124,19 +128,19 @@ class Following:
     def restore(self, user_id: str, last_event_id: str | None, since: float | None) -> None:
         """Goes on where a store says that it was."""
         self.user_id = self.state.user_id = user_id
-        self.last_event_id = last_event_id
+        self.last_event_id = self.position = last_event_id
         self.since = since
 
     # The connection
 
     def connecting(self) -> str | None:
         """A connection is asked for: the id to bring."""
-        self._asked_with = self.last_event_id
-        return self.last_event_id
+        self._asked_with = self.position
+        return self.position
 
-    def opened(self, now: float) -> None:
+    def opened(self, now: float, at: float) -> None:
         """The socket is there; the greeting is not."""
-        self._heard_at = now
+        self._heard_at, self._steady = now, at
 
     def lost(self, now: float) -> None:
         """The socket is gone."""
@@ -149,13 +153,13 @@ class Following:
         self.lost(now)
         self.status = "ended"
 
-    def frozen(self, now: float, patience: float) -> bool:
+    def frozen(self, at: float, patience: float) -> bool:
         """Whether nothing came for longer than `patience` seconds."""
-        return now - self._heard_at > patience
+        return at - self._steady > patience
 
     def forget(self, reason: str) -> None:
         """The place is of no use; the next connection begins with a snapshot."""
-        self.last_event_id = None
+        self.last_event_id = self.position = None
         self._reason = reason
 
     @property
@@ -171,13 +175,13 @@ class Following:
 
     # What comes
 
-    def receive(self, text: str | bytes, now: float) -> list[Output]:
+    def receive(self, text: str | bytes, now: float, at: float) -> list[Output]:
         """A text frame. Raises Gap where an event is missing before it, NotUnderstood where it is no message."""
         try:
             message = wire.decode(text)
         except (ValueError, RecursionError) as error:
             raise NotUnderstood(f"The server sent what is no message: {error}.") from error
-        self._heard_at = now
+        self._heard_at, self._steady = now, at
         match message:
             case None:
                 return []
@@ -214,6 +218,7 @@ class Following:
             self.since = self.since if self.since is not None else now
             self.status = "catching_up"
             if message.resumed:
+                self.last_event_id = self._asked_with  # what comes next follows what was brought
                 self._caught_up()
             elif self._asked_with is not None:
                 self._reason = message.reason or "unknown_id"
@@ -221,7 +226,7 @@ class Following:
 
     def _begin(self, message: wire.InitialState) -> list[Output]:
         self.state.begin(message)
-        self.last_event_id = message.last_event_id
+        self.last_event_id = self.position = message.last_event_id
         reason, self._reason = self._reason, None
         self._to_come = 0
         self._caught_up()
@@ -243,7 +248,7 @@ class Following:
         if previous != self.last_event_id:
             self.forget("gap")
             raise Gap(f"The event {event_id} follows {previous}, which did not come.")
-        self.last_event_id = event_id
+        self.last_event_id = self.position = event_id
         self._came = True
         if self._to_come:
             self._to_come -= 1
@@ -254,6 +259,7 @@ class Following:
         if message.last_event_id != self.last_event_id:
             self.forget("gap")
             raise Gap(f"The server has sent {message.last_event_id}, which did not come.")
+        self.position = message.position or message.last_event_id
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since
             self.status = "catching_up"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from momentum_sync.errors import ClientError
 from momentum_sync.sdk.cache import Cache
-from momentum_sync.sdk.following import Following, State
+from momentum_sync.sdk.following import Following, Output, State
 from momentum_sync.sdk.outbox import Outbox
 from momentum_sync.sdk.store import Document, Keeper, Store
 from momentum_sync.sdk.stream import Stream
@@ -77,6 +77,17 @@ class Known:
             await self.keeper.save(self.following, known_at, self.cache.saved(), self.outbox.waiting)
         except ClientError as error:
             self._report(error)
+
+    def receive(self, text: str | bytes, at: float) -> list[Output]:
+        """A text frame; raises as `Following.receive`. `at` is seconds on a clock that only goes forward.
+
+        It may say how far the stream is: a program that has had all events goes on from there.
+        """
+        outputs = self.following.receive(text, self._clock(), at)
+        position = self.following.position
+        if not outputs and position is not None and self.stream.empty:
+            self.keeper.advance(position)
+        return outputs
 
     def is_for(self, user_id: str | None) -> None:
         """Whose connection it will be, by the token's own word: enough to let go of what is another's."""

@@ -33,7 +33,7 @@ class Outbox:
 
         No more than ten a second; `now` is in seconds.
         """
-        if abs(now - self._second) >= 1.0:
+        if now - self._second >= 1.0:
             self._second, self._left = now, _A_SECOND
         taken = [one for one in self._waiting if one not in self._under_way][: self._left]
         self._left -= len(taken)

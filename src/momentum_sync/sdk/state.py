@@ -17,6 +17,7 @@ from momentum_sync.wire.from_server import (
     InterventionChanged,
     Momentum,
     Notification,
+    NotificationRemoved,
     PushNotification,
     ScoreChanged,
 )
@@ -24,7 +25,7 @@ from momentum_sync.wire.from_server import (
 _OPEN = ("scheduled", "in_progress")
 _UNREAD = ("pending", "sent", "delivered")
 _MOST_NOTIFICATIONS = 1_000
-_KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification]] = EVENTS
+_KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification | NotificationRemoved]] = EVENTS
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -97,6 +98,8 @@ class UserState:
                 return self._intervention(event)
             case PushNotification():
                 return self._notification(event)
+            case NotificationRemoved():
+                return self._notifications.pop(event.notification_id, None) is not None
 
     def forget_notification(self, notification_id: str) -> None:
         """It is not there any more."""

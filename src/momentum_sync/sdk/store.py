@@ -100,6 +100,12 @@ class Keeper:
                 self.last_event_id = output.id
         self.changed = True
 
+    def advance(self, position: str) -> None:
+        """The stream has come this far, and the program has had all of it."""
+        if self.last_event_id not in (None, position):
+            self.last_event_id = position
+            self.changed = True
+
     def start_over(self, user_id: str) -> None:
         """It is another user now."""
         self.last_event_id = None

@@ -1,4 +1,4 @@
-"""The close codes of the contract: number, word, sentence, and whether to come back.
+"""The close codes of the contract: number, word, sentence, and what a client does then.
 
 The sentence is the reason in the close frame, which RFC 6455 limits to 123 bytes.
 """
@@ -6,33 +6,27 @@ The sentence is the reason in the close frame, which RFC 6455 limits to 123 byte
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
+
+Verdict = Literal["come_back", "fresh_token", "later", "end"]
+"""`come_back` after a pause; `fresh_token`: with another token; `later`: after the longest pause; `end`: never."""
 
 
 class Close(Enum):
     """Why the server ends a connection."""
 
-    GOING_AWAY = (1001, "the server is going away; come back with your last_event_id", True)
-    TOO_BIG = (1009, "a frame was larger than the server takes", False)
-    RESTART = (1012, "the server starts over; come back with your last_event_id", True)
-    UNREADABLE = (4400, "one unreadable message after another", False)
-    TOKEN = (4401, "the token is invalid or has expired; come back with a fresh one", False)
-    NOT_ALLOWED = (4403, "not allowed", False)
-    TOO_SLOW = (4409, "too slow to read; come back with your last_event_id, nothing is lost", True)
-    REPLACED = (4410, "replaced by a newer connection of the same client", False)
-    TOO_MANY_CONNECTIONS = (4413, "too many connections", False)
-    TOO_MANY_MESSAGES = (4429, "too many messages; come back with your last_event_id", True)
+    GOING_AWAY = (1001, "the server is going away; come back with your last_event_id", "come_back")
+    TOO_BIG = (1009, "a frame was larger than the server takes", "end")
+    RESTART = (1012, "the server starts over; come back with your last_event_id", "come_back")
+    UNREADABLE = (4400, "one unreadable message after another", "end")
+    TOKEN = (4401, "the token is invalid or has expired; come back with a fresh one", "fresh_token")
+    NOT_ALLOWED = (4403, "not allowed", "end")
+    TOO_SLOW = (4409, "too slow to read; come back with your last_event_id, nothing is lost", "come_back")
+    REPLACED = (4410, "replaced by a newer connection of the same client", "end")
+    TOO_MANY_CONNECTIONS = (4413, "too many connections", "later")
+    TOO_MANY_MESSAGES = (4429, "too many messages; come back with your last_event_id", "come_back")
 
-    @property
-    def code(self) -> int:
-        """The number in the close frame."""
-        return self.value[0]
-
-    @property
-    def reason(self) -> str:
-        """The sentence in the close frame."""
-        return self.value[1]
-
-    @property
-    def come_back(self) -> bool:
-        """Whether a client should reconnect by itself, with its last event id."""
-        return self.value[2]
+    def __init__(self, code: int, reason: str, verdict: Verdict) -> None:
+        self.code = code
+        self.reason = reason
+        self.verdict: Verdict = verdict

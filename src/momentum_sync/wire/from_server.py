@@ -80,30 +80,42 @@ class InterventionChanged(msgspec.Struct, kw_only=True):
     timestamp: str
     intervention_id: str
     intervention_type: str
-    trigger_reason: str
     status: str
-    previous_status: str | None
     status_changed: bool
     scheduled_date: str | None
+    trigger_reason: str = ""
+    previous_status: str | None = None
     out_of_sight: bool = False
+    omitted: list[str] = []
 
 
 class PushNotification(msgspec.Struct, kw_only=True):
-    """A user-facing notification was made, or has changed."""
+    """A user-facing notification was made, or has changed. Fields that are too large are left out: see `omitted`."""
 
     event_type: Literal["push_notification"]
     user_id: str
     timestamp: str
     notification_id: str
     notification_type: str
-    title: str
-    message: str
     action_type: str | None
-    action_data: Any
     status: str
+    title: str = ""
+    message: str = ""
+    action_data: Any = None
+    omitted: list[str] = []
 
 
-EVENTS: Mapping[str, type[ScoreChanged | InterventionChanged | PushNotification]] = {
+class NotificationRemoved(msgspec.Struct, kw_only=True):
+    """A notification was deleted, is another user's now, is no longer shown, or has left the caller's sight."""
+
+    event_type: Literal["notification_removed"]
+    user_id: str
+    timestamp: str
+    notification_id: str
+    out_of_sight: bool = False
+
+
+EVENTS: Mapping[str, type[ScoreChanged | InterventionChanged | PushNotification | NotificationRemoved]] = {
     "momentum_score_created": ScoreChanged,
     "momentum_score_updated": ScoreChanged,
     "momentum_score_deleted": ScoreChanged,
@@ -111,6 +123,7 @@ EVENTS: Mapping[str, type[ScoreChanged | InterventionChanged | PushNotification]
     "intervention_updated": InterventionChanged,
     "intervention_deleted": InterventionChanged,
     "push_notification": PushNotification,
+    "notification_removed": NotificationRemoved,
 }
 """The events of the app's own tables. Whatever else is published comes with the fields it was published with."""
 
@@ -168,10 +181,14 @@ class CacheInvalidationConfirmed(_Answer, tag="cache_invalidation_confirmed", kw
 
 
 class Heartbeat(_Message, tag="heartbeat", kw_only=True):
-    """The feed runs, and is late by so many milliseconds."""
+    """The feed runs, and is late by so many milliseconds.
+
+    `position` is how far it has come for this client, with no event for it in between: resume from there.
+    """
 
     last_event_id: str
     lag_ms: int
+    position: str | None = None
 
 
 class TokenExpiring(_Message, tag="token_expiring", kw_only=True):

@@ -89,7 +89,7 @@ def document(version: str) -> Document:
             "securitySchemes": _security(),
         },
         "x-close-codes": [
-            {"code": close.code, "reason": close.reason, "come_back": close.come_back} for close in Close
+            {"code": close.code, "reason": close.reason, "client": close.verdict} for close in Close
         ],
     }  # fmt: skip
 

@@ -1,0 +1,220 @@
+"""Connections to PostgreSQL: settings pinned, waits bounded, errors without secrets.
+
+A role, a database or the environment may carry settings that change what the server reads or how long it may take
+(`alter role … set idle_session_timeout`, PGCLIENTENCODING). Every setting that matters is therefore given with the
+connection itself, as a startup parameter, which takes precedence over all of those. Unlike `SET` it leaves nothing
+behind in a session that a connection pooler shares with others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
+
+import psycopg
+from psycopg import AsyncConnection, Connection, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from momentum_sync.errors import Unsuitable
+
+Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+_CONNECT_TIMEOUT_S = 5
+_CHECK_TIMEOUT_S = 5.0
+_TRANSACTION_TIMEOUT = 17_00_00  # the server_version_num that first has it
+_DIRECT = "Give the direct address of PostgreSQL, not a pooler's: on Supabase host db.<project>.supabase.co, port 5432."
+
+PINNED: Mapping[str, str] = MappingProxyType({
+    "search_path": "pg_catalog,pg_temp",
+    "datestyle": "ISO,MDY",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "row_security": "on",
+    "quote_all_identifiers": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": "30s",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "client_min_messages": "warning",
+    # PostgreSQL's side of a connection that went silent.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+})  # fmt: skip
+"""Settings of every connection, in PostgreSQL's spelling."""
+
+_KEEPALIVES: Mapping[str, int] = MappingProxyType({
+    "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
+})  # fmt: skip
+
+
+def pinned(conninfo: str, *, application_name: str, settings: Mapping[str, str] | None = None, **more: str) -> str:
+    """Return a connection string with every setting that matters.
+
+    Args:
+        conninfo: a connection string of the operator's; its own `options` are kept, ours follow them.
+        application_name: how the connection is named in `pg_stat_activity`.
+        settings: settings beside, or in place of, those in `PINNED`.
+        more: other parameters of libpq, such as `replication`.
+    """
+    given = conninfo_to_dict(conninfo)
+    network: dict[str, str | int] = {"connect_timeout": _CONNECT_TIMEOUT_S, **_KEEPALIVES}
+    options = [str(given.get("options") or os.environ.get("PGOPTIONS") or "")]
+    options += [f"-c {name}={_escaped(value)}" for name, value in {**PINNED, **(settings or {})}.items()]
+    return make_conninfo(
+        conninfo,
+        **{name: value for name, value in network.items() if name not in given},
+        **more,
+        application_name=application_name,
+        client_encoding="UTF8",
+        options=" ".join(filter(None, options)),
+    )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+async def settle(connection: AsyncConnection[TupleRow]) -> None:
+    """Pin the settings that only newer versions of PostgreSQL know: no version takes an unknown startup parameter."""
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT:
+        await connection.execute("set transaction_timeout = 0")
+
+
+def make_pool(conninfo: str, name: str, *, size: int, wait: float, settings: Mapping[str, str] | None = None) -> Pool:
+    """Return a closed pool of at most `size` connections, in autocommit.
+
+    Whoever asks for a connection waits at most `wait` seconds.
+    """
+
+    async def configure(connection: AsyncConnection[TupleRow]) -> None:
+        async with bounded(connection, _CHECK_TIMEOUT_S):
+            await settle(connection)
+
+    return AsyncConnectionPool(
+        pinned(conninfo, application_name=f"momentum-sync {name}", settings=settings),
+        min_size=1,
+        max_size=size,
+        timeout=wait,
+        open=False,
+        configure=configure,
+        check=_check,
+        reconnect_timeout=60.0,
+        kwargs={"autocommit": True},
+        name=name,
+    )
+
+
+async def _check(connection: AsyncConnection[TupleRow]) -> None:
+    """A pool's check of a connection before use. Raises psycopg.OperationalError for one that has ended.
+
+    An idle connection has nothing to read unless it has ended or has been notified. So the usual query, which costs a
+    round trip before each use, is only sent where there is something to read.
+    """
+    if _has_something_to_read(connection.fileno()):
+        async with bounded(connection, _CHECK_TIMEOUT_S):
+            await AsyncConnectionPool.check_connection(connection)
+
+
+def _has_something_to_read(file: int) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@asynccontextmanager
+async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    """A pool's connection for at most `seconds`; then it is cut, and what waits for it raises OperationalError."""
+    async with pool.connection() as connection, bounded(connection, seconds):
+        yield connection
+
+
+@asynccontextmanager
+async def bounded(connection: AsyncConnection[TupleRow], seconds: float) -> AsyncIterator[None]:
+    """Cut the connection if the block takes longer than `seconds`.
+
+    Cancelling the task would not do: psycopg then asks the server to cancel and waits for its answer, on a connection
+    that may be dead. A socket that is shut down has the wait end at once, with psycopg.OperationalError.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, cut, connection.pgconn)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def cut(pgconn: pq.abc.PGconn) -> None:
+    """Shut a connection's socket down; whoever waits on it reads its end."""
+    # Without a socket it is closed already.
+    with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(pgconn.socket)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)
+
+
+def connect(conninfo: str, *, application_name: str, name: str = "DATABASE_URL") -> Connection[TupleRow]:
+    """Open a connection for a command's own work, in autocommit.
+
+    Raises:
+        Unsuitable: there is none to be had. The message names host and port, and no password; the hint is what to set.
+    """
+    check_conninfo(conninfo, name)
+    return _opened(lambda: psycopg.connect(pinned(conninfo, application_name=application_name), autocommit=True), name)
+
+
+def _opened(connecting: Callable[[], Connection[TupleRow]], name: str) -> Connection[TupleRow]:
+    try:
+        connection = connecting()
+    except psycopg.OperationalError as error:
+        sentence = summary(str(error))
+        if "startup parameter" in sentence:
+            raise Unsuitable(f"{name} leads to a connection pooler: {sentence}.", _DIRECT) from None
+        raise Unsuitable(
+            f"The database cannot be reached: {sentence}.",
+            f"Set {name}=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
+        ) from None
+    row = connection.execute("select current_setting('search_path')").fetchone()
+    if row is None or str(row[0]).replace(" ", "") != PINNED["search_path"]:
+        connection.close()
+        raise Unsuitable(f"{name} leads to a connection pooler that drops a connection's settings.", _DIRECT)
+    return connection
+
+
+def check_conninfo(conninfo: str, name: str) -> None:
+    """Refuse what is no connection string.
+
+    Raises:
+        Unsuitable: it cannot be read. Nothing of it is quoted, because in a malformed one a part of the password may
+        stand
+            in the place of any other part.
+    """
+    try:
+        parts = conninfo_to_dict(conninfo)
+    except psycopg.Error:
+        parts = {"port": "none"}
+    ports = str(parts.get("port") or "").split(",")
+    if "@" in str(parts.get("host") or "") or not all(port.isdigit() or not port for port in ports):
+        raise Unsuitable(
+            f"{name} is no connection string of PostgreSQL; it is not shown, because it may contain a password.",
+            f"Write {name}=postgresql://user:password@host:5432/database, with every character of the password other"
+            " than letters and digits percent-encoded (@ is %40, / is %2F).",
+        )
+
+
+def summary(message: str) -> str:
+    """Return the one line of libpq's message about a connection that says what happened, with host and port."""
+    lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Is the server running", "Multiple connection"))]
+    return (told[-1] if told else message.strip()).rstrip(".")
