@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 
 _PACKET = 1500
 
 
 class Proxy:
-    """A port whose connections go to whichever of the servers takes them. `ports` may change at any time.
+    """A port whose connections go to whichever of the servers takes them.
+
+    `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's.
 
     `delay` is what every 1,500 bytes take, in seconds, on either way. The next frame from a server that holds `lose` is
     not carried on.
     """
 
     def __init__(self) -> None:
-        self.ports: list[int] = []
+        self.ports: list[int | Path] = []
         self.delay = 0.0
         self.lose: bytes | None = None
         self._pipes: set[_Pipe] = set()
@@ -59,7 +62,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for port in list(self.ports):
             try:
-                upstream = await asyncio.open_connection("127.0.0.1", port)
+                upstream = await _connected(port)
             except OSError:
                 continue
             pipe = _Pipe(self, (reader, writer), upstream)
@@ -76,6 +79,12 @@ class Proxy:
                 self._tasks.discard(task)
             return
         writer.transport.abort()
+
+
+async def _connected(port: int | Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(port, Path):
+        return await asyncio.open_unix_connection(port)
+    return await asyncio.open_connection("127.0.0.1", port)
 
 
 class _Pipe:

@@ -63,7 +63,7 @@ def test_another_encoding(cluster: str) -> None:
 @pytest.fixture
 def plain_role(database: str) -> Iterator[str]:
     with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute('create role "Plain Role" login bypassrls')
+        admin.execute('create role "Plain Role" login noinherit bypassrls')
         try:
             yield make_conninfo(database, user="Plain Role")
         finally:

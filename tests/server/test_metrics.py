@@ -150,7 +150,7 @@ async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: 
         "select event_type, channel_name, user_id, payload_size > 50, processing_time_ms < 60000, success,"
         " error_message from realtime_event_metrics order by created_at, event_type"
     )
-    async with start(metrics_sample=1.0) as server, server.live(user) as client:
+    async with start() as server, server.live(user) as client:
         add_score(db, user)
         db.execute("select pg_logical_emit_message(true, 'momentum_sync', 'no JSON')")
         await client.until("realtime_event")
@@ -170,6 +170,6 @@ async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: 
 
 async def test_metrics_that_cannot_be_written_stop_nothing(start: Start, db: Sql, user: UUID) -> None:
     db.execute("drop table realtime_event_metrics")
-    async with start(metrics_sample=1.0) as server, server.live(user) as client:
+    async with start() as server, server.live(user) as client:
         add_notification(db, user)
         await client.until("realtime_event")

@@ -121,6 +121,7 @@ export class UserState {
     switch (event.event_type) {
       case "momentum_score_created":
       case "momentum_score_updated":
+        if (event.omitted?.includes("momentum_state")) this.unsure = true; // too large for an event: it must be read
         return fits(event, SCORE) && this.#score(event);
       case "momentum_score_deleted":
         return fits(event, SCORE) && this.#scoreDeleted(event);

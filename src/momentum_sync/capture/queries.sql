@@ -88,5 +88,8 @@ where slot_name = %(slot)s and database = current_database()
 -- name: publication
 select from pg_catalog.pg_publication where pubname = %(publication)s
 
+-- name: end_process
+select pg_terminate_backend(%(pid)s)
+
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)

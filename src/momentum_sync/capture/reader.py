@@ -51,13 +51,10 @@ class Capture:
 
     `state` is `starting`, `catching_up` (it reads what came before), `live`, `waiting` (another instance reads) or
     `broken`. `slot` is what the database last said of the slot, `publishing` what it said of the triggers.
-    `has_begun` is set once capture has been live. `silent` is how many seconds may pass in which nothing comes from
-    the database.
+    `has_begun` is set once capture has been live.
     """
 
-    def __init__(
-        self, conninfo: str, slot: str, log: EventLog, feed: Feed, samples: Samples, *, silent: float = _SILENT_S
-    ) -> None:
+    def __init__(self, conninfo: str, slot: str, log: EventLog, feed: Feed, samples: Samples) -> None:
         self._conninfo = conninfo
         self._slot = slot
         self._log = log
@@ -65,11 +62,11 @@ class Capture:
         self._samples = samples
         self._pulse = Pulse(uuid.uuid4().hex)
         self._pulse.lost(time.monotonic())
-        self._silent = silent
         self._current: _Run | None = None
         self._ending = asyncio.Event()
         self._forked: str | None = None
         self._stuck: StreamRefused | None = None
+        self._process: int | None = None
         self.slot = SlotState("unknown", None, None)
         self.publishing = Publishing()
         self.state = "starting"
@@ -156,11 +153,12 @@ class Capture:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
-        lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck)
+        lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck, before=self._process)
         self._stuck = None
         if lost is not None:
             observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
+            self._process = stream.process
             if self._ending.is_set():
                 return
             standing = await self._log.take_over(stream.facts, known=self._feed.known, broke=self._forked)
@@ -185,7 +183,7 @@ class Capture:
             self.state = "catching_up"
             observe.capture_began(self._slot, standing.epoch, standing.number)
             await _first_of(
-                stream.run(run.take), run.append(), run.beat(), run.watch(self._silent), self._log.watch(),
+                stream.run(run.take), run.append(), run.beat(), run.watch(_SILENT_S), self._log.watch(),
                 self._log.watch_whole(), self._log.watch_policies(), self._until_live(run, standing),
             )  # fmt: skip
             await run.finish()

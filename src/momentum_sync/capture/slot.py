@@ -69,14 +69,19 @@ async def look(conninfo: str, slot: str) -> SlotState:
     return SlotState("absent", None, None) if row is None else SlotState(*row)
 
 
-async def ensure_slot(conninfo: str, slot: str, *, stuck: StreamRefused | None = None) -> str | None:
+async def ensure_slot(
+    conninfo: str, slot: str, *, stuck: StreamRefused | None = None, before: int | None = None
+) -> str | None:
     """Makes the slot if there is none, or if the one there can never be read on; returns why it cannot, in that case.
 
-    `stuck` is the error with which streaming from it has ended again and again.
+    `stuck` is the error with which streaming from it has ended again and again. `before` is PostgreSQL's process of the
+    stream before this one: where the network went silent, it does not know yet that nobody reads, and holds the slot.
     """
     lost = None
     async with _asking(conninfo) as connection:
         held = await _slot(connection, slot)
+        if held is not None and held.active_pid is not None and held.active_pid == before:
+            await connection.execute(_SQL["end_process"], {"pid": before})
         if held is not None and held.active_pid is None:
             if held.wal_status == "lost":
                 lost = held.invalidation_reason or "the WAL it needs was removed"
@@ -150,7 +155,7 @@ Take = Callable[[Sequence[bytes | memoryview]], None]
 
 
 class Stream:
-    """A running replication stream. `facts` are those of the slot as the stream holds it."""
+    """A running replication stream. `facts` are those of the slot as the stream holds it, `process` is PostgreSQL's."""
 
     def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts) -> None:
         self._connection = connection
@@ -158,6 +163,7 @@ class Stream:
         self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
+        self.process = connection.info.backend_pid
         self._take: Take | None = None
         self._reading = False
         self.facts = facts
@@ -213,13 +219,13 @@ class Stream:
             self._pgconn.put_copy_data(payload)
             self._pgconn.flush()
         except psycopg.Error as error:
-            raise CaptureError(f"the replication connection is gone: {error}") from error
+            raise CaptureError(f"the replication connection is gone: {summary(str(error))}") from error
 
     def _readable(self) -> None:
         try:
             self._pgconn.consume_input()
         except psycopg.Error as error:
-            self._end(CaptureError(f"the replication connection broke: {str(error).strip()}"))
+            self._end(CaptureError(f"the replication connection broke: {summary(str(error))}"))
             return
         self._drain()
 
@@ -274,7 +280,7 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
                 cursor = await connection.execute("IDENTIFY_SYSTEM")
                 row = await cursor.fetchone()
             except psycopg.Error as error:
-                raise CaptureError(f"the database does not say who it is: {error}") from error
+                raise CaptureError(f"the database does not say who it is: {summary(str(error))}") from error
             assert row is not None
             if (await _held(conninfo, slot)).failover is False:
                 await _keep_through_failover(connection, slot)

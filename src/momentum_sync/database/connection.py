@@ -216,5 +216,5 @@ def check_conninfo(conninfo: str, name: str) -> None:
 def summary(message: str) -> str:
     """Return the one line of libpq's message about a connection that says what happened, with host and port."""
     lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Is the server running", "Multiple connection"))]
-    return (told[-1] if told else message.strip()).rstrip(".")
+    told = [line for line in lines if line and not line.startswith("Multiple connection attempts failed")]
+    return (told[0] if told else "no reason was given").rstrip(".")

@@ -92,6 +92,9 @@ class UserState:
         match event:
             case ScoreChanged(event_type="momentum_score_deleted"):
                 return self._score_deleted(event)
+            case ScoreChanged(momentum_state=None):  # too large for an event: it must be read
+                self.unsure = True
+                return False
             case ScoreChanged():
                 return self._score(event)
             case InterventionChanged():

@@ -66,10 +66,11 @@ class ScoreChanged(msgspec.Struct, kw_only=True):
     user_id: str
     timestamp: str
     score_date: str
-    momentum_state: Literal["Rising", "Steady", "NeedsCare"]
     final_score: float
-    previous_state: str | None
     state_changed: bool
+    momentum_state: Literal["Rising", "Steady", "NeedsCare"] | None = None
+    previous_state: str | None = None
+    omitted: list[str] = []
 
 
 class InterventionChanged(msgspec.Struct, kw_only=True):

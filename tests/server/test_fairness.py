@@ -1,0 +1,265 @@
+"""What one client, one caller or one event may cost everybody else: a bounded amount."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from momentum_sync.gateway import websocket
+from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from tests.fixtures.server import PATH, TIMEOUT_S, Server, Start, sign
+
+LOCK = 4711
+
+
+def make_policies_of_one_slow(db: Sql, slow: UUID) -> None:
+    """As a policy that takes long for one caller: here, for as long as the test holds a lock."""
+    db.execute(
+        "create function waits() returns boolean language plpgsql stable as $$ begin"
+        f" if auth.uid() = '{slow}' then perform pg_advisory_lock_shared({LOCK});"
+        f" perform pg_advisory_unlock_shared({LOCK}); end if; return true; end $$;"
+        'drop policy "Coaches can view all interventions" on coach_interventions;'
+        "create policy slow on coach_interventions for select to authenticated"
+        " using ((select public.momentum_caller_role()) = 'coach' and (select waits()))"
+    )
+
+
+@contextmanager
+def held(database: str) -> Iterator[None]:
+    """Policies of the slow one take until this is left."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(%s)", (LOCK,))
+        yield
+
+
+@asynccontextmanager
+async def coaching(server: Server, coach: UUID) -> AsyncIterator[object]:
+    async with server.connect(sign(coach, app_role="coach"), channels="interventions:coaches") as client:
+        await client.until("initial_state")
+        yield client
+
+
+async def test_a_caller_whose_policies_are_slow_delays_nobody_else(
+    server: Server, db: Sql, database: str, user: UUID
+) -> None:
+    slow, quick = new_user(db), new_user(db)
+    make_policies_of_one_slow(db, slow)
+    add_intervention(db, slow)  # so that the slow one's snapshot has a row to hold against the policy
+    async with AsyncExitStack() as stack:
+        waiting = [await stack.enter_async_context(coaching(server, slow)) for _ in range(4)]
+        other = await stack.enter_async_context(coaching(server, quick))
+        own = await stack.enter_async_context(server.live(user))
+        with held(database):
+            for number in range(3):
+                add_intervention(db, user)
+                for client in (other, own):
+                    event = (await client.until("realtime_event"))["event"]  # type: ignore[attr-defined]
+                    assert event["event_type"] == "intervention_created", number
+            more = [asyncio.ensure_future(stack.enter_async_context(coaching(server, slow))) for _ in range(40)]
+            for _ in range(10):
+                async with server.live(new_user(db)), coaching(server, new_user(db)):
+                    pass
+            async with server.http(sign(quick, app_role="coach")) as http:
+                answer = await http.post("/sync/interventions", json={"user_id": str(user)})
+                assert answer.status_code == 200
+            assert not any(connecting.done() for connecting in more), "what they wait for is still held"
+        for client in waiting:
+            events = [await client.until("realtime_event") for _ in range(3)]  # type: ignore[attr-defined]
+            assert len(events) == 3
+        await asyncio.gather(*more)
+
+
+async def test_slow_requests_over_http_leave_connections_to_others(
+    start: Start, db: Sql, database: str, user: UUID
+) -> None:
+    slow = new_user(db)
+    make_policies_of_one_slow(db, slow)
+    add_intervention(db, user)
+    async with start(pool_size=4) as server, server.http(sign(slow, app_role="coach")) as http:
+        with held(database):
+            asked = [
+                asyncio.ensure_future(http.post("/sync/interventions", json={"user_id": str(user)})) for _ in range(30)
+            ]
+            async with server.http(sign(user)) as others:
+                for _ in range(5):
+                    answer = await others.post("/sync/momentum", json={"user_id": str(user)})
+                    assert answer.status_code == 200
+        answers = await asyncio.gather(*asked)
+        assert {answer.status_code for answer in answers} <= {200, 429, 503}
+
+
+class Raw:
+    """A socket whose frames are made by hand, and that reads only when it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, times: int = 1) -> None:
+        assert len(payload) < 126
+        frame = bytes([opcode | (0x80 if fin else 0), 0x80 | len(payload)]) + bytes(4) + payload
+        self.writer.write(frame * times)
+
+    async def closed(self) -> int | None:
+        """Reads to the end; the code of the server's close frame, if one came."""
+        data = b""
+        async with asyncio.timeout(TIMEOUT_S * 2):
+            try:
+                while more := await self.reader.read(65_536):
+                    data += more
+            except ConnectionError:
+                pass
+        frames, code = data, None
+        while len(frames) >= 2:
+            length, head = frames[1] & 127, 2
+            if length >= 126:
+                head = 4 if length == 126 else 10
+                length = int.from_bytes(frames[2:head], "big")
+            if frames[0] & 15 == 8 and len(frames) >= head + 2:
+                code = int.from_bytes(frames[head : head + 2], "big")
+            frames = frames[head + length :]
+        return code
+
+
+@asynccontextmanager
+async def raw(server: Server, user: UUID) -> AsyncIterator[Raw]:
+    """Connected, with nothing read but the answer to the handshake."""
+    parts = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=4096)
+    key = base64.b64encode(os.urandom(16)).decode()
+    writer.write(
+        f"GET {PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer {sign(user)}\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        assert b" 101 " in await reader.readuntil(b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+FLOODS = {
+    "pings": (0x9, b"x" * 125, True), "empty pings": (0x9, b"", True), "pongs": (0xA, b"", True),
+    "empty messages": (0x1, b"", True), "binary": (0x2, b"", True), "messages": (0x1, b'{"type": "ping"}', True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*FLOODS, "empty fragments"])
+async def test_frames_of_every_kind_count_and_a_flood_is_cut_off(
+    server: Server, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    looked_at = 0
+    real = websocket.WebSocketProtocol._counts
+
+    def counted(protocol: websocket.WebSocketProtocol) -> bool:
+        nonlocal looked_at
+        looked_at += 1
+        return real(protocol)
+
+    monkeypatch.setattr(websocket.WebSocketProtocol, "_counts", counted)
+    async with server.live(other) as somebody, raw(server, user) as flood:
+        before = looked_at
+        if kind == "empty fragments":
+            flood.send(0x1, b"", fin=False)
+            flood.send(0x0, b"", fin=False, times=200_000)
+        else:
+            opcode, payload, fin = FLOODS[kind]
+            flood.send(opcode, payload, fin=fin, times=200_000)
+        for _ in range(20):
+            assert (await somebody.ask({"type": "ping"}))["type"] == "pong"
+        assert await flood.closed() == 4429
+        assert looked_at - before < 5_000, "of 200,000"
+
+
+async def test_a_socket_that_pings_and_reads_nothing_is_kept_nothing_for(
+    server: Server, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = 0
+    real = websocket.WebSocketProtocol.data_received
+
+    def noted(protocol: websocket.WebSocketProtocol, data: bytes) -> None:
+        nonlocal kept
+        real(protocol, data)
+        kept = max(kept, protocol._transport.get_write_buffer_size())
+
+    monkeypatch.setattr(websocket.WebSocketProtocol, "data_received", noted)
+    monkeypatch.setattr("momentum_sync.gateway.session._BURST", 1e9)
+    monkeypatch.setattr("momentum_sync.gateway.gateway._FRAMES", {"burst": 10**9, "a_second": 1e9})
+    async with raw(server, user) as flood:
+        for _ in range(50):
+            flood.send(0x9, b"x" * 125, times=2_000)
+            await asyncio.sleep(0)
+        await asyncio.wait([asyncio.ensure_future(flood.writer.drain())], timeout=5)
+        assert kept < 256 * 1024, "of 12 MiB of pongs"
+
+
+async def test_one_event_on_very_many_channels_is_handed_over_once_to_each(server: Server, db: Sql, user: UUID) -> None:
+    async with server.connect(sign(user, role="service_role", sub=None), user_id=user) as wide:
+        await wide.until("subscription_confirmed")
+        channels = [f"room:{number}" for number in range(1_000)]
+        for start in range(0, 1_000, 500):
+            await wide.ask({"type": "subscribe", "channels": channels[start : start + 500]})
+        db.execute("select momentum.publish(%s, %s)", (channels, json.dumps({"event_type": "x"})))
+        event = (await wide.until("realtime_event"))["event"]
+        assert event["channel"] == "room:0"
+        add_notification(db, user)
+        assert (await wide.until("realtime_event"))["event"]["event_type"] == "push_notification"
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("select momentum.publish(array(select 'c' || n from generate_series(1, 1001) n), '{}')",), "1001 channels"),
+    (("select momentum.publish(array['c'], jsonb_build_object('a', repeat('x', 1048577)))",), "bytes, and one has"),
+    (("select momentum.publish(array['c'], (repeat('[', 64) || repeat(']', 64))::jsonb)",), "JSON object"),
+    (("select momentum.publish(array['c'], ('{\"a\":' || repeat('[', 64) || repeat(']', 64) || '}')::jsonb)",),
+     "65 levels deep"),
+], ids=["channels", "bytes", "no object", "levels"])  # fmt: skip
+def test_publish_says_which_limit_was_passed(db: Sql, arguments: tuple[str], said: str) -> None:
+    with pytest.raises(psycopg.Error, match=said):
+        db.execute(arguments[0].encode())
+    db.execute("select momentum.publish(array['c'], ('{\"a\":' || repeat('[', 63) || repeat(']', 63) || '}')::jsonb)")
+
+
+async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_writer(
+    server: Server, db: Sql, user: UUID
+) -> None:
+    large = "x" * 1_100_000
+    async with server.live(user) as client:
+        db.execute(
+            "insert into momentum_notifications (user_id, notification_type, trigger_date, title, message, action_data)"
+            " values (%s, 'celebration', current_date, 'short', %s, %s)",
+            (user, large, json.dumps({"a": large})),
+        )
+        event = (await client.until("realtime_event"))["event"]
+        assert (event["title"], sorted(event["omitted"])) == ("short", ["action_data", "message"])
+        db.execute("update momentum_notifications set message = 'short', action_data = '{}'")
+        event = (await client.until("realtime_event"))["event"]
+        assert (event["message"], "omitted" in event) == ("short", False)
+        db.execute(
+            "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason)"
+            " values (%s, 'check_in', current_date, %s)",
+            (user, large),
+        )
+        event = (await client.until("realtime_event"))["event"]
+        assert (event["omitted"], event["status"]) == (["trigger_reason"], "scheduled")
+        db.execute("alter table daily_engagement_scores drop constraint daily_engagement_scores_momentum_state_check")
+        add_score(db, user, state=large)
+        event = (await client.until("realtime_event"))["event"]
+        assert (event["omitted"], event["final_score"]) == (["momentum_state"], 50)
+        # Where policies are changed, whole rows go along: one too large for that is asked about in the table.
+        db.execute("create policy more on momentum_notifications for select to authenticated using (true)")
+        db.execute(
+            "update momentum_notifications set trigger_metadata = jsonb_build_object('a', repeat('y', 6000000)),"
+            " title = 'with a large column'"
+        )
+        while (event := (await client.until("realtime_event"))["event"]).get("title") != "with a large column":
+            assert event["event_type"] == "notification_removed"

@@ -1,0 +1,285 @@
+"""The network between server and database, the clocks of both, and settings that roles carry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from faults.proxy import Proxy
+from momentum_sync import metrics
+from momentum_sync.capture import reader, slot
+from momentum_sync.capture.suitable import check
+from momentum_sync.database import pool
+from momentum_sync.database.connection import connect
+from momentum_sync.database.embedded import Embedded, short_folder
+from momentum_sync.database.migrate import migrate
+from momentum_sync.errors import Unsuitable
+from momentum_sync.eventlog import table
+from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
+from tests.fixtures.server import Server, Start, sign, until_state
+from tests.server.test_capture import until_logged
+
+ALL = 1.1  # of the connections
+
+
+@asynccontextmanager
+async def behind_a_proxy(start: Start, database: str) -> AsyncIterator[tuple[Server, Proxy]]:
+    """A server whose connections to the database all go through a proxy."""
+    proxy = Proxy()
+    proxy.ports = [Path(str(conninfo_to_dict(database)["host"])) / ".s.PGSQL.5432"]
+    await proxy.start()
+    network = {"host": "127.0.0.1", "port": str(proxy.port)}
+    try:
+        async with start(
+            conninfo=make_conninfo(database, user=SERVER_ROLE, **network),
+            capture_url=make_conninfo(database, user=CAPTURE_ROLE, **network),
+        ) as server:
+            yield server, proxy
+    finally:
+        await proxy.stop()
+
+
+async def test_connections_to_the_database_that_go_silent_are_given_up(
+    start: Start, database: str, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them: the stream, the log's, the callers'. They carry nothing any more, and nobody says so."""
+    for module, name in (
+        (reader, "_SILENT_S"),
+        (table, "_WORK_S"),
+        (pool, "_CUT_AFTER_S"),
+        (slot, "_ANSWER_TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, name, 3.0)
+    async with behind_a_proxy(start, database) as (server, proxy), server.live(user) as client:
+        add_notification(db, user, title="before")
+        before = (await client.next())["event"]
+        assert proxy.go_dead(Random(0), ALL) > 3
+        add_notification(db, user, title="meanwhile")
+        async with server.http(sign(user)) as http, asyncio.timeout(60):
+            while (await http.post("/sync/momentum", json={"user_id": str(user)})).status_code != 200:
+                await asyncio.sleep(0.1)
+        meanwhile = (await client.until("realtime_event"))["event"]
+        assert (meanwhile["title"], meanwhile["previous_id"]) == ("meanwhile", before["id"])
+        await until_state(server, "live")
+        await until_logged(db, 2)
+    slots = db.execute("select slot_name from pg_replication_slots where database = current_database()").fetchall()
+    assert slots == [("momentum_sync",)]
+
+
+async def test_connections_to_the_database_that_are_reset_are_made_again(
+    start: Start, database: str, db: Sql, user: UUID
+) -> None:
+    async with behind_a_proxy(start, database) as (server, proxy), server.live(user) as client:
+        for number in range(3):
+            proxy.cut(Random(number), ALL)
+            add_notification(db, user, title=str(number))
+            assert (await client.until("realtime_event"))["event"]["title"] == str(number)
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0, 86_400.0 * 40])
+async def test_a_clock_that_steps_ends_no_connection_and_stops_no_heartbeat(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    real = time.time
+    async with start(heartbeat="0.2s") as server, server.live(user) as client, server.http() as http:
+        await client.until("heartbeat")
+        monkeypatch.setattr(time, "time", lambda: real() + step)
+        for number in range(5):
+            assert (await client.until("heartbeat"))["lag_ms"] < 5_000
+            add_notification(db, user, title=str(number))
+            assert (await client.until("realtime_event"))["event"]["title"] == str(number)
+        health = (await http.get("/sync/health")).json()
+        assert (health["status"], health["capture"]["state"]) == ("healthy", "live")
+        monkeypatch.setattr(time, "time", real)
+        assert (await client.until("heartbeat"))["lag_ms"] < 5_000
+        assert (await client.ask({"type": "ping"}))["type"] in ("pong", "heartbeat")
+
+
+@contextmanager
+def clock_of_its_own(days: float) -> Iterator[tuple[Embedded, Path]]:
+    """A PostgreSQL whose clock is so many days off; the file says by how much, and may be written again."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        if os.environ.get("CI"):
+            raise FileNotFoundError("CI installs faketime")
+        pytest.skip("needs faketime, which CI installs")
+    with short_folder() as folder:
+        offset = folder / "offset"
+        set_clock(offset, days)
+        environment = {
+            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }  # fmt: skip
+        cluster = Embedded(folder)
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            cluster.__enter__()
+        try:
+            yield cluster, offset
+        finally:
+            cluster.__exit__()
+
+
+def set_clock(offset: Path, days: float) -> None:
+    unfinished = offset.with_suffix(".new")
+    unfinished.write_text(f"{days * 86_400:+.0f}\n")
+    unfinished.chmod(0o644)
+    unfinished.rename(offset)
+
+
+@pytest.mark.parametrize("days", [-5, 5, 30])
+async def test_partitions_and_retention_go_by_the_databases_clock(start: Start, days: int) -> None:
+    with clock_of_its_own(days) as (cluster, offset), psycopg.connect(cluster.conninfo, autocommit=True) as db:
+        migrate(cluster.conninfo, tell=lambda _: None)
+        user = new_user(db)
+        row = db.execute("select extract(epoch from clock_timestamp())::float8").fetchone()
+        assert row is not None
+        assert abs(row[0] - time.time() - days * 86_400) < 3_600
+        async with start(conninfo=cluster.conninfo, retention="1d") as server, server.live(user) as client:
+            add_notification(db, user, title="one")
+            first = (await client.next())["event"]["id"]
+            await until_logged(db, 1)
+        async with start(
+            conninfo=cluster.conninfo, retention="1d"
+        ) as server:  # whose housekeeping drops nothing of today
+            async with server.connect(sign(user), last_event_id=first) as client:
+                assert (await client.next())["resumed"] is True
+            async with server.live(user) as client:
+                for step in (days + 1, days - 4):
+                    set_clock(offset, step)
+                    add_notification(db, user, title=str(step))
+                    assert (await client.until("realtime_event"))["event"]["title"] == str(step)
+                await until_logged(db, 3)
+                assert (await until_state(server, "live"))["status"] == "healthy"
+
+
+HOSTILE = {
+    "search_path": "pg_temp, public", "client_encoding": "LATIN1", "datestyle": "SQL, DMY", "timezone": "Asia/Tokyo",
+    "intervalstyle": "sql_standard", "bytea_output": "escape", "extra_float_digits": "-15",
+    "standard_conforming_strings": "off", "row_security": "off", "quote_all_identifiers": "on",
+    "default_transaction_isolation": "serializable", "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on", "statement_timeout": "1ms", "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "1ms", "idle_session_timeout": "500ms", "transaction_timeout": "1ms",
+    "wal_sender_timeout": "100ms",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["role", "database", "environment"])
+async def test_settings_that_a_role_a_database_or_the_environment_carries_change_nothing(
+    start: Start, db: Sql, database: str, user: UUID, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    known = {row[0] for row in db.execute("select name from pg_settings").fetchall()}
+    name = conninfo_to_dict(database)["dbname"]
+    settings = {setting: value for setting, value in HOSTILE.items() if setting in known}
+    if way == "environment":
+        monkeypatch.setenv("PGCLIENTENCODING", settings.pop("client_encoding"))
+        monkeypatch.setenv(
+            "PGOPTIONS", " ".join(f"-c {key}={value.replace(' ', '')}" for key, value in settings.items())
+        )
+    for setting, value in settings.items():
+        if way == "database":
+            db.execute(f"alter database {name} set {setting} = {value!r}")
+        elif way == "role":
+            for role in (SERVER_ROLE, CAPTURE_ROLE):
+                db.execute(f"alter role {role} in database {name} set {setting} = {value!r}")
+    broke = metrics.CAPTURE_BREAKS.collect().samples[0].value
+    async with start() as server, server.live(user) as client, server.http(sign(user)) as http:
+        ends = time.monotonic() + 3.0
+        while time.monotonic() < ends:
+            add_notification(db, user, title="🏃 gut gelaufen")
+            assert (await client.until("realtime_event"))["event"]["title"] == "🏃 gut gelaufen"
+            answer = await http.post("/sync/notifications", json={"user_id": str(user)})
+            assert answer.status_code == 200, answer.text
+            await asyncio.sleep(0.7)  # idle for longer than the role's sessions may be
+        assert (await until_state(server, "live"))["status"] == "healthy"
+        policies = "select count(*) from momentum.policies where changed"
+        assert db.execute(policies).fetchone() == (0,)
+    assert metrics.CAPTURE_BREAKS.collect().samples[0].value == broke
+
+
+@contextmanager
+def pgbouncer(database: str, *, ignored: str) -> Iterator[str]:
+    """A pooler in transaction mode before the database; its connection string."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        if os.environ.get("CI"):
+            raise FileNotFoundError("CI installs pgbouncer")
+        pytest.skip("needs pgbouncer, which CI installs")
+    parts = conninfo_to_dict(database)
+    with short_folder() as folder:
+        sockets, settings = folder / "sockets", folder / "pgbouncer.ini"
+        sockets.mkdir(mode=0o777)
+        sockets.chmod(0o777)
+        settings.write_text(
+            f"[databases]\n* = host={parts['host']} user={parts['user']}\n[pgbouncer]\nlisten_addr =\n"
+            f"unix_socket_dir = {sockets}\nauth_type = any\npool_mode = transaction\n"
+            f"ignore_startup_parameters = {ignored}\n"
+        )
+        owner = Path(str(parts["host"])).stat()
+        running = subprocess.Popen(
+            [program, "-q", str(settings)], user=owner.st_uid, group=owner.st_gid, extra_groups=[], cwd="/"
+        )
+        try:
+            ends = time.monotonic() + 15
+            while not (sockets / ".s.PGSQL.6432").exists():
+                assert running.poll() is None
+                assert time.monotonic() < ends
+                time.sleep(0.02)
+            yield make_conninfo(host=str(sockets), port="6432", dbname=parts["dbname"], user="postgres")
+        finally:
+            running.terminate()
+            running.wait(15)
+
+
+@pytest.mark.parametrize("ignored", ["extra_float_digits", "extra_float_digits, options"], ids=["strict", "lenient"])
+def test_a_transaction_pooler_is_refused_and_nothing_leaks_into_its_sessions(database: str, ignored: str) -> None:
+    with pgbouncer(database, ignored=ignored) as pooled:
+        for refused in (lambda: check(pooled, "momentum_sync"), lambda: migrate(pooled, tell=lambda _: None)):
+            with pytest.raises(Unsuitable, match="connection pooler") as unsuitable:
+                refused()
+            assert "direct address" in unsuitable.value.hint
+            assert "port 5432" in unsuitable.value.hint
+        with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as app:
+            for setting in ("search_path", "statement_timeout", "lock_timeout", "row_security"):
+                row = app.execute(f"select setting, boot_val from pg_settings where name = '{setting}'").fetchone()
+                assert row is not None
+                assert row[0] == row[1], setting
+
+
+@pytest.mark.parametrize("malformed", [
+    "postgresql://user:s3cr@t@127.0.0.1:1/x",
+    "postgresql://user:s3cr/et@127.0.0.1:1/x",
+    "postgresql://user:s3cr%zzet@127.0.0.1:1/x",
+    "postgresql://user:s3cret@[127.0.0.1:1/x",
+    "host=127.0.0.1 port=1 password=s3cret nonsense",
+    "host=127.0.0.1 port=s3cret",
+    "s3cret",
+])  # fmt: skip
+def test_no_part_of_a_malformed_connection_string_is_told(malformed: str) -> None:
+    with pytest.raises(Unsuitable) as unsuitable:
+        connect(malformed, application_name="test")
+    told = f"{unsuitable.value} {unsuitable.value.hint} {unsuitable.value.__cause__} {unsuitable.value.__context__}"
+    assert "s3cr" not in told or unsuitable.value.__suppress_context__
+    assert "s3cr" not in f"{unsuitable.value} {unsuitable.value.hint}"
+
+
+@pytest.mark.parametrize("unreachable", [
+    "postgresql://user:s3cret@127.0.0.1:1/x", "host=127.0.0.1 port=1 user=u password=s3cret dbname=x",
+])  # fmt: skip
+def test_who_did_not_answer_is_told_with_host_and_port(unreachable: str) -> None:
+    with pytest.raises(Unsuitable, match=r'"127\.0\.0\.1", port 1 failed: Connection refused') as unsuitable:
+        connect(unreachable, application_name="test")
+    assert "s3cret" not in f"{unsuitable.value} {unsuitable.value.hint}"
