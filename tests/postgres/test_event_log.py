@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -349,3 +350,81 @@ def test_nobody_but_the_owner_reads_the_log(database: str) -> None:
                 connection.execute(f"set role {role}")
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(f"select * from momentum.{table}")
+
+
+async def test_a_partition_of_somebody_elses_stops_nothing_and_stays(log: EventLog, db: Sql) -> None:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    db.execute(f"drop table momentum_log.event_log_{tomorrow:%Y%m%d}")
+    db.execute(
+        "create table public.archive partition of momentum.event_log"
+        f" for values from ('{tomorrow} 00:00:00+00') to ('{tomorrow + timedelta(days=1)} 00:00:00+00');"
+        "create table momentum_log.nonsense partition of momentum.event_log"
+        " for values from ('2001-01-01') to ('2001-01-02')"
+    )
+    assert await log.keep_partitions(retention=timedelta(days=1)) == []
+    await log.take_over(FACTS)
+    await log.append([event(1)], confirmed=210)
+    found = db.execute("select to_regclass('public.archive'), to_regclass('momentum_log.nonsense')").fetchone()
+    assert found == ("archive", "momentum_log.nonsense")
+
+
+async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_commit_before(
+    log: EventLog, db: Sql
+) -> None:
+    standing = await log.take_over(FACTS)
+    assert await log.mark_of(standing.epoch, 0) == 0
+    events = [event(number) for number in range(1, 4)]
+    await log.append(events, confirmed=210)
+    assert [await log.mark_of(standing.epoch, each.number) for each in events] == [each.mark for each in events]
+    assert await log.mark_of(standing.epoch, 4) is None
+    assert await log.mark_of("00000000", 1) is None
+    today = datetime.now(UTC).date()
+    for days in range(2, 4):
+        db.execute(
+            f"create table if not exists momentum_log.event_log_{today - timedelta(days=days):%Y%m%d} partition of"
+            f" momentum.event_log for values from ('{today - timedelta(days=days)} 00:00:00+00')"
+            f" to ('{today - timedelta(days=days - 1)} 00:00:00+00')"
+        )
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where number <= 2")
+    await log.keep_partitions(retention=timedelta(days=1))
+    assert await log.mark_of(standing.epoch, 1) is None
+    assert await log.mark_of(standing.epoch, 2) == events[1].mark
+    assert (await log.take_over(FACTS, known=Known(standing.epoch, 3, 3, events[2].mark))).epoch == standing.epoch
+    assert (await log.take_over(FACTS)).mark == events[2].mark
+
+
+async def test_a_log_that_lacks_what_was_logged_was_restored(log: EventLog, db: Sql) -> None:
+    first = await log.take_over(FACTS)
+    events = [event(number) for number in range(1, 6)]
+    await log.append(events, confirmed=210)
+    known = Known(first.epoch, 5, 4, events[3].mark)
+    assert (await log.take_over(FACTS, known=known)).epoch == first.epoch
+    for wrong in (known._replace(logged=6), known._replace(logged_mark=1)):
+        standing = await log.take_over(FACTS, known=wrong)
+        assert standing.begins
+        assert standing.broke == "the log does not hold what it held: it was restored from a copy"
+        db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
+
+
+async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since_the_oldest_transaction(
+    log: EventLog, db: Sql
+) -> None:
+    """One transaction has been open since before all of these events."""
+    await log.take_over(FACTS)
+    for start in range(0, 40_000, 10_000):
+        await log.append(
+            [event(number, xid=1_000 + number, channels=("c",)) for number in range(start + 1, start + 10_001)],
+            confirmed=210,
+        )  # fmt: skip
+    db.execute(
+        "analyze momentum.event_log; select brin_summarize_new_values(inhrelid) from ("
+        "select i.inhrelid from pg_inherits i join pg_class c on c.oid = i.inhrelid where c.relname ~ 'xid_idx') x"
+    )
+    snapshot = Snapshot(500, 41_001, frozenset({500, 40_990}))
+    assert await log.first_unseen(snapshot, ["c"], below=40_001) == 39_990
+    asked = {"xmax": 41_001, "under_way": [500, 40_990], "below": 40_001, "keys": ["c"]}
+    ((plan,),) = db.execute("explain (analyze, format json) " + module._SQL["first_unseen"], asked).fetchall()
+    text = json.dumps(plan)
+    assert "event_log_xid_idx" in text or "xid_idx" in text
+    removed = sum(map(int, re.findall(r'"Rows Removed by [^"]*": (\d+)', text)))
+    assert removed < 10_000, "of 40,000"

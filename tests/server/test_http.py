@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
-from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from momentum_sync.gateway import snapshot
+from tests.fixtures.postgres import As, Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Server, Start, sign
 
 ENDPOINTS = ["/sync/momentum", "/sync/interventions", "/sync/notifications"]
@@ -270,3 +272,61 @@ async def test_no_answer_tells_what_it_should_not(server: Server, user: UUID) ->
             assert "Traceback" not in text
             assert SECRET not in text
             assert "uvicorn" not in text
+
+
+async def test_headers_that_are_there_twice_are_a_bad_request(server: Server, user: UUID) -> None:
+    token = f"Bearer {sign(user)}"
+    async with server.http() as http:
+        for name, value in (("Authorization", token), ("apikey", SERVICE_KEY)):
+            headers = [("Authorization", token), (name, value)] if name == "Authorization" else [(name, value)] * 2
+            answer = await http.post("/sync/momentum", json={"user_id": str(user)}, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "repeated_header")
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+                   "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+        for name, value in (("Origin", server.url), ("Authorization", token)):
+            given = [*upgrade.items(), ("Authorization", token), *[(name, value)] * (1 + (name == "Origin"))]
+            answer = await http.get("/ws", headers=given)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "repeated_header")
+
+
+@pytest.mark.parametrize("host", ["app.example", "APP.example:443"])
+async def test_a_page_behind_a_proxy_that_does_not_pass_host_may_connect(server: Server, user: UUID, host: str) -> None:
+    headers = {"Origin": "https://app.example", "X-Forwarded-Host": host}
+    async with server.connect(sign(user), headers=headers) as client:
+        assert (await client.next())["type"] == "subscription_confirmed"
+
+
+async def test_json_without_a_content_type_is_json_and_another_type_is_told(server: Server, user: UUID) -> None:
+    body = json.dumps({"user_id": str(user)})
+    async with server.http(sign(user)) as http:
+        answer = await http.post("/sync/momentum", content=body)
+        assert answer.status_code == 200
+        answer = await http.post("/sync/momentum", content=body, headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["message"] == "Send the body as JSON, with `Content-Type: application/json`."
+
+
+async def test_an_overview_reads_no_rows_that_the_policies_would_leave_out(db: Sql, acting: As, user: UUID) -> None:
+    """Its cost is that of the caller's rows, however many other people have some."""
+    coach = new_user(db)
+    add_intervention(db, user, coach=coach)
+    add_score(db, user)
+    db.execute("insert into auth.users (id) select gen_random_uuid() from generate_series(1, 3000)")
+    db.execute(
+        "insert into daily_engagement_scores (user_id, score_date, momentum_state)"
+        " select id, current_date - 1, 'Steady' from auth.users; analyze"
+    )
+    for subject, role in ((user, None), (coach, "coach")):
+        with acting(subject, app_role=role) as connection:
+            connection.execute("select set_config('momentum.changed', 'none', true)")
+            row = connection.execute(snapshot._SQL["overview_users"]).fetchone()
+            assert row is not None
+            assert user in row[0]
+            asked = {"days": 30, "people": 10, "interventions": 10, "users": row[0], "all_interventions": row[1]}
+            connection.execute(snapshot._SQL["overview_of"], asked)
+            read = connection.execute(
+                "select seq_scan, idx_tup_fetch from pg_stat_xact_user_tables where relname = 'daily_engagement_scores'"
+            ).fetchone()
+            assert read is not None
+            assert read[0] == 0
+            assert read[1] < 20

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from momentum_sync.database import pool as pools
+from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog import table
 from momentum_sync.gateway import missed, outflow
@@ -19,6 +20,9 @@ from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Client, Server, Start, sign
+from tests.server.test_capture import hold_commits, own_cluster, release_commits, score_elsewhere, until_logged
+
+__all__ = ["own_cluster"]
 
 Message = dict[str, Any]
 
@@ -406,3 +410,65 @@ async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db:
     await rights._pool.close()
     assert [answer == Granted([channel]) for answer in answers] == [True, True, True, False, True]
     assert isinstance(answers[3], Exception)
+
+
+async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_expire(
+    start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is for it for longer than the log keeps events: its own last event is gone, the position is not."""
+    monkeypatch.setattr(table, "_NEWEST_ROWS", 0)
+    async with start(heartbeat="0.2s") as server, server.live(user) as client:
+        last = client.seen[-1]["last_event_id"]
+        for _ in range(5):
+            add_notification(db, other)
+        await until_read(db)
+        while (heartbeat := await client.until("heartbeat"))["position"].split("-")[1] != "6":
+            assert heartbeat["last_event_id"] == last
+        position = heartbeat["position"]
+        add_notification(db, user, title="chained")
+        event = fields(await client.until("realtime_event"))
+        assert event["previous_id"] == last, "a position is no part of the chain"
+    db.execute(
+        "update momentum.stream set kept_from = 7, kept_lsn = (select commit_lsn from momentum.event_log"
+        " where number = 6)"
+    )
+    db.execute("delete from momentum.event_log where number < 7")
+    async with start() as server:
+        async with server.connect(sign(user), last_event_id=last) as client:
+            assert (await client.next())["reason"] == "expired"
+        async with server.connect(sign(user), last_event_id=position) as client:
+            (came,) = await resumed(client, 1)
+            assert (fields(came)["title"], fields(came)["previous_id"]) == ("chained", position)
+
+
+async def test_what_was_told_before_a_restart_is_waited_for_after_it(start: Start, own_cluster: Embedded) -> None:
+    """A commit that is in the WAL and not yet visible, and a server that was told of it, wrote it down, and ended."""
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
+        db.execute("set synchronous_commit = local")
+        user = new_user(db)
+        add_score(db, user, score=50)
+        writing: asyncio.Future[None] | None = None
+        try:
+            async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+                hold_commits(db)
+                writing = asyncio.ensure_future(asyncio.to_thread(score_elsewhere, own_cluster.conninfo, user, 60))
+                assert fields(await client.until("realtime_event"))["final_score"] == 60
+                await until_logged(db, 2)
+            async with start(conninfo=own_cluster.conninfo) as server, server.http(sign(user)) as http:
+                asking = asyncio.ensure_future(http.post("/sync/momentum", json={"user_id": str(user)}))
+                done, _ = await asyncio.wait([asking], timeout=1.0)
+                assert not done, "it would be what was before the change"
+                release_commits(db)
+                await writing
+                assert (await asking).json()["data"]["final_score"] == 60
+        finally:
+            release_commits(db)
+
+
+async def test_channels_that_are_refused_are_named_over_http(server: Server, db: Sql, user: UUID, other: UUID) -> None:
+    async with server.live(user) as client:
+        last = client.seen[-1]["last_event_id"]
+    async with server.http(sign(user)) as http:
+        asked = {"last_event_id": last, "channels": [f"interventions:{other}", f"interventions:{user}"]}
+        answer = await http.post("/sync/events", json=asked)
+    assert answer.json()["refused"] == [f"interventions:{other}"]

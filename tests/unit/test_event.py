@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, open_envelope, route
+from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, is_deeper, open_envelope, route
 from momentum_sync.eventlog.resume import Refused, place
 
 snapshots = st.builds(
@@ -107,3 +109,36 @@ def test_a_row_that_is_gone_comes_in_the_envelope() -> None:
     for wrong in (b"7", b"null", b'"x"', b"[]"):
         with pytest.raises(Malformed):
             open_envelope(b'{"channels": ["a"], "event": {}, "rows": %s}' % wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "levels", "deeper"),
+    [
+        (b"[" * 5 + b"]" * 5, 5, False), (b"[" * 6 + b"]" * 6, 5, True), (b"[]" * 50, 5, False),
+        (b'"' + b"[" * 50 + b'"', 5, False), (b'{"a\\"[[[[[[[[": ' + b"[1]" + b"}", 5, False),
+        (b'["\\\\", ' + b"[" * 5 + b"]" * 6, 5, True), (b"[" * 1_000_000, 5, True),
+    ],
+)  # fmt: skip
+def test_depth_counts_brackets_outside_of_strings(text: bytes, levels: int, deeper: bool) -> None:
+    assert is_deeper(text, levels) is deeper
+
+
+def test_what_was_logged_is_never_refused() -> None:
+    for body in (b"[]", b'{"event_type": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"\xff"):
+        event = Event.build(
+            number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=body, logged=True
+        )  # fmt: skip
+        assert (event.event_type, event.user_id, event.body) == ("", None, body)
+
+
+def test_a_channel_counts_once() -> None:
+    assert open_envelope(b'{"channels": ["a", "b", "a"], "event": {}}')[0] == ("a", "b")
+
+
+def test_only_an_invalidation_has_cache_keys_and_no_more_than_are_kept() -> None:
+    body = json.dumps({"event_type": "x", "cache_keys": [str(number) for number in range(5_000)]}).encode()
+    made = [
+        Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=(channel,), body=body)
+        for channel in ("c", "cache_invalidation")
+    ]
+    assert [len(event.cache_keys) for event in made] == [0, 1_000]

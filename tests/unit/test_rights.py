@@ -175,3 +175,10 @@ def test_changes_of_another_history_are_forgotten_with_it() -> None:
     assert not rights.are_those_of(Snapshot.parse("5:5:"), ONE)
     rights.missed()
     assert rights.are_those_of(Snapshot.parse("5:5:"), ONE)
+
+
+async def test_what_is_remembered_is_bounded_in_bytes_whatever_tokens_say() -> None:
+    _, rights = asking()
+    large = Identity("authenticated", ONE.subject, json.dumps({"sub": str(ONE.subject), "x": "x" * 16_000}), None)
+    await rights.granted(large, large.subject, OWN)
+    assert [len(key) for key in rights._own] == [32]

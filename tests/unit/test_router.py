@@ -12,7 +12,7 @@ import pytest
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event, EventId, Seen
-from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.feed import Feed, HistoryForked
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway import router as module
 from momentum_sync.gateway.router import Fanout, Router
@@ -554,3 +554,72 @@ def test_a_socket_that_fails_before_a_change_of_rights_does_not_hide_it(monkeypa
     assert (world.feed.number, world.broken) == (1, [True]), "capture begins again, and the revocation comes again"
     world.publish("momentum:control", body=body)
     assert (revoked.session.closing, world.changed_by) == (Close.TOKEN, [(50, user)])
+
+
+def test_a_large_frame_is_written_only_where_there_is_room_and_is_one_for_all() -> None:
+    world = World()
+    wires = [world.join("a") for _ in range(4)]
+    for wire in wires:
+        wire.taken()
+    wires[0].room = wires[1].room = 10
+    before = [wire.session.last_id for wire in wires]
+    event = world.publish("a", body=b'{"event_type": "x", "text": "%b"}' % (b"x" * 50_000))
+    assert [wire.held_back for wire in wires] == [[(event.number - 1, False)]] * 2 + [[]] * 2
+    assert [wire.session.last_id for wire in wires[:2]] == before[:2], "what comes next still follows what it had"
+    assert wires[2].data[-1] is wires[3].data[-1]
+    assert world.broken == [False]
+
+
+def test_each_holder_of_each_channel_is_looked_at_once_however_many_channels_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(limit=1_000, per_user=1_000)
+    channels = tuple(f"c{number}" for number in range(400))
+    everywhere = [world.join(*channels) for _ in range(3)]
+    careful = world.join(*channels, asked=channels)
+    for number in range(100):
+        world.join(channels[number])
+    looked_at = 0
+    real = module._without
+
+    def counted(holders: Any, others: Any) -> Any:
+        nonlocal looked_at
+        looked_at += len(holders)
+        return real(holders, others)
+
+    monkeypatch.setattr(module, "_without", counted)
+    for wire in everywhere:
+        wire.taken()
+    world.publish(*channels)
+    assert looked_at <= 4 * 400 + 100
+    assert [len(wire.taken()) for wire in everywhere] == [1, 1, 1]
+    assert len(careful.held_back) == 1
+
+
+def test_the_channel_of_an_event_on_many_is_the_first_that_the_session_holds() -> None:
+    world = World()
+    channels = tuple(f"c{number}" for number in range(100))
+    few, none = world.join("c70", "c30", "elsewhere"), world.join("elsewhere")
+    event = world.publish(*channels)
+    assert few.session.channel_of(event) == "c30"
+    assert none.session.channel_of(event) is None
+
+
+def test_after_a_restart_of_postgres_those_whose_snapshot_is_from_before_come_back() -> None:
+    world = World()
+    stitching = world.join("a", seen=Seen(Snapshot.parse("11:13:11"), 1000, 1))
+    done = world.join("a", seen=Seen(Snapshot.parse("10:10:"), 0, 1))
+    world.feed.advance(500)
+    world.feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=9, incarnation=2)
+    assert (stitching.session.closing, done.session.closing) == (Close.RESTART, None)
+
+
+def test_a_stream_that_repeats_other_events_than_it_brought_has_another_history() -> None:
+    world = World()
+    event = world.publish("a")
+    world.feed.publish([event])
+    again = Event.build(
+        number=1, place=(event.commit_lsn + 8, 0), xid=50, committed_at=0.0, channels=("a",), body=b"{}"
+    )  # fmt: skip
+    with pytest.raises(HistoryForked):
+        world.feed.publish([again])

@@ -211,3 +211,31 @@ def test_another_scheme(header: str) -> None:
 def test_secrets_are_not_shown() -> None:
     assert SECRET not in repr(RULES)
     assert "service" not in repr(RULES)
+
+
+@pytest.mark.parametrize("text", [r"\u0000", r"a\u0000b", r"\ud800", r"\udfff and \\\u0000"])
+@pytest.mark.parametrize("name", ["name", "sub", "app_metadata"])
+def test_claims_that_no_database_can_hold_are_no_token(name: str, text: str) -> None:
+    """They would make every statement of the caller's fail, again and again."""
+    claims_json = json.dumps(claims(**{name: "X"})).replace('"X"', f'"{text}"')
+    parts = [base64.urlsafe_b64encode(part).rstrip(b"=") for part in (b'{"alg":"HS256"}', claims_json.encode())]
+    signature = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(
+        b".".join(parts), SECRET.encode()
+    )
+    token = b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
+    with pytest.raises(Unauthenticated) as refused:
+        check(token)
+    assert refused.value.code == "invalid_token"
+
+
+def test_text_that_only_looks_as_if_no_database_could_hold_it_is_fine() -> None:
+    told = json.loads(check(signed(name="back\\u0000slash, 😀 and \u00e4")).claims)["name"]
+    assert told == "back\\u0000slash, 😀 and \u00e4"
+
+
+@pytest.mark.parametrize("rules", [RULES, Rules(secret=SECRET, anon_key="", service_role_key="")])
+def test_an_empty_key_opens_nothing_whatever_was_configured(rules: Rules) -> None:
+    with pytest.raises(Unauthenticated):
+        api_key("", rules)
+    with pytest.raises(Unauthenticated):
+        check("", rules)

@@ -157,13 +157,13 @@ Take = Callable[[Sequence[bytes | memoryview]], None]
 class Stream:
     """A running replication stream. `facts` are those of the slot as the stream holds it, `process` is PostgreSQL's."""
 
-    def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts) -> None:
+    def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts, process: int = 0) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self.process = connection.info.backend_pid
+        self.process = process
         self._take: Take | None = None
         self._reading = False
         self.facts = facts
@@ -286,7 +286,8 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
                 await _keep_through_failover(connection, slot)
             await _start(connection.pgconn, slot)
         confirmed = lsn.parse((await _held(conninfo, slot)).confirmed_lsn)
-        yield Stream(connection, SlotFacts(slot, str(row[0]), int(row[1]), confirmed))
+        facts = SlotFacts(slot, str(row[0]), int(row[1]), confirmed)
+        yield Stream(connection, facts, connection.info.backend_pid)
     finally:
         await connection.close()
 
