@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Rows = Mapping[tuple[str, str], tuple[str, ...]]
 
@@ -87,8 +87,29 @@ def expected(client: Client, changes: Iterable[Change]) -> list[Change]:
     return [change for change in changes if change.channels & client.channels]
 
 
-def check(client: Client, changes: Sequence[Change]) -> list[str]:
-    """What is wrong with the client's record, as sentences; none when it is as it must be."""
+def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list[str]:
+    """What is wrong with the client's record, where history was cut off and went on elsewhere.
+
+    `branches` are the histories that there were, the last of them the one that holds in the end. Everything between two
+    snapshots must be as one of them has it; what follows the last snapshot, as the last one has it, to its end.
+    """
+    if len(branches) == 1:
+        return check(client, branches[0])
+    starts = [index for index, record in enumerate(client.record) if isinstance(record, Snapshot)]
+    wrong = [] if starts and starts[0] == 0 else [f"{client.name}: something came before any state"]
+    for start, end in zip(starts, [*starts[1:], len(client.record)], strict=True):
+        last = end == len(client.record)
+        piece = replace(client, record=client.record[start:end])
+        found = [check(piece, branch, ended=last) for branch in (branches[-1:] if last else branches)]
+        wrong += sorted(found, key=len)[0]
+    return wrong
+
+
+def check(client: Client, changes: Sequence[Change], *, ended: bool = True) -> list[str]:
+    """What is wrong with the client's record, as sentences; none when it is as it must be.
+
+    One that has not `ended` may have been cut off anywhere.
+    """
     wanted = expected(client, changes)
     where = {change.what: index for index, change in enumerate(wanted)}
     if len(where) != len(wanted):
@@ -97,7 +118,7 @@ def check(client: Client, changes: Sequence[Change]) -> list[str]:
     segments = list(_segments(client, wanted, where, wrong))
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1
-        wrong += _complete(client, segment, wanted, whole=last)
+        wrong += _complete(client, segment, wanted, whole=last and ended)
     if not segments:
         wrong.append("it was never given a state")
     return [f"{client.name}: {sentence}" for sentence in wrong]

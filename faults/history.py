@@ -14,11 +14,12 @@ from uuid import UUID
 
 import psycopg
 
-from faults import witness
-from faults.checker import Change, Client, Rows, adds_up, check, expected
+from faults.checker import Change, Client, Rows, adds_up, check_branches, expected
 from faults.clients import Walker
+from faults.database import SERVER, Database, clock_environment, clock_of_children
 from faults.nemesis import Nemesis, Servers
 from faults.proxy import Proxy
+from faults.witness import Witness
 from faults.workload import Writers
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
@@ -53,9 +54,11 @@ def run(
     `only` names the faults to take, `settle` is how many seconds clients may need at the end, `logs` keeps what the
     servers said.
     """
-    with short_folder() as folder, Embedded(folder) as postgres:
+    with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
         migrate(postgres.conninfo, tell=lambda _: None)
-        verdict = asyncio.run(_run(seed, seconds, postgres, folder / "servers.log", mutation, only, settle))
+        with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
+            connection.execute(f"create role {SERVER} superuser login")
+        verdict = asyncio.run(_run(seed, seconds, postgres, folder, mutation, only, settle))
         if logs is not None:
             shutil.copy(folder / "servers.log", logs)
         return verdict
@@ -65,18 +68,23 @@ async def _run(
     seed: int,
     seconds: float,
     postgres: Embedded,
-    log: Path,
+    folder: Path,
     mutation: str | None,
     only: list[str] | None,
     settle: float,
 ) -> Verdict:
     chance = Random(seed)
     users, day = _prepare(postgres.conninfo, chance)
-    witness.begin(postgres.conninfo)
+    database = Database(postgres, folder, Witness(postgres.conninfo))
+    database.witness.begin()
     proxy = Proxy()
     await proxy.start()
-    servers = Servers(postgres.conninfo, _SECRET, proxy, log, mutation)
-    nemesis = Nemesis(servers, postgres, proxy, chance)
+    await database.proxy.start()
+    servers = Servers(
+        database.servers_conninfo, _SECRET, proxy, folder / "servers.log", mutation,
+        environment=clock_environment(folder, "server"),
+    )  # fmt: skip
+    nemesis = Nemesis(servers, database, proxy, chance)
     walkers = [
         Walker(client, role, f"127.0.0.1:{proxy.port}", _SECRET, seed) for client, role in _clients(users)
     ]  # fmt: skip
@@ -84,7 +92,7 @@ async def _run(
     try:
         await servers.until(servers.start(), "live")
         tasks = [asyncio.create_task(walker.live()) for walker in walkers]
-        writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
+        writers = database.writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
         try:
             await nemesis.rage(seconds, only)
         finally:
@@ -92,8 +100,8 @@ async def _run(
         await servers.until(servers.serving, "live")
         for walker in walkers:
             walker.calm_down()
-        changes = await asyncio.to_thread(witness.tell, postgres.conninfo)
-        late = await _until_settled([walker.client for walker in walkers], changes, settle)
+        branches = await asyncio.to_thread(database.witness.tell)
+        late = await _until_settled([walker.client for walker in walkers], branches, settle)
     finally:
         for task in tasks:
             task.cancel()
@@ -102,12 +110,14 @@ async def _run(
         for process in servers.processes.values():
             process.kill()
             await asyncio.to_thread(process.wait, 30)
-    wrong = late + _judge(postgres.conninfo, walkers, changes)
+        await database.proxy.stop()
+    wrong = late + _judge(database.conninfo, walkers, branches)
+    await asyncio.to_thread(database.close)
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:
             wrong.append(f"a client broke: {task.exception()!r}")
     return Verdict(
-        seed=seed, wrong=wrong, transactions=writers.committed, events=len(changes),
+        seed=seed, wrong=wrong, transactions=writers.committed, events=sum(map(len, branches)),
         received=sum(len(walker.client.record) for walker in walkers),
         connects=sum(walker.connects for walker in walkers), resumes=sum(walker.resumes for walker in walkers),
         resyncs=sum(walker.resyncs for walker in walkers), faults=dict(nemesis.faults),
@@ -120,7 +130,8 @@ def _prepare(conninfo: str, chance: Random) -> tuple[list[str], str]:
     with psycopg.connect(conninfo, autocommit=True) as connection:
         for user in users:
             connection.execute("insert into auth.users (id) values (%s)", (user,))
-        row = connection.execute("select current_date::text").fetchone()
+        # Before any day to which the database's clock is set back.
+        row = connection.execute("select (current_date - 5)::text").fetchone()
     assert row is not None
     return users, str(row[0])
 
@@ -137,24 +148,24 @@ def _clients(users: Sequence[str]) -> list[tuple[Client, str | None]]:
     return found
 
 
-async def _until_settled(clients: Sequence[Client], changes: Sequence[Change], settle: float) -> list[str]:
+async def _until_settled(clients: Sequence[Client], branches: Sequence[Sequence[Change]], settle: float) -> list[str]:
     """Waits until everyone has what the witness saw last, or what it folds to; names those who do not get there."""
     waiting = list(clients)
     ends = time.monotonic() + settle
     while waiting and time.monotonic() < ends:
-        waiting = [client for client in waiting if check(client, changes)]
+        waiting = [client for client in waiting if check_branches(client, branches)]
         await asyncio.sleep(0.3)
     return [f"{client.name}: it did not settle" for client in waiting]
 
 
-def _judge(conninfo: str, walkers: Sequence[Walker], changes: Sequence[Change]) -> list[str]:
+def _judge(conninfo: str, walkers: Sequence[Walker], branches: Sequence[Sequence[Change]]) -> list[str]:
     wrong: list[str] = []
     for walker in walkers:
         client = walker.client
-        wrong += walker.broken + check(client, changes)
+        wrong += walker.broken + check_branches(client, branches)
         if not client.sees_rows:
             continue
-        if not adds_up(client, expected(client, changes), _select(conninfo, client.user)):
+        if not adds_up(client, expected(client, branches[-1]), _select(conninfo, client.user)):
             wrong.append(f"{client.name}: snapshot and events do not add up to the tables")
     return wrong
 

@@ -5,18 +5,29 @@ dedup    what the slot repeats after a crash is taken for new
 order    now and then an event overtakes the one before it
 sight    whoever has a channel gets every event on it
 review   what was granted stays granted, whatever becomes of the policies
+marks    an id's number alone says where a client is
+truncate a truncated table is an event like others
+silence  connections that say nothing are waited for
+pins     connections have the settings that their role gives them
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
+from momentum_sync.capture import reader, slot
 from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Message
 from momentum_sync.cli.main import app
+from momentum_sync.database import connection, pool
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog import table
+from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.table import EventLog, SlotFacts, Standing
 from momentum_sync.gateway.router import Router
 from momentum_sync.gateway.session import Session
 
@@ -63,8 +74,54 @@ def review() -> None:
     Router._control = lambda router, event: None  # type: ignore[method-assign, assignment]
 
 
+def marks() -> None:
+    """Takes every database with the same numbers for the same history."""
+
+    async def verify(history: History, place: EventId) -> None:
+        """It is."""
+
+    async def take_over(log: EventLog, facts: SlotFacts, **_: object) -> Standing:
+        return await real(log, facts, known=None)
+
+    real = EventLog.take_over
+    History.verify = verify  # type: ignore[method-assign, assignment]
+    Feed._compare = lambda feed, event: None  # type: ignore[method-assign, assignment]
+    EventLog.take_over = take_over  # type: ignore[method-assign, assignment]
+
+
+def truncate() -> None:
+    """Goes on with the history."""
+    reader._ends_history = lambda event: False
+    table._TRUNCATED = "it is not looked at"
+    real = table._break
+
+    async def ignored(*arguments: Any) -> str | None:
+        broke = await real(*arguments)
+        return None if broke == table._TRUNCATED else broke
+
+    table._break = ignored  # type: ignore[assignment]
+
+
+def silence() -> None:
+    """Has no deadlines."""
+    reader._SILENT_S = table._WORK_S = pool._CUT_AFTER_S = slot._ANSWER_TIMEOUT_S = 1e6
+    connection._KEEPALIVES = {}
+
+
+def pins() -> None:
+    """Pins nothing but the path that the server's own statements need."""
+    connection.PINNED = {"search_path": "pg_catalog,pg_temp"}
+    real = connection.pinned
+
+    def pinned(conninfo: str, **more: Any) -> str:
+        return real(conninfo, **more).replace("client_encoding=UTF8", "")
+
+    connection.pinned = slot.pinned = pinned  # type: ignore[attr-defined]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
-    "stitch": stitch, "dedup": dedup, "order": order, "sight": sight, "review": review,
+    "stitch": stitch, "dedup": dedup, "order": order, "sight": sight, "review": review, "marks": marks,
+    "truncate": truncate, "silence": silence, "pins": pins,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -18,16 +18,23 @@ from random import Random
 import httpx
 import psycopg
 
+from faults.database import SERVER, Database
 from faults.proxy import Proxy
-from momentum_sync.database.embedded import Embedded
 
 _READY_S = 60.0
 _ROOT = Path(__file__).resolve().parents[1]
+_HOSTILE = {
+    "client_encoding": "LATIN1", "idle_session_timeout": "500ms", "statement_timeout": "1ms", "lock_timeout": "1ms",
+    "default_transaction_read_only": "on", "search_path": "pg_temp", "datestyle": "SQL, DMY", "row_security": "off",
+}  # fmt: skip
 
 FAULTS = {
     "kill -9 of the server": 4, "rolling restart": 3, "server paused": 3, "WAL sender paused": 2,
     "PostgreSQL restarted at once": 3, "connections cut": 5, "connections dead": 3, "commits held": 4,
-    "slot dropped": 1, "log truncated": 1, "nothing": 2,
+    "slot dropped": 1, "log truncated": 1, "nothing": 2, "database connections cut": 3, "database connections dead": 1,
+    "database slow": 2, "clock of the server stepped": 3, "clock of the database stepped": 3, "table truncated": 1,
+    "copy restored under the server": 1, "copy restored while no server runs": 1, "failover to a lagging standby": 1,
+    "settings on roles": 1, "slow policy": 2,
 }  # fmt: skip
 """What can be done, and how often beside the others."""
 
@@ -36,12 +43,13 @@ class Servers:
     """Server processes behind a proxy: one that serves, at times another that waits."""
 
     def __init__(
-        self, conninfo: str, secret: str, proxy: Proxy, log: Path, mutation: str | None, *, capture: str | None = None
-    ) -> None:
+        self, conninfo: str, secret: str, proxy: Proxy, log: Path, mutation: str | None, *, capture: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._environment = {
             **os.environ, "DATABASE_URL": conninfo, "SUPABASE_JWT_SECRET": secret, "MOMENTUM_HEARTBEAT": "1s",
             "MOMENTUM_DRAIN": "1s", "MOMENTUM_LOG_LEVEL": "INFO", "MOMENTUM_WINDOW_BYTES": "200000",
-            "MOMENTUM_SEND_BUFFER_BYTES": "16384",
+            "MOMENTUM_SEND_BUFFER_BYTES": "16384", **(environment or {}),
         }  # fmt: skip
         if capture is not None:
             self._environment["MOMENTUM_CAPTURE_URL"] = capture
@@ -91,9 +99,9 @@ class Servers:
 class Nemesis:
     """`faults` counts what was done, by its name."""
 
-    def __init__(self, servers: Servers, postgres: Embedded, proxy: Proxy, chance: Random) -> None:
+    def __init__(self, servers: Servers, database: Database, proxy: Proxy, chance: Random) -> None:
         self._servers = servers
-        self._postgres = postgres
+        self._database = database
         self._proxy = proxy
         self._chance = chance
         self._picks = Random(chance.random())  # which connections: how many there are must not move the schedule
@@ -110,11 +118,22 @@ class Nemesis:
             "slot dropped": self.drop_slot,
             "log truncated": self.truncate_log,
             "nothing": self.rest,
+            "database connections cut": self.cut_database,
+            "database connections dead": self.kill_database_network,
+            "database slow": self.slow_database,
+            "clock of the server stepped": self.step_server,
+            "clock of the database stepped": self.step_database,
+            "table truncated": self.truncate_table,
+            "copy restored under the server": self.restore,
+            "copy restored while no server runs": self.restore_alone,
+            "failover to a lagging standby": self.fail_over,
+            "settings on roles": self.settings_on_roles,
+            "slow policy": self.slow_policy,
         }
 
     async def rage(self, seconds: float, only: list[str] | None = None) -> None:
         """One fault after another, for so long."""
-        menu = only or list(FAULTS)
+        menu = [name for name in only or FAULTS if self._database.has_clocks or not name.startswith("clock")]
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             (name,) = self._chance.choices(menu, [FAULTS[name] for name in menu])
@@ -125,6 +144,91 @@ class Nemesis:
     async def kill_server(self) -> None:
         await self._servers.end(self._servers.serving, signal.SIGKILL)
         await self._servers.until(self._servers.start(), "live")
+
+    # The network between the servers and PostgreSQL
+
+    async def cut_database(self) -> None:
+        self._database.proxy.cut(self._picks, 0.7)
+
+    async def kill_database_network(self) -> None:
+        """Connections carry nothing any more, and nobody says so."""
+        self._database.proxy.go_dead(self._picks, self._chance.choice((0.5, 1.1)))
+        await asyncio.sleep(1.0)  # long enough to be noticed missing
+        await self._servers.until(self._servers.serving, "live")
+
+    async def slow_database(self) -> None:
+        self._database.proxy.delay = self._chance.uniform(0.001, 0.02)
+        try:
+            await asyncio.sleep(self._chance.uniform(1.0, 4.0))
+        finally:
+            self._database.proxy.delay = 0.0
+
+    # Clocks
+
+    async def step_server(self) -> None:
+        self._database.set_clock("server", self._chance.uniform(-3.0, 3.0) * 3600)
+        await asyncio.sleep(self._chance.uniform(1.0, 3.0))
+
+    async def step_database(self) -> None:
+        self._database.set_clock("database", -self._chance.choice((0.0, 60.0, 3600.0, 86_400.0, 2 * 86_400.0)))
+        await asyncio.sleep(self._chance.uniform(1.0, 3.0))
+
+    # Histories that are cut off
+
+    async def truncate_table(self) -> None:
+        table = self._chance.choice(("daily_engagement_scores", "coach_interventions", "momentum_notifications"))
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
+            connection.execute(f"truncate {table}")
+
+    async def restore(self) -> None:
+        """PostgreSQL goes back to a copy, with slot and log, while the server runs."""
+        await self._database.copy()
+        await self._servers.until(self._servers.serving, "live")
+        await asyncio.sleep(self._chance.uniform(1.0, 4.0))
+        await self._database.restore()
+        await self._servers.until(self._servers.serving, "live")
+
+    async def restore_alone(self) -> None:
+        await self._database.copy()
+        await self._servers.until(self._servers.serving, "live")
+        await asyncio.sleep(self._chance.uniform(1.0, 4.0))
+        await self._servers.end(self._servers.serving, signal.SIGKILL)
+        await self._database.restore()
+        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        await self._servers.until(self._servers.start(), "live")
+
+    async def fail_over(self) -> None:
+        await self._database.follow()
+        await asyncio.sleep(self._chance.uniform(0.5, 3.0))
+        await self._database.fail_over()
+        await self._servers.until(self._servers.serving, "live")
+
+    # What operators do
+
+    async def settings_on_roles(self) -> None:
+        """The next connections of the server's role carry settings that would break it."""
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
+            for name, value in _HOSTILE.items():
+                connection.execute(f"alter role {SERVER} set {name} = '{value}'")
+            try:
+                self._database.proxy.cut(self._picks, 1.1)
+                await asyncio.sleep(self._chance.uniform(2.0, 4.0))
+            finally:
+                connection.execute(f"alter role {SERVER} reset all")
+        await self._servers.until(self._servers.serving, "live")
+
+    async def slow_policy(self) -> None:
+        """One user's notifications take a policy long; it changes nobody's rights."""
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
+            connection.execute(
+                "create policy slow on momentum_notifications as restrictive for select to authenticated using ("
+                " case when auth.uid() = (select min(id::text)::uuid from (select user_id as id from"
+                " daily_engagement_scores) s) then (select pg_sleep(0.7)) is not null else true end)"
+            )
+            try:
+                await asyncio.sleep(self._chance.uniform(2.0, 5.0))
+            finally:
+                connection.execute("drop policy slow on momentum_notifications")
 
     async def roll(self) -> None:
         """The next server waits for the slot before the first is asked to go."""
@@ -140,7 +244,7 @@ class Nemesis:
 
     async def pause_sender(self) -> None:
         """The feed stands still while everything else runs."""
-        with psycopg.connect(self._postgres.conninfo, autocommit=True) as connection:
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             row = connection.execute(
                 "select active_pid from pg_replication_slots where slot_name = 'momentum_sync' and active"
             ).fetchone()
@@ -156,7 +260,7 @@ class Nemesis:
                 os.kill(pid, signal.SIGCONT)
 
     async def crash_postgres(self) -> None:
-        await asyncio.to_thread(self._postgres.restart, "immediate")
+        await asyncio.to_thread(self._database.postgres.restart, "immediate")
         await self._servers.until(self._servers.serving, "live")
 
     async def cut(self) -> None:
@@ -167,7 +271,7 @@ class Nemesis:
 
     async def hold_commits(self) -> None:
         """Commits are in the WAL, and so on their way to clients, before any snapshot sees them."""
-        with psycopg.connect(self._postgres.conninfo, autocommit=True) as connection:
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             connection.execute("alter system set synchronous_standby_names = 'nobody'")
             connection.execute("select pg_reload_conf()")
             try:
@@ -177,7 +281,7 @@ class Nemesis:
                 connection.execute("select pg_reload_conf()")
 
     async def drop_slot(self) -> None:
-        with psycopg.connect(self._postgres.conninfo, autocommit=True) as connection:
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             for _ in range(200):
                 connection.execute(
                     "select pg_terminate_backend(active_pid) from pg_replication_slots"
@@ -194,7 +298,7 @@ class Nemesis:
         await self._servers.until(self._servers.serving, "live")
 
     async def truncate_log(self) -> None:
-        with psycopg.connect(self._postgres.conninfo, autocommit=True) as connection:
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             connection.execute("set lock_timeout = '5s'")
             with suppress(psycopg.errors.LockNotAvailable):
                 connection.execute("truncate momentum.event_log")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 
 import psycopg
@@ -16,6 +17,10 @@ from faults.checker import Change
 
 SLOT = "faults_witness"
 _TABLE = re.compile(r"table public\.(\w+): (INSERT|UPDATE|DELETE): (.*)", re.DOTALL)
+_TRUNCATED = re.compile(r"table (.*): TRUNCATE: .*")
+_KINDS = {
+    "daily_engagement_scores": "score", "coach_interventions": "intervention", "momentum_notifications": "notification",
+}  # fmt: skip
 _COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
 _COMMITTED = re.compile(r"COMMIT \d+ \(at (.+)\)")
 _USER_FACING = ("momentum_drop", "needs_care_consecutive", "celebration", "consistency_reminder")
@@ -24,29 +29,61 @@ _DONE = {"INSERT": "created", "UPDATE": "updated", "DELETE": "deleted"}
 Row = dict[str, str | None]
 
 
-def begin(conninfo: str) -> None:
-    """From now on the witness sees everything."""
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", (SLOT,))
+class Witness:
+    """What was committed.
 
+    Histories that were cut off, by a restored copy, a failover or a TRUNCATE, are kept beside.
+    """
 
-def tell(conninfo: str) -> list[Change]:
-    """Everything that was committed since `begin`, in the order of the commits."""
-    changes: list[Change] = []
-    transaction: list[Change] = []
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        rows = connection.execute(
-            "select data from pg_logical_slot_peek_changes(%s, null, null, 'include-timestamp', '1')", (SLOT,)
-        )
-        for (line,) in rows:
-            committed = _COMMITTED.fullmatch(line)
-            if committed:
-                at = datetime.fromisoformat(committed[1]).timestamp()
-                changes += [Change(c.what, c.user, c.channels, c.row, c.shown, at) for c in transaction]
-                transaction = []
-            elif found := _TABLE.fullmatch(line):
-                transaction += _events(found[1], found[2], found[3])
-    return changes
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._before: list[Change] = []
+        self._cut_off: list[list[Change]] = []
+
+    def begin(self) -> None:
+        """From now on the witness sees everything."""
+        with psycopg.connect(self._conninfo, autocommit=True) as connection:
+            connection.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", (SLOT,))
+
+    def tell(self) -> list[list[Change]]:
+        """Every history that there was, each in the order of its commits, the one that holds last."""
+        return [*self._cut_off, *self._peek()]
+
+    def cut_off(self) -> None:
+        """What was committed up to now is about to be taken back to an earlier point, the slot with it."""
+        self._cut_off += self._peek()
+
+    def follow(self, conninfo: str, upto: str) -> None:
+        """Another cluster takes over, which has what was committed below the LSN `upto`, and no slot of ours."""
+        before = self._peek(upto)[-1]
+        self.cut_off()
+        self._before, self._conninfo = before, conninfo
+        self.begin()
+
+    def _peek(self, upto: str | None = None) -> list[list[Change]]:
+        changes = list(self._before)
+        ended: list[list[Change]] = []
+        transaction: list[Change | str] = []
+        with psycopg.connect(self._conninfo, autocommit=True) as connection:
+            rows = connection.execute(
+                "select data from pg_logical_slot_peek_changes(%s, %s, null, 'include-timestamp', '1')", (SLOT, upto)
+            )
+            for (line,) in rows:
+                committed = _COMMITTED.fullmatch(line)
+                if committed:
+                    at = datetime.fromisoformat(committed[1]).timestamp()
+                    for change in transaction:
+                        if isinstance(change, Change):
+                            changes.append(replace(change, at=at))
+                        else:  # its rows are gone; those of other tables stay what they were
+                            ended.append(list(changes))
+                            changes = [one for one in changes if one.row[0] != change]
+                    transaction = []
+                elif found := _TABLE.fullmatch(line):
+                    transaction += _events(found[1], found[2], found[3])
+                elif found := _TRUNCATED.fullmatch(line):
+                    transaction += [_KINDS[name] for name in re.findall(r"public\.(\w+)", found[1]) if name in _KINDS]
+        return [*ended, changes]
 
 
 def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
@@ -59,8 +96,8 @@ def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
         yield _score(operation, old, new)
     elif table == "coach_interventions":
         yield _intervention(operation, old, new)
-    elif table == "momentum_notifications" and operation != "DELETE" and new["notification_type"] in _USER_FACING:
-        yield _notification(new)
+    elif table == "momentum_notifications" and new["notification_type"] in _USER_FACING:
+        yield _notification(operation, new)
 
 
 def _score(operation: str, old: Row, new: Row) -> Change:
@@ -81,8 +118,13 @@ def _intervention(operation: str, old: Row, new: Row) -> Change:
     )  # fmt: skip
 
 
-def _notification(new: Row) -> Change:
+def _notification(operation: str, new: Row) -> Change:
     user, status, title = str(new["user_id"]), str(new["status"]), str(new["title"])
+    if operation == "DELETE":
+        return Change(
+            ("notification_removed", user, new["id"], None, None), user, frozenset({f"notifications:{user}"}),
+            ("notification", str(new["id"])), None, 0.0,
+        )  # fmt: skip
     shown = status in ("pending", "sent", "delivered")
     return Change(
         ("push_notification", user, new["id"], title, status), user, frozenset({f"notifications:{user}"}),

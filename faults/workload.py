@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 import psycopg
@@ -22,10 +23,14 @@ class Writers:
     """Threads that write. `committed` counts transactions; `stop` ends them and waits."""
 
     def __init__(self, conninfo: str, users: list[str], day: str, seed: int, count: int) -> None:
-        self._conninfo = conninfo
+        self.conninfo = conninfo
         self._users = users
         self._day = day
         self._stopped = threading.Event()
+        self._pauses = threading.Lock()
+        self._busy = 0
+        self._idle = threading.Condition(self._pauses)
+        self._paused = False
         self._scores = itertools.count(1)
         self.committed = 0
         self._threads = [
@@ -38,6 +43,31 @@ class Writers:
         """A hundredth of a score that no other score of this run has, so that events can be told apart."""
         return next(self._scores) % 10_000
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is written meanwhile, and nothing is under way."""
+        with self._idle:
+            self._paused = True
+            self._idle.wait_for(lambda: self._busy == 0)
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._paused = False
+                self._idle.notify_all()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._paused or self._stopped.is_set())
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
+
     def stop(self) -> None:
         """No more is written."""
         self._stopped.set()
@@ -47,9 +77,10 @@ class Writers:
     def _write(self, chance: Random) -> None:
         while not self._stopped.is_set():
             try:
-                with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as connection:
+                with psycopg.connect(self.conninfo, autocommit=True, connect_timeout=5) as connection:
                     while not self._stopped.wait(chance.random() * _PAUSE_S * 2):
-                        self._transaction(connection, chance)
+                        with self._turn():
+                            self._transaction(connection, chance)
             except psycopg.Error:  # what was committed is the witness's to say
                 self._stopped.wait(0.2)
 
@@ -114,10 +145,17 @@ class Writers:
                 (user, chance.randint(1, 3)),
             )
             return
+        if chance.random() < 0.15:
+            connection.execute(
+                "delete from momentum_notifications where id in ("
+                " select id from momentum_notifications where user_id = %s limit 1 for update skip locked)",
+                (user,),
+            )
+            return
         kind = chance.choice(("celebration", "momentum_drop", "custom"))
         connection.execute(
             "insert into momentum_notifications (user_id, notification_type, trigger_date, title, message, status)"
-            " values (%s, %s, %s, %s, 'it''s so: [x]', 'sent')",
+            " values (%s, %s, %s, %s, 'it''s so: [x] 🏃', 'sent')",
             (user, kind, self._day, f"number {next(_numbers)}"),
         )
 

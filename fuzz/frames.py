@@ -1,12 +1,14 @@
 """A client's bytes, from the end of the handshake on: through `websockets`, the socket's protocol, and its session.
 
-Nothing may escape, what goes out is whole frames of JSON, and what is kept of the client is bounded.
+Nothing may escape, what goes out is whole frames of JSON, and what is kept of the client, what is written for it and
+the time that it takes are bounded: also for a flood, the same bytes over and over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Coroutine
 from typing import Any, cast
 from uuid import UUID
@@ -37,12 +39,15 @@ from momentum_sync.identity.tokens import Identity, Rules
 
 _USER = UUID(int=1)
 _MOST_WAITING = 256 * 1024
+_FLOOD = 64 * 1024
+_MOST_WRITTEN = 256 * 1024
+_MOST_S = 1.0  # of the processor, for one input: a flood is cut off within milliseconds
 
 
-def _sent(opcode: Opcode, payload: bytes) -> bytes:
+def _sent(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
     """A client's frame under a mask of zeros, so that what is changed at random in it is changed in the payload."""
     assert len(payload) < 126
-    return bytes((0x80 | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+    return bytes((0x80 * fin | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
 
 SEEDS = [
@@ -56,7 +61,11 @@ SEEDS = [
         '{"type":"unsubscribe","channels":["cache_invalidation"]}',
         '{"type":"authenticate","token":"a.b.c"}',
     )
-] + [_sent(Opcode.PING, b"x"), _sent(Opcode.CLOSE, b"\x03\xe8"), _sent(Opcode.BINARY, b"x")]
+] + [
+    _sent(Opcode.PING, b"x"), _sent(Opcode.PING, b"x" * 125), _sent(Opcode.PONG, b""), _sent(Opcode.CLOSE, b"\x03\xe8"),
+    _sent(Opcode.BINARY, b"x"), _sent(Opcode.TEXT, b"", fin=False), _sent(Opcode.CONT, b"", fin=False),
+    _sent(Opcode.TEXT, b'{"type":', fin=False) + _sent(Opcode.PING, b"") + _sent(Opcode.CONT, b'"ping"}'),
+]  # fmt: skip
 
 
 class _Wire(asyncio.Transport):
@@ -123,7 +132,14 @@ _CONFIG = Config(app="none:none", log_config=None)
 
 
 def one(data: bytes) -> None:
-    """One connection that sends these bytes. Needs a running event loop."""
+    """A connection that sends these bytes, and one that sends nothing else. Needs a running event loop."""
+    _one(data)
+    if data:
+        _one((data * (_FLOOD // len(data) + 1))[:_FLOOD])
+
+
+def _one(data: bytes) -> None:
+    began = time.process_time()
     wire = _Wire()
     socket = _Socket(_CONFIG, ServerState(), {})
     socket.connection_made(wire)
@@ -144,6 +160,8 @@ def one(data: bytes) -> None:
     if not wire.closing:
         socket.eof_received()
     socket.connection_lost(None)
+    assert time.process_time() - began < _MOST_S, "this costs too much time"
+    assert len(wire.written) < _MOST_WRITTEN, "this has the server write too much"
     _check(bytes(wire.written))
     assert sum(len(text or b"") for text in socket._inbox) + sum(map(len, socket._parts)) <= _MOST_WAITING
     assert len(_GATEWAY.router) == 0

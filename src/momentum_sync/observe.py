@@ -138,7 +138,7 @@ def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None
     if problems:
         _log.error("events are not published", problems=problems, mend="momentum-sync migrate --again")
     if foreign_triggers:
-        _log.warning("triggers run before ours", triggers=foreign_triggers, see="docs/operations.md")
+        _log.warning("triggers run before ours", triggers=foreign_triggers, see="README.md, Your own triggers")
     if not problems and not foreign_triggers:
         _log.info("events are published")
 

@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     max_connections_per_user: int = Field(50, ge=1)
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for requests; for snapshots, rights and asked events two of them."""
+    """Database connections for requests. Beside them are at most 8 for snapshots, rights and events that are checked
+    one by one, 8 for the log, and 3 for capture and metrics."""
 
     heartbeat: timedelta = timedelta(seconds=25)
     """How often a client hears that the feed is alive. Below the 30 s after which phones' networks forget."""

@@ -76,7 +76,7 @@ class History:
         """The same of the epoch's events wherever they are. Refused (`expired`) if they can no longer be had."""
         found = self.at_hand(number, keys, most=most)
         if found is None:
-            async with _answering():
+            async with _answering(costs="expired"):
                 found = await self._log.after(epoch, number, keys, below=self._feed.window.first, most=most)
         if found is None:
             raise Refused("expired")
@@ -91,7 +91,7 @@ class History:
         counted, number = 0, place.number
         while not window.holds_after(number):
             below = window.first
-            async with _answering():
+            async with _answering(costs="expired"):
                 found = await self._log.count_after(place.epoch, number, keys, snapshot, below=below)
             if found is None:
                 raise Refused("expired")
@@ -120,8 +120,16 @@ class History:
 
 
 @asynccontextmanager
-async def _answering() -> AsyncIterator[None]:
+async def _answering(costs: str | None = None) -> AsyncIterator[None]:
+    """Raises Unavailable if the log does not answer, or Refused for the reason `costs` if it takes too long over it.
+
+    A resume that would cost more than a query may is not had by asking again; a snapshot costs little.
+    """
     try:
         yield
+    except psycopg.errors.QueryCanceled as error:
+        if costs is not None:
+            raise Refused(costs) from error
+        raise Unavailable("The log of events took too long; try again in a moment.") from error
     except (psycopg.Error, PoolTimeout) as error:
         raise Unavailable("The log of events does not answer; try again in a moment.") from error

@@ -1,0 +1,191 @@
+"""PostgreSQL under a history: behind a network of its own, with a clock of its own, copied, restored, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from faults.proxy import Proxy
+from faults.witness import Witness
+from faults.workload import Writers
+from momentum_sync.database.embedded import Embedded
+
+SERVER = "momentum_faults"
+"""The server's role: apart, so that settings can be put on it."""
+
+
+class Database:
+    """The cluster that is the primary now. `proxy` is the network between it and the servers.
+
+    Call `copy` or `follow` first, and then `restore` or `fail_over`. `writers` must be there by then.
+    """
+
+    def __init__(self, postgres: Embedded, folder: Path, witness: Witness) -> None:
+        self.postgres = postgres
+        self.proxy = Proxy()
+        self.witness = witness
+        self.writers: Writers
+        self._folder = folder
+        self._standby: Embedded | None = None
+        self._number = 0
+        self._stack = ExitStack()
+        self.proxy.ports = [_socket(postgres)]
+
+    @property
+    def conninfo(self) -> str:
+        """A connection string for the primary itself, past the proxy."""
+        return self.postgres.conninfo
+
+    @property
+    def servers_conninfo(self) -> str:
+        """The connection string that servers get: through the proxy, as their role."""
+        parts = conninfo_to_dict(self.postgres.conninfo)
+        return make_conninfo(host="127.0.0.1", port=str(self.proxy.port), dbname=parts["dbname"], user=SERVER)
+
+    def close(self) -> None:
+        """Ends the clusters that took over."""
+        self._stack.close()
+
+    # Clocks
+
+    @property
+    def has_clocks(self) -> bool:
+        """Whether the clocks can be set."""
+        return faketime() is not None
+
+    def set_clock(self, whose: str, seconds: float) -> None:
+        """Has the clock of the `server` or the `database` be so many seconds off."""
+        _set(_clock(self._folder, whose), seconds)
+
+    # A copy
+
+    async def copy(self) -> None:
+        """Copies the whole data directory, taken while PostgreSQL is stopped."""
+        await self._stop("fast")
+        kept = self._kept()
+        if kept.exists():
+            await asyncio.to_thread(shutil.rmtree, kept)
+        await asyncio.to_thread(_copy, self.postgres._cluster, kept)
+        await asyncio.to_thread(self.postgres._start)
+
+    async def restore(self) -> None:
+        """Puts the copy in the place of what is there: same system, same timeline, slots and log as they were."""
+        with self.writers.paused():
+            await asyncio.to_thread(self.witness.cut_off)
+            await self._stop("immediate")
+            await asyncio.to_thread(shutil.rmtree, self.postgres._cluster)
+            await asyncio.to_thread(_copy, self._kept(), self.postgres._cluster)
+            await asyncio.to_thread(self.postgres._start)
+
+    def _kept(self) -> Path:
+        return self.postgres._cluster.with_name("kept")
+
+    # A standby
+
+    async def follow(self) -> None:
+        """Makes a standby that has everything up to now, and receives nothing from now on."""
+        self._number += 1
+        home = self._folder / f"standby{self._number}"
+        home.mkdir(mode=0o755)
+        standby = Embedded(home)
+        await asyncio.to_thread(self._start_standby, standby)
+        with psycopg.connect(standby.conninfo, autocommit=True) as connection:
+            connection.execute("alter system set primary_conninfo = ''")
+            connection.execute("select pg_reload_conf()")
+            while connection.execute("select count(*) from pg_stat_wal_receiver").fetchone() != (0,):
+                await asyncio.sleep(0.02)
+        self._standby = standby
+
+    def _start_standby(self, standby: Embedded) -> None:
+        standby._make_home()
+        standby._programs = standby._reachable_programs()
+        parts = conninfo_to_dict(self.postgres.conninfo)
+        standby._call(
+            "pg_basebackup", "-D", str(standby._cluster), "-R", "-X", "stream", "-c", "fast", "-h", str(parts["host"]),
+            "-U", "postgres",
+        )  # fmt: skip
+        self._stack.enter_context(standby)
+        with psycopg.connect(standby.conninfo, autocommit=True) as connection:
+            while connection.execute(
+                "select count(*) from pg_stat_wal_receiver where status = 'streaming'"
+            ).fetchone() == (0,):
+                pass
+
+    async def fail_over(self) -> None:
+        """The primary is gone; the standby takes over with what it has."""
+        assert self._standby is not None
+        standby, self._standby = self._standby, None
+        with self.writers.paused():
+            with psycopg.connect(standby.conninfo, autocommit=True) as connection:
+                row = connection.execute("select pg_last_wal_replay_lsn()::text").fetchone()
+                assert row is not None
+                connection.execute("select pg_promote()")
+            await asyncio.to_thread(self.witness.follow, standby.conninfo, str(row[0]))
+            await self._stop("immediate")
+            self.postgres = standby
+            self.writers.conninfo = standby.conninfo
+            self.proxy.ports = [_socket(standby)]
+
+    async def _stop(self, mode: str) -> None:
+        cluster = str(self.postgres._cluster)
+        await asyncio.to_thread(self.postgres._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", cluster)
+
+
+def faketime() -> Path | None:
+    """The library that sets a process's clock, if it is installed."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
+def clock_environment(folder: Path, whose: str) -> dict[str, str]:
+    """What gives a process a clock that `Database.set_clock` sets; nothing where there is no faketime."""
+    library = faketime()
+    if library is None:
+        return {}
+    clock = _clock(folder, whose)
+    if not clock.exists():
+        _set(clock, 0.0)
+    return {
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }  # fmt: skip
+
+
+@contextmanager
+def clock_of_children(folder: Path) -> Iterator[None]:
+    """Processes that are started meanwhile have the database's clock, unless they are given another."""
+    before = dict(os.environ)
+    os.environ.update(clock_environment(folder, "database"))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _clock(folder: Path, whose: str) -> Path:
+    return folder / f"clock-{whose}"
+
+
+def _set(clock: Path, seconds: float) -> None:
+    unfinished = clock.with_suffix(".new")
+    unfinished.write_text(f"{seconds:+.0f}\n", encoding="ascii")
+    unfinished.chmod(0o644)
+    unfinished.rename(clock)
+
+
+def _socket(postgres: Embedded) -> Path:
+    return Path(str(conninfo_to_dict(postgres.conninfo)["host"])) / ".s.PGSQL.5432"
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("postmaster.pid"))
+    for path in (target, *target.rglob("*")):
+        was = (source / path.relative_to(target)).lstat()
+        os.chown(path, was.st_uid, was.st_gid, follow_symlinks=False)
