@@ -89,19 +89,25 @@ async def _run(
         Walker(client, role, f"127.0.0.1:{proxy.port}", _SECRET, seed) for client, role in _clients(users)
     ]  # fmt: skip
     tasks: list[asyncio.Task[None]] = []
+    stuck: list[str] = []
+    branches: list[list[Change]] = [[]]
+    late: list[str] = []
+    servers.ready = min(servers.ready, settle * 6)
     try:
         await servers.until(servers.start(), "live")
         tasks = [asyncio.create_task(walker.live()) for walker in walkers]
         writers = database.writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
         try:
             await nemesis.rage(seconds, only)
+            await servers.until(servers.serving, "live")
+        except TimeoutError:
+            stuck.append(f"the server did not become live again; it had been through {dict(nemesis.faults)}")
         finally:
             await asyncio.to_thread(writers.stop)
-        await servers.until(servers.serving, "live")
         for walker in walkers:
             walker.calm_down()
         branches = await asyncio.to_thread(database.witness.tell)
-        late = await _until_settled([walker.client for walker in walkers], branches, settle)
+        late = await _until_settled([walker.client for walker in walkers], branches, 0.0 if stuck else settle)
     finally:
         for task in tasks:
             task.cancel()
@@ -111,7 +117,7 @@ async def _run(
             process.kill()
             await asyncio.to_thread(process.wait, 30)
         await database.proxy.stop()
-    wrong = late + _judge(database.conninfo, walkers, branches)
+    wrong = stuck + late + _judge(database.conninfo, walkers, branches)
     await asyncio.to_thread(database.close)
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:

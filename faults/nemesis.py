@@ -40,7 +40,10 @@ FAULTS = {
 
 
 class Servers:
-    """Server processes behind a proxy: one that serves, at times another that waits."""
+    """Server processes behind a proxy: one that serves, at times another that waits.
+
+    `ready` is how many seconds one may take to become what is waited for.
+    """
 
     def __init__(
         self, conninfo: str, secret: str, proxy: Proxy, log: Path, mutation: str | None, *, capture: str | None = None,
@@ -57,6 +60,7 @@ class Servers:
         self._proxy = proxy
         self._log = log
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.ready = _READY_S
 
     def start(self) -> int:
         """Starts one; returns its port."""
@@ -73,7 +77,7 @@ class Servers:
 
     async def until(self, port: int, *states: str) -> None:
         """Waits until the server's capture is in one of the states."""
-        async with asyncio.timeout(_READY_S), httpx.AsyncClient(timeout=2.0) as http:
+        async with asyncio.timeout(self.ready), httpx.AsyncClient(timeout=2.0) as http:
             while True:
                 with suppress(httpx.HTTPError):
                     health = (await http.get(f"http://127.0.0.1:{port}/sync/health")).json()
@@ -177,8 +181,17 @@ class Nemesis:
 
     async def truncate_table(self) -> None:
         table = self._chance.choice(("daily_engagement_scores", "coach_interventions", "momentum_notifications"))
-        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
-            connection.execute(f"truncate {table}")
+        await self._execute(f"truncate {table}")
+
+    async def _execute(self, *statements: str) -> None:
+        """Runs what may wait for a lock; whoever holds it may wait for the proxies, which this loop serves."""
+
+        def run() -> None:
+            with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
+                for statement in statements:
+                    connection.execute(statement.encode())
+
+        await asyncio.to_thread(run)
 
     async def restore(self) -> None:
         """PostgreSQL goes back to a copy, with slot and log, while the server runs."""
@@ -194,7 +207,8 @@ class Nemesis:
         await asyncio.sleep(self._chance.uniform(1.0, 4.0))
         await self._servers.end(self._servers.serving, signal.SIGKILL)
         await self._database.restore()
-        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        # At times long enough for the new branch to give the numbers that were given on the one before.
+        await asyncio.sleep(self._chance.uniform(0.0, 8.0))
         await self._servers.until(self._servers.start(), "live")
 
     async def fail_over(self) -> None:
@@ -207,28 +221,26 @@ class Nemesis:
 
     async def settings_on_roles(self) -> None:
         """The next connections of the server's role carry settings that would break it."""
-        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
-            for name, value in _HOSTILE.items():
-                connection.execute(f"alter role {SERVER} set {name} = '{value}'")
-            try:
-                self._database.proxy.cut(self._picks, 1.1)
-                await asyncio.sleep(self._chance.uniform(2.0, 4.0))
-            finally:
-                connection.execute(f"alter role {SERVER} reset all")
-        await self._servers.until(self._servers.serving, "live")
+        await self._execute(*[f"alter role {SERVER} set {name} = '{value}'" for name, value in _HOSTILE.items()])
+        try:
+            self._database.proxy.cut(self._picks, 1.1)
+            await asyncio.sleep(self._chance.uniform(2.0, 4.0))
+            await self._servers.until(self._servers.serving, "live")
+        finally:
+            await self._execute(f"alter role {SERVER} reset all")
 
     async def slow_policy(self) -> None:
         """One user's notifications take a policy long; it changes nobody's rights."""
-        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
-            connection.execute(
-                "create policy slow on momentum_notifications as restrictive for select to authenticated using ("
-                " case when auth.uid() = (select min(id::text)::uuid from (select user_id as id from"
-                " daily_engagement_scores) s) then (select pg_sleep(0.7)) is not null else true end)"
-            )
-            try:
-                await asyncio.sleep(self._chance.uniform(2.0, 5.0))
-            finally:
-                connection.execute("drop policy slow on momentum_notifications")
+        await self._execute(
+            "do $$ begin execute format("
+            "'create policy slow on momentum_notifications as restrictive for select to authenticated using ("
+            " case when auth.uid() = %L then (select pg_sleep(0.7)) is not null else true end)',"
+            " (select min(s.user_id::text) from daily_engagement_scores s)); end $$"
+        )
+        try:
+            await asyncio.sleep(self._chance.uniform(2.0, 5.0))
+        finally:
+            await self._execute("drop policy slow on momentum_notifications")
 
     async def roll(self) -> None:
         """The next server waits for the slot before the first is asked to go."""

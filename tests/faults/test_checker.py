@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from faults.checker import Came, Change, Client, Held, Invalidated, Record, Snapshot, adds_up, check
+from faults.checker import Came, Change, Client, Held, Invalidated, Record, Snapshot, adds_up, check, check_branches
 
 NOTES = frozenset({"notifications:u"})
 SCORES = frozenset({"momentum_updates:u", "momentum_updates:all"})
@@ -86,3 +86,21 @@ def test_the_sum_of_snapshot_and_events() -> None:
     assert adds_up(client, HISTORY, {("notification", "n"): ("4", "sent")})
     assert not adds_up(client, HISTORY, {("notification", "n"): ("2", "sent")})
     assert not adds_up(client, HISTORY, {("notification", name): ("4", "sent") for name in "nm"})
+
+
+def branching(*record: Record) -> list[str]:
+    """Against a history of two branches: of what came after the first two events, one was lost, and another came."""
+    lost, other = [*HISTORY[:2], note(6)], [*HISTORY[:2], note(7)]
+    return check_branches(Client("c", "u", NOTES | SCORES, True, list(record)), [lost, other])
+
+
+def test_before_a_branch_is_lost_its_events_are_right_and_afterwards_those_of_the_other() -> None:
+    lost, other = Came(note(6).what), Came(note(7).what)
+    assert branching(snapshot(), *came(1, 2), lost, snapshot(n=2), other) == []
+    assert branching(snapshot(), *came(1, 2), other) == [], "it was not there while the branch was lost"
+    assert branching(snapshot(n=2), other) == []
+    assert branching(snapshot(), *came(1, 2), lost, other) != []
+    assert branching(snapshot(), *came(1, 2), lost) != [], "the end must be that of the branch that holds"
+    assert branching(snapshot(), *came(1, 2), lost, snapshot(n=2)) != []
+    assert branching(snapshot(), lost, snapshot(n=2), other) != []
+    assert branching(*came(1), snapshot(n=2), other) != []

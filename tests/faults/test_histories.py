@@ -1,11 +1,13 @@
-"""A short random history as it must be, and three broken servers that must be found out."""
+"""A short random history as it must be, and broken servers that must be found out."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 
+from faults.database import faketime
 from faults.history import run
 
 
@@ -17,7 +19,27 @@ def test_a_random_history_under_faults() -> None:
     assert verdict.resumes > 10
 
 
-TELLING = {"stitch": "commits held", "dedup": "PostgreSQL restarted at once", "order": "nothing"}
+TELLING = {
+    "stitch": "commits held", "dedup": "PostgreSQL restarted at once", "order": "nothing",
+    "marks": "copy restored while no server runs", "truncate": "table truncated",
+    "silence": "database connections dead", "pins": "settings on roles",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [
+    "database connections dead", "clock of the server stepped", "clock of the database stepped", "table truncated",
+    "copy restored under the server", "copy restored while no server runs", "failover to a lagging standby",
+    "settings on roles", "slow policy",
+])  # fmt: skip
+def test_each_condition_around_the_database(fault: str) -> None:
+    if fault.startswith("clock") and faketime() is None:
+        assert "CI" not in os.environ, "CI installs faketime"
+        pytest.skip("needs faketime, which CI installs")
+    seed = int(time.time())
+    verdict = run(seed, 6.0, only=[fault])
+    assert verdict.wrong == [], f"again: script/faults --seed {seed} --seconds 6 --only {fault!r}"
+    assert verdict.faults[fault] >= 1
+    assert verdict.events > 20
 
 
 @pytest.mark.parametrize("mutation", sorted(TELLING))

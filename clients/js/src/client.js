@@ -357,7 +357,7 @@ export class Client {
       const query = { user_id: userId, client_id: clientId, last_event_id: this.#known.following.connecting() };
       const environment = { WebSocket, fetch, url: this.#url, userId, signal: this.#closing.signal };
       const connection = await connect(address(this.#url, query, this.#askedFor), token, environment);
-      this.#known.following.opened(this.#clock(), performance.now());
+      this.#known.opened(performance.now());
       this.#woken = false;
       this.#connection = connection;
       if (!this.#open) connection.end(new ConnectionLost("The program has closed the connection."));
@@ -533,7 +533,7 @@ export class Client {
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
   #checkFrozen() {
-    if (!this.#known.following.frozen(performance.now(), this.#patience)) return false;
+    if (!this.#known.frozen(performance.now(), this.#patience)) return false;
     this.#connection?.end(new FeedFrozen(`Nothing has come for more than ${this.#patience / 1000} s.`));
     return true;
   }

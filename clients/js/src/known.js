@@ -14,6 +14,7 @@ import { Stream } from "./stream.js";
 export class Known {
   #userId;
   #clock;
+  #ahead = 0;
   #report;
   #dropped;
 
@@ -78,6 +79,25 @@ export class Known {
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
     }
+  }
+
+  /**
+   * The socket is there.
+   * @param {number} at milliseconds on a clock that only goes forward
+   */
+  opened(at) {
+    this.#ahead = this.#clock() - at;
+    this.following.opened(this.#clock(), at);
+  }
+
+  /**
+   * Whether nothing came for longer than `patience` milliseconds, or the machine slept for so long: a clock that only goes
+   * forward may stand still meanwhile, and the other one then runs ahead of it.
+   * @param {number} at
+   * @param {number} patience
+   */
+  frozen(at, patience) {
+    return this.#clock() - at - this.#ahead > patience || this.following.frozen(at, patience);
   }
 
   /**

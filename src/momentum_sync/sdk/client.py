@@ -257,7 +257,7 @@ class Client:
             last = self._known.following.connecting()
             query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last}
             connection = await connect(address(self._url, query, self._asked_for), token)
-            self._known.following.opened(self._clock(), time.monotonic())
+            self._known.opened(time.monotonic())
             self._connection = connection
             async for text in connection.texts():
                 await self._take(text)
@@ -280,7 +280,7 @@ class Client:
                 await connection.close()
 
     def _is_frozen(self) -> bool:
-        return self._known.following.frozen(time.monotonic(), self._patience)
+        return self._known.frozen(time.monotonic(), self._patience)
 
     async def _take(self, text: str | bytes) -> None:
         for output in self._known.receive(text, time.monotonic()):

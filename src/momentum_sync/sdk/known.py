@@ -28,6 +28,7 @@ class Known:
         self._clock = clock
         self._report = report
         self._loaded = asyncio.Event()
+        self._ahead = 0.0
         self.following = Following(user_id)
         self.keeper = Keeper(store, user_id, clock)
         self.stream = Stream(self.keeper.settle)
@@ -77,6 +78,18 @@ class Known:
             await self.keeper.save(self.following, known_at, self.cache.saved(), self.outbox.waiting)
         except ClientError as error:
             self._report(error)
+
+    def opened(self, at: float) -> None:
+        """The socket is there. `at` is seconds on a clock that only goes forward."""
+        self._ahead = self._clock() - at
+        self.following.opened(self._clock(), at)
+
+    def frozen(self, at: float, patience: float) -> bool:
+        """Whether nothing came for longer than `patience` seconds, or the machine slept for so long.
+
+        A clock that only goes forward may stand still meanwhile; the other one then runs ahead of it.
+        """
+        return self._clock() - at - self._ahead > patience or self.following.frozen(at, patience)
 
     def receive(self, text: str | bytes, at: float) -> list[Output]:
         """A text frame; raises as `Following.receive`. `at` is seconds on a clock that only goes forward.
