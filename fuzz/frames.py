@@ -104,9 +104,10 @@ class _Wire(asyncio.Transport):
 class _Socket(WebSocketProtocol):
     """A socket whose work for the database is answered at once: it cannot be done."""
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         work.close()
         self._working = False
+        return cast("asyncio.Task[None]", None)
 
 
 def _gateway() -> Gateway:

@@ -143,6 +143,11 @@ def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None
         _log.info("events are published")
 
 
+def policies_unwatched(error: BaseException, times: int) -> None:
+    """Changed policies may be noticed late: looking at them has failed so many times in a row."""
+    _log.error("policies are not watched", said=described(error), times=times, see="select * from pg_locks")
+
+
 def slot_unknown(error: BaseException) -> None:
     """The database does not say how the slot is."""
     _log.debug("slot unknown", said=described(error))

@@ -133,8 +133,14 @@ grant update (status, opened_at, clicked_at) on public.momentum_notifications to
 grant update (status, scheduled_date, scheduled_time, actual_date, actual_time, duration_minutes,
     intervention_notes, outcome_summary, follow_up_required, follow_up_date, post_intervention_score,
     effectiveness_rating, completed_at) on public.coach_interventions to authenticated;
-grant all on public.daily_engagement_scores, public.momentum_notifications, public.coach_interventions
+grant select, insert, update, delete, truncate
+    on public.daily_engagement_scores, public.momentum_notifications, public.coach_interventions
     to service_role;
+-- Whoever may put a trigger on a table has everybody who writes there run it, a superuser, too. The server's role is a
+-- member of service_role.
+revoke trigger, references
+    on public.daily_engagement_scores, public.momentum_notifications, public.coach_interventions
+    from service_role;
 
 revoke all on function public.momentum_set_updated_at() from public, anon, authenticated;
 revoke all on function public.momentum_caller_role() from public, anon;

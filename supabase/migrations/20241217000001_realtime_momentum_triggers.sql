@@ -68,9 +68,9 @@ create table if not exists momentum.settings (
 alter table momentum.settings
     drop column if exists metrics,
     add column if not exists max_event_bytes integer not null default 1048576
-        check (max_event_bytes between 1024 and 16777216),
-    add column if not exists max_event_depth integer not null default 64 check (max_event_depth between 4 and 256),
-    add column if not exists max_channels integer not null default 1000 check (max_channels between 1 and 10000);
+        check (max_event_bytes between 131072 and 16777216),
+    add column if not exists max_event_depth integer not null default 64 check (max_event_depth between 8 and 256),
+    add column if not exists max_channels integer not null default 1000 check (max_channels between 2 and 10000);
 insert into momentum.settings default values on conflict do nothing;
 alter table momentum.settings enable row level security;
 grant select on momentum.settings to service_role;
@@ -123,7 +123,8 @@ declare
     settings momentum.settings;
     as_shipped text[] := '{}';
 begin
-    perform pg_advisory_xact_lock(hashtext('momentum.keep_constants'));
+    -- Not an advisory lock, which anybody may hold.
+    perform s.single from momentum.settings s for update;
     if to_regclass('momentum.policies') is not null then
         -- Locked, so that a snapshot from before another's change is an error and not the last word.
         for policy in select p.table_name, p.changed from momentum.policies p order by p.table_name for share loop
@@ -174,23 +175,27 @@ create or replace function momentum.emit(channels text, event text) returns pg_l
 language sql
 return pg_logical_emit_message(true, 'momentum_sync', '{"channels": ' || channels || ', "event": ' || event || '}');
 
--- How deeply arrays and objects are nested in a JSON text. Brackets within strings do not count.
-create or replace function momentum.json_depth(json_text text) returns integer
+-- Whether arrays and objects of a JSON text are nested more than so many levels deep. Brackets within strings do not count.
+-- The text is peeled: each round takes away the innermost pairs.
+create or replace function momentum.is_deeper(json_text text, levels integer) returns boolean
 language plpgsql
 immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
+declare
+    brackets text;
 begin
-    if length(json_text) - length(translate(json_text, '{[', '')) <= 8 then
-        return 8;  -- cheap, and no limit is below it by more than a few levels
+    if length(json_text) - length(translate(json_text, '{[', '')) <= levels then
+        return false;  -- nearly always
     end if;
-    return (
-        select coalesce(max(nested.depth), 0)
-        from (
-            select sum(case when token.found[1] in ('{', '[') then 1 when token.found[1] in ('}', ']') then -1 else 0 end)
-                over (order by token.place) as depth
-            from regexp_matches(json_text, '("(?:[^"\\]|\\.)*"|[][{}])', 'g') with ordinality as token (found, place)
-        ) as nested);
+    brackets := translate(regexp_replace(
+        regexp_replace(json_text, '"(?:[^"\\]|\\.)*"', '', 'g'), '[^][{}]+', '', 'g'), '{}', '[]');
+    for level in 1 .. levels loop
+        exit when brackets = '';
+        brackets := replace(brackets, '[]', '');
+    end loop;
+    return brackets <> '';
 end;
 $$;
 
@@ -207,18 +212,20 @@ declare
     field record;
 begin
     if cardinality(left_out) = 0 and octet_length(event::text) <= momentum.max_event_bytes()
-        and momentum.json_depth(event::text) <= momentum.max_event_depth() then
+        and not momentum.is_deeper(event::text, momentum.max_event_depth()) then
         return event;
     end if;
     for field in
-        select f.key, octet_length(f.value::text) as bytes, momentum.json_depth(f.value::text) as depth
+        -- What is too large goes whatever its depth, which would take long to find.
+        select f.key, octet_length(f.value::text) as bytes, case
+            when octet_length(f.value::text) > momentum.max_event_bytes() then true
+            else momentum.is_deeper(f.value::text, momentum.max_event_depth() - 1) end as never_fits
         from jsonb_each(fitting) f
         where f.key not in ('event_type', 'user_id', 'timestamp', 'score_date', 'intervention_id', 'notification_id',
             'out_of_sight')
         order by 2 desc
     loop
-        if field.depth >= momentum.max_event_depth()
-            or octet_length(fitting::text) + octet_length(omitted::text) + 100 > momentum.max_event_bytes() then
+        if field.never_fits or octet_length(fitting::text) + octet_length(omitted::text) + 100 > momentum.max_event_bytes() then
             fitting := fitting - field.key;
             omitted := omitted || field.key;
         end if;
@@ -240,7 +247,7 @@ begin
     versions := case when was is null then '{}' else jsonb_build_object('was', was) end
         || case when becomes is null then '{}' else jsonb_build_object('is', becomes) end;
     if octet_length(versions::text) > 4 * momentum.max_event_bytes()
-        or momentum.json_depth(versions::text) > momentum.max_event_depth() then
+        or momentum.is_deeper(versions::text, momentum.max_event_depth()) then
         return null;
     end if;
     return versions;
@@ -283,9 +290,8 @@ begin
             using errcode = 'program_limit_exceeded',
                 hint = 'Publish an id and let clients fetch the rest, or raise max_event_bytes in momentum.settings.';
     end if;
-    if momentum.json_depth(event::text) > momentum.max_event_depth() then
-        raise exception 'momentum.publish got an event nested % levels deep, and one has at most %',
-                momentum.json_depth(event::text), momentum.max_event_depth()
+    if momentum.is_deeper(event::text, momentum.max_event_depth()) then
+        raise exception 'momentum.publish got an event nested more than % levels deep', momentum.max_event_depth()
             using errcode = 'program_limit_exceeded',
                 hint = 'Publish it as text, or raise max_event_depth in momentum.settings.';
     end if;
@@ -444,15 +450,21 @@ as $$
 declare
     changed boolean := momentum.has_changed_policies('coach_interventions');
     moved boolean := coalesce(becomes.user_id <> was.user_id, false);
+    was_too_long text[] := case when octet_length(was.trigger_reason) > momentum.max_event_bytes()
+        then array['trigger_reason'] else '{}' end;
+    too_long text[] := case when octet_length(becomes.trigger_reason) > momentum.max_event_bytes()
+        then array['trigger_reason'] else '{}' end;
 begin
     if was.id is not null and (becomes.id is null or moved or changed) then
         perform momentum.publish(
             array['interventions:' || was.user_id]
                 || case when becomes.id is null or changed then array['interventions:coaches'] else '{}' end,
             momentum.fit(momentum.intervention_event(
-                'intervention_deleted', was.user_id, was.id, was.intervention_type, was.trigger_reason, was.status,
-                was.status, false, was.scheduled_date)::jsonb
-                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb),
+                'intervention_deleted', was.user_id, was.id, was.intervention_type,
+                case when cardinality(was_too_long) = 0 then was.trigger_reason end, was.status, was.status, false,
+                was.scheduled_date)::jsonb
+                || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
+                was_too_long),
             case when not changed then jsonb_build_object('was', jsonb_build_object('user_id', was.user_id))
                 when becomes.id is null or moved then momentum.row_versions(was, null)
                 else momentum.row_versions(was, becomes) end);
@@ -462,8 +474,9 @@ begin
             array['interventions:' || becomes.user_id, 'interventions:coaches'],
             momentum.fit(momentum.intervention_event(
                 case when was.id is null then 'intervention_created' else 'intervention_updated' end,
-                becomes.user_id, becomes.id, becomes.intervention_type, becomes.trigger_reason, becomes.status,
-                was.status, becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb),
+                becomes.user_id, becomes.id, becomes.intervention_type,
+                case when cardinality(too_long) = 0 then becomes.trigger_reason end, becomes.status, was.status,
+                becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb, too_long),
             case when changed then momentum.row_versions(null, becomes) end);
     end if;
 end;
@@ -479,8 +492,8 @@ declare
 begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id
         or momentum.has_changed_policies('coach_interventions') or momentum.notifies()
-        or octet_length(concat(
-            new.trigger_reason, new.intervention_type, new.status, old.status)) > 10000 then
+        or coalesce(octet_length(new.trigger_reason), 0) + coalesce(octet_length(new.intervention_type), 0)
+            + coalesce(octet_length(new.status), 0) + coalesce(octet_length(old.status), 0) > 10000 then
         perform momentum.publish_intervention(old, new);
     else
         at := momentum.emit(
@@ -532,7 +545,8 @@ declare
     gone boolean := was_shown and (not is_shown or becomes.user_id <> was.user_id);
     too_long text[] := array_remove(array[
         case when octet_length(becomes.title) > momentum.max_event_bytes() then 'title' end,
-        case when octet_length(becomes.message) > momentum.max_event_bytes() then 'message' end], null);
+        case when octet_length(becomes.message) > momentum.max_event_bytes() then 'message' end,
+        case when pg_column_size(becomes.action_data) > momentum.max_event_bytes() then 'action_data' end], null);
 begin
     if was_shown and (gone or changed) then
         perform momentum.publish(
@@ -555,7 +569,8 @@ begin
                     becomes.user_id, becomes.id, becomes.notification_type,
                     case when 'title' <> all (too_long) then becomes.title end,
                     case when 'message' <> all (too_long) then becomes.message end,
-                    becomes.action_type, becomes.action_data, becomes.status)::jsonb,
+                    becomes.action_type, case when 'action_data' <> all (too_long) then becomes.action_data end,
+                    becomes.status)::jsonb,
                 too_long),
             case when changed then momentum.row_versions(null, becomes) end);
     end if;
@@ -573,7 +588,7 @@ begin
     if tg_op = 'DELETE' or new.user_id <> old.user_id or new.notification_type <> old.notification_type
         or momentum.has_changed_policies('momentum_notifications') or momentum.notifies()
         or octet_length(new.title) + octet_length(new.message) > 10000 or pg_column_size(new.action_data) > 2000
-        or momentum.json_depth(new.action_data::text) > 8 then
+        or octet_length(new.action_data::text) > 10000 or momentum.is_deeper(new.action_data::text, 7) then
         perform momentum.publish_notification(old, new);
     elsif momentum.is_user_facing(new.notification_type) then
         at := momentum.emit(
@@ -834,7 +849,9 @@ create index if not exists realtime_event_metrics_created_idx on public.realtime
 
 alter table public.realtime_event_metrics enable row level security;
 revoke all on public.realtime_event_metrics from anon, authenticated;
-grant all on public.realtime_event_metrics to service_role;
+grant select, insert, update, delete, truncate on public.realtime_event_metrics to service_role;
+-- Whoever may put a trigger on a table has everybody who writes there run it, a superuser, too.
+revoke trigger, references on public.realtime_event_metrics from service_role;
 drop policy if exists "Service role manages event metrics" on public.realtime_event_metrics;
 create policy "Service role manages event metrics" on public.realtime_event_metrics
     for all to service_role using (true) with check (true);
@@ -1224,6 +1241,13 @@ $$;
 
 -- 10  The server's work on its log, and a check of all of this ----------------------------------------
 
+-- The mark of a commit, by which ids tell an event from another one that has its number on another branch of history.
+create or replace function momentum.mark(commit_lsn pg_lsn, committed_at timestamptz) returns bigint
+language sql
+immutable
+return ((mod(commit_lsn - '0/0'::pg_lsn, 4294967296))::bigint
+    # ((extract(epoch from committed_at) * 1000000)::bigint & 4294967295));
+
 -- Make the log's partitions of the days around today, and drop those that hold nothing younger than `retention` (null:
 -- none). Return the names of those dropped. The log belongs to the owner of the tables, so that nothing which the
 -- server's role could leave there ever runs with an owner's rights; the days are PostgreSQL's, as are the rows' times.
@@ -1241,7 +1265,11 @@ declare
     part record;
     dropped text[] := '{}';
 begin
-    perform pg_advisory_xact_lock(hashtext('momentum.event_log partitions'));
+    if retention < interval '0' then
+        raise exception 'momentum.keep_partitions got a retention of %, and one is not negative', retention
+            using errcode = 'invalid_parameter_value';
+    end if;
+    lock table momentum.stream in share update exclusive mode;  -- not an advisory lock, which anybody may hold
     for day in select today + ahead from generate_series(-1, 2) as ahead loop
         continue when to_regclass(format('momentum_log.%I', 'event_log_' || to_char(day, 'YYYYMMDD'))) is not null;
         begin
@@ -1267,9 +1295,9 @@ begin
         if cardinality(dropped) = 0 then  -- as an append does: the table first, then the row of the stream
             lock table momentum.event_log in access exclusive mode;
         end if;
-        update momentum.stream s set kept_from = last.number + 1, kept_lsn = last.commit_lsn
+        update momentum.stream s set kept_from = last.number + 1, kept_mark = last.mark
         from (
-            select l.number, l.commit_lsn from momentum.event_log l
+            select l.number, momentum.mark(l.commit_lsn, l.committed_at) as mark from momentum.event_log l
             where l.logged_at >= part.day and l.logged_at < part.day + 1
             order by l.number desc
             limit 1
@@ -1392,7 +1420,7 @@ grant execute on function momentum.revoke(uuid) to service_role;
 -- What the triggers and `publish` call, and the settings decide: for whoever may publish.
 grant execute on function
     momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb), momentum.notifies(), momentum.fit(jsonb, text[]),
-    momentum.json_depth(text), momentum.max_event_bytes(), momentum.max_event_depth(), momentum.max_channels()
+    momentum.is_deeper(text, integer), momentum.max_event_bytes(), momentum.max_event_depth(), momentum.max_channels()
     to service_role;
 
 delete from momentum.installed;

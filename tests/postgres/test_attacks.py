@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from momentum_sync.database.migrate import migrate
+from momentum_sync.errors import Unsuitable
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_intervention, add_notification, add_score
 
 TYPES = ("text", "jsonb", "uuid", "bool", "int4", "int8", "timestamptz", "regclass", "name", "date", "numeric")
@@ -145,7 +146,7 @@ def test_what_an_earlier_server_role_left_on_the_log_is_not_run_by_migrate(db: S
     db.execute(f"grant create on schema momentum to {SERVER_ROLE}")
     db.execute(f"alter table momentum.stream owner to {SERVER_ROLE}")
     db.execute(
-        "insert into momentum.stream values (true, 's', 'e', '1', 1, 1, '0/0', 0, '0/0', 0, '0/0', gen_random_uuid())"
+        "insert into momentum.stream values (true, 's', 'e', '1', 1, 1, 0, 0, '0/0', 0, 0, '0/0', gen_random_uuid())"
     )
     with psycopg.connect(make_conninfo(database, user=SERVER_ROLE), autocommit=True) as session:
         session.execute(
@@ -168,7 +169,7 @@ def test_what_an_earlier_server_role_left_on_the_log_is_not_run_by_migrate(db: S
 
 def test_everything_belongs_to_the_owner_of_the_tables_whoever_migrates(db: Sql, database: str) -> None:
     """Else functions would run with the rights of a superuser on tables that somebody else can change."""
-    db.execute(f"create role {APP_OWNER}")
+    db.execute(f"create role {APP_OWNER} superuser")
     try:
         for table in ("daily_engagement_scores", "coach_interventions", "momentum_notifications"):
             db.execute(f"alter table public.{table} owner to {APP_OWNER}")
@@ -188,3 +189,50 @@ def test_everything_belongs_to_the_owner_of_the_tables_whoever_migrates(db: Sql,
             f"grant {APP_OWNER} to postgres; reassign owned by {APP_OWNER} to postgres; drop owned by {APP_OWNER}"
         )
         db.execute(f"drop role {APP_OWNER}")
+
+
+def test_a_superuser_does_not_migrate_the_tables_of_a_lesser_role(db: Sql, database: str) -> None:
+    """Who owns the tables, and with them schema momentum, could leave code that the next `migrate` runs."""
+    db.execute(f"create role {APP_OWNER}")
+    try:
+        db.execute(f"alter table public.daily_engagement_scores owner to {APP_OWNER}")
+        with pytest.raises(Unsuitable, match=f"belong to {APP_OWNER}") as unsuitable:
+            migrate(database, tell=lambda _: None, again=True)
+        assert f'as "{APP_OWNER}": momentum-sync migrate' in unsuitable.value.hint
+    finally:
+        db.execute(f"reassign owned by {APP_OWNER} to postgres; drop owned by {APP_OWNER}; drop role {APP_OWNER}")
+
+
+@pytest.mark.parametrize("table", [
+    "daily_engagement_scores", "coach_interventions", "momentum_notifications", "realtime_event_metrics", "auth.users",
+])  # fmt: skip
+def test_the_servers_role_puts_no_trigger_where_others_write(database: str, table: str) -> None:
+    """Neither as itself nor as one of its callers: whoever writes the row would run it."""
+    with psycopg.connect(make_conninfo(database, user=SERVER_ROLE), autocommit=True) as session:
+        session.execute("create function pg_temp.code() returns trigger language plpgsql as 'begin return new; end'")
+        session.execute("grant execute on function pg_temp.code() to public")
+        for role in ("none", "service_role", "authenticated"):
+            session.execute(f"set role {role}")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                session.execute(
+                    f"create trigger a before insert on {table} for each row execute function pg_temp.code()".encode()
+                )
+
+
+def test_locks_that_anybody_may_hold_keep_nothing_from_working(db: Sql, database: str, attacker: str) -> None:
+    """Advisory locks ask for no right: none is in the way of noticing changed policies, or of the log's partitions."""
+    with psycopg.connect(make_conninfo(database, user=attacker), autocommit=True) as session:
+        for name in ("momentum.keep_constants", "momentum.event_log partitions", "momentum.policies"):
+            session.execute("select pg_advisory_lock(hashtext(%s))", (name,))
+        db.execute('drop policy "Users can view own notifications" on momentum_notifications')
+        assert db.execute(
+            "select changed from momentum.policies where table_name = 'momentum_notifications'"
+        ).fetchone() == (True,)
+        assert db.execute("select momentum.has_changed_policies('momentum_notifications')").fetchone() == (True,)
+        db.execute("select momentum.keep_partitions('1 day')")
+
+
+def test_the_servers_role_drops_no_partition_of_today(database: str) -> None:
+    with psycopg.connect(make_conninfo(database, user=SERVER_ROLE), autocommit=True) as session:
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="not negative"):
+            session.execute("select momentum.keep_partitions('-1000 days')")

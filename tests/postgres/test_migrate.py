@@ -299,16 +299,14 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
                     admin.execute(f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
 
 
-def test_what_a_superuser_applies_anew_still_works_for_the_owner(supabase: tuple[str, str]) -> None:
+def test_what_was_damaged_is_applied_anew_by_the_owner_alone(supabase: tuple[str, str]) -> None:
     owner, superuser = supabase
     migrate(owner, tell=lambda _: None)
     with psycopg.connect(superuser, autocommit=True) as admin:
-        admin.execute(
-            "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
-            (VERSIONS[1],),
-        )
         admin.execute("drop function momentum.emit(text, text), momentum.notifies()")
-        assert VERSIONS[1] in migrate(superuser, tell=lambda _: None, again=True)
+        with pytest.raises(Unsuitable, match="belong to project_owner"):
+            migrate(superuser, tell=lambda _: None, again=True)
+        assert migrate(owner, tell=lambda _: None, again=True) == VERSIONS
         user = new_user(admin)
     with psycopg.connect(owner, autocommit=True) as connection:
         add_score(connection, user)

@@ -17,7 +17,7 @@ from momentum_sync.database.connection import Pool
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
-from tests.fixtures.server import Server, Start, sign, until_state
+from tests.fixtures.server import Server, Start, sign, until_state, until_stitched
 
 
 def logged(db: Sql) -> list[tuple[int, str | None]]:
@@ -254,10 +254,11 @@ def own_cluster() -> Iterator[Embedded]:
 async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embedded, mode: str) -> None:
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         user = new_user(db)
-    async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+    async with start(conninfo=own_cluster.conninfo, heartbeat="0.2s") as server, server.live(user) as client:
+        await until_stitched(client)  # else it has to come back, because transaction ids may be given again
         with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
             add_notification(db, user, title="before")
-            before = (await client.next())["event"]
+            before = (await client.until("realtime_event"))["event"]
         cluster = str(own_cluster._cluster)
         await asyncio.to_thread(own_cluster._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", cluster)
         health = await until_state(server, "broken")
@@ -266,8 +267,8 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
             async with server.connect(sign(user)):
                 raise AssertionError("it was let in")
         assert refused.value.response.status_code == 503
-        answer = await client.ask({"type": "request_momentum_update"})
-        assert (answer["type"], answer["code"]) == ("error", "unavailable")
+        await client.send({"type": "request_momentum_update"})
+        assert (await client.until("error", "momentum_state_update"))["code"] == "unavailable"
         await asyncio.to_thread(own_cluster._start)
         await until_state(server, "live")
         with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:

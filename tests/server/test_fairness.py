@@ -8,14 +8,19 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import LiteralString
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.errors import Unavailable
 from momentum_sync.gateway import websocket
-from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
+from momentum_sync.identity.tokens import Identity
+from tests.fixtures.postgres import SERVER_ROLE, Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import PATH, TIMEOUT_S, Server, Start, sign
 
 LOCK = 4711
@@ -216,12 +221,58 @@ async def test_one_event_on_very_many_channels_is_handed_over_once_to_each(serve
         assert (await wide.until("realtime_event"))["event"]["event_type"] == "push_notification"
 
 
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        "max_event_bytes = 131072, max_event_depth = 8, max_channels = 2",
+        "max_event_bytes = 16777216, max_event_depth = 256, max_channels = 10000",
+    ],
+)
+async def test_whatever_limits_are_set_no_writer_fails(
+    server: Server, db: Sql, user: UUID, extreme: LiteralString
+) -> None:
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    async with server.live(user) as client:
+        db.execute("update momentum.settings set " + extreme)
+        add_score(db, user)
+        intervention = add_intervention(db, user)
+        for data in (deep, json.dumps({"a": "\u0001" * 9_000}), json.dumps({"a": [[]] * 5_000})):
+            db.execute(
+                "insert into momentum_notifications (user_id, notification_type, trigger_date, title, message,"
+                " action_data) values (%s, 'celebration', current_date, %s, 'x', %s)",
+                (user, "\x01" * 9_000, data),
+            )
+        db.execute(
+            "update coach_interventions set trigger_reason = repeat('x', 20000000) where id = %s", (intervention,)
+        )
+        db.execute("select momentum.publish(array['a', 'b'], '{}')")
+        for table in ("daily_engagement_scores", "coach_interventions", "momentum_notifications"):
+            db.execute(f"delete from {table}")
+        for _ in range(9):
+            await client.until("realtime_event")
+        db.execute("truncate coach_interventions")
+        assert (await client.closed())[0] == 1012
+
+
+@pytest.mark.parametrize("standard", ["on", "off"])
+def test_the_depth_of_json_is_the_same_under_every_setting_and_quickly_found(db: Sql, standard: LiteralString) -> None:
+    db.execute("set standard_conforming_strings = " + standard)
+    cases = [
+        ("[" * 5 + "]" * 5, 5, False), ("[" * 6 + "]" * 6, 5, True), ('{"a": [' * 4 + "]}" * 4, 7, True),
+        ('["[[[[[[[[[[", {}]', 2, False), ('["\\"[[[[[[", "\\\\", [[]]]', 2, True), ("[" + "[]," * 100_000 + "[]]", 2,
+        False),
+    ]  # fmt: skip
+    for text, levels, deeper in cases:
+        row = db.execute("select momentum.is_deeper(%s, %s)", (text, levels)).fetchone()
+        assert row == (deeper,), text[:40]
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (("select momentum.publish(array(select 'c' || n from generate_series(1, 1001) n), '{}')",), "1001 channels"),
     (("select momentum.publish(array['c'], jsonb_build_object('a', repeat('x', 1048577)))",), "bytes, and one has"),
     (("select momentum.publish(array['c'], (repeat('[', 64) || repeat(']', 64))::jsonb)",), "JSON object"),
     (("select momentum.publish(array['c'], ('{\"a\":' || repeat('[', 64) || repeat(']', 64) || '}')::jsonb)",),
-     "65 levels deep"),
+     "more than 64 levels deep"),
 ], ids=["channels", "bytes", "no object", "levels"])  # fmt: skip
 def test_publish_says_which_limit_was_passed(db: Sql, arguments: tuple[str], said: str) -> None:
     with pytest.raises(psycopg.Error, match=said):
@@ -263,3 +314,77 @@ async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_wr
         )
         while (event := (await client.until("realtime_event"))["event"]).get("title") != "with a large column":
             assert event["event_type"] == "notification_removed"
+
+
+async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_nobody_else(
+    database: str, db: Sql
+) -> None:
+    """They share round trips with others', and are together as slow as one that is slow."""
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    await callers.open()
+    try:
+        many, other = (
+            Identity("authenticated", UUID(int=n), json.dumps({"sub": str(UUID(int=n))}), None) for n in (1, 2)
+        )
+        answered: list[str] = []
+
+        async def ask(name: str, caller: Identity, query: LiteralString) -> None:
+            await callers.ask(caller, (query, {}))
+            answered.append(name)
+
+        asked = [asyncio.ensure_future(ask("many", many, "select pg_sleep(0.15)")) for _ in range(60)]
+        await asyncio.sleep(0)
+        await ask("other", other, "select 1")
+        assert answered.count("many") <= 8, "of 60"
+        await asyncio.gather(*asked)
+        assert len(answered) == 61
+    finally:
+        await callers.close()
+
+
+async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) -> None:
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    await callers.open()
+    try:
+        caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
+        query: LiteralString = "select pg_sleep(1), pg_notify('asked', '')"
+        with pytest.raises(Unavailable):
+            await callers.ask(caller, ("select pg_sleep(30)", {}))  # it is slow, from now on
+        asked = [asyncio.ensure_future(callers.ask(caller, (query, {}))) for _ in range(5)]
+        await asyncio.sleep(0.2)
+        for one in asked[1:]:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        began = asyncio.get_running_loop().time()
+        await callers.ask(caller, ("select 1", {}))
+        assert asyncio.get_running_loop().time() - began < 1.0, "none of the four was asked for"
+    finally:
+        await callers.close()
+
+
+async def test_a_request_that_was_ended_for_its_slowness_is_remembered(database: str, db: Sql) -> None:
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    await callers.open()
+    try:
+        caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
+        with pytest.raises(Unavailable):
+            async with callers.as_caller(caller) as connection:
+                await connection.execute("select pg_sleep(1.2)")
+                await connection.execute("set local statement_timeout = 50; select pg_sleep(30)")
+        assert callers._slow.knows(caller)
+    finally:
+        await callers.close()
+
+
+async def test_a_pong_that_waits_for_its_client_to_read_comes_when_it_does(server: Server, db: Sql, user: UUID) -> None:
+    async with server.live(user) as client:
+        client.socket.transport.pause_reading()
+        for _ in range(40):
+            add_notification(db, user, title="x" * 9_000)
+        await asyncio.to_thread(db.execute, "select pg_sleep(0.3)")
+        pong = await client.socket.ping()
+        client.socket.transport.resume_reading()
+        for _ in range(40):
+            await client.until("realtime_event")
+        async with asyncio.timeout(TIMEOUT_S):
+            await pong

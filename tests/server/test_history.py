@@ -17,10 +17,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from faults.proxy import Proxy
+from momentum_sync.capture.slot import StreamRefused, ensure_slot
 from momentum_sync.capture.suitable import check
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
-from momentum_sync.errors import Unsuitable
+from momentum_sync.errors import CaptureError, Unsuitable
 from tests.fixtures.postgres import (
     CAPTURE_ROLE,
     SERVER_ROLE,
@@ -31,7 +32,7 @@ from tests.fixtures.postgres import (
     new_user,
     temporary_database,
 )
-from tests.fixtures.server import Server, Start, sign, until_state
+from tests.fixtures.server import Server, Start, sign, until_state, until_stitched
 from tests.server.test_breaks import until_resync
 from tests.server.test_capture import own_cluster, until_logged
 
@@ -76,10 +77,11 @@ async def test_a_copy_restored_while_no_server_runs(start: Start, own_cluster: E
     """System, timeline, slot and log all agree; only the client knows of the branch that was lost."""
     with sql(own_cluster) as db:
         user = new_user(db)
-    async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+    async with start(conninfo=own_cluster.conninfo, heartbeat="0.2s") as server, server.live(user) as client:
+        await until_stitched(client)
         with sql(own_cluster) as db:
             add_notification(db, user, title="in the copy")
-        common = (await client.next())["event"]["id"]
+        common = (await client.until("realtime_event"))["event"]["id"]
     kept = await copy(own_cluster)
     async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
         with sql(own_cluster) as db:
@@ -369,3 +371,42 @@ async def test_a_read_replica_is_refused(own_cluster: Embedded) -> None:
     with pytest.raises(Unsuitable, match="read replica") as unsuitable:
         check(own_cluster.conninfo, "momentum_sync")
     assert unsuitable.value.hint == "Set DATABASE_URL to the address of the primary."
+
+
+async def test_branches_whose_commits_are_at_the_same_place_in_the_wal(start: Start, own_cluster: Embedded) -> None:
+    """Restored from one copy, each does the same; only the time of its commit tells one from the other."""
+    with sql(own_cluster) as db:
+        user = new_user(db)
+    async with start(conninfo=own_cluster.conninfo) as server, server.live(user):
+        with sql(own_cluster) as db:
+            add_notification(db, user, title="in the copy")
+            await until_logged(db, 1)
+    kept = await copy(own_cluster)
+    ids: list[str] = []
+    for branch in range(4):
+        async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
+            with sql(own_cluster) as db:
+                add_notification(db, user, title=f"branch {branch}")
+            for last in ids:
+                async with server.connect(sign(user), last_event_id=last) as other:
+                    assert (await other.next())["reason"] == "history_changed"
+            ids.append((await client.until("realtime_event"))["event"]["id"])
+        await restore(own_cluster, kept)
+    assert len(set(ids)) == 4
+
+
+async def test_the_slot_of_another_database_is_left_alone(cluster: str, database: str, db: Sql) -> None:
+    with temporary_database(cluster) as other, psycopg.connect(other, autocommit=True) as elsewhere:
+        elsewhere.execute("select pg_create_logical_replication_slot('theirs', 'pgoutput')")
+        stuck = StreamRefused("requested WAL segment has already been removed", "58P01", began=True)
+        assert stuck.is_final
+        with pytest.raises(CaptureError, match="belongs to the database"):
+            await ensure_slot(database, "theirs", stuck=stuck)
+        found = db.execute("select database from pg_replication_slots where slot_name = 'theirs'").fetchone()
+        assert found == (psycopg.conninfo.conninfo_to_dict(other)["dbname"],)
+
+
+def test_a_library_that_cannot_be_opened_for_a_moment_costs_no_slot() -> None:
+    assert not StreamRefused(
+        'could not access file "pgoutput": No such file or directory', "58P01", began=True
+    ).is_final

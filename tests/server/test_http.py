@@ -289,7 +289,7 @@ async def test_headers_that_are_there_twice_are_a_bad_request(server: Server, us
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "repeated_header")
 
 
-@pytest.mark.parametrize("host", ["app.example", "APP.example:443"])
+@pytest.mark.parametrize("host", ["app.example", "APP.example:443", "app.example, inner:8787"])
 async def test_a_page_behind_a_proxy_that_does_not_pass_host_may_connect(server: Server, user: UUID, host: str) -> None:
     headers = {"Origin": "https://app.example", "X-Forwarded-Host": host}
     async with server.connect(sign(user), headers=headers) as client:

@@ -283,3 +283,23 @@ def test_who_did_not_answer_is_told_with_host_and_port(unreachable: str) -> None
     with pytest.raises(Unsuitable, match=r'"127\.0\.0\.1", port 1 failed: Connection refused') as unsuitable:
         connect(unreachable, application_name="test")
     assert "s3cret" not in f"{unsuitable.value} {unsuitable.value.hint}"
+
+
+async def test_a_large_transaction_is_read_whatever_the_capture_roles_own_timeouts(
+    start: Start, db: Sql, database: str, user: UUID
+) -> None:
+    """PostgreSQL 17 and later decode under the role's `transaction_timeout`, once for each attempt."""
+    name = conninfo_to_dict(database)["dbname"]
+    for setting in ("transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+        if db.execute("select 1 from pg_settings where name = %s", (setting,)).fetchone():
+            db.execute(f"alter role {CAPTURE_ROLE} in database {name} set {setting} = '200ms'")
+    async with start() as server, server.live(user) as client:
+        db.execute(
+            "select count(momentum.publish(array['x'], jsonb_build_object('event_type', 'x', 'n', n)))"
+            " from generate_series(1, 100000) as n"
+        )
+        add_notification(db, user, title="after")
+        async with asyncio.timeout(90):
+            while (await until_state(server, "live"))["capture"]["last_event_id"].split("-")[1] != "100001":
+                await asyncio.sleep(0.1)
+        assert (await client.until("realtime_event"))["event"]["title"] == "after"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from contextlib import AsyncExitStack
 from uuid import UUID
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from momentum_sync.gateway import outflow
 from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.outflow import Outflow
-from tests.fixtures.postgres import Sql, add_notification, add_score
+from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
 from tests.fixtures.server import Client, Server, Start, sign
 
 TEXT = "x" * 100_000
@@ -131,3 +133,36 @@ async def test_one_who_asks_and_reads_no_answer_is_closed(
             await client.send({"type": "request_momentum_update"})
         await clients_left(server, 0)
         client.socket.transport.abort()
+
+
+async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_comes_once(
+    start: Start, db: Sql, user: UUID
+) -> None:
+    """Others hold the whole budget and read nothing.
+
+    One transaction has small and large events, on two channels of one.
+    """
+    large = "x" * 150_000
+    total = 1024 * 1024
+    async with start(send_buffer_bytes=total, send_total_bytes=total) as server:
+        other = new_user(db)
+        async with AsyncExitStack() as stack:
+            stuck = [await stack.enter_async_context(server.live(other, client_id=str(number))) for number in range(8)]
+            for client in stuck:
+                client.socket.transport.pause_reading()
+            await asyncio.to_thread(write_many, db, other, 60)
+            reader = await stack.enter_async_context(
+                server.connect(sign(user, role="service_role", sub=None), user_id=user, channels="first,second")
+            )
+            last = (await reader.until("initial_state"))["last_event_id"]
+            with db.transaction():
+                for number in range(4):
+                    small = json.dumps({"event_type": "small", "number": number})
+                    db.execute("select momentum.publish(array['first'], %s)", (small,))
+                    event = json.dumps({"event_type": "large", "number": number, "text": large})
+                    db.execute("select momentum.publish(array['first', 'second'], %s)", (event,))
+            came = [(await reader.until("realtime_event"))["event"] for _ in range(8)]
+            assert [(event["event_type"], event["number"]) for event in came] == [
+                (kind, number) for number in range(4) for kind in ("small", "large")
+            ]
+            assert [event["previous_id"] for event in came] == [last, *[event["id"] for event in came[:-1]]]

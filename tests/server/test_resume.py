@@ -340,10 +340,10 @@ async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_an
     asked: list[int] = []
     real = pools._answer_together
 
-    async def counted(pool: Any, questions: Any, slow: Any) -> None:
+    async def counted(pool: Any, questions: Any, *more: Any) -> float:
         asked.append(len(questions))
         assert {len(question.queries) for question in questions} == {1}, "a snapshot was read"
-        await real(pool, questions, slow)
+        return await real(pool, questions, *more)
 
     monkeypatch.setattr(pools, "_answer_together", counted)
     everyone = asyncio.Barrier(len(users))
@@ -364,9 +364,9 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
     asked: list[object] = []
     real = pools._answer_together
 
-    async def counted(pool: Any, questions: Any, slow: Any) -> None:
+    async def counted(pool: Any, questions: Any, *more: Any) -> float:
         asked.extend(questions)
-        await real(pool, questions, slow)
+        return await real(pool, questions, *more)
 
     token = sign(user)
 
@@ -429,7 +429,8 @@ async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_
         event = fields(await client.until("realtime_event"))
         assert event["previous_id"] == last, "a position is no part of the chain"
     db.execute(
-        "update momentum.stream set kept_from = 7, kept_lsn = (select commit_lsn from momentum.event_log"
+        "update momentum.stream set kept_from = 7, kept_mark = (select momentum.mark(commit_lsn, committed_at)"
+        " from momentum.event_log"
         " where number = 6)"
     )
     db.execute("delete from momentum.event_log where number < 7")

@@ -33,3 +33,34 @@ def test_the_total_is_the_sum_of_what_was_last_told(told: list[tuple[str, int | 
             sizes[connection] = size
             assert backlog.grew(connection, size) == (size > 500 or sum(sizes.values()) > 2000)
         assert backlog.total == sum(sizes.values())
+
+
+def test_one_at_a_time_goes_beyond_the_limit_and_those_who_read_are_never_stopped() -> None:
+    backlog = Backlog(each=100, total=100)
+    ready: list[str] = []
+    backlog.grew("full", 100)
+    for name in ("a", "b", "c"):
+        backlog.wait_for_turn(name, lambda name=name: ready.append(name))  # type: ignore[misc]
+    assert (ready, backlog.has_turn("a"), backlog.has_turn("b")) == (["a"], True, False)
+    backlog.given("a")  # and it read all of it
+    assert ready == ["a", "b"]
+    backlog.grew("b", 50)  # it does not read
+    backlog.given("b")
+    assert ready == ["a", "b"], "its turn lasts until it has"
+    backlog.gone("b")
+    assert ready == ["a", "b", "c"]
+    backlog.lost("c")
+    assert not backlog.has_turn("c")
+
+
+def test_whoever_is_gone_has_no_turn_and_room_lets_others_in() -> None:
+    backlog = Backlog(each=100, total=100)
+    ready: list[str] = []
+    backlog.grew("full", 100)
+    for name in ("a", "b", "c"):
+        backlog.wait_for_turn(name, lambda name=name: ready.append(name))  # type: ignore[misc]
+    backlog.lost("b")
+    backlog.gone("full")
+    assert ready == ["a", "c"]
+    assert backlog.has_room(100)
+    assert not backlog.has_room(101)

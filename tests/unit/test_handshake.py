@@ -86,3 +86,10 @@ def test_pages_that_may_not(origin: str) -> None:
     with pytest.raises(Forbidden):
         handshake.check_origin(origin, ["here:1", None], ("https://listed.example",))
     handshake.check_origin(origin, ["here:1", None], ("*",))
+
+
+@pytest.mark.parametrize("origin", ["capacitor://localhost", "chrome-extension://abcdef", "tauri://localhost", "null"])
+def test_an_origin_that_is_no_web_page_may_where_it_is_listed(origin: str) -> None:
+    handshake.check_origin(origin, ["here:1"], (origin,))
+    with pytest.raises(Forbidden):
+        handshake.check_origin(origin, ["here:1"], ())

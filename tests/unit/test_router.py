@@ -563,7 +563,7 @@ def test_a_large_frame_is_written_only_where_there_is_room_and_is_one_for_all() 
         wire.taken()
     wires[0].room = wires[1].room = 10
     before = [wire.session.last_id for wire in wires]
-    event = world.publish("a", body=b'{"event_type": "x", "text": "%b"}' % (b"x" * 50_000))
+    event = world.publish("a", body=b'{"event_type": "x", "text": "%b"}' % (b"x" * 100_000))
     assert [wire.held_back for wire in wires] == [[(event.number - 1, False)]] * 2 + [[]] * 2
     assert [wire.session.last_id for wire in wires[:2]] == before[:2], "what comes next still follows what it had"
     assert wires[2].data[-1] is wires[3].data[-1]

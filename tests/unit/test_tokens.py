@@ -239,3 +239,10 @@ def test_an_empty_key_opens_nothing_whatever_was_configured(rules: Rules) -> Non
         api_key("", rules)
     with pytest.raises(Unauthenticated):
         check("", rules)
+
+
+def test_bytes_that_are_no_text_are_no_token() -> None:
+    with pytest.raises(Unauthenticated):
+        api_key("\udcff", RULES)
+    with pytest.raises(Unauthenticated):
+        check("\udcff.a.b")

@@ -22,8 +22,9 @@ select
 with functions as (
     select p.oid
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = 'momentum' and p.proname in (
-        'become', 'admit', 'check_policies', 'keep_partitions', 'check_publishing')
+    where n.nspname = 'momentum' and (p.proname, oidvectortypes(p.proargtypes)) in (
+        ('become', 'text, text'), ('admit', 'jsonb'), ('check_policies', ''), ('keep_partitions', 'interval'),
+        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'))
 )
 select
     current_user::text as role,
@@ -32,7 +33,7 @@ select
         select pg_get_userbyid(t.relowner)::text from pg_catalog.pg_class t
         where t.oid = to_regclass('public.daily_engagement_scores')
     ) as app_owner,
-    (select count(*) = 5 from functions) as is_whole,
+    (select count(*) = 6 from functions) as is_whole,
     coalesce(
         has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
         and has_table_privilege(s.oid, 'select') and has_table_privilege(s.oid, 'insert')
@@ -50,7 +51,7 @@ left join (
     pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
     join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
-    join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_lsn' and not a.attisdropped
+    join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_mark' and not a.attisdropped
 ) on c.relname = 'event_log'
 
 -- name: log_slot
@@ -64,7 +65,9 @@ where s.slot <> %(slot)s
 -- name: slot
 -- What an older PostgreSQL has no column for is null.
 select
-    r.database::text, r.database = current_database() as ours, r.plugin::text, r.active_pid, r.wal_status,
+    r.database::text, r.database = current_database() as ours, r.plugin::text, r.active_pid,
+    (select a.backend_start::text from pg_catalog.pg_stat_activity a where a.pid = r.active_pid) as active_since,
+    r.wal_status,
     r.confirmed_flush_lsn::text as confirmed_lsn,
     to_jsonb(r) ->> 'invalidation_reason' as invalidation_reason,
     (to_jsonb(r) ->> 'failover')::boolean as failover

@@ -24,7 +24,7 @@ from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode, status
 from momentum_sync.capture.pulse import PREFIX as BEAT
 from momentum_sync.capture.pulse import Pulse
-from momentum_sync.capture.slot import SlotState, Stream, StreamRefused, ensure_slot, look, open_stream
+from momentum_sync.capture.slot import Process, SlotState, Stream, StreamRefused, ensure_slot, look, open_stream
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
 from momentum_sync.eventlog.event import CONTROL, Event, Malformed
 from momentum_sync.eventlog.feed import Feed, HistoryForked
@@ -39,6 +39,7 @@ _BEAT_EVERY_S = 1.0
 _SILENT_S = 20.0  # a beat comes every second, and in a large transaction PostgreSQL speaks up every 15
 _LOOK_EVERY_S = 5.0
 _LOOKS_TO_A_CHECK = 3
+_STUCK_TIMES = 3
 _PATIENCE_S = 5.0
 _CONFIRM_IDLE_EVERY_S = 10.0
 _BATCH = 2_000
@@ -66,7 +67,8 @@ class Capture:
         self._ending = asyncio.Event()
         self._forked: str | None = None
         self._stuck: StreamRefused | None = None
-        self._process: int | None = None
+        self._process: Process | None = None
+        self._stuck_times = 0
         self.slot = SlotState("unknown", None, None)
         self.publishing = Publishing()
         self.state = "starting"
@@ -129,6 +131,9 @@ class Capture:
         elif isinstance(error, StreamRefused) and error.is_final:
             observe.slot_may_be_stuck(str(error))
             self._stuck = error
+            self._stuck_times += 1
+            return
+        self._stuck_times = 0
 
     def _gone(self, state: str) -> None:
         self.state = state
@@ -153,9 +158,14 @@ class Capture:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
-        lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck, before=self._process)
-        self._stuck = None
+        lost = await ensure_slot(
+            self._conninfo,
+            self._slot,
+            stuck=self._stuck if self._stuck_times >= _STUCK_TIMES else None,
+            before=self._process,
+        )
         if lost is not None:
+            self._stuck_times = 0
             observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
             self._process = stream.process

@@ -42,10 +42,20 @@ class Held:
     ours: bool
     plugin: str
     active_pid: int | None
+    active_since: str | None
     wal_status: str
     confirmed_lsn: str
     invalidation_reason: str | None
     failover: bool | None
+
+    @property
+    def process(self) -> Process | None:
+        """PostgreSQL's process that reads the slot."""
+        return None if self.active_pid is None or self.active_since is None else (self.active_pid, self.active_since)
+
+
+Process = tuple[int, str]
+"""A process of PostgreSQL: its id, which another may have later, and when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ async def look(conninfo: str, slot: str) -> SlotState:
 
 
 async def ensure_slot(
-    conninfo: str, slot: str, *, stuck: StreamRefused | None = None, before: int | None = None
+    conninfo: str, slot: str, *, stuck: StreamRefused | None = None, before: Process | None = None
 ) -> str | None:
     """Makes the slot if there is none, or if the one there can never be read on; returns why it cannot, in that case.
 
@@ -80,8 +90,10 @@ async def ensure_slot(
     lost = None
     async with _asking(conninfo) as connection:
         held = await _slot(connection, slot)
-        if held is not None and held.active_pid is not None and held.active_pid == before:
-            await connection.execute(_SQL["end_process"], {"pid": before})
+        if held is not None and not held.ours:
+            raise CaptureError(f"the slot {slot} belongs to the database {held.database}; set MOMENTUM_SLOT={slot}_2")
+        if held is not None and held.process is not None and held.process == before:
+            await connection.execute(_SQL["end_process"], {"pid": held.active_pid})
         if held is not None and held.active_pid is None:
             if held.wal_status == "lost":
                 lost = held.invalidation_reason or "the WAL it needs was removed"
@@ -147,8 +159,9 @@ class StreamRefused(CaptureError):
         super().__init__(sentence)
         self.state = state
         self.names_publication = began and state == errors.UndefinedObject.sqlstate
-        # No other attempt may get past it: something is missing in the slot's past, or its WAL is.
-        self.is_final = self.names_publication or state == errors.UndefinedFile.sqlstate
+        # No other attempt may get past it: something is missing in the slot's past, or its WAL is. Any file that
+        # cannot be opened has this state, such as a library while packages are upgraded.
+        self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
 
 
 Take = Callable[[Sequence[bytes | memoryview]], None]
@@ -157,7 +170,7 @@ Take = Callable[[Sequence[bytes | memoryview]], None]
 class Stream:
     """A running replication stream. `facts` are those of the slot as the stream holds it, `process` is PostgreSQL's."""
 
-    def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts, process: int = 0) -> None:
+    def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts, process: Process | None = None) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
@@ -284,10 +297,12 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
             assert row is not None
             if (await _held(conninfo, slot)).failover is False:
                 await _keep_through_failover(connection, slot)
+            await settle(connection)
             await _start(connection.pgconn, slot)
-        confirmed = lsn.parse((await _held(conninfo, slot)).confirmed_lsn)
+        held = await _held(conninfo, slot)
+        confirmed = lsn.parse(held.confirmed_lsn)
         facts = SlotFacts(slot, str(row[0]), int(row[1]), confirmed)
-        yield Stream(connection, facts, connection.info.backend_pid)
+        yield Stream(connection, facts, held.process)
     finally:
         await connection.close()
 

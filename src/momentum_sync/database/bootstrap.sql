@@ -29,7 +29,7 @@ begin
             created_at timestamptz default now()
         );
         alter table auth.users enable row level security;
-        grant all on auth.users to service_role;
+        grant select, insert, update, delete on auth.users to service_role;
     end if;
 
     -- The claims of the caller's token, as the gateway (or PostgREST) has set them for the transaction.

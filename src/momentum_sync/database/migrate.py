@@ -100,6 +100,7 @@ def _lock(connection: Connection[TupleRow]) -> None:
 
 def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
     _run(connection, "bootstrap", _text("database/bootstrap.sql"))
+    _check_owner(connection)
     _run(connection, "bookkeeping", _BOOKKEEPING)
     # One statement is a whole file, as we write it down; the Supabase CLI writes down each statement of a file.
     applied: dict[str, str | None] = dict(
@@ -121,6 +122,23 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
         tell(f"applied {migration.version}_{migration.name}")
     _run(connection, "event log", _text("eventlog/schema.sql"))
     return [migration.version for migration in new]
+
+
+def _check_owner(connection: Connection[TupleRow]) -> None:
+    """Refuses to work as a superuser on tables of a lesser role, which could leave code there."""
+    row = connection.execute(
+        "select pg_get_userbyid(c.relowner)::text, current_database()::text"
+        " from pg_class c join pg_roles owner on owner.oid = c.relowner"
+        " join pg_roles me on me.rolname = current_user"
+        " where c.oid = to_regclass('public.daily_engagement_scores') and me.rolsuper and not owner.rolsuper"
+    ).fetchone()
+    if row is not None:
+        owner, database = (sql.Identifier(str(name)).as_string() for name in row)
+        raise Unsuitable(
+            f"The app's tables belong to {row[0]}, who is no superuser, and what belongs to others is not run as one.",
+            f"grant create on database {database} to {owner}; grant create on schema public to {owner}; then as"
+            f" {owner}: momentum-sync migrate. Roles and schema auth are there now.",
+        )
 
 
 def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], None]) -> None:

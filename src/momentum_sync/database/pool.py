@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum
@@ -34,13 +34,18 @@ _QUICK_S = 0.5  # for one statement in a lane that callers share
 _SLOW_S = 10.0  # for one statement of a caller who waits alone
 _DIRECT_S = 10.0
 _CUT_AFTER_S = 15.0  # the network, where PostgreSQL's own timeouts do not answer
+_BATCH_S = 5.0  # for all that share a round trip
 _SLOW_FROM_S = 0.25
+_SLOW_REQUEST_S = 1.0  # with the network's part of it
+_ANSWER_S = 30.0
 _SLOW_FOR_S = 30.0
 _MOST_SLOW = 1_000  # callers that are remembered
 _AT_ONCE = 2
 _SLOW_AT_ONCE = 4
 _PER_CALLER = 2  # transactions of one caller at a time, outside of the lanes
 _BATCH = 50
+_PER_BATCH = 2  # questions of one caller
+_SHARED_S = 0.5  # of the database's work, that a round trip is meant to take
 _BECOME: LiteralString = "select extract(epoch from clock_timestamp())::float8, momentum.become(%s, %s)"
 _NOW: LiteralString = "select extract(epoch from clock_timestamp())::float8"
 _OURSELVES: LiteralString = "set local role none"
@@ -119,29 +124,37 @@ class CallerPool:
             Unavailable: the database cannot be reached in time.
         """
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._turns.of(caller.claims))
+            if not _is_service(caller):
+                await stack.enter_async_context(self._turns.of(caller.claims))
             if self._slow.knows(caller):
                 await stack.enter_async_context(_in_time(self._turns_of_slow))
             connection = await stack.enter_async_context(_connection(self._direct, frozen=frozen))
             began = time.monotonic()
-            async with connection.transaction():
-                await connection.execute(_BECOME, (caller.role, caller.claims))
-                yield connection
-            self._slow.note(caller, time.monotonic() - began)
+            try:
+                async with connection.transaction():
+                    await connection.execute(_BECOME, (caller.role, caller.claims))
+                    yield connection
+            finally:  # also where it took so long that it was ended
+                if time.monotonic() - began > _SLOW_REQUEST_S:
+                    self._slow.note(caller, _SLOW_REQUEST_S)
 
     async def ask(
         self, caller: Caller, *queries: tuple[Query, Params], lane: Lane = Lane.EVENTS
     ) -> list[list[TupleRow]]:
         """Return the rows of queries that only read, under the caller's role and claims; all of them see the same.
 
-        Raises as `as_caller`.
+        Raises as `as_caller`; Unavailable also where the caller's own earlier questions take too long.
         """
         question = _Question(caller, queries, asyncio.get_running_loop().create_future())
         if self._slow.knows(caller):
             self._slow.put(question)
         else:
             self._lanes[lane].put(question)
-        return await question.answer
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await question.answer
+        except TimeoutError:
+            raise Unavailable("The database took too long over this; try again in a moment.") from None
 
 
 class _Shared:
@@ -152,6 +165,7 @@ class _Shared:
         self._slow = slow
         self._waiting: deque[_Question] = deque()
         self._asking: set[asyncio.Task[None]] = set()
+        self._each = 0.0  # seconds of the database's work on one question, lately
 
     def put(self, question: _Question) -> None:
         """Has the question answered, with others that wait."""
@@ -163,24 +177,46 @@ class _Shared:
         task = asyncio.current_task()
         assert task is not None
         try:
-            while self._waiting:
-                await self._answer([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
+            while batch := self._next_batch():
+                await self._answer(batch)
         finally:
             self._asking.discard(task)  # not later: who asks next must find it gone
 
+    def _next_batch(self) -> list[_Question]:
+        """As many as are worth one round trip, few of any one caller; nobody waits for those who have gone."""
+        most = _BATCH if self._each * _BATCH < _SHARED_S else max(1, int(_SHARED_S / self._each))
+        batch: list[_Question] = []
+        later: list[_Question] = []
+        count: Counter[str] = Counter()
+        while self._waiting and len(batch) < most:
+            question = self._waiting.popleft()
+            if question.answer.done():
+                continue
+            count[question.caller.claims] += 1
+            (batch if count[question.caller.claims] <= _PER_BATCH else later).append(question)
+        self._waiting.extendleft(reversed(later))
+        return batch
+
     async def _answer(self, batch: list[_Question]) -> None:
         while batch:
+            began = time.monotonic()
             try:
-                await _answer_together(self.pool, batch, self._slow)
+                spent = await _answer_together(self.pool, batch, self._slow, _BATCH_S)
+                self._each += (spent / len(batch) - self._each) / 4
             except _TooSlow as slow:
                 question = batch.pop(slow.index)
                 self._slow.note(question.caller, _QUICK_S)
                 self._slow.put(question)
-                for other in [other for other in batch if other.caller.claims == question.caller.claims]:
+                for other in [other for other in batch if self._slow.knows(other.caller)]:
                     batch.remove(other)
                     self._slow.put(other)
                 continue
             except Exception as error:
+                if isinstance(error, Unavailable) and len(batch) > 1 and time.monotonic() - began >= _BATCH_S:
+                    self._each = _BATCH_S / len(batch)  # together they took too long, and each may be quick
+                    for question in batch:
+                        self._slow.put(question)
+                    return
                 if len(batch) > 1 and not isinstance(error, Unavailable):  # one of them failed all of them
                     half = len(batch) // 2
                     await self._answer(batch[:half])
@@ -202,6 +238,8 @@ class _SlowCallers:
 
     def knows(self, caller: Caller) -> bool:
         """Whether the caller's questions were slow lately."""
+        if _is_service(caller):  # all of the operator's own backends
+            return False
         until = self._until.get(caller.claims)
         return until is not None and time.monotonic() < until
 
@@ -234,7 +272,8 @@ class _SlowCallers:
         waiting = self._waiting[claims]
         question = waiting.popleft()
         try:
-            await _answer_together(self.pool, [question], self)
+            if not question.answer.done():  # else whoever asked has gone
+                await _answer_together(self.pool, [question], self, _CUT_AFTER_S)
         except _TooSlow:
             _fail([question], Unavailable("The database took too long over this; try again in a moment."))
         except Exception as error:
@@ -296,8 +335,12 @@ def _fail(questions: Sequence[_Question], error: Exception) -> None:
             question.answer.set_exception(error)
 
 
-async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _SlowCallers) -> None:
-    """Answers questions in one round trip.
+def _is_service(caller: Caller) -> bool:
+    return caller.role == "service_role"
+
+
+async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _SlowCallers, seconds: float) -> float:
+    """Answers questions in one round trip, within so many seconds; returns how long the database worked on them.
 
     All see the same: what `become` says of policies and tokens is as new as what is then asked.
 
@@ -308,7 +351,11 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
     began: list[AsyncCursor[TupleRow]] = []
     answers: list[list[AsyncCursor[TupleRow]]] = []
     try:
-        async with _connection(pool, frozen=True) as connection, connection.pipeline(), connection.transaction():
+        async with (
+            _connection(pool, frozen=True, seconds=seconds) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
             for caller, asked, _ in questions:
                 if answers:  # still the caller of before, who may not look into the schema that makes it the next one
                     await connection.execute(_OURSELVES)
@@ -319,12 +366,16 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
             times = [row[0] for each in began if (row := await each.fetchone()) is not None]
     except Unavailable as error:
         if isinstance(error.__cause__, errors.QueryCanceled):
-            raise _TooSlow(_first_unanswered(answers)) from error
+            raise _TooSlow(min(_first_unanswered(answers), len(questions) - 1)) from error
         raise
+    spent: dict[str, float] = {}
     for question, rows, start, end in zip(questions, found, times, times[1:], strict=False):
-        slow.note(question.caller, end - start)
+        by = question.caller.claims
+        spent[by] = spent.get(by, 0.0) + end - start
+        slow.note(question.caller, spent[by])
         if not question.answer.done():  # else whoever asked has gone
             question.answer.set_result(rows)
+    return float(times[-1] - times[0]) if times else 0.0
 
 
 def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int:
@@ -332,13 +383,15 @@ def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int
     for index, answered in enumerate(answers):
         if any(cursor.pgresult is None for cursor in answered):
             return index
-    return len(answers) - 1
+    return len(answers)
 
 
 @asynccontextmanager
-async def _connection(pool: Pool, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
+async def _connection(
+    pool: Pool, *, frozen: bool = False, seconds: float | None = None
+) -> AsyncIterator[AsyncConnection[TupleRow]]:
     try:
-        async with using(pool, _CUT_AFTER_S) as connection:
+        async with using(pool, _CUT_AFTER_S if seconds is None else seconds) as connection:
             await connection.set_isolation_level(
                 IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
             )

@@ -1,11 +1,12 @@
 """An event, and the id by which clients know it.
 
-An id names a position in a history: `<epoch>-<number>-<mark>`. The mark is the low 32 bits of the event's commit LSN: a
-database that is restored from a copy gives the same numbers to other events, and the mark tells them apart. As long
-as the stream has not passed the snapshot that a connection began with, a number alone does not say what the client
-has seen, and the id carries the snapshot: `<epoch>-<number>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`.
-Transaction ids mean something only until PostgreSQL restarts (one that no WAL record names may be given again), so
-the incarnation says which run of PostgreSQL the snapshot is of. To clients an id is opaque.
+An id names a position in a history: `<epoch>-<number>-<mark>`. The mark is made of the event's commit, its LSN and
+its time: a database that is restored from a copy gives the same numbers to other events, and the mark tells them
+apart. As long as the stream has not passed the snapshot that a connection began with, a number alone does not say
+what the client has seen, and the id carries the snapshot:
+`<epoch>-<number>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`. Transaction ids mean something only until
+PostgreSQL restarts (one that no WAL record names may be given again), so the incarnation says which run of PostgreSQL
+the snapshot is of. To clients an id is opaque.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ _ID = re.compile(
 )
 
 
-MARK = 0xFFFF_FFFF
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _LONGEST_NAME = 200  # of channels, and of users in keys; an index entry has room for 2,700 bytes
 _MOST_CACHE_KEYS = 1_000
@@ -176,8 +176,11 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def mark(self) -> int:
-        """The bits of the commit LSN that ids carry."""
-        return self.commit_lsn & MARK
+        """What ids carry of the commit: bits of its LSN and of its time in microseconds.
+
+        Two branches of a restored database may well have commits at the same LSN; `momentum.mark` is the same in SQL.
+        """
+        return (self.commit_lsn ^ round(self.committed_at * 1e6)) & 0xFFFF_FFFF
 
     @property
     def table(self) -> str | None:

@@ -97,6 +97,8 @@ class Feed:
         restarted = bool(self.incarnation) and incarnation != self.incarnation
         self.incarnation = incarnation
         if restarted:
+            # Transaction ids of the run before that are not below the new counter are given again.
+            self._recent = deque((each for each in self._recent if each[0] < ceiling), maxlen=_REMEMBERED)
             for listener in self._listeners:
                 listener.restarted()
         if epoch == self.epoch and number <= self.number:
@@ -148,8 +150,8 @@ class Feed:
 
     def _compare(self, event: Event) -> None:
         published = self.window.at(event.number)
-        if published is not None and (published.commit_lsn, published.commit_index) != (
-            event.commit_lsn, event.commit_index
+        if published is not None and (published.mark, published.commit_lsn, published.commit_index) != (
+            event.mark, event.commit_lsn, event.commit_index
         ):  # fmt: skip
             raise HistoryForked("the stream repeats other events than it brought before")
 

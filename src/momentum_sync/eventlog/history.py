@@ -49,6 +49,11 @@ class History:
         """The position of the last event."""
         return self._feed.last_id
 
+    def is_current(self, place: EventId) -> bool:
+        """Whether a position is of this history, and its snapshot of this run of PostgreSQL."""
+        feed, seen = self._feed, place.seen
+        return place.epoch == feed.epoch and (seen is None or seen.incarnation == feed.incarnation)
+
     async def mark(self, epoch: str, number: int) -> int:
         """The mark of the event with this number. Refused (`expired`) if neither window nor log know it any longer."""
         mark = self._feed.mark_of(number) if self._feed.epoch == epoch else None

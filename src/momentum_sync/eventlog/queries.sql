@@ -1,8 +1,8 @@
 -- name: stream
 -- Where the history stands; whether the log still holds what it should: both ends of it are there, or nothing is due; and
 -- whether a table was truncated, with which a history ends. Slots of other databases may have the same name.
-select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_lsn::text, last_number,
-    last_lsn::text, last_index,
+select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_mark, last_number,
+    last_lsn::text, last_index, last_mark,
     exists (
         select from pg_replication_slots r where r.slot_name = s.slot and r.database = current_database()
     ) as slot_exists,
@@ -18,8 +18,12 @@ for update
 
 -- name: mark_of
 -- The commit of the event with a number in an epoch; no row if the log does not know it any longer.
-select case when s.kept_from = %(number)s + 1 then s.kept_lsn
-    else (select l.commit_lsn from momentum.event_log l where l.number = %(number)s and l.number >= s.kept_from) end::text
+select case when s.kept_from = %(number)s + 1 then s.kept_mark
+    else (
+        select momentum.mark(l.commit_lsn, l.committed_at)
+        from momentum.event_log l
+        where l.number = %(number)s and l.number >= s.kept_from
+    ) end
 from momentum.stream s
 where s.epoch = %(epoch)s
 
@@ -39,26 +43,29 @@ update momentum.stream set holder = %(holder)s
 
 -- name: new_stream
 insert into momentum.stream (
-    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_lsn, last_number, last_lsn, last_index, holder)
+    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_mark, last_number, last_lsn, last_index,
+    last_mark, holder)
 values (
-    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, '0/0',
-    %(number)s, %(last_lsn)s::pg_lsn, %(last_index)s, %(holder)s)
+    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, 0,
+    %(number)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
 on conflict (single) do update set
     slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
     timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
-    kept_lsn = excluded.kept_lsn, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
-    holder = excluded.holder
+    kept_mark = excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
+    last_mark = excluded.last_mark, holder = excluded.holder
 
 -- name: now
--- The transaction id that comes next, and which run of PostgreSQL counts them.
+-- The transaction id that comes next, and which run of PostgreSQL counts them: when it started, and when it last threw its
+-- statistics away, which it does after a crash of one of its processes.
 select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint & 4294967295
+    (extract(epoch from pg_postmaster_start_time()) * 1000000
+        + coalesce(extract(epoch from (select w.stats_reset from pg_stat_wal w)) * 1000000, 0))::bigint & 4294967295
 
 -- name: recent_xids
 -- The transactions of the newest events.
 select array(
     select distinct l.xid from momentum.event_log l
-    where l.number > %(number)s - 1000 and l.number >= (select s.kept_from from momentum.stream s))
+    where l.number > %(number)s - 20000 and l.number >= (select s.kept_from from momentum.stream s))
 
 -- name: append
 -- One statement, so one round trip and one commit. Whoever is no longer the holder adds nothing; the row lock
@@ -66,7 +73,8 @@ select array(
 with held as (
     update momentum.stream set
         confirmed_lsn = greatest(confirmed_lsn, %(confirmed_lsn)s::pg_lsn),
-        last_number = %(last_number)s, last_lsn = %(last_lsn)s::pg_lsn, last_index = %(last_index)s
+        last_number = %(last_number)s, last_lsn = %(last_lsn)s::pg_lsn, last_index = %(last_index)s,
+        last_mark = %(last_mark)s
     where holder = %(holder)s
     returning slot
 ), added as (

@@ -17,7 +17,7 @@ begin
         where c.oid in (to_regclass('momentum.event_log'), to_regclass('momentum.stream')) and c.relowner <> owner
     ) or exists (
         select from (values
-            ('momentum.stream', 'kept_lsn'), ('momentum.event_log', 'keys'), ('momentum.event_log', 'rows')) as needed (name, attribute)
+            ('momentum.stream', 'kept_mark'), ('momentum.event_log', 'keys'), ('momentum.event_log', 'rows')) as needed (name, attribute)
         where to_regclass(needed.name) is not null and not exists (
             select from pg_attribute a
             where a.attrelid = to_regclass(needed.name) and a.attname = needed.attribute and not a.attisdropped)
@@ -51,8 +51,8 @@ create table if not exists momentum.event_log (
     primary key (number, logged_at)
 ) partition by range (logged_at);
 
--- The history that numbers count in, its last event, the number from which on the log holds all of it and the commit of the
--- event before that (0/0: the history begins there), who writes it now, and how far the slot may have been confirmed:
+-- The history that numbers count in, its last event, the number from which on the log holds all of it and the mark of the
+-- event before that (0: the history begins there), who writes it now, and how far the slot may have been confirmed:
 -- never further than the log is complete. Retention may empty the log; this row stays.
 create table if not exists momentum.stream (
     single boolean primary key default true check (single),
@@ -61,10 +61,11 @@ create table if not exists momentum.stream (
     system_identifier text not null,
     timeline integer not null,
     kept_from bigint not null,
-    kept_lsn pg_lsn not null,
+    kept_mark bigint not null,
     last_number bigint not null,
     last_lsn pg_lsn not null,
     last_index integer not null,
+    last_mark bigint not null,
     confirmed_lsn pg_lsn not null,
     holder uuid not null
 );

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -14,11 +14,12 @@ import msgspec
 from psycopg import AsyncConnection, IsolationLevel, errors
 from psycopg.rows import TupleRow, class_row
 
+from momentum_sync import observe
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.connection import make_pool, using
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
-from momentum_sync.eventlog.event import MARK, Event
+from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Known
 
 _SQL = queries.load(__package__)
@@ -27,6 +28,7 @@ _WORK_S = 30.0  # the network, where PostgreSQL's own timeout does not answer
 _READ_S = 10.0
 _LOOK_EVERY_S = 2.0
 _LOOK_AT_POLICIES_EVERY_S = 1.0
+_FAILURES_TO_TELL = 5
 _PAGE_ROWS = 1_000
 _FIRST_SPAN = 20_000  # numbers that a page looks through at first; where it finds nothing, it goes further
 _SEARCH_S = 2.0
@@ -83,10 +85,11 @@ class _Stream:
     timeline: int
     confirmed_lsn: str
     kept_from: int
-    kept_lsn: str
+    kept_mark: int
     last_number: int
     last_lsn: str
     last_index: int
+    last_mark: int
     slot_exists: bool
     whole: bool
     truncated: bool
@@ -94,7 +97,7 @@ class _Stream:
     @property
     def mark(self) -> int:
         """The mark of the last event."""
-        return _mark(self.kept_lsn if self.last_number < self.kept_from else self.last_lsn)
+        return self.kept_mark if self.last_number < self.kept_from else self.last_mark
 
 
 class Publishing(msgspec.Struct, frozen=True):
@@ -230,6 +233,7 @@ class EventLog:
             "last_number": last.number,
             "last_lsn": lsn.text(last.commit_lsn),
             "last_index": last.commit_index,
+            "last_mark": last.mark,
             "events": msgspec.json.encode([_row(event) for event in events]).decode(),
         }
         async with self._work() as connection:
@@ -265,7 +269,7 @@ class EventLog:
         """The mark of the event with a number in an epoch; None if the log does not know it any longer."""
         async with using(self._reads, _READ_S) as connection:
             row = await _one(connection, "mark_of", epoch=epoch, number=number)
-        return None if row is None or row[0] is None else _mark(row[0])
+        return None if row is None or row[0] is None else int(row[0])
 
     async def after(
         self, epoch: str, number: int, keys: Sequence[str], *, below: int, most: int
@@ -345,10 +349,16 @@ class EventLog:
 
     async def watch_policies(self) -> None:
         """Has the database look, again and again, whether the policies are those it knows, and tell the log if not."""
+        failed = 0
         while True:
-            async with self._work() as connection:
-                with suppress(errors.LockNotAvailable, errors.QueryCanceled):  # somebody holds a table: the next time
+            try:
+                async with self._work() as connection:
                     await _sure(connection, "check_policies")
+                failed = 0
+            except (errors.LockNotAvailable, errors.QueryCanceled) as error:  # somebody holds a table: the next time
+                failed += 1
+                if failed % _FAILURES_TO_TELL == 0:
+                    observe.policies_unwatched(error, failed)
             await asyncio.sleep(_LOOK_AT_POLICIES_EVERY_S)
 
     async def check_publishing(self) -> Publishing:
@@ -449,10 +459,6 @@ async def _break(
         return _TRUNCATED
     if known is not None and known.epoch == row.epoch and known.logged + 1 >= row.kept_from:
         logged = await _one(connection, "mark_of", epoch=row.epoch, number=known.logged)
-        if logged is None or logged[0] is None or _mark(logged[0]) != known.logged_mark:
+        if logged is None or logged[0] != known.logged_mark:
             return "the log does not hold what it held: it was restored from a copy"
     return None
-
-
-def _mark(commit_lsn: str) -> int:
-    return lsn.parse(commit_lsn) & MARK

@@ -6,7 +6,9 @@ its part, or holds anything more while the whole is full, falls behind: nothing 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+
+_LET_IN = 16
 
 
 class Backlog:
@@ -16,6 +18,8 @@ class Backlog:
         self._each = each
         self._most = total
         self._waiting: dict[Hashable, int] = {}
+        self._queue: dict[Hashable, Callable[[], None]] = {}
+        self._turn: Hashable | None = None
         self.total = 0
 
     @property
@@ -36,3 +40,38 @@ class Backlog:
     def gone(self, connection: Hashable) -> None:
         """Nothing of the connection waits any more."""
         self.total -= self._waiting.pop(connection, 0)
+        self.given(connection)
+        if not self.full:
+            for waiting in list(self._queue)[:_LET_IN]:
+                self._queue.pop(waiting)()
+
+    # A turn: for what has no room
+
+    def wait_for_turn(self, connection: Hashable, ready: Callable[[], None]) -> None:
+        """Has `ready` called when it is the connection's turn, or there may be room again.
+
+        One connection at a time goes beyond the limit, so that those who read are never stopped by those who do not:
+        its turn ends when it was given what it waited for and nothing of it waits, or when it is gone.
+        """
+        self._queue[connection] = ready
+        self._next()
+
+    def has_turn(self, connection: Hashable) -> bool:
+        """Whether the connection may go beyond the limit now."""
+        return self._turn is connection
+
+    def given(self, connection: Hashable) -> None:
+        """The connection has what it waited for; its turn ends once it has read it."""
+        if self._turn is connection and connection not in self._waiting:
+            self._turn = None
+            self._next()
+
+    def lost(self, connection: Hashable) -> None:
+        """The connection is gone, and wants nothing any more."""
+        self._queue.pop(connection, None)
+        self.gone(connection)
+
+    def _next(self) -> None:
+        if self._turn is None and self._queue:
+            self._turn = next(iter(self._queue))
+            self._queue.pop(self._turn)()

@@ -62,10 +62,11 @@ class Gateway:
     async def admit(self, path: str, headers: Headers) -> tuple[Hello, Identity]:
         """Settle who asks for a socket, before the upgrade, and for what. Raises RequestError."""
         query = handshake.address(path)
-        origin, authorization, apikey, *hosts = [
-            handshake.only(name, headers.get_all(name))
-            for name in ("Origin", "Authorization", "apikey", "Host", "X-Forwarded-Host")
+        origin, authorization, apikey, host = [
+            handshake.only(name, headers.get_all(name)) for name in ("Origin", "Authorization", "apikey", "Host")
         ]
+        # Each proxy on the way may have added its own.
+        hosts = [host, *[one.strip() for line in headers.get_all("X-Forwarded-Host") for one in line.split(",")]]
         handshake.check_origin(origin, hosts, self.allowed_origins)
         if authorization is None:
             token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))

@@ -82,7 +82,7 @@ def check_origin(origin: str | None, hosts: Sequence[str | None], allowed: tuple
     `hosts` are the names by which the client addressed this server: those in `Host` and, where a proxy does not pass
     that on, in `X-Forwarded-Host`. No page can set either. What sends no Origin is no page.
     """
-    if origin is None or "*" in allowed:
+    if origin is None or "*" in allowed or origin in allowed:
         return
     page = _origin(origin)
     if page is not None and page in {_origin(each.rstrip("/")) for each in allowed}:

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Set
 from typing import Protocol
 
 from momentum_sync import observe
-from momentum_sync.errors import Forbidden, RequestError, Unauthenticated
+from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
@@ -32,7 +32,6 @@ _PATIENCE_S = 10.0
 _UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
 _NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
 _PAGE = 64 * 1024
-_ROOM_EVERY_S = 0.05
 
 
 class Socket(Connection, Protocol):
@@ -40,6 +39,9 @@ class Socket(Connection, Protocol):
 
     def finish(self, why: Close) -> None:
         """Ends the connection."""
+
+    def drained(self) -> None:
+        """The client has read nearly all that waited."""
 
 
 def close_for(error: Exception) -> Close:
@@ -55,7 +57,7 @@ class Outflow:
     """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
 
     __slots__ = (
-        "_asking", "_at_room", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
+        "_alone", "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
         "_loop", "_most", "_patience", "_review", "_router", "_socket", "_transport", "_waiting", "_written",
     )  # fmt: skip
 
@@ -89,21 +91,20 @@ class Outflow:
         self._review = False
         self._asking: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._at_room: asyncio.TimerHandle | None = None
+        self._alone = False
         transport.set_write_buffer_limits(high=_UNCOUNTED)
 
     def end(self) -> None:
         """Nothing more is written; what waits may still go out."""
         self._ended = True
         self._direct = False
-        for timer in (self._patience, self._at_room):
-            if timer is not None:
-                timer.cancel()
+        if self._patience is not None:
+            self._patience.cancel()
 
     def lost(self) -> None:
         """The socket is gone, and what waited with it."""
         self.end()
-        self._backlog.gone(self)
+        self._backlog.lost(self)
 
     @property
     def waits(self) -> bool:
@@ -171,6 +172,7 @@ class Outflow:
     def resumed(self) -> None:
         """The client has read nearly all of it."""
         self._waiting = False
+        self._socket.drained()
         self._backlog.gone(self)
         if self._patience is not None:
             self._patience.cancel()
@@ -199,15 +201,12 @@ class Outflow:
         self._review = self._review or review
         if not self._socket.behind:
             self._fall_behind(number)
-        if self._begun:
-            self.catch_up()
+        if self._begun:  # not at once: what came before in this turn of the feed may not have been written yet
+            self._loop.call_soon(self.catch_up)
 
     def catch_up(self) -> None:
         """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
         self._begun = True
-        if self._at_room is not None:
-            self._at_room.cancel()
-            self._at_room = None
         if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
             return
         if self._review:
@@ -219,20 +218,27 @@ class Outflow:
         if found is None:
             self._ask(self._ask_log(keys))
         elif self._lacks_room(found[0]):
-            self._at_room = self._loop.call_later(_ROOM_EVERY_S, self.catch_up)
+            self._backlog.wait_for_turn(self, self._ready)
         elif asked := [event for event in found[0] if session.asks(event)]:
             self._ask(self._ask_sight(*found, asked, keys))
         else:
             self._give(*found)
 
     def _lacks_room(self, events: list[Event]) -> bool:
-        """Whether the page, of one large event while there is little room, waits until others have read."""
-        return self._backlog.full and any(len(event.body) > LARGE for event in events)
+        """Whether the page has an event that is large, for which there is no room, and it is not this one's turn."""
+        largest = max((len(event.body) for event in events), default=0)
+        return largest > LARGE and not self._backlog.has_room(largest) and not self._backlog.has_turn(self)
+
+    def _ready(self) -> None:
+        self._loop.call_soon(self.catch_up)
 
     @property
     def _page(self) -> int:
-        """Bytes of a page; an event at a time while all connections together hold as much as they may."""
-        return 0 if self._backlog.full else _PAGE
+        """Bytes of a page; an event at a time while all connections together hold as much as they may.
+
+        The same after a page about which the database was asked for too long.
+        """
+        return 0 if self._backlog.full or self._alone else _PAGE
 
     def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset()) -> None:
         session = self._socket.session
@@ -241,7 +247,9 @@ class Outflow:
             if event.number not in withheld:
                 session.event(event, now)
         session.place = upto
+        self._alone = False
         self._socket.flush()
+        self._backlog.given(self)
         if self._ended:
             return
         if upto == self._history.number and not self._review:
@@ -279,7 +287,13 @@ class Outflow:
         """Gives a page without those of its events that the caller may not see."""
         session = self._socket.session
         identity = session.identity
-        seen, lost = await self._desk.sight(session, asked)
+        try:
+            seen, lost = await self._desk.sight(session, asked)
+        except Unavailable:
+            if len(events) == 1:
+                raise
+            self._alone = True  # too many at once for a policy that takes long
+            return
         if not self._is_as_before(identity, keys):
             return
         observe.asked(len(seen), len(asked) - len(seen))

@@ -40,7 +40,7 @@ class Connection(Protocol):
 
 _Holders = dict[Connection, None]
 _Out = dict[Connection, bytes]
-LARGE = 16 * 1024  # bytes of a frame for which there must be room before it is written
+LARGE = 64 * 1024  # bytes of an event for which there must be room before it is written; a socket takes less at once
 _TOGETHER = 16 * 1024  # bytes that are not kept for one write any longer; of each connection, in one turn of the loop
 
 
@@ -374,7 +374,7 @@ class Fanout:
         data = self._built.get((channel, previous_id))
         if data is None:
             payload = build(self.event, Delivery(self._event_id, previous_id, channel), self._now)
-            if len(payload) > LARGE:  # of these one at a time is kept, or each connection would have its own
+            if len(payload) > _TOGETHER:  # of these one at a time is kept, or each connection would have its own
                 self._built.clear()
             data = self._built[channel, previous_id] = frame(payload)
         return data

@@ -27,12 +27,13 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from momentum_sync import observe
-from momentum_sync.errors import BadRequest, Forbidden, RequestError, Unavailable
+from momentum_sync.errors import BadRequest, RequestError, Unavailable
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
 from momentum_sync.gateway.listener import MAX_HEAD
 from momentum_sync.gateway.outflow import Outflow, close_for
-from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, ReadState, Session, Work
+from momentum_sync.gateway.session import CheckToken, Session, Work
+from momentum_sync.gateway.work import perform
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import MAX_FRAME, PING, frame
@@ -56,8 +57,8 @@ class WebSocketProtocol(asyncio.Protocol):
     """Writes whole frames, past the session."""
 
     __slots__ = (
-        "_aborter", "_after_close", "_binary", "_closed_with", "_early", "_gone",
-        "_greeted", "_inbox", "_loop", "_open", "_out", "_parts",
+        "_aborter", "_after_close", "_beginning", "_binary", "_closed_with", "_early", "_gone",
+        "_greeted", "_inbox", "_loop", "_open", "_out", "_parts", "_pong",
         "_tasks", "_ticker", "_transport", "_working", "_ws", "behind", "session", "write",
     )  # fmt: skip
 
@@ -82,6 +83,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._inbox: list[bytes | None] = []  # an empty deque is 600 bytes
         self._parts: list[bytes] = []
         self._binary = False
+        self._beginning: asyncio.Task[None] | None = None
+        self._pong = b""
         self._early = 0
         self._after_close = 0
         self._working = False
@@ -103,6 +106,8 @@ class WebSocketProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._gone = True
+        if self._beginning is not None:  # nobody waits for the answers to what it asks
+            self._beginning.cancel()
         self._out.lost()
         for timer in (self._ticker, self._aborter):
             if timer is not None:
@@ -119,7 +124,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._gone or self._transport.is_closing():
                 return
             if self._closed_with is not None:
-                self._after_close += _SLICE
+                self._after_close += min(_SLICE, len(data) - start)
                 if self._after_close > _AFTER_CLOSE:
                     self._transport.pause_reading()
                     return
@@ -133,7 +138,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         for event in self._ws.events_received():
             if isinstance(event, Request):
-                self._spawn(self._begin(event))
+                self._beginning = self._spawn(self._begin(event))
             elif isinstance(event, Frame) and self._counts():
                 self._frame(event)
         if self._inbox and self._greeted and not self._working:
@@ -221,6 +226,9 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         if self._over():
             return
+        if not self.gateway.history.is_current(greeting.place):  # the history went on without it meanwhile
+            self.finish(Close.RESTART)
+            return
         self.session.greet(greeting, time.time(), time.monotonic())
         outcome = "resumed" if greeting.state is None else greeting.reason or "snapshot"
         observe.connected(len(greeting.granted.channels), outcome, greeting.replayed)
@@ -253,7 +261,8 @@ class WebSocketProtocol(asyncio.Protocol):
             self._parts = [bytes(event.data)]
             self._binary = event.opcode is Opcode.BINARY
         elif event.opcode is Opcode.CONT:
-            self._parts.append(bytes(event.data))
+            if event.data:
+                self._parts.append(bytes(event.data))
         else:
             return
         if event.fin:
@@ -280,13 +289,14 @@ class WebSocketProtocol(asyncio.Protocol):
     async def _do(self, work: Work) -> None:
         session, ref = self.session, work.ref
         try:
-            await self._ask(work)
+            await perform(work, session, self.gateway)
         except RequestError as error:
             session.refuse(error, time.time(), ref)
         except Exception as error:
             observe.failed("message", error)
             session.refuse(Unavailable("Something went wrong here; try again in a moment."), time.time(), ref)
         self._working = False
+        session.heard(time.monotonic())  # it was not read from, so it could say nothing
         if self._over():
             return
         self.gateway.router.follow(self)
@@ -295,29 +305,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._work_through()
         if not self._working and not self._transport.is_closing():
             self._transport.resume_reading()
-
-    async def _ask(self, work: Work) -> None:
-        session, desk = self.session, self.gateway.desk
-        match work:
-            case Grant(channels, ref):
-                granted = await desk.grant(session.identity, session.user_id, channels)
-                session.granted(channels, granted, time.time(), ref)
-            case CheckToken(token, ref):
-                identity = await self.gateway.authenticator.verify(token)
-                if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
-                    raise Forbidden("The new token is somebody else's.")
-                try:
-                    granted = await desk.grant(identity, session.user_id, list(session.channels))
-                except Forbidden:  # for the user whose connection it is
-                    session.close(Close.NOT_ALLOWED)
-                    return
-                session.renewed(identity, granted, time.time(), time.monotonic(), ref)
-            case ReadState(ref):
-                user_id = _needed(session.user_id)
-                session.state(await desk.momentum(session.identity, user_id), time.time(), ref)
-            case MarkRead(notification_id, ref):
-                await desk.mark_read(session.identity, _needed(session.user_id), notification_id)
-                session.marked_read(notification_id, time.time(), ref)
 
     # Out
 
@@ -344,10 +331,18 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _write_protocol(self, *, pongs: bool = True) -> None:
         """Writes the protocol's own frames, without pongs for a client that does not read them."""
-        out = self._ws.data_to_send()
+        out = [data for data in self._ws.data_to_send() if data]
         if pongs or self._ws.state is not State.OPEN or self._closed_with is not None:
-            for data in filter(None, out if not self._gone else ()):
+            for data in out if not self._gone else ():
                 self._out.pass_on(data)
+        elif out:
+            self._pong = out[-1]  # the last ping is the one that must be answered: RFC 6455, section 5.5.3
+
+    def drained(self) -> None:
+        """The client reads again: it gets the pong that waited for that."""
+        pong, self._pong = self._pong, b""
+        if pong and self._ws.state is State.OPEN and self._closed_with is None:
+            self._out.pass_on(pong)
 
     def _tick(self, *, ping: bool = True) -> None:
         """Lets the session look at the clock, and comes again when it says so."""
@@ -356,7 +351,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._gone or self._closed_with is not None:
             return
         now, at = time.time(), time.monotonic()
-        if self.session.silent(at):
+        if self.session.silent(at) and not self._working:
             self._out.end()
             self.gateway.router.leave(self)
             self._transport.abort()
@@ -397,10 +392,11 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._aborter is None:
             self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
@@ -410,9 +406,3 @@ def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
 
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
-
-
-def _needed(user_id: uuid.UUID | None) -> uuid.UUID:
-    if user_id is None:
-        raise BadRequest("no_user", "This connection is nobody's: connect with `user_id`.")
-    return user_id
