@@ -1,4 +1,4 @@
-"""PostgreSQL under a history: behind a network of its own, with a clock of its own, copied, restored, replaced."""
+"""The PostgreSQL of one history: its network, its clock, its copies and its standbys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVER = "momentum_faults"
 
 
 class Database:
-    """The cluster that is the primary now. `proxy` is the network between it and the servers.
+    """The current primary. `proxy` is the network between it and the servers.
 
     Call `copy` or `follow` first, and then `restore` or `fail_over`. `writers` must be there by then.
     """
@@ -61,7 +61,7 @@ class Database:
         return faketime() is not None
 
     def set_clock(self, whose: str, seconds: float) -> None:
-        """Has the clock of the `server` or the `database` be so many seconds off."""
+        """Set the clock of the `server` or the `database` to this offset in seconds."""
         _set(_clock(self._folder, whose), seconds)
 
     # A copy
@@ -76,7 +76,7 @@ class Database:
         await asyncio.to_thread(self.postgres._start)
 
     async def restore(self) -> None:
-        """Puts the copy in the place of what is there: same system, same timeline, slots and log as they were."""
+        """Replace the data directory by the copy: same system identifier, same timeline, older slots and log."""
         with self.writers.paused():
             await asyncio.to_thread(self.witness.cut_off)
             await self._stop("immediate")
@@ -90,7 +90,7 @@ class Database:
     # A standby
 
     async def follow(self) -> None:
-        """Makes a standby that has everything up to now, and receives nothing from now on."""
+        """Start a standby that has everything up to now and receives nothing more."""
         self._number += 1
         home = self._folder / f"standby{self._number}"
         home.mkdir(mode=0o755)
@@ -119,7 +119,7 @@ class Database:
                 pass
 
     async def fail_over(self) -> None:
-        """The primary is gone; the standby takes over with what it has."""
+        """Stop the primary and promote the standby with what it has."""
         assert self._standby is not None
         standby, self._standby = self._standby, None
         with self.writers.paused():
@@ -144,7 +144,7 @@ def faketime() -> Path | None:
 
 
 def clock_environment(folder: Path, whose: str) -> dict[str, str]:
-    """What gives a process a clock that `Database.set_clock` sets; nothing where there is no faketime."""
+    """Return the environment of a process whose clock `Database.set_clock` sets; empty without faketime."""
     library = faketime()
     if library is None:
         return {}
@@ -159,7 +159,7 @@ def clock_environment(folder: Path, whose: str) -> dict[str, str]:
 
 @contextmanager
 def clock_of_children(folder: Path) -> Iterator[None]:
-    """Processes that are started meanwhile have the database's clock, unless they are given another."""
+    """Give the database's clock to every process started in this block."""
     before = dict(os.environ)
     os.environ.update(clock_environment(folder, "database"))
     try:

@@ -75,10 +75,10 @@ def review() -> None:
 
 
 def marks() -> None:
-    """Takes every database with the same numbers for the same history."""
+    """Accept any history that has the same offsets."""
 
     async def verify(history: History, place: EventId) -> None:
-        """It is."""
+        """Accept every position."""
 
     async def take_over(log: EventLog, facts: SlotFacts, **_: object) -> Standing:
         return await real(log, facts, known=None)
@@ -90,7 +90,7 @@ def marks() -> None:
 
 
 def truncate() -> None:
-    """Goes on with the history."""
+    """Treat a TRUNCATE as an ordinary event."""
     reader._ends_history = lambda event: False
     table._TRUNCATED = "it is not looked at"
     real = table._break
@@ -103,7 +103,7 @@ def truncate() -> None:
 
 
 def silence() -> None:
-    """Has no deadlines."""
+    """Remove all deadlines on database connections."""
     reader._SILENT_S = table._WORK_S = pool._CUT_AFTER_S = slot._ANSWER_TIMEOUT_S = 1e6
     connection._KEEPALIVES = {}
 

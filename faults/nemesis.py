@@ -155,7 +155,7 @@ class Nemesis:
         self._database.proxy.cut(self._picks, 0.7)
 
     async def kill_database_network(self) -> None:
-        """Connections carry nothing any more, and nobody says so."""
+        """Make connections half-open: neither side hears from the other again."""
         self._database.proxy.go_dead(self._picks, self._chance.choice((0.5, 1.1)))
         await asyncio.sleep(1.0)  # long enough to be noticed missing
         await self._servers.until(self._servers.serving, "live")
@@ -184,7 +184,7 @@ class Nemesis:
         await self._execute(f"truncate {table}")
 
     async def _execute(self, *statements: str) -> None:
-        """Runs what may wait for a lock; whoever holds it may wait for the proxies, which this loop serves."""
+        """Execute statements in a thread: they may wait for a lock whose holder waits for this event loop's proxies."""
 
         def run() -> None:
             with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
@@ -194,7 +194,7 @@ class Nemesis:
         await asyncio.to_thread(run)
 
     async def restore(self) -> None:
-        """PostgreSQL goes back to a copy, with slot and log, while the server runs."""
+        """Restore a copy of the data directory, with slot and log, while the server runs."""
         await self._database.copy()
         await self._servers.until(self._servers.serving, "live")
         await asyncio.sleep(self._chance.uniform(1.0, 4.0))
@@ -220,7 +220,7 @@ class Nemesis:
     # What operators do
 
     async def settings_on_roles(self) -> None:
-        """The next connections of the server's role carry settings that would break it."""
+        """Give the server's role settings that would break its connections."""
         await self._execute(*[f"alter role {SERVER} set {name} = '{value}'" for name, value in _HOSTILE.items()])
         try:
             self._database.proxy.cut(self._picks, 1.1)
@@ -230,7 +230,7 @@ class Nemesis:
             await self._execute(f"alter role {SERVER} reset all")
 
     async def slow_policy(self) -> None:
-        """One user's notifications take a policy long; it changes nobody's rights."""
+        """Make a policy slow for one user. It changes nobody's rights."""
         await self._execute(
             "do $$ begin execute format("
             "'create policy slow on momentum_notifications as restrictive for select to authenticated using ("

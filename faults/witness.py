@@ -46,7 +46,7 @@ class Witness:
             connection.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", (SLOT,))
 
     def tell(self) -> list[list[Change]]:
-        """Every history that there was, each in the order of its commits, the one that holds last."""
+        """Return every branch of history in commit order; the current branch comes last."""
         return [*self._cut_off, *self._peek()]
 
     def cut_off(self) -> None:

@@ -45,7 +45,7 @@ class Writers:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is written meanwhile, and nothing is under way."""
+        """Stop writing, with no transaction open, until the block ends."""
         with self._idle:
             self._paused = True
             self._idle.wait_for(lambda: self._busy == 0)

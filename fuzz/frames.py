@@ -133,7 +133,7 @@ _CONFIG = Config(app="none:none", log_config=None)
 
 
 def one(data: bytes) -> None:
-    """A connection that sends these bytes, and one that sends nothing else. Needs a running event loop."""
+    """Feed these bytes to one connection, and a flood of them to a second. Needs a running event loop."""
     _one(data)
     if data:
         _one((data * (_FLOOD // len(data) + 1))[:_FLOOD])

@@ -179,7 +179,7 @@ _Resource = TypeVar("_Resource", bound=_Opens)
 
 
 async def _opened(stack: AsyncExitStack, resource: _Resource) -> _Resource:
-    """Opens what is closed with the stack."""
+    """Open a resource and close it with the stack."""
     await resource.open()
     stack.push_async_callback(resource.close)
     return resource

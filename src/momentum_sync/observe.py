@@ -129,7 +129,7 @@ def slot_lost(slot: str, why: str) -> None:
 
 
 def slot_may_be_stuck(said: str) -> None:
-    """The stream ended with an error that may come again for ever; if it does, the slot is made anew."""
+    """Record a stream error that may be permanent; after three of them the slot is recreated."""
     _log.warning("slot may be stuck", said=said)
 
 
@@ -144,7 +144,7 @@ def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None
 
 
 def policies_unwatched(error: BaseException, times: int) -> None:
-    """Changed policies may be noticed late: looking at them has failed so many times in a row."""
+    """Record that checking policies failed `times` times in a row, so changes may be noticed late."""
     _log.error("policies are not watched", said=described(error), times=times, see="select * from pg_locks")
 
 

@@ -89,7 +89,7 @@ def test_the_sum_of_snapshot_and_events() -> None:
 
 
 def branching(*record: Record) -> list[str]:
-    """Against a history of two branches: of what came after the first two events, one was lost, and another came."""
+    """Check a record against two branches that share two events and differ in the third."""
     lost, other = [*HISTORY[:2], note(6)], [*HISTORY[:2], note(7)]
     return check_branches(Client("c", "u", NOTES | SCORES, True, list(record)), [lost, other])
 

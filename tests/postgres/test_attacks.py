@@ -1,4 +1,4 @@
-"""Attacks in SQL by roles that have little: each tries what would make it more, and must not succeed.
+"""SQL attacks by roles with few privileges. Each tries to gain more, and must fail.
 
 A role that owns nothing may still create objects in its temporary schema. PostgreSQL searches that schema first for
 types and relations unless `search_path` names it last, so a function that runs with another's rights and pins
@@ -142,7 +142,7 @@ def test_the_servers_role_can_leave_nothing_where_an_owner_would_run_it(database
 
 
 def test_what_an_earlier_server_role_left_on_the_log_is_not_run_by_migrate(db: Sql, database: str) -> None:
-    """The log used to belong to the server's role, which could put a trigger there."""
+    """An earlier version gave the log to the server's role, which could add a trigger."""
     db.execute(f"grant create on schema momentum to {SERVER_ROLE}")
     db.execute(f"alter table momentum.stream owner to {SERVER_ROLE}")
     db.execute(
@@ -168,7 +168,7 @@ def test_what_an_earlier_server_role_left_on_the_log_is_not_run_by_migrate(db: S
 
 
 def test_everything_belongs_to_the_owner_of_the_tables_whoever_migrates(db: Sql, database: str) -> None:
-    """Else functions would run with the rights of a superuser on tables that somebody else can change."""
+    """Otherwise SECURITY DEFINER functions would run as superuser on tables that another role can change."""
     db.execute(f"create role {APP_OWNER} superuser")
     try:
         for table in ("daily_engagement_scores", "coach_interventions", "momentum_notifications"):
@@ -192,7 +192,7 @@ def test_everything_belongs_to_the_owner_of_the_tables_whoever_migrates(db: Sql,
 
 
 def test_a_superuser_does_not_migrate_the_tables_of_a_lesser_role(db: Sql, database: str) -> None:
-    """Who owns the tables, and with them schema momentum, could leave code that the next `migrate` runs."""
+    """The tables' owner also owns schema momentum and could leave code there that the next `migrate` runs."""
     db.execute(f"create role {APP_OWNER}")
     try:
         db.execute(f"alter table public.daily_engagement_scores owner to {APP_OWNER}")
@@ -207,7 +207,7 @@ def test_a_superuser_does_not_migrate_the_tables_of_a_lesser_role(db: Sql, datab
     "daily_engagement_scores", "coach_interventions", "momentum_notifications", "realtime_event_metrics", "auth.users",
 ])  # fmt: skip
 def test_the_servers_role_puts_no_trigger_where_others_write(database: str, table: str) -> None:
-    """Neither as itself nor as one of its callers: whoever writes the row would run it."""
+    """Neither as itself nor as one of its callers, because every writer of the row would run the trigger."""
     with psycopg.connect(make_conninfo(database, user=SERVER_ROLE), autocommit=True) as session:
         session.execute("create function pg_temp.code() returns trigger language plpgsql as 'begin return new; end'")
         session.execute("grant execute on function pg_temp.code() to public")
@@ -220,7 +220,7 @@ def test_the_servers_role_puts_no_trigger_where_others_write(database: str, tabl
 
 
 def test_locks_that_anybody_may_hold_keep_nothing_from_working(db: Sql, database: str, attacker: str) -> None:
-    """Advisory locks ask for no right: none is in the way of noticing changed policies, or of the log's partitions."""
+    """Advisory locks need no privilege, so neither policy changes nor partitions may depend on one."""
     with psycopg.connect(make_conninfo(database, user=attacker), autocommit=True) as session:
         for name in ("momentum.keep_constants", "momentum.event_log partitions", "momentum.policies"):
             session.execute("select pg_advisory_lock(hashtext(%s))", (name,))

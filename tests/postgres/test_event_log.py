@@ -409,7 +409,7 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: EventLog, db: 
 async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since_the_oldest_transaction(
     log: EventLog, db: Sql
 ) -> None:
-    """One transaction has been open since before all of these events."""
+    """One transaction is open since before all of these events."""
     await log.take_over(FACTS)
     for start in range(0, 40_000, 10_000):
         await log.append(

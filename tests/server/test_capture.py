@@ -152,7 +152,7 @@ async def test_a_row_nested_deeper_than_an_event_may_be_comes_without_that_field
 
 
 async def test_a_log_with_an_event_that_cannot_be_read_is_taken_over(start: Start, db: Sql, user: UUID) -> None:
-    """What the log holds was published once: a limit that came later, or a row that was damaged, stops nothing."""
+    """Neither a limit introduced later nor a damaged row in the log may stop the server."""
     async with start() as server, server.live(user):
         for title in ("one", "two"):
             add_notification(db, user, title=title)

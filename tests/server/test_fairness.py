@@ -1,4 +1,4 @@
-"""What one client, one caller or one event may cost everybody else: a bounded amount."""
+"""Bounds on what one client, one caller or one event may cost everybody else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCK = 4711
 
 
 def make_policies_of_one_slow(db: Sql, slow: UUID) -> None:
-    """As a policy that takes long for one caller: here, for as long as the test holds a lock."""
+    """Create a policy that blocks one caller for as long as the test holds an advisory lock."""
     db.execute(
         "create function waits() returns boolean language plpgsql stable as $$ begin"
         f" if auth.uid() = '{slow}' then perform pg_advisory_lock_shared({LOCK});"
@@ -40,7 +40,7 @@ def make_policies_of_one_slow(db: Sql, slow: UUID) -> None:
 
 @contextmanager
 def held(database: str) -> Iterator[None]:
-    """Policies of the slow one take until this is left."""
+    """Block the slow caller's policy until the block ends."""
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(%s)", (LOCK,))
         yield
@@ -319,7 +319,7 @@ async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_wr
 async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_nobody_else(
     database: str, db: Sql
 ) -> None:
-    """They share round trips with others', and are together as slow as one that is slow."""
+    """Each question is quick, but together they would hold up a shared round trip."""
     callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
     await callers.open()
     try:

@@ -59,7 +59,7 @@ async def copy(cluster: Embedded) -> Path:
 
 
 async def restore(cluster: Embedded, kept: Path) -> None:
-    """The copy in the place of what is there, with slot and log as they were."""
+    """Replace the data directory by the copy, with slot and log as they were."""
     await stop(cluster)
     await asyncio.to_thread(shutil.rmtree, cluster._cluster)
     await asyncio.to_thread(_copy, kept, cluster._cluster)
@@ -74,7 +74,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 async def test_a_copy_restored_while_no_server_runs(start: Start, own_cluster: Embedded) -> None:
-    """System, timeline, slot and log all agree; only the client knows of the branch that was lost."""
+    """System identifier, timeline, slot and log agree; only the client knows the lost branch."""
     with sql(own_cluster) as db:
         user = new_user(db)
     async with start(conninfo=own_cluster.conninfo, heartbeat="0.2s") as server, server.live(user) as client:
@@ -136,7 +136,7 @@ async def test_a_copy_restored_under_a_running_server(start: Start, own_cluster:
 
 
 async def test_a_snapshot_of_an_earlier_run_of_postgres_is_taken_again(start: Start, own_cluster: Embedded) -> None:
-    """Its transaction ids may be given again: to a transaction that it would be taken to have seen."""
+    """After a crash PostgreSQL may reuse transaction ids that such a snapshot counts as seen."""
     with sql(own_cluster) as db:
         user = new_user(db)
     async with start(conninfo=own_cluster.conninfo) as server:
@@ -155,7 +155,7 @@ async def test_a_snapshot_of_an_earlier_run_of_postgres_is_taken_again(start: St
 async def test_a_cluster_that_takes_over_with_a_lower_transaction_counter(
     start: Start, own_cluster: Embedded, database: str, user: UUID, db: Sql
 ) -> None:
-    """What was remembered in transaction ids of the cluster before must not hold clients up in the new one."""
+    """Transaction ids remembered from the old cluster must not delay clients of the new one."""
     with sql(own_cluster) as new:
         new.execute("insert into auth.users (id) values (%s)", (user,))
     for _ in range(3):  # the ids of the one before are ahead
@@ -239,7 +239,7 @@ async def test_an_open_transaction_does_not_keep_a_truncated_history_from_beginn
 
 
 async def test_rows_that_bypass_ordinary_triggers_are_published(server: Server, db: Sql, user: UUID) -> None:
-    """As a subscription's apply worker writes them."""
+    """A subscription's apply worker writes with session_replication_role = replica."""
     async with server.live(user) as client:
         db.execute("set session_replication_role = replica")
         add_score(db, user)
@@ -343,7 +343,7 @@ async def publication_dropped_and_made_again(db: Sql) -> AsyncIterator[None]:
 async def test_a_publication_that_is_dropped_and_made_again_does_not_stop_capture_for_ever(
     start: Start, db: Sql, user: UUID
 ) -> None:
-    """PostgreSQL before 18 fails at each attempt; the slot is made anew then, and clients are told."""
+    """Before PostgreSQL 18 every attempt fails, so the slot is recreated and clients get a snapshot."""
     async with start() as server, server.live(user) as client:
         add_notification(db, user)
         last = (await client.next())["event"]["id"]
@@ -374,7 +374,7 @@ async def test_a_read_replica_is_refused(own_cluster: Embedded) -> None:
 
 
 async def test_branches_whose_commits_are_at_the_same_place_in_the_wal(start: Start, own_cluster: Embedded) -> None:
-    """Restored from one copy, each does the same; only the time of its commit tells one from the other."""
+    """Branches restored from one copy have commits at the same LSN; only the commit time differs."""
     with sql(own_cluster) as db:
         user = new_user(db)
     async with start(conninfo=own_cluster.conninfo) as server, server.live(user):

@@ -307,7 +307,7 @@ async def test_json_without_a_content_type_is_json_and_another_type_is_told(serv
 
 
 async def test_an_overview_reads_no_rows_that_the_policies_would_leave_out(db: Sql, acting: As, user: UUID) -> None:
-    """Its cost is that of the caller's rows, however many other people have some."""
+    """The cost depends on the caller's rows, not on other people's."""
     coach = new_user(db)
     add_intervention(db, user, coach=coach)
     add_score(db, user)

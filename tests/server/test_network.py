@@ -54,7 +54,7 @@ async def behind_a_proxy(start: Start, database: str) -> AsyncIterator[tuple[Ser
 async def test_connections_to_the_database_that_go_silent_are_given_up(
     start: Start, database: str, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them: the stream, the log's, the callers'. They carry nothing any more, and nobody says so."""
+    """The stream, the log's connections and the callers' connections all become half-open."""
     for module, name in (
         (reader, "_SILENT_S"),
         (table, "_WORK_S"),
@@ -109,7 +109,7 @@ async def test_a_clock_that_steps_ends_no_connection_and_stops_no_heartbeat(
 
 @contextmanager
 def clock_of_its_own(days: float) -> Iterator[tuple[Embedded, Path]]:
-    """A PostgreSQL whose clock is so many days off; the file says by how much, and may be written again."""
+    """Start a PostgreSQL whose clock is off by `days`. Writing the returned file sets the offset again."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         if os.environ.get("CI"):
@@ -288,7 +288,7 @@ def test_who_did_not_answer_is_told_with_host_and_port(unreachable: str) -> None
 async def test_a_large_transaction_is_read_whatever_the_capture_roles_own_timeouts(
     start: Start, db: Sql, database: str, user: UUID
 ) -> None:
-    """PostgreSQL 17 and later decode under the role's `transaction_timeout`, once for each attempt."""
+    """In PostgreSQL 17 and later the role's `transaction_timeout` applies to logical decoding."""
     name = conninfo_to_dict(database)["dbname"]
     for setting in ("transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
         if db.execute("select 1 from pg_settings where name = %s", (setting,)).fetchone():

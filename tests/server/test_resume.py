@@ -415,7 +415,7 @@ async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db:
 async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_expire(
     start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is for it for longer than the log keeps events: its own last event is gone, the position is not."""
+    """The client gets no event for longer than the retention; its last event expires, its position does not."""
     monkeypatch.setattr(table, "_NEWEST_ROWS", 0)
     async with start(heartbeat="0.2s") as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
@@ -443,7 +443,7 @@ async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_
 
 
 async def test_what_was_told_before_a_restart_is_waited_for_after_it(start: Start, own_cluster: Embedded) -> None:
-    """A commit that is in the WAL and not yet visible, and a server that was told of it, wrote it down, and ended."""
+    """A commit is in the WAL but not visible; one server logs its event and stops, the next must wait for it."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user = new_user(db)

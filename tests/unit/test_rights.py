@@ -169,7 +169,7 @@ def test_channels() -> None:
 
 
 def test_changes_of_another_history_are_forgotten_with_it() -> None:
-    """A database that took over may give lower transaction ids: no snapshot of its would ever see those of before."""
+    """After a failover the transaction counter may be lower, so a snapshot never sees the ids of the old cluster."""
     _, rights = asking()
     rights.changed(1_000_000)
     assert not rights.are_those_of(Snapshot.parse("5:5:"), ONE)

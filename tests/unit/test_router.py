@@ -135,7 +135,7 @@ class World:
 
 
 def ids(messages: list[dict[str, Any]]) -> list[str]:
-    """Epoch and number of each event."""
+    """Return epoch and number of each event."""
     return [shortened(event_id) for event_id in whole_ids(messages)]
 
 

@@ -216,7 +216,7 @@ def test_secrets_are_not_shown() -> None:
 @pytest.mark.parametrize("text", [r"\u0000", r"a\u0000b", r"\ud800", r"\udfff and \\\u0000"])
 @pytest.mark.parametrize("name", ["name", "sub", "app_metadata"])
 def test_claims_that_no_database_can_hold_are_no_token(name: str, text: str) -> None:
-    """They would make every statement of the caller's fail, again and again."""
+    """Such claims would make every statement of the caller fail."""
     claims_json = json.dumps(claims(**{name: "X"})).replace('"X"', f'"{text}"')
     parts = [base64.urlsafe_b64encode(part).rstrip(b"=") for part in (b'{"alg":"HS256"}', claims_json.encode())]
     signature = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(

@@ -125,7 +125,7 @@ class Capture:
             await asyncio.sleep(pause)
 
     def _learn_from(self, error: Exception) -> None:
-        """Keeps what the next run must know: that the history forked, or that the slot may be stuck."""
+        """Record what the next run needs: a forked history, or a slot that may be stuck."""
         if isinstance(error, HistoryForked):
             self._forked = str(error)
         elif isinstance(error, StreamRefused) and error.is_final:
@@ -369,7 +369,7 @@ class _Run:
             self._report(reply=False)
 
     async def beat(self) -> None:
-        """Sends a beat through the WAL once a second, unless one is under way."""
+        """Write a lag probe into the WAL once a second, unless one is under way."""
         while True:
             beat = self._pulse.next(time.monotonic())
             if beat is not None:

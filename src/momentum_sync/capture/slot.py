@@ -82,7 +82,7 @@ async def look(conninfo: str, slot: str) -> SlotState:
 async def ensure_slot(
     conninfo: str, slot: str, *, stuck: StreamRefused | None = None, before: Process | None = None
 ) -> str | None:
-    """Makes the slot if there is none, or if the one there can never be read on; returns why it cannot, in that case.
+    """Create the slot if it is missing or can never be read again; return the reason in the second case.
 
     `stuck` is the error with which streaming from it has ended again and again. `before` is PostgreSQL's process of the
     stream before this one: where the network went silent, it does not know yet that nobody reads, and holds the slot.

@@ -193,7 +193,7 @@ def _opened(connecting: Callable[[], Connection[TupleRow]], name: str) -> Connec
 
 
 def check_conninfo(conninfo: str, name: str) -> None:
-    """Refuse what is no connection string.
+    """Refuse a string that is not a connection string.
 
     Raises:
         Unsuitable: it cannot be read. Nothing of it is quoted, because in a malformed one a part of the password may

@@ -142,7 +142,7 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
 
 
 def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], None]) -> None:
-    """Names what keeps events from being published, and the triggers of others that may put them out of order."""
+    """Report damaged triggers and functions, and foreign triggers that run before ours."""
     row = connection.execute(
         "select p.found -> 'problems', p.found -> 'foreign_triggers' from momentum.check_publishing() as p (found)"
     ).fetchone()

@@ -168,7 +168,7 @@ class _Shared:
         self._each = 0.0  # seconds of the database's work on one question, lately
 
     def put(self, question: _Question) -> None:
-        """Has the question answered, with others that wait."""
+        """Queue the question for the next round trip."""
         self._waiting.append(question)
         if len(self._asking) < _AT_ONCE:
             self._asking.add(asyncio.ensure_future(self._answer_waiting()))
@@ -183,7 +183,7 @@ class _Shared:
             self._asking.discard(task)  # not later: who asks next must find it gone
 
     def _next_batch(self) -> list[_Question]:
-        """As many as are worth one round trip, few of any one caller; nobody waits for those who have gone."""
+        """Return the questions for one round trip: at most two of one caller, none that was cancelled."""
         most = _BATCH if self._each * _BATCH < _SHARED_S else max(1, int(_SHARED_S / self._each))
         batch: list[_Question] = []
         later: list[_Question] = []
@@ -244,7 +244,7 @@ class _SlowCallers:
         return until is not None and time.monotonic() < until
 
     def note(self, caller: Caller, seconds: float) -> None:
-        """Remember how long a question of the caller's took."""
+        """Record how long a question of the caller took."""
         if seconds < _SLOW_FROM_S:
             return
         self._until.pop(caller.claims, None)
@@ -253,7 +253,7 @@ class _SlowCallers:
             self._until.popitem(last=False)
 
     def put(self, question: _Question) -> None:
-        """Has the question answered when it is the caller's turn."""
+        """Queue the question until it is the caller's turn."""
         self._waiting.setdefault(question.caller.claims, deque()).append(question)
         self._start()
 
@@ -289,14 +289,14 @@ class _SlowCallers:
 
 
 class _Turns:
-    """How many transactions each caller has under way."""
+    """The number of open transactions per caller."""
 
     def __init__(self) -> None:
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
     async def of(self, claims: str) -> AsyncIterator[None]:
-        """Waits until the caller has fewer than it may. Unavailable if that takes too long."""
+        """Wait until the caller has fewer open transactions than the limit. Raise Unavailable on timeout."""
         semaphore, users = self._turns.get(claims) or (asyncio.Semaphore(_PER_CALLER), 0)
         self._turns[claims] = semaphore, users + 1
         try:
@@ -379,7 +379,7 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
 
 
 def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int:
-    """The question during which a batch stopped: those before it have their results."""
+    """Return the index of the question at which a batch stopped; earlier ones have results."""
     for index, answered in enumerate(answers):
         if any(cursor.pgresult is None for cursor in answered):
             return index

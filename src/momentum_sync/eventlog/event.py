@@ -176,7 +176,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def mark(self) -> int:
-        """What ids carry of the commit: bits of its LSN and of its time in microseconds.
+        """Return the part of the commit that ids carry: bits of its LSN and of its time in microseconds.
 
         Two branches of a restored database may well have commits at the same LSN; `momentum.mark` is the same in SQL.
         """

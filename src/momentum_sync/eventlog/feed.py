@@ -29,7 +29,7 @@ class Listener(Protocol):
         """Everything that committed below `position` has been handed over."""
 
     def restarted(self) -> None:
-        """PostgreSQL runs anew: transaction ids of snapshots from before mean nothing any more."""
+        """PostgreSQL has restarted, so transaction ids in older snapshots are no longer valid."""
 
     def history_changed(self) -> None:
         """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
@@ -40,7 +40,7 @@ class HistoryForked(CaptureError):
 
 
 class Known(NamedTuple):
-    """How far a feed has followed a history: its last event, and the last one that it knows to be logged."""
+    """A feed's last event, and the last event that it knows to be in the log."""
 
     epoch: str
     number: int
@@ -72,7 +72,7 @@ class Feed:
 
     @property
     def known(self) -> Known:
-        """What a log that goes on must hold."""
+        """Return what a log that continues this history must contain."""
         return Known(self.epoch, self.number, *self._logged)
 
     def mark_of(self, number: int) -> int | None:

@@ -198,7 +198,7 @@ class EventLog:
         incarnation: int,
         broke: str | None,
     ) -> Standing:
-        """Begins an epoch. After a TRUNCATE it goes on at the same place of the same WAL."""
+        """Begin an epoch. After a TRUNCATE it continues at the same position of the same WAL."""
         (number,) = await _sure(connection, "last_number")
         place, last_lsn, unsettled = (0, 0), "0/0", None
         if row is not None and broke == _TRUNCATED:
@@ -322,7 +322,7 @@ class EventLog:
                 yield connection
 
     async def until_settled(self, standing: Standing) -> None:
-        """Waits until a snapshot sees all that the history before a new one held."""
+        """Wait until snapshots see every transaction of the previous epoch."""
         while True:
             async with self._work() as connection:
                 if standing.unsettled is None:

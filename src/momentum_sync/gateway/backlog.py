@@ -48,7 +48,7 @@ class Backlog:
     # A turn: for what has no room
 
     def wait_for_turn(self, connection: Hashable, ready: Callable[[], None]) -> None:
-        """Has `ready` called when it is the connection's turn, or there may be room again.
+        """Call `ready` when it is the connection's turn or when there may be room.
 
         One connection at a time goes beyond the limit, so that those who read are never stopped by those who do not:
         its turn ends when it was given what it waited for and nothing of it waits, or when it is gone.
@@ -61,13 +61,13 @@ class Backlog:
         return self._turn is connection
 
     def given(self, connection: Hashable) -> None:
-        """The connection has what it waited for; its turn ends once it has read it."""
+        """End the connection's turn once it has been sent the event and has read it."""
         if self._turn is connection and connection not in self._waiting:
             self._turn = None
             self._next()
 
     def lost(self, connection: Hashable) -> None:
-        """The connection is gone, and wants nothing any more."""
+        """Forget a connection that is gone."""
         self._queue.pop(connection, None)
         self.gone(connection)
 

@@ -70,7 +70,7 @@ def token_of_subprotocols(headers: Iterable[str]) -> str | None:
 
 
 def only(name: str, values: Sequence[str]) -> str | None:
-    """The one value of a header, None without one. BadRequest where there are two, of which either might be meant."""
+    """Return the value of a header, or None. Raise BadRequest if the header is repeated."""
     if len(values) > 1:
         raise BadRequest("repeated_header", f"The request has {len(values)} headers `{name}`; send one.")
     return values[0] if values else None

@@ -208,6 +208,7 @@ class Outflow:
         """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
         self._begun = True
         if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
+            self._backlog.given(self)  # a turn that it does not use
             return
         if self._review:
             self._ask(self._ask_rights())

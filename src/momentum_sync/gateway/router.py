@@ -245,7 +245,7 @@ class Router:
                     self.follow(connection)
 
     def restarted(self) -> None:
-        """Those whose snapshot is from before come back for another: its transaction ids may be given again."""
+        """Close connections whose snapshot is from before the restart; they reconnect for a new one."""
         for connection in self.connections:
             seen = connection.session.seen
             if seen is not None and seen.incarnation != self._feed.incarnation:

@@ -149,7 +149,7 @@ class Session:
         self._last_heard = at
 
     def frame(self, at: float) -> bool:
-        """Counts a frame of any kind; False, and the conversation ends, when there were too many."""
+        """Count a frame of any kind. Return False, and close the session, when there are too many."""
         passed = max(0.0, at - self._received_at)
         self._allowance = min(_BURST, self._allowance + passed * _FRAMES_A_SECOND)
         self._received_at = at
@@ -188,7 +188,7 @@ class Session:
         return None
 
     def receive_binary(self, now: float) -> None:
-        """A binary message, which none of ours is."""
+        """Answer a binary message with an error: the protocol has text messages only."""
         self._unreadable_frame("binary_frame", "Messages are text frames; this one was binary.", now, None)
 
     def _unreadable_frame(self, code: str, sentence: str, now: float, ref: object) -> None:
@@ -381,7 +381,7 @@ class Session:
         )  # fmt: skip
 
     def _position(self, reached: EventId | None) -> str:
-        """From where the client can resume: without it, one that hears of nothing for long would expire."""
+        """Return the position to resume from, so that a client without events does not expire."""
         if reached is None or reached.epoch != self.epoch:
             return self.last_id
         return str(reached if self.seen is None else replace(reached, seen=self.seen))

@@ -239,7 +239,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # Frames
 
     def _counts(self) -> bool:
-        """Counts a frame of any kind against the rates; False if it is one too many, or comes after the end."""
+        """Count a frame of any kind against the rates. Return False if it exceeds them or follows the close."""
         if self._closed_with is not None:
             return False
         if not self._greeted:
@@ -339,7 +339,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._pong = out[-1]  # the last ping is the one that must be answered: RFC 6455, section 5.5.3
 
     def drained(self) -> None:
-        """The client reads again: it gets the pong that waited for that."""
+        """Send the pong that waited until the client reads again."""
         pong, self._pong = self._pong, b""
         if pong and self._ws.state is State.OPEN and self._closed_with is None:
             self._out.pass_on(pong)

@@ -1,4 +1,4 @@
-"""What a client's message asks of the database, done as the client."""
+"""Database work requested by client messages, done under the client's role."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from momentum_sync.wire.close import Close
 
 
 async def perform(work: Work, session: Session, gateway: Gateway) -> None:
-    """Do the work that a message asked for, and have the session answer. Raises RequestError for what cannot be done."""
+    """Do the work that a message asked for, and have the session answer. Raises RequestError."""
     desk = gateway.desk
     match work:
         case Grant(channels, ref):

@@ -66,8 +66,8 @@ class Rights:
         self._own = {} if user is None else {by: own for by, own in self._own.items() if own.subject != user}
 
     def missed(self) -> None:
-        """There may have been changes that it was not told of, and the ids of those that it was told of may not count
-        here.
+        """Forget all cached rights and pending changes, because changes may have been missed and their ids may not
+        count here.
 
         A database that took over may give lower transaction ids than the one before.
         """

@@ -101,7 +101,7 @@ def verify(token: str, rules: Rules, keys: Mapping[str, jwt.PyJWK], *, now: floa
 
 
 def _same(given: str, key: str) -> bool:
-    """Compares in constant time. A header may have bytes that are no text, and those come as half surrogates."""
+    """Compare in constant time. Header bytes that are not UTF-8 arrive as lone surrogates."""
     return hmac.compare_digest(given.encode(errors="surrogateescape"), key.encode())
 
 

@@ -101,7 +101,7 @@ class Keeper:
         self.changed = True
 
     def advance(self, position: str) -> None:
-        """The stream has come this far, and the program has had all of it."""
+        """Advance to a position when the program has processed all events before it."""
         if self.last_event_id not in (None, position):
             self.last_event_id = position
             self.changed = True
