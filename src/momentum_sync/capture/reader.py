@@ -185,6 +185,7 @@ class Capture:
                 ceiling=standing.ceiling,
                 incarnation=standing.incarnation,
                 newest=standing.newest,
+                before=standing.before,
             )
             numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
             if self._ending.is_set():  # nothing was read

@@ -363,19 +363,32 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
                 answers.append([await connection.execute(query, parameters) for query, parameters in asked])
             began.append(await connection.execute(_NOW))
             found = [[await answer.fetchall() for answer in answered] for answered in answers]
-            times = [row[0] for each in began if (row := await each.fetchone()) is not None]
+            times = await _times(began)
     except Unavailable as error:
         if isinstance(error.__cause__, errors.QueryCanceled):
             raise _TooSlow(min(_first_unanswered(answers), len(questions) - 1)) from error
         raise
-    spent: dict[str, float] = {}
-    for question, rows, start, end in zip(questions, found, times, times[1:], strict=False):
-        by = question.caller.claims
-        spent[by] = spent.get(by, 0.0) + end - start
-        slow.note(question.caller, spent[by])
+    if len(times) > 2:
+        spent: dict[str, float] = {}
+        for question, start, end in zip(questions, times, times[1:], strict=False):
+            by = question.caller.claims
+            spent[by] = spent.get(by, 0.0) + end - start
+            slow.note(question.caller, spent[by])
+    for question, rows in zip(questions, found, strict=True):
         if not question.answer.done():  # else whoever asked has gone
             question.answer.set_result(rows)
-    return float(times[-1] - times[0]) if times else 0.0
+    return times[-1] - times[0]
+
+
+async def _times(began: Sequence[AsyncCursor[TupleRow]]) -> list[float]:
+    """Return when each question began, and when all had ended: only the first and the last time if all were quick."""
+    first, last = await began[0].fetchone(), await began[-1].fetchone()
+    assert first is not None
+    assert last is not None
+    if last[0] - first[0] < _SLOW_FROM_S:
+        return [first[0], last[0]]
+    rows = [await each.fetchone() for each in began[1:-1]]
+    return [first[0], *[row[0] for row in rows if row is not None], last[0]]
 
 
 def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int:

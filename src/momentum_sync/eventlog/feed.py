@@ -85,14 +85,14 @@ class Feed:
 
     def begin(
         self, *, epoch: str, number: int, mark: int, position: int, ceiling: int, incarnation: int,
-        newest: Sequence[Event] = (),
+        newest: Sequence[Event] = (), before: int | None = None,
     ) -> None:  # fmt: skip
         """Capture holds the slot and will go on after `number`, whose event has this mark.
 
         `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
-        events up to `number`, `newest` the last of them, which the window begins with. A history that the feed has
-        followed this far goes on where the feed stands. Another one, or one that was written elsewhere meanwhile,
-        starts afresh. `incarnation` names the run of PostgreSQL.
+        events up to `number`, `newest` the last of them, which the window begins with, `before` the mark of the one
+        before those. A history that the feed has followed this far goes on where the feed stands. Another one, or one
+        that was written elsewhere meanwhile, starts afresh. `incarnation` names the run of PostgreSQL.
         """
         restarted = bool(self.incarnation) and incarnation != self.incarnation
         self.incarnation = incarnation
@@ -111,7 +111,7 @@ class Feed:
         self.position = position
         self._logged = (number, mark)
         if newest:
-            self.window.restart(first=newest[0].number, ceiling=ceiling)
+            self.window.restart(first=newest[0].number, ceiling=ceiling, before=before)
         else:
             self.window.restart(first=number + 1, ceiling=ceiling, before=mark)
         for event in newest:

@@ -58,9 +58,10 @@ class Standing:
     """Where a history stands: the place of the last logged event, and a transaction id above all before it.
 
     `mark` is that of the last event, 0 where the history begins; `incarnation` names the run of PostgreSQL. `newest`
-    are its last events, unless they are known already. A history that `begins` here may have had one before it, and
-    `broke` says why that does not go on; `unsettled` are the transactions that a snapshot must see before it can be
-    served, where they are known, else they are all below `ceiling`.
+    are its last events, unless they are known already, and `before` is the mark of the event before those. A history
+    that `begins` here may have had one before it, and `broke` says why that does not go on; `unsettled` are the
+    transactions that a snapshot must see before it can be served, where they are known, else they are all below
+    `ceiling`.
     """
 
     epoch: str
@@ -70,6 +71,7 @@ class Standing:
     ceiling: int
     incarnation: int
     newest: list[Event] = field(default_factory=list)
+    before: int | None = None
     begins: bool = False
     broke: str | None = None
     unsettled: list[int] | None = None
@@ -183,9 +185,12 @@ class EventLog:
                     broke = "events are missing from the log" if newest is None else None
                 if broke is None:
                     await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
+                    before = None
+                    if newest:
+                        (before,) = await _sure(connection, "mark_of", epoch=row.epoch, number=newest[0].number - 1)
                     return Standing(
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
-                        incarnation, newest=newest or [],
+                        incarnation, newest=newest or [], before=before,
                     )  # fmt: skip
             return await self._begin(connection, facts, row, ceiling, incarnation, broke)
 

@@ -164,6 +164,12 @@ class WebSocketProtocol(asyncio.Protocol):
     # The handshake
 
     async def _begin(self, request: Request) -> None:
+        try:
+            await self._shake_hands(request)
+        finally:
+            self._beginning = None
+
+    async def _shake_hands(self, request: Request) -> None:
         if self._gone:
             return
         self._transport.pause_reading()
