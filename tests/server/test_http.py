@@ -322,8 +322,8 @@ async def test_an_overview_reads_no_rows_that_the_policies_would_leave_out(db: S
             row = connection.execute(snapshot._SQL["overview_users"]).fetchone()
             assert row is not None
             assert user in row[0]
-            asked = {"days": 30, "people": 10, "interventions": 10, "users": row[0], "all_interventions": row[1]}
-            connection.execute(snapshot._SQL["overview_of"], asked)
+            asked = {"days": 30, "people": 10, "interventions": 10, "users": row[0]}
+            connection.execute(snapshot.overview_query(some=True, all_interventions=row[1]), asked)
             read = connection.execute(
                 "select seq_scan, idx_tup_fetch from pg_stat_xact_user_tables where relname = 'daily_engagement_scores'"
             ).fetchone()

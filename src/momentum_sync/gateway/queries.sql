@@ -78,12 +78,12 @@ from (
 ) as r
 
 -- name: overview
--- Whatever the caller may see of these days: the latest score of each user, those who need care first; how many were in
+-- Whatever the caller may see of these days, of all users or, by index, of some: the latest score of each user, those who need care first; how many were in
 -- which state on each day; and the open interventions, whenever they are.
 with scores as materialized (
     select s.user_id, s.score_date, s.momentum_state, s.final_score
     from public.daily_engagement_scores s
-    where s.score_date > current_date - %(days)s::int
+    where {scores} and s.score_date > current_date - %(days)s::int
 ),
 latest as (
     select distinct on (s.user_id) s.user_id, s.score_date, s.momentum_state, s.final_score
@@ -107,60 +107,7 @@ days as (
 open_ones as (
     select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at
     from public.coach_interventions i
-    where i.status in ('scheduled', 'in_progress')
-    order by i.scheduled_date nulls last, i.created_at, i.id
-    limit %(interventions)s
-)
-select jsonb_build_object(
-    'people', coalesce((
-        select jsonb_agg(jsonb_build_object(
-            'user_id', p.user_id, 'score_date', p.score_date, 'momentum_state', p.momentum_state,
-            'final_score', p.final_score) order by p.final_score, p.user_id)
-        from people p), '[]'),
-    'days', coalesce((
-        select jsonb_agg(jsonb_build_object(
-            'score_date', d.score_date, 'Rising', d.rising, 'Steady', d.steady, 'NeedsCare', d.needs_care)
-            order by d.score_date)
-        from days d), '[]'),
-    'interventions', coalesce((
-        select jsonb_agg(jsonb_build_object(
-            'id', o.id, 'user_id', o.user_id, 'intervention_type', o.intervention_type, 'status', o.status,
-            'scheduled_date', o.scheduled_date, 'trigger_reason', o.trigger_reason,
-            'created_at', public.momentum_rfc3339(o.created_at))
-            order by o.scheduled_date nulls last, o.created_at, o.id)
-        from open_ones o), '[]'))::text
-
--- name: overview_of
--- As `overview`, of the rows of these users only, by index.
-with scores as materialized (
-    select s.user_id, s.score_date, s.momentum_state, s.final_score
-    from public.daily_engagement_scores s
-    where s.user_id = any (%(users)s::uuid[]) and s.score_date > current_date - %(days)s::int
-),
-latest as (
-    select distinct on (s.user_id) s.user_id, s.score_date, s.momentum_state, s.final_score
-    from scores s
-    order by s.user_id, s.score_date desc
-),
-people as (
-    select l.user_id, l.score_date, l.momentum_state, l.final_score
-    from latest l
-    order by l.final_score, l.user_id
-    limit %(people)s
-),
-days as (
-    select s.score_date,
-        count(*) filter (where s.momentum_state = 'Rising') as rising,
-        count(*) filter (where s.momentum_state = 'Steady') as steady,
-        count(*) filter (where s.momentum_state = 'NeedsCare') as needs_care
-    from scores s
-    group by s.score_date
-),
-open_ones as (
-    select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at
-    from public.coach_interventions i
-    where (%(all_interventions)s or i.user_id = any (%(users)s::uuid[]))
-        and i.status in ('scheduled', 'in_progress')
+    where {interventions} and i.status in ('scheduled', 'in_progress')
     order by i.scheduled_date nulls last, i.created_at, i.id
     limit %(interventions)s
 )

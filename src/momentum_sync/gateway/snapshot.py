@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import msgspec
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from momentum_sync.database import lsn, queries
-from momentum_sync.database.pool import CallerPool, Lane
+from momentum_sync.database.pool import CallerPool, Lane, Params, Query
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, NotFound, Unavailable
 from momentum_sync.eventlog import resume
@@ -163,13 +163,9 @@ class Desk:
         """
         async with self._reading(identity, None) as connection:
             users, all_interventions = await _row(connection, "overview_users")
-            asked = {"days": days, "people": _MOST_PEOPLE, "interventions": _MOST_INTERVENTIONS}
-            if users is None:
-                (text,) = await _row(connection, "overview", **asked)
-            else:
-                (text,) = await _row(
-                    connection, "overview_of", **asked, users=users, all_interventions=all_interventions
-                )
+            asked = {"days": days, "people": _MOST_PEOPLE, "interventions": _MOST_INTERVENTIONS, "users": users}
+            query = overview_query(some=users is not None, all_interventions=all_interventions)
+            (text,) = await _only(connection, query, asked)
             return msgspec.Raw(str(text).encode())
 
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:
@@ -202,8 +198,20 @@ def _refused(asked: Sequence[str], granted: Granted) -> list[str]:
     return [channel for channel in asked if channel not in granted.channels]
 
 
+def overview_query(*, some: bool, all_interventions: bool) -> sql.Composed:
+    """Return the query `overview`: of `some` users or of all, with or without everybody's interventions."""
+    return sql.SQL(_SQL["overview"]).format(
+        scores=sql.SQL("s.user_id = any (%(users)s::uuid[])" if some else "true"),
+        interventions=sql.SQL("i.user_id = any (%(users)s::uuid[])" if some and not all_interventions else "true"),
+    )
+
+
 async def _row(connection: AsyncConnection[TupleRow], name: str, **parameters: object) -> TupleRow:
-    row = await (await connection.execute(_SQL[name], parameters)).fetchone()
+    return await _only(connection, _SQL[name], parameters)
+
+
+async def _only(connection: AsyncConnection[TupleRow], query: Query, parameters: Params) -> TupleRow:
+    row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None
     return row
 
