@@ -134,7 +134,7 @@ def slot_may_be_stuck(said: str) -> None:
 
 
 def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None:
-    """What keeps events from being published, or may put them out of order, is not what it was."""
+    """Log changed problems that stop publishing and triggers that may reorder events."""
     if problems:
         _log.error("events are not published", problems=problems, mend="momentum-sync migrate --again")
     if foreign_triggers:

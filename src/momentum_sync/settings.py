@@ -127,7 +127,7 @@ class Settings(BaseSettings):
             return values
         for name, value in values.items():
             if name.lower() in _SECRETS and isinstance(value, str) and not value.strip():
-                raise ValueError(f"{_SECRETS[name.lower()]} is empty; give it a value, or do not set it at all")
+                raise ValueError(f"{_SECRETS[name.lower()]} is empty; set a value or unset it")
         return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
 
     @field_validator("retention", "heartbeat", "drain", mode="before")
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
             ):
                 if secret is not None and len(secret.get_secret_value().encode()) < least:
                     raise ValueError(
-                        f"{name} is shorter than {least} bytes, and whoever guesses it is anybody;"
+                        f"{name} is shorter than {least} bytes and can be guessed;"
                         f" set a longer one, or MOMENTUM_HOST=127.0.0.1 instead of {self.host}"
                     )
         return self
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
 
 
 def unknown(names: Iterable[str]) -> list[str]:
-    """Return those of the names of environment variables that begin as ours do and are no setting."""
+    """Return the names that start with `MOMENTUM_` but are not settings."""
     known = {f"MOMENTUM_{name.upper()}" for name in Settings.model_fields}
     return sorted(name for name in names if name.startswith("MOMENTUM_") and name not in known)
 

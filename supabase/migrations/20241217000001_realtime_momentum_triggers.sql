@@ -271,7 +271,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     if cardinality(channels) > momentum.max_channels() then
-        raise exception 'momentum.publish got % channels, and an event has at most %',
+        raise exception 'momentum.publish got % channels; the limit is %',
                 cardinality(channels), momentum.max_channels()
             using errcode = 'program_limit_exceeded',
                 hint = 'Publish on a channel that all of them hold, or raise max_channels in momentum.settings.';
@@ -285,7 +285,7 @@ begin
             using errcode = 'invalid_parameter_value';
     end if;
     if octet_length(event::text) > momentum.max_event_bytes() then
-        raise exception 'momentum.publish got an event of % bytes, and one has at most %',
+        raise exception 'momentum.publish got an event of % bytes; the limit is %',
                 octet_length(event::text), momentum.max_event_bytes()
             using errcode = 'program_limit_exceeded',
                 hint = 'Publish an id and let clients fetch the rest, or raise max_event_bytes in momentum.settings.';
@@ -1266,7 +1266,7 @@ declare
     dropped text[] := '{}';
 begin
     if retention < interval '0' then
-        raise exception 'momentum.keep_partitions got a retention of %, and one is not negative', retention
+        raise exception 'momentum.keep_partitions got retention %; it must not be negative', retention
             using errcode = 'invalid_parameter_value';
     end if;
     lock table momentum.stream in share update exclusive mode;  -- not an advisory lock, which anybody may hold
@@ -1280,7 +1280,7 @@ begin
                 'alter table momentum.event_log attach partition momentum_log.%I for values from (%L) to (%L)',
                 'event_log_' || to_char(day, 'YYYYMMDD'), day::timestamptz, (day + 1)::timestamptz);
         exception when invalid_object_definition or check_violation then
-            raise warning 'momentum.keep_partitions: a partition made by somebody else covers %', day;
+            raise warning 'momentum.keep_partitions: another partition already covers %; detach it', day;
         end;
     end loop;
     for part in

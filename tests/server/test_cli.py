@@ -91,9 +91,9 @@ def test_in_development_the_secret_is_kept_in_a_file_of_the_owners(tmp_path: Pat
         (("serve", "--service-role-key", ""), {}, "SUPABASE_SERVICE_ROLE_KEY is empty"),
         (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, 'at "127.0.0.1", port 1'),
         (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
-        (("serve", "--database-url", "nonsense"), {}, "no connection string"),
+        (("serve", "--database-url", "nonsense"), {}, "not a PostgreSQL connection string"),
         (("migrate", "--database-url", "postgresql://127.0.0.1:1/x"), {}, "cannot be reached"),
-        (("migrate", "--database-url", "nonsense"), {}, "no connection string"),
+        (("migrate", "--database-url", "nonsense"), {}, "not a PostgreSQL connection string"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_what_mends_it(

@@ -269,7 +269,7 @@ def test_the_depth_of_json_is_the_same_under_every_setting_and_quickly_found(db:
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (("select momentum.publish(array(select 'c' || n from generate_series(1, 1001) n), '{}')",), "1001 channels"),
-    (("select momentum.publish(array['c'], jsonb_build_object('a', repeat('x', 1048577)))",), "bytes, and one has"),
+    (("select momentum.publish(array['c'], jsonb_build_object('a', repeat('x', 1048577)))",), "bytes; the limit is"),
     (("select momentum.publish(array['c'], (repeat('[', 64) || repeat(']', 64))::jsonb)",), "JSON object"),
     (("select momentum.publish(array['c'], ('{\"a\":' || repeat('[', 64) || repeat(']', 64) || '}')::jsonb)",),
      "more than 64 levels deep"),

@@ -387,7 +387,7 @@ class _Run:
             self._report(reply=True)
             if time.monotonic() - self._heard_at > silent and self._stream.reading:
                 self._stream.cut()
-                raise CaptureError(f"nothing has come from the database for {silent:g} s")
+                raise CaptureError(f"no data from the database for {silent:g} s; reconnecting")
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def end(self) -> None:

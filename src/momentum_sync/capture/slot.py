@@ -120,7 +120,7 @@ async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused)
         return True
     there = await (await connection.execute(_SQL["publication"], {"publication": PUBLICATION})).fetchone()
     if there is None:
-        raise CaptureError(f"the publication {PUBLICATION} is missing; make it again: momentum-sync migrate")
+        raise CaptureError(f"the publication {PUBLICATION} is missing; create it with: momentum-sync migrate")
     return True
 
 
@@ -293,7 +293,7 @@ async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
                 cursor = await connection.execute("IDENTIFY_SYSTEM")
                 row = await cursor.fetchone()
             except psycopg.Error as error:
-                raise CaptureError(f"the database does not say who it is: {summary(str(error))}") from error
+                raise CaptureError(f"IDENTIFY_SYSTEM failed: {summary(str(error))}") from error
             assert row is not None
             if (await _held(conninfo, slot)).failover is False:
                 await _keep_through_failover(connection, slot)

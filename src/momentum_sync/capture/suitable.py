@@ -62,7 +62,7 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
         assert server is not None
         if server.is_replica:
             raise Unsuitable(
-                "The database is a read replica, and the server has to write its log and make a replication slot.",
+                "The database is a read replica; the server must write its event log and create a replication slot.",
                 f"Set {name} to the address of the primary.",
             )
         _check_server(server.version, server.wal_level, server.encoding)

@@ -16,7 +16,7 @@ def migrate(
         str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Apply all of them anew: repairs functions and triggers that were changed.")
+        bool, typer.Option("--again", help="Apply all migrations again; this repairs changed functions and triggers.")
     ] = False,
     server_role: Annotated[
         str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")

@@ -55,7 +55,7 @@ def serve(
     ] = None,
     metrics_per_second: Annotated[
         float | None,
-        typer.Option(help="Events a second in realtime_event_metrics. [env: MOMENTUM_METRICS_PER_SECOND; 20]"),
+        typer.Option(help="Events per second in realtime_event_metrics. [env: MOMENTUM_METRICS_PER_SECOND; 20]"),
     ] = None,
     slot: Annotated[str | None, typer.Option(help="Replication slot. [env: MOMENTUM_SLOT; momentum_sync]")] = None,
     window_bytes: Annotated[

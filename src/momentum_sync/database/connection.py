@@ -168,7 +168,7 @@ def connect(conninfo: str, *, application_name: str, name: str = "DATABASE_URL")
     """Open a connection for a command's own work, in autocommit.
 
     Raises:
-        Unsuitable: there is none to be had. The message names host and port, and no password; the hint is what to set.
+        Unsuitable: the connection failed. The message has host and port but no password; the hint says what to set.
     """
     check_conninfo(conninfo, name)
     return _opened(lambda: psycopg.connect(pinned(conninfo, application_name=application_name), autocommit=True), name)
@@ -180,7 +180,7 @@ def _opened(connecting: Callable[[], Connection[TupleRow]], name: str) -> Connec
     except psycopg.OperationalError as error:
         sentence = summary(str(error))
         if "startup parameter" in sentence:
-            raise Unsuitable(f"{name} leads to a connection pooler: {sentence}.", _DIRECT) from None
+            raise Unsuitable(f"{name} points to a connection pooler: {sentence}.", _DIRECT) from None
         raise Unsuitable(
             f"The database cannot be reached: {sentence}.",
             f"Set {name}=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
@@ -188,7 +188,7 @@ def _opened(connecting: Callable[[], Connection[TupleRow]], name: str) -> Connec
     row = connection.execute("select current_setting('search_path')").fetchone()
     if row is None or str(row[0]).replace(" ", "") != PINNED["search_path"]:
         connection.close()
-        raise Unsuitable(f"{name} leads to a connection pooler that drops a connection's settings.", _DIRECT)
+        raise Unsuitable(f"{name} points to a connection pooler that drops startup parameters.", _DIRECT)
     return connection
 
 
@@ -207,7 +207,7 @@ def check_conninfo(conninfo: str, name: str) -> None:
     ports = str(parts.get("port") or "").split(",")
     if "@" in str(parts.get("host") or "") or not all(port.isdigit() or not port for port in ports):
         raise Unsuitable(
-            f"{name} is no connection string of PostgreSQL; it is not shown, because it may contain a password.",
+            f"{name} is not a PostgreSQL connection string; its value is hidden because it may contain a password.",
             f"Write {name}=postgresql://user:password@host:5432/database, with every character of the password other"
             " than letters and digits percent-encoded (@ is %40, / is %2F).",
         )

@@ -135,7 +135,7 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
     if row is not None:
         owner, database = (sql.Identifier(str(name)).as_string() for name in row)
         raise Unsuitable(
-            f"The app's tables belong to {row[0]}, who is no superuser, and what belongs to others is not run as one.",
+            f"The app's tables belong to {row[0]}, which is not a superuser; migrate as that role, not as a superuser.",
             f"grant create on database {database} to {owner}; grant create on schema public to {owner}; then as"
             f" {owner}: momentum-sync migrate. Roles and schema auth are there now.",
         )
@@ -148,10 +148,10 @@ def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], 
     ).fetchone()
     assert row is not None
     for problem in row[0]:
-        tell(f"{problem}: events are not published; mend it with `momentum-sync migrate --again`")
+        tell(f"{problem}: events are not published; repair it with `momentum-sync migrate --again`")
     for trigger in row[1]:
         tell(
-            f"the trigger {trigger} runs before ours: if it changes the row again, clients end with the older version;"
+            f"the trigger {trigger} runs before ours: if it updates the row, clients keep the older version;"
             " rename it so that it sorts behind ours"
         )
 

@@ -5,7 +5,7 @@ The database decides who may see what: every read for a client runs in a transac
 
 Policies are the operator's SQL, and one may take seconds for one caller. So questions go in lanes: those of clients
 that connect, those about events, and those of callers whose questions were slow lately. A question that takes too
-long for its lane is moved to the last, where each caller waits for its own questions only.
+long for its lane is moved to the last, where callers are served in turn, four at a time.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class CallerPool:
             async with asyncio.timeout(_ANSWER_S):
                 return await question.answer
         except TimeoutError:
-            raise Unavailable("The database took too long over this; try again in a moment.") from None
+            raise Unavailable("The database did not answer in time; try again in a moment.") from None
 
 
 class _Shared:
@@ -275,7 +275,7 @@ class _SlowCallers:
             if not question.answer.done():  # else whoever asked has gone
                 await _answer_together(self.pool, [question], self, _CUT_AFTER_S)
         except _TooSlow:
-            _fail([question], Unavailable("The database took too long over this; try again in a moment."))
+            _fail([question], Unavailable("The database did not answer in time; try again in a moment."))
         except Exception as error:
             _fail([question], error)
         finally:
@@ -314,7 +314,7 @@ async def _in_time(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
         async with asyncio.timeout(_WAIT_FOR_CONNECTION_S):
             await semaphore.acquire()
     except TimeoutError:
-        raise Unavailable("Earlier requests of yours are still being answered; try again in a moment.") from None
+        raise Unavailable("Too many of these requests are still running; try again in a moment.") from None
     try:
         yield
     finally:
@@ -416,4 +416,4 @@ async def _connection(
     except PoolTimeout as error:
         raise Unavailable("The database does not answer; try again in a moment.") from error
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable("The database could not do that now; try again in a moment.") from error
+        raise Unavailable("The database operation failed; try again in a moment.") from error

@@ -153,7 +153,7 @@ class Feed:
         if published is not None and (published.mark, published.commit_lsn, published.commit_index) != (
             event.mark, event.commit_lsn, event.commit_index
         ):  # fmt: skip
-            raise HistoryForked("the stream repeats other events than it brought before")
+            raise HistoryForked("the stream repeated offsets with different events; a new epoch begins")
 
     def logged(self, event: Event) -> None:
         """The log holds everything up to the event."""

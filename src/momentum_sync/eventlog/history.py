@@ -128,7 +128,7 @@ class History:
 async def _answering(costs: str | None = None) -> AsyncIterator[None]:
     """Raises Unavailable if the log does not answer, or Refused for the reason `costs` if it takes too long over it.
 
-    A resume that would cost more than a query may is not had by asking again; a snapshot costs little.
+    Retrying a resume that exceeds the query timeout cannot succeed; a snapshot is cheap.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What `realtime_event_metrics` is to be told: what was delivered, up to so many events a second, and the failures.
+"""Samples for `realtime_event_metrics`: delivered events, rate-limited, and all failures.
 
 It is gathered here, on the way of the events, at the price of a comparison; somebody else writes it, in batches, later.
 """

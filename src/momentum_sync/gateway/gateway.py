@@ -77,9 +77,9 @@ class Gateway:
         hello = handshake.hello(query, identity.subject)
         self.count(self.connects, identity)
         if self.draining:
-            raise Unavailable("This server is going away; try again, and another will answer.")
+            raise Unavailable("This server is shutting down; reconnect to reach another one.")
         if not self.live():
-            raise Unavailable("The feed of changes is not running; try again in a moment.")
+            raise Unavailable("The event stream is not running; try again in a moment.")
         return hello, identity
 
     def count(self, rate: Rate, identity: Identity) -> None:

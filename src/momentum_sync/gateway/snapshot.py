@@ -84,7 +84,7 @@ class Desk:
         try:
             return await self._history.mark(epoch, number)
         except Refused as refused:  # the history ended meanwhile, or retention has come this far
-            raise Unavailable("More is happening than a snapshot can keep up with; try again in a moment.") from refused
+            raise Unavailable("The event log moved past the snapshot; try again in a moment.") from refused
 
     async def grant(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
         """Those of the channels that the caller may have. Forbidden if it may not, or no longer, act for the user."""

@@ -21,7 +21,7 @@ async def perform(work: Work, session: Session, gateway: Gateway) -> None:
         case CheckToken(token, ref):
             identity = await gateway.authenticator.verify(token)
             if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
-                raise Forbidden("The new token is somebody else's.")
+                raise Forbidden("The new token has another user or role; open a new connection.")
             try:
                 granted = await desk.grant(identity, session.user_id, list(session.channels))
             except Forbidden:  # for the user whose connection it is
@@ -38,5 +38,5 @@ async def perform(work: Work, session: Session, gateway: Gateway) -> None:
 
 def _needed(user_id: UUID | None) -> UUID:
     if user_id is None:
-        raise BadRequest("no_user", "This connection is nobody's: connect with `user_id`.")
+        raise BadRequest("no_user", "This connection has no user: reconnect with `user_id`.")
     return user_id

@@ -66,7 +66,7 @@ def service_role() -> Identity:
 def api_key(key: str, rules: Rules) -> Identity | None:
     """The identity that an API key alone gives: `service_role`, or None for the anon key. Raises Unauthenticated."""
     if not key:
-        raise Unauthenticated("The API key is empty.", "invalid_api_key")
+        raise Unauthenticated("The `apikey` header is empty; send a key or omit the header.", "invalid_api_key")
     if rules.service_role_key and _same(key, rules.service_role_key):
         return service_role()
     if rules.anon_key and _same(key, rules.anon_key):
@@ -176,7 +176,7 @@ def _json(claims: dict[str, Any]) -> str:
     except (UnicodeError, RecursionError):
         text = ""
     if not text or _UNSTORABLE.search(text):
-        raise Unauthenticated("The token says what no database can hold.", "invalid_token")
+        raise Unauthenticated("The token's claims do not fit jsonb; remove NUL and lone surrogates.", "invalid_token")
     return text
 
 
