@@ -546,7 +546,10 @@ declare
     too_long text[] := array_remove(array[
         case when octet_length(becomes.title) > momentum.max_event_bytes() then 'title' end,
         case when octet_length(becomes.message) > momentum.max_event_bytes() then 'message' end,
-        case when pg_column_size(becomes.action_data) > momentum.max_event_bytes() then 'action_data' end], null);
+        -- The size in the row is that of the compressed value, at best one in 255.
+        case when pg_column_size(becomes.action_data) > momentum.max_event_bytes() / 256
+                and octet_length(becomes.action_data::text) > momentum.max_event_bytes()
+            then 'action_data' end], null);
 begin
     if was_shown and (gone or changed) then
         perform momentum.publish(

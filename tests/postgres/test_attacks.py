@@ -193,12 +193,16 @@ def test_everything_belongs_to_the_owner_of_the_tables_whoever_migrates(db: Sql,
 
 def test_a_superuser_does_not_migrate_the_tables_of_a_lesser_role(db: Sql, database: str) -> None:
     """The tables' owner also owns schema momentum and could leave code there that the next `migrate` runs."""
-    db.execute(f"create role {APP_OWNER}")
+    db.execute(f"create role {APP_OWNER} login")
     try:
-        db.execute(f"alter table public.daily_engagement_scores owner to {APP_OWNER}")
+        db.execute(f"alter table public.momentum_notifications owner to {APP_OWNER}")
         with pytest.raises(Unsuitable, match=f"belong to {APP_OWNER}") as unsuitable:
             migrate(database, tell=lambda _: None, again=True)
-        assert f'as "{APP_OWNER}": momentum-sync migrate' in unsuitable.value.hint
+        assert f'Connect as "{APP_OWNER}" and run: momentum-sync migrate --again' in unsuitable.value.hint
+        told: list[str] = []
+        migrate(make_conninfo(database, user=APP_OWNER), tell=told.append, again=True)  # what the hint says
+        assert [line for line in told if "not published" in line] == []
+        assert is_no_superuser(db, APP_OWNER)
     finally:
         db.execute(f"reassign owned by {APP_OWNER} to postgres; drop owned by {APP_OWNER}; drop role {APP_OWNER}")
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import LiteralString
@@ -340,6 +341,42 @@ async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_no
         assert len(answered) == 61
     finally:
         await callers.close()
+
+
+async def test_a_caller_who_asks_alone_is_known_as_slow(database: str, db: Sql) -> None:
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    await callers.open()
+    try:
+        caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
+        await callers.ask(caller, ("select pg_sleep(0.3)", {}))  # quick enough for its lane
+        assert callers._slow.knows(caller)
+        callers._slow._until.clear()
+        callers._slow.note(caller, 1.0)
+        known = callers._slow._until[caller.claims]
+        await callers.ask(caller, ("select pg_sleep(0.3)", {}))
+        assert callers._slow._until[caller.claims] > known, "it still is"
+    finally:
+        await callers.close()
+
+
+async def test_a_database_that_is_away_makes_nobody_slow() -> None:
+    with socket.socket() as nobody:  # it is bound and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        callers = CallerPool(f"host=127.0.0.1 port={nobody.getsockname()[1]} user=nobody", size=2)
+        await callers.open()
+        try:
+            asked = [
+                asyncio.ensure_future(
+                    callers.ask(Identity("authenticated", UUID(int=n), json.dumps({"sub": n}), None), ("select 1", {}))
+                )
+                for n in range(20)
+            ]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert {type(each) for each in found} == {Unavailable}
+            assert not callers._slow._waiting
+            assert all(lane._each == 0 for lane in callers._lanes.values())
+        finally:
+            await callers.close()
 
 
 async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) -> None:

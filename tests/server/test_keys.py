@@ -146,6 +146,28 @@ async def test_many_at_once_ask_once(authenticator: Authenticator, issuer: Issue
     assert issuer.asked == 1
 
 
+async def test_whoever_asks_first_and_goes_away_leaves_the_others_their_keys(
+    authenticator: Authenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.publish("RS256")
+    token = issuer.sign("RS256")
+    fetching, go = asyncio.Event(), asyncio.Event()
+    real = module._fetch
+
+    async def slow(url: str) -> Any:
+        fetching.set()
+        await go.wait()
+        return await real(url)
+
+    monkeypatch.setattr(module, "_fetch", slow)
+    first, other = (asyncio.ensure_future(authenticator.verify(token)) for _ in range(2))
+    await fetching.wait()
+    first.cancel()
+    go.set()
+    assert (await other).subject == USER
+    assert (first.cancelled(), issuer.asked) == (True, 1)
+
+
 @pytest.mark.parametrize("answer", [(500, b""), (302, b""), (200, b"no json"), (200, b"[]"), (200, b" " * 300_000)])
 async def test_an_issuer_that_cannot_be_read(
     authenticator: Authenticator, issuer: Issuer, answer: tuple[int, bytes]

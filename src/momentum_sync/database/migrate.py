@@ -6,11 +6,13 @@ The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (v
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from psycopg import Connection, errors, sql
@@ -125,20 +127,40 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
 
 
 def _check_owner(connection: Connection[TupleRow]) -> None:
-    """Refuses to work as a superuser on tables of a lesser role, which could leave code there."""
+    """Refuses to work as a superuser on tables of a lesser role, which could leave code there.
+
+    What is ours is handed over to that role first, so that it can migrate.
+    """
     row = connection.execute(
-        "select pg_get_userbyid(c.relowner)::text, current_database()::text"
-        " from pg_class c join pg_roles owner on owner.oid = c.relowner"
+        "select pg_get_userbyid(c.relowner)::text from pg_class c join pg_roles owner on owner.oid = c.relowner"
         " join pg_roles me on me.rolname = current_user"
-        " where c.oid = to_regclass('public.daily_engagement_scores') and me.rolsuper and not owner.rolsuper"
+        " where c.relnamespace = 'public'::regnamespace and c.relname = any(%s) and me.rolsuper and not owner.rolsuper"
+        " order by c.relname <> 'daily_engagement_scores' limit 1",
+        (_made("table"),),
     ).fetchone()
     if row is not None:
-        owner, database = (sql.Identifier(str(name)).as_string() for name in row)
+        _hand_over(connection, row[0])
         raise Unsuitable(
             f"The app's tables belong to {row[0]}, which is not a superuser; migrate as that role, not as a superuser.",
-            f"grant create on database {database} to {owner}; grant create on schema public to {owner}; then as"
-            f" {owner}: momentum-sync migrate. Roles and schema auth are there now.",
+            f"It now owns the publication supabase_realtime and whatever was migrated before. Connect as"
+            f" {sql.Identifier(row[0]).as_string()} and run: momentum-sync migrate --again",
         )
+
+
+def _made(kind: Literal["table", "function"]) -> list[str]:
+    """Return the names of what the migrations make in schema public."""
+    made = re.compile(rf"^create (?:or replace )?{kind} (?:if not exists )?public\.(\w+)", re.MULTILINE)
+    return sorted({name for migration in migrations() for name in made.findall(migration.sql)})
+
+
+def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
+    """Makes a role the owner of what an earlier migration left to a superuser. None of it runs the role's code."""
+    text = _text("database/hand_over.sql")
+    with connection.transaction():
+        for name, value in (("owner", owner), ("tables", _made("table")), ("functions", _made("function"))):
+            given = value if isinstance(value, str) else ",".join(value)
+            connection.execute("select set_config('momentum.hand_over_' || %s, %s, true)", (name, given))
+        connection.execute(text.encode())
 
 
 def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], None]) -> None:

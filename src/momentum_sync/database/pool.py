@@ -45,6 +45,7 @@ _SLOW_AT_ONCE = 4
 _PER_CALLER = 2  # transactions of one caller at a time, outside of the lanes
 _BATCH = 50
 _PER_BATCH = 2  # questions of one caller
+_LOOKED_AT = 1_000  # questions that a batch passes over
 _SHARED_S = 0.5  # of the database's work, that a round trip is meant to take
 _BECOME: LiteralString = "select extract(epoch from clock_timestamp())::float8, momentum.become(%s, %s)"
 _NOW: LiteralString = "select extract(epoch from clock_timestamp())::float8"
@@ -183,18 +184,22 @@ class _Shared:
             self._asking.discard(task)  # not later: who asks next must find it gone
 
     def _next_batch(self) -> list[_Question]:
-        """Return the questions for one round trip: at most two of one caller, none that was cancelled."""
+        """Return the questions for one round trip: at most two of one caller, none that was cancelled.
+
+        What is passed over goes behind the others. The operator's own backends are not one caller.
+        """
         most = _BATCH if self._each * _BATCH < _SHARED_S else max(1, int(_SHARED_S / self._each))
         batch: list[_Question] = []
         later: list[_Question] = []
         count: Counter[str] = Counter()
-        while self._waiting and len(batch) < most:
+        while self._waiting and len(batch) < most and len(later) < _LOOKED_AT:
             question = self._waiting.popleft()
             if question.answer.done():
                 continue
             count[question.caller.claims] += 1
-            (batch if count[question.caller.claims] <= _PER_BATCH else later).append(question)
-        self._waiting.extendleft(reversed(later))
+            taken = _is_service(question.caller) or count[question.caller.claims] <= _PER_BATCH
+            (batch if taken else later).append(question)
+        self._waiting.extend(later)
         return batch
 
     async def _answer(self, batch: list[_Question]) -> None:
@@ -212,7 +217,8 @@ class _Shared:
                     self._slow.put(other)
                 continue
             except Exception as error:
-                if isinstance(error, Unavailable) and len(batch) > 1 and time.monotonic() - began >= _BATCH_S:
+                late = isinstance(error, Unavailable) and time.monotonic() - began >= _BATCH_S
+                if late and len(batch) > 1 and not isinstance(error.__cause__, PoolTimeout):
                     self._each = _BATCH_S / len(batch)  # together they took too long, and each may be quick
                     for question in batch:
                         self._slow.put(question)
@@ -368,7 +374,7 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
         if isinstance(error.__cause__, errors.QueryCanceled):
             raise _TooSlow(min(_first_unanswered(answers), len(questions) - 1)) from error
         raise
-    if len(times) > 2:
+    if times[-1] - times[0] >= _SLOW_FROM_S:
         spent: dict[str, float] = {}
         for question, start, end in zip(questions, times, times[1:], strict=False):
             by = question.caller.claims

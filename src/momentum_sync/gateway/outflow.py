@@ -29,9 +29,11 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
 _PATIENCE_S = 10.0
+_TURN_S = 30.0  # for reading what there was no room for, see `Backlog.wait_for_turn`
 _UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
 _NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
 _PAGE = 64 * 1024
+_SMALL_PAGE = 1024
 
 
 class Socket(Connection, Protocol):
@@ -57,8 +59,9 @@ class Outflow:
     """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
 
     __slots__ = (
-        "_alone", "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
-        "_loop", "_most", "_patience", "_review", "_router", "_socket", "_transport", "_waiting", "_written",
+        "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
+        "_loop", "_most", "_page_bytes", "_patience", "_review", "_router", "_socket", "_transport", "_turn_s",
+        "_waiting", "_written",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +94,8 @@ class Outflow:
         self._review = False
         self._asking: asyncio.Task[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._alone = False
+        self._page_bytes = _PAGE
+        self._turn_s = 0.0
         transport.set_write_buffer_limits(high=_UNCOUNTED)
 
     def end(self) -> None:
@@ -167,6 +171,7 @@ class Outflow:
             return
         self._waiting = True
         self._written = self._beyond = 0
+        self._turn_s = 0.0
         self._watch(self._transport.get_write_buffer_size())
 
     def resumed(self) -> None:
@@ -184,9 +189,11 @@ class Outflow:
         self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
 
     def _still_waiting(self, before: int) -> None:
-        """A client that has read nothing for a while is too slow; one that reads has time."""
+        """A client that has read nothing for a while is too slow; one that reads has time, but for a turn."""
         waiting = self._transport.get_write_buffer_size()
-        if waiting >= before + self._written:
+        if self._backlog.has_turn(self):
+            self._turn_s += _PATIENCE_S
+        if waiting >= before + self._written or self._turn_s >= _TURN_S:
             self._socket.finish(Close.TOO_SLOW)
         else:
             self._watch(waiting)
@@ -206,8 +213,17 @@ class Outflow:
 
     def catch_up(self) -> None:
         """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
+        try:
+            self._catch_up()
+        except Exception as error:  # else it would stay behind, open and silent
+            observe.failed("catching up", error)
+            self._socket.finish(Close.RESTART)
+
+    def _catch_up(self) -> None:
         self._begun = True
-        if self._ended or self._waiting or self._asking is not None or not self._socket.behind:
+        if self._asking is not None:  # it goes on, and its turn does, when there is the answer
+            return
+        if self._ended or self._waiting or not self._socket.behind:
             self._backlog.given(self)  # a turn that it does not use
             return
         if self._review:
@@ -218,7 +234,7 @@ class Outflow:
         found = self._history.at_hand(session.place, keys, most=self._page)
         if found is None:
             self._ask(self._ask_log(keys))
-        elif self._lacks_room(found[0]):
+        elif self._lacks_room(found[0]):  # before the database is asked about it
             self._backlog.wait_for_turn(self, self._ready)
         elif asked := [event for event in found[0] if session.asks(event)]:
             self._ask(self._ask_sight(*found, asked, keys))
@@ -237,18 +253,21 @@ class Outflow:
     def _page(self) -> int:
         """Bytes of a page; an event at a time while all connections together hold as much as they may.
 
-        The same after a page about which the database was asked for too long.
+        The same after a page about which the database was asked for too long, and then twice as much each time.
         """
-        return 0 if self._backlog.full or self._alone else _PAGE
+        return 0 if self._backlog.full else self._page_bytes
 
     def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset()) -> None:
+        if self._lacks_room(events):  # others may have taken it while the database was asked
+            self._backlog.wait_for_turn(self, self._ready)
+            return
         session = self._socket.session
         now = time.time()
         for event in events:
             if event.number not in withheld:
                 session.event(event, now)
         session.place = upto
-        self._alone = False
+        self._page_bytes = min(_PAGE, max(_SMALL_PAGE, 2 * self._page_bytes))
         self._socket.flush()
         self._backlog.given(self)
         if self._ended:
@@ -293,7 +312,7 @@ class Outflow:
         except Unavailable:
             if len(events) == 1:
                 raise
-            self._alone = True  # too many at once for a policy that takes long
+            self._page_bytes = 0  # too many at once for a policy that takes long
             return
         if not self._is_as_before(identity, keys):
             return

@@ -30,8 +30,7 @@ class Authenticator:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
-        self._lock = asyncio.Lock()
-        self._refreshing: asyncio.Future[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def authenticate(self, *, authorization: str | None, apikey: str | None) -> Identity:
         """The caller behind a request's `Authorization` and `apikey`. Raises Unauthenticated or Unavailable."""
@@ -47,41 +46,32 @@ class Authenticator:
         """The identity that a token proves now. Raises Unauthenticated, or Unavailable if keys cannot be had."""
         try:
             identity = verify(token, self._rules, self._keys, now=time.time())
-            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S and self._refreshing is None:
-                self._refreshing = asyncio.ensure_future(self._refresh(self._fetched_at))
-                self._refreshing.add_done_callback(self._refreshed)
+            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S:
+                self._refresh()
             return identity
         except UnknownKey:
-            fetched_at = self._fetched_at
-            await self._refresh(fetched_at)
+            if (refreshing := self._refresh()) is not None:
+                await asyncio.shield(refreshing)  # others wait for it, too: whoever asked first may be gone by then
             if self._fetched_at == float("-inf") and self._url is not None:
                 raise Unavailable("The issuer's signing keys cannot be had; try again in a moment.") from None
             return verify(token, self._rules, self._keys, now=time.time())
 
-    def _refreshed(self, _: asyncio.Future[None]) -> None:
-        self._refreshing = None
-
-    async def _refresh(self, known_at: float) -> None:
-        """Fetches the key set, unless it was tried moments ago or another caller has just done so."""
-        if self._url is None:
-            return
-        async with self._lock:
-            if self._fetched_at > known_at or time.monotonic() - self._tried_at < _AGAIN_AFTER_S:
-                return
+    def _refresh(self) -> asyncio.Task[None] | None:
+        """Return the fetch of the key set that is under way, begun now unless one was tried moments ago."""
+        if self._refreshing is None and self._url is not None and time.monotonic() - self._tried_at >= _AGAIN_AFTER_S:
             self._tried_at = time.monotonic()
-            try:
-                async with asyncio.timeout(_TIMEOUT_S):
-                    self._keys = await _fetch(self._url)
-                self._fetched_at = time.monotonic()
-            except (
-                httpx.HTTPError,
-                TimeoutError,
-                ValueError,
-                TypeError,
-                msgspec.MsgspecError,
-                jwt.PyJWTError,
-            ) as error:
-                observe.keys_unavailable(self._url, error)
+            self._refreshing = asyncio.ensure_future(self._fetch_keys(self._url))
+        return self._refreshing
+
+    async def _fetch_keys(self, url: str) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                self._keys = await _fetch(url)
+            self._fetched_at = time.monotonic()
+        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
+            observe.keys_unavailable(url, error)
+        finally:
+            self._refreshing = None
 
 
 async def _fetch(url: str) -> Mapping[str, jwt.PyJWK]:
