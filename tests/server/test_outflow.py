@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from momentum_sync.gateway import outflow
+from momentum_sync.gateway import outflow, websocket
 from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.outflow import Outflow
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
@@ -166,3 +166,83 @@ async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_come
                 (kind, number) for number in range(4) for kind in ("small", "large")
             ]
             assert [event["previous_id"] for event in came] == [last, *[event["id"] for event in came[:-1]]]
+
+
+async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_turn(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then is enough to stay connected, but not to keep what all others wait for."""
+    db.execute("update momentum.settings set max_event_bytes = 16777216")
+    monkeypatch.setattr(outflow, "_TURN_S", 2.0)
+    monkeypatch.setattr(websocket, "_CLOSE_TIMEOUT_SLOW_S", 0.5)
+    total = 1024 * 1024
+    large = json.dumps({"event_type": "large", "text": "x" * 14_000_000})
+    async with start(send_buffer_bytes=total, send_total_bytes=total) as server, AsyncExitStack() as stack:
+        service = sign(user, role="service_role", sub=None)
+        dribbler, reader = [
+            await stack.enter_async_context(server.connect(service, user_id=user, channels=name)) for name in "bc"
+        ]
+        for client in (dribbler, reader):
+            await client.until("initial_state")
+        db.execute("select momentum.publish(array['b', 'c'], '{\"event_type\": \"small\"}')")
+        for client in (dribbler, reader):
+            await client.until("realtime_event")  # it follows
+        monkeypatch.setattr(outflow, "_PATIENCE_S", 0.5)
+        dribbler.socket.transport.pause_reading()
+        db.execute("select momentum.publish(array['b'], %s)", (large,))
+
+        async def dribble() -> None:
+            while True:
+                dribbler.socket.transport.resume_reading()
+                for _ in range(4):  # reads
+                    await asyncio.sleep(0)
+                dribbler.socket.transport.pause_reading()
+                await asyncio.sleep(0.3)
+
+        reading = asyncio.ensure_future(dribble())
+        await asyncio.to_thread(db.execute, "select momentum.publish(array['c'], %s)", (large,))
+        assert (await reader.until("realtime_event"))["event"]["event_type"] == "large"
+        await clients_left(server, 1)
+        reading.cancel()
+
+
+async def test_a_connection_that_cannot_be_given_its_events_is_closed_and_not_left_silent(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 64 * 1024
+    async with start(send_buffer_bytes=limit) as server, server.live(user) as client:
+        client.socket.transport.pause_reading()
+        await asyncio.to_thread(write_many, db, user, 100)
+        real = Outflow._give
+
+        def broken(_: Outflow, *given: object) -> None:
+            raise LookupError("a defect")
+
+        monkeypatch.setattr(Outflow, "_give", broken)
+        client.socket.transport.resume_reading()
+        assert (await client.closed())[0] == 1012
+        monkeypatch.setattr(Outflow, "_give", real)
+        read = [message["event"] for message in client.seen if message["type"] == "realtime_event"]
+        async with server.connect(sign(user), last_event_id=read[-1]["id"]) as again:
+            assert (await again.next())["replayed"] == 100 - len(read)
+
+
+async def test_pages_grow_again_after_one_that_took_a_policy_too_long(
+    server: Server, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Outflow] = []
+    real = Outflow.catch_up
+
+    def watched(out: Outflow) -> None:
+        made.append(out)
+        real(out)
+
+    monkeypatch.setattr(Outflow, "catch_up", watched)
+    async with server.live(user):
+        out = made[0]
+        out._page_bytes = 0
+        pages = []
+        for _ in range(9):
+            out._give([], out._socket.session.place)
+            pages.append(out._page)
+        assert pages == [1024, 2048, 4096, 8192, 16384, 32768, 65536, 65536, 65536]
