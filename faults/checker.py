@@ -66,13 +66,19 @@ Record = Snapshot | Came | Invalidated | Held
 
 @dataclass
 class Client:
-    """Who it is: its user, all channels it ever has, whether it is shown rows in a snapshot; and what it received."""
+    """Who it is: its user, all channels it ever has, whether it is shown rows in a snapshot; and what it received.
+
+    `unversioned_until` is when notifications' policies were last changed, in seconds since 1970. Events from before
+    that carry no version of their row. They are judged by the row as it is when they are given, and withheld if it has
+    changed again since: its later event comes instead.
+    """
 
     name: str
     user: str
     channels: frozenset[str]
     sees_rows: bool
     record: list[Record] = field(default_factory=list)
+    unversioned_until: float = float("-inf")
 
 
 @dataclass
@@ -222,7 +228,11 @@ def _complete_row(
     count = 0
     while count < len(indexes) and indexes[count] not in came:
         count += 1
-    missing = [index for index in indexes[count:] if index not in came and index not in segment.excused]
+    # Withheld, because a later one took its place; see `Client`.
+    replaced = {
+        index for index in indexes[:-1] if row[0] == "notification" and wanted[index].at < client.unversioned_until
+    }  # fmt: skip
+    missing = [index for index in indexes[count:] if index not in came | segment.excused | replaced]
     for index in missing:
         yield f"this is missing, later ones of its row came: {wanted[index].what}"
     before = [index for index in indexes[:count] if index not in segment.excused]
@@ -233,7 +243,7 @@ def _complete_row(
     elif len(before) == count:
         shown = wanted[indexes[count - 1]].shown if count else None
         held = segment.snapshot.rows.get(row)
-        if held != shown and not (count == len(indexes) and held in later):
+        if held != shown and not (count == len(indexes) and held in later) and indexes[count - 1] not in replaced:
             yield (f"the snapshot shows {row} as {held}, but the events after it begin where it was {shown}")
 
 

@@ -106,6 +106,11 @@ async def _run(
             await asyncio.to_thread(writers.stop)
         for walker in walkers:
             walker.calm_down()
+            walker.client.unversioned_until = (
+                float("inf")
+                if nemesis.faults["slow policy"] and nemesis.faults["clock of the database stepped"]
+                else nemesis.policies_changed_at
+            )
         branches = await asyncio.to_thread(database.witness.tell)
         late = await _until_settled([walker.client for walker in walkers], branches, 0.0 if stuck else settle)
     finally:

@@ -21,6 +21,7 @@ import psycopg
 from faults.database import SERVER, Database
 from faults.proxy import Proxy
 
+_UNDER_WAY_S = 2.0  # for transactions that began before the policies changed
 _READY_S = 60.0
 _ROOT = Path(__file__).resolve().parents[1]
 _HOSTILE = {
@@ -110,6 +111,7 @@ class Nemesis:
         self._chance = chance
         self._picks = Random(chance.random())  # which connections: how many there are must not move the schedule
         self.faults: Counter[str] = Counter()
+        self.policies_changed_at = float("-inf")  # seconds since 1970, by the database's clock
         self._done_by: dict[str, Callable[[], Awaitable[None]]] = {
             "kill -9 of the server": self.kill_server,
             "rolling restart": self.roll,
@@ -237,10 +239,17 @@ class Nemesis:
             " case when auth.uid() = %L then (select pg_sleep(0.7)) is not null else true end)',"
             " (select min(s.user_id::text) from daily_engagement_scores s)); end $$"
         )
+        self.policies_changed_at = await asyncio.to_thread(self._database_time) + _UNDER_WAY_S
         try:
             await asyncio.sleep(self._chance.uniform(2.0, 5.0))
         finally:
             await self._execute("drop policy slow on momentum_notifications")
+
+    def _database_time(self) -> float:
+        with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
+            row = connection.execute("select extract(epoch from clock_timestamp())::float8").fetchone()
+        assert row is not None
+        return float(row[0])
 
     async def roll(self) -> None:
         """The next server waits for the slot before the first is asked to go."""

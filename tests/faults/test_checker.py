@@ -45,6 +45,16 @@ def test_what_became_visible_in_another_order_than_it_was_written() -> None:
     assert judge(snapshot(m=3), *came(1, 2, 4, 5)) == []
 
 
+def test_what_was_withheld_when_the_policies_changed_is_no_loss_if_a_later_version_came() -> None:
+    def wrong(*numbers: int, until: float) -> list[str]:
+        client = Client("c", "u", NOTES | SCORES, True, [snapshot(), *came(*numbers)], unversioned_until=until)
+        return check(client, HISTORY)
+
+    assert wrong(2, 3, 4, 5, until=100.0) == wrong(2, 4, 5, until=100.0) == []
+    assert wrong(2, 3, 4, 5, until=0.0) != []
+    assert wrong(1, 2, 3, 5, until=100.0) != [], "the last of its row"
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
