@@ -61,8 +61,8 @@ from (
 ) as d
 
 -- name: overview_users
--- Whose scores the policies as shipped leave the caller; null for all, or where the policies are changed. And whether the
--- caller has all interventions.
+-- Whose scores the policies as shipped leave the caller; null for all, or where the policies are changed. And whether
+-- the caller has all interventions.
 select
     case
         when public.momentum_is_unbound() or r.role = 'admin'
@@ -78,8 +78,8 @@ from (
 ) as r
 
 -- name: overview
--- Whatever the caller may see of these days, of all users or, by index, of some: the latest score of each user, those who need care first; how many were in
--- which state on each day; and the open interventions, whenever they are.
+-- Whatever the caller may see of these days, of all users or, by index, of some: the latest score of each user, those
+-- who need care first; how many were in which state on each day; and the open interventions, whenever they are.
 with scores as materialized (
     select s.user_id, s.score_date, s.momentum_state, s.final_score
     from public.daily_engagement_scores s
