@@ -213,7 +213,6 @@ class Capture:
                 waiting.cancel()
         await run.caught_up.wait()
         self.state = "live"
-        self._stuck_times = 0
         self.has_begun.set()
         observe.capture_live(self._slot, self._feed.number)
         await asyncio.get_running_loop().create_future()  # for as long as the others
