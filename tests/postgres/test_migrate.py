@@ -288,7 +288,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
         with psycopg.connect(superuser, autocommit=True) as admin:
             rights = admin.execute(
                 "select pg_has_role('their_server', 'service_role', 'usage'),"
-                " pg_has_role('their_server', 'service_role', case"  # as which it may act, before PostgreSQL 16 a member
+                " pg_has_role('their_server', 'service_role', case"  # before PostgreSQL 16, who is a member may
                 " when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end),"
                 " has_table_privilege('their_server', 'public.daily_engagement_scores', 'select')"
             ).fetchone()
