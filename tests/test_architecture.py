@@ -84,7 +84,7 @@ def test_arrows_run_from_both_ends_to_the_log(path: str) -> None:
     if part == "wire":
         assert needs <= {"wire", "errors"}
     elif part == "sdk":
-        assert needs <= {"sdk", "wire", "errors"}
+        assert needs <= {"sdk", "wire", "errors", "tasks"}
     elif part in ENDS:
         assert not needs & (ENDS - {part})
     elif part in ("eventlog", "database", "identity"):
@@ -168,3 +168,14 @@ def test_no_word_for_what_is_put_off() -> None:
     for path in FILES:
         text = (PACKAGE / path).read_text(encoding="utf-8")
         assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError|noqa|type: ignore)\b", text), path
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != "tasks.py"])
+def test_a_task_is_ended_by_tasks_end(path: str) -> None:
+    """A cancellation may be lost, so whoever waits for a cancelled task uses `tasks.end`. Timers are another thing."""
+    source = (PACKAGE / path).read_text(encoding="utf-8")
+    for name in re.findall(r"\b(\w+)\.cancel\(\)", source):
+        timer = re.search(
+            rf"\b{name}\b[^\n]* = [^\n]*call_(?:later|at)\(|for {name} in \((?:self\._\w+(?:, )?)+\)", source
+        )
+        assert timer or (path, name) == ("gateway/websocket.py", "_beginning"), f"{path}: {name}.cancel()"

@@ -47,6 +47,7 @@ from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Rules
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
+from momentum_sync.tasks import end
 from momentum_sync.web.pages import mount
 from momentum_sync.wire.close import Close
 
@@ -284,8 +285,7 @@ async def _capturing(capture: Capture, stopped: asyncio.Event) -> AsyncIterator[
         _, late = await asyncio.wait([task], timeout=_STOP_TIMEOUT_S)
         if late:
             observe.unconfirmed()
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
         if not task.cancelled():
             task.result()
 
@@ -363,9 +363,9 @@ async def _background(work: Coroutine[object, object, None], stopped: asyncio.Ev
     try:
         yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end(task)
+        if not task.cancelled():
+            task.result()
 
 
 async def _keep_house(log: EventLog, event_metrics: EventMetrics, settings: Settings) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pulse import Pulse
-from momentum_sync.capture.reader import _Run
+from momentum_sync.capture.reader import _Run, _Stuck
+from momentum_sync.capture.slot import StreamRefused
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.samples import Samples
@@ -159,3 +160,26 @@ async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anythi
             await asyncio.sleep(0)
     appending.cancel()
     assert told.told[:2] == [("append", 210), ("slot", 210)]
+
+
+def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
+    missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
+    stuck = _Stuck()
+    for place in (100, 100, 200, 200):
+        stuck.began(place)
+        stuck.failed(missing)
+        assert stuck.for_ever is None
+    stuck.failed(missing)  # not even begun
+    assert stuck.for_ever is missing
+
+
+def test_another_error_in_between_has_the_count_begin_again() -> None:
+    missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
+    stuck = _Stuck()
+    stuck.began(100)
+    stuck.failed(missing)
+    stuck.failed(missing)
+    stuck.forget()
+    stuck.failed(missing)
+    stuck.failed(missing)
+    assert stuck.for_ever is None

@@ -20,6 +20,7 @@ import websockets
 
 from momentum_sync.bench.tally import Tally
 from momentum_sync.errors import Unsuitable
+from momentum_sync.tasks import end
 
 _PATH = "/functions/v1/realtime-momentum-sync"
 _CONNECTING_AT_ONCE = 32
@@ -88,11 +89,10 @@ async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str,
                 await asyncio.sleep(0.05)
             progress("waiting for the last", tally.sent - tally.lost, tally.sent)
         finally:
+            await end(*listening)
             for task in listening:
-                task.cancel()
-            for outcome in await asyncio.gather(*listening, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    raise outcome
+                if not task.cancelled():
+                    task.result()
 
 
 async def _connect(
@@ -135,9 +135,7 @@ async def _connect(
             "Is the server at --url? Has it room for so many: MOMENTUM_MAX_CONNECTIONS, `ulimit -n` here and there?",
         ) from error
     finally:  # when one could not, the others need not
-        for task in connecting:
-            task.cancel()
-        await asyncio.gather(*connecting, return_exceptions=True)
+        await end(*connecting)
 
 
 async def _listen(socket: websockets.ClientConnection, index: int, tally: Tally) -> None:

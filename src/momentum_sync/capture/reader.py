@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import psycopg
@@ -30,6 +30,7 @@ from momentum_sync.eventlog.event import CONTROL, Event, Malformed
 from momentum_sync.eventlog.feed import Feed, HistoryForked
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.table import EventLog, Publishing, Standing
+from momentum_sync.tasks import end, first_of
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _BUSY_S = 0.25
@@ -66,9 +67,8 @@ class Capture:
         self._current: _Run | None = None
         self._ending = asyncio.Event()
         self._forked: str | None = None
-        self._stuck: StreamRefused | None = None
+        self._stuck = _Stuck()
         self._process: Process | None = None
-        self._stuck_times = 0
         self.slot = SlotState("unknown", None, None)
         self.publishing = Publishing()
         self.state = "starting"
@@ -91,7 +91,7 @@ class Capture:
         try:
             await self._capture()
         finally:
-            looking.cancel()
+            await end(looking)
 
     async def _capture(self) -> None:
         failures = 0
@@ -130,10 +130,9 @@ class Capture:
             self._forked = str(error)
         elif isinstance(error, StreamRefused) and error.is_final:
             observe.slot_may_be_stuck(str(error))
-            self._stuck = error
-            self._stuck_times += 1
+            self._stuck.failed(error)
             return
-        self._stuck_times = 0
+        self._stuck.forget()
 
     def _gone(self, state: str) -> None:
         self.state = state
@@ -158,17 +157,13 @@ class Capture:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
-        lost = await ensure_slot(
-            self._conninfo,
-            self._slot,
-            stuck=self._stuck if self._stuck_times >= _STUCK_TIMES else None,
-            before=self._process,
-        )
+        lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck.for_ever, before=self._process)
         if lost is not None:
-            self._stuck_times = 0
+            self._stuck.forget()
             observe.slot_lost(self._slot, lost)
         async with open_stream(self._conninfo, self._slot) as stream:
             self._process = stream.process
+            self._stuck.began(stream.facts.confirmed_lsn)
             if self._ending.is_set():
                 return
             standing = await self._log.take_over(stream.facts, known=self._feed.known, broke=self._forked)
@@ -193,7 +188,7 @@ class Capture:
             run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering, self._samples)
             self.state = "catching_up"
             observe.capture_began(self._slot, standing.epoch, standing.number)
-            await _first_of(
+            await first_of(
                 stream.run(run.take), run.append(), run.beat(), run.watch(_SILENT_S), self._log.watch(),
                 self._log.watch_whole(), self._log.watch_policies(), self._until_live(run, standing),
             )  # fmt: skip
@@ -210,7 +205,7 @@ class Capture:
                     observe.waits_for_transactions(standing.ceiling)
                 await waiting
             finally:
-                waiting.cancel()
+                await end(waiting)
         await run.caught_up.wait()
         self.state = "live"
         self.has_begun.set()
@@ -218,17 +213,32 @@ class Capture:
         await asyncio.get_running_loop().create_future()  # for as long as the others
 
 
-async def _first_of(*work: Coroutine[object, object, None]) -> None:
-    """Does all of it until the first ends, and raises what that raised."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+class _Stuck:
+    """Whether streaming ends with the same kind of error again and again without getting any further.
+
+    Only then is the slot given up: a stream that got further in between had another reason to end.
+    """
+
+    def __init__(self) -> None:
+        self._began_at: int | None = None  # LSN confirmed when the stream last began
+        self._failed_at: int | None = None  # the same, of the stream that failed last
+        self._times = 0
+        self._error: StreamRefused | None = None
+
+    def began(self, confirmed: int) -> None:
+        self._began_at = confirmed
+
+    def failed(self, error: StreamRefused) -> None:
+        self._times = self._times + 1 if self._error is not None and self._began_at == self._failed_at else 1
+        self._failed_at, self._error = self._began_at, error
+
+    def forget(self) -> None:
+        self._times, self._error = 0, None
+
+    @property
+    def for_ever(self) -> StreamRefused | None:
+        """The error, once it has come often enough."""
+        return self._error if self._times >= _STUCK_TIMES else None
 
 
 class _Run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, sign
 from momentum_sync.demo.world import COACH, PEOPLE, live
 from momentum_sync.settings import Settings, read
+from momentum_sync.tasks import end
 
 _LINKS_LAST = timedelta(days=7)
 _AUDIENCE = "authenticated"
@@ -72,10 +72,10 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
             try:
                 await stopped.wait()
             finally:
+                await end(world, welcome)
                 for task in (world, welcome):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
+                    if not task.cancelled():
+                        task.result()
 
 
 async def _greet(running: app.Running, text: str) -> None:

@@ -34,6 +34,7 @@ from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
+from momentum_sync.tasks import end
 
 _ALL = ("momentum_updates:all", "interventions:coaches")
 _TOKENS_LAST = timedelta(hours=1)
@@ -152,8 +153,7 @@ async def _tail(
         raise Unsuitable(f"{error}.", "--url http://127.0.0.1:8787") from None
     following = asyncio.ensure_future(_follow(client, fits, shown, count))
     done, _ = await asyncio.wait({following, refused}, return_when=asyncio.FIRST_COMPLETED)
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    await end(following)
     for one in done:
         one.result()
 

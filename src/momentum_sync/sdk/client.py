@@ -24,6 +24,7 @@ from momentum_sync.sdk.following import Answer, Event, Invalidated, Resync, Stat
 from momentum_sync.sdk.known import Known
 from momentum_sync.sdk.store import Store
 from momentum_sync.sdk.stream import Events
+from momentum_sync.tasks import end
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.from_server import Momentum
@@ -90,10 +91,7 @@ class Client:
 
     async def close(self) -> None:
         """Ends the connection, and saves the place."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks)
         if self._known.loaded:
             await self._known.save()
         self._known.following.lost(self._clock())

@@ -1,0 +1,36 @@
+"""Tasks and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+
+_AGAIN_S = 1.0
+
+
+async def end(*tasks: asyncio.Task[object]) -> None:
+    """Cancel tasks and wait until they have ended, whatever they end with.
+
+    One cancellation may not be enough. Before Python 3.12 `asyncio.wait_for`, with which psycopg_pool waits for a
+    connection, swallows a cancellation that arrives together with what it waited for (python/cpython#86296). So a task
+    that goes on is cancelled again.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not report it
+
+
+async def first_of(*work: Coroutine[object, object, None]) -> None:
+    """Run all of it until the first ends, and raise what that raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await end(*tasks)

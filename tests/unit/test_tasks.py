@@ -1,0 +1,58 @@
+"""How tasks end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from momentum_sync import tasks
+from momentum_sync.tasks import end, first_of
+
+
+async def deaf(times: int, ended: list[int]) -> None:
+    """Goes on after so many cancellations, as `asyncio.wait_for` of Python 3.11 may have it."""
+    for _ in range(times):
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            ended.append(len(ended))
+    await asyncio.get_running_loop().create_future()
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+    swallowed: list[int] = []
+    task = asyncio.ensure_future(deaf(3, swallowed))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await end(task)
+    assert task.cancelled()
+    assert swallowed == [0, 1, 2]
+
+
+async def test_the_error_of_the_first_ends_the_others_even_if_one_does_not_hear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+    swallowed: list[int] = []
+
+    async def broken() -> None:
+        await asyncio.sleep(0)
+        raise OSError("gone")
+
+    async with asyncio.timeout(10):
+        with pytest.raises(OSError, match="gone"):
+            await first_of(deaf(1, swallowed), broken())
+    assert swallowed == [0]
+
+
+async def test_nothing_to_end_and_an_error_that_nobody_asks_for() -> None:
+    async def broken() -> None:
+        raise OSError("gone")
+
+    task = asyncio.ensure_future(broken())
+    await asyncio.sleep(0)
+    await end()
+    await end(task)
+    assert isinstance(task.exception(), OSError)
