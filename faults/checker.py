@@ -70,7 +70,7 @@ class Client:
 
     `unversioned_until` is when notifications' policies were last changed, in seconds since 1970. Events from before
     that carry no version of their row. They are judged by the row as it is when they are given, and withheld if it has
-    changed again since: its later event comes instead.
+    changed again since: its later event comes instead. One that takes a row away carries its last version.
     """
 
     name: str
@@ -230,7 +230,8 @@ def _complete_row(
         count += 1
     # Withheld, because a later one took its place; see `Client`.
     replaced = {
-        index for index in indexes[:-1] if row[0] == "notification" and wanted[index].at < client.unversioned_until
+        index for index in indexes[:-1]
+        if row[0] == "notification" and wanted[index].at < client.unversioned_until and wanted[index].shown is not None
     }  # fmt: skip
     missing = [index for index in indexes[count:] if index not in came | segment.excused | replaced]
     for index in missing:

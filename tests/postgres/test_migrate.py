@@ -12,28 +12,38 @@ from psycopg.conninfo import make_conninfo
 
 from momentum_sync.capture import suitable
 from momentum_sync.database import migrate as runner
-from momentum_sync.database.migrate import Migration, migrate, migrations
+from momentum_sync.database.files import Migration, migrations, text
+from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
 from tests.fixtures.postgres import SERVER_ROLE, add_intervention, add_score, new_user, temporary_database
 
-VERSIONS = ["20241215000000", "20241217000001"]
+VERSIONS = [
+    "20241215000000", "20241217000001", "20261128000001", "20261128000002", "20261128000003", "20261128000004",
+]  # fmt: skip
 
 
-def test_the_migrations_are_the_two_of_the_contract() -> None:
-    assert [(migration.version, migration.name) for migration in migrations()] == [
-        ("20241215000000", "momentum_meter"),
-        ("20241217000001", "realtime_momentum_triggers"),
-    ]
+def test_the_migrations_are_those_of_the_contract() -> None:
+    assert [migration.title for migration in migrations()] == [
+        "20241215000000_momentum_meter", "20241217000001_realtime_momentum_triggers", "20261128000001_momentum_publish",
+        "20261128000002_momentum_triggers", "20261128000003_momentum_authorization",
+        "20261128000004_momentum_policy_changes",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("migration", migrations(), ids=lambda migration: migration.name)
+def test_each_file_begins_with_what_it_does(migration: Migration) -> None:
+    assert list(migration.header) == ["Creates", "Changes in your tables", "Locks", "Needs", "Undo"]
+    assert migration.sql.index("-- Undo") < migration.sql.index("set search_path = pg_catalog, pg_temp;")
 
 
 def test_a_second_run_does_nothing(empty_database: str) -> None:
     told: list[str] = []
     assert migrate(empty_database, tell=told.append) == VERSIONS
-    assert len(told) == 2
+    assert len(told) == len(VERSIONS)
     with psycopg.connect(empty_database) as connection:
         before = connection.execute("select oid, xmin::text from pg_class order by oid").fetchall()
     assert migrate(empty_database, tell=told.append) == []
-    assert len(told) == 2
+    assert len(told) == len(VERSIONS)
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("select oid, xmin::text from pg_class order by oid").fetchall() == before
 
@@ -51,9 +61,9 @@ def test_the_bookkeeping_is_the_supabase_clis(empty_database: str) -> None:
 
 
 def test_what_the_supabase_cli_applied_is_not_applied_again(empty_database: str) -> None:
-    first, second = migrations()
+    first, *others = migrations()
     with psycopg.connect(empty_database, autocommit=True) as connection:
-        connection.execute((_bootstrap()).encode())
+        connection.execute(_bootstrap().encode())
         connection.execute("create schema supabase_migrations")
         connection.execute(
             "create table supabase_migrations.schema_migrations"
@@ -64,11 +74,11 @@ def test_what_the_supabase_cli_applied_is_not_applied_again(empty_database: str)
             "insert into supabase_migrations.schema_migrations (version, name) values (%s, %s)",
             (first.version, first.name),
         )
-    assert migrate(empty_database, tell=lambda _: None) == [second.version]
+    assert migrate(empty_database, tell=lambda _: None) == [other.version for other in others]
 
 
 def _bootstrap() -> str:
-    return runner._text("database/bootstrap.sql")
+    return text("database/bootstrap.sql")
 
 
 def test_a_failing_migration_leaves_no_trace_and_those_before_it_stay(
@@ -131,7 +141,7 @@ def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(
                 assert not migrating.done()
             add_score(writer, user, day=f"date '2026-01-01' + {number}")
         writer.execute("commit")
-        assert migrating.result(60) == VERSIONS
+        assert migrating.result(60) == VERSIONS[2:]  # the seed's versions are anybody's
         writer.execute(again)
         writer.execute("begin")
         add_intervention(writer, user)
@@ -155,7 +165,7 @@ def test_bootstrap_leaves_what_is_there_alone(empty_database: str) -> None:
 
 
 def test_tables_that_the_app_has_already_are_kept(empty_database: str) -> None:
-    first, _ = migrations()
+    first, *_ = migrations()
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute(_bootstrap().encode())
         connection.execute(first.sql.encode())
@@ -341,35 +351,20 @@ def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> Non
 def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_when_told(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
-            "alter policy \"Users can view own interventions\" on coach_interventions using (status = 'scheduled')"
-        )
-        assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (True,)
-        # As it was before its release: another text, a function of another form, a log without a column.
-        connection.execute(
             "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",
-            (VERSIONS[1],),
+            (VERSIONS[3],),
         )
         ours = "select oid::regprocedure::text from pg_proc where pronamespace = 'momentum'::regnamespace"
         made = set(connection.execute(ours).fetchall())
         connection.execute("drop function momentum.publish(text[], jsonb, jsonb)")
-        for earlier in (
-            "publish(text[], jsonb) returns void", "emit(text[], json) returns pg_lsn",
-            "score_event(text, uuid, date, text, numeric, text, boolean) returns json",
-            "invalidation_event(uuid, text[]) returns json", "cache_keys(uuid, date) returns text[]",
-            "breakdown_key(uuid, date) returns text",
-        ):  # fmt: skip
-            connection.execute(f"create function momentum.{earlier} language plpgsql as 'begin end'")
         connection.execute("alter table momentum.event_log drop column rows")
         user = new_user(connection)
         with pytest.raises(Unsuitable) as unsuitable:
             migrate(database, tell=lambda _: None)
-        assert str(unsuitable.value).startswith(
-            "20241217000001_realtime_momentum_triggers was applied with another text"
-        )
+        assert str(unsuitable.value).startswith("20261128000002_momentum_triggers was applied with another text")
         assert "momentum-sync migrate --again" in unsuitable.value.hint
         assert migrate(database, tell=lambda _: None, again=True) == VERSIONS
         assert migrate(database, tell=lambda _: None) == []
         add_score(connection, user)
         assert set(connection.execute(ours).fetchall()) == made
         assert connection.execute("select count(rows) from momentum.event_log").fetchone() == (0,)
-        assert connection.execute("select bool_or(changed) from momentum.policies").fetchone() == (False,)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from momentum_sync import __version__
-from momentum_sync.cli import bench, demo, migrate, serve, tail, token
+from momentum_sync.cli import bench, demo, migrate, serve, tail, token, uninstall
 
 app = typer.Typer(
     name="momentum-sync",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command(name="demo")(demo.demo)
 app.command(name="serve")(serve.serve)
 app.command(name="migrate")(migrate.migrate)
+app.command(name="uninstall")(uninstall.uninstall)
 app.command(name="token")(token.token)
 app.command(name="tail")(tail.tail)
 app.command(name="bench")(bench.bench)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from momentum_sync.cli import explained
+from momentum_sync.database import adoption
 from momentum_sync.database.migrate import migrate as run
-from momentum_sync.settings import read
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import Settings, read
 
 
 def migrate(
     database_url: Annotated[
         str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
     ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would happen, and change nothing.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print what is there, and change nothing.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Apply all migrations again; this repairs changed functions and triggers.")
     ] = False,
@@ -22,15 +28,31 @@ def migrate(
         str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")
     ] = None,
 ) -> None:
-    """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time."""
-    with explained():
-        settings = read(database_url=database_url)
-        if settings.database_url is None:
-            settings.check_embedded()
-            from momentum_sync.database.embedded import Embedded
+    """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time.
 
-            with Embedded(settings.data_dir) as embedded:
-                applied = run(embedded.conninfo, tell=typer.echo, again=again, server_role=server_role)
-        else:
-            applied = run(settings.database_url, tell=typer.echo, again=again, server_role=server_role)
+    Tables of the app that are there stay as they are, with their policies and grants; at the end it says what of them
+    differs from what is shipped, and what that costs.
+    """
+    with explained():
+        if plan + status + (again or server_role is not None) > 1:
+            raise Unsuitable("--plan and --status change nothing, and go with nothing else.", "Give one of them alone.")
+        with database(read(database_url=database_url)) as conninfo:
+            if plan or status:
+                for line in adoption.plan(conninfo) if plan else adoption.status(conninfo):
+                    typer.echo(line)
+                return
+            applied = run(conninfo, tell=typer.echo, again=again, server_role=server_role)
     typer.echo("The database is up to date." if not applied else f"{len(applied)} migrations applied.")
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The connection string of the database that is configured; the embedded one is started, and not migrated."""
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    settings.check_embedded()
+    from momentum_sync.database.embedded import Embedded
+
+    with Embedded(settings.data_dir) as embedded:
+        yield embedded.conninfo

@@ -9,16 +9,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Literal
 
 import psycopg
 from psycopg import Connection, errors, sql
 from psycopg.rows import TupleRow
 
+from momentum_sync.database import adoption
 from momentum_sync.database.connection import connect
+from momentum_sync.database.files import SEED_VERSIONS, Migration, migrations, text
 from momentum_sync.errors import Unsuitable
 
 # Any constant will do; this one spells "momentum" in ASCII.
@@ -35,57 +34,37 @@ alter table supabase_migrations.schema_migrations add column if not exists name 
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One file of `supabase/migrations/`: `<version>_<name>.sql`."""
-
-    version: str
-    name: str
-    sql: str
-
-
-def migrations() -> list[Migration]:
-    """The migrations that come with the package, in order."""
-    found = []
-    for path in sorted(_folder().glob("*.sql")):
-        version, _, name = path.stem.partition("_")
-        found.append(Migration(version, name, path.read_text(encoding="utf-8")))
-    if not found:
-        raise Unsuitable("The package holds no migrations.", "Install momentum-sync again.")
-    return found
-
-
-def _folder() -> Path:
-    """`supabase/migrations`, which a wheel carries inside the package and a checkout beside it."""
-    package = Path(str(resources.files("momentum_sync")))
-    inside = package / "supabase" / "migrations"
-    return inside if inside.is_dir() else package.parents[1] / "supabase" / "migrations"
-
-
 def migrate(
     conninfo: str, *, tell: Callable[[str], None], again: bool = False, server_role: str | None = None
 ) -> list[str]:
     """Applies what is missing and returns the versions applied. Each file is one transaction.
 
-    `tell` hears one line about each step. A second run at the same time waits for the first. Raises Unsuitable
-    when the database refuses, with the statement's own message, and for a file that was applied with another text,
-    before it was released; `again` applies all of them anew, which repairs what was changed since. `server_role` is a
-    role that gets what the server needs, and nothing more.
+    `tell` hears one line about each step, and at the end what of the app's own differs from what is shipped. A second
+    run at the same time waits for the first. Raises Unsuitable when the database refuses, with the statement's own
+    message, before anything was changed for tables that are not what we work with, and for a file of ours that was
+    applied with another text; `again` applies all of ours anew, which repairs what was changed since. `server_role` is
+    a role that gets what the server needs, and nothing more.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'; set statement_timeout = 0")
         _lock(connection)
         try:
             applied = _apply(connection, tell, again=again)
-            if (
-                connection.execute("select from pg_event_trigger where evtname = 'momentum_policies'").fetchone()
-                is None
-            ):
+            if not adoption.has_event_trigger(connection):
                 tell("no event trigger, which takes a superuser: changed policies are noticed within about a second")
             if server_role is not None:
                 _equip(connection, server_role)
                 tell(f"{server_role} has what the server needs")
-            _tell_of_publishing(connection, tell)
+                for table in adoption.may_add_triggers(connection):
+                    tell(
+                        f"service_role, and so {server_role}, may create triggers on public.{table}, which all who"
+                        f" write there run; to end that: revoke trigger on public.{table} from service_role;"
+                    )
+            for line in adoption.publishing_problems(connection):
+                tell(line)
+            if applied:
+                for line in adoption.differences(connection):
+                    tell(line)
             return applied
         finally:
             connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
@@ -101,28 +80,29 @@ def _lock(connection: Connection[TupleRow]) -> None:
 
 
 def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
-    _run(connection, "bootstrap", _text("database/bootstrap.sql"))
+    adoption.check_shape(connection)
+    _run(connection, "bootstrap", text("database/bootstrap.sql"))
     _check_owner(connection)
     _run(connection, "bookkeeping", _BOOKKEEPING)
-    # One statement is a whole file, as we write it down; the Supabase CLI writes down each statement of a file.
-    applied: dict[str, str | None] = dict(
-        connection.execute(
-            "select version, case when cardinality(statements) = 1 then statements[1] end"
-            " from supabase_migrations.schema_migrations"
-        ).fetchall()
-    )
+    applied = adoption.applied_versions(connection)
     ours = migrations()
-    other = [migration for migration in ours if applied.get(migration.version) not in (None, migration.sql)]
-    if other and not again:
+    other = [each for each in ours if each.version in applied and applied[each.version] not in (None, each.sql)]
+    seeds = [each for each in other if each.version in SEED_VERSIONS]
+    if len(other) > len(seeds) and not again:
+        (first, *_) = [each for each in other if each not in seeds]
         raise Unsuitable(
-            f"{other[0].version}_{other[0].name} was applied with another text, from before its release.",
-            "Apply all of ours anew, which also makes our policies as shipped: momentum-sync migrate --again",
+            f"{first.title} was applied with another text, from another version of Momentum Sync.",
+            "Apply all of ours anew: momentum-sync migrate --again",
         )
-    new = ours if again else [migration for migration in ours if migration.version not in applied]
+    new = (
+        [each for each in ours if each not in seeds]
+        if again
+        else [each for each in ours if each.version not in applied]
+    )
     for migration in new:
-        _run(connection, f"{migration.version}_{migration.name}", migration.sql, record=migration)
-        tell(f"applied {migration.version}_{migration.name}")
-    _run(connection, "event log", _text("eventlog/schema.sql"))
+        _run(connection, migration.title, migration.sql, record=migration)
+        tell(f"applied {migration.title}")
+    _run(connection, "event log", text("eventlog/schema.sql"))
     return [migration.version for migration in new]
 
 
@@ -131,51 +111,30 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
 
     What is ours is handed over to that role first, so that it can migrate.
     """
-    row = connection.execute(
-        "select pg_get_userbyid(c.relowner)::text from pg_class c join pg_roles owner on owner.oid = c.relowner"
-        " join pg_roles me on me.rolname = current_user"
-        " where c.relnamespace = 'public'::regnamespace and c.relname = any(%s) and me.rolsuper and not owner.rolsuper"
-        " order by c.relname <> 'daily_engagement_scores' limit 1",
-        (_made("table"),),
-    ).fetchone()
-    if row is not None:
-        _hand_over(connection, row[0])
+    owner = adoption.lesser_owner(connection)
+    if owner is not None:
+        _hand_over(connection, owner)
         raise Unsuitable(
-            f"The app's tables belong to {row[0]}, which is not a superuser; migrate as that role, not as a superuser.",
+            f"The app's tables belong to {owner}, which is not a superuser; migrate as that role, not as a superuser.",
             f"It now owns the publication supabase_realtime and whatever was migrated before. Connect as"
-            f" {sql.Identifier(row[0]).as_string()} and run: momentum-sync migrate --again",
+            f" {sql.Identifier(owner).as_string()} and run: momentum-sync migrate --again",
         )
 
 
 def _made(kind: Literal["table", "function"]) -> list[str]:
     """Return the names of what the migrations make in schema public."""
-    made = re.compile(rf"^create (?:or replace )?{kind} (?:if not exists )?public\.(\w+)", re.MULTILINE)
+    made = re.compile(rf"^ *create (?:or replace )?{kind} (?:if not exists )?public\.(\w+)", re.MULTILINE)
     return sorted({name for migration in migrations() for name in made.findall(migration.sql)})
 
 
 def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
     """Makes a role the owner of what an earlier migration left to a superuser. None of it runs the role's code."""
-    text = _text("database/hand_over.sql")
+    script = text("database/hand_over.sql")
     with connection.transaction():
         for name, value in (("owner", owner), ("tables", _made("table")), ("functions", _made("function"))):
             given = value if isinstance(value, str) else ",".join(value)
             connection.execute("select set_config('momentum.hand_over_' || %s, %s, true)", (name, given))
-        connection.execute(text.encode())
-
-
-def _tell_of_publishing(connection: Connection[TupleRow], tell: Callable[[str], None]) -> None:
-    """Report damaged triggers and functions, and foreign triggers that run before ours."""
-    row = connection.execute(
-        "select p.found -> 'problems', p.found -> 'foreign_triggers' from momentum.check_publishing() as p (found)"
-    ).fetchone()
-    assert row is not None
-    for problem in row[0]:
-        tell(f"{problem}: events are not published; repair it with `momentum-sync migrate --again`")
-    for trigger in row[1]:
-        tell(
-            f"the trigger {trigger} runs before ours: if it updates the row, clients keep the older version;"
-            " rename it so that it sorts behind ours"
-        )
+        connection.execute(script.encode())
 
 
 def _equip(connection: Connection[TupleRow], role: str) -> None:
@@ -205,8 +164,8 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
         )
     # Since PostgreSQL 16 whether rights are inherited belongs to the membership, before that to the role.
     how = "with inherit false, set true" if connection.info.server_version >= 16_00_00 else ""
-    text = _text("database/server_role.sql")
-    row = connection.execute("select format(%s, %s::text, %s::text)", (text, role, how)).fetchone()
+    template = text("database/server_role.sql")
+    row = connection.execute("select format(%s, %s::text, %s::text)", (template, role, how)).fetchone()
     assert row is not None
     _run(connection, f"what {role} needs", row[0])
     inherits = connection.execute(
@@ -220,7 +179,7 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
         )
 
 
-def _run(connection: Connection[TupleRow], what: str, text: str, *, record: Migration | None = None) -> None:
+def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Migration | None = None) -> None:
     """Runs a file as one transaction.
 
     It waits for a lock less long than PostgreSQL takes to look for deadlocks, and begins again, for up to a minute: a
@@ -229,7 +188,7 @@ def _run(connection: Connection[TupleRow], what: str, text: str, *, record: Migr
     ends = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            _run_once(connection, what, text, record)
+            _run_once(connection, what, script, record)
             return
         except errors.LockNotAvailable as error:
             if time.monotonic() > ends:
@@ -240,11 +199,11 @@ def _run(connection: Connection[TupleRow], what: str, text: str, *, record: Migr
             time.sleep(_AGAIN_AFTER_S)
 
 
-def _run_once(connection: Connection[TupleRow], what: str, text: str, record: Migration | None) -> None:
+def _run_once(connection: Connection[TupleRow], what: str, script: str, record: Migration | None) -> None:
     try:
         with connection.transaction():
             connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
-            connection.execute(text.encode())
+            connection.execute(script.encode())
             if record is not None:
                 connection.execute(
                     "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)"
@@ -261,13 +220,9 @@ def _run_once(connection: Connection[TupleRow], what: str, text: str, record: Mi
     except psycopg.DatabaseError as error:
         raise Unsuitable(
             f"{what} failed and was rolled back: {_sentence(error)}.",
-            "Mend what the message names, then run `momentum-sync migrate` again.",
+            error.diag.message_hint or "Mend what the message names, then run `momentum-sync migrate` again.",
         ) from error
 
 
 def _sentence(error: psycopg.Error) -> str:
     return (error.diag.message_primary or str(error)).rstrip(".")
-
-
-def _text(path: str) -> str:
-    return resources.files("momentum_sync").joinpath(path).read_text(encoding="utf-8")

@@ -100,8 +100,7 @@ begin
     if exists (
         select from momentum.policies p where p.shipped <> momentum.shipped_policies(p.table_name)
     ) then
-        update momentum.policies p set
-            shipped = momentum.shipped_policies(p.table_name), current = momentum.describe_policies(p.table_name);
+        perform momentum.reset_policies();
     end if;
 end;
 $$;

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Coroutine, Set
+from collections.abc import Coroutine, Sequence, Set
 from typing import Protocol
 
 from momentum_sync import observe
@@ -257,7 +257,8 @@ class Outflow:
         """
         return 0 if self._backlog.full else self._page_bytes
 
-    def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset()) -> None:
+    def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset(), lost: Sequence[str] = ()) -> None:
+        """Hand events on, and then end the channels that were lost: the last event may say that a row went with one."""
         if self._lacks_room(events):  # others may have taken it while the database was asked
             self._backlog.wait_for_turn(self, self._ready)
             return
@@ -266,6 +267,8 @@ class Outflow:
         for event in events:
             if event.number not in withheld:
                 session.event(event, now)
+        if lost:
+            session.reviewed(lost, Granted(), now)
         session.place = upto
         self._page_bytes = min(_PAGE, max(_SMALL_PAGE, 2 * self._page_bytes))
         self._socket.flush()
@@ -317,8 +320,7 @@ class Outflow:
         if not self._is_as_before(identity, keys):
             return
         observe.asked(len(seen), len(asked) - len(seen))
-        session.reviewed(lost, Granted(), time.time())
-        self._give(events, upto, {event.number for event in asked} - seen)
+        self._give(events, upto, {event.number for event in asked} - seen, lost)
 
     def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
         """Whether what was asked still is what the connection needs; if not, it is asked again."""

@@ -1,0 +1,35 @@
+"""`momentum-sync uninstall`: take Momentum Sync out of a database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from momentum_sync.cli import explained
+from momentum_sync.cli.migrate import database
+from momentum_sync.database.uninstall import uninstall as run
+from momentum_sync.settings import read
+
+
+def uninstall(
+    database_url: Annotated[
+        str | None, typer.Option(help="Postgres to remove it from. [env: DATABASE_URL; unset: the embedded one]")
+    ] = None,
+    capture_url: Annotated[
+        str | None,
+        typer.Option(help="The same database, as a role that may drop the slot. [env: MOMENTUM_CAPTURE_URL]"),
+    ] = None,
+    slot: Annotated[str | None, typer.Option(help="Replication slot. [env: MOMENTUM_SLOT; momentum_sync]")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove slot, triggers, functions, the event log and schema momentum; the app's tables and data stay.
+
+    Stop the servers first. Clients that come back later begin with a snapshot.
+    """
+    with explained():
+        settings = read(database_url=database_url, capture_url=capture_url, slot=slot)
+        if not yes and not typer.confirm("Remove Momentum Sync from the database? Tables and data stay."):
+            raise typer.Exit(1)
+        with database(settings) as conninfo:
+            run(conninfo, slot=settings.slot, tell=typer.echo, capture=settings.capture_url)

@@ -1,0 +1,187 @@
+"""What the migrations would do to a database, what they have done, and what of an app's own they work with.
+
+Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from momentum_sync.database import queries
+from momentum_sync.database.connection import connect
+from momentum_sync.database.files import SEED_VERSIONS, Migration, migrations, text
+from momentum_sync.errors import Unsuitable
+
+_SQL = queries.load(__package__)
+_TABLES = ("daily_engagement_scores", "momentum_notifications", "coach_interventions")
+_FACTS = {
+    "row level security false": "row level security is off, so everybody with a token may read every row",
+    "readable false": "the role authenticated may not SELECT it, so clients get nothing of it",
+}
+
+
+def plan(conninfo: str) -> list[str]:
+    """What `migrate` would do, line by line. Raises Unsuitable for what it would refuse."""
+    with connect(conninfo, application_name="momentum-sync plan") as connection:
+        check_shape(connection)
+        bookkeeping, momentum, _, tables, missing = _there(connection)
+        if momentum:
+            refuse_lesser_owner(connection)
+        applied = applied_versions(connection) if bookkeeping else {}
+        lines = [f"create {part}, which Supabase would have" for part in missing]
+        new = [migration for migration in migrations() if migration.version not in applied]
+        if new:
+            lines += [
+                f"{'adopt' if name in tables else 'create'} public.{name}{', as it is' if name in tables else ''}"
+                for name in _TABLES
+                if name in tables or new[0].version == SEED_VERSIONS[0]
+            ]
+        for migration in new:
+            lines.append(f"apply {migration.title}")
+            lines += [
+                f"    {field}: {said}" for field, said in migration.header.items() if field not in ("Needs", "Undo")
+            ]
+        return lines or ["nothing: the database is up to date"]
+
+
+def status(conninfo: str) -> list[str]:
+    """What is there: each migration, the event trigger, what publishes, and what of the app's own differs."""
+    with connect(conninfo, application_name="momentum-sync status") as connection:
+        bookkeeping, momentum, event_trigger, _, _ = _there(connection)
+        applied = applied_versions(connection) if bookkeeping else {}
+        lines = [f"{migration.title}: {_state(migration, applied)}" for migration in migrations()]
+        if not momentum:
+            return lines
+        refuse_lesser_owner(connection)
+        lines.append(
+            "changed policies are noticed "
+            + (
+                "at once"
+                if event_trigger
+                else "within about a second: there is no event trigger, which takes a superuser"
+            )
+        )
+        publishing = list(publishing_problems(connection))
+        return [*lines, *(publishing or ["triggers and functions are as installed"]), *differences(connection)]
+
+
+def _state(migration: Migration, applied: dict[str, str | None]) -> str:
+    if migration.version not in applied:
+        return "not applied"
+    if applied[migration.version] is None:
+        return "applied by another tool"
+    return "applied" if applied[migration.version] == migration.sql else "applied with another content"
+
+
+def applied_versions(connection: Connection[TupleRow]) -> dict[str, str | None]:
+    """The versions that were applied, with the text of the file where it is known."""
+    return dict(connection.execute(_SQL["applied"]).fetchall())
+
+
+def has_bookkeeping(connection: Connection[TupleRow]) -> bool:
+    """Whether any migration was ever recorded."""
+    return bool(_there(connection)[0])
+
+
+def has_event_trigger(connection: Connection[TupleRow]) -> bool:
+    """Whether changed policies are noticed in the transaction that changes them."""
+    return bool(_there(connection)[2])
+
+
+def _there(connection: Connection[TupleRow]) -> tuple[bool, bool, bool, list[str], list[str]]:
+    row = connection.execute(_SQL["there"]).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2], list(row[3]), list(row[4])
+
+
+def check_shape(connection: Connection[TupleRow]) -> None:
+    """Raises Unsuitable, naming the columns, if tables of these names are others than ours."""
+    try:
+        connection.execute(text("database/shape.sql").encode())
+    except psycopg.errors.UndefinedColumn as error:
+        raise Unsuitable(f"{_capital(error.diag.message_primary)}.", str(error.diag.message_hint)) from None
+
+
+def _capital(sentence: str | None) -> str:
+    return (sentence or "")[:1].upper() + (sentence or "")[1:]
+
+
+def lesser_owner(connection: Connection[TupleRow]) -> str | None:
+    """The owner of the app's tables, if that is no superuser and we are: it could leave code there for us to run."""
+    row = connection.execute(_SQL["lesser_owner"], {"tables": list(_TABLES)}).fetchone()
+    return None if row is None else str(row[0])
+
+
+def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:
+    """Raises Unsuitable for a superuser where the app's tables belong to a lesser role."""
+    owner = lesser_owner(connection)
+    if owner is not None:
+        raise Unsuitable(
+            f"The app's tables belong to {owner}, which is not a superuser, and you are one: functions that {owner} may"
+            " replace would run with your rights.",
+            f"Connect as {owner}, and run the same command.",
+        )
+
+
+def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
+    """Damaged triggers and functions, and foreign triggers that run before ours."""
+    row = connection.execute(
+        "select p.found -> 'problems', p.found -> 'foreign_triggers' from momentum.check_publishing() as p (found)"
+    ).fetchone()
+    assert row is not None
+    for problem in row[0]:
+        yield f"{problem}: events are not published; repair it with `momentum-sync migrate --again`"
+    for trigger in row[1]:
+        yield (
+            f"the trigger {trigger} runs before ours: if it updates the row, clients keep the older version;"
+            " rename it so that it sorts behind ours"
+        )
+
+
+def differences(connection: Connection[TupleRow]) -> Iterator[str]:
+    """What of the app's tables differs from the tables and policies as shipped, and what that costs."""
+    names = {(table, line): name for table, name, line in connection.execute(_SQL["policy_names"])}
+    for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
+        has, should = set(_lines(current)), set(_lines(shipped))
+        for line in sorted(has - should):
+            name = names.get((table, line))
+            if name is not None:
+                yield f'public.{table}: the policy "{name}" is not one of the shipped: {line}'
+            elif line in _FACTS:
+                yield f"public.{table}: {_FACTS[line]}"
+            elif line.startswith("role "):
+                yield "public.momentum_caller_role() is not as shipped"
+        for line in sorted(should - has):
+            if line.startswith(("permissive", "restrictive")):
+                yield f"public.{table}: lacks a shipped policy: {line}"
+        yield (
+            f"public.{table}: because of that, an update there writes two events in place of one, and each event is"
+            " checked with a query for each caller who listens; the other tables are not affected"
+        )
+    for (table,) in connection.execute(_SQL["not_full"]).fetchall():
+        yield (
+            f"public.{table}: without replica identity full or outside the publication supabase_realtime;"
+            " postgres_changes of Supabase's clients need both"
+        )
+    for table, name in connection.execute(_SQL["user_metadata"]).fetchall():
+        yield f'public.{table}: the policy "{name}" believes user_metadata, which users can edit themselves'
+
+
+def _lines(described: str) -> list[str]:
+    """The lines of a description of policies; an expression may go over several."""
+    lines: list[str] = []
+    for line in described.splitlines():
+        if line.startswith(("row level", "readable", "assignments", "role ", "permissive", "restrictive", "unknown")):
+            lines.append(line)
+        else:
+            lines[-1] += "\n" + line
+    return lines
+
+
+def may_add_triggers(connection: Connection[TupleRow]) -> list[str]:
+    """Tables of the app on which service_role, and so the server's role, may create triggers that others would run."""
+    return [name for (name,) in connection.execute(_SQL["may_add_triggers"]).fetchall()]

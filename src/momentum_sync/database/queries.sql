@@ -1,0 +1,106 @@
+-- name: applied
+-- Versions and, where one statement is a whole file, as `migrate` writes it down, its text. The Supabase CLI writes down
+-- each statement of a file.
+select version, case when cardinality(statements) = 1 then statements[1] end
+from supabase_migrations.schema_migrations
+
+-- name: there
+-- Which parts of a migrated database are there: the bookkeeping, our tables, the event trigger, the app's own tables.
+select
+    to_regclass('supabase_migrations.schema_migrations') is not null as bookkeeping,
+    to_regprocedure('momentum.settle()') is not null as momentum,
+    exists (select from pg_event_trigger where evtname = 'momentum_policies') as event_trigger,
+    array(
+        select wanted
+        from unnest(array['daily_engagement_scores', 'momentum_notifications', 'coach_interventions']) as wanted
+        where to_regclass('public.' || wanted) is not null) as tables,
+    array(
+        select 'role ' || wanted from unnest(array['anon', 'authenticated', 'service_role']) as wanted
+        where not exists (select from pg_roles where rolname = wanted)
+        union all
+        select wanted from unnest(array['auth.users', 'auth.jwt()', 'auth.uid()', 'auth.role()']) as wanted
+        where case when wanted like '%()' then to_regprocedure(wanted) is null else to_regclass(wanted) is null end
+        union all
+        select 'publication supabase_realtime'
+        where not exists (select from pg_publication where pubname = 'supabase_realtime')) as missing
+
+-- name: not_full
+-- Tables of which Supabase's own clients do not get the whole old row.
+select c.relname::text
+from pg_class c
+where c.oid in (
+        'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
+        'public.coach_interventions'::regclass)
+    and (c.relreplident <> 'f' or not exists (
+        select from pg_publication_tables p
+        where p.pubname = 'supabase_realtime' and p.schemaname = 'public' and p.tablename = c.relname))
+order by 1
+
+-- name: policies
+select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
+
+-- name: policy_names
+-- Policies of the tables by the line that stands for them in `momentum.policies`.
+select c.relname::text, p.polname::text,
+    case when p.polpermissive then 'permissive ' else 'restrictive ' end
+        || coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true')
+from pg_policy p
+join pg_class c on c.oid = p.polrelid
+where c.oid in (
+    'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
+    'public.coach_interventions'::regclass)
+order by 1, 2
+
+-- name: user_metadata
+-- Policies that believe what users can write about themselves.
+select c.relname::text, p.polname::text
+from pg_policy p
+join pg_class c on c.oid = p.polrelid
+where c.oid in (
+        'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
+        'public.coach_interventions'::regclass)
+    and concat(pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)) ~ 'user_meta_?data'
+order by 1, 2
+
+-- name: may_add_triggers
+select c.relname::text
+from pg_class c
+where c.oid in (
+        'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
+        'public.coach_interventions'::regclass, to_regclass('public.realtime_event_metrics'))
+    and has_table_privilege('service_role', c.oid, 'trigger')
+order by 1
+
+-- name: slots
+-- Slots of this database that are ours: the log's, and the one that is configured.
+select r.slot_name::text, r.active
+from pg_replication_slots r
+where r.database = current_database() and r.plugin = 'pgoutput' and r.slot_name = any (%(names)s)
+
+-- name: log_slot
+select s.slot from momentum.stream s
+
+-- name: drop_slot
+select pg_drop_replication_slot(%(slot)s)
+
+-- name: servers
+-- Roles that were given what a server needs.
+select r.rolname::text
+from pg_roles r
+where not r.rolsuper and has_function_privilege(r.oid, 'momentum.become(text, text)', 'execute')
+    and r.oid <> (select p.proowner from pg_proc p where p.oid = 'momentum.become(text, text)'::regprocedure)
+order by 1
+
+-- name: forget
+delete from supabase_migrations.schema_migrations
+where version = any (%(versions)s) or (version, coalesce(statements[1], '')) in (
+    select given.version, given.sql from unnest(%(seed_versions)s::text[], %(texts)s::text[]) as given (version, sql))
+
+-- name: lesser_owner
+select pg_get_userbyid(c.relowner)::text
+from pg_class c
+join pg_roles owner on owner.oid = c.relowner
+join pg_roles me on me.rolname = current_user
+where c.relnamespace = 'public'::regnamespace and c.relname = any (%(tables)s) and me.rolsuper and not owner.rolsuper
+order by c.relname <> 'daily_engagement_scores'
+limit 1

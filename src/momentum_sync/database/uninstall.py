@@ -1,0 +1,88 @@
+"""Takes out of a database what the migrations put there, and leaves the app's tables and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+from psycopg import errors
+
+from momentum_sync.database import queries
+from momentum_sync.database.adoption import has_bookkeeping, refuse_lesser_owner
+from momentum_sync.database.connection import connect
+from momentum_sync.database.files import SEED_VERSIONS, migrations, text
+from momentum_sync.errors import Unsuitable
+
+_SQL = queries.load(__package__)
+
+
+def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture: str | None = None) -> None:
+    """Remove the slot, triggers, functions and schemas of Momentum Sync; what remains is told.
+
+    Args:
+        conninfo: the database, as the owner of the app's tables.
+        slot: the replication slot that is configured; that of the log goes, too.
+        tell: hears one line about each thing that was removed or stays.
+        capture: a connection of a role that may drop the slot, where the owner may not.
+
+    Raises:
+        Unsuitable: a server is running, or objects of the operator's depend on ours. Nothing was removed.
+    """
+    with connect(conninfo, application_name="momentum-sync uninstall") as connection:
+        refuse_lesser_owner(connection)
+        try:
+            row = connection.execute(_SQL["log_slot"]).fetchone()
+            servers = [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
+        except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedFunction):
+            row, servers = None, []
+        slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
+        for name, active in slots:
+            if active:
+                raise Unsuitable(f"A server reads the replication slot {name}.", "Stop it, then this command again.")
+        try:
+            with connection.transaction():
+                connection.execute("set local lock_timeout = '10s'")
+                connection.execute(text("database/uninstall.sql").encode())
+                if has_bookkeeping(connection):
+                    seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
+                    connection.execute(
+                        _SQL["forget"],
+                        {
+                            "versions": [m.version for m in migrations() if m.version not in SEED_VERSIONS],
+                            "seed_versions": [migration.version for migration in seeds],
+                            "texts": [migration.sql for migration in seeds],
+                        },
+                    )
+        except errors.DependentObjectsStillExist as error:
+            raise Unsuitable(
+                f"Something of your own depends on Momentum Sync: {error.diag.message_detail}",
+                "Drop or change it first; nothing was removed.",
+            ) from None
+        except errors.InsufficientPrivilege as error:
+            raise Unsuitable(
+                f"The database refused: {error.diag.message_primary}.",
+                "Run it as the role that owns the tables; nothing was removed.",
+            ) from None
+    tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
+    for name, _ in slots:
+        _drop_slot(conninfo if capture is None else capture, name, tell)
+    tell("left public.daily_engagement_scores, momentum_notifications and coach_interventions: data, policies, grants")
+    tell(
+        "left replica identity full and the publication supabase_realtime, because the app's own clients may need them;"
+        " to undo: alter table … replica identity default; alter publication supabase_realtime drop table …"
+    )
+    for server in servers:
+        tell(f"left the role {server}, which may become service_role: drop owned by {server}; drop role {server};")
+
+
+def _drop_slot(conninfo: str, name: str, tell: Callable[[str], None]) -> None:
+    try:
+        with connect(conninfo, application_name="momentum-sync uninstall", name="MOMENTUM_CAPTURE_URL") as connection:
+            connection.execute(_SQL["drop_slot"], {"slot": name})
+    except psycopg.Error as error:
+        tell(
+            f"the replication slot {name} is still there and holds back WAL ({error.diag.message_primary or error});"
+            f" as a role that may replicate: select pg_drop_replication_slot('{name}')"
+        )
+    else:
+        tell(f"removed the replication slot {name}")

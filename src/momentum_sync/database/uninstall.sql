@@ -1,0 +1,65 @@
+-- Takes out of a database what the migrations of Momentum Sync put there. The app's tables and their data stay, and with
+-- them what a table needs: its policies, grants and the upkeep of `updated_at`. Nothing is dropped with CASCADE but the
+-- partitions of the log: whatever of the operator's own depends on something here is named by the error.
+
+drop event trigger if exists momentum_policies;
+drop publication if exists momentum_sync;
+
+do $$
+declare
+    made record;
+    tables regclass[] := array_remove(array[
+        to_regclass('public.daily_engagement_scores'), to_regclass('public.momentum_notifications'),
+        to_regclass('public.coach_interventions')], null);
+    functions text;
+begin
+    for made in
+        select t.tgname as name, t.tgrelid::regclass as of_table
+        from pg_trigger t
+        where t.tgrelid = any (tables) and t.tgname in (
+            'momentum_score_realtime_trigger', 'momentum_cache_invalidation_trigger', 'intervention_realtime_trigger',
+            'notification_realtime_trigger', 'momentum_score_truncate_trigger', 'intervention_truncate_trigger',
+            'notification_truncate_trigger')
+    loop
+        execute format('drop trigger %I on %s', made.name, made.of_table);
+    end loop;
+    -- Ours ask our function; one of the app's own, of the same name, does not.
+    for made in
+        select p.polname as name, p.polrelid::regclass as of_table
+        from pg_policy p
+        where p.polrelid = any (tables)
+            and p.polname in (
+                'Coaches can view all interventions', 'Coaches can view scores of assigned users',
+                'Admins can view all scores', 'Admins can view all notifications', 'Admins can view all interventions')
+            and pg_get_expr(p.polqual, p.polrelid) like '%momentum_caller_role()%'
+    loop
+        execute format('drop policy %I on %s', made.name, made.of_table);
+    end loop;
+    if obj_description(to_regclass('public.realtime_event_metrics'), 'pg_class') like '%Made by Momentum Sync.' then
+        drop table public.realtime_event_metrics;
+    end if;
+    for made in
+        select c.oid::regclass as name from pg_class c
+        where c.relnamespace = to_regnamespace('momentum') and c.relkind in ('r', 'p')
+    loop
+        execute format('drop table %s', made.name);
+    end loop;
+    select string_agg(p.oid::regprocedure::text, ', ') into functions
+    from pg_proc p
+    where p.pronamespace = to_regnamespace('momentum')
+        or p.pronamespace = 'public'::regnamespace and p.proname in (
+            'publish_momentum_update', 'publish_intervention_notification', 'publish_push_notification',
+            'invalidate_momentum_cache', 'get_realtime_momentum_state', 'get_realtime_interventions',
+            'subscribe_to_momentum_channels', 'log_realtime_event', 'cleanup_realtime_metrics', 'momentum_rfc3339',
+            'momentum_caller_role', 'momentum_is_unbound', 'momentum_may_act_for', 'momentum_must_act_for',
+            'momentum_grant')
+        or p.oid = to_regprocedure('public.momentum_set_updated_at()')
+            and not exists (select from pg_trigger t where t.tgfoid = p.oid);
+    if functions is not null then
+        execute 'drop function ' || functions;
+    end if;
+end;
+$$;
+
+drop schema if exists momentum_log cascade;
+drop schema if exists momentum;

@@ -1,0 +1,453 @@
+-- Who may see what: policies for coaches and admins, grants of channels, revocation, and what the policies say.
+--
+-- Creates: functions public.momentum_caller_role(), momentum_is_unbound(), momentum_may_act_for(uuid),
+--   momentum_must_act_for(uuid), momentum_grant(text); tables momentum.policies and momentum.revocations with their
+--   functions.
+-- Changes in your tables: adds policies by which coaches see interventions and their users' scores, and admins see
+--   everything, unless there are policies of these names. No policy is dropped and no grant is changed, but for a
+--   policy "Coaches can view all interventions" that takes a coach's role from user_metadata, which users can edit
+--   themselves: it takes it from app_metadata now.
+-- Locks: each of the three tables for a moment, exclusively, where a policy is added.
+-- Needs: 20261128000002_momentum_triggers; the tables' owner.
+-- Undo: `momentum-sync uninstall`, which leaves tables and data.
+
+-- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
+-- while this file runs. What is there already is no news.
+set search_path = pg_catalog, pg_temp;
+set client_min_messages = warning;
+
+
+-- Who the caller is ---------------------------------------------------------------------------------------------------
+
+-- Who the caller is within the coaching organisation. It is read from app_metadata, which only the service
+-- can write; user_metadata can be edited by the user and proves nothing.
+create or replace function public.momentum_caller_role() returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select auth.jwt() -> 'app_metadata' ->> 'role'
+$$;
+revoke all on function public.momentum_caller_role() from public, anon;
+grant execute on function public.momentum_caller_role() to authenticated, service_role;
+
+-- Whether row level security does not bind the caller: service_role, the owner of the tables.
+create or replace function public.momentum_is_unbound() returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select exists (
+        select from pg_catalog.pg_roles r
+        where r.rolname = current_user and (r.rolbypassrls or r.rolsuper)
+    ) or exists (
+        select from pg_catalog.pg_class c
+        where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
+$$;
+
+-- Whether the caller may do for this user what the user may: the user, an admin, and whoever row level security does
+-- not bind.
+create or replace function public.momentum_may_act_for(target uuid) returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select target is not null and (
+        coalesce(target = auth.uid(), false)
+        or coalesce(public.momentum_caller_role() = 'admin', false)
+        or public.momentum_is_unbound())
+$$;
+
+create or replace function public.momentum_must_act_for(target uuid) returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not public.momentum_may_act_for(target) then
+        raise exception 'not allowed to read the data of user %', coalesce(target::text, 'null')
+            using errcode = 'insufficient_privilege';
+    end if;
+end;
+$$;
+
+revoke all on function
+    public.momentum_may_act_for(uuid), public.momentum_is_unbound(), public.momentum_must_act_for(uuid)
+    from public, anon;
+grant execute on function
+    public.momentum_may_act_for(uuid), public.momentum_is_unbound(), public.momentum_must_act_for(uuid)
+    to authenticated, service_role;
+
+-- Policies for coaches and admins -------------------------------------------------------------------------------------
+
+-- An app that has policies of these names keeps them.
+do $$
+declare
+    has text[] := array(
+        select c.relname || ': ' || p.polname from pg_policy p join pg_class c on c.oid = p.polrelid
+        where c.relnamespace = 'public'::regnamespace);
+begin
+    if 'coach_interventions: Coaches can view all interventions' <> all (has) then
+        create policy "Coaches can view all interventions" on public.coach_interventions
+            for select to authenticated using ((select public.momentum_caller_role()) = 'coach');
+    end if;
+    if 'daily_engagement_scores: Coaches can view scores of assigned users' <> all (has) then
+        create policy "Coaches can view scores of assigned users" on public.daily_engagement_scores
+            for select to authenticated using (
+                (select public.momentum_caller_role()) = 'coach'
+                and user_id in (
+                    select i.user_id from public.coach_interventions i
+                    where i.assigned_coach_id = (select auth.uid())));
+    end if;
+    if 'daily_engagement_scores: Admins can view all scores' <> all (has) then
+        create policy "Admins can view all scores" on public.daily_engagement_scores
+            for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
+    end if;
+    if 'momentum_notifications: Admins can view all notifications' <> all (has) then
+        create policy "Admins can view all notifications" on public.momentum_notifications
+            for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
+    end if;
+    if 'coach_interventions: Admins can view all interventions' <> all (has) then
+        create policy "Admins can view all interventions" on public.coach_interventions
+            for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
+    end if;
+    -- Taken from what users can edit themselves, a role proves nothing. It is the app's policy and stays it: it asks no
+    -- function of ours.
+    if exists (
+        select from pg_policy p
+        where p.polrelid = 'public.coach_interventions'::regclass and p.polname = 'Coaches can view all interventions'
+            and pg_get_expr(p.polqual, p.polrelid) ~ 'user_meta_?data'
+    ) then
+        alter policy "Coaches can view all interventions" on public.coach_interventions
+            using (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach');
+    end if;
+    -- So that the policy does not depend on a function that `uninstall` removes.
+    if exists (
+        select from pg_policy p
+        where p.polrelid = 'public.coach_interventions'::regclass
+            and p.polname = 'Coaches can update assigned interventions'
+            and pg_get_expr(p.polqual, p.polrelid) like '%momentum_caller_role()%'
+    ) then
+        alter policy "Coaches can update assigned interventions" on public.coach_interventions
+            using (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach'
+                and (select auth.uid()) = assigned_coach_id)
+            with check (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach'
+                and (select auth.uid()) = assigned_coach_id);
+    end if;
+end;
+$$;
+
+-- Policies: as made here, or changed since ----------------------------------------------------------------------------
+
+-- The policies decide who gets which event; this is how the server knows what they say without a query an event.
+--
+-- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the
+-- scores of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked*
+-- when rows or an operator's own policies have a say; of what is asked the server has the database say of each event,
+-- as the caller, whether the caller may see it, before it hands the event on.
+
+-- An expression of a policy in one of the forms that mean the same: who asks, in a sub-select or not, on the left or on the
+-- right; the role in app_metadata, read here or by our function.
+create or replace function momentum.canonical(expression text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select regexp_replace(
+        replace(
+            regexp_replace(
+                expression, '\( SELECT (auth\.\w+\(\)|public\.momentum_caller_role\(\)) AS \w+\)', '\1', 'g'),
+            '((auth.jwt() -> ''app_metadata''::text) ->> ''role''::text)', 'public.momentum_caller_role()'),
+        '\((\w+) = auth\.uid\(\)\)', '(auth.uid() = \1)', 'g')
+$$;
+
+-- The policies that hold for the SELECTs of an authenticated caller, whatever they are called; one that gives only
+-- service_role something gives such a caller nothing.
+create or replace function momentum.policies_of(target regclass) returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set quote_all_identifiers = off
+as $$
+    select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind, p.expression))
+    from (
+        select case when p.polpermissive then 'permissive' else 'restrictive' end as kind,
+            coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true') as expression
+        from pg_policy p
+        where p.polrelid = target and p.polcmd in ('r', '*') and exists (
+            select from unnest(p.polroles) as to_role (oid)
+            where to_role.oid = 0 or pg_has_role('authenticated', to_role.oid, 'usage'))
+    ) as p
+    where p.kind = 'restrictive' or p.expression not in (
+        '(auth.role() = ''service_role''::text)', '((auth.jwt() ->> ''role''::text) = ''service_role''::text)')
+$$;
+
+-- What decides which rows and columns of a table an authenticated caller may SELECT, as it is.
+create or replace function momentum.describe_policies(target text) returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select concat_ws(E'\n',
+        'row level security ' || c.relrowsecurity,
+        'readable ' || has_table_privilege('authenticated', c.oid, 'select'),
+        -- A policy of the scores asks for assignments; where nobody may read those, nobody can SELECT a score.
+        'assignments ' || (
+            select count(*) = 2 and bool_and(has_column_privilege('authenticated', a.attrelid, a.attnum, 'select'))
+            from pg_catalog.pg_attribute a
+            where target = 'daily_engagement_scores' and a.attrelid = to_regclass('public.coach_interventions')
+                and a.attname in ('user_id', 'assigned_coach_id')
+            having target = 'daily_engagement_scores'),
+        'role ' || (
+            select md5(p.prosrc) from pg_catalog.pg_proc p
+            where p.oid = to_regprocedure('public.momentum_caller_role()')),
+        momentum.policies_of(c.oid::regclass))
+    from pg_catalog.pg_class c
+    where c.oid = to_regclass(format('public.%I', target))
+$$;
+
+-- The same as these migrations make it, in the words of this PostgreSQL: told from policies made anew on an empty
+-- table, because those on the real one may have been altered.
+create or replace function momentum.shipped_policies(target text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    ours record;
+    described text;
+begin
+    create temporary table momentum_shipped (user_id uuid);
+    for ours in
+        select name, expression
+        from (values
+            ('daily_engagement_scores', 'Users can view own momentum scores', '(select auth.uid()) = user_id'),
+            ('momentum_notifications', 'Users can view own notifications', '(select auth.uid()) = user_id'),
+            ('coach_interventions', 'Users can view own interventions', '(select auth.uid()) = user_id'),
+            ('daily_engagement_scores', 'Admins can view all scores',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('momentum_notifications', 'Admins can view all notifications',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('coach_interventions', 'Admins can view all interventions',
+                '(select public.momentum_caller_role()) = ''admin'''),
+            ('coach_interventions', 'Coaches can view all interventions',
+                '(select public.momentum_caller_role()) = ''coach'''),
+            ('daily_engagement_scores', 'Coaches can view scores of assigned users',
+                '(select public.momentum_caller_role()) = ''coach'' and user_id in ('
+                'select i.user_id from public.coach_interventions i where i.assigned_coach_id = (select auth.uid()))')
+        ) as made (table_name, name, expression)
+        where made.table_name = target
+    loop
+        execute format(
+            'create policy %I on pg_temp.momentum_shipped for select to authenticated using (%s)',
+            ours.name, ours.expression);
+    end loop;
+    described := concat_ws(E'\n',
+        'row level security true',
+        'readable true',
+        case when target = 'daily_engagement_scores' then 'assignments true' end,
+        'role ' || md5(E'\n    select auth.jwt() -> ''app_metadata'' ->> ''role''\n'),
+        momentum.policies_of('pg_temp.momentum_shipped'::regclass));
+    drop table pg_temp.momentum_shipped;
+    return described;
+end;
+$$;
+
+create table if not exists momentum.policies (
+    table_name text primary key,
+    shipped text not null,
+    current text not null,
+    changed boolean not null generated always as (current <> shipped) stored
+);
+alter table momentum.policies enable row level security;
+
+create or replace trigger momentum_policies_constants
+    after insert or update or delete on momentum.policies
+    for each statement execute function momentum.constants_may_have_changed();
+
+-- Begins anew with what the policies are and what these files make of them. A statement a table, and the shipped ones
+-- first: telling them drops a table, which is when the event trigger of the next file looks, too.
+create or replace function momentum.reset_policies() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    name text;
+    wanted text;
+begin
+    foreach name in array array['daily_engagement_scores', 'coach_interventions', 'momentum_notifications'] loop
+        wanted := momentum.shipped_policies(name);
+        insert into momentum.policies (table_name, shipped, current)
+        values (name, wanted, coalesce(momentum.describe_policies(name), 'no such table'))
+        on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
+    end loop;
+end;
+$$;
+select momentum.reset_policies();
+
+-- Writes down what the policies say now, and tells every gateway if that is new. Where it cannot be told, they count as
+-- changed.
+create or replace function momentum.note_policies() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known momentum.policies;
+    described text;
+    is_new boolean := false;
+begin
+    for known in select p.* from momentum.policies p order by p.table_name loop
+        begin
+            described := coalesce(momentum.describe_policies(known.table_name), 'no such table');
+        exception
+            when lock_not_available then
+                raise;
+            when others then
+                described := 'unknown: ' || sqlstate;
+        end;
+        if described <> known.current then
+            update momentum.policies p set current = described where p.table_name = known.table_name;
+            is_new := true;
+        end if;
+    end loop;
+    if exists (
+        select from momentum.policies p where p.changed <> momentum.has_changed_policies(p.table_name)
+    ) then
+        perform momentum.keep_constants();  -- a table restored without its triggers, or emptied
+    end if;
+    if is_new then
+        perform momentum.publish(
+            array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'), null::jsonb);
+    end if;
+end;
+$$;
+
+-- The server calls it once a second. Whoever holds a table is not waited for, but looked at the next time.
+create or replace function momentum.check_policies() returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    perform momentum.note_policies();
+end;
+$$;
+
+-- The grant of a channel ----------------------------------------------------------------------------------------------
+
+-- Whether the caller may have a channel, asked under the caller's role and claims and so under the policies: `held`,
+-- `asked` (each event of it must be asked about) or null. The server says in `momentum.changed` which tables have
+-- changed policies; who asks without it is told the more careful answer.
+create or replace function public.momentum_grant(channel text) returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    caller_role text := coalesce(public.momentum_caller_role(), '');
+    kind text := split_part(channel, ':', 1);
+    subject text := substr(channel, length(kind) + 2);
+    source text := case kind
+        when 'momentum_updates' then 'daily_engagement_scores'
+        when 'cache_invalidation' then 'daily_engagement_scores'
+        when 'interventions' then 'coach_interventions'
+        when 'notifications' then 'momentum_notifications' end;
+    tables text := coalesce(nullif(current_setting('momentum.changed', true), ''), '*');
+    changed boolean := tables = '*' or source = any (string_to_array(tables, ','));
+    by_token text := case when changed then 'asked' else 'held' end;
+    visible boolean;
+begin
+    if public.momentum_is_unbound() then
+        return 'held';  -- an operator's own channels, too
+    elsif channel = 'cache_invalidation' then
+        return by_token;  -- the gateway hands on the keys of the connection's own user only
+    elsif source is null then
+        return null;
+    elsif channel = 'interventions:coaches' then
+        return case when caller_role in ('coach', 'admin') then by_token end;
+    elsif channel = 'momentum_updates:all' then
+        return case when caller_role = 'admin' then by_token end;
+    elsif subject !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
+        return null;
+    elsif public.momentum_may_act_for(subject::uuid) then
+        return by_token;
+    elsif caller_role <> 'coach' and not changed then
+        return null;
+    end if;
+    execute format('select exists (select from public.%I t where t.user_id = $1)', source)
+        into visible using subject::uuid;
+    return case when visible then case when kind = 'interventions' then by_token else 'asked' end end;
+exception when insufficient_privilege then
+    return null;
+end;
+$$;
+
+revoke all on function public.momentum_grant(text) from public, anon;
+grant execute on function public.momentum_grant(text) to authenticated, service_role;
+
+-- Whom the server works for, and revocation ---------------------------------------------------------------------------
+
+create table if not exists momentum.revocations (
+    user_id uuid primary key,
+    revoked_at timestamptz not null
+);
+alter table momentum.revocations enable row level security;
+grant select, insert, update on momentum.revocations to service_role;
+
+-- Ends what a user's tokens give: every gateway closes the user's connections when it reads this in the log, and no
+-- token issued until now opens anything again. A token issued later does, so ban the user where tokens are issued, too.
+create or replace function momentum.revoke(target uuid) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if target is null then
+        raise exception 'momentum.revoke needs a user' using errcode = 'null_value_not_allowed';
+    end if;
+    insert into momentum.revocations as r (user_id, revoked_at) values (target, clock_timestamp())
+    on conflict (user_id) do update set revoked_at = greatest(r.revoked_at, excluded.revoked_at);
+    perform momentum.publish(
+        array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target), null::jsonb);
+end;
+$$;
+
+-- Which tables have changed policies, for `momentum.changed`; an error for a token that was revoked. `iat` counts whole
+-- seconds, so a token of the second of the revocation is refused; one that does not say when it was issued, too.
+create or replace function momentum.admit(claims jsonb) returns text
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (
+        select from momentum.revocations r
+        where r.user_id = (
+                substring(lower(claims ->> 'sub') from '^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$'))::uuid
+          and coalesce((claims ->> 'iat')::numeric, 0) <= extract(epoch from r.revoked_at)
+    ) then
+        raise exception 'the token was revoked' using errcode = 'invalid_authorization_specification';
+    end if;
+    return (select coalesce(string_agg(p.table_name, ','), 'none') from momentum.policies p where p.changed);
+end;
+$$;
+
+-- Makes the rest of the transaction the caller's, as PostgREST does.
+create or replace function momentum.become(caller_role text, claims text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
+    perform set_config('request.jwt.claims', claims, true);
+    perform set_config('role', caller_role, true);
+end;
+$$;
+
+grant execute on function momentum.revoke(uuid) to service_role;
+
+
+select momentum.settle();
+
+reset client_min_messages;
+reset search_path;
