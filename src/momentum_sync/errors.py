@@ -15,10 +15,12 @@ MomentumError
 │   ├── FeedFrozen        nothing came for longer than heartbeats leave
 │   ├── Rejected          the server did not take the connection: `status` and `code`
 │   ├── TokenUnavailable  the token provider raised
+│   ├── MessageTooLarge   the server sent more than the client takes at once; the state is read anew
 │   ├── Gap               an event was missed, which must not be; the state is read anew
 │   ├── NotUnderstood     the server sent what is no message
 │   ├── RequestFailed     a message of ours was answered with `error`: `code`
 │   ├── StoreFailed       the store could not be read or written
+│   ├── FetchFailed       what the program fetches for its cache did not come in time, or was cancelled
 │   ├── Offline           what was asked for needs a connection
 │   └── Ended             for good: `code` and `reason` of the close
 ├── Unsuitable            the database or a setting does not fit; the operator mends it, exit status 2
@@ -128,6 +130,10 @@ class TokenUnavailable(ClientError):
     """The token provider raised; the cause is what."""
 
 
+class MessageTooLarge(ClientError):
+    """The server sent a message of more bytes than the client takes; the state is read anew."""
+
+
 class Gap(ClientError):
     """An event does not follow the one before it; the state is read anew."""
 
@@ -146,6 +152,10 @@ class RequestFailed(ClientError):
 
 class StoreFailed(ClientError):
     """The store could not be read or written; the cause is why. The client goes on without it."""
+
+
+class FetchFailed(ClientError):
+    """A fetch for the cache took too long, or was cancelled. Nothing is kept of it."""
 
 
 class Offline(ClientError):

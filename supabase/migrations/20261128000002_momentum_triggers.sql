@@ -34,8 +34,10 @@ begin
             on ours.name = p.proname and ours.arguments = oidvectortypes(p.proargtypes)
                 and ours.result = format_type(p.prorettype, null) and ours.names is not distinct from p.proargnames
         where p.pronamespace = 'public'::regnamespace and ours.name is null and p.proname in (
-            'get_realtime_momentum_state', 'get_realtime_interventions', 'subscribe_to_momentum_channels',
-            'log_realtime_event', 'cleanup_realtime_metrics')
+                'get_realtime_momentum_state', 'get_realtime_interventions', 'subscribe_to_momentum_channels',
+                'log_realtime_event', 'cleanup_realtime_metrics')
+            or p.pronamespace = 'momentum'::regnamespace and p.proname in ('intervention_event', 'notification_event')
+                and 'created_at' <> all (p.proargnames)
     loop
         execute format('drop function %s', other);
     end loop;
@@ -76,7 +78,7 @@ return format(
 
 create or replace function momentum.intervention_event(
     event_type text, user_id uuid, intervention_id uuid, intervention_type text, trigger_reason text, status text,
-    previous_status text, status_changed boolean, scheduled_date date
+    previous_status text, status_changed boolean, scheduled_date date, created_at timestamptz
 ) returns json
 language sql
 return json_build_object(
@@ -89,6 +91,7 @@ return json_build_object(
     'previous_status', previous_status,
     'status_changed', status_changed,
     'scheduled_date', scheduled_date,
+    'created_at', public.momentum_rfc3339(created_at),
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
 -- The keys of a user's score of one day, and the one among them that is of that day alone: members of a list.
@@ -192,7 +195,7 @@ begin
             momentum.fit(momentum.intervention_event(
                 'intervention_deleted', was.user_id, was.id, was.intervention_type,
                 case when cardinality(was_too_long) = 0 then was.trigger_reason end, was.status, was.status, false,
-                was.scheduled_date)::jsonb
+                was.scheduled_date, was.created_at)::jsonb
                 || case when becomes.id is null or moved then '{}' else '{"out_of_sight": true}' end::jsonb,
                 was_too_long),
             case when becomes.id is null or moved then momentum.last_version(was, was.user_id)
@@ -205,7 +208,8 @@ begin
                 case when was.id is null then 'intervention_created' else 'intervention_updated' end,
                 becomes.user_id, becomes.id, becomes.intervention_type,
                 case when cardinality(too_long) = 0 then becomes.trigger_reason end, becomes.status, was.status,
-                becomes.status is distinct from was.status, becomes.scheduled_date)::jsonb, too_long),
+                becomes.status is distinct from was.status, becomes.scheduled_date, becomes.created_at)::jsonb,
+                too_long),
             case when changed then momentum.row_versions(null, becomes) end);
     end if;
 end;
@@ -230,7 +234,7 @@ begin
             momentum.intervention_event(
                 case tg_op when 'INSERT' then 'intervention_created' else 'intervention_updated' end,
                 new.user_id, new.id, new.intervention_type, new.trigger_reason, new.status, old.status,
-                new.status is distinct from old.status, new.scheduled_date)::text);
+                new.status is distinct from old.status, new.scheduled_date, new.created_at)::text);
     end if;
     return null;
 end;
@@ -244,7 +248,7 @@ return notification_type in ('momentum_drop', 'needs_care_consecutive', 'celebra
 
 create or replace function momentum.notification_event(
     user_id uuid, notification_id uuid, notification_type text, title text, message text, action_type text,
-    action_data jsonb, status text
+    action_data jsonb, status text, created_at timestamptz
 ) returns json
 language sql
 return json_build_object(
@@ -257,6 +261,7 @@ return json_build_object(
     'action_type', action_type,
     'action_data', action_data,
     'status', status,
+    'created_at', public.momentum_rfc3339(created_at),
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
 -- The same of a notification. `notification_removed` is for the user who had it: it was deleted, is another user's now, or
@@ -301,7 +306,7 @@ begin
                     case when 'title' <> all (too_long) then becomes.title end,
                     case when 'message' <> all (too_long) then becomes.message end,
                     becomes.action_type, case when 'action_data' <> all (too_long) then becomes.action_data end,
-                    becomes.status)::jsonb,
+                    becomes.status, becomes.created_at)::jsonb,
                 too_long),
             case when changed then momentum.row_versions(null, becomes) end);
     end if;
@@ -326,7 +331,7 @@ begin
             '["notifications:' || new.user_id || '"]',
             momentum.notification_event(
                 new.user_id, new.id, new.notification_type, new.title, new.message, new.action_type,
-                new.action_data, new.status)::text);
+                new.action_data, new.status, new.created_at)::text);
     end if;
     return null;
 end;
@@ -477,7 +482,7 @@ begin
             'scheduled_date', i.scheduled_date,
             'trigger_reason', i.trigger_reason,
             'created_at', public.momentum_rfc3339(i.created_at))
-        order by i.scheduled_date nulls last, i.created_at, i.id)
+        order by i.scheduled_date nulls last, public.momentum_rfc3339(i.created_at), i.id)
     into found_interventions
     from public.coach_interventions i
     where i.user_id = target_user_id and i.status in ('scheduled', 'in_progress');

@@ -18,6 +18,13 @@ def of_type(found: list[tuple[list[str], dict[str, object]]], prefix: str) -> li
     return [(channels, event) for channels, event in found if str(event["event_type"]).startswith(prefix)]
 
 
+def made_at(db: Sql, table: str) -> str:
+    """When the one row of a table was made, as events say it."""
+    row = db.execute(f"select momentum_rfc3339(created_at) from {table}".encode()).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def today(db: Sql, more: str = "") -> str:
     row = db.execute(f"select (current_date {more})::text").fetchone()
     assert row is not None
@@ -195,6 +202,7 @@ def test_intervention_inserted(db: Sql, user: UUID, published: Published) -> Non
         "previous_status": None,
         "status_changed": True,
         "scheduled_date": today(db, "+ 1"),
+        "created_at": made_at(db, "coach_interventions"),
     }
 
 
@@ -245,6 +253,7 @@ def test_user_facing_notification_inserted(db: Sql, user: UUID, published: Publi
         "action_type": None,
         "action_data": {},
         "status": "sent",
+        "created_at": made_at(db, "momentum_notifications"),
     }
 
 

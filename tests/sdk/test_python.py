@@ -33,7 +33,7 @@ async def test_the_ten_lines_of_the_readme(
                 client.had(event)
                 break
     assert stat.S_IMODE((tmp_path / "deep" / "momentum.json").stat().st_mode) == 0o600
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["momentum.json"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [".momentum.json.lock", "momentum.json"]
     told = capfd.readouterr()
     assert "momentum_sync.sdk" not in told.out + told.err
 

@@ -54,7 +54,10 @@ class Reader:
         (folder / "bin").mkdir()
         (folder / "app" / "supabase" / "migrations").mkdir(parents=True)
         shutil.copytree(ROOT / "supabase", folder / "supabase")
-        for name, program in (("momentum-sync", "from momentum_sync.__main__ import main; main()"), ("supabase", FAKE_CLI)):
+        for name, program in (
+            ("momentum-sync", "from momentum_sync.__main__ import main; main()"),
+            ("supabase", FAKE_CLI),
+        ):
             script = folder / "bin" / name
             script.write_text(f"#!{sys.executable}\n{program}\n", encoding="utf-8")
             script.chmod(0o755)

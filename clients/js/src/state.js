@@ -211,14 +211,14 @@ export class UserState {
     const id = event.intervention_id;
     if (event.event_type === "intervention_deleted" || !OPEN.has(event.status)) return this.#interventions.delete(id);
     const known = this.#interventions.get(id);
-    const created = event.event_type === "intervention_created" ? (event.timestamp) : null;
+    const created = event.event_type === "intervention_created" ? event.timestamp : null; // of a server before 0.1.0
     this.#interventions.set(id, {
       id,
       intervention_type: event.intervention_type,
       status: event.status,
       scheduled_date: event.scheduled_date,
       trigger_reason: event.trigger_reason,
-      created_at: known ? (known.created_at ?? null) : created,
+      created_at: event.created_at ?? (known ? (known.created_at ?? null) : created),
     });
     return true;
   }
@@ -236,7 +236,7 @@ export class UserState {
       action_type: event.action_type,
       action_data: event.action_data,
       status: event.status,
-      created_at: known ? (known.created_at ?? null) : (event.timestamp),
+      created_at: event.created_at ?? (known ? (known.created_at ?? null) : event.timestamp),
       opened_at: null,
     });
     const oldest = this.#notifications.size > MOST_NOTIFICATIONS ? this.notifications.at(-1) : undefined;

@@ -9,7 +9,7 @@ select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
     case when mine then public.get_realtime_momentum_state(%(user_id)s)::text end,
     case when mine then public.get_realtime_interventions(%(user_id)s)::text end,
     (
-        select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text
+        select coalesce(json_agg(n.notification order by n.notification ->> 'created_at' desc, n.id), '[]')::text
         from (
             select m.created_at, m.id, jsonb_build_object(
                 'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,

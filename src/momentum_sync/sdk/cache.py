@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-import msgspec
-
+from momentum_sync.errors import FetchFailed
+from momentum_sync.sdk.callbacks import Cancelled, carefully, done_by
 from momentum_sync.sdk.store import Entry
 
 _LOG = logging.getLogger("momentum_sync.sdk")
@@ -30,17 +32,21 @@ class Cache:
         self._fetching: dict[str, asyncio.Task[Any]] = {}
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
-    async def get(self, key: str, fetch: Callable[[], Awaitable[Any]], *, persistent: bool = False) -> Any:
+    async def get(
+        self, key: str, fetch: Callable[[], Awaitable[Any]], *, persistent: bool = False, within: float = 60.0
+    ) -> Any:
         """The value of a key, fetched if it is not there. What `fetch` raises is raised, and nothing is kept.
 
-        A `persistent` value outlives the program, in the client's store, and must be JSON: TypeError if it is not.
+        FetchFailed if it does not come `within` so many seconds, or was cancelled. A `persistent` value outlives the
+        program, in the client's store, and must come back from JSON as it was (None, bool, int, finite float, str,
+        list, dict with keys of str): TypeError if it does not.
         """
         entry = self._entries.get(key)
         if entry is not None:
             return entry.value
         task = self._fetching.get(key)
         if task is None:
-            task = self._fetching[key] = asyncio.ensure_future(self._fetch(key, fetch, persistent))
+            task = self._fetching[key] = asyncio.ensure_future(self._fetch(key, fetch, persistent, within))
             task.add_done_callback(_read)
         return await asyncio.shield(task)
 
@@ -64,10 +70,7 @@ class Cache:
         if persistent:
             self._kept()
         for listener in list(self._listeners):
-            try:
-                listener(frozenset(gone))
-            except Exception:  # the program's, and no reason not to go on
-                _LOG.exception("a listener of the cache raised")
+            carefully(partial(listener, frozenset(gone)), lambda: _LOG.exception("a listener of the cache raised"))
         return persistent
 
     def clear(self) -> bool:
@@ -83,14 +86,17 @@ class Cache:
         """What a store is to keep."""
         return {key: self._entries[key] for key in self._persistent if key in self._entries}
 
-    async def _fetch(self, key: str, fetch: Callable[[], Awaitable[Any]], persistent: bool) -> Any:
+    async def _fetch(self, key: str, fetch: Callable[[], Awaitable[Any]], persistent: bool, within: float) -> Any:
         task = asyncio.current_task()
         try:
             for _ in range(_MOST_FETCHES):
                 at = self._clock()
-                value = await fetch()
-                if persistent:
-                    msgspec.json.encode(value)  # rather now, to whoever asks, than when all of it is saved
+                try:
+                    value = await done_by(fetch, within)
+                except (Cancelled, TimeoutError) as error:
+                    raise FetchFailed(f"The fetch of {key} failed: {error}.") from error
+                if persistent and not _is_json(value):  # rather now, to whoever asks, than when all of it is saved
+                    raise TypeError(f"what was fetched for {key} is not what comes back from JSON, and cannot be kept")
                 if self._fetching.get(key) is task:
                     self._entries[key] = Entry(value, at)
                     if persistent:
@@ -108,6 +114,15 @@ class Cache:
         finally:
             if self._fetching.get(key) is task:
                 del self._fetching[key]
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it comes back from JSON as it was: NaN, tuples, dates and keys that are no texts do not."""
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(one) for key, one in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _read(task: asyncio.Task[Any]) -> None:

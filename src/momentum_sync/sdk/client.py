@@ -7,7 +7,6 @@ to `on_error` and to the logger `momentum_sync.sdk`; nothing is printed.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 import uuid
@@ -19,23 +18,23 @@ from typing import Self
 from momentum_sync import errors
 from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed
 from momentum_sync.sdk.cache import Cache
-from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, subject
+from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, is_open, subject
 from momentum_sync.sdk.following import Answer, Event, Invalidated, Resync, State, pause, verdict
 from momentum_sync.sdk.known import Known
 from momentum_sync.sdk.store import Store
 from momentum_sync.sdk.stream import Events
+from momentum_sync.sdk.teller import LOG, Teller
 from momentum_sync.tasks import end
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.from_server import Momentum
 
-_LOG = logging.getLogger("momentum_sync.sdk")
-_LOG.addHandler(logging.NullHandler())
 _TICK_S = 1.0
 _STEADY_S = 5.0
 _ACKNOWLEDGE_AFTER_S = 0.1
 _KEYS_A_MESSAGE = 500
 _FORBIDDEN = 403
+_ABOUT_THE_ENTRY = ("not_found", "forbidden")  # what the server says of the notification, and will say again
 _LATER = 6  # as after so many failures: the longest pause
 
 
@@ -61,16 +60,17 @@ class Client:
         patience: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        address(url, {}, ())
+        if is_open(address(url, {}, ())):
+            LOG.warning("%s is not encrypted: whoever is on the way reads the token and the data; use https://", url)
         self._url = url
         self._token = token
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
         self._client_id = client_id or str(uuid.uuid4())
         self._wanted = list(dict.fromkeys(channels))
-        self._on_error = on_error
+        self._teller = Teller(on_error)
         self._patience = patience
         self._clock = clock
-        self._known = Known(store, self._user_id, clock, self._report)
+        self._known = Known(store, self._user_id, clock, self._teller.report)
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,12 +90,29 @@ class Client:
         self._spawn(self._watch())
 
     async def close(self) -> None:
-        """Ends the connection, and saves the place."""
+        """Ends the connection, saves the place, and lets go of the store."""
         await end(*self._tasks)
         if self._known.loaded:
             await self._known.save()
         self._known.following.lost(self._clock())
         await self._known.stream.finish(None)
+        try:
+            await self._known.keeper.close()
+        except ClientError as error:
+            self._teller.report(error)
+
+    async def clear(self) -> None:
+        """Logs out: closes the client, and nothing of the user stays, here or in the store.
+
+        What was marked and not sent is gone, too; `sent` waits for it. StoreFailed if the store cannot be cleared.
+        """
+        await end(*self._tasks)
+        if not self._known.loaded:
+            await self._known.load()
+        try:
+            await self._known.clear()
+        finally:
+            await self.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -166,11 +183,15 @@ class Client:
     async def mark_notification_read(self, notification_id: str) -> None:
         """Returns once it is kept; the server is told now or, offline, later. ValueError if it is no UUID.
 
-        What the server has against it, is told to `on_error`.
+        StoreFailed if there is a store and it could not be kept there: it is told to the server as long as the program
+        runs, and the store is tried again. What the server has against it, is told to `on_error`.
         """
         self._known.outbox.add(str(uuid.UUID(notification_id)))
-        await self._known.save()
+        self._known.keep()
+        kept = await self._known.save()
         await self._post()
+        if not kept and self._known.keeper.keeps:
+            raise errors.StoreFailed("It is marked, but would be forgotten if the program ended now.")
 
     async def sent(self) -> None:
         """Waits until the server has taken everything that was marked. Raises as `until_live`."""
@@ -223,7 +244,7 @@ class Client:
             failures = 1 if self._known.following.online and time.monotonic() - began > _STEADY_S else failures + 1
             self._known.following.lost(now)
             self._known.outbox.lost()
-            self._report(error)
+            self._teller.report(error)
             if isinstance(error, Ended):
                 if error.code in (_FORBIDDEN, Close.NOT_ALLOWED.code):
                     self._known.forget()
@@ -232,10 +253,12 @@ class Client:
                 await self._known.stream.finish(error)
                 return
             await self._known.stream.tell()
+            if isinstance(error, errors.MessageTooLarge):
+                self._known.following.forget("too_large")  # the same would come again
+                failures = max(failures, _LATER)
             if verdict(getattr(error, "status", None) or getattr(error, "code", None)) == "later":
                 failures = max(failures, _LATER)
-            if not isinstance(error, FeedFrozen):
-                await self._pause(pause(failures, random.random()))
+            await self._pause(0.0 if isinstance(error, FeedFrozen) else pause(failures, random.random()))
             while self._known.stream.filled:
                 await self._pause(_TICK_S)
 
@@ -270,7 +293,7 @@ class Client:
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
         except Exception as error:  # whatever it is, the client comes back
-            _LOG.exception("the client failed")
+            LOG.exception("the client failed")
             return ClientError(f"The client failed: {type(error).__name__}: {error}.")
         finally:
             self._connection = None
@@ -306,13 +329,13 @@ class Client:
     def _answered(self, message: wire.ServerMessage) -> None:
         connection = self._connection
         if isinstance(message, wire.Authenticated):
-            self._report_refused(message.refused)
+            self._teller.report_refused(message.refused)
         match message:
             case wire.TokenExpiring():
                 self._spawn_once("renew", self._renew())
             case wire.SubscriptionConfirmed(ref=None):
                 self._known.greeted()
-                self._report_refused(message.refused)
+                self._teller.report_refused(message.refused)
                 self._spawn(self._greeted())
             case wire.NotificationMarkedRead():
                 self._known.read(message.notification_id)
@@ -322,14 +345,14 @@ class Client:
                 pass
             case _ if connection is None or not connection.answered(message):
                 if isinstance(message, wire.Error):
-                    self._report(RequestFailed(message.code, message.error))
+                    self._teller.report(RequestFailed(message.code, message.error))
 
     def _refused(self, notification_id: str, message: wire.Error) -> None:
-        self._report(RequestFailed(message.code, message.error))
-        if message.code == "unavailable":
+        self._teller.report(RequestFailed(message.code, message.error))
+        if message.code in _ABOUT_THE_ENTRY:
+            self._known.read(notification_id, gone=message.code == "not_found")
+        else:
             self._known.outbox.later(notification_id)
-            return
-        self._known.read(notification_id, gone=message.code == "not_found")
 
     # Out
 
@@ -355,7 +378,7 @@ class Client:
             if less := [one for one in self._asked_for if one not in self._wanted]:
                 await self._ask({"type": "unsubscribe", "channels": less})
         except ClientError as error:
-            self._report(error)
+            self._teller.report(error)
         await self._post()
 
     async def _acknowledge(self) -> None:
@@ -373,7 +396,7 @@ class Client:
             try:
                 await self.request_momentum_update()
             except ClientError as error:
-                self._report(error)
+                self._teller.report(error)
             if self._known.following.state.unsure:
                 await asyncio.sleep(_TICK_S)
 
@@ -385,7 +408,7 @@ class Client:
                 self._token_sent = token
                 await self._ask({"type": "authenticate", "token": token})
         except ClientError as error:
-            self._report(error)
+            self._teller.report(error)
 
     # The clock
 
@@ -397,7 +420,7 @@ class Client:
             try:
                 await self._look()
             except Exception:  # a bug of ours, which must not end the looking
-                _LOG.exception("the client failed")
+                LOG.exception("the client failed")
 
     async def _look(self) -> None:
         if self._connection is not None:
@@ -409,7 +432,7 @@ class Client:
         if self._to_ack:
             self._spawn_once("acknowledge", self._acknowledge())
         await self._post()
-        if self._known.keeper.changed:
+        if self._known.loaded and self._known.keeper.is_due(time.monotonic()):
             await self._known.save()
 
     async def _probe(self, connection: Connection) -> None:
@@ -417,21 +440,6 @@ class Client:
             await connection.ask({"type": "ping"})
         except ClientError:
             connection.abort()
-
-    # Telling
-
-    def _report_refused(self, channels: Sequence[str]) -> None:
-        if channels:
-            self._report(RequestFailed("forbidden", f"Not allowed to have {', '.join(channels)}."))
-
-    def _report(self, error: ClientError) -> None:
-        loud = isinstance(error, Ended | errors.Gap | errors.NotUnderstood | errors.Rejected | errors.StoreFailed)
-        _LOG.log(logging.WARNING if loud else logging.INFO, "%s: %s", type(error).__name__, error)
-        if self._on_error is not None:
-            try:
-                self._on_error(error)
-            except Exception:  # the program's, and no reason not to go on
-                _LOG.exception("on_error raised")
 
     def _spawn(self, work: Coroutine[object, object, None], name: str | None = None) -> None:
         task = asyncio.create_task(work, name=name)

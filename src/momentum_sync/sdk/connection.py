@@ -8,16 +8,26 @@ import uuid
 from base64 import urlsafe_b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from momentum_sync.errors import ConnectionLost, Ended, Offline, Rejected, RequestFailed, TokenUnavailable
+from momentum_sync.errors import (
+    ClientError,
+    ConnectionLost,
+    Ended,
+    MessageTooLarge,
+    Offline,
+    Rejected,
+    RequestFailed,
+    TokenUnavailable,
+)
+from momentum_sync.sdk.callbacks import done_by, in_thread
 from momentum_sync.sdk.following import verdict
 from momentum_sync.wire import from_server as wire
+from momentum_sync.wire.close import Close
 
 Token = str | Callable[[], str | Awaitable[str]]
 """A token, or what gives one."""
@@ -28,6 +38,11 @@ _OPEN_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
 _TOKEN_TIMEOUT_S = 30.0
+OWN_CODES = frozenset({
+    "bad_address", "bad_handshake", "forbidden", "forbidden_origin", "invalid_text", "invalid_user_id",
+    "repeated_header", "too_long", "upgrade_required",
+})  # fmt: skip
+"""Codes with which the server refuses a connection for good."""
 
 
 def address(url: str, query: Mapping[str, str | None], channels: Sequence[str]) -> str:
@@ -40,6 +55,23 @@ def address(url: str, query: Mapping[str, str | None], channels: Sequence[str]) 
     if channels:
         given["channels"] = ",".join(channels)
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + PATH, urlencode(given, quote_via=quote), ""))
+
+
+def is_open(address: str) -> bool:
+    """Whether what goes to this address can be read on the way: it is not encrypted, and leaves the machine."""
+    parts = urlsplit(address)
+    return parts.scheme == "ws" and (parts.hostname or "") not in ("localhost", "127.0.0.1", "::1")
+
+
+class _Fault(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    """The body of the server's HTTP errors."""
+
+    error: _Fault
 
 
 class Connection:
@@ -122,18 +154,22 @@ async def connect(address: str, token: str) -> Connection:
 
 
 def _rejected(status: int, body: bytes) -> Rejected | Ended:
-    code, sentence = "rejected", "The server did not take the connection."
+    """What a status in the socket's place means. Only the server has a last word.
+
+    A captive portal, a proxy or another program at the address answers 403, too, in words of its own.
+    """
     try:
-        fault: Any = msgspec.json.decode(body)["error"]
-        code, sentence = str(fault["code"]), str(fault["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        pass  # somebody between us and the server answered
-    if verdict(status) == "end":
-        return Ended(status, sentence)
-    return Rejected(status, code, sentence)
+        fault = msgspec.json.decode(body, type=_Refusal).error
+    except msgspec.MsgspecError:
+        return Rejected(status, "rejected", "Somebody between here and the server answered in its place.")
+    if verdict(status) == "end" and fault.code in OWN_CODES:
+        return Ended(status, fault.message)
+    return Rejected(status, fault.code, fault.message)
 
 
-def _lost(error: websockets.ConnectionClosed) -> ConnectionLost | Ended:
+def _lost(error: websockets.ConnectionClosed) -> ClientError:
+    if error.sent is not None and error.sent.code == Close.TOO_BIG.code and not error.rcvd_then_sent:
+        return MessageTooLarge(f"A message of more than {_MOST_BYTES} bytes came; the stream begins anew behind it.")
     if error.rcvd is None:
         return ConnectionLost("The connection broke.")
     code, reason = error.rcvd.code, error.rcvd.reason or "closed"
@@ -143,18 +179,24 @@ def _lost(error: websockets.ConnectionClosed) -> ConnectionLost | Ended:
 
 
 async def fresh(token: Token) -> str:
-    """A token, asked for where it is given by a function. Raises TokenUnavailable."""
+    """A token, asked for where it is given by a function. Raises TokenUnavailable.
+
+    A function that is not a coroutine is called in a thread, so that it may block.
+    """
     given: object = token
     if callable(token):
         try:
-            async with asyncio.timeout(_TOKEN_TIMEOUT_S):
-                given = token()
-                given = await given if inspect.isawaitable(given) else given
+            given = await done_by(lambda: _given(token), _TOKEN_TIMEOUT_S)
         except Exception as error:
             raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
     if not isinstance(given, str) or not given or not given.isascii() or not given.isprintable() or " " in given:
         raise TokenUnavailable("What was given is no token: a token is a text without blanks.")
     return given
+
+
+async def _given(token: Callable[[], str | Awaitable[str]]) -> object:
+    found: object = token() if inspect.iscoroutinefunction(token) else await in_thread(token)
+    return await found if inspect.isawaitable(found) else found
 
 
 def subject(token: str) -> str | None:

@@ -29,6 +29,7 @@ class Known:
         self._report = report
         self._loaded = asyncio.Event()
         self._ahead = 0.0
+        self._pending: Document | None = None  # what the store has of whoever it is of
         self.following = Following(user_id)
         self.keeper = Keeper(store, user_id, clock)
         self.stream = Stream(self.keeper.settle)
@@ -56,20 +57,27 @@ class Known:
             document = await self.keeper.load(self._user_id)
         except ClientError as error:
             self._report(error)
-        if document is not None:
-            self._take_over(document)
+        self._pending = document
+        if self._user_id is not None:
+            self._take_over(self._user_id)
         self._loaded.set()
         await self.stream.tell()
 
-    def _take_over(self, document: Document) -> None:
+    def _take_over(self, user_id: str) -> bool:
+        """Goes on where the store says that this user was; of another's nothing is shown, nor kept any longer."""
+        document, self._pending = self._pending, None
+        if document is None or document.user_id != user_id:
+            return False
+        self.keeper.take_over(document)
         self.following.restore(document.user_id, self.keeper.last_event_id, document.known_at)
         if document.state is not None:
             self.following.state.begin(document.state)
         self.cache.restore(document.cache)
         self.outbox.restore(document.outbox)
+        return True
 
-    async def save(self) -> None:
-        """Saves what the program has had, once the store has been read."""
+    async def save(self) -> bool:
+        """Saves what the program has had, once the store has been read. Whether that is kept now."""
         await self._loaded.wait()
         known_at = self._clock() if self.following.status == "live" else self.following.since
         if not self.stream.empty:
@@ -78,6 +86,22 @@ class Known:
             await self.keeper.save(self.following, known_at, self.cache.saved(), self.outbox.waiting)
         except ClientError as error:
             self._report(error)
+            return False
+        return self.following.user_id is not None
+
+    async def clear(self) -> None:
+        """Forgets everything of everybody, here and in the store."""
+        await self._loaded.wait()
+        self._pending = None
+        self.following = Following(self._user_id)
+        self.outbox = Outbox()
+        self.cache.clear()
+        self.stream.forget()
+        try:
+            await self.keeper.clear()
+        except ClientError as error:
+            self._report(error)
+            raise
 
     def opened(self, at: float) -> None:
         """The socket is there. `at` is seconds on a clock that only goes forward."""
@@ -108,7 +132,8 @@ class Known:
         if wanted is None:
             return
         if self.following.user_id is None:
-            self.following.user_id = self.following.state.user_id = self.keeper.state.user_id = wanted
+            if not self._take_over(wanted):
+                self.following.user_id = self.following.state.user_id = self.keeper.state.user_id = wanted
         elif self.following.user_id != wanted:
             self.following = Following(wanted)
             self._start_over(wanted)
@@ -116,20 +141,28 @@ class Known:
     def greeted(self) -> None:
         """Whose connection it is, by the server's word."""
         user_id = self.following.user_id or ""
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.user_id == user_id:  # the token did not say whose it is
+            self.cache.restore(pending.cache)
+            self.outbox.restore(pending.outbox)
         if self.keeper.state.user_id not in ("", user_id):
             self._start_over(user_id)
         self.keeper.state.user_id = user_id
 
     def forget(self) -> None:
-        """The caller may not have it: nothing of it stays, here or in the store."""
+        """The caller may not have it: nothing of it stays, here or in the store, but what the user has done."""
         user_id = self.following.user_id
         if user_id is not None:
             self.following = Following(user_id)
-            self._start_over(user_id)
+            self._let_go(user_id)
 
     def _start_over(self, user_id: str) -> None:
-        self.keeper.start_over(user_id)
+        """It is another user's now."""
         self.outbox = Outbox()
+        self._let_go(user_id)
+
+    def _let_go(self, user_id: str) -> None:
+        self.keeper.start_over(user_id)
         self.cache.clear()
         self.stream.forget()
 

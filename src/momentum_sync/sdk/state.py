@@ -162,14 +162,14 @@ class UserState:
         if event.event_type == "intervention_deleted" or event.status not in _OPEN:
             return self._interventions.pop(key, None) is not None
         known = self._interventions.get(key)
-        created = event.timestamp if event.event_type == "intervention_created" else None
+        created = event.timestamp if event.event_type == "intervention_created" else None  # of a server before 0.1.0
         self._interventions[key] = Intervention(
             id=key,
             intervention_type=event.intervention_type,
             status=event.status,
             scheduled_date=event.scheduled_date,
             trigger_reason=event.trigger_reason,
-            created_at=created if known is None else known.created_at,
+            created_at=event.created_at or (created if known is None else known.created_at),
         )
         return True
 
@@ -186,7 +186,7 @@ class UserState:
             action_type=event.action_type,
             action_data=event.action_data,
             status=event.status,
-            created_at=event.timestamp if known is None else known.created_at,
+            created_at=event.created_at or (known.created_at if known is not None else event.timestamp),
         )
         if len(self._notifications) > _MOST_NOTIFICATIONS:
             del self._notifications[self.notifications[-1].id]

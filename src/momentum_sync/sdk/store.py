@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from momentum_sync.errors import StoreFailed
+from momentum_sync.sdk.callbacks import in_thread
 from momentum_sync.sdk.following import Event, Following, Invalidated, Output, Resync
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire.from_server import Momentum
 
+if sys.platform != "win32":  # which has no such lock
+    import fcntl
+
 VERSION = 1
+_RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -41,23 +50,31 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """A place for one text. The methods are called in a thread; what they raise is told as StoreFailed."""
+    """A place for one text. The methods are called in a thread; what they raise is told as StoreFailed.
+
+    A save that failed is tried again. A store that has a method `close` is closed with its client.
+    """
 
     def load(self) -> bytes | None:
-        """What was saved last; None if nothing was."""
+        """What was saved last; None or nothing (`b""`) if nothing was, or if it was cleared."""
 
     def save(self, document: bytes) -> None:
-        """Takes the place of what was there, wholly or not at all."""
+        """Takes the place of what was there, wholly or not at all. `b""` clears it."""
 
 
 class FileStore:
-    """A file, replaced as a whole. Only its owner can read it: what is in it is a user's."""
+    """A file, replaced as a whole. Only its owner can read it: what is in it is a user's.
+
+    It is one program's at a time. A second one is told so: each of them would put its own place in the other's place.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).expanduser()
+        self._lock: int | None = None
 
     def load(self) -> bytes | None:
         """What was saved last; None if nothing was."""
+        self._take()
         try:
             return self._path.read_bytes()
         except FileNotFoundError:
@@ -65,13 +82,39 @@ class FileStore:
 
     def save(self, document: bytes) -> None:
         """Takes the place of what was there, wholly or not at all."""
+        self._take()
+        number, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # readable by us alone
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(document)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                Path(name).unlink()
+            raise
+
+    def close(self) -> None:
+        """Lets go of it, so that another program may have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take(self) -> None:
+        """Holds a lock on a file beside it, which ends with the process. BlockingIOError if another program has it."""
+        if self._lock is not None or sys.platform == "win32":
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.new")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(document)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
+        lock = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise BlockingIOError(
+                error.errno, f"another program uses {self._path}; give each program a file of its own"
+            ) from None
+        self._lock = lock
 
 
 class Keeper:
@@ -81,6 +124,8 @@ class Keeper:
         self._store = store
         self._clock = clock
         self._saving = asyncio.Lock()
+        self._failures = 0
+        self._again_at = 0.0
         self.changed = False
         self.settled_at: float | None = None
         self.last_event_id: str | None = None
@@ -117,22 +162,34 @@ class Keeper:
         self.state.read_again(momentum)
         self.changed = True
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a store."""
+        return self._store is not None
+
+    def is_due(self, at: float) -> bool:
+        """Whether something waits to be saved, and the last failure is long enough ago. `at` is monotonic seconds."""
+        return self.changed and at >= self._again_at
+
     async def load(self, user_id: str | None) -> Document | None:
-        """What is there for this user, if anything. Raises StoreFailed."""
+        """What is there for this user, or for whoever it will be if that is not known. Raises StoreFailed."""
         if self._store is None:
             return None
         try:
-            text = await asyncio.to_thread(self._store.load)
-            document = None if text is None else msgspec.json.decode(text, type=Document)
+            text = await in_thread(self._store.load)
+            document = msgspec.json.decode(text, type=Document) if text else None
         except Exception as error:
             raise _failed(error) from error
         if document is None or document.version != VERSION or user_id not in (None, document.user_id):
             return None
+        return document
+
+    def take_over(self, document: Document) -> None:
+        """Goes on where a document of this user says that it was."""
         self.state = UserState(document.user_id)
         if document.state is not None:
             self.state.begin(document.state)
             self.last_event_id = document.last_event_id
-        return document
 
     async def save(
         self, following: Following, known_at: float | None, cache: Mapping[str, Entry], outbox: Sequence[str]
@@ -149,16 +206,45 @@ class Keeper:
             cache=dict(cache),
             outbox=list(outbox),
         )
+        await self._write(msgspec.json.encode(document))
+
+    async def clear(self) -> None:
+        """Nothing of anybody stays in the store. Raises StoreFailed."""
+        self.last_event_id = None
+        self.state = UserState("")
+        self.changed = False
+        await self._write(b"")
+
+    async def close(self) -> None:
+        """Lets go of the store."""
+        close = getattr(self._store, "close", None)
+        if close is not None:
+            try:
+                await in_thread(close)
+            except Exception as error:
+                raise _failed(error) from error
+
+    async def _write(self, text: bytes) -> None:
+        """Writes, after whatever is being written. What could not be is still to be saved."""
+        store = self._store
+        if store is None:
+            return
         async with self._saving:
-            writing = asyncio.ensure_future(asyncio.to_thread(self._store.save, msgspec.json.encode(document)))
+            writing = asyncio.ensure_future(in_thread(lambda: store.save(text)))
             try:
                 await asyncio.shield(writing)
             except asyncio.CancelledError:
+                self.changed = True
                 await asyncio.wait([writing])  # nobody may write beside it
                 writing.exception()
                 raise
             except Exception as error:
+                self.changed = True
+                self._again_at = time.monotonic() + _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+                self._failures += 1
                 raise _failed(error) from error
+            self._failures = 0
+            self._again_at = 0.0
 
 
 def _failed(error: Exception) -> StoreFailed:

@@ -86,6 +86,7 @@ class InterventionChanged(msgspec.Struct, kw_only=True):
     scheduled_date: str | None
     trigger_reason: str = ""
     previous_status: str | None = None
+    created_at: str | None = None
     out_of_sight: bool = False
     omitted: list[str] = []
 
@@ -103,6 +104,7 @@ class PushNotification(msgspec.Struct, kw_only=True):
     title: str = ""
     message: str = ""
     action_data: Any = None
+    created_at: str | None = None
     omitted: list[str] = []
 
 
