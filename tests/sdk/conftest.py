@@ -44,7 +44,7 @@ class World:
     @asynccontextmanager
     async def client(
         self, *, token: str | list[str] | None = None, patience: float = 60.0, channels: list[str] | None = None,
-        store: bool = False, user_id: str | None = None, client_id: str | None = None,
+        store: bool = False, user_id: str | None = None, client_id: str | None = None, store_failures: int = 0,
     ) -> AsyncIterator[Driver]:  # fmt: skip
         """One run of a program that follows the user."""
         tokens = token if isinstance(token, list) else [token or sign(self.user)]
@@ -52,6 +52,7 @@ class World:
             await driver.do(
                 "open", url=self.url, token=tokens, patience=patience, channels=channels or [],
                 store=self.sdk.store(self.folder) if store else None, user_id=user_id, client_id=client_id,
+                store_failures=store_failures,
             )  # fmt: skip
             yield driver
 

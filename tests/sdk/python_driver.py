@@ -11,12 +11,26 @@ from typing import Any
 
 import msgspec
 
-from momentum_sync import Client, ClientError, Ended, Event, FileStore, Resync, State
+from momentum_sync import Client, ClientError, Ended, Event, FetchFailed, FileStore, Resync, State, StoreFailed
 
 
 def write(**happened: Any) -> None:
     sys.stdout.write(msgspec.json.encode(happened).decode() + "\n")
     sys.stdout.flush()
+
+
+class Failing(FileStore):
+    """A file on a disk that is full for so many writes."""
+
+    def __init__(self, path: str, times: int) -> None:
+        super().__init__(path)
+        self._times = times
+
+    def save(self, document: bytes) -> None:
+        if self._times > 0:
+            self._times -= 1
+            raise OSError("No space left on device")
+        super().save(document)
 
 
 class Driver:
@@ -34,14 +48,22 @@ class Driver:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def token(self) -> str:
+    async def token(self) -> str:
+        """`!fail` is a provider that fails, `!hold` one that answers when it is released, with the token after it."""
         self.asked += 1
         write(token=self.asked)
-        return self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
+        token = self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]
+        if token == "!fail":
+            raise OSError("no network, no token")
+        if token == "!hold":
+            self.held["token"] = asyncio.Event()
+            await self.held["token"].wait()
+            token = self.tokens[0]
+        return token
 
     async def open(self, command: dict[str, Any]) -> None:
         self.tokens = command["token"]
-        store = command["store"]
+        store = Failing(command["store"], command["store_failures"]) if command["store"] else None
         self.client = Client(
             command["url"],
             self.token,
@@ -49,7 +71,7 @@ class Driver:
             user_id=command["user_id"],
             client_id=command["client_id"],
             patience=command["patience"],
-            store=FileStore(store) if store else None,
+            store=store,
             clock=lambda: time.time() + self.ahead,
             on_error=lambda error: write(error=type(error).__name__, code=getattr(error, "code", None)),
         )
@@ -73,8 +95,12 @@ class Driver:
             write(state=state._asdict())
 
     async def mark_read(self, command: dict[str, Any]) -> None:
-        await self.client.mark_notification_read(command["id"])
-        write(kept=command["id"])
+        try:
+            await self.client.mark_notification_read(command["id"])
+        except StoreFailed:
+            write(not_kept=command["id"])
+        else:
+            write(kept=command["id"])
 
     async def sent(self, _: dict[str, Any]) -> None:
         await self.client.sent()
@@ -109,7 +135,13 @@ class Driver:
                 await self.held[key].wait()
             return command["value"]
 
-        write(key=key, value=await self.client.cache.get(key, fetch, persistent=bool(command.get("persistent"))))
+        within = command.get("within", 60.0)
+        try:
+            value = await self.client.cache.get(key, fetch, persistent=bool(command.get("persistent")), within=within)
+        except FetchFailed as error:
+            write(error=type(error).__name__, code=None)
+        else:
+            write(key=key, value=value)
 
     async def release(self, command: dict[str, Any]) -> None:
         self.held[command["key"]].set()
@@ -117,6 +149,16 @@ class Driver:
     async def peek(self, command: dict[str, Any]) -> None:
         entry = self.client.cache.peek(command["key"])
         write(peeked=None if entry is None else entry.value)
+
+    async def write_store(self, command: dict[str, Any]) -> None:
+        store = FileStore(command["store"])
+        store.save(command["text"].encode())
+        store.close()
+        write(written=True)
+
+    async def clear(self, _: dict[str, Any]) -> None:
+        await self.client.clear()
+        write(cleared=True)
 
     async def close(self, _: dict[str, Any]) -> None:
         await self.client.close()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+import pytest
 import websockets
 from psycopg import sql
 
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
 from tests.fixtures.server import PATH, sign
 from tests.sdk.conftest import Process, World
-from tests.sdk.drivers import Driver
+from tests.sdk.drivers import Chromium, Driver
 
 
 def set_score(db: Sql, user: UUID, score: float) -> None:
@@ -423,3 +426,184 @@ async def test_where_nobody_listens_it_tries_again_with_growing_pauses(world: Wo
         async with world.serve():
             await driver.do("wake")
             await asyncio.wait_for(driver.live(), 20)
+
+
+@asynccontextmanager
+async def portal(world: World, status: str) -> AsyncIterator[None]:
+    """Somebody on the way who answers every request in words of its own, as the network of a hotel does."""
+    body = b"<html>Please accept our terms.</html>"
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
+    answer = (head + "Access-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n").encode() + body
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(reply, "127.0.0.1", 0)
+    before, world.network.ports = world.network.ports, [server.sockets[0].getsockname()[1]]
+    world.network.cut(random.Random(0), share=1.0)
+    try:
+        yield
+    finally:
+        world.network.ports = before
+        server.close()
+
+
+async def test_a_captive_portal_has_no_last_word(world: World, db: Sql) -> None:
+    """Whatever it answers, the client stays, and with it what the user has done."""
+    unread = str(add_notification(db, world.user))
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.live()
+        for number, status in enumerate(("403 Forbidden", "400 Bad Request", "422 Unprocessable Entity")):
+            async with portal(world, status):
+                await driver.state(lambda state: state["status"] == "offline")
+                if number == 0:
+                    await driver.do("mark_read", id=unread)
+                    await driver.until(lambda one: one.get("kept") == unread)
+                await driver.do("wake")
+                await driver.until(lambda one: one.get("error") in ("Rejected", "ConnectionLost"))
+            await driver.do("wake")
+            await driver.until(lambda one: "state" in one and one["state"]["status"] == "live")
+        await driver.do("sent")
+        await driver.until(lambda one: one.get("sent"))
+        assert "Ended" not in driver.all("error")
+        assert db.execute("select status from momentum_notifications").fetchone() == ("opened",)
+
+
+async def test_a_client_that_is_closed_while_it_waits_for_a_token_opens_nothing(world: World, db: Sql) -> None:
+    """Its successor of the same name would be sent away for good."""
+    add_score(db, world.user, score=1)
+    token = sign(world.user)
+    async with world.serve(), world.client(token=["!hold", token], client_id="phone") as first:
+        await first.until(lambda one: one.get("token") == 1)
+        await first.do("close")
+        await first.until(lambda one: one.get("closed"))
+        async with world.client(client_id="phone") as second:
+            await second.live()
+            await first.do("release", key="token")
+            await first.do("peek", key="nothing")
+            await first.until(lambda one: "peeked" in one)
+            set_score(db, world.user, 2)
+            await until_score(second, 2)
+            assert second.all("error") == []
+
+
+async def test_a_store_that_fails_for_a_while_gets_everything(world: World, db: Sql) -> None:
+    unread = str(add_notification(db, world.user))
+    world.network.ports = []
+    async with world.client(store=True, store_failures=2) as driver:
+        await driver.until(lambda one: one.get("token") == 1)
+        await driver.do("mark_read", id=unread)
+        await driver.until(lambda one: one.get("not_kept") == unread)
+        await driver.until(lambda one: one.get("error") == "StoreFailed")
+        await driver.do("mark_read", id="00000000-0000-4000-8000-000000000000")
+        kept = await driver.until(lambda one: "kept" in one or "not_kept" in one)
+        if "not_kept" in kept:
+            await driver.do("mark_read", id="00000000-0000-4000-8000-000000000000")
+            await driver.until(lambda one: "kept" in one)
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.live()
+        await driver.do("sent")
+        await driver.until(lambda one: one.get("sent"))
+        assert db.execute("select status from momentum_notifications").fetchone() == ("opened",)
+
+
+async def test_a_clock_that_is_set_back_hides_no_dead_feed(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=0)
+    async with world.serve(), world.client(patience=2.5) as driver:
+        await driver.live()
+        world.network.go_dead(random.Random(1), share=1.0)
+        await driver.do("advance", seconds=-7200)
+        await driver.until(lambda one: one.get("error") == "FeedFrozen")
+        set_score(db, world.user, 9)
+        await until_score(driver, 9)
+
+
+async def test_on_a_shared_device_nobody_is_shown_anothers_state(world: World, db: Sql) -> None:
+    add_score(db, world.user, score=5)
+    unread = str(add_notification(db, world.user))
+    async with world.serve(), world.client(store=True) as driver:
+        await until_score(driver, 5)
+        await driver.do("close")
+        await driver.until(lambda one: one.get("closed"))
+    world.network.ports = []
+    async with world.client(store=True, token="!fail") as driver:  # whoever it is, there is no token to be had
+        await driver.until(lambda one: one.get("error") == "TokenUnavailable")
+        await driver.until(lambda one: one.get("token") == 2)
+        assert [state["momentum"] for state in driver.all("state")] == [None] * len(driver.all("state"))
+    async with world.client(store=True) as driver:  # the same user finds all of it
+        await driver.state(lambda state: state["momentum"] is not None)
+        await driver.do("mark_read", id=unread)
+        await driver.until(lambda one: one.get("kept") == unread)
+        await driver.do("clear")
+        await driver.until(lambda one: one.get("cleared"))
+        assert (await driver.state(lambda _: True))["momentum"] is None
+    async with world.client(store=True) as driver:  # and after logging out, nothing
+        await driver.until(lambda one: one.get("error") == "ConnectionLost")
+        assert (await driver.state(lambda _: True))["momentum"] is None
+
+
+async def test_a_fetch_that_never_comes_does_not_keep_its_key(world: World) -> None:
+    async with world.client() as driver:
+        await driver.do("get", key="slow", value=1, hold=True, within=0.2)
+        await driver.until(lambda one: one.get("error") == "FetchFailed")
+        await driver.do("get", key="slow", value=2)
+        assert (await driver.until(lambda one: one.get("key") == "slow"))["value"] == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"version":1}',
+        '{"version":1,"user_id":"x","last_event_id":1,"known_at":null,"state":{},"cache":[],"outbox":0}',
+    ],
+    ids=["half", "little", "types"],
+)
+async def test_a_store_that_was_damaged_is_told_and_gone_without(world: World, db: Sql, text: str) -> None:
+    add_score(db, world.user, score=3)
+    async with world.serve():
+        async with world.sdk.start() as driver:
+            await driver.do("write_store", store=world.sdk.store(world.folder), text=text)
+            await driver.until(lambda one: one.get("written"))
+        async with world.client(store=True) as driver:
+            await driver.until(lambda one: one.get("error") == "StoreFailed")
+            await until_score(driver, 3)
+            await driver.do("close")
+            await driver.until(lambda one: one.get("closed"))
+        world.network.ports = []
+        async with world.client(store=True) as driver:
+            await driver.state(lambda state: state["momentum"] is not None)
+
+
+async def test_what_the_server_cannot_do_now_is_sent_again(world: World, db: Sql) -> None:
+    """Only what the server says of that notification drops it."""
+    unread = str(add_notification(db, world.user))
+    async with world.serve(), world.client(store=True) as driver:
+        await driver.live()
+        db.execute(
+            "create function refuse() returns trigger language plpgsql as 'begin raise exception ''not now''; end';"
+            "create trigger refuse before update on momentum_notifications for each row execute function refuse()"
+        )
+        await driver.do("mark_read", id=unread)
+        refused = await driver.until(lambda one: one.get("error") == "RequestFailed")
+        assert refused["code"] not in ("not_found", "forbidden")
+        db.execute("drop trigger refuse on momentum_notifications")
+        await driver.do("sent")
+        await driver.until(lambda one: one.get("sent"))
+        assert db.execute("select status from momentum_notifications").fetchone() == ("opened",)
+
+
+async def test_a_browser_that_says_that_it_is_offline_is_believed(world: World) -> None:
+    """Elsewhere nobody says so but the network."""
+    async with world.serve(), world.client() as driver:
+        await driver.live()
+        world.network.ports = []
+        if isinstance(world.sdk, Chromium):
+            await driver.do("offline")
+        else:
+            world.network.cut(random.Random(0), share=1.0)
+        await driver.state(lambda state: state["status"] == "offline")

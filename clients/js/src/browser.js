@@ -4,9 +4,10 @@
  * Listens; returns what ends that.
  * @param {() => void} wake the network is back, or the page is looked at again
  * @param {() => void} leave the page may be gone in a moment
+ * @param {() => void} offline there is no network
  * @returns {() => void}
  */
-export function listenToBrowser(wake, leave) {
+export function listenToBrowser(wake, leave, offline) {
   /** @type {(() => void)[]} */
   const untie = [];
   /**
@@ -21,6 +22,7 @@ export function listenToBrowser(wake, leave) {
   };
   const { document, window } = /** @type {any} */ (globalThis);
   on(window, "online", wake);
+  on(window, "offline", offline);
   on(window, "pageshow", wake);
   on(window, "pagehide", leave);
   on(document, "visibilitychange", () => (document.visibilityState === "visible" ? wake() : leave()));

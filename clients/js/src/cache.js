@@ -1,5 +1,7 @@
 // What a program has fetched, until the server says that it is no longer true.
 
+import { FetchFailed } from "./errors.js";
+
 const MOST_FETCHES = 3;
 
 /**
@@ -35,22 +37,24 @@ export class Cache {
   }
 
   /**
-   * The value of a key, fetched if it is not there. What `fetch` throws is thrown, and nothing is kept. A `persistent`
-   * value outlives the program, in the client's store, and must be JSON: TypeError if it is not.
+   * The value of a key, fetched if it is not there. What `fetch` throws is thrown, and nothing is kept; FetchFailed if it
+   * does not come `within` so many milliseconds. A `persistent` value outlives the program, in the client's store, and
+   * must come back from JSON as it was (null, booleans, finite numbers, texts, arrays, plain objects): TypeError if it
+   * does not.
    * @template T
    * @param {string} key
    * @param {() => T | Promise<T>} fetch
-   * @param {{persistent?: boolean}} [options]
+   * @param {{persistent?: boolean, within?: number}} [options]
    * @returns {Promise<T>}
    */
-  async get(key, fetch, { persistent = false } = {}) {
+  async get(key, fetch, { persistent = false, within = 60_000 } = {}) {
     const entry = this.#entries.get(key);
     if (entry !== undefined) return /** @type {T} */ (entry.value);
     const underWay = this.#fetching.get(key);
     if (underWay !== undefined) return underWay;
     /** @type {{promise?: Promise<T>}} */
     const own = {};
-    own.promise = Promise.resolve().then(() => this.#fetch(key, fetch, persistent, own));
+    own.promise = Promise.resolve().then(() => this.#fetch(key, () => inTime(key, fetch, within), persistent, own));
     this.#fetching.set(key, own.promise);
     return own.promise;
   }
@@ -122,7 +126,10 @@ export class Cache {
       for (let turn = 1; ; turn += 1) {
         const at = this.#clock();
         const value = await fetch();
-        if (persistent) JSON.stringify(value); // rather now, to whoever asks, than when all of it is saved
+        if (persistent && !isJson(value)) {
+          // Rather now, to whoever asks, than when all of it is saved.
+          throw new TypeError(`What was fetched for ${key} is not what comes back from JSON, and cannot be kept.`);
+        }
         if (mine()) {
           this.#entries.set(key, { value, at });
           if (persistent) {
@@ -143,4 +150,38 @@ export class Cache {
       if (mine()) this.#fetching.delete(key);
     }
   }
+}
+
+/**
+ * @template T
+ * @param {string} key
+ * @param {() => T | Promise<T>} fetch
+ * @param {number} within milliseconds
+ * @returns {Promise<T>}
+ */
+async function inTime(key, fetch, within) {
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new FetchFailed(`The fetch of ${key} took more than ${within / 1000} s.`)), within);
+  });
+  try {
+    return await /** @type {Promise<T>} */ (Promise.race([fetch(), late]));
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/**
+ * Whether a value comes back from JSON as it was: undefined, NaN, dates and objects of classes do not.
+ * @param {any} value
+ * @returns {boolean}
+ */
+function isJson(value) {
+  if (value === null || typeof value === "boolean" || typeof value === "string") return true;
+  if (typeof value === "number") return Number.isFinite(value);
+  if (Array.isArray(value)) return Array.from(value).every(isJson);
+  if (typeof value !== "object") return false;
+  const kind = Object.getPrototypeOf(value);
+  return (kind === Object.prototype || kind === null) && Object.values(value).every(isJson);
 }

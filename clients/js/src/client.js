@@ -4,7 +4,7 @@
 // to listeners of "error" and to `log`; nothing is printed.
 
 import { listenToBrowser } from "./browser.js";
-import { address, connect, fresh, subject } from "./connection.js";
+import { address, connect, fresh, isOpen, subject } from "./connection.js";
 import {
   ClientError,
   ConnectionLost,
@@ -47,12 +47,14 @@ import { Listeners, carefully } from "./listeners.js";
  * @property {() => number} [clock] milliseconds since 1970
  * @property {any} [WebSocket] where the runtime has none, such as the one of the package `ws`
  * @property {typeof fetch} [fetch]
+ * @property {AbortSignal} [signal] closes the client
  */
 
 const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 const TICK_MS = 1_000;
 const STEADY_MS = 5_000;
 const FORBIDDEN = [403, 4403];
+const ABOUT_THE_ENTRY = ["not_found", "forbidden"]; // what the server says of the notification, and will say again
 const LATER = 6; // as after so many failures: the longest pause
 const ACKNOWLEDGE_AFTER_MS = 100; // servers take 20 messages a second
 const KEYS_A_MESSAGE = 500;
@@ -85,7 +87,11 @@ export class Client {
   #toAcknowledge = new Set();
   /** @type {Set<string>} */
   #underWay = new Set();
-  #told = "";
+  /** What was known at the last look, as an object and as a text. @type {State | null} */
+  #shown = null;
+  #text = "";
+  /** @type {State | null} */
+  #told = null;
 
   /**
    * @param {string} url the server's root
@@ -94,7 +100,7 @@ export class Client {
    * @param {Options} [options]
    */
   constructor(url, token, options = {}) {
-    address(url, {}, []);
+    const target = address(url, {}, []);
     const userId = options.userId?.toLowerCase() ?? null;
     this.#url = url;
     this.#token = token;
@@ -109,6 +115,10 @@ export class Client {
       (error) => this.#report(error),
       (keys) => this.#emit("invalidated", keys),
     );
+    if (isOpen(target)) {
+      const warning = `${url} is not encrypted: whoever is on the way reads the token and the data; use https://`;
+      if (options.log) carefully(() => options.log?.("warning", warning));
+    }
   }
 
   // What a program asks for
@@ -121,21 +131,48 @@ export class Client {
     this.#untie = listenToBrowser(
       () => this.wake(),
       () => void this.#known.save(),
+      () => this.#connection?.end(new ConnectionLost("There is no network.")),
     );
-    void this.#run();
+    const { signal } = this.#options;
+    const close = () => void this.close();
+    signal?.addEventListener("abort", close);
+    this.#closing.signal.addEventListener("abort", () => signal?.removeEventListener("abort", close));
+    if (signal?.aborted) close();
+    else void this.#run();
     return this;
   }
 
-  /** Ends the connection, and saves the place. */
+  /** Ends the connection, saves the place, and lets go of the store. */
   async close() {
-    if (!this.#open) return;
-    this.#end();
-    this.#connection?.end(new ConnectionLost("The program has closed the connection."));
-    this.#hurry?.();
-    this.#known.following.lost(this.#clock());
-    this.#tell();
-    this.#known.stream.finish(null);
-    await this.#known.save();
+    if (this.#open) {
+      this.#end();
+      this.#connection?.end(new ConnectionLost("The program has closed the connection."));
+      this.#hurry?.();
+      this.#known.following.lost(this.#clock());
+      this.#tell();
+      this.#known.stream.finish(null);
+      await this.#known.save();
+    }
+    await this.#known.keeper.close().catch((error) => this.#report(error));
+  }
+
+  /**
+   * Logs out: closes the client, and nothing of the user stays, here or in the store. What was marked and not sent is
+   * gone, too; `sent` waits for it. Throws StoreFailed if the store cannot be cleared.
+   */
+  async clear() {
+    if (this.#open) {
+      this.#end();
+      this.#connection?.end(new ConnectionLost("The program has closed the connection."));
+      this.#hurry?.();
+      this.#known.stream.finish(null);
+    }
+    try {
+      await this.#known.clear();
+    } finally {
+      this.#tell();
+      await this.close();
+    }
   }
 
   #end() {
@@ -151,12 +188,23 @@ export class Client {
   }
 
   /**
-   * What is known now. Notifications that were marked as read are not in it, told to the server or not.
+   * What is known now. Notifications that were marked as read are not in it, told to the server or not. It is the same
+   * object for as long as nothing changes.
    * @returns {State}
    */
   get state() {
-    return this.#known.state;
+    return this.#look();
   }
+
+  /** `state` as a function, for React: `useSyncExternalStore(client.onStateChange, client.getState)`. */
+  getState = () => this.state;
+
+  /**
+   * Calls when the state is another. Returns what ends that.
+   * @param {() => void} listener
+   * @returns {() => void}
+   */
+  onStateChange = (listener) => this.addEventListener("state", listener);
 
   /** Whose data it is; null until that is known, and for a connection without a user. */
   get userId() {
@@ -229,15 +277,19 @@ export class Client {
 
   /**
    * Resolves once it is kept; the server is told now or, offline, later. What the server has against it, is told to
-   * listeners of "error". Throws TypeError if it is no UUID.
+   * listeners of "error". Throws TypeError if it is no UUID, StoreFailed if there is a store and it could not be kept
+   * there: it is told to the server as long as the program runs, and the store is tried again.
    * @param {string} notificationId
    */
   async markNotificationRead(notificationId) {
     this.#known.outbox.add(notificationId);
     this.#known.keep();
     this.#tell();
-    await this.#known.save();
+    const kept = await this.#known.save();
     this.#post();
+    if (!kept && this.#known.keeper.keeps) {
+      throw new StoreFailed("It is marked, but would be forgotten if the program ended now.");
+    }
   }
 
   /** Waits until the server has taken everything that was marked. Throws as `untilLive`. */
@@ -295,6 +347,7 @@ export class Client {
 
   async #run() {
     await this.#known.load();
+    if (!this.#open) return;
     this.#tell();
     let failures = 0;
     while (this.#open) {
@@ -351,6 +404,7 @@ export class Client {
     try {
       const WebSocket = this.#webSocket();
       const token = (this.#tokenSent = await fresh(this.#token));
+      if (!this.#open) return new ConnectionLost("The program has closed the connection.");
       this.#known.isFor(subject(token));
       this.#askedFor = [...this.#wanted];
       const { userId, clientId, fetch = globalThis.fetch } = this.#options;
@@ -430,7 +484,7 @@ export class Client {
    */
   #refused(id, message) {
     this.#report(new RequestFailed(message.code, message.error));
-    if (message.code === "unavailable") {
+    if (!ABOUT_THE_ENTRY.includes(message.code)) {
       this.#known.outbox.later(id);
       return;
     }
@@ -499,7 +553,7 @@ export class Client {
   async #renew() {
     try {
       const token = await fresh(this.#token);
-      if (token === this.#tokenSent) return; // it would be expiring at once again
+      if (!this.#open || token === this.#tokenSent) return; // it would be expiring at once again
       this.#tokenSent = token;
       await this.#ask({ type: "authenticate", token });
     } catch (error) {
@@ -528,7 +582,7 @@ export class Client {
     if (this.#connection !== null) this.#checkFrozen();
     if (this.#toAcknowledge.size > 0) this.#isGone([]);
     this.#post();
-    if (this.#known.keeper.changed) void this.#known.save();
+    if (this.#known.loaded && this.#known.keeper.isDue(performance.now())) void this.#known.save();
   }
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
@@ -569,11 +623,19 @@ export class Client {
   #tell() {
     this.#known.stream.tell();
     if (!this.#listeners.has("state")) return;
-    const state = this.state;
-    const text = JSON.stringify(state);
-    if (text === this.#told) return;
-    this.#told = text;
+    const state = this.#look();
+    if (state === this.#told) return;
+    this.#told = state;
     this.#emit("state", state);
+  }
+
+  /** What is known, the same object for as long as it is the same. */
+  #look() {
+    const state = this.#known.state;
+    const text = JSON.stringify(state);
+    if (this.#shown === null || text !== this.#text) this.#shown = state;
+    this.#text = text;
+    return this.#shown;
   }
 
   /**

@@ -11,6 +11,18 @@ import {
 } from "./errors.js";
 import { verdict } from "./following.js";
 
+/** Codes with which the server refuses a connection for good. Whatever else answers 403 is somebody on the way. */
+export const OWN_CODES = new Set([
+  "bad_address",
+  "bad_handshake",
+  "forbidden",
+  "forbidden_origin",
+  "invalid_text",
+  "invalid_user_id",
+  "repeated_header",
+  "too_long",
+  "upgrade_required",
+]);
 const PATH = "/functions/v1/realtime-momentum-sync";
 const OPEN_TIMEOUT_MS = 15_000;
 const ANSWER_TIMEOUT_MS = 15_000;
@@ -34,6 +46,14 @@ export function address(url, query, channels) {
   const pairs = Object.entries(given).filter(([, value]) => value !== null);
   const text = pairs.map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`).join("&");
   return `${url.replace(/^http/, "ws").replace(/\/+$/, "")}${PATH}?${text}`;
+}
+
+/**
+ * Whether what goes to this address can be read on the way: it is not encrypted, and leaves the machine.
+ * @param {string} target
+ */
+export function isOpen(target) {
+  return /^ws:/.test(target) && !/^ws:\/\/(localhost|127\.0\.0\.1|\[::1\])([:/]|$)/.test(target);
 }
 
 /**
@@ -231,6 +251,7 @@ export async function fresh(token) {
  * @returns {Promise<Connection>}
  */
 export async function connect(target, token, { WebSocket, fetch, url, userId, signal }) {
+  if (signal.aborted) throw new ConnectionLost("The program has closed the connection.");
   /** @type {Connection | null} */
   const connection = await new Promise((resolve) => {
     const opening = new WebSocket(target, ["momentum.v1", `bearer.${token}`]);
@@ -250,8 +271,7 @@ export async function connect(target, token, { WebSocket, fetch, url, userId, si
       opening.onopen = null;
       resolve(new Connection(opening)); // at once: the greeting may be here already
     };
-    opening.onerror = () => {};
-    opening.onclose = fail;
+    opening.onerror = opening.onclose = fail; // some runtimes tell of only one of the two
   });
   if (connection !== null) return connection;
   throw await refusal(url, token, userId ?? subject(token), fetch, signal);
@@ -282,7 +302,8 @@ async function refusal(url, token, userId, fetch, signal) {
     });
     if (response.ok) return new ConnectionLost("The server did not take the socket.");
     const { error } = await response.json();
-    if (verdict(response.status) === "end") return new Ended(response.status, error.message);
+    if (typeof error?.code !== "string" || typeof error.message !== "string") return unreachable;
+    if (verdict(response.status) === "end" && OWN_CODES.has(error.code)) return new Ended(response.status, error.message);
     return new Rejected(response.status, error.code, error.message);
   } catch {
     return unreachable; // or somebody between us and the server answered

@@ -83,6 +83,11 @@ export class StoreFailed extends ClientError {
   name = "StoreFailed";
 }
 
+/** A fetch for the cache took too long. Nothing is kept of it. */
+export class FetchFailed extends ClientError {
+  name = "FetchFailed";
+}
+
 /** What was asked for needs a connection, and there is none now. */
 export class Offline extends ClientError {
   name = "Offline";

@@ -7,6 +7,7 @@ export {
   ConnectionLost,
   Ended,
   FeedFrozen,
+  FetchFailed,
   Gap,
   NotUnderstood,
   Offline,

@@ -17,6 +17,8 @@ export class Known {
   #ahead = 0;
   #report;
   #dropped;
+  /** @type {Document | null} what the store has of whoever it is of */
+  #pending = null;
 
   /**
    * @param {Store | null} store
@@ -52,8 +54,8 @@ export class Known {
   /** Takes over what the store has of this user. */
   async load() {
     try {
-      const document = await this.keeper.load(this.#userId);
-      if (document !== null) this.#takeOver(document);
+      this.#pending = await this.keeper.load(this.#userId);
+      if (this.#userId !== null) this.#takeOver(this.#userId);
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
     }
@@ -61,24 +63,44 @@ export class Known {
     this.stream.tell();
   }
 
-  /** @param {Document} document */
-  #takeOver(document) {
+  /**
+   * Goes on where the store says that this user was; of another's nothing is shown, nor kept any longer.
+   * @param {string} userId
+   */
+  #takeOver(userId) {
+    const document = this.#pending;
+    this.#pending = null;
+    if (document?.user_id !== userId) return false;
+    this.keeper.takeOver(document);
     this.following.restore(document.user_id, this.keeper.lastEventId, document.known_at);
     if (document.state !== null) this.following.state.begin(document.state);
     this.cache.restore(document.cache);
     this.outbox.restore(document.outbox);
+    return true;
   }
 
-  /** Saves what the program has had, if the store has been read. */
+  /** Saves what the program has had, if the store has been read. Whether that is kept now. */
   async save() {
-    if (!this.loaded) return;
+    if (!this.loaded) return false;
     let knownAt = this.following.status === "live" ? this.#clock() : this.following.since;
     if (!this.stream.empty) knownAt = this.keeper.settledAt;
     try {
       await this.keeper.save(this.following, knownAt, this.cache.saved(), this.outbox.waiting);
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
+      return false;
     }
+    return this.following.userId !== null;
+  }
+
+  /** Forgets everything of everybody, here and in the store. Throws StoreFailed. */
+  async clear() {
+    this.#pending = null;
+    this.following = new Following(this.#userId);
+    this.outbox = new Outbox();
+    this.#dropped(this.cache.clear());
+    this.stream.forget();
+    await this.keeper.clear();
   }
 
   /**
@@ -121,7 +143,9 @@ export class Known {
     const wanted = this.#userId ?? userId;
     if (wanted === null) return;
     if (this.following.userId === null) {
-      this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
+      if (!this.#takeOver(wanted)) {
+        this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
+      }
     } else if (this.following.userId !== wanted) {
       this.following = new Following(wanted);
       this.#startOver(wanted);
@@ -131,22 +155,36 @@ export class Known {
   /** Whose connection it is, by the server's word. */
   greeted() {
     const userId = this.following.userId ?? "";
+    const pending = this.#pending;
+    this.#pending = null;
+    if (pending?.user_id === userId) {
+      this.cache.restore(pending.cache); // the token did not say whose it is
+      this.outbox.restore(pending.outbox);
+    }
     if (this.keeper.state.userId !== "" && this.keeper.state.userId !== userId) this.#startOver(userId);
     this.keeper.state.userId = userId;
   }
 
-  /** The caller may not have it: nothing of it stays, here or in the store. */
+  /** The caller may not have it: nothing of it stays, here or in the store, but what the user has done. */
   forget() {
     const { userId } = this.following;
     if (userId === null) return;
     this.following = new Following(userId);
-    this.#startOver(userId);
+    this.#letGo(userId);
+  }
+
+  /**
+   * It is another user's now.
+   * @param {string} userId
+   */
+  #startOver(userId) {
+    this.outbox = new Outbox();
+    this.#letGo(userId);
   }
 
   /** @param {string} userId */
-  #startOver(userId) {
+  #letGo(userId) {
     this.keeper.startOver(userId);
-    this.outbox = new Outbox();
     this.#dropped(this.cache.clear());
     this.stream.forget();
   }

@@ -8,12 +8,15 @@ import { UserState } from "./state.js";
 /** @import { Following, Output } from "./following.js" */
 
 const VERSION = 1;
+const RETRY_MS = [1_000, 2_000, 5_000, 15_000, 60_000];
 
 /**
- * A place for one text, which `save` replaces wholly or not at all. What the methods throw is told as StoreFailed.
+ * A place for one text, which `save` replaces wholly or not at all; the empty text clears it. What the methods throw is
+ * told as StoreFailed, and a save is tried again. `close` is called with the client's.
  * @typedef {object} Store
  * @property {() => string | null | Promise<string | null>} load
  * @property {(text: string) => void | Promise<void>} save
+ * @property {() => void | Promise<void>} [close]
  */
 
 /**
@@ -43,7 +46,8 @@ export class LocalStore {
 
   /** @param {string} text */
   save(text) {
-    globalThis.localStorage.setItem(this.#key, text);
+    if (text === "") globalThis.localStorage.removeItem(this.#key);
+    else globalThis.localStorage.setItem(this.#key, text);
   }
 }
 
@@ -52,6 +56,8 @@ export class Keeper {
   #store;
   #clock;
   #idle = true;
+  #failures = 0;
+  #againAt = 0;
   /** @type {Promise<void>} */
   #saving = Promise.resolve();
   /** @type {Promise<void> | null} */
@@ -106,8 +112,21 @@ export class Keeper {
     this.changed = true;
   }
 
+  /** Whether there is a store. */
+  get keeps() {
+    return this.#store !== null;
+  }
+
   /**
-   * What is there for this user, if anything. Throws StoreFailed.
+   * Whether something waits to be saved, and the last failure is long enough ago.
+   * @param {number} at milliseconds on a clock that only goes forward
+   */
+  isDue(at) {
+    return this.changed && at >= this.#againAt;
+  }
+
+  /**
+   * What is there for this user, or for whoever it will be if that is not known. Throws StoreFailed.
    * @param {string | null} userId
    * @returns {Promise<Document | null>}
    */
@@ -117,17 +136,24 @@ export class Keeper {
     let document;
     try {
       const text = await this.#store.load();
-      document = text === null || text === undefined ? null : JSON.parse(text);
+      document = text ? JSON.parse(text) : null;
+      if (document?.version === VERSION) check(document);
     } catch (error) {
       throw failed(error);
     }
     if (document?.version !== VERSION || (userId !== null && document.user_id !== userId)) return null;
-    this.state = new UserState(document.user_id);
-    if (document.state !== null) {
-      this.state.begin(document.state);
-      this.lastEventId = document.last_event_id;
-    }
     return document;
+  }
+
+  /**
+   * Goes on where a document of this user says that it was.
+   * @param {Document} document
+   */
+  takeOver(document) {
+    this.state = new UserState(document.user_id);
+    if (document.state === null) return;
+    this.state.begin(document.state);
+    this.lastEventId = document.last_event_id;
   }
 
   /**
@@ -151,7 +177,33 @@ export class Keeper {
       cache,
       outbox,
     };
-    const text = JSON.stringify(document);
+    return this.#write(store, JSON.stringify(document));
+  }
+
+  /** Nothing of anybody stays in the store. Throws StoreFailed. */
+  clear() {
+    this.lastEventId = null;
+    this.state = new UserState("");
+    this.changed = false;
+    return this.#store === null ? Promise.resolve() : this.#write(this.#store, "");
+  }
+
+  /** Lets go of the store, once what is being saved is. Throws StoreFailed. */
+  async close() {
+    await this.#saving;
+    try {
+      await this.#store?.close?.();
+    } catch (error) {
+      throw failed(error);
+    }
+  }
+
+  /**
+   * Writes, after whatever is being written. What could not be is still to be saved.
+   * @param {Store} store
+   * @param {string} text
+   */
+  #write(store, text) {
     // The first part of a save is synchronous: a page that is being closed gets no further.
     const saved = this.#idle ? attempt(() => store.save(text)) : this.#saving.then(() => attempt(() => store.save(text)));
     this.#idle = false;
@@ -160,9 +212,18 @@ export class Keeper {
       () => this.#done(saved),
     );
     this.#last = saved;
-    return saved.catch((error) => {
-      throw failed(error);
-    });
+    return saved.then(
+      () => {
+        this.#failures = this.#againAt = 0;
+      },
+      (error) => {
+        this.changed = true;
+        const pause = /** @type {number} */ (RETRY_MS[Math.min(this.#failures, RETRY_MS.length - 1)]);
+        this.#againAt = performance.now() + pause;
+        this.#failures += 1;
+        throw failed(error);
+      },
+    );
   }
 
   /** @param {Promise<void>} saved */
@@ -177,6 +238,28 @@ export class Keeper {
  */
 async function attempt(work) {
   await work();
+}
+
+/**
+ * Throws for a document of which parts are not what they are to be: somebody else wrote it, or half of it is lost.
+ * @param {any} document
+ */
+function check({ user_id: userId, last_event_id: place, known_at: knownAt, state, cache, outbox }) {
+  const isText = (/** @type {unknown} */ one) => typeof one === "string";
+  const isObject = (/** @type {unknown} */ one) => typeof one === "object" && one !== null && !Array.isArray(one);
+  const whole =
+    isText(userId) &&
+    (place === null || isText(place)) &&
+    (knownAt === null || typeof knownAt === "number") &&
+    (state === null ||
+      (isObject(state) &&
+        (state.momentum === null || isObject(state.momentum)) &&
+        [state.interventions, state.notifications].every((rows) => Array.isArray(rows) && rows.every((row) => isText(row?.id))))) &&
+    isObject(cache) &&
+    Object.values(cache).every((entry) => isObject(entry) && "value" in entry && typeof entry.at === "number") &&
+    Array.isArray(outbox) &&
+    outbox.every(isText);
+  if (!whole) throw new Error("what it holds was not written by this client");
 }
 
 /** @param {unknown} error */

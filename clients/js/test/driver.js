@@ -18,21 +18,27 @@ export function drive(write, makeStore, environment = {}) {
   let fetches = 0;
 
   const commands = {
-    open({ url, token, patience, channels, store, user_id: userId, client_id: clientId }) {
+    open({ url, token, patience, channels, store, store_failures: failures, user_id: userId, client_id: clientId }) {
       tokens = token;
+      const kept = store ? makeStore(store) : null;
+      if (kept !== null && failures) failing(kept, failures);
       client = new Client(
         url,
-        () => {
+        async () => {
           asked += 1;
           write({ token: asked });
-          return tokens.length > 1 ? tokens.shift() : tokens[0];
+          const token = tokens.length > 1 ? tokens.shift() : tokens[0];
+          if (token === "!fail") throw new Error("no network, no token"); // a provider that fails
+          if (token !== "!hold") return token;
+          await new Promise((resolve) => held.set("token", resolve)); // one that answers when it is released
+          return tokens[0];
         },
         {
           userId,
           ...(clientId && { clientId }),
           channels,
           patience: patience * 1000,
-          store: store ? makeStore(store) : null,
+          store: kept,
           clock: () => Date.now() + ahead,
           ...environment,
         },
@@ -44,7 +50,11 @@ export function drive(write, makeStore, environment = {}) {
       client.start();
       write({ state: client.state });
     },
-    mark_read: ({ id }) => client.markNotificationRead(id).then(() => write({ kept: id })),
+    mark_read: ({ id }) =>
+      client.markNotificationRead(id).then(
+        () => write({ kept: id }),
+        (error) => write(error.name === "StoreFailed" ? { not_kept: id } : { failed: `${error}` }),
+      ),
     sent: () => client.sent().then(() => write({ sent: true })),
     momentum: () => client.requestMomentumUpdate().then((data) => write({ momentum: data })),
     subscribe: ({ channels }) =>
@@ -56,21 +66,44 @@ export function drive(write, makeStore, environment = {}) {
       ahead += seconds * 1000;
     },
     wake: () => client.wake(),
-    get({ key, value, persistent, hold }) {
+    get({ key, value, persistent, hold, within = 60 }) {
       const fetch = () => {
         fetches += 1;
         write({ fetched: key, fetches });
         return hold ? new Promise((resolve) => held.set(key, () => resolve(value))) : value;
       };
-      return client.cache.get(key, fetch, { persistent }).then((got) => write({ key, value: got }));
+      return client.cache.get(key, fetch, { persistent, within: within * 1000 }).then(
+        (got) => write({ key, value: got }),
+        (error) => write({ error: error.name, code: null }),
+      );
     },
     release({ key }) {
       held.get(key)();
       held.delete(key);
     },
     peek: ({ key }) => write({ peeked: client.cache.peek(key)?.value ?? null }),
+    async write_store({ store, text }) {
+      const kept = makeStore(store);
+      await kept.save(text);
+      await kept.close?.();
+      write({ written: true });
+    },
+    offline: () => globalThis.dispatchEvent(new Event("offline")),
+    clear: () => client.clear().then(() => write({ cleared: true })),
     close: () => client.close().then(() => write({ closed: true })),
   };
+
+  /** A disk that is full for so many writes. */
+  function failing(store, times) {
+    const save = store.save.bind(store);
+    store.save = (text) => {
+      if (times > 0) {
+        times -= 1;
+        throw new Error("No space left on device");
+      }
+      return save(text);
+    };
+  }
 
   async function iterate(events) {
     try {
