@@ -231,11 +231,14 @@ def _complete_row(
     # Withheld, because a later one took its place; see `Client`.
     replaced = {
         index for index in indexes[:-1]
-        if row[0] == "notification" and wanted[index].at < client.unversioned_until and wanted[index].shown is not None
+        if row[0] == "notification" and wanted[index].at < client.unversioned_until and wanted[index].what[0] != "notification_removed"
     }  # fmt: skip
     missing = [index for index in indexes[count:] if index not in came | segment.excused | replaced]
     for index in missing:
-        yield f"this is missing, later ones of its row came: {wanted[index].what}"
+        yield (
+            f"this is missing, later ones of its row came: {wanted[index].what}, committed at {wanted[index].at:.3f},"
+            f" policies changed before {client.unversioned_until:.3f}"
+        )
     before = [index for index in indexes[:count] if index not in segment.excused]
     if not client.sees_rows:
         for index in before:
