@@ -229,9 +229,10 @@ def _complete_row(
     while count < len(indexes) and indexes[count] not in came:
         count += 1
     # Withheld, because a later one took its place; see `Client`.
+    doubtful = row[0] == "notification"
     replaced = {
         index for index in indexes[:-1]
-        if row[0] == "notification" and wanted[index].at < client.unversioned_until and wanted[index].what[0] != "notification_removed"
+        if doubtful and wanted[index].at < client.unversioned_until and wanted[index].what[0] != "notification_removed"
     }  # fmt: skip
     missing = [index for index in indexes[count:] if index not in came | segment.excused | replaced]
     for index in missing:
