@@ -121,7 +121,7 @@ def _gateway() -> Gateway:
     return Gateway(
         desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),
         authenticator=Authenticator(Rules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
-        send_buffer=1 << 20, allowed_origins=(), token_in_query=False, metrics_open=False,
+        send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False, metrics_open=False,
         frames=Rate(burst=10**9, a_second=1e9), reached=lambda: feed.last_id,
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_the_sdk_needs_nothing_of_the_server(wheel: Path) -> None:
 def test_without_the_server_the_command_says_what_to_install(wheel: Path) -> None:
     done = run(wheel, "from momentum_sync.__main__ import main; main()")
     assert done.returncode == 2
-    assert "pip install 'momentum-sync[server]'" in done.stderr
+    assert "pip install '.[server]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

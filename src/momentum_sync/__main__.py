@@ -13,7 +13,7 @@ def main() -> None:
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         print(
             f"momentum-sync: the server is not installed ({', '.join(missing)} cannot be found); only the SDK is.\n"
-            "  pip install 'momentum-sync[server]'",
+            "  In a checkout: pip install '.[server]'. Of a wheel: pip install './momentum_sync-….whl[server]'.",
             file=sys.stderr,
         )
         raise SystemExit(2)

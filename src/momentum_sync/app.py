@@ -48,6 +48,7 @@ from momentum_sync.identity.tokens import Rules
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
 from momentum_sync.tasks import end
+from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
 from momentum_sync.wire.close import Close
 
@@ -97,12 +98,17 @@ def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
 
 def development_secret(data_dir: Path) -> str:
     """The HS256 secret of development mode: made once, kept in a file that only its owner reads."""
-    path = data_dir.expanduser() / "development.secret"
+    path = development_secret_path(data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.touch(mode=0o600, exist_ok=False)
         path.write_text(secrets.token_urlsafe(48), encoding="ascii")
     return path.read_text(encoding="ascii").strip()
+
+
+def development_secret_path(data_dir: Path) -> Path:
+    """Where the secret of development mode is kept."""
+    return data_dir.expanduser() / "development.secret"
 
 
 def token_rules(settings: Settings) -> Rules:
@@ -154,6 +160,7 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
             heartbeat=settings.heartbeat.total_seconds(),
             send_buffer=settings.send_buffer_bytes,
             allowed_origins=settings.allowed_origins,
+            loopback_origins=settings.development,
             token_in_query=settings.token_in_query,
             metrics_open=settings.metrics_open,
         )
@@ -295,6 +302,7 @@ async def _listening(settings: Settings, api: FastAPI, gateway: Gateway, stopped
     """uvicorn on a socket of ours, so that the port is known, and ours to complain about, before it starts."""
     if settings.pages:
         mount(api)
+    mount_index(api, pages=settings.pages)
     config = uvicorn.Config(
         api,
         http=bounded_http(settings.max_connections + _REQUESTS_AT_ONCE),

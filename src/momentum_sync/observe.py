@@ -95,6 +95,17 @@ def unknown_setting(name: str) -> None:
     _log.warning("unknown setting", name=name, see="momentum-sync serve --help")
 
 
+_refused_origins: set[str] = set()
+_MOST_ORIGINS = 100
+
+
+def refused_origin(origin: str) -> None:
+    """A page of an origin that is not allowed wanted to connect. Told once for each, for so many of them."""
+    if origin not in _refused_origins and len(_refused_origins) < _MOST_ORIGINS:
+        _refused_origins.add(origin)
+        _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
+
+
 def stopping(connections: int) -> None:
     """The server is about to end, and sends its clients away."""
     _log.info("stopping", connections=connections)

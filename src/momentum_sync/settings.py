@@ -42,6 +42,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env", env_prefix="MOMENTUM_", extra="ignore", frozen=True, populate_by_name=True,
+        use_attribute_docstrings=True,
     )  # fmt: skip
 
     database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
@@ -65,8 +66,10 @@ class Settings(BaseSettings):
     """API key that is `service_role`."""
 
     host: str = "127.0.0.1"
+    """The address to listen on. Others than this machine reach it only with a secret or SUPABASE_URL."""
+
     port: int = Field(8787, ge=0, le=65535)
-    """0: one that the system chooses."""
+    """The port to listen on; 0: one that the system chooses."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Of the embedded Postgres and the development secret."""
@@ -105,7 +108,10 @@ class Settings(BaseSettings):
     """What may wait unsent for all clients together."""
 
     max_connections: int = Field(20_000, ge=1)
+    """Sockets at a time."""
+
     max_connections_per_user: int = Field(50, ge=1)
+    """Sockets of one user at a time."""
 
     pool_size: int = Field(8, ge=1)
     """Database connections for requests. Beside them are at most 8 for snapshots, rights and events that are checked
@@ -118,6 +124,7 @@ class Settings(BaseSettings):
     """Over how long clients are sent away when the server ends, so that they do not all come back at once."""
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """DEBUG, INFO, WARNING or ERROR."""
 
     @model_validator(mode="before")
     @classmethod
@@ -205,6 +212,14 @@ class Settings(BaseSettings):
     def issuer(self) -> str | None:
         """The `iss` of tokens, and the root of the key set's address."""
         return f"{self.supabase_url}/auth/v1" if self.supabase_url else None
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    aliases = Settings.model_fields[name].validation_alias
+    if isinstance(aliases, AliasChoices):
+        return str(aliases.choices[-1])
+    return f"MOMENTUM_{name.upper()}"
 
 
 def unknown(names: Iterable[str]) -> list[str]:

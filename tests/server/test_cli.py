@@ -18,7 +18,7 @@ import jwt
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from momentum_sync.settings import Settings
+from momentum_sync.settings import Settings, variable
 from tests.fixtures.server import SECRET, Server
 
 
@@ -35,7 +35,7 @@ def clean(cwd: Path, more: dict[str, str]) -> dict[str, str]:
     return {**ours, "MOMENTUM_DATA_DIR": str(cwd), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
-@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "token", "tail", "bench"])
+@pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "uninstall", "token", "tail", "bench"])
 def test_every_verb_has_help(tmp_path: Path, verb: str) -> None:
     assert verb in run("--help", cwd=tmp_path).stdout
     helped = run(verb, "--help", cwd=tmp_path)
@@ -47,6 +47,8 @@ def test_every_setting_has_a_flag_on_serve(tmp_path: Path) -> None:
     helped = run("serve", "--help", cwd=tmp_path).stdout
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')} " in helped, name
+        assert f"[env: {variable(name)}" in re.sub(r"\s+", " ", helped), name
+        assert Settings.model_fields[name].description, f"{name} says nothing of itself"
 
 
 def test_version(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,10 @@ def command() -> list[str]:
     return [sys.executable, "-m", "momentum_sync", verb]
 
 
-def start(folder: Path, port: int = 0) -> Demo:
+def start(folder: Path, port: int = 0, *, reset: bool = False) -> Demo:
     # A pace that leaves the database to the test: the first change comes with the start, the next after an hour.
     process = subprocess.Popen(
-        [*command(), "--port", str(port), "--data-dir", str(folder), "--pace", "3600"],
+        [*command(), "--port", str(port), "--data-dir", str(folder), "--pace", "3600", *(["--reset"] if reset else [])],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
     )  # fmt: skip
     assert process.stdout is not None
@@ -56,7 +58,25 @@ def start(folder: Path, port: int = 0) -> Demo:
         said += line
     conninfo = re.search(r'psql "([^"]+)"', said)
     assert conninfo is not None
-    return Demo(process, re.findall(r"http://\S+", said), conninfo[1], folder)
+    links = [target(link) for link in re.findall(r"http://\S+", said)]
+    return Demo(process, links, conninfo[1], folder)
+
+
+def reads(address: str | urllib.request.Request) -> str:
+    with urllib.request.urlopen(address, timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def target(link: str) -> str:
+    """Where a short link leads."""
+    parts = urlsplit(link)
+    with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
+        connection.request("GET", parts.path)
+        answer = connection.getresponse()
+        answer.read()
+    assert (answer.status, answer.headers["Cache-Control"]) == (307, "no-store")
+    return f"http://{parts.netloc}{answer.headers['Location']}"
 
 
 @pytest.fixture
@@ -133,3 +153,42 @@ def test_after_kill_9_the_next_start_takes_over(demo: Demo) -> None:
     _, errors = again.process.communicate(timeout=60)
     assert again.process.returncode == 0, errors
     assert not list(demo.folder.rglob("postmaster.pid"))
+
+
+def test_a_second_demo_says_that_one_runs(demo: Demo) -> None:
+    done = subprocess.run(
+        [*command(), "--port", "0", "--data-dir", str(demo.folder)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "running already" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reset_begins_with_a_new_world(demo: Demo) -> None:
+    with psycopg.connect(demo.conninfo, autocommit=True) as connection:
+        connection.execute("create table kept ()")
+    demo.process.send_signal(signal.SIGINT)
+    _, errors = demo.process.communicate(timeout=60)
+    assert "demo --reset" in errors
+    again = start(demo.folder, reset=True)
+    try:
+        with psycopg.connect(again.conninfo, autocommit=True) as connection:
+            assert connection.execute("select to_regclass('kept')").fetchone() == (None,)
+    finally:
+        again.process.send_signal(signal.SIGTERM)
+        again.process.communicate(timeout=60)
+
+
+def test_the_root_says_where_everything_is(demo: Demo) -> None:
+    root = f"http://{urlsplit(demo.links[0]).netloc}"
+    places = json.loads(reads(root))["places"]
+    page = urllib.request.Request(root, headers={"Accept": "text/html"})
+    html = reads(page)
+    for path in places:
+        assert f'href="{path}"' in html
+        if path.startswith(("/pages", "/sync", "/docs", "/openapi")):
+            assert reads(root + path)
+    docs = reads(f"{root}/docs")
+    assert "POST /sync/momentum" in docs
+    assert "<code>user_id</code>: uuid" in docs

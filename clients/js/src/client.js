@@ -4,14 +4,13 @@
 // to listeners of "error" and to `log`; nothing is printed.
 
 import { listenToBrowser } from "./browser.js";
-import { address, connect, fresh, isOpen, subject } from "./connection.js";
+import { address, connect, fresh, isOpen, randomId, subject, webSocket } from "./connection.js";
 import {
   ClientError,
   ConnectionLost,
   Ended,
   FeedFrozen,
   Gap,
-  NotUnderstood,
   Offline,
   Rejected,
   RequestFailed,
@@ -19,7 +18,7 @@ import {
 } from "./errors.js";
 import { pause, verdict } from "./following.js";
 import { Known } from "./known.js";
-import { Listeners, carefully } from "./listeners.js";
+import { Teller } from "./teller.js";
 
 /** @import { Event, Resync, State } from "./following.js" */
 /** @import { Momentum } from "./messages.js" */
@@ -50,7 +49,6 @@ import { Listeners, carefully } from "./listeners.js";
  * @property {AbortSignal} [signal] closes the client
  */
 
-const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 const TICK_MS = 1_000;
 const STEADY_MS = 5_000;
 const FORBIDDEN = [403, 4403];
@@ -73,7 +71,7 @@ export class Client {
   #tokenSent = "";
   /** @type {Connection | null} */
   #connection = null;
-  #listeners = new Listeners();
+  #teller;
   /** @type {(() => void) | null} */
   #hurry = null;
   #woken = false;
@@ -87,11 +85,6 @@ export class Client {
   #toAcknowledge = new Set();
   /** @type {Set<string>} */
   #underWay = new Set();
-  /** What was known at the last look, as an object and as a text. @type {State | null} */
-  #shown = null;
-  #text = "";
-  /** @type {State | null} */
-  #told = null;
 
   /**
    * @param {string} url the server's root
@@ -108,16 +101,16 @@ export class Client {
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
     this.#wanted = [...new Set(options.channels ?? [])];
+    this.#teller = new Teller(options.log, () => this.#known.state);
     this.#known = new Known(
       options.store ?? null,
       userId,
       this.#clock,
-      (error) => this.#report(error),
-      (keys) => this.#emit("invalidated", keys),
+      (error) => this.#teller.report(error),
+      (keys) => this.#teller.emit("invalidated", keys),
     );
     if (isOpen(target)) {
-      const warning = `${url} is not encrypted: whoever is on the way reads the token and the data; use https://`;
-      if (options.log) carefully(() => options.log?.("warning", warning));
+      this.#teller.warn(`${url} is not encrypted: whoever is on the way reads the token and the data; use https://`);
     }
   }
 
@@ -144,16 +137,8 @@ export class Client {
 
   /** Ends the connection, saves the place, and lets go of the store. */
   async close() {
-    if (this.#open) {
-      this.#end();
-      this.#connection?.end(new ConnectionLost("The program has closed the connection."));
-      this.#hurry?.();
-      this.#known.following.lost(this.#clock());
-      this.#tell();
-      this.#known.stream.finish(null);
-      await this.#known.save();
-    }
-    await this.#known.keeper.close().catch((error) => this.#report(error));
+    if (this.#stop()) await this.#known.save();
+    await this.#known.keeper.close().catch((error) => this.#teller.report(error));
   }
 
   /**
@@ -161,18 +146,25 @@ export class Client {
    * gone, too; `sent` waits for it. Throws StoreFailed if the store cannot be cleared.
    */
   async clear() {
-    if (this.#open) {
-      this.#end();
-      this.#connection?.end(new ConnectionLost("The program has closed the connection."));
-      this.#hurry?.();
-      this.#known.stream.finish(null);
-    }
+    this.#stop();
     try {
       await this.#known.clear();
     } finally {
       this.#tell();
       await this.close();
     }
+  }
+
+  /** Ends the connection for good; whether there was any need to. */
+  #stop() {
+    if (!this.#open) return false;
+    this.#end();
+    this.#connection?.end(new ConnectionLost("The program has closed the connection."));
+    this.#hurry?.();
+    this.#known.following.lost(this.#clock());
+    this.#tell();
+    this.#known.stream.finish(null);
+    return true;
   }
 
   #end() {
@@ -193,7 +185,7 @@ export class Client {
    * @returns {State}
    */
   get state() {
-    return this.#look();
+    return this.#teller.state;
   }
 
   /** `state` as a function, for React: `useSyncExternalStore(client.onStateChange, client.getState)`. */
@@ -233,7 +225,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   addEventListener(name, listener) {
-    this.#listeners.add(name, listener);
+    this.#teller.add(name, listener);
     return () => this.removeEventListener(name, listener);
   }
 
@@ -243,7 +235,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   removeEventListener(name, listener) {
-    this.#listeners.remove(name, listener);
+    this.#teller.remove(name, listener);
   }
 
   /**
@@ -358,7 +350,7 @@ export class Client {
       failures = this.#known.following.online && performance.now() - began > STEADY_MS ? 1 : failures + 1;
       this.#known.following.lost(now);
       this.#known.outbox.lost();
-      this.#report(error);
+      this.#teller.report(error);
       if (error instanceof Ended) {
         this.#end();
         if (FORBIDDEN.includes(error.code)) this.#known.forget();
@@ -402,7 +394,7 @@ export class Client {
    */
   async #connect() {
     try {
-      const WebSocket = this.#webSocket();
+      const WebSocket = webSocket(this.#options.WebSocket);
       const token = (this.#tokenSent = await fresh(this.#token));
       if (!this.#open) return new ConnectionLost("The program has closed the connection.");
       this.#known.isFor(subject(token));
@@ -439,14 +431,14 @@ export class Client {
       }
       let persistent = false;
       if (output.kind === "resync") {
-        this.#emit("invalidated", this.cache.clear());
+        this.#teller.emit("invalidated", this.cache.clear());
         persistent = true;
       } else if (output.kind === "invalidated") {
         persistent = this.cache.drop(output.keys);
-        this.#emit("invalidated", output.keys);
+        this.#teller.emit("invalidated", output.keys);
       }
       this.#known.stream.add(output);
-      if (output.kind === "event" || output.kind === "resync") this.#emit(output.kind, output);
+      if (output.kind === "event" || output.kind === "resync") this.#teller.emit(output.kind, output);
       const kept = persistent ? this.#known.save() : Promise.resolve();
       if (output.kind === "invalidated") void kept.then(() => this.#isGone(output.keys));
     }
@@ -463,7 +455,7 @@ export class Client {
    */
   #answered(message, connection) {
     const { type, ref, refused = [] } = message;
-    if (type !== "error") this.#reportRefused(refused);
+    if (type !== "error") this.#teller.reportRefused(refused);
     if (type === "token_expiring") {
       void this.#once("renew", () => this.#renew());
     } else if (type === "subscription_confirmed" && ref === undefined) {
@@ -474,7 +466,7 @@ export class Client {
     } else if (type === "error" && typeof ref === "string" && ref.startsWith("read:")) {
       this.#refused(ref.slice("read:".length), message);
     } else if (!connection.answered(message) && type === "error") {
-      this.#report(new RequestFailed(message.code, message.error));
+      this.#teller.report(new RequestFailed(message.code, message.error));
     }
   }
 
@@ -483,19 +475,13 @@ export class Client {
    * @param {any} message
    */
   #refused(id, message) {
-    this.#report(new RequestFailed(message.code, message.error));
+    this.#teller.report(new RequestFailed(message.code, message.error));
     if (!ABOUT_THE_ENTRY.includes(message.code)) {
       this.#known.outbox.later(id);
       return;
     }
     this.#known.read(id, message.code === "not_found");
     this.#tell();
-  }
-
-  /** @param {string[]} channels */
-  #reportRefused(channels) {
-    if (channels.length === 0) return;
-    this.#report(new RequestFailed("forbidden", `Not allowed to have ${channels.join(", ")}.`));
   }
 
   // Out
@@ -522,8 +508,8 @@ export class Client {
   async #greeted() {
     const more = this.#wanted.filter((channel) => !this.#askedFor.includes(channel));
     const less = this.#askedFor.filter((channel) => !this.#wanted.includes(channel));
-    if (more.length > 0) await this.#ask({ type: "subscribe", channels: more }).catch((error) => this.#report(error));
-    if (less.length > 0) await this.#ask({ type: "unsubscribe", channels: less }).catch((error) => this.#report(error));
+    if (more.length > 0) await this.#ask({ type: "subscribe", channels: more }).catch((error) => this.#teller.report(error));
+    if (less.length > 0) await this.#ask({ type: "unsubscribe", channels: less }).catch((error) => this.#teller.report(error));
     this.#post();
   }
 
@@ -544,7 +530,7 @@ export class Client {
   /** Reads the momentum where events do not say what it is, until what is read is not older than they. */
   async #readAgain() {
     while (this.#known.following.state.unsure && this.#known.following.online) {
-      await this.requestMomentumUpdate().catch((error) => this.#report(error));
+      await this.requestMomentumUpdate().catch((error) => this.#teller.report(error));
       if (this.#known.following.state.unsure) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
     }
   }
@@ -557,7 +543,7 @@ export class Client {
       this.#tokenSent = token;
       await this.#ask({ type: "authenticate", token });
     } catch (error) {
-      this.#report(/** @type {ClientError} */ (error));
+      this.#teller.report(/** @type {ClientError} */ (error));
     }
   }
 
@@ -601,50 +587,9 @@ export class Client {
     }
   }
 
-  /** @returns {typeof WebSocket} */
-  #webSocket() {
-    const given = this.#options.WebSocket ?? globalThis.WebSocket;
-    if (given === undefined) {
-      throw new Ended(0, "This runtime has no WebSocket: give one, `new Client(url, token, { WebSocket })`, as of `ws`");
-    }
-    return given;
-  }
-
-  // Telling
-
-  /** @param {ClientError} error */
-  #report(error) {
-    const loud = LOUD.some((kind) => error instanceof kind);
-    const { log } = this.#options;
-    if (log) carefully(() => log(loud ? "warning" : "info", `${error.name}: ${error.message}`));
-    this.#emit("error", error);
-  }
-
   #tell() {
     this.#known.stream.tell();
-    if (!this.#listeners.has("state")) return;
-    const state = this.#look();
-    if (state === this.#told) return;
-    this.#told = state;
-    this.#emit("state", state);
-  }
-
-  /** What is known, the same object for as long as it is the same. */
-  #look() {
-    const state = this.#known.state;
-    const text = JSON.stringify(state);
-    if (this.#shown === null || text !== this.#text) this.#shown = state;
-    this.#text = text;
-    return this.#shown;
-  }
-
-  /**
-   * @template {keyof ClientEvents} Name
-   * @param {Name} name
-   * @param {ClientEvents[Name]} payload
-   */
-  #emit(name, payload) {
-    this.#listeners.tell(name, payload);
+    this.#teller.tellState();
   }
 }
 
@@ -656,9 +601,4 @@ function unlessOffline(error) {
 /** @param {unknown} error */
 function said(error) {
   return error instanceof Error ? error.message : String(error);
-}
-
-/** A name for the device. Not a secret: not every runtime has `crypto.randomUUID`. */
-function randomId() {
-  return Array.from({ length: 4 }, () => Math.random().toString(36).slice(2, 10)).join("-");
 }

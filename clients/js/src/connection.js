@@ -312,3 +312,19 @@ async function refusal(url, token, userId, fetch, signal) {
     signal.removeEventListener("abort", stop);
   }
 }
+
+/**
+ * The WebSocket that is given, or the runtime's. Throws Ended if there is none.
+ * @param {any} given
+ * @returns {typeof WebSocket}
+ */
+export function webSocket(given) {
+  const found = given ?? globalThis.WebSocket;
+  if (found !== undefined) return found;
+  throw new Ended(0, "This runtime has no WebSocket: give one, `new Client(url, token, { WebSocket })`, as of `ws`");
+}
+
+/** A name for the device. Not a secret: not every runtime has `crypto.randomUUID`. */
+export function randomId() {
+  return Array.from({ length: 4 }, () => Math.random().toString(36).slice(2, 10)).join("-");
+}

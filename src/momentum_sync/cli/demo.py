@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +15,15 @@ from urllib.parse import urlencode
 
 import typer
 import uvloop
+from fastapi import FastAPI
 from pydantic import SecretStr
+from starlette.responses import RedirectResponse, Response
 
 from momentum_sync import app, observe
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, sign
 from momentum_sync.demo.world import COACH, PEOPLE, live
+from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, read
 from momentum_sync.tasks import end
 
@@ -34,6 +41,9 @@ def demo(
         Path | None, typer.Option(help="Holds the demo's own Postgres, in `demo`. [env: MOMENTUM_DATA_DIR]")
     ] = None,
     pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two changes.")] = 0.7,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Begin with a new world: the demo's data are deleted.")
+    ] = False,
     log_level: Annotated[str | None, typer.Option(help="[env: MOMENTUM_LOG_LEVEL; WARNING here]")] = "WARNING",
 ) -> None:
     """Start a Postgres, the server and a small world that keeps changing; print links to look at it.
@@ -57,18 +67,40 @@ def demo(
             }
         )
         observe.configure(level=settings.log_level)
-        print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
-        with app.database(settings, again=True) as conninfo:
-            uvloop.run(_demo(settings, conninfo, pace, app.development_secret(home)))
+        with _alone(home):
+            if reset:
+                shutil.rmtree(home / "postgres", ignore_errors=True)
+            print(f"The demo's data are in {home}; `momentum-sync demo --reset` deletes them.", file=sys.stderr)
+            print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
+            with app.database(settings, again=True) as conninfo:
+                uvloop.run(_demo(settings, conninfo, pace, app.development_secret(home)))
     print("Stopped.", file=sys.stderr)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Raises Unsuitable where a demo runs already. The lock ends with the process."""
+    home = home.expanduser()
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "running.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unsuitable(
+                "A demo is running already, on the same data.",
+                "Use that one, end it with Ctrl-C, or give this one data of its own: --port 0 --data-dir <folder>",
+            ) from None
+        yield
 
 
 async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> None:
     with app.stopped_by_signals() as stopped:
         async with app.server(settings, conninfo, stopped=stopped) as running:
+            links = _links(secret)
+            _add_links(running.api, links)
             world = asyncio.ensure_future(live(conninfo, pace=pace))
             world.add_done_callback(lambda _: stopped.set())
-            welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, secret, conninfo)))
+            welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, links, conninfo)))
             try:
                 await stopped.wait()
             finally:
@@ -83,9 +115,8 @@ async def _greet(running: app.Running, text: str) -> None:
     print(text, flush=True)
 
 
-def _welcome(url: str, secret: str, conninfo: str) -> str:
-    """What the terminal shows: links that open as they are. Tokens stand behind `#`, which browsers send to nobody."""
-    lines = ["", "Momentum Sync runs. Open, side by side:", ""]
+def _links(secret: str) -> dict[str, tuple[str, str]]:
+    """By a short name: who it is, and the page with a token, behind `#`, which browsers send to nobody."""
     coach = urlencode(
         [
             ("access_token", sign(secret, COACH.id, Role.coach, _LINKS_LAST, audience=_AUDIENCE)),
@@ -93,7 +124,7 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
             *(("person", f"{person.id} {person.name}") for person in PEOPLE),
         ]
     )
-    lines += [f"  {COACH.name}, a coach", f"  {url}/pages/coach.html#{coach}", ""]
+    links = {"coach": (f"{COACH.name}, a coach", f"/pages/coach.html#{coach}")}
     for person in PEOPLE[:2]:
         user = urlencode(
             [
@@ -102,8 +133,27 @@ def _welcome(url: str, secret: str, conninfo: str) -> str:
                 ("name", person.name),
             ]
         )
-        lines += [f"  {person.name}, a user", f"  {url}/pages/user.html#{user}", ""]
+        links[person.name.split()[0].lower()] = (f"{person.name}, a user", f"/pages/user.html#{user}")
+    return links
+
+
+def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:
+    """Short addresses of the demo's people. They give tokens to whoever asks, who is on this machine: a demo's own."""
+
+    async def follow(name: str) -> Response:
+        if name not in links:
+            return RedirectResponse("/")
+        return RedirectResponse(links[name][1], headers={"Cache-Control": "no-store"})
+
+    api.add_api_route("/demo/{name}", follow, include_in_schema=False)
+
+
+def _welcome(url: str, links: Mapping[str, tuple[str, str]], conninfo: str) -> str:
+    """What the terminal shows."""
+    lines = ["", "Momentum Sync runs. Open, side by side:", ""]
+    lines += [f"  {url}/demo/{name:<8} {who}" for name, (who, _) in links.items()]
     lines += [
+        "",
         "Change something yourself, with any client of PostgreSQL:",
         "",
         f'  psql "{conninfo}"',

@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Committed changes in PostgreSQL on the screens of those who may see them: in commit order, none lost, "
     "none twice, within milliseconds.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # to which `[env: …]` would be markup
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -131,14 +131,19 @@ async def _tail(
     count: int | None,
 ) -> None:
     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.Event()  # for a connection, and it was said
 
     def tell(error: ClientError) -> None:
         if isinstance(error, Rejected) and error.status == HTTPStatus.UNAUTHORIZED and not client.channels:
             if not refused.done():  # before it was ever taken: nothing that time mends
                 refused.set_exception(Unsuitable(str(error), _REFUSED))
+        elif isinstance(error, _PASSING):
+            if not waiting.is_set():
+                said = f"momentum-sync: {error} Trying again, more slowly each time."
+                print(said, file=sys.stderr, flush=True)
+                waiting.set()
         elif not isinstance(error, Ended):
-            again = " Trying again." if isinstance(error, _PASSING) else ""
-            print(f"momentum-sync: {error}{again}", file=sys.stderr, flush=True)
+            print(f"momentum-sync: {error}", file=sys.stderr, flush=True)
 
     try:
         client = Client(
@@ -152,10 +157,19 @@ async def _tail(
     except ValueError as error:
         raise Unsuitable(f"{error}.", "--url http://127.0.0.1:8787") from None
     following = asyncio.ensure_future(_follow(client, fits, shown, count))
+    watching = asyncio.ensure_future(_watch(client, waiting))
     done, _ = await asyncio.wait({following, refused}, return_when=asyncio.FIRST_COMPLETED)
-    await end(following)
+    await end(following, watching)
     for one in done:
         one.result()
+
+
+async def _watch(client: Client, waiting: asyncio.Event) -> None:
+    """Says that it is connected again, where it was said that it is not."""
+    async for state in client.changes():
+        if state.status == "live" and waiting.is_set():
+            waiting.clear()
+            print("momentum-sync: connected", file=sys.stderr, flush=True)
 
 
 async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | _Lines, count: int | None) -> None:

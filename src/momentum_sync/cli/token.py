@@ -11,7 +11,7 @@ from uuid import UUID
 import jwt
 import typer
 
-from momentum_sync.app import token_rules
+from momentum_sync.app import development_secret_path, token_rules
 from momentum_sync.cli import explained
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, duration, read
@@ -43,6 +43,11 @@ def token(
         lifetime = duration(expires)
         if lifetime is None:
             raise Unsuitable(f"--expires {expires} is no duration.", "Write a number with s, m, h or d: 1h")
+    if settings.development:
+        where = development_secret_path(settings.data_dir)
+        typer.echo(
+            f"Signed with the development secret in {where}: only a server that uses it, too, takes it.", err=True
+        )
     typer.echo(sign(secret, user, role, lifetime, audience=settings.jwt_audience))
 
 

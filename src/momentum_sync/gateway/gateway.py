@@ -9,7 +9,8 @@ from typing import TypedDict
 
 from websockets.datastructures import Headers
 
-from momentum_sync.errors import TooMany, Unavailable
+from momentum_sync import observe
+from momentum_sync.errors import Forbidden, TooMany, Unavailable
 from momentum_sync.eventlog.event import EventId
 from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
@@ -52,6 +53,7 @@ class Gateway:
     heartbeat: float
     send_buffer: int
     allowed_origins: tuple[str, ...]
+    loopback_origins: bool
     token_in_query: bool
     metrics_open: bool
     draining: bool = False
@@ -67,7 +69,11 @@ class Gateway:
         ]
         # Each proxy on the way may have added its own.
         hosts = [host, *[one.strip() for line in headers.get_all("X-Forwarded-Host") for one in line.split(",")]]
-        handshake.check_origin(origin, hosts, self.allowed_origins)
+        try:
+            handshake.check_origin(origin, hosts, self.allowed_origins, loopback=self.loopback_origins)
+        except Forbidden:
+            observe.refused_origin(str(origin))
+            raise
         if authorization is None:
             token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
             if token is None and self.token_in_query:

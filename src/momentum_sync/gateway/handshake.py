@@ -18,6 +18,8 @@ _BEARER = "bearer."
 _MAX_TEXT = 200
 _PRINTABLE = re.compile(PRINTABLE)
 _MAX_CHANNELS = 500
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -76,21 +78,26 @@ def only(name: str, values: Sequence[str]) -> str | None:
     return values[0] if values else None
 
 
-def check_origin(origin: str | None, hosts: Sequence[str | None], allowed: tuple[str, ...]) -> None:
+def check_origin(
+    origin: str | None, hosts: Sequence[str | None], allowed: tuple[str, ...], *, loopback: bool = False
+) -> None:
     """Raises Forbidden for a page that is neither this server's own nor among those the operator allows.
 
     `hosts` are the names by which the client addressed this server: those in `Host` and, where a proxy does not pass
-    that on, in `X-Forwarded-Host`. No page can set either. What sends no Origin is no page.
+    that on, in `X-Forwarded-Host`. No page can set either. What sends no Origin is no page. `loopback` allows pages of
+    this machine, which is where a web app is developed.
     """
     if origin is None or "*" in allowed or origin in allowed:
         return
     page = _origin(origin)
+    if loopback and page is not None and page[1] in LOOPBACK:
+        return
     if page is not None and page in {_origin(each.rstrip("/")) for each in allowed}:
         return
     if page is None or page not in {_origin(f"{page[0]}://{host}") for host in hosts if host}:
         raise Forbidden(
-            "Pages of this origin may not connect here. If it is the app's, set MOMENTUM_ALLOWED_ORIGINS to it, or have"
-            " the proxy pass `Host` on.",
+            f"Pages of {origin[:200]} may not connect here. If it is the app's, start the server with"
+            f" MOMENTUM_ALLOWED_ORIGINS={origin[:200]}, or have the proxy pass `Host` on.",
             "forbidden_origin",
         )
 

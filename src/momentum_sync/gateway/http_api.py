@@ -22,7 +22,7 @@ from momentum_sync.errors import BadRequest, Forbidden, RequestError, TooLarge, 
 from momentum_sync.eventlog.resume import Refused
 from momentum_sync.gateway import health
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import PREFIX, only
+from momentum_sync.gateway.handshake import LOOPBACK_PATTERN, PREFIX, only
 from momentum_sync.gateway.missed import missed
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import PRINTABLE, timestamp
@@ -204,6 +204,7 @@ def make_api(
     api.add_middleware(
         CORSMiddleware,
         allow_origins=list(gateway.allowed_origins),
+        allow_origin_regex=LOOPBACK_PATTERN if gateway.loopback_origins else None,
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "apikey", "content-type"],
         max_age=600,
