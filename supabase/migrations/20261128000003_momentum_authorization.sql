@@ -78,6 +78,25 @@ grant execute on function
     public.momentum_may_act_for(uuid), public.momentum_is_unbound(), public.momentum_must_act_for(uuid)
     to authenticated, service_role;
 
+-- What people are called -----------------------------------------------------------------------------------------------
+
+-- The name by which a user is shown, asked as the caller; null where the caller is not to know it. Replace it with one that
+-- reads the app's profiles: row level security applies, and these files never replace it again.
+do $$
+begin
+    if to_regprocedure('public.momentum_display_name(uuid)') is null then
+        create function public.momentum_display_name(target uuid) returns text
+        language sql
+        stable
+        set search_path = pg_catalog, pg_temp
+        as 'select null::text';
+        revoke all on function public.momentum_display_name(uuid) from public, anon;
+        grant execute on function public.momentum_display_name(uuid) to authenticated, service_role;
+    end if;
+end;
+$$;
+
+
 -- Policies for coaches and admins -------------------------------------------------------------------------------------
 
 -- An app that has policies of these names keeps them.

@@ -7,14 +7,17 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import jwt
 import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from momentum_sync.web import pages
 from tests.browser.chromium import CHROMIUM, FLAGS
 from tests.sdk.drivers import JAVASCRIPT, missing
 from tests.server.test_demo import Demo, demo, start
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine; the pages were not looked at"
 )
 AXE = JAVASCRIPT / "node_modules" / "axe-core" / "axe.min.js"
+expect.set_options(timeout=20_000)  # the machine may be busy
 PHONE = {"width": 360, "height": 780}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -293,8 +297,113 @@ def test_a_page_without_a_token_asks_for_one(demo: Demo, context: BrowserContext
 def test_a_page_with_a_wrong_token_says_so(demo: Demo, browser: Browser) -> None:
     page = browser.new_page()
     page.goto(demo.links[1].split("#")[0] + "#access_token=x.y.z")
-    expect(page.get_by_role("alert")).to_contain_text("invalid_token")
-    expect(page.get_by_role("status")).to_have_text("offline")
+    expect(page.get_by_role("status")).to_have_text("signed out")
+    expect(page.get_by_role("alert")).to_contain_text("does not take this token")
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.get_by_label("A token of yours")).to_be_visible()
+
+
+def test_a_token_that_has_expired_signs_out(demo: Demo, browser: Browser) -> None:
+    page = browser.new_page()
+    address, given = demo.links[1].split("#")
+    token = given.removeprefix("access_token=")
+    claims = jwt.decode(token, options={"verify_signature": False})
+    secret = next(demo.folder.rglob("development.secret")).read_text().strip()
+    past = {**claims, "iat": int(time.time()) - 7200, "exp": int(time.time()) - 3600}
+    page.goto(f"{address}#access_token={jwt.encode(past, secret, algorithm='HS256')}")
+    expect(page.get_by_role("status")).to_have_text("signed out")
+    expect(page.get_by_role("alert")).to_contain_text("the token has expired")
+    assert "kept" not in page.locator("body").inner_text()
+    page.get_by_label("A token of yours").fill(token)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("status")).to_have_text("live")
+
+
+def test_a_users_token_on_the_coachs_page_says_so(demo: Demo, page: Page) -> None:
+    coach, user = (link.split("#") for link in demo.links[:2])
+    page.goto(f"{coach[0]}#{user[1]}")
+    expect(page.get_by_role("status")).to_have_text("signed out")
+    expect(page.get_by_role("alert")).to_contain_text("This page is for a coach or admin")
+
+
+def test_the_token_is_nowhere_that_outlives_the_tab(demo: Demo, page: Page) -> None:
+    page.goto(demo.links[1])
+    expect(page.get_by_role("status")).to_have_text("live")
+    page.evaluate("() => navigator.serviceWorker.ready")
+    page.reload()
+    expect(page.get_by_role("status")).to_have_text("live")
+    assert "#" not in page.url
+    token = demo.links[1].split("access_token=")[1]
+    kept = page.evaluate(
+        "async () => { const cache = await caches.open('pages'); const keys = await cache.keys();"
+        " return JSON.stringify([keys.map((one) => one.url), { ...localStorage }, document.cookie]); }"
+    )
+    assert token.split(".")[1] not in kept
+    assert "user.html" in kept
+
+
+def test_a_page_opens_without_a_network_from_the_first_visit_on(demo: Demo, page: Page) -> None:
+    page.goto(demo.links[1])
+    expect(page.get_by_role("status")).to_have_text("live")
+    expect(page.locator("#trend svg")).to_be_visible()
+    page.evaluate("() => navigator.serviceWorker.ready")
+    page.wait_for_function("() => Object.values(localStorage).some((text) => text.includes('shown:history'))")
+    demo.process.kill()
+    demo.process.communicate()
+    page.reload()
+    expect(page.get_by_role("status")).to_have_text(re.compile("offline since"))
+    expect(page.locator("#trend svg")).to_be_visible()
+
+
+def test_the_worker_keeps_every_file_of_the_pages() -> None:
+    static = Path(pages.__file__).parent / "static"
+    listed = set(re.findall(r'^  "([\w./-]+)",$', (static / "sw.js").read_text(encoding="utf-8"), re.MULTILINE))
+    there = {path.name for path in static.iterdir()} - {"sw.js"}
+    sdk = {f"sdk/{path.name}" for path in (JAVASCRIPT / "src").iterdir()} - {"sdk/node.js"}
+    assert listed == there | sdk
+
+
+def test_people_are_found_sorted_and_opened_by_their_row(demo: Demo, page: Page) -> None:
+    page.goto(demo.links[0])
+    expect(page.get_by_role("status")).to_have_text("live")
+    sql(demo, TODAYS, 80, "Rising")
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 70, "Rising")
+    expect(page.locator("#people-count")).to_have_text("6")
+    expect(page.locator("#people li").first).to_contain_text("Amara")
+    page.get_by_label("Order").select_option("high")
+    expect(page.locator("#people li").last).to_contain_text("Amara")
+    page.get_by_label("Order").select_option("name")
+    names = page.locator("#people li button").all_inner_texts()
+    assert names == sorted(names)
+    page.get_by_role("searchbox", name="Name").fill("chi")
+    expect(page.locator("#people li")).to_have_count(1)
+    sql(
+        demo,
+        "insert into coach_interventions (user_id, intervention_type, trigger_date, trigger_reason, scheduled_date,"
+        " scheduled_time) select id, 'check_in', current_date, 'by the clock', date '2026-12-03', time '09:30'"
+        " from auth.users where email = 'chiara@demo.invalid'",
+    )
+    row = page.locator("#queue tr", has_text="by the clock")
+    expect(row).to_contain_text("3 Dec 2026")
+    row.get_by_text("check in").click()
+    expect(page.get_by_role("dialog", name="Chiara")).to_be_visible()
+    page.keyboard.press("Escape")
+    sql(
+        demo,
+        "update coach_interventions set status = 'completed', completed_at = now() where trigger_reason = 'by the clock'",
+    )
+    expect(page.locator("#people li").first).to_contain_text("Last contact")
+
+
+def test_the_queue_can_be_read_on_a_phone(demo: Demo, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": PHONE["width"], "height": PHONE["height"]})
+    page.goto(demo.links[0])
+    expect(page.locator("#queue tr").first).to_be_visible()
+    expect(page.locator("#queue tr").first.locator("td[data-what=Why]")).to_be_visible()
+    box = page.locator("#queue tr").first.locator("td[data-what=Why]").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
 
 
 def test_what_the_pages_may_do(demo: Demo) -> None:

@@ -245,12 +245,13 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
         *ENDPOINTS,
         "/sync/history",
         "/sync/overview",
+        "/sync/names",
         "/sync/events",
         "/sync/health",
         "/metrics",
     }
     assert "409" in described["paths"]["/sync/events"]["post"]["responses"]
-    for path in (*ENDPOINTS, "/sync/history", "/sync/overview", "/sync/events"):
+    for path in (*ENDPOINTS, "/sync/history", "/sync/overview", "/sync/names", "/sync/events"):
         assert {"200", "401", "403", "422", "503"} <= set(described["paths"][path]["post"]["responses"])
 
 
@@ -330,3 +331,19 @@ async def test_an_overview_reads_no_rows_that_the_policies_would_leave_out(db: S
             assert read is not None
             assert read[0] == 0
             assert read[1] < 20
+
+
+async def test_names_are_the_databases_asked_as_the_caller(server: Server, db: Sql, user: UUID) -> None:
+    other = new_user(db)
+    db.execute(
+        "create table profiles (id uuid primary key, name text); alter table profiles enable row level security;"
+        "grant select on profiles to authenticated;"
+        "create policy own on profiles for select to authenticated using (id = (select auth.uid()));"
+        "create or replace function momentum_display_name(target uuid) returns text language sql stable"
+        " set search_path = pg_catalog, pg_temp as 'select p.name from public.profiles p where p.id = target'"
+    )
+    db.execute("insert into profiles values (%s, 'Ada'), (%s, 'Bo')", (user, other))
+    async with server.http(sign(user)) as http:
+        asked = {"user_ids": [str(user), str(other)]}
+        assert (await http.post("/sync/names", json=asked)).json()["data"] == {str(user): "Ada"}
+        assert (await http.post("/sync/names", json={"user_ids": [str(user)] * 501})).status_code == 422

@@ -117,22 +117,10 @@ async def _greet(running: app.Running, text: str) -> None:
 
 def _links(secret: str) -> dict[str, tuple[str, str]]:
     """By a short name: who it is, and the page with a token, behind `#`, which browsers send to nobody."""
-    coach = urlencode(
-        [
-            ("access_token", sign(secret, COACH.id, Role.coach, _LINKS_LAST, audience=_AUDIENCE)),
-            ("name", COACH.name),
-            *(("person", f"{person.id} {person.name}") for person in PEOPLE),
-        ]
-    )
+    coach = urlencode({"access_token": sign(secret, COACH.id, Role.coach, _LINKS_LAST, audience=_AUDIENCE)})
     links = {"coach": (f"{COACH.name}, a coach", f"/pages/coach.html#{coach}")}
     for person in PEOPLE[:2]:
-        user = urlencode(
-            [
-                ("access_token", sign(secret, person.id, Role.user, _LINKS_LAST, audience=_AUDIENCE)),
-                ("user_id", str(person.id)),
-                ("name", person.name),
-            ]
-        )
+        user = urlencode({"access_token": sign(secret, person.id, Role.user, _LINKS_LAST, audience=_AUDIENCE)})
         links[person.name.split()[0].lower()] = (f"{person.name}, a user", f"/pages/user.html#{user}")
     return links
 

@@ -52,7 +52,7 @@ begin
             'invalidate_momentum_cache', 'get_realtime_momentum_state', 'get_realtime_interventions',
             'subscribe_to_momentum_channels', 'log_realtime_event', 'cleanup_realtime_metrics', 'momentum_rfc3339',
             'momentum_caller_role', 'momentum_is_unbound', 'momentum_may_act_for', 'momentum_must_act_for',
-            'momentum_grant')
+            'momentum_grant', 'momentum_display_name')
         or p.oid = to_regprocedure('public.momentum_set_updated_at()')
             and not exists (select from pg_trigger t where t.tgfoid = p.oid);
     if functions is not null then

@@ -1,3 +1,20 @@
+-- name: names
+-- What people are called, where users find their own name and coaches everybody's. An app has a table of profiles for it.
+create table if not exists public.demo_people (user_id uuid primary key, name text not null);
+alter table public.demo_people enable row level security;
+revoke all on public.demo_people from anon, authenticated;
+grant select on public.demo_people to authenticated, service_role;
+drop policy if exists "Own names, and all for coaches" on public.demo_people;
+create policy "Own names, and all for coaches" on public.demo_people for select to authenticated
+    using (user_id = (select auth.uid()) or (select public.momentum_caller_role()) = 'coach');
+create or replace function public.momentum_display_name(target uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+as 'select p.name from public.demo_people p where p.user_id = target'
+
+-- name: name
+insert into public.demo_people (user_id, name) values (%(id)s, %(name)s)
+on conflict (user_id) do update set name = excluded.name
+
 -- name: person
 insert into auth.users (id, email, raw_app_meta_data)
 values (%(id)s, %(email)s, %(app_metadata)s)

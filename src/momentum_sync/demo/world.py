@@ -71,7 +71,9 @@ async def live(conninfo: str, *, pace: float) -> None:
 
 
 async def _settle(connection: AsyncConnection[TupleRow], chance: random.Random) -> None:
+    await connection.execute(_SQL["names"])
     for person in (*PEOPLE, COACH):
+        await connection.execute(_SQL["name"], {"id": person.id, "name": person.name})
         await connection.execute(
             _SQL["person"],
             {

@@ -68,6 +68,14 @@ class Overview(BaseModel):
     days: _Whole = Field(30, ge=1, le=366)
 
 
+class Names(BaseModel):
+    """Of which users, 500 at most."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_ids: list[UUID] = Field(max_length=500)
+
+
 class Events(BaseModel):
     """After which event, on which channels beside the caller's own, and how many events at most."""
 
@@ -222,6 +230,11 @@ def _add_charts(sync: APIRouter, gateway: Gateway) -> None:
     async def overview(asked: Overview, caller: Caller) -> Response:
         """Everybody whom the caller may see: the latest scores, the states over time, the open interventions."""
         return _answer(await gateway.desk.overview(caller, asked.days))
+
+    @sync.post("/names", response_model=Answer, responses=_REFUSALS)
+    async def names(asked: Names, caller: Caller) -> Response:
+        """What users are called, by the function `momentum_display_name` of the database."""
+        return _answer(await gateway.desk.names(caller, asked.user_ids))
 
 
 def _add_events(sync: APIRouter, gateway: Gateway) -> None:

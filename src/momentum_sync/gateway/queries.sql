@@ -60,6 +60,14 @@ from (
     order by s.score_date
 ) as d
 
+-- name: names
+-- What users are called, by the operator's own function, asked as the caller; those that it does not name are left out.
+select coalesce(jsonb_object_agg(n.user_id, n.name) filter (where n.name is not null), '{}')::text
+from (
+    select wanted.user_id, public.momentum_display_name(wanted.user_id) as name
+    from unnest(%(user_ids)s::uuid[]) as wanted (user_id)
+) as n
+
 -- name: overview_users
 -- Whose scores the policies as shipped leave the caller; null for all, or where the policies are changed. And whether
 -- the caller has all interventions.
@@ -104,8 +112,15 @@ days as (
     from scores s
     group by s.score_date
 ),
+contacts as (
+    select i.user_id, left(max(coalesce(to_jsonb(i) ->> 'completed_at', to_jsonb(i) ->> 'actual_date')), 10) as last_contact
+    from public.coach_interventions i
+    where {interventions} and i.status = 'completed' and i.user_id in (select p.user_id from people p)
+    group by i.user_id
+),
 open_ones as (
-    select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at
+    select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at,
+        to_jsonb(i) ->> 'scheduled_time' as scheduled_time  -- which an adopted table may not have
     from public.coach_interventions i
     where {interventions} and i.status in ('scheduled', 'in_progress')
     order by i.scheduled_date nulls last, i.created_at, i.id
@@ -115,8 +130,8 @@ select jsonb_build_object(
     'people', coalesce((
         select jsonb_agg(jsonb_build_object(
             'user_id', p.user_id, 'score_date', p.score_date, 'momentum_state', p.momentum_state,
-            'final_score', p.final_score) order by p.final_score, p.user_id)
-        from people p), '[]'),
+            'final_score', p.final_score, 'last_contact', c.last_contact) order by p.final_score, p.user_id)
+        from people p left join contacts c using (user_id)), '[]'),
     'days', coalesce((
         select jsonb_agg(jsonb_build_object(
             'score_date', d.score_date, 'Rising', d.rising, 'Steady', d.steady, 'NeedsCare', d.needs_care)

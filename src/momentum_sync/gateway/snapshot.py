@@ -168,6 +168,12 @@ class Desk:
             (text,) = await _only(connection, query, asked)
             return msgspec.Raw(str(text).encode())
 
+    async def names(self, identity: Identity, user_ids: Sequence[UUID]) -> msgspec.Raw:
+        """What users are called, as a JSON object by id; those whom the caller is not to know by name are left out."""
+        async with self._pool.as_caller(identity) as connection:
+            (text,) = await _row(connection, "names", user_ids=list(user_ids))
+            return msgspec.Raw(str(text).encode())
+
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:
         """Marks a notification of the user's as opened.
 

@@ -4,7 +4,7 @@
 // comes while it is being read is folded in again afterwards.
 
 import { distribution, gauge, trend } from "./charts.js";
-import { badge, begin, element, fill, find, focus, lines, onceAFrame, problem, write } from "./page.js";
+import { badge, begin, dayOf, element, fill, find, focus, lines, Names, onceAFrame, problem, write } from "./page.js";
 
 const DAYS = 30;
 const STATES = ["NeedsCare", "Steady", "Rising"];
@@ -15,13 +15,19 @@ const KEEP_AFTER_MS = 1_000;
 const MOST_PEOPLE = 500; // as the server has it
 const MOST_CHANNELS = 400;
 const KEPT = "overview";
+const PEOPLE_A_PART = 50;
+const ORDERS = {
+  name: (a, b) => a.name.localeCompare(b.name),
+  high: (a, b) => b.final_score - a.final_score,
+  contact: (a, b) => (a.last_contact ?? "").localeCompare(b.last_contact ?? ""),
+};
 
-const page = await begin({ channels: ["interventions:coaches"] });
+const page = await begin({ channels: ["interventions:coaches"], roles: ["coach", "admin"] });
 if (page !== null) run(page);
 
-function run({ client, address, ask }) {
-  const names = new Map(address.getAll("person").map((one) => [one.slice(0, 36), one.slice(37)]));
-  const nameOf = (id) => names.get(id) || id.slice(0, 8);
+function run({ client, ask }) {
+  const names = new Names(ask, () => show());
+  const nameOf = (id) => names.of(id);
   const asked = new Set(); // people who were unknown, and are not among those whose scores may be seen
   let people = new Map();
   let queue = new Map();
@@ -33,8 +39,7 @@ function run({ client, address, ask }) {
   let shownId = null;
   let daysLater = null;
   let keepLater = null;
-
-  if (address.has("name")) find("name").textContent = `${address.get("name")}’s`;
+  let peopleShown = PEOPLE_A_PART;
 
   // What is read
 
@@ -78,6 +83,8 @@ function run({ client, address, ask }) {
     queue = new Map(read.interventions.map((one) => [one.id, one]));
     days = read.days;
     isKnown = true;
+    names.restore(read.names);
+    void names.want([...new Set([client.userId, ...people.keys(), ...[...queue.values()].map((one) => one.user_id)])].filter(Boolean));
     keepSoon();
   }
 
@@ -85,7 +92,7 @@ function run({ client, address, ask }) {
   function keepSoon() {
     keepLater ??= setTimeout(() => {
       keepLater = null;
-      const shown = { people: [...people.values()], interventions: [...queue.values()], days };
+      const shown = { people: [...people.values()], interventions: [...queue.values()], days, names: names.saved };
       client.cache.drop([KEPT]);
       void client.cache.get(KEPT, () => shown, { persistent: true });
     }, KEEP_AFTER_MS);
@@ -98,13 +105,17 @@ function run({ client, address, ask }) {
     if (type === "momentum_score_created" || type === "momentum_score_updated") {
       const known = people.get(userId);
       if (known && fields.score_date < known.score_date) readAll(); // an earlier day, or moved there
-      else people.set(userId, { user_id: userId, ...fields });
+      else people.set(userId, { ...known, user_id: userId, ...fields });
     } else if (type === "momentum_score_deleted") {
       readAll();
     } else if (type.startsWith("intervention_")) {
       const id = fields.intervention_id;
       if (type === "intervention_deleted" || !OPEN.has(fields.status)) queue.delete(id);
-      else queue.set(id, { ...fields, id });
+      else queue.set(id, { ...queue.get(id), ...fields, id });
+      if (fields.status === "completed" && people.has(userId)) {
+        people.set(userId, { ...people.get(userId), last_contact: fields.timestamp.slice(0, 10) });
+      }
+      void names.want([userId]);
       if (!people.has(userId) && !asked.has(userId)) {
         asked.add(userId);
         readAll(); // somebody new, whose scores may be seen from now on
@@ -130,11 +141,13 @@ function run({ client, address, ask }) {
 
   const show = onceAFrame(() => {
     if (!isKnown) return;
+    const own = client.userId;
+    if (own !== null && nameOf(own) !== own.slice(0, 8)) write(find("name"), `${nameOf(own)}’s`);
     const all = [...people.values()].sort((a, b) => a.final_score - b.final_score);
     const inNeed = all.filter((one) => one.momentum_state === "NeedsCare");
     write(find("care-count"), String(inNeed.length));
     fill(find("care"), ...lines(inNeed.map(person), "Nobody."));
-    fill(find("people"), ...lines(all.filter((one) => one.momentum_state !== "NeedsCare").map(person), "Nobody else."));
+    showPeople(all);
     fill(
       find("counts"),
       ...STATES.map((state) => {
@@ -145,18 +158,41 @@ function run({ client, address, ask }) {
     const most = people.size >= MOST_PEOPLE ? `Those ${MOST_PEOPLE} with the lowest scores are shown. ` : "";
     write(find("limits"), most + (people.size > MOST_CHANNELS ? `Scores are live for ${MOST_CHANNELS} of them.` : ""));
     fill(find("days"), distribution(days));
-    for (const button of document.querySelectorAll("[data-person]")) button.onclick = () => showPerson(button.dataset.key);
     showQueue();
+    openable();
     if (shownId !== null) showNow(shownId);
   });
 
-  function person({ user_id: id, final_score: score, momentum_state: state }) {
+  /** Everybody whom the search finds, in the order that was chosen, a part at a time. */
+  function showPeople(all) {
+    const text = find("people-text").value.trim().toLowerCase();
+    const found = all.filter((one) => nameOf(one.user_id).toLowerCase().includes(text));
+    const by = ORDERS[find("people-order").value];
+    if (by) found.sort((a, b) => by({ ...a, name: nameOf(a.user_id) }, { ...b, name: nameOf(b.user_id) }));
+    const shown = found.slice(0, peopleShown);
+    write(find("people-count"), String(found.length));
+    fill(find("people"), ...lines(shown.map(person), text ? "Nobody of that name." : "Nobody."));
+    find("people-more").hidden = shown.length === found.length;
+    write(find("people-more"), `Show ${Math.min(PEOPLE_A_PART, found.length - shown.length)} more of ${found.length - shown.length}`);
+  }
+
+  function person({ user_id: id, final_score: score, momentum_state: state, last_contact: contact }) {
     return element(
       "li",
-      {},
-      element("button", { type: "button", class: "plain", "data-key": id, "data-person": "" }, nameOf(id)),
+      { "data-opens": id },
+      element(
+        "div",
+        {},
+        element("button", { type: "button", class: "plain", "data-key": id, "data-person": id }, nameOf(id)),
+        element("p", {}, contact ? `Last contact ${dayOf(contact)}` : "No contact yet"),
+      ),
       element("span", {}, `${Number(score).toFixed(1)} `, badge(state)),
     );
+  }
+
+  /** The whole of a row opens the person; its button is for the keyboard and for those who listen. */
+  function openable() {
+    for (const row of document.querySelectorAll("[data-opens]")) row.onclick = () => showPerson(row.dataset.opens);
   }
 
   function showQueue() {
@@ -169,14 +205,25 @@ function run({ client, address, ask }) {
       .filter((one) => !find("by-status").value || one.status === find("by-status").value)
       .filter((one) => !find("by-type").value || one.intervention_type === find("by-type").value)
       .filter((one) => `${nameOf(one.user_id)} ${one.trigger_reason}`.toLowerCase().includes(text))
-      .sort((a, b) => `${a.scheduled_date ?? "~"}${a.id}`.localeCompare(`${b.scheduled_date ?? "~"}${b.id}`));
+      .sort((a, b) => place(a).localeCompare(place(b)));
     write(find("queue-count"), String(rows.length));
     fill(find("queue"), ...rows.map(queued));
+    openable();
   }
 
-  function queued({ user_id: id, intervention_type: type, trigger_reason: reason, scheduled_date: date, status }) {
-    const cells = [type.replaceAll("_", " "), reason, date ?? "", status.replaceAll("_", " ")];
-    return element("tr", {}, element("th", { scope: "row" }, nameOf(id)), ...cells.map((text) => element("td", {}, text)));
+  const place = (one) => `${one.scheduled_date ?? "~"} ${one.scheduled_time ?? "~"} ${one.id}`;
+
+  /** On a phone each cell stands under the other, with what it is. */
+  function queued({ user_id: id, intervention_type: type, trigger_reason: reason, scheduled_date: date, scheduled_time: time, status }) {
+    const when = date ? [dayOf(date), time].filter(Boolean).join(", ") : "no date";
+    const cells = { What: type.replaceAll("_", " "), Why: reason, When: when, Status: status.replaceAll("_", " ") };
+    const name = element("button", { type: "button", class: "plain", "data-key": `queue ${id}`, "data-person": id }, nameOf(id));
+    return element(
+      "tr",
+      { "data-opens": id },
+      element("th", { scope: "row" }, name),
+      ...Object.entries(cells).map(([what, text]) => element("td", { "data-what": what }, text)),
+    );
   }
 
   // One person
@@ -207,6 +254,15 @@ function run({ client, address, ask }) {
     shownId = null;
   });
   find("filters").addEventListener("input", showQueue);
+  find("people-filters").addEventListener("input", () => {
+    peopleShown = PEOPLE_A_PART;
+    show();
+  });
+  find("people-filters").addEventListener("submit", (event) => event.preventDefault());
+  find("people-more").addEventListener("click", () => {
+    peopleShown += PEOPLE_A_PART;
+    show();
+  });
   find("filters").addEventListener("submit", (event) => event.preventDefault());
 
   client.addEventListener("resync", readAll);

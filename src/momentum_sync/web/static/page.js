@@ -12,10 +12,36 @@ export const find = (id) => document.getElementById(id);
 /** A state in words. */
 export const words = (state) => WORDS[state] ?? "No data yet";
 
-/** What stands behind `#` in the page's address, which browsers send to nobody. */
-export function fromAddress() {
-  return new URLSearchParams(location.hash.slice(1));
+const NO_SERVER = "The server cannot be reached now.";
+const KEPT = `momentum:${location.pathname}`;
+
+/**
+ * Who looks at the page: what stood behind `#` in its address, which browsers send to nobody. It leaves the address at
+ * once, where it would be copied, bookmarked and kept in the history, and stays with the tab.
+ */
+function whoLooks() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (given.has("access_token")) {
+    sessionStorage.setItem(KEPT, String(given));
+    history.replaceState(null, "", location.pathname);
+  }
+  return new URLSearchParams(sessionStorage.getItem(KEPT) ?? "");
 }
+
+/** What a token says of whom it is; nothing, where it cannot be read. */
+function claims(token) {
+  try {
+    const part = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    return JSON.parse(new TextDecoder().decode(Uint8Array.from(atob(part), (letter) => letter.charCodeAt(0))));
+  } catch {
+    return {};
+  }
+}
+
+/** A day, and a day with a time, in the one form that the pages have for each. */
+export const dayOf = (date) =>
+  new Date(`${date}T00:00:00`).toLocaleDateString([], { day: "numeric", month: "short", year: "numeric" });
+const momentOf = (at) => new Date(at).toLocaleString([], { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" });
 
 /** An element with children: texts, or elements. */
 export function element(tag, attributes = {}, ...children) {
@@ -77,14 +103,21 @@ export const lines = (items, otherwise) => (items.length > 0 ? items : [element(
 
 /**
  * A client for whoever the address, or else a form, says that it is; and a function that asks the server over HTTP as
- * them. Without a token, the form is shown, and nothing else happens.
+ * them. Without a token, or with one that does not open this page, the form is shown, and nothing else happens.
+ * @param {{channels?: string[], roles?: string[] | null}} [options] the roles that the page is for; null: any
  */
-export async function begin({ channels = [] } = {}) {
-  const address = fromAddress();
+export async function begin({ channels = [], roles = null } = {}) {
   addEventListener("hashchange", () => location.reload()); // it is somebody else's now
+  keepPages();
+  const address = whoLooks();
   const token = address.get("access_token");
   if (token === null) {
-    askForToken();
+    signIn("not signed in");
+    return null;
+  }
+  const { role, app_metadata: { role: appRole } = {} } = claims(token);
+  if (roles !== null && role !== undefined && role !== "service_role" && !roles.includes(appRole)) {
+    signOut(`This page is for a ${roles.join(" or ")}; the token is a user’s. Give another one.`);
     return null;
   }
   const userId = address.get("user_id");
@@ -93,16 +126,59 @@ export async function begin({ channels = [] } = {}) {
   const name = `momentum-sync:${location.pathname}:${holder}:${userId ?? holder}`;
   const store = holder !== null && (await isFirst(name)) ? new LocalStore(name) : null;
   const client = new Client(location.origin, token, { channels, store, userId });
+  let isOut = false;
   client.addEventListener("state", (state) => {
+    if (isOut) return;
     showStatus(state, store !== null);
     if (state.status === "live") problem("");
   });
   client.addEventListener("error", (error) => {
-    if (error.name !== "ConnectionLost" && error.name !== "FeedFrozen") problem(error.message);
+    if (error.name === "Rejected" && error.status === 401) {
+      isOut = true;
+      void client.close();
+      signOut(error.code === "token_expired" ? "You are signed out: the token has expired." : "You are signed out: the server does not take this token.");
+    } else if (error.name !== "ConnectionLost" && error.name !== "FeedFrozen") problem(error.message);
   });
   showStatus(client.state, store !== null);
-  keepPages();
-  return { client, address, ask: (path, body) => ask(path, body, token) };
+  return { client, ask: (path, body) => ask(path, body, token) };
+}
+
+/** What people are called, by the database's own function; asked for those who are not known yet. */
+export class Names {
+  #ask;
+  #told;
+  #known = new Map();
+
+  /** `told` is called when there are names that were not there before. */
+  constructor(ask, told) {
+    this.#ask = ask;
+    this.#told = told;
+  }
+
+  of(id) {
+    return this.#known.get(id) || id.slice(0, 8);
+  }
+
+  async want(ids) {
+    const missing = ids.filter((id) => !this.#known.has(id)).slice(0, 500);
+    if (missing.length === 0) return;
+    for (const id of missing) this.#known.set(id, null);
+    try {
+      for (const [id, name] of Object.entries(await this.#ask("/sync/names", { user_ids: missing }))) this.#known.set(id, name);
+      this.#told();
+    } catch {
+      for (const id of missing) this.#known.delete(id); // the ids stand in until the next time
+    }
+  }
+
+  /** For a page that opens without a network. */
+  get saved() {
+    return Object.fromEntries([...this.#known].filter(([, name]) => name !== null));
+  }
+
+  restore(saved) {
+    for (const [id, name] of Object.entries(saved ?? {})) this.#known.set(id, name);
+  }
 }
 
 /** Says what is wrong; nothing, once it is mended. */
@@ -125,32 +201,45 @@ function isFirst(name) {
 }
 
 async function ask(path, body, token) {
-  const response = await fetch(path, {
-    method: "POST",
-    headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error.message);
+  let response;
+  let answer;
+  try {
+    response = await fetch(path, {
+      method: "POST",
+      headers: { authorization: `Bearer ${token}`, "content-type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    answer = await response.json();
+  } catch {
+    throw new Error(NO_SERVER); // what browsers say of it is not for people
+  }
+  if (!response.ok) throw new Error(answer.error?.message ?? NO_SERVER);
   return answer.data;
 }
 
-function askForToken() {
+/** Shows the form, and nothing of anybody's. */
+function signIn(status) {
   find("sign-in").hidden = false;
   find("content").hidden = true;
-  find("status").textContent = "not signed in";
+  find("notice").hidden = true;
+  find("status").dataset.state = "";
+  write(find("status"), status);
   find("sign-in").addEventListener("submit", (event) => {
     event.preventDefault();
-    const address = fromAddress();
-    address.set("access_token", find("token").value.trim());
-    location.hash = String(address);
+    sessionStorage.setItem(KEPT, String(new URLSearchParams({ access_token: find("token").value.trim() })));
     location.reload();
   });
   find("token").focus();
 }
 
+function signOut(why) {
+  sessionStorage.removeItem(KEPT);
+  signIn("signed out");
+  problem(why);
+}
+
 function showStatus({ status, since }, isKept) {
-  const at = since === null ? "" : new Date(since).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const at = since === null ? "" : momentOf(since);
   const stale = status === "offline" || status === "ended";
   find("status").dataset.state = status;
   write(find("status"), STATUS[status] + (stale && at ? ` since ${at}` : ""));
@@ -160,9 +249,7 @@ function showStatus({ status, since }, isKept) {
   write(find("notice"), seen + done);
 }
 
-/** The page itself opens without a network, too. */
+/** The page itself opens without a network, too, from the first visit on. */
 function keepPages() {
-  navigator.serviceWorker?.register("sw.js").catch((error) => {
-    problem(`This page will not open without a network: ${error.message}`);
-  });
+  navigator.serviceWorker?.register("sw.js").catch(() => {}); // it opens without a network or does not: as on plain HTTP
 }

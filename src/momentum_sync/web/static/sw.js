@@ -1,9 +1,37 @@
-// Keeps the pages for when there is no network: what the server has comes first, and what it had otherwise.
+// Keeps the pages for when there is no network, from the first visit on: what the server has comes first, and what it had
+// otherwise. Nothing that stands behind `#` or `?` in an address is kept, for there may be a token.
 
 const CACHE = "pages";
 const PATIENCE_MS = 4_000;
+const FILES = [
+  "user.html",
+  "coach.html",
+  "style.css",
+  "page.js",
+  "charts.js",
+  "user.js",
+  "coach.js",
+  "sdk/browser.js",
+  "sdk/cache.js",
+  "sdk/client.js",
+  "sdk/connection.js",
+  "sdk/errors.js",
+  "sdk/following.js",
+  "sdk/index.js",
+  "sdk/known.js",
+  "sdk/listeners.js",
+  "sdk/messages.js",
+  "sdk/outbox.js",
+  "sdk/state.js",
+  "sdk/store.js",
+  "sdk/stream.js",
+  "sdk/teller.js",
+];
 
-self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("install", (event) => {
+  self.skipWaiting();
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(FILES)));
+});
 self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
 
 self.addEventListener("fetch", (event) => {
@@ -13,12 +41,14 @@ self.addEventListener("fetch", (event) => {
 });
 
 async function freshOrKept(request) {
+  const address = new URL(request.url);
+  const bare = address.origin + address.pathname;
   const cache = await caches.open(CACHE);
-  const kept = await cache.match(request);
+  const kept = await cache.match(bare);
   try {
     // Without a page of ours to show instead, whatever comes is waited for.
     const response = await fetch(request, kept && { signal: AbortSignal.timeout(PATIENCE_MS) });
-    if (response.ok) await cache.put(request, response.clone());
+    if (response.ok && kept) await cache.put(bare, response.clone());
     return kept && response.status >= 500 ? kept : response;
   } catch (error) {
     if (kept) return kept;

@@ -1,7 +1,7 @@
 // A user's page: the state as it is now, live or as it was known last, and what there is to read.
 
 import { gauge, trend } from "./charts.js";
-import { badge, begin, element, fill, find, lines, onceAFrame, write } from "./page.js";
+import { badge, begin, dayOf, element, fill, find, lines, Names, onceAFrame, write } from "./page.js";
 
 const HISTORY_DAYS = 30;
 const DETAILS_AFTER_MS = 700;
@@ -11,12 +11,17 @@ const SHOWN = "shown:history";
 const page = await begin();
 if (page !== null) run(page);
 
-function run({ client, address, ask }) {
+function run({ client, ask }) {
   let count = 0;
   let detailsLater;
   let drawn = false;
 
-  if (address.has("name")) find("name").textContent = `${address.get("name")}’s`;
+  const names = new Names(ask, showName);
+
+  function showName() {
+    const id = client.userId;
+    if (id !== null && names.of(id) !== id.slice(0, 8)) write(find("name"), `${names.of(id)}’s`);
+  }
 
   function show({ momentum, interventions, notifications, status, since }) {
     if (since === null && status !== "live") return; // nothing is known yet
@@ -29,6 +34,7 @@ function run({ client, address, ask }) {
     if (status === "live" && momentum?.has_data && !momentum.breakdown) detailsSoon();
     if (!drawn && client.userId !== null) {
       drawn = true;
+      void names.want([client.userId]);
       void showTrend();
     }
   }
@@ -103,6 +109,6 @@ function intervention({ intervention_type: type, trigger_reason: reason, schedul
     "li",
     {},
     element("div", {}, element("b", {}, type.replaceAll("_", " ")), element("p", {}, reason)),
-    element("span", { class: "soft" }, [date, status.replaceAll("_", " ")].filter(Boolean).join(", ")),
+    element("span", { class: "soft" }, [date && dayOf(date), status.replaceAll("_", " ")].filter(Boolean).join(", ")),
   );
 }
