@@ -390,7 +390,8 @@ def test_people_are_found_sorted_and_opened_by_their_row(demo: Demo, page: Page)
     page.keyboard.press("Escape")
     sql(
         demo,
-        "update coach_interventions set status = 'completed', completed_at = now() where trigger_reason = 'by the clock'",
+        "update coach_interventions set status = 'completed', completed_at = now()"
+        " where trigger_reason = 'by the clock'",
     )
     expect(page.locator("#people li").first).to_contain_text("Last contact")
 
