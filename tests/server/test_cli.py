@@ -66,12 +66,15 @@ def test_a_token_signed_with_the_projects_secret(tmp_path: Path) -> None:
 def test_a_token_of_the_service(tmp_path: Path) -> None:
     made = run("token", "--role", "service_role", cwd=tmp_path, SUPABASE_JWT_SECRET=SECRET)
     assert jwt.decode(made.stdout.strip(), SECRET, algorithms=["HS256"])["role"] == "service_role"
+    assert "development" not in made.stderr
 
 
 def test_in_development_the_secret_is_kept_in_a_file_of_the_owners(tmp_path: Path) -> None:
     user = str(uuid4())
-    tokens = [run("token", "--user", user, cwd=tmp_path).stdout.strip() for _ in range(2)]
+    runs = [run("token", "--user", user, cwd=tmp_path) for _ in range(2)]
+    tokens = [done.stdout.strip() for done in runs]
     kept = tmp_path / "development.secret"
+    assert all(f"Signed with the development secret in {kept}" in done.stderr for done in runs)
     assert kept.stat().st_mode & 0o777 == 0o600
     for token in tokens:
         jwt.decode(token, kept.read_text(), algorithms=["HS256"], audience="authenticated")

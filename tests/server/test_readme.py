@@ -38,6 +38,14 @@ def install_line(program: str) -> list[str]:
     return [word.strip("'") for word in line.split()]
 
 
+async def done(*command: str, cwd: Path) -> None:
+    """Runs a command to its end, which must be a good one."""
+    process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=PIPE, stderr=STDOUT)
+    async with asyncio.timeout(300):
+        said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+
+
 async def follows(command: list[str], folder: Path, server: Server, db: Sql, user: UUID) -> None:
     """Runs a program until it has told of a score that was written while it ran."""
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "MOMENTUM_URL": server.url, "MOMENTUM_TOKEN": sign(user)}
@@ -63,9 +71,9 @@ async def test_python_as_it_stands_there(dist: Path, server: Server, db: Sql, us
     (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "FileStore" in block]
     assert snippet in (ROOT / "examples" / "follow.py").read_text(encoding="utf-8")
     (dist / "app.py").write_text(snippet, encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "venv", dist / "venv"], check=True, timeout=120)
+    await done(sys.executable, "-m", "venv", "venv", cwd=dist)
     pip, *rest = install_line("pip")
-    subprocess.run([dist / "venv" / "bin" / pip, *rest, "--quiet"], cwd=dist, check=True, timeout=300)
+    await done(str(dist / "venv" / "bin" / pip), *rest, "--quiet", cwd=dist)
     await follows([str(dist / "venv" / "bin" / "python"), "-u", "app.py"], dist, server, db, user)
 
 
@@ -76,8 +84,8 @@ async def test_javascript_as_it_stands_there(dist: Path, server: Server, db: Sql
     folder.mkdir()
     shutil.copytree(dist / "dist", folder / "dist")
     shutil.copy(ROOT / "examples" / "follow.mjs", folder)
-    subprocess.run([*install_line("npm"), "--silent"], cwd=folder, check=True, timeout=300)
-    subprocess.run(["npm", "install", "ws", "--silent"], cwd=folder, check=True, timeout=300)  # as it says for old Node
+    await done(*install_line("npm"), "--silent", cwd=folder)
+    await done("npm", "install", "ws", "--silent", cwd=folder)  # as it says for old Node
     assert (folder / "node_modules" / "momentum-sync" / "types" / "index.d.ts").is_file()
     await follows([NODE, "follow.mjs"], folder, server, db, user)
 

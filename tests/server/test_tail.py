@@ -13,7 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
-from tests.fixtures.server import SECRET, Server, sign
+from tests.fixtures.server import SECRET, Server, Start, sign
+from tests.sdk.conftest import free_port
 from tests.server.test_cli import clean, run
 
 
@@ -109,3 +110,12 @@ async def test_what_cannot_work_is_said(tmp_path: Path, server: Server, user: UU
     wrong = await asyncio.to_thread(lambda: said("--user", str(user), secret="another-secret-of-more-than-32-bytes"))
     assert "(HTTP 401, invalid_token)" in wrong
     assert "SUPABASE_JWT_SECRET" in wrong
+
+
+async def test_a_server_that_is_away_is_waited_for_and_said_once(tmp_path: Path, start: Start, user: UUID) -> None:
+    port = free_port()
+    async with tail(tmp_path, "--user", str(user), "--url", f"http://127.0.0.1:{port}") as process:
+        assert process.stderr is not None
+        assert "Trying again, more slowly each time." in (await process.stderr.readline()).decode()
+        async with start(port=port):
+            assert (await process.stderr.readline()).decode() == "momentum-sync: connected\n"

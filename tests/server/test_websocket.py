@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
+import jwt
 import pytest
 import websockets
 from websockets.frames import Frame, Opcode
@@ -432,6 +435,38 @@ async def test_pages_of_other_origins_may_not_connect_unless_listed(start: Start
     async with start(allowed_origins="*") as server:
         async with server.connect(sign(user), headers={"Origin": "https://any.example"}) as client:
             assert (await client.next())["type"] == "subscription_confirmed"
+
+
+async def test_an_origin_that_is_refused_is_told_to_the_operator_once(
+    start: Start, user: UUID, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = "https://app-of-ours.example"
+    async with start() as server:
+        for _ in range(2):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with server.connect(sign(user), headers={"Origin": page}):
+                    raise AssertionError("it was let in")
+            assert f"MOMENTUM_ALLOWED_ORIGINS={page}" in (refused.value.response.body or b"").decode()
+    told = [line for line in capfd.readouterr().out.splitlines() if "origin refused" in line]
+    assert len(told) == 1
+    assert f"MOMENTUM_ALLOWED_ORIGINS={page}" in told[0]
+
+
+async def test_in_development_mode_pages_of_this_machine_may_connect(start: Start, user: UUID, tmp_path: Path) -> None:
+    async with start(jwt_secret=None) as server:
+        assert server.settings.development
+        secret = (tmp_path / "development.secret").read_text(encoding="ascii").strip()
+        token = jwt.encode(
+            {"sub": str(user), "role": "authenticated", "aud": "authenticated", "exp": int(time.time()) + 600}, secret
+        )
+        for page in ("http://localhost:5173", "http://127.0.0.1:3000"):
+            async with server.connect(token, headers={"Origin": page}) as client:
+                assert (await client.next())["type"] == "subscription_confirmed"
+            async with server.http(Origin=page) as http:
+                assert (await http.get("/sync/health")).headers["Access-Control-Allow-Origin"] == page
+        with pytest.raises(websockets.InvalidStatus):
+            async with server.connect(token, headers={"Origin": "http://localhost.evil.example"}):
+                raise AssertionError("it was let in")
 
 
 async def test_a_server_that_ends_says_so(start: Start, user: UUID) -> None:
