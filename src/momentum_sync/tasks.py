@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 
-_AGAIN_S = 1.0
+_AGAIN_S = 5.0  # longer than an orderly end takes
 
 
 async def end(*tasks: asyncio.Task[object]) -> None:
@@ -13,16 +13,26 @@ async def end(*tasks: asyncio.Task[object]) -> None:
 
     One cancellation may not be enough. Before Python 3.12 `asyncio.wait_for`, with which psycopg_pool waits for a
     connection, swallows a cancellation that arrives together with what it waited for (python/cpython#86296). So a task
-    that goes on is cancelled again.
+    that goes on is cancelled again, after a while, and at once when this is cancelled itself: it may be in the way of
+    whoever ends tasks further out.
     """
+    cancelled: asyncio.CancelledError | None = None
     pending = set(tasks)
+    for task in pending:
+        task.cancel()
     while pending:
+        try:
+            _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            pending = {task for task in pending if not task.done()}
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN_S)
     for task in tasks:
         if not task.cancelled():
             task.exception()  # retrieved, so that asyncio does not report it
+    if cancelled is not None:
+        raise cancelled
 
 
 async def first_of(*work: Coroutine[object, object, None]) -> None:

@@ -64,13 +64,34 @@ begin
     where to_regclass('public.' || n.table_name) is not null and not exists (
         select from pg_class c
         join pg_attribute a on a.attrelid = c.oid and a.attname = n.column_name and not a.attisdropped
-        where c.oid = to_regclass('public.' || n.table_name) and c.relkind in ('r', 'p')
+        where c.oid = to_regclass('public.' || n.table_name) and c.relkind in ('r', 'p') and c.relpersistence = 'p'
             and (a.attnotnull or not n.required)
             and replace(format_type(a.atttypid, null), 'character varying', 'text') = n.type_name);
     if wrong is not null then
         raise exception 'tables of the app are not what Momentum Sync works with: it needs %', wrong
             using errcode = 'undefined_column',
                 hint = 'Nothing was changed. Add or alter the columns, or rename a table that is something else.';
+    end if;
+    -- The same for what would be replaced without being ours: a schema of the name, and functions, where none of our
+    -- versions was applied.
+    if to_regclass('momentum.installed') is null then
+        select string_agg(distinct o.name, ', ' order by o.name) into wrong
+        from (
+            select 'schema momentum' as name
+            from pg_class c where c.relnamespace = to_regnamespace('momentum')
+            union all
+            select 'schema momentum' from pg_proc p where p.pronamespace = to_regnamespace('momentum')
+            union all
+            select 'function ' || p.oid::regprocedure
+            from pg_proc p
+            where p.pronamespace = 'public'::regnamespace and p.proname in (
+                'momentum_rfc3339', 'momentum_caller_role', 'momentum_is_unbound', 'momentum_may_act_for',
+                'momentum_must_act_for', 'momentum_grant')
+        ) as o;
+        if wrong is not null and to_regclass('momentum.settings') is null then
+            raise exception 'what Momentum Sync would make is there already, and is not ours: %', wrong
+                using errcode = 'duplicate_object', hint = 'Nothing was changed. Rename it.';
+        end if;
     end if;
 end;
 $$;

@@ -23,8 +23,15 @@ begin
             execute format('alter table public.%I replica identity full', wanted);
         end if;
         if not exists (
-            select from pg_publication_tables p
-            where p.pubname = 'supabase_realtime' and p.schemaname = 'public' and p.tablename = wanted
+            select from pg_publication p
+            where p.pubname = 'supabase_realtime' and (
+                p.puballtables
+                or exists (
+                    select from pg_publication_rel r
+                    where r.prpubid = p.oid and r.prrelid = to_regclass('public.' || wanted))
+                or exists (
+                    select from pg_publication_namespace n
+                    where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace))
         ) then
             execute format('alter publication supabase_realtime add table public.%I', wanted);
         end if;

@@ -553,7 +553,10 @@ begin
     elsif exists (
         select from pg_policy p
         where p.polrelid = 'public.realtime_event_metrics'::regclass and p.polname = 'Service role manages event metrics'
-    ) then
+    ) and obj_description('public.realtime_event_metrics'::regclass, 'pg_class') is null and (
+        select string_agg(a.attname, ' ' order by a.attnum) from pg_attribute a
+        where a.attrelid = 'public.realtime_event_metrics'::regclass and a.attnum > 0 and not a.attisdropped
+    ) = 'id event_type channel_name user_id payload_size processing_time_ms success error_message created_at' then
         comment on table public.realtime_event_metrics is 'A sample of events. Made by Momentum Sync.';
     end if;
 end;

@@ -99,6 +99,21 @@ $$;
 
 -- Policies for coaches and admins -------------------------------------------------------------------------------------
 
+-- An expression of a policy in one of the forms that mean the same: who asks, in a sub-select or not, on the left or on the
+-- right; the role in app_metadata, read here or by our function.
+create or replace function momentum.canonical(expression text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select regexp_replace(
+        replace(
+            regexp_replace(
+                expression, '\( SELECT (auth\.\w+\(\)|public\.momentum_caller_role\(\)) AS \w+\)', '\1', 'g'),
+            '((auth.jwt() -> ''app_metadata''::text) ->> ''role''::text)', 'public.momentum_caller_role()'),
+        '\((\w+) = auth\.uid\(\)\)', '(auth.uid() = \1)', 'g')
+$$;
+
 -- An app that has policies of these names keeps them.
 do $$
 declare
@@ -130,22 +145,27 @@ begin
         create policy "Admins can view all interventions" on public.coach_interventions
             for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
     end if;
-    -- Taken from what users can edit themselves, a role proves nothing. It is the app's policy and stays it: it asks no
-    -- function of ours.
+    -- The seed's form takes the role from what users can edit themselves, where it proves nothing. The policy stays the
+    -- app's, and asks no function of ours. One that the app has made another of is told, and left.
     if exists (
         select from pg_policy p
         where p.polrelid = 'public.coach_interventions'::regclass and p.polname = 'Coaches can view all interventions'
-            and pg_get_expr(p.polqual, p.polrelid) ~ 'user_meta_?data'
+            and regexp_replace(pg_get_expr(p.polqual, p.polrelid), '\s+', ' ', 'g') ~ (
+                '^\(EXISTS \( SELECT( 1)? FROM auth\.users( \w+)? WHERE \(\(\w+\.id = auth\.uid\(\)\) AND '
+                '\(\(\w+\.raw_user_meta_data ->> ''role''::text\) = ''coach''::text\)\)\)\)$')
     ) then
         alter policy "Coaches can view all interventions" on public.coach_interventions
             using (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach');
     end if;
-    -- So that the policy does not depend on a function that `uninstall` removes.
+    -- As an earlier version of ours made it, with a function that `uninstall` removes.
     if exists (
         select from pg_policy p
         where p.polrelid = 'public.coach_interventions'::regclass
             and p.polname = 'Coaches can update assigned interventions'
             and pg_get_expr(p.polqual, p.polrelid) like '%momentum_caller_role()%'
+            and momentum.canonical(pg_get_expr(p.polqual, p.polrelid))
+                = '((public.momentum_caller_role() = ''coach''::text) AND (auth.uid() = assigned_coach_id))'
+            and pg_get_expr(p.polwithcheck, p.polrelid) = pg_get_expr(p.polqual, p.polrelid)
     ) then
         alter policy "Coaches can update assigned interventions" on public.coach_interventions
             using (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach'
@@ -164,21 +184,6 @@ $$;
 -- scores of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked*
 -- when rows or an operator's own policies have a say; of what is asked the server has the database say of each event,
 -- as the caller, whether the caller may see it, before it hands the event on.
-
--- An expression of a policy in one of the forms that mean the same: who asks, in a sub-select or not, on the left or on the
--- right; the role in app_metadata, read here or by our function.
-create or replace function momentum.canonical(expression text) returns text
-language sql
-immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select regexp_replace(
-        replace(
-            regexp_replace(
-                expression, '\( SELECT (auth\.\w+\(\)|public\.momentum_caller_role\(\)) AS \w+\)', '\1', 'g'),
-            '((auth.jwt() -> ''app_metadata''::text) ->> ''role''::text)', 'public.momentum_caller_role()'),
-        '\((\w+) = auth\.uid\(\)\)', '(auth.uid() = \1)', 'g')
-$$;
 
 -- The policies that hold for the SELECTs of an authenticated caller, whatever they are called; one that gives only
 -- service_role something gives such a caller nothing.
@@ -209,7 +214,8 @@ set search_path = pg_catalog, pg_temp
 as $$
     select concat_ws(E'\n',
         'row level security ' || c.relrowsecurity,
-        'readable ' || has_table_privilege('authenticated', c.oid, 'select'),
+        'readable ' || (has_table_privilege('authenticated', c.oid, 'select')
+            and has_schema_privilege('authenticated', 'public', 'usage')),
         -- A policy of the scores asks for assignments; where nobody may read those, nobody can SELECT a score.
         'assignments ' || (
             select count(*) = 2 and bool_and(has_column_privilege('authenticated', a.attrelid, a.attnum, 'select'))
@@ -218,7 +224,7 @@ as $$
                 and a.attname in ('user_id', 'assigned_coach_id')
             having target = 'daily_engagement_scores'),
         'role ' || (
-            select md5(p.prosrc) from pg_catalog.pg_proc p
+            select md5(concat_ws(' ', p.prosrc, p.proconfig::text, p.prosecdef)) from pg_catalog.pg_proc p
             where p.oid = to_regprocedure('public.momentum_caller_role()')),
         momentum.policies_of(c.oid::regclass))
     from pg_catalog.pg_class c
@@ -264,7 +270,8 @@ begin
         'row level security true',
         'readable true',
         case when target = 'daily_engagement_scores' then 'assignments true' end,
-        'role ' || md5(E'\n    select auth.jwt() -> ''app_metadata'' ->> ''role''\n'),
+        'role ' || md5(concat_ws(' ', E'\n    select auth.jwt() -> ''app_metadata'' ->> ''role''\n',
+            '{"search_path=pg_catalog, pg_temp"}', 'f')),
         momentum.policies_of('pg_temp.momentum_shipped'::regclass));
     drop table pg_temp.momentum_shipped;
     return described;

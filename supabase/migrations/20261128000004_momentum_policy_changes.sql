@@ -45,7 +45,12 @@ $$;
 
 do $$
 begin
-    drop event trigger if exists momentum_policies;
+    if exists (
+        select from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
+        where t.evtname = 'momentum_policies' and p.pronamespace = 'momentum'::regnamespace
+    ) then
+        drop event trigger momentum_policies;
+    end if;
     create event trigger momentum_policies on ddl_command_end
         when tag in (
             'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'ALTER TABLE', 'DROP TABLE', 'DROP OWNED', 'GRANT',

@@ -445,3 +445,119 @@ def test_a_superuser_asks_nothing_of_a_lesser_roles_functions(database: str, db:
                 ask(database)
     finally:
         db.execute(f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}".encode())
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "create schema momentum; create table momentum.lessons (id int)",
+        "create schema momentum; create function momentum.mine() returns int language sql return 1",
+        "create function public.momentum_caller_role() returns text language sql return 'admin'",
+        "create function public.momentum_grant(int) returns int language sql return 1",
+    ],
+)
+def test_what_has_our_names_and_is_not_ours_is_refused(empty_database: str, theirs: str) -> None:
+    run(empty_database, text("database/bootstrap.sql"), APP, theirs)
+    before = facts(empty_database, APPS)
+    for attempt in (quiet, plan):
+        with pytest.raises(Unsuitable, match="is there already, and is not ours"):
+            attempt(empty_database)
+    assert facts(empty_database, APPS) == before
+
+
+def test_uninstall_leaves_what_others_put_beside_ours(database: str) -> None:
+    """It fails, and says what of theirs is in the way."""
+    run(database, "create function momentum.mine() returns int language sql return 1")
+    before = facts(database, APPS)
+    with pytest.raises(Unsuitable, match=r"momentum\.mine"):
+        uninstall(database, slot="momentum_sync", tell=lambda _: None)
+    assert facts(database, APPS) == before
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "create schema momentum; create table momentum.settings (single boolean)",
+        "create schema supabase_migrations; create view supabase_migrations.schema_migrations as select 1 as version",
+        "create table public.realtime_event_metrics (id uuid, event_type text, channel_name text, user_id uuid,"
+        " payload_size int, processing_time_ms int, success boolean, error_message text, created_at timestamptz)",
+        "create function public.momentum_set_updated_at() returns trigger language plpgsql as 'begin return new; end'",
+        "create function public.momentum_display_name(uuid) returns text language sql return 'x'",
+    ],
+)
+def test_a_superuser_runs_nothing_that_a_lesser_role_has_left(empty_database: str, trap: str) -> None:
+    role = f"lesser_{uuid4().hex[:8]}"
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute(text("database/bootstrap.sql").encode())
+        admin.execute(f"create role {role} login; grant create on schema public to {role}".encode())
+        admin.execute(
+            f"do $$ begin execute format('grant create on database %I to {role}', current_database()); end $$".encode()
+        )
+        try:
+            admin.execute(f"set role {role}".encode())
+            admin.execute(trap.encode())
+            admin.execute("reset role")
+            before = facts(empty_database, APPS)
+            for attempt in (quiet, plan, status, lambda conninfo: uninstall(conninfo, slot="s", tell=lambda _: None)):
+                with pytest.raises(Unsuitable, match=f"belongs to {role}"):
+                    attempt(empty_database)
+            assert facts(empty_database, APPS) == before
+        finally:
+            admin.execute(f"reset role; drop owned by {role} cascade; drop role {role}".encode())
+
+
+def test_policies_that_the_app_made_its_own_are_left(app: str) -> None:
+    own = {
+        "Coaches can view all interventions": "auth.jwt() -> 'app_metadata' ->> 'role' = 'coach'"
+        " and auth.jwt() -> 'user_metadata' ->> 'locale' is not null",
+        "Coaches can update assigned interventions": "auth.uid() = assigned_coach_id and status <> 'completed'",
+    }
+    for name, condition in own.items():
+        run(app, f'alter policy "{name}" on coach_interventions using ({condition})')
+    before = facts(app, APPS)
+    told = quiet(app)
+    quiet(app, again=True)
+    after = facts(app, APPS)
+    for name in own:
+        assert after[f"policy coach_interventions: {name}"] == before[f"policy coach_interventions: {name}"]
+    assert any("users can edit themselves" in line for line in told)
+
+
+def test_tables_of_several_owners_are_handed_to_nobody(app: str) -> None:
+    role = f"lesser_{uuid4().hex[:8]}"
+    with psycopg.connect(app, autocommit=True) as admin:
+        admin.execute(f"create role {role} login; create role {role}_b login".encode())
+        try:
+            admin.execute(f"alter table daily_engagement_scores owner to {role}".encode())
+            admin.execute(f"alter table coach_interventions owner to {role}_b".encode())
+            with pytest.raises(Unsuitable, match=f"belong to {role}"):
+                migrate(app, tell=lambda _: None)
+            owner = "select relowner::regrole::text from pg_class where oid = 'coach_interventions'::regclass"
+            assert admin.execute(owner).fetchone() == (f"{role}_b",)
+        finally:
+            for name in (role, f"{role}_b"):
+                admin.execute(f"reassign owned by {name} to postgres; drop owned by {name}; drop role {name}".encode())
+
+
+def test_a_partitioned_table_is_adopted_again_and_again(empty_database: str) -> None:
+    parts = (
+        "alter publication supabase_realtime drop table daily_engagement_scores;"
+        "alter table daily_engagement_scores rename to before_it;"
+        "create table daily_engagement_scores (like before_it including defaults) partition by range (score_date);"
+        "create table scores_now partition of daily_engagement_scores default;"
+        "alter publication supabase_realtime add table daily_engagement_scores"
+    )
+    run(empty_database, text("database/bootstrap.sql"), APP, parts)
+    quiet(empty_database)
+    assert quiet(empty_database, again=True)[0].startswith("applied")
+
+
+def test_an_unlogged_table_is_refused(empty_database: str) -> None:
+    """Its rows are in no WAL."""
+    unlogged = (
+        "alter publication supabase_realtime drop table momentum_notifications;"
+        "alter table momentum_notifications set unlogged"
+    )
+    run(empty_database, text("database/bootstrap.sql"), APP, unlogged)
+    with pytest.raises(Unsuitable, match="momentum_notifications"):
+        quiet(empty_database)

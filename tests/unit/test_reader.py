@@ -169,7 +169,11 @@ def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
         stuck.began(place)
         stuck.failed(missing)
         assert stuck.for_ever is None
-    stuck.failed(missing)  # not even begun
+    for _ in range(2):
+        stuck.begins()
+        stuck.failed(missing)  # not even begun, which is another place
+        assert stuck.for_ever is None
+    stuck.failed(missing)
     assert stuck.for_ever is missing
 
 

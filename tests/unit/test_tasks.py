@@ -56,3 +56,39 @@ async def test_nothing_to_end_and_an_error_that_nobody_asks_for() -> None:
     await end()
     await end(task)
     assert isinstance(task.exception(), OSError)
+
+
+async def test_a_task_that_ends_tasks_is_not_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The innermost swallows a cancellation; whoever waits for it is cancelled again meanwhile."""
+    monkeypatch.setattr(tasks, "_AGAIN_S", 0.02)
+    swallowed: list[int] = []
+    inner = asyncio.ensure_future(deaf(2, swallowed))
+
+    async def middle() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await end(inner)
+
+    outer = asyncio.ensure_future(middle())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await end(outer)
+    assert inner.cancelled()
+    assert outer.cancelled()
+
+
+async def test_an_orderly_end_is_left_to_end() -> None:
+    done: list[bool] = []
+
+    async def orderly() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.05)
+            done.append(True)
+
+    task = asyncio.ensure_future(orderly())
+    await asyncio.sleep(0)
+    await end(task)
+    assert done == [True]

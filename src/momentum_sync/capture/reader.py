@@ -157,6 +157,7 @@ class Capture:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _run_once(self) -> None:
+        self._stuck.begins()
         lost = await ensure_slot(self._conninfo, self._slot, stuck=self._stuck.for_ever, before=self._process)
         if lost is not None:
             self._stuck.forget()
@@ -220,16 +221,20 @@ class _Stuck:
     """
 
     def __init__(self) -> None:
-        self._began_at: int | None = None  # LSN confirmed when the stream last began
+        self._began_at: int | None = None  # LSN confirmed when the stream began; None: it has not
         self._failed_at: int | None = None  # the same, of the stream that failed last
         self._times = 0
         self._error: StreamRefused | None = None
+
+    def begins(self) -> None:
+        self._began_at = None
 
     def began(self, confirmed: int) -> None:
         self._began_at = confirmed
 
     def failed(self, error: StreamRefused) -> None:
-        self._times = self._times + 1 if self._error is not None and self._began_at == self._failed_at else 1
+        same = self._error is not None and self._error.state == error.state and self._began_at == self._failed_at
+        self._times = self._times + 1 if same else 1
         self._failed_at, self._error = self._began_at, error
 
     def forget(self) -> None:

@@ -5,7 +5,9 @@ Nothing here changes anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 import psycopg
 from psycopg import Connection
@@ -27,10 +29,9 @@ _FACTS = {
 def plan(conninfo: str) -> list[str]:
     """What `migrate` would do, line by line. Raises Unsuitable for what it would refuse."""
     with connect(conninfo, application_name="momentum-sync plan") as connection:
+        refuse_lesser_owner(connection)
         check_shape(connection)
-        bookkeeping, momentum, _, tables, missing = _there(connection)
-        if momentum:
-            refuse_lesser_owner(connection)
+        bookkeeping, _, _, tables, missing = _there(connection)
         applied = applied_versions(connection) if bookkeeping else {}
         lines = [f"create {part}, which Supabase would have" for part in missing]
         new = [migration for migration in migrations() if migration.version not in applied]
@@ -51,12 +52,12 @@ def plan(conninfo: str) -> list[str]:
 def status(conninfo: str) -> list[str]:
     """What is there: each migration, the event trigger, what publishes, and what of the app's own differs."""
     with connect(conninfo, application_name="momentum-sync status") as connection:
+        refuse_lesser_owner(connection)
         bookkeeping, momentum, event_trigger, _, _ = _there(connection)
         applied = applied_versions(connection) if bookkeeping else {}
         lines = [f"{migration.title}: {_state(migration, applied)}" for migration in migrations()]
         if not momentum:
             return lines
-        refuse_lesser_owner(connection)
         lines.append(
             "changed policies are noticed "
             + (
@@ -102,7 +103,7 @@ def check_shape(connection: Connection[TupleRow]) -> None:
     """Raises Unsuitable, naming the columns, if tables of these names are others than ours."""
     try:
         connection.execute(text("database/shape.sql").encode())
-    except psycopg.errors.UndefinedColumn as error:
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateObject) as error:
         raise Unsuitable(f"{_capital(error.diag.message_primary)}.", str(error.diag.message_hint)) from None
 
 
@@ -116,9 +117,32 @@ def lesser_owner(connection: Connection[TupleRow]) -> str | None:
     return None if row is None else str(row[0])
 
 
+def refuse_foreign(connection: Connection[TupleRow]) -> None:
+    """Raises Unsuitable where something of our names belongs to a role that is neither us nor a superuser.
+
+    Whoever owns a table or a function may have code run there with the rights of whoever uses it. Asks the catalog
+    only. The log is left out: `migrate` drops one of a lesser role's, which runs nothing.
+    """
+    names = {"tables": made("table"), "functions": made("function"), "own": made("function", "momentum")}
+    row = connection.execute(_SQL["foreign"], names).fetchone()
+    if row is not None:
+        raise Unsuitable(
+            f"{row[0]} belongs to {row[1]}, which could have its own code run by whoever migrates.",
+            f"Drop or rename it, or let it belong to whoever owns the tables; or migrate as {row[1]}.",
+        )
+
+
+def made(kind: Literal["table", "function"], schema: str = "public") -> list[str]:
+    """The names of what the migrations make in a schema."""
+    pattern = re.compile(rf"create (?:or replace )?{kind} (?:if not exists )?{schema}\.(\w+)")
+    return sorted({name for migration in migrations() for name in pattern.findall(migration.sql)})
+
+
 def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:
-    """Raises Unsuitable for a superuser where the app's tables belong to a lesser role."""
+    """Raises Unsuitable for a superuser where the app's tables, or anything of ours, belong to a lesser role."""
     owner = lesser_owner(connection)
+    if owner is None:
+        refuse_foreign(connection)
     if owner is not None:
         raise Unsuitable(
             f"The app's tables belong to {owner}, which is not a superuser, and you are one: functions that {owner} may"

@@ -104,7 +104,11 @@ class Embedded:
             finally:
                 os.close(self._users)
             if self._runs():
-                self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
+                try:
+                    self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
+                except Unsuitable:
+                    if self._runs():  # else it was going when it was looked at, as after a kill
+                        raise
 
     def restart(self, mode: str) -> None:
         """Stops the server and starts it again. `mode` is pg_ctl's: `fast`, or `immediate` as after a crash."""

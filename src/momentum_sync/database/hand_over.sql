@@ -1,4 +1,4 @@
--- Gives a role what is ours and belongs to a superuser, so that the role can migrate. ALTER … OWNER and GRANT run none
+-- Gives a role what is ours and belongs to a superuser, and nothing of anybody else's, so that the role can migrate. ALTER … OWNER and GRANT run none
 -- of the role's code. Settings `momentum.hand_over_…` of the transaction have its name, and the names of our tables and
 -- functions in schema public.
 
@@ -15,18 +15,29 @@ begin
     execute format('grant create on schema public to %I', owner);
     execute format('grant usage on schema auth to %I', owner);
     execute format('grant references on auth.users to %I', owner);
-    execute format('alter publication supabase_realtime owner to %I', owner);
-    -- It would have a superuser's DDL run a function that the role may replace.
-    drop event trigger if exists momentum_policies;
     for made in
-        select 'schema ' || quote_ident(n.nspname) from pg_namespace n where n.oid = any(ours)
+        select quote_ident(p.pubname) from pg_publication p join pg_roles r on r.oid = p.pubowner
+        where p.pubname in ('supabase_realtime', 'momentum_sync') and r.rolsuper
+    loop
+        execute format('alter publication %s owner to %I', made, owner);
+    end loop;
+    -- It would have a superuser's DDL run a function that the role may replace.
+    if exists (
+        select from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
+        where t.evtname = 'momentum_policies' and p.pronamespace = any (ours)
+    ) then
+        drop event trigger momentum_policies;
+    end if;
+    for made in
+        select 'schema ' || quote_ident(n.nspname) from pg_namespace n join pg_roles r on r.oid = n.nspowner
+        where n.oid = any(ours) and r.rolsuper
         union all
-        select 'table ' || c.oid::regclass from pg_class c
-        where c.relkind in ('r', 'p')
+        select 'table ' || c.oid::regclass from pg_class c join pg_roles r on r.oid = c.relowner
+        where c.relkind in ('r', 'p') and r.rolsuper
             and (c.relnamespace = any(ours) or c.relnamespace = 'public'::regnamespace and c.relname = any(tables))
         union all
-        select 'function ' || p.oid::regprocedure from pg_proc p
-        where p.prokind = 'f'
+        select 'function ' || p.oid::regprocedure from pg_proc p join pg_roles r on r.oid = p.proowner
+        where p.prokind = 'f' and r.rolsuper
             and (p.pronamespace = any(ours) or p.pronamespace = 'public'::regnamespace and p.proname = any(functions))
     loop
         execute format('alter %s owner to %I', made, owner);

@@ -6,10 +6,8 @@ The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (v
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import psycopg
 from psycopg import Connection, errors, sql
@@ -81,8 +79,8 @@ def _lock(connection: Connection[TupleRow]) -> None:
 
 def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
     adoption.check_shape(connection)
-    _run(connection, "bootstrap", text("database/bootstrap.sql"))
     _check_owner(connection)
+    _run(connection, "bootstrap", text("database/bootstrap.sql"))
     _run(connection, "bookkeeping", _BOOKKEEPING)
     applied = adoption.applied_versions(connection)
     ours = migrations()
@@ -112,7 +110,9 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
     What is ours is handed over to that role first, so that it can migrate.
     """
     owner = adoption.lesser_owner(connection)
-    if owner is not None:
+    if owner is None:
+        adoption.refuse_foreign(connection)
+    else:
         _hand_over(connection, owner)
         raise Unsuitable(
             f"The app's tables belong to {owner}, which is not a superuser; migrate as that role, not as a superuser.",
@@ -121,19 +121,14 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
         )
 
 
-def _made(kind: Literal["table", "function"]) -> list[str]:
-    """Return the names of what the migrations make in schema public."""
-    made = re.compile(rf"^ *create (?:or replace )?{kind} (?:if not exists )?public\.(\w+)", re.MULTILINE)
-    return sorted({name for migration in migrations() for name in made.findall(migration.sql)})
-
-
 def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
     """Makes a role the owner of what an earlier migration left to a superuser. None of it runs the role's code."""
     script = text("database/hand_over.sql")
     with connection.transaction():
-        for name, value in (("owner", owner), ("tables", _made("table")), ("functions", _made("function"))):
-            given = value if isinstance(value, str) else ",".join(value)
-            connection.execute("select set_config('momentum.hand_over_' || %s, %s, true)", (name, given))
+        tables, functions = (",".join(names) for names in (adoption.made("table"), adoption.made("function")))
+        given = {"owner": owner, "tables": tables, "functions": functions}
+        for name, value in given.items():
+            connection.execute("select set_config('momentum.hand_over_' || %s, %s, true)", (name, value))
         connection.execute(script.encode())
 
 

@@ -32,8 +32,13 @@ where c.oid in (
         'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
         'public.coach_interventions'::regclass)
     and (c.relreplident <> 'f' or not exists (
-        select from pg_publication_tables p
-        where p.pubname = 'supabase_realtime' and p.schemaname = 'public' and p.tablename = c.relname))
+        select from pg_publication p
+        where p.pubname = 'supabase_realtime' and (
+            p.puballtables
+            or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
+            or exists (
+                select from pg_publication_namespace n
+                where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace))))
 order by 1
 
 -- name: policies
@@ -103,4 +108,29 @@ join pg_roles owner on owner.oid = c.relowner
 join pg_roles me on me.rolname = current_user
 where c.relnamespace = 'public'::regnamespace and c.relname = any (%(tables)s) and me.rolsuper and not owner.rolsuper
 order by c.relname <> 'daily_engagement_scores'
+limit 1
+
+-- name: foreign
+-- Something that is ours by its name and belongs to a role that is neither a superuser, nor us, nor one that we are.
+select o.kind || ' ' || o.name, pg_get_userbyid(o.owner)::text
+from (
+    select 'schema' as kind, n.nspname::text as name, n.nspowner as owner
+    from pg_namespace n where n.nspname in ('momentum', 'supabase_migrations')
+    union all
+    select 'relation', c.oid::regclass::text, c.relowner
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p', 'v', 'm', 'f') and (
+        n.nspname = 'momentum' and c.relname in ('settings', 'policies', 'revocations', 'installed')
+        or n.nspname = 'supabase_migrations' and c.relname = 'schema_migrations'
+        or n.nspname = 'public' and c.relname = any (%(tables)s))
+    union all
+    select 'function', p.oid::regprocedure::text, p.proowner
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = 'momentum' and p.proname = any (%(own)s)
+        or n.nspname = 'public' and p.proname = any (%(functions)s)
+) as o
+join pg_roles owner on owner.oid = o.owner
+join pg_roles me on me.rolname = current_user
+where not owner.rolsuper and (me.rolsuper or not pg_has_role(me.oid, owner.oid, 'member'))
+order by 1
 limit 1

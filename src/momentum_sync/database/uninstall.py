@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import psycopg
-from psycopg import errors
+from psycopg import Connection, errors
+from psycopg.rows import TupleRow
 
 from momentum_sync.database import queries
-from momentum_sync.database.adoption import has_bookkeeping, refuse_lesser_owner
+from momentum_sync.database.adoption import has_bookkeeping, made, refuse_lesser_owner
 from momentum_sync.database.connection import connect
 from momentum_sync.database.files import SEED_VERSIONS, migrations, text
 from momentum_sync.errors import Unsuitable
@@ -32,37 +33,22 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         refuse_lesser_owner(connection)
         try:
             row = connection.execute(_SQL["log_slot"]).fetchone()
-            servers = [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
-        except (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedFunction):
-            row, servers = None, []
-        slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
-        for name, active in slots:
-            if active:
-                raise Unsuitable(f"A server reads the replication slot {name}.", "Stop it, then this command again.")
-        try:
-            with connection.transaction():
-                connection.execute("set local lock_timeout = '10s'")
-                connection.execute(text("database/uninstall.sql").encode())
-                if has_bookkeeping(connection):
-                    seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
-                    connection.execute(
-                        _SQL["forget"],
-                        {
-                            "versions": [m.version for m in migrations() if m.version not in SEED_VERSIONS],
-                            "seed_versions": [migration.version for migration in seeds],
-                            "texts": [migration.sql for migration in seeds],
-                        },
-                    )
-        except errors.DependentObjectsStillExist as error:
-            raise Unsuitable(
-                f"Something of your own depends on Momentum Sync: {error.diag.message_detail}",
-                "Drop or change it first; nothing was removed.",
-            ) from None
+        except (errors.UndefinedTable, errors.InvalidSchemaName):
+            row = None
         except errors.InsufficientPrivilege as error:
             raise Unsuitable(
                 f"The database refused: {error.diag.message_primary}.",
                 "Run it as the role that owns the tables; nothing was removed.",
             ) from None
+        try:
+            servers = [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
+        except (errors.InvalidSchemaName, errors.UndefinedFunction):
+            servers = []
+        slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
+        for name, active in slots:
+            if active:
+                raise Unsuitable(f"A server reads the replication slot {name}.", "Stop it, then this command again.")
+        _drop(connection)
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
     for name, _ in slots:
         _drop_slot(conninfo if capture is None else capture, name, tell)
@@ -73,6 +59,31 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
     )
     for server in servers:
         tell(f"left the role {server}, which may become service_role: drop owned by {server}; drop role {server};")
+
+
+def _drop(connection: Connection[TupleRow]) -> None:
+    """Drops what the migrations made, and what they wrote down, in one transaction."""
+    seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
+    try:
+        with connection.transaction():
+            connection.execute("set local lock_timeout = '10s'")
+            functions = ",".join(made("function", "momentum"))
+            connection.execute("select set_config('momentum.uninstall_functions', %s, true)", (functions,))
+            connection.execute(text("database/uninstall.sql").encode())
+            if has_bookkeeping(connection):
+                versions = [each.version for each in migrations() if each not in seeds]
+                given = {"seed_versions": [seed.version for seed in seeds], "texts": [seed.sql for seed in seeds]}
+                connection.execute(_SQL["forget"], {"versions": versions, **given})
+    except errors.DependentObjectsStillExist as error:
+        raise Unsuitable(
+            f"Something of your own depends on Momentum Sync: {error.diag.message_detail}",
+            "Drop or change it first; nothing was removed.",
+        ) from None
+    except errors.InsufficientPrivilege as error:
+        raise Unsuitable(
+            f"The database refused: {error.diag.message_primary}.",
+            "Run it as the role that owns the tables; nothing was removed.",
+        ) from None
 
 
 def _drop_slot(conninfo: str, name: str, tell: Callable[[str], None]) -> None:

@@ -2,8 +2,23 @@
 -- them what a table needs: its policies, grants and the upkeep of `updated_at`. Nothing is dropped with CASCADE but the
 -- partitions of the log: whatever of the operator's own depends on something here is named by the error.
 
-drop event trigger if exists momentum_policies;
-drop publication if exists momentum_sync;
+do $$
+begin
+    if exists (
+        select from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
+        where t.evtname = 'momentum_policies' and p.pronamespace = to_regnamespace('momentum')
+    ) then
+        drop event trigger momentum_policies;
+    end if;
+    if exists (
+        select from pg_publication p
+        where p.pubname = 'momentum_sync' and not p.puballtables
+            and not exists (select from pg_publication_tables t where t.pubname = p.pubname)
+    ) then
+        drop publication momentum_sync;
+    end if;
+end;
+$$;
 
 do $$
 declare
@@ -41,18 +56,22 @@ begin
     for made in
         select c.oid::regclass as name from pg_class c
         where c.relnamespace = to_regnamespace('momentum') and c.relkind in ('r', 'p')
+            and c.relname in ('settings', 'policies', 'revocations', 'installed', 'event_log', 'stream')
     loop
         execute format('drop table %s', made.name);
     end loop;
     select string_agg(p.oid::regprocedure::text, ', ') into functions
     from pg_proc p
     where p.pronamespace = to_regnamespace('momentum')
+            and p.proname = any (string_to_array(current_setting('momentum.uninstall_functions'), ','))
         or p.pronamespace = 'public'::regnamespace and p.proname in (
             'publish_momentum_update', 'publish_intervention_notification', 'publish_push_notification',
             'invalidate_momentum_cache', 'get_realtime_momentum_state', 'get_realtime_interventions',
             'subscribe_to_momentum_channels', 'log_realtime_event', 'cleanup_realtime_metrics', 'momentum_rfc3339',
             'momentum_caller_role', 'momentum_is_unbound', 'momentum_may_act_for', 'momentum_must_act_for',
-            'momentum_grant', 'momentum_display_name')
+            'momentum_grant')
+        -- One that the operator has put in its place is the operator's.
+        or p.oid = to_regprocedure('public.momentum_display_name(uuid)') and p.prosrc = 'select null::text'
         or p.oid = to_regprocedure('public.momentum_set_updated_at()')
             and not exists (select from pg_trigger t where t.tgfoid = p.oid);
     if functions is not null then

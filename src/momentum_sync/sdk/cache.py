@@ -30,6 +30,7 @@ class Cache:
         self._entries: dict[str, Entry] = {}
         self._persistent: set[str] = set()
         self._fetching: dict[str, asyncio.Task[Any]] = {}
+        self._generation = 0
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     async def get(
@@ -77,17 +78,23 @@ class Cache:
         """Lets go of everything; whether any of it was persistent."""
         return self.drop([*self._entries, *self._fetching])
 
+    def forget(self) -> None:
+        """As `clear`, because it is another user's now: what is being fetched is neither kept nor fetched again."""
+        self._generation += 1
+        self.clear()
+
     def restore(self, entries: Mapping[str, Entry]) -> None:
         """What a store had kept."""
-        self._entries.update(entries)
-        self._persistent |= entries.keys()
+        kept = {key: entry for key, entry in entries.items() if key not in self._entries}  # what is there is newer
+        self._entries.update(kept)
+        self._persistent |= kept.keys()
 
     def saved(self) -> dict[str, Entry]:
         """What a store is to keep."""
         return {key: self._entries[key] for key in self._persistent if key in self._entries}
 
     async def _fetch(self, key: str, fetch: Callable[[], Awaitable[Any]], persistent: bool, within: float) -> Any:
-        task = asyncio.current_task()
+        task, generation = asyncio.current_task(), self._generation
         try:
             for _ in range(_MOST_FETCHES):
                 at = self._clock()
@@ -102,6 +109,8 @@ class Cache:
                     if persistent:
                         self._persistent.add(key)
                         self._kept()
+                    return value
+                if generation != self._generation:
                     return value
                 # It was invalidated meanwhile, and may be from before.
                 if key in self._entries:

@@ -26,9 +26,11 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
         task.cancel()
+        task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise
     if not done:
         task.cancel()  # nobody waits for it any longer
+        task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise TimeoutError(f"it did not answer within {seconds:g} s")
     if task.cancelled():
         raise Cancelled("it was cancelled")
@@ -53,8 +55,12 @@ async def in_thread(call: Callable[[], T]) -> T:
             settle = partial(future.set_result, call())
         except asyncio.CancelledError as error:
             settle = partial(future.set_exception, Cancelled(str(error) or "it was cancelled"))
-        except BaseException as error:  # told to whoever waits
-            settle = partial(future.set_exception, error)
+        except Exception as error:
+            # A future takes no StopIteration, which would end whoever awaits it as if nothing had been.
+            told = RuntimeError("it raised StopIteration") if isinstance(error, StopIteration) else error
+            settle = partial(future.set_exception, told)
+        except BaseException as error:  # SystemExit of the program's function is not the loop's to raise
+            settle = partial(future.set_exception, RuntimeError(f"it raised {type(error).__name__}"))
         with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
             loop.call_soon_threadsafe(finish, settle)
 

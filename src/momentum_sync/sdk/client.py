@@ -12,11 +12,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
 
 from momentum_sync import errors
 from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed
+from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, is_open, subject
 from momentum_sync.sdk.following import Answer, Event, Invalidated, Resync, State, pause, verdict
@@ -31,8 +31,6 @@ from momentum_sync.wire.from_server import Momentum
 
 _TICK_S = 1.0
 _STEADY_S = 5.0
-_ACKNOWLEDGE_AFTER_S = 0.1
-_KEYS_A_MESSAGE = 500
 _FORBIDDEN = 403
 _ABOUT_THE_ENTRY = ("not_found", "forbidden")  # what the server says of the notification, and will say again
 _LATER = 6  # as after so many failures: the longest pause
@@ -73,11 +71,12 @@ class Client:
         self._known = Known(store, self._user_id, clock, self._teller.report)
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._started = False
         self._token_sent = ""
         self._asked_for: list[str] = []
-        self._to_ack: dict[str, None] = {}
+        self._gone_keys = Acknowledging()
 
     # What a program asks for
 
@@ -91,36 +90,44 @@ class Client:
 
     async def close(self) -> None:
         """Ends the connection, saves the place, and lets go of the store."""
-        await end(*self._tasks)
-        if self._known.loaded:
-            await self._known.save()
-        self._known.following.lost(self._clock())
-        await self._known.stream.finish(None)
-        try:
-            await self._known.keeper.close()
-        except ClientError as error:
-            self._teller.report(error)
+        await self._ends(self._close(clear=False))
 
     async def clear(self) -> None:
         """Logs out: closes the client, and nothing of the user stays, here or in the store.
 
         What was marked and not sent is gone, too; `sent` waits for it. StoreFailed if the store cannot be cleared.
         """
+        await self._ends(self._close(clear=True))
+
+    async def _ends(self, ending: Coroutine[object, object, None]) -> None:
+        """Goes through with it, also where whoever asked is ended by it, as a token provider is."""
+        self._started = True
+        task = asyncio.ensure_future(ending)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        await asyncio.shield(task)
+
+    async def _close(self, *, clear: bool) -> None:
+        self._known.end()
         await end(*self._tasks)
-        if not self._known.loaded:
-            await self._known.load()
         try:
-            await self._known.clear()
+            if clear:
+                await self._known.clear()
+            else:
+                await self._known.save()
         finally:
-            await self.close()
+            self._known.following.lost(self._clock())
+            await self._known.stream.finish(None)
+            try:
+                await self._known.keeper.close()
+            except ClientError as error:
+                self._teller.report(error)
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     @property
@@ -188,7 +195,7 @@ class Client:
         """
         self._known.outbox.add(str(uuid.UUID(notification_id)))
         self._known.keep()
-        kept = await self._known.save()
+        kept = self._started and await self._known.save()
         await self._post()
         if not kept and self._known.keeper.keeps:
             raise errors.StoreFailed("It is marked, but would be forgotten if the program ended now.")
@@ -289,7 +296,11 @@ class Client:
             self._known.greeted()
             return error
         except ClientError as error:
-            if isinstance(error, errors.ConnectionLost) and connection is not None and self._is_frozen():
+            if (
+                isinstance(error, errors.ConnectionLost)
+                and connection is not None
+                and self._known.frozen(time.monotonic(), self._patience)
+            ):
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
         except Exception as error:  # whatever it is, the client comes back
@@ -300,9 +311,6 @@ class Client:
             if connection is not None:
                 await connection.close()
 
-    def _is_frozen(self) -> bool:
-        return self._known.frozen(time.monotonic(), self._patience)
-
     async def _take(self, text: str | bytes) -> None:
         for output in self._known.receive(text, time.monotonic()):
             match output:
@@ -312,14 +320,11 @@ class Client:
                 case Resync():
                     self._known.cache.clear()
                     self._known.stream.add(output)
-                    await self._known.save()
+                    self._spawn_once("save", self._known.save())
                 case Invalidated(_, keys):
                     persistent = self._known.cache.drop(keys)
                     self._known.stream.add(output)
-                    if persistent:
-                        await self._known.save()
-                    self._to_ack.update(dict.fromkeys(keys))
-                    self._spawn_once("acknowledge", self._acknowledge())
+                    self._spawn(self._gone(keys, kept=persistent))
                 case Event():
                     self._known.stream.add(output)
         if self._known.following.state.unsure:
@@ -381,14 +386,12 @@ class Client:
             self._teller.report(error)
         await self._post()
 
-    async def _acknowledge(self) -> None:
-        """What is gone, together with what goes in the next moment: servers take 20 messages a second."""
-        await asyncio.sleep(_ACKNOWLEDGE_AFTER_S)
-        keys = list(self._to_ack)[:_KEYS_A_MESSAGE]
-        for key in keys:
-            del self._to_ack[key]
-        if self._connection is not None and keys:
-            await self._connection.send({"type": "cache_invalidation_ack", "cache_keys": keys})
+    async def _gone(self, keys: Sequence[str], *, kept: bool) -> None:
+        """Keys are gone here; they are acknowledged once the store has let go of them, too."""
+        if kept:
+            await self._known.save()
+        self._gone_keys.add(keys)
+        self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
 
     async def _read_again(self) -> None:
         """Reads the momentum where events do not say what it is, until what is read is not older than they."""
@@ -424,16 +427,18 @@ class Client:
 
     async def _look(self) -> None:
         if self._connection is not None:
-            if self._is_frozen():
+            if self._known.frozen(time.monotonic(), self._patience):
                 self._connection.abort()
             elif self._wake.is_set():
                 self._wake.clear()
                 self._spawn_once("probe", self._probe(self._connection))
-        if self._to_ack:
-            self._spawn_once("acknowledge", self._acknowledge())
+        if self._gone_keys:
+            self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
         await self._post()
-        if self._known.loaded and self._known.keeper.is_due(time.monotonic()):
-            await self._known.save()
+        if not self._known.loaded:
+            self._spawn_once("load", self._known.load_again())
+        elif self._known.keeper.is_due(time.monotonic()):
+            self._spawn_once("save", self._known.save())
 
     async def _probe(self, connection: Connection) -> None:
         try:
@@ -441,12 +446,12 @@ class Client:
         except ClientError:
             connection.abort()
 
-    def _spawn(self, work: Coroutine[object, object, None], name: str | None = None) -> None:
+    def _spawn(self, work: Coroutine[object, object, object], name: str | None = None) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _spawn_once(self, name: str, work: Coroutine[object, object, None]) -> None:
+    def _spawn_once(self, name: str, work: Coroutine[object, object, object]) -> None:
         """In the background, unless it is under way already."""
         if any(task.get_name() == name for task in self._tasks):
             work.close()

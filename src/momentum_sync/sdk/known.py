@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from momentum_sync.errors import ClientError
 from momentum_sync.sdk.cache import Cache
-from momentum_sync.sdk.following import Following, Output, State
+from momentum_sync.sdk.following import NOBODY, Following, Output, State
 from momentum_sync.sdk.outbox import Outbox
+from momentum_sync.sdk.state import UserState
 from momentum_sync.sdk.store import Document, Keeper, Store
 from momentum_sync.sdk.stream import Stream
 from momentum_sync.wire.from_server import Momentum
@@ -27,7 +28,9 @@ class Known:
         self._user_id = user_id
         self._clock = clock
         self._report = report
-        self._loaded = asyncio.Event()
+        self._tried = asyncio.Event()  # to read the store, or the client has ended
+        self._over = False
+        self._loads = 0
         self._ahead = 0.0
         self._pending: Document | None = None  # what the store has of whoever it is of
         self.following = Following(user_id)
@@ -39,7 +42,7 @@ class Known:
     @property
     def loaded(self) -> bool:
         """Whether the store has been read: before, what is there is not ours to replace."""
-        return self._loaded.is_set()
+        return self.keeper.loaded
 
     @property
     def state(self) -> State:
@@ -51,23 +54,45 @@ class Known:
         self.keeper.changed = True
 
     async def load(self) -> None:
-        """Takes over what the store has of this user."""
+        """Takes over what the store has of this user. Where it cannot be read, that is tried again by `load_again`."""
         document = None
         try:
             document = await self.keeper.load(self._user_id)
         except ClientError as error:
             self._report(error)
+        if self._over:
+            return
         self._pending = document
         if self._user_id is not None:
             self._take_over(self._user_id)
-        self._loaded.set()
+        self._tried.set()
         await self.stream.tell()
+
+    async def load_again(self) -> None:
+        """Reads a store that could not be read, into what has come since."""
+        self._loads += 1
+        if self.loaded or self._loads & (self._loads - 1):  # after 1, 2, 4, 8, … times that it was asked for
+            return
+        try:
+            document = await self.keeper.load(self._user_id)
+        except ClientError as error:
+            self._report(error)
+            return
+        if document is not None and document.user_id == self.following.user_id and not self._over:
+            self.cache.restore(document.cache)
+            self.outbox.restore(document.outbox)
+            self.keep()
+
+    def end(self) -> None:
+        """Nobody waits for the store any longer."""
+        self._tried.set()
 
     def _take_over(self, user_id: str) -> bool:
         """Goes on where the store says that this user was; of another's nothing is shown, nor kept any longer."""
-        document, self._pending = self._pending, None
+        document = self._pending
         if document is None or document.user_id != user_id:
             return False
+        self._pending = None
         self.keeper.take_over(document)
         self.following.restore(document.user_id, self.keeper.last_event_id, document.known_at)
         if document.state is not None:
@@ -78,24 +103,36 @@ class Known:
 
     async def save(self) -> bool:
         """Saves what the program has had, once the store has been read. Whether that is kept now."""
-        await self._loaded.wait()
-        known_at = self._clock() if self.following.status == "live" else self.following.since
-        if not self.stream.empty:
-            known_at = self.keeper.settled_at
+        await self._tried.wait()
+        if not self.loaded or self._over:
+            return False
         try:
-            await self.keeper.save(self.following, known_at, self.cache.saved(), self.outbox.waiting)
+            await self.keeper.save(self._describe)
         except ClientError as error:
             self._report(error)
             return False
         return self.following.user_id is not None
 
+    def _describe(self, state: UserState, last_event_id: str | None) -> Document | None:
+        if self._over or self.following.user_id is None:
+            return None
+        known_at = self._clock() if self.following.status == "live" else self.following.since
+        return Document(
+            user_id=self.following.user_id,
+            last_event_id=last_event_id,
+            known_at=known_at if self.stream.empty else self.keeper.settled_at,
+            state=state.saved() if last_event_id is not None else None,
+            cache=dict(self.cache.saved()),
+            outbox=list(self.outbox.waiting),
+        )
+
     async def clear(self) -> None:
         """Forgets everything of everybody, here and in the store."""
-        await self._loaded.wait()
+        self._over = True
         self._pending = None
         self.following = Following(self._user_id)
         self.outbox = Outbox()
-        self.cache.clear()
+        self.cache.forget()
         self.stream.forget()
         try:
             await self.keeper.clear()
@@ -130,6 +167,8 @@ class Known:
         """Whose connection it will be, by the token's own word: enough to let go of what is another's."""
         wanted = self._user_id or user_id
         if wanted is None:
+            if self.following.user_id is None:
+                self._take_over(NOBODY)  # as of `service_role`, unless the token only does not say whose it is
             return
         if self.following.user_id is None:
             if not self._take_over(wanted):
@@ -163,7 +202,7 @@ class Known:
 
     def _let_go(self, user_id: str) -> None:
         self.keeper.start_over(user_id)
-        self.cache.clear()
+        self.cache.forget()
         self.stream.forget()
 
     def read_again(self, momentum: Momentum) -> bool:

@@ -7,16 +7,17 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from momentum_sync.errors import StoreFailed
 from momentum_sync.sdk.callbacks import in_thread
-from momentum_sync.sdk.following import Event, Following, Invalidated, Output, Resync
+from momentum_sync.sdk.following import Event, Invalidated, Output, Resync
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire.from_server import Momentum
 
@@ -25,6 +26,8 @@ if sys.platform != "win32":  # which has no such lock
 
 VERSION = 1
 _RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+_ANSWER_S = 30.0
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -103,9 +106,9 @@ class FileStore:
 
     def _take(self) -> None:
         """Holds a lock on a file beside it, which ends with the process. BlockingIOError if another program has it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._lock is not None or sys.platform == "win32":
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,10 +126,13 @@ class Keeper:
     def __init__(self, store: Store | None, user_id: str | None, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._saving = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None  # the last write; each begins after the one before
+        self._waits = False  # whether it has not begun
+        self._hung: asyncio.Future[None] | None = None  # a write that did not end in time
         self._failures = 0
         self._again_at = 0.0
         self.changed = False
+        self.loaded = store is None  # before the store was read, what is there is not ours to replace
         self.settled_at: float | None = None
         self.last_event_id: str | None = None
         self.state = UserState(user_id or "")
@@ -176,9 +182,13 @@ class Keeper:
         if self._store is None:
             return None
         try:
-            text = await in_thread(self._store.load)
-            document = msgspec.json.decode(text, type=Document) if text else None
+            text = await self._answer(self._store.load)
         except Exception as error:
+            raise _failed(error) from error
+        self.loaded = True
+        try:
+            document = msgspec.json.decode(text, type=Document) if text else None
+        except msgspec.MsgspecError as error:  # half of it, or somebody else's: it is replaced
             raise _failed(error) from error
         if document is None or document.version != VERSION or user_id not in (None, document.user_id):
             return None
@@ -191,60 +201,85 @@ class Keeper:
             self.state.begin(document.state)
             self.last_event_id = document.last_event_id
 
-    async def save(
-        self, following: Following, known_at: float | None, cache: Mapping[str, Entry], outbox: Sequence[str]
-    ) -> None:
-        """Keeps the settled place, once it is known whose it is. Raises StoreFailed."""
-        if self._store is None or following.user_id is None:
+    async def save(self, describe: Callable[[UserState, str | None], Document | None]) -> None:
+        """Keeps what `describe` makes of the settled place when it is written. Raises StoreFailed.
+
+        A write is never cancelled, nor begun beside another: a caller that is cancelled only does not wait for it.
+        """
+        if self._store is None:
             return
+        if self._writing is None or self._writing.done() or not self._waits:
+            self._enqueue(lambda: self._described(describe))
+        assert self._writing is not None
+        await asyncio.shield(self._writing)
+
+    def _described(self, describe: Callable[[UserState, str | None], Document | None]) -> bytes | None:
         self.changed = False
-        document = Document(
-            user_id=following.user_id,
-            last_event_id=self.last_event_id,
-            known_at=known_at,
-            state=self.state.saved() if self.last_event_id is not None else None,
-            cache=dict(cache),
-            outbox=list(outbox),
-        )
-        await self._write(msgspec.json.encode(document))
+        document = describe(self.state, self.last_event_id)
+        return None if document is None else msgspec.json.encode(document)
 
     async def clear(self) -> None:
         """Nothing of anybody stays in the store. Raises StoreFailed."""
         self.last_event_id = None
         self.state = UserState("")
         self.changed = False
-        await self._write(b"")
+        if self._store is not None:
+            self._enqueue(lambda: b"")
+            assert self._writing is not None
+            await asyncio.shield(self._writing)
 
     async def close(self) -> None:
-        """Lets go of the store."""
+        """Lets go of the store, once what is being written is. Raises StoreFailed."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         close = getattr(self._store, "close", None)
         if close is not None:
             try:
-                await in_thread(close)
+                await self._answer(close)
             except Exception as error:
                 raise _failed(error) from error
 
-    async def _write(self, text: bytes) -> None:
-        """Writes, after whatever is being written. What could not be is still to be saved."""
-        store = self._store
-        if store is None:
+    def _enqueue(self, text: Callable[[], bytes | None]) -> None:
+        before = self._writing
+        self._waits = True
+        self._writing = asyncio.ensure_future(self._write(before, text))
+        self._writing.add_done_callback(lambda task: task.exception())  # told to whoever waits, if anybody does
+
+    async def _write(self, before: asyncio.Task[None] | None, text: Callable[[], bytes | None]) -> None:
+        """Writes once the write before has ended. What could not be written is still to be saved."""
+        if before is not None:
+            await asyncio.wait([before])
+        if self._writing is asyncio.current_task():
+            self._waits = False
+        made, store = text(), self._store
+        if made is None or store is None:
             return
-        async with self._saving:
-            writing = asyncio.ensure_future(in_thread(lambda: store.save(text)))
-            try:
-                await asyncio.shield(writing)
-            except asyncio.CancelledError:
-                self.changed = True
-                await asyncio.wait([writing])  # nobody may write beside it
-                writing.exception()
-                raise
-            except Exception as error:
-                self.changed = True
-                self._again_at = time.monotonic() + _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
-                self._failures += 1
-                raise _failed(error) from error
-            self._failures = 0
-            self._again_at = 0.0
+        try:
+            await self._answer(partial(store.save, made))
+        except Exception as error:
+            self.changed = True
+            self._again_at = time.monotonic() + _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+            self._failures += 1
+            raise _failed(error) from error
+        self._failures = 0
+        self._again_at = 0.0
+
+    async def _answer(self, call: Callable[[], T]) -> T:
+        """What the store returns, in time. One that hangs is not called again before it has come back."""
+        if self._hung is not None and not self._hung.done():
+            raise TimeoutError("it still has not answered")
+        answer = asyncio.ensure_future(in_thread(call))
+        done, _ = await asyncio.wait({answer}, timeout=_ANSWER_S)
+        if not done:
+            self._hung = asyncio.ensure_future(_ended(answer))
+            raise TimeoutError(f"it did not answer within {_ANSWER_S:g} s")
+        return answer.result()
+
+
+async def _ended(answer: asyncio.Future[Any]) -> None:
+    await asyncio.wait([answer])
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _failed(error: Exception) -> StoreFailed:
