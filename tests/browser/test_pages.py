@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from momentum_sync import __version__
 from momentum_sync.web import pages
 from tests.browser.chromium import CHROMIUM, FLAGS
 from tests.sdk.drivers import JAVASCRIPT, missing
@@ -335,7 +336,7 @@ def test_the_token_is_nowhere_that_outlives_the_tab(demo: Demo, page: Page) -> N
     assert "#" not in page.url
     token = demo.links[1].split("access_token=")[1]
     kept = page.evaluate(
-        "async () => { const cache = await caches.open('pages'); const keys = await cache.keys();"
+        "async () => { const cache = await caches.open('pages 0.1.0'); const keys = await cache.keys();"
         " return JSON.stringify([keys.map((one) => one.url), { ...localStorage }, document.cookie]); }"
     )
     assert token.split(".")[1] not in kept
@@ -357,6 +358,7 @@ def test_a_page_opens_without_a_network_from_the_first_visit_on(demo: Demo, page
 
 def test_the_worker_keeps_every_file_of_the_pages() -> None:
     static = Path(pages.__file__).parent / "static"
+    assert f'const CACHE = "pages {__version__}"' in (static / "sw.js").read_text(encoding="utf-8")
     listed = set(re.findall(r'^  "([\w./-]+)",$', (static / "sw.js").read_text(encoding="utf-8"), re.MULTILINE))
     there = {path.name for path in static.iterdir()} - {"sw.js"}
     sdk = {f"sdk/{path.name}" for path in (JAVASCRIPT / "src").iterdir()} - {"sdk/node.js"}

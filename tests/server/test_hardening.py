@@ -43,7 +43,7 @@ def error_in(answer: bytes) -> tuple[int, str]:
         b"",
         b"GET /sync/health HTTP/1.1\r\nHost: x\r\nX-Slow: ",
         b"POST /sync/momentum HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     ],
     ids=["nothing", "half a head", "half a body", "an upgrade that nobody knows"],
 )

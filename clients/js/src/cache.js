@@ -24,6 +24,7 @@ export class Cache {
   #persistent = new Set();
   /** @type {Map<string, Promise<any>>} */
   #fetching = new Map();
+  #generation = 0;
   #clock;
   #kept;
 
@@ -90,12 +91,19 @@ export class Cache {
     return keys;
   }
 
+  /** As `clear`, because it is another user's now: what is being fetched is neither kept nor fetched again. */
+  forget() {
+    this.#generation += 1;
+    return this.clear();
+  }
+
   /**
-   * What a store had kept.
+   * What a store had kept, where nothing newer is there.
    * @param {Record<string, Entry>} entries
    */
   restore(entries) {
     for (const [key, entry] of Object.entries(entries)) {
+      if (this.#entries.has(key)) continue;
       this.#entries.set(key, entry);
       this.#persistent.add(key);
     }
@@ -121,6 +129,7 @@ export class Cache {
    * @returns {Promise<T>}
    */
   async #fetch(key, fetch, persistent, own) {
+    const generation = this.#generation;
     const mine = () => this.#fetching.get(key) === own.promise;
     try {
       for (let turn = 1; ; turn += 1) {
@@ -138,6 +147,7 @@ export class Cache {
           }
           return value;
         }
+        if (generation !== this.#generation) return value;
         // It was invalidated meanwhile, and may be from before.
         const newer = this.#entries.get(key);
         if (newer !== undefined) return /** @type {T} */ (newer.value);

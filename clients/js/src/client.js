@@ -137,7 +137,7 @@ export class Client {
 
   /** Ends the connection, saves the place, and lets go of the store. */
   async close() {
-    if (this.#stop()) await this.#known.save();
+    if (this.#stop() || this.#known.keeper.changed) await this.#known.save();
     await this.#known.keeper.close().catch((error) => this.#teller.report(error));
   }
 
@@ -324,7 +324,9 @@ export class Client {
    */
   async unsubscribe(channels) {
     this.#wanted = this.#wanted.filter((channel) => !channels.includes(channel));
-    await this.#ask({ type: "unsubscribe", channels }).catch(unlessOffline);
+    await this.#ask({ type: "unsubscribe", channels }).catch((error) => {
+      if (!(error instanceof Offline)) throw error;
+    });
   }
 
   /** The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives. */
@@ -437,6 +439,7 @@ export class Client {
         persistent = this.cache.drop(output.keys);
         this.#teller.emit("invalidated", output.keys);
       }
+      if (!this.#open) return; // a listener has closed it
       this.#known.stream.add(output);
       if (output.kind === "event" || output.kind === "resync") this.#teller.emit(output.kind, output);
       const kept = persistent ? this.#known.save() : Promise.resolve();
@@ -568,7 +571,8 @@ export class Client {
     if (this.#connection !== null) this.#checkFrozen();
     if (this.#toAcknowledge.size > 0) this.#isGone([]);
     this.#post();
-    if (this.#known.loaded && this.#known.keeper.isDue(performance.now())) void this.#known.save();
+    if (!this.#known.loaded) void this.#once("load", () => this.#known.loadAgain());
+    else if (this.#known.keeper.isDue(performance.now())) void this.#known.save();
   }
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
@@ -591,11 +595,6 @@ export class Client {
     this.#known.stream.tell();
     this.#teller.tellState();
   }
-}
-
-/** @param {unknown} error */
-function unlessOffline(error) {
-  if (!(error instanceof Offline)) throw error;
 }
 
 /** @param {unknown} error */

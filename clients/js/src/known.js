@@ -19,6 +19,9 @@ export class Known {
   #dropped;
   /** @type {Document | null} what the store has of whoever it is of */
   #pending = null;
+  /** Whether the user has logged out: nothing is taken over or kept any longer. */
+  #over = false;
+  #loads = 0;
 
   /**
    * @param {Store | null} store
@@ -32,8 +35,6 @@ export class Known {
     this.#clock = clock;
     this.#report = report;
     this.#dropped = dropped;
-    /** Whether the store has been read: before, what is there is not ours to replace. */
-    this.loaded = false;
     this.following = new Following(userId);
     this.keeper = new Keeper(store, userId, clock);
     this.stream = new Stream((output) => this.keeper.settle(output));
@@ -51,16 +52,37 @@ export class Known {
     this.keeper.changed = true;
   }
 
-  /** Takes over what the store has of this user. */
+  /** Whether the store has been read: before, what is there is not ours to replace. */
+  get loaded() {
+    return this.keeper.loaded;
+  }
+
+  /** Takes over what the store has of this user. Where it cannot be read, that is tried again by `loadAgain`. */
   async load() {
     try {
-      this.#pending = await this.keeper.load(this.#userId);
+      const document = await this.keeper.load(this.#userId);
+      if (this.#over) return;
+      this.#pending = document;
       if (this.#userId !== null) this.#takeOver(this.#userId);
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
     }
-    this.loaded = true;
     this.stream.tell();
+  }
+
+  /** Reads a store that could not be read, into what has come since. */
+  async loadAgain() {
+    this.#loads += 1;
+    if (this.loaded || this.#over || (this.#loads & (this.#loads - 1)) !== 0) return; // after 1, 2, 4, 8, … times
+    try {
+      const document = await this.keeper.load(this.#userId);
+      if (document === null || this.#over || document.user_id !== this.following.userId) return;
+      this.cache.restore(document.cache);
+      this.outbox.restore(document.outbox);
+      this.keep();
+    } catch (error) {
+      this.#report(/** @type {ClientError} */ (error));
+    }
   }
 
   /**
@@ -69,8 +91,8 @@ export class Known {
    */
   #takeOver(userId) {
     const document = this.#pending;
-    this.#pending = null;
     if (document?.user_id !== userId) return false;
+    this.#pending = null;
     this.keeper.takeOver(document);
     this.following.restore(document.user_id, this.keeper.lastEventId, document.known_at);
     if (document.state !== null) this.following.state.begin(document.state);
@@ -81,7 +103,7 @@ export class Known {
 
   /** Saves what the program has had, if the store has been read. Whether that is kept now. */
   async save() {
-    if (!this.loaded) return false;
+    if (!this.loaded || this.#over) return false;
     let knownAt = this.following.status === "live" ? this.#clock() : this.following.since;
     if (!this.stream.empty) knownAt = this.keeper.settledAt;
     try {
@@ -95,10 +117,11 @@ export class Known {
 
   /** Forgets everything of everybody, here and in the store. Throws StoreFailed. */
   async clear() {
+    this.#over = true;
     this.#pending = null;
     this.following = new Following(this.#userId);
     this.outbox = new Outbox();
-    this.#dropped(this.cache.clear());
+    this.#dropped(this.cache.forget());
     this.stream.forget();
     await this.keeper.clear();
   }
@@ -141,7 +164,11 @@ export class Known {
    */
   isFor(userId) {
     const wanted = this.#userId ?? userId;
-    if (wanted === null) return;
+    if (wanted === null) {
+      // As of `service_role`, unless the token only does not say whose it is.
+      if (this.following.userId === null) this.#takeOver("");
+      return;
+    }
     if (this.following.userId === null) {
       if (!this.#takeOver(wanted)) {
         this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
@@ -185,7 +212,7 @@ export class Known {
   /** @param {string} userId */
   #letGo(userId) {
     this.keeper.startOver(userId);
-    this.#dropped(this.cache.clear());
+    this.#dropped(this.cache.forget());
     this.stream.forget();
   }
 

@@ -1,10 +1,12 @@
 // For Node: a store in a file.
 
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readFile, rename, unlink } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { link, mkdir, open, readFile, rename, unlink, writeFile } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
 
-const ATTEMPTS = 3;
+const ATTEMPTS = 5;
+/** Files that this process holds: a lock that names it and is not among them is of an earlier one with its number. */
+const held = new Set();
 
 /**
  * A store in a file, replaced as a whole. Only its owner can read it: what is in it is a user's.
@@ -13,13 +15,15 @@ const ATTEMPTS = 3;
  */
 export class FileStore {
   #path;
-  #held = false;
+  /** @type {Promise<void> | null} */
+  #taking = null;
+  #closed = false;
 
   /**
    * @param {string} path
    */
   constructor(path) {
-    this.#path = path;
+    this.#path = resolve(path);
   }
 
   async load() {
@@ -30,7 +34,7 @@ export class FileStore {
   /** @param {string} text */
   async save(text) {
     await this.#take();
-    const beside = this.#beside(randomBytes(6).toString("hex"));
+    const beside = this.#beside(unique());
     const file = await open(beside, "wx", 0o600); // made by us, and so readable by us alone
     try {
       await file.writeFile(text);
@@ -44,33 +48,62 @@ export class FileStore {
     }
   }
 
-  /** Lets go of it, so that another program may have it. */
+  /** Lets go of it, so that another program may have it. It cannot be used any more. */
   async close() {
-    if (!this.#held) return;
-    this.#held = false;
-    await unlink(this.#beside("lock"));
+    this.#closed = true;
+    await this.#taking?.catch(() => {});
+    if (this.#taking === null || !held.delete(this.#path)) return;
+    await unlink(this.#beside("lock")).catch(() => {});
   }
 
-  /** Holds a file beside it that names this process; that of a process which is gone is taken over. */
-  async #take() {
-    if (this.#held) return;
+  /** Holds a file beside it that names this process; once, whoever asks. */
+  #take() {
+    if (this.#closed) return Promise.reject(new Error(`${this.#path} was closed`));
+    this.#taking ??= this.#lock().catch((error) => {
+      this.#taking = null; // it is tried again
+      throw error;
+    });
+    return this.#taking;
+  }
+
+  async #lock() {
     await mkdir(dirname(this.#path), { recursive: true });
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        const file = await open(this.#beside("lock"), "wx", 0o600);
-        await file.writeFile(String(process.pid));
-        await file.close();
-        this.#held = true;
-        return;
-      } catch (error) {
-        if (/** @type {NodeJS.ErrnoException} */ (error).code !== "EEXIST") throw error;
+    const mine = this.#beside(unique());
+    await writeFile(mine, String(process.pid), { flag: "wx", mode: 0o600 });
+    try {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          if (held.has(this.#path)) throw new Error(`this program uses ${this.#path} already; give each client a file of its own`);
+          await link(mine, this.#beside("lock")); // at once and whole, or not at all
+          held.add(this.#path);
+          return;
+        } catch (error) {
+          if (/** @type {NodeJS.ErrnoException} */ (error).code !== "EEXIST") throw error;
+        }
+        const holder = Number(await readIfThere(this.#beside("lock")));
+        if (attempt === ATTEMPTS || (holder > 0 && holder !== process.pid && isAlive(holder))) {
+          throw new Error(`process ${holder} uses ${this.#path}; give each program a file of its own`);
+        }
+        await this.#breakLock(holder);
       }
-      const holder = Number(await readIfThere(this.#beside("lock")));
-      if (attempt === ATTEMPTS || (holder > 0 && isAlive(holder))) {
-        throw new Error(`process ${holder} uses ${this.#path}; give each program a file of its own`);
-      }
-      await unlink(this.#beside("lock")).catch(() => {});
+    } finally {
+      await unlink(mine).catch(() => {});
     }
+  }
+
+  /**
+   * Takes away the lock of a process that is gone; one that was made meanwhile is put back.
+   * @param {number} holder
+   */
+  async #breakLock(holder) {
+    const aside = this.#beside(unique());
+    try {
+      await rename(this.#beside("lock"), aside);
+    } catch {
+      return; // somebody else did
+    }
+    if (Number(await readIfThere(aside)) !== holder) await link(aside, this.#beside("lock")).catch(() => {});
+    await unlink(aside).catch(() => {});
   }
 
   /** @param {string} what */
@@ -78,6 +111,8 @@ export class FileStore {
     return join(dirname(this.#path), `.${basename(this.#path)}.${what}`);
   }
 }
+
+const unique = () => randomBytes(6).toString("hex");
 
 /** @param {string} path */
 async function readIfThere(path) {

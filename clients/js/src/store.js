@@ -74,6 +74,8 @@ export class Keeper {
     /** @type {number | null} */
     this.settledAt = null;
     this.changed = false;
+    /** Whether it has been read. */
+    this.loaded = store === null;
     /** @type {string | null} */
     this.lastEventId = null;
     this.state = new UserState(userId ?? "");
@@ -132,10 +134,16 @@ export class Keeper {
    */
   async load(userId) {
     if (this.#store === null) return null;
+    let text;
+    try {
+      text = await this.#store.load();
+    } catch (error) {
+      throw failed(error);
+    }
+    this.loaded = true; // what is no document may be replaced
     /** @type {Document | null} */
     let document;
     try {
-      const text = await this.#store.load();
       document = text ? JSON.parse(text) : null;
       if (document?.version === VERSION) check(document);
     } catch (error) {

@@ -77,7 +77,7 @@ export class Teller {
     const { state } = this;
     if (state === this.#told) return;
     this.#told = state;
-    this.emit("state", state);
+    this.emit("state", state); // a listener that changes it has the others told of it before: they read `client.state`
   }
 
   /** What is known, the same object for as long as it is the same. */

@@ -86,15 +86,69 @@ test("one program has a file at a time, and a process that is gone has none", as
   await writeFile(join(folder, ".momentum.json.lock"), "999999999");
   await writeFile(`${path}.new`, "left over", { mode: 0o666 });
   const first = new FileStore(path);
-  await Promise.all([first.save("1"), first.save("2")].map((one) => one.catch(() => {})));
+  await Promise.all([first.save("1"), first.save("2")]);
   await first.save("3");
-  await assert.rejects(new FileStore(path).load(), /give each program a file of its own/);
+  await assert.rejects(new FileStore(path).load(), /give each client a file of its own/);
   assert.equal((await stat(path)).mode & 0o777, 0o600);
   await first.close();
   const second = new FileStore(path);
   assert.equal(await second.load(), "3");
   await second.close();
   assert.deepEqual((await readdir(folder)).sort(), ["momentum.json", "momentum.json.new"]);
+});
+
+test("a lock of an earlier process with our number, an empty one, and a close while it is taken", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "momentum-"));
+  const path = join(folder, "momentum.json");
+  for (const left of [String(process.pid), ""]) {
+    await writeFile(join(folder, ".momentum.json.lock"), left);
+    const store = new FileStore(path);
+    assert.equal(await store.load(), null);
+    await store.close();
+  }
+  const early = new FileStore(path);
+  const loading = early.load();
+  await early.close();
+  await loading.catch(() => {});
+  await assert.rejects(early.save("late"), /was closed/);
+  const next = new FileStore(path);
+  assert.equal(await next.load(), null);
+  await next.close();
+  assert.deepEqual(await readdir(folder), []);
+});
+
+test("a store that could not be read is not overwritten, and is read later", async () => {
+  const token = `e30.${Buffer.from('{"sub": "a"}').toString("base64url")}.x`;
+  const entry = "00000000-0000-4000-8000-000000000001";
+  const kept = { version: 1, user_id: "a", last_event_id: null, known_at: null, state: null, cache: {}, outbox: [entry] };
+  let text = JSON.stringify(kept);
+  let failures = 1;
+  const store = {
+    load() {
+      if ((failures -= 1) >= 0) throw new Error("EIO");
+      return text;
+    },
+    save: (/** @type {string} */ other) => void (text = other),
+  };
+  const client = new Client("http://127.0.0.1:1", token, { WebSocket: deaf("close"), fetch: offline, store, patience: 40 });
+  client.start();
+  while (client.unsent === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  await client.close();
+  assert.deepEqual(JSON.parse(text).outbox, [entry]);
+});
+
+test("who logs out while the store is read is forgotten all the same", async () => {
+  let text = JSON.stringify({ version: 1, user_id: "a", last_event_id: null, known_at: null, state: null, cache: { k: { value: 1, at: 1 } }, outbox: [] });
+  const store = {
+    load: () => new Promise((resolve) => setTimeout(() => resolve(text), 30)),
+    save: (/** @type {string} */ other) => void (text = other),
+  };
+  const client = new Client("http://127.0.0.1:1", "t", { WebSocket: deaf("close"), fetch: offline, store, userId: "a" });
+  client.start();
+  await client.clear();
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  assert.equal(client.cache.peek("k"), undefined);
+  assert.equal(text, "");
 });
 
 test("a signal closes the client", async () => {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
+_under_way: set[asyncio.Task[None]] = set()
 
 
 class Cancelled(Exception):
@@ -35,6 +36,14 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
     if task.cancelled():
         raise Cancelled("it was cancelled")
     return task.result()
+
+
+async def through(work: Coroutine[object, object, None]) -> None:
+    """Goes through with work, also where whoever asked for it is ended by it, as a token provider is that logs out."""
+    task = asyncio.ensure_future(work)
+    _under_way.add(task)  # the loop alone would not keep it
+    task.add_done_callback(_under_way.discard)
+    await asyncio.shield(task)
 
 
 async def _awaited(work: Callable[[], Awaitable[T]]) -> T:

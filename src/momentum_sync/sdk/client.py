@@ -18,6 +18,7 @@ from momentum_sync import errors
 from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed
 from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
+from momentum_sync.sdk.callbacks import through
 from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, is_open, subject
 from momentum_sync.sdk.following import Answer, Event, Invalidated, Resync, State, pause, verdict
 from momentum_sync.sdk.known import Known
@@ -72,7 +73,6 @@ class Client:
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
-        self._endings: set[asyncio.Task[None]] = set()
         self._started = False
         self._token_sent = ""
         self._asked_for: list[str] = []
@@ -90,24 +90,17 @@ class Client:
 
     async def close(self) -> None:
         """Ends the connection, saves the place, and lets go of the store."""
-        await self._ends(self._close(clear=False))
+        await through(self._close(clear=False))
 
     async def clear(self) -> None:
         """Logs out: closes the client, and nothing of the user stays, here or in the store.
 
         What was marked and not sent is gone, too; `sent` waits for it. StoreFailed if the store cannot be cleared.
         """
-        await self._ends(self._close(clear=True))
-
-    async def _ends(self, ending: Coroutine[object, object, None]) -> None:
-        """Goes through with it, also where whoever asked is ended by it, as a token provider is."""
-        self._started = True
-        task = asyncio.ensure_future(ending)
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
-        await asyncio.shield(task)
+        await through(self._close(clear=True))
 
     async def _close(self, *, clear: bool) -> None:
+        self._started = True
         self._known.end()
         await end(*self._tasks)
         try:
@@ -118,10 +111,7 @@ class Client:
         finally:
             self._known.following.lost(self._clock())
             await self._known.stream.finish(None)
-            try:
-                await self._known.keeper.close()
-            except ClientError as error:
-                self._teller.report(error)
+            await self._known.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -296,11 +286,7 @@ class Client:
             self._known.greeted()
             return error
         except ClientError as error:
-            if (
-                isinstance(error, errors.ConnectionLost)
-                and connection is not None
-                and self._known.frozen(time.monotonic(), self._patience)
-            ):
+            if isinstance(error, errors.ConnectionLost) and connection is not None and self._frozen:
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
         except Exception as error:  # whatever it is, the client comes back
@@ -310,6 +296,10 @@ class Client:
             self._connection = None
             if connection is not None:
                 await connection.close()
+
+    @property
+    def _frozen(self) -> bool:
+        return self._known.frozen(time.monotonic(), self._patience)
 
     async def _take(self, text: str | bytes) -> None:
         for output in self._known.receive(text, time.monotonic()):
@@ -388,10 +378,9 @@ class Client:
 
     async def _gone(self, keys: Sequence[str], *, kept: bool) -> None:
         """Keys are gone here; they are acknowledged once the store has let go of them, too."""
-        if kept:
-            await self._known.save()
-        self._gone_keys.add(keys)
-        self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
+        if not kept or await self._known.save():
+            self._gone_keys.add(keys)
+            self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
 
     async def _read_again(self) -> None:
         """Reads the momentum where events do not say what it is, until what is read is not older than they."""
@@ -427,7 +416,7 @@ class Client:
 
     async def _look(self) -> None:
         if self._connection is not None:
-            if self._known.frozen(time.monotonic(), self._patience):
+            if self._frozen:
                 self._connection.abort()
             elif self._wake.is_set():
                 self._wake.clear()
@@ -441,10 +430,10 @@ class Client:
             self._spawn_once("save", self._known.save())
 
     async def _probe(self, connection: Connection) -> None:
-        try:
+        with suppress(ClientError):
             await connection.ask({"type": "ping"})
-        except ClientError:
-            connection.abort()
+            return
+        connection.abort()
 
     def _spawn(self, work: Coroutine[object, object, object], name: str | None = None) -> None:
         task = asyncio.create_task(work, name=name)

@@ -126,6 +126,13 @@ class Known:
             outbox=list(self.outbox.waiting),
         )
 
+    async def close(self) -> None:
+        """Lets go of the store."""
+        try:
+            await self.keeper.close()
+        except ClientError as error:
+            self._report(error)
+
     async def clear(self) -> None:
         """Forgets everything of everybody, here and in the store."""
         self._over = True

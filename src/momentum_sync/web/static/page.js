@@ -137,7 +137,8 @@ export async function begin({ channels = [], roles = null } = {}) {
       isOut = true;
       void client.close();
       signOut(error.code === "token_expired" ? "You are signed out: the token has expired." : "You are signed out: the server does not take this token.");
-    } else if (error.name !== "ConnectionLost" && error.name !== "FeedFrozen") problem(error.message);
+    } else if (error.name === "StoreFailed") problem("This browser keeps nothing for later now: its storage is full or closed.");
+    else if (error.name === "RequestFailed" || error.name === "Rejected" || error.name === "Ended") problem(error.message);
   });
   showStatus(client.state, store !== null);
   return { client, ask: (path, body) => ask(path, body, token) };
@@ -181,9 +182,9 @@ export class Names {
   }
 }
 
-/** Says what is wrong; nothing, once it is mended. */
+/** Says what is wrong; nothing, once it is mended. What ends the page's work stays said. */
 export function problem(text) {
-  write(find("problem"), text);
+  if (find("sign-in").hidden) write(find("problem"), text);
 }
 
 /** Whether no other tab shows the same: what is kept is one tab's at a time. */
@@ -234,8 +235,8 @@ function signIn(status) {
 
 function signOut(why) {
   sessionStorage.removeItem(KEPT);
-  signIn("signed out");
   problem(why);
+  signIn("signed out");
 }
 
 function showStatus({ status, since }, isKept) {

@@ -56,7 +56,7 @@ function run({ client, ask }) {
   function read(id) {
     const next = find("notifications").querySelector(`li:has([data-key="${id}"]) + li button`) ?? find("notifications-title");
     next.focus();
-    void client.markNotificationRead(id);
+    client.markNotificationRead(id).catch(() => {}); // it is marked, and sent while the page is open
   }
 
   /** Events come without the breakdown; it is asked for once they pause. */
