@@ -13,7 +13,7 @@ from datetime import datetime
 
 import psycopg
 
-from faults.checker import Change
+from faults.checker import Branch, Change
 
 SLOT = "faults_witness"
 _TABLE = re.compile(r"table public\.(\w+): (INSERT|UPDATE|DELETE): (.*)", re.DOTALL)
@@ -76,7 +76,9 @@ class Witness:
                         if isinstance(change, Change):
                             changes.append(replace(change, at=at))
                         else:  # its rows are gone; those of other tables stay what they were
-                            ended.append(list(changes))
+                            branch = Branch(changes)
+                            branch.emptied = change
+                            ended.append(branch)
                             changes = [one for one in changes if one.row[0] != change]
                     transaction = []
                 elif found := _TABLE.fullmatch(line):

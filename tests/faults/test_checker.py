@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from faults.checker import Came, Change, Client, Held, Invalidated, Record, Snapshot, adds_up, check, check_branches
+from faults.checker import (
+    Branch,
+    Came,
+    Change,
+    Client,
+    Held,
+    Invalidated,
+    Record,
+    Snapshot,
+    adds_up,
+    check,
+    check_branches,
+)
 
 NOTES = frozenset({"notifications:u"})
 SCORES = frozenset({"momentum_updates:u", "momentum_updates:all"})
@@ -114,3 +126,16 @@ def test_before_a_branch_is_lost_its_events_are_right_and_afterwards_those_of_th
     assert branching(snapshot(), *came(1, 2), lost, snapshot(n=2)) != []
     assert branching(snapshot(), lost, snapshot(n=2), other) != []
     assert branching(*came(1), snapshot(n=2), other) != []
+
+
+def test_a_snapshot_that_waited_for_a_truncate_may_find_the_table_empty() -> None:
+    """The history ends there; in one that goes on it is a loss."""
+    client = Client("c", "u", NOTES | SCORES, True, [snapshot(), *came(2), snapshot()])
+    ended = Branch(HISTORY[:2])
+    assert check_branches(client, [ended, []]) != []
+    ended.emptied = "score"
+    assert check_branches(client, [ended, []]) != []
+    ended.emptied = "notification"
+    assert check_branches(client, [ended, []]) == []
+    last = Client("c", "u", NOTES | SCORES, True, [snapshot(), *came(2)])
+    assert check_branches(last, [ended, HISTORY[:2]]) != []
