@@ -137,7 +137,7 @@ def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:
 
 
 def _welcome(url: str, links: Mapping[str, tuple[str, str]], conninfo: str) -> str:
-    """What the terminal shows."""
+    """Return the text that the terminal shows."""
     lines = ["", "Momentum Sync runs. Open, side by side:", ""]
     lines += [f"  {url}/demo/{name:<8} {who}" for name, (who, _) in links.items()]
     lines += [

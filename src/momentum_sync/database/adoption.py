@@ -1,4 +1,4 @@
-"""What the migrations would do to a database, what they have done, and what of an app's own they work with.
+"""Plan and state of the migrations in a database, and how its own tables differ from the shipped ones.
 
 Nothing here changes anything.
 """
@@ -27,7 +27,7 @@ _FACTS = {
 
 
 def plan(conninfo: str) -> list[str]:
-    """What `migrate` would do, line by line. Raises Unsuitable for what it would refuse."""
+    """Describe what `migrate` would do, line by line. Raises Unsuitable for what it would refuse."""
     with connect(conninfo, application_name="momentum-sync plan") as connection:
         refuse_lesser_owner(connection)
         check_shape(connection)
@@ -50,7 +50,7 @@ def plan(conninfo: str) -> list[str]:
 
 
 def status(conninfo: str) -> list[str]:
-    """What is there: each migration, the event trigger, what publishes, and what of the app's own differs."""
+    """Describe what is there: each migration, the event trigger, what publishes, and what of the app's own differs."""
     with connect(conninfo, application_name="momentum-sync status") as connection:
         refuse_lesser_owner(connection)
         bookkeeping, momentum, event_trigger, _, _ = _there(connection)
@@ -84,12 +84,12 @@ def applied_versions(connection: Connection[TupleRow]) -> dict[str, str | None]:
 
 
 def has_bookkeeping(connection: Connection[TupleRow]) -> bool:
-    """Whether any migration was ever recorded."""
+    """Return whether any migration was ever recorded."""
     return bool(_there(connection)[0])
 
 
 def has_event_trigger(connection: Connection[TupleRow]) -> bool:
-    """Whether changed policies are noticed in the transaction that changes them."""
+    """Return whether changed policies are noticed in the transaction that changes them."""
     return bool(_there(connection)[2])
 
 

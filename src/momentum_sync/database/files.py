@@ -29,7 +29,7 @@ class Migration:
 
     @property
     def header(self) -> dict[str, str]:
-        """What the file says of itself, by `Creates`, `Changes in your tables`, `Locks`, `Needs` and `Undo`."""
+        """Return the header by field: `Creates`, `Changes in your tables`, `Locks`, `Needs` and `Undo`."""
         return {name: re.sub(r"\n--   ", " ", said) for name, said in _FIELD.findall(self.sql)}
 
 

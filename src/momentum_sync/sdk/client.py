@@ -377,10 +377,11 @@ class Client:
         await self._post()
 
     async def _gone(self, keys: Sequence[str], *, kept: bool) -> None:
-        """Keys are gone here; they are acknowledged once the store has let go of them, too."""
-        if not kept or await self._known.save():
-            self._gone_keys.add(keys)
-            self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
+        """Acknowledge dropped keys, after the store has been asked to drop them, too; a failed save is tried again."""
+        if kept:
+            await self._known.save()
+        self._gone_keys.add(keys)
+        self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
 
     async def _read_again(self) -> None:
         """Reads the momentum where events do not say what it is, until what is read is not older than they."""

@@ -41,7 +41,7 @@ class Known:
 
     @property
     def loaded(self) -> bool:
-        """Whether the store has been read: before, what is there is not ours to replace."""
+        """Return whether the store has been read; before that it must not be overwritten."""
         return self.keeper.loaded
 
     @property
@@ -84,7 +84,7 @@ class Known:
             self.keep()
 
     def end(self) -> None:
-        """Nobody waits for the store any longer."""
+        """Release everybody who waits for the store."""
         self._tried.set()
 
     def _take_over(self, user_id: str) -> bool:
@@ -203,7 +203,7 @@ class Known:
             self._let_go(user_id)
 
     def _start_over(self, user_id: str) -> None:
-        """It is another user's now."""
+        """Begin anew for another user."""
         self.outbox = Outbox()
         self._let_go(user_id)
 

@@ -170,11 +170,11 @@ class Keeper:
 
     @property
     def keeps(self) -> bool:
-        """Whether there is a store."""
+        """Return whether there is a store."""
         return self._store is not None
 
     def is_due(self, at: float) -> bool:
-        """Whether something waits to be saved, and the last failure is long enough ago. `at` is monotonic seconds."""
+        """Return whether unsaved changes are due, given the last failure. `at` is monotonic seconds."""
         return self.changed and at >= self._again_at
 
     async def load(self, user_id: str | None) -> Document | None:
@@ -219,7 +219,7 @@ class Keeper:
         return None if document is None else msgspec.json.encode(document)
 
     async def clear(self) -> None:
-        """Nothing of anybody stays in the store. Raises StoreFailed."""
+        """Empty the store. Raises StoreFailed."""
         self.last_event_id = None
         self.state = UserState("")
         self.changed = False
@@ -265,7 +265,7 @@ class Keeper:
         self._again_at = 0.0
 
     async def _answer(self, call: Callable[[], T]) -> T:
-        """What the store returns, in time. One that hangs is not called again before it has come back."""
+        """Call the store and return its answer, in time. A store that hangs is not called again until it answers."""
         if self._hung is not None and not self._hung.done():
             raise TimeoutError("it still has not answered")
         answer = asyncio.ensure_future(in_thread(call))

@@ -49,7 +49,7 @@ def _page(title: str, body: str) -> HTMLResponse:
 
 
 def _operations(document: Mapping[str, Any]) -> str:
-    """What OpenAPI says, as a page: each operation with its fields and its answers."""
+    """Render an OpenAPI document: each operation with its fields and its answers."""
     schemas = document.get("components", {}).get("schemas", {})
     parts = ["<p>A token goes into <code>Authorization: Bearer …</code>, an API key into <code>apikey</code>.</p>"]
     for path, methods in document["paths"].items():
