@@ -26,8 +26,8 @@ from benchmarks import (
     throughput,
     triggers,
 )
+from benchmarks.chart import svg
 from benchmarks.machine import LOAD_CORES, described, pin
-from benchmarks.picture import svg
 from benchmarks.report import Bench, Line, markdown, table
 
 MEASURES: dict[str, ModuleType] = {

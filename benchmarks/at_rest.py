@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import psycopg
 import uvloop
 
-from benchmarks.crowd import connect, handshake
+from benchmarks.environment import serving, stage, token, user
+from benchmarks.load_clients import connect, handshake
 from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import serving, stage, token, user
 
 SECONDS = 25.0  # one heartbeat and one ping of each
 RATE = 50  # updates a second, each of them two events

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import psycopg
 import websockets
 
+from benchmarks.environment import PATH, Server, serving, stage, token, user
 from benchmarks.machine import prepare_process, resident
 from benchmarks.report import Bench, Line
-from benchmarks.stage import PATH, Server, serving, stage, token, user
 
 ROWS = 100_000
 OTHERS = 50

@@ -21,11 +21,11 @@ import psycopg
 import uvloop
 
 from benchmarks import latency
-from benchmarks.crowd import connect, handshake
+from benchmarks.environment import SECRET, Server, serving, stage, switch, token, user
 from benchmarks.fan_out import REST_S
+from benchmarks.load_clients import connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import SECRET, Server, serving, stage, switch, token, user
 from benchmarks.triggers import OURS, SEED
 
 CONNECTIONS = 1000

@@ -17,10 +17,10 @@ from urllib.request import urlopen
 import psycopg
 import uvloop
 
-from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.environment import serving, stage, token
+from benchmarks.load_clients import Crowd, connect, handshake
 from benchmarks.machine import prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import serving, stage, token
 
 CLIENTS = 5000
 A_SECOND = 100

@@ -19,10 +19,10 @@ import psycopg
 import uvloop
 from psycopg.rows import TupleRow
 
-from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.environment import Server, serving, stage, token
+from benchmarks.load_clients import Crowd, connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import Server, serving, stage, token
 
 FRAMES = 50_000  # a turn
 TURNS = 6

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import psycopg
 import uvloop
 
-from benchmarks.crowd import CONNECTING_AT_ONCE, handshake
+from benchmarks.environment import serving, stage, token, user
+from benchmarks.load_clients import CONNECTING_AT_ONCE, handshake
 from benchmarks.machine import SERVER_CORES, pin, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import serving, stage, token, user
 from momentum_sync.capture.pgoutput import Message, decode
 from momentum_sync.capture.slot import open_stream
 
@@ -39,7 +39,7 @@ AT_MOST = {50.0: 1.5, 99.0: 3.0}
 
 # A write is known everywhere by its user and its score.
 Write = tuple[int, int]
-Seen = dict[Write, float]
+SnapshotBoundary = dict[Write, float]
 SCORE = re.compile(rb'"user_id" ?: ?"00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score" ?: ?(\d+)\.(\d\d)')
 
 
@@ -55,7 +55,7 @@ def found(data: bytes) -> Iterator[Write]:
 class Client(asyncio.Protocol):
     """A socket that notes when it saw which write. It reads frames no further than it must."""
 
-    def __init__(self, index: int, url: str, seen: Seen) -> None:
+    def __init__(self, index: int, url: str, seen: SnapshotBoundary) -> None:
         self.live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = handshake(url, token(index))
         self._seen = seen
@@ -86,7 +86,7 @@ async def _clients(url: str, connections: int, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
     host, port = address.hostname or "127.0.0.1", address.port or 80
-    seen: Seen = {}
+    seen: SnapshotBoundary = {}
     gate = asyncio.Semaphore(CONNECTING_AT_ONCE)
     transports = []
 
@@ -114,7 +114,7 @@ def clients(url: str, connections: int, pipe: Connection) -> None:
 
 
 async def _reader(conninfo: str, pipe: Connection) -> None:
-    seen: Seen = {}
+    seen: SnapshotBoundary = {}
 
     def take(payloads: Sequence[bytes | memoryview]) -> None:
         for payload in payloads:
@@ -143,7 +143,7 @@ def reader(conninfo: str, pipe: Connection) -> None:
 
 
 async def _writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection) -> None:
-    sent: Seen = {}
+    sent: SnapshotBoundary = {}
     statement = "update public.daily_engagement_scores set final_score = %s where user_id = %s"
     total = int(rate * seconds)
     numbers = iter(range(total))
@@ -249,7 +249,7 @@ def _slot(conninfo: str) -> Iterator[None]:
         connection.execute("select pg_drop_replication_slot(%s)", (READER_SLOT,))
 
 
-def _took(writes: list[Write], sent: Seen, seen: Seen) -> list[float]:
+def _took(writes: list[Write], sent: SnapshotBoundary, seen: SnapshotBoundary) -> list[float]:
     return [seen[write] - sent[write] for write in writes if write in seen]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import uvloop
 
-from benchmarks.crowd import connect, handshake
+from benchmarks.environment import serving, stage, token
+from benchmarks.load_clients import connect, handshake
 from benchmarks.machine import prepare_process, resident
 from benchmarks.report import Bench, Line
-from benchmarks.stage import serving, stage, token
 
 
 def measure(bench: Bench) -> Iterator[Line]:

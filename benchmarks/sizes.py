@@ -12,10 +12,10 @@ import uvloop
 
 from benchmarks import fan_out
 from benchmarks.at_rest import writing
-from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.environment import Server, serving, stage, token
+from benchmarks.load_clients import Crowd, connect, handshake
 from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import Server, serving, stage, token
 
 CONNECTIONS = (1000, 3000, 10_000)
 PAYLOADS = (300, 1024, 4 * 1024, 16 * 1024, 64 * 1024)

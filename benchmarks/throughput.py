@@ -18,10 +18,10 @@ import psycopg
 import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.crowd import Crowd, connect, handshake
+from benchmarks.environment import Server, programs, serving, stage, token
+from benchmarks.load_clients import Crowd, connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
-from benchmarks.stage import Server, programs, serving, stage, token
 
 USERS = 1000
 EVENTS = 50  # for each user, in as many transactions

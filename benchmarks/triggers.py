@@ -17,9 +17,9 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from benchmarks.environment import programs, stage, switch
 from benchmarks.machine import ALL_CORES, LOAD_CORES, pin
 from benchmarks.report import Bench, Line
-from benchmarks.stage import programs, stage, switch
 
 USERS = 1000
 WRITERS = (8, 32)

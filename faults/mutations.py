@@ -18,17 +18,17 @@ from collections.abc import Callable
 from typing import Any
 
 from momentum_sync.capture import reader, slot
-from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Message
+from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.cli.main import app
 from momentum_sync.database import connection, pool
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog import table
-from momentum_sync.eventlog.event import Event, EventId
+from momentum_sync.eventlog.event import Event, Position
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
-from momentum_sync.eventlog.table import EventLog, SlotFacts, Standing
-from momentum_sync.gateway.router import Router
+from momentum_sync.eventlog.table import Checkpoint, EventLog, SlotFacts
+from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.session import Session
 
 
@@ -39,29 +39,29 @@ def stitch() -> None:
 
 def dedup() -> None:
     """Forgets how far the log has come."""
-    real = Numbering.message
+    real = Sequencer.message
 
-    def message(numbering: Numbering, heard: Message) -> Event | None:
-        numbering._place = (0, 0)
-        return real(numbering, heard)
+    def message(sequencer: Sequencer, heard: Message) -> Event | None:
+        sequencer._place = (0, 0)
+        return real(sequencer, heard)
 
-    Numbering.message = message  # type: ignore[method-assign, assignment]
+    Sequencer.message = message  # type: ignore[method-assign, assignment]
 
 
 def order() -> None:
     """Keeps every tenth event back until the next has gone."""
-    real = Router.event
+    real = Hub.event
     kept: list[Event] = []
 
-    def event(router: Router, came: Event, *, more: bool = False) -> None:
-        if came.number % 10 == 0:
+    def event(hub: Hub, came: Event, *, more: bool = False) -> None:
+        if came.offset % 10 == 0:
             kept.append(came)
             return
-        real(router, came, more=more)
+        real(hub, came, more=more)
         while kept:
-            real(router, kept.pop())
+            real(hub, kept.pop())
 
-    Router.event = event  # type: ignore[method-assign, assignment]
+    Hub.event = event  # type: ignore[method-assign, assignment]
 
 
 def sight() -> None:
@@ -71,16 +71,16 @@ def sight() -> None:
 
 def review() -> None:
     """Does not listen when policies change."""
-    Router._control = lambda router, event: None  # type: ignore[method-assign, assignment]
+    Hub._control = lambda hub, event: None  # type: ignore[method-assign, assignment]
 
 
 def marks() -> None:
     """Accept any history that has the same offsets."""
 
-    async def verify(history: History, place: EventId) -> None:
+    async def verify(history: History, place: Position) -> None:
         """Accept every position."""
 
-    async def take_over(log: EventLog, facts: SlotFacts, **_: object) -> Standing:
+    async def take_over(log: EventLog, facts: SlotFacts, **_: object) -> Checkpoint:
         return await real(log, facts, known=None)
 
     real = EventLog.take_over

@@ -25,11 +25,11 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
-from faults.ears import SECRET, Ear
 from faults.mutations import MUTATIONS
 from faults.nemesis import Servers
 from faults.policies import SHIPPED, VARIANTS, Caller, Oracle, Row
 from faults.proxy import Proxy
+from faults.subscribers import SECRET, Ear
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 

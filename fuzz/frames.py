@@ -21,21 +21,21 @@ from websockets.protocol import CLIENT, State
 from websockets.uri import parse_uri
 
 from momentum_sync import observe
-from momentum_sync.eventlog.event import EventId
+from momentum_sync.eventlog.event import Position
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.eventlog.window import Window
-from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.rates import Rate
-from momentum_sync.gateway.router import Router
-from momentum_sync.gateway.session import Greeting, Session
+from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.rate_limits import RateLimit
+from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.session import Opening, Session
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.gateway.websocket import WebSocketProtocol
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.tokens import Identity, Rules
+from momentum_sync.identity.tokens import Identity, TokenRules
 
 _USER = UUID(int=1)
 _MOST_WAITING = 256 * 1024
@@ -112,17 +112,17 @@ class _Socket(WebSocketProtocol):
 
 def _gateway() -> Gateway:
     feed = Feed(Window(65_536))
-    feed.begin(epoch="abcdef01", number=0, position=0, ceiling=0, mark=0, incarnation=1)
+    feed.begin(epoch="abcdef01", offset=0, position=0, ceiling=0, mark=0, incarnation=1)
     history = History(feed, cast(EventLog, None))
-    router = Router(
+    hub = Hub(
         feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, rights_changed=lambda *_: None,
         rights_missed=lambda: None, delivered=lambda *_: None,
     )  # fmt: skip
     return Gateway(
-        desk=cast(Desk, None), history=history, router=router, backlog=Backlog(each=1 << 20, total=1 << 28),
-        authenticator=Authenticator(Rules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
+        desk=cast(Desk, None), history=history, hub=hub, send_budget=SendBudget(each=1 << 20, total=1 << 28),
+        authenticator=Authenticator(TokenRules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
         send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False, metrics_open=False,
-        frames=Rate(burst=10**9, a_second=1e9), reached=lambda: feed.last_id,
+        frames=RateLimit(burst=10**9, a_second=1e9), reached=lambda: feed.last_id,
     )  # fmt: skip
 
 
@@ -151,9 +151,9 @@ def _one(data: bytes) -> None:
         Identity("authenticated", _USER, "{}", None), _USER, "fuzz", heartbeat=25.0, now=0.0, at=0.0
     )
     socket._greeted = True
-    _GATEWAY.router.admit(socket)
+    _GATEWAY.hub.admit(socket)
     granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
-    socket.session.greet(Greeting(granted, [], EventId("abcdef01", 0, 0), None), 0.0, 0.0)
+    socket.session.greet(Opening(granted, [], Position("abcdef01", 0, 0), None), 0.0, 0.0)
     socket.flush()
     for start in range(0, len(data), 4096):
         if not wire.closing:
@@ -165,7 +165,7 @@ def _one(data: bytes) -> None:
     assert len(wire.written) < _MOST_WRITTEN, "this has the server write too much"
     _check(bytes(wire.written))
     assert sum(len(text or b"") for text in socket._inbox) + sum(map(len, socket._parts)) <= _MOST_WAITING
-    assert len(_GATEWAY.router) == 0
+    assert len(_GATEWAY.hub) == 0
 
 
 def _check(written: bytes) -> None:

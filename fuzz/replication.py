@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import struct
 
-from momentum_sync.capture.numbering import PREFIX, Numbering
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode
-from momentum_sync.eventlog.event import Event, EventId, Malformed
+from momentum_sync.capture.sequencer import PREFIX, Sequencer
+from momentum_sync.eventlog.event import Event, Malformed, Position
 
 _HEADER = b"w" + bytes(24)
 
@@ -31,15 +31,15 @@ SEEDS = [
 
 def one(data: bytes) -> None:
     """One payload, within a transaction; and as the id that a client brings."""
-    numbering = Numbering(number=6, place=(0, 0), near_xid=9)
-    numbering.begin(Begin(7, 0.0, 9))
+    sequencer = Sequencer(offset=6, place=(0, 0), near_xid=9)
+    sequencer.begin(Begin(7, 0.0, 9))
     try:
         frame = decode(data)
     except ProtocolError:
         frame = None
     if isinstance(frame, Message):
         try:
-            event = numbering.message(frame)
+            event = sequencer.message(frame)
         except Malformed:
             event = None
         if event is not None:
@@ -51,13 +51,13 @@ def one(data: bytes) -> None:
 def _check(event: Event) -> None:
     body = json.loads(event.body)
     assert isinstance(body, dict)
-    assert event.number == 7
+    assert event.offset == 7
     assert len(event.channels) == len(event.keys) > 0
     assert all(len(key) <= 220 for key in event.keys if key.startswith("cache_invalidation"))
     if event.rows is not None:
         assert isinstance(json.loads(event.rows), dict)
     again = Event.build(
-        number=event.number, place=(event.commit_lsn, event.commit_index), xid=event.xid,
+        offset=event.offset, place=(event.commit_lsn, event.commit_index), xid=event.xid,
         committed_at=event.committed_at, channels=event.channels, body=event.body, rows=event.rows,
     )  # fmt: skip
     assert again == event
@@ -65,7 +65,7 @@ def _check(event: Event) -> None:
 
 def _check_id(data: bytes) -> None:
     try:
-        found = EventId.parse(data.decode())
+        found = Position.parse(data.decode())
     except ValueError:
         return
-    assert EventId.parse(str(found)) == found
+    assert Position.parse(str(found)) == found

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as program
-from benchmarks.picture import svg
+from benchmarks.chart import svg
 from benchmarks.report import Bench, Line, markdown, table
 
 ROOT = Path(__file__).parents[1]

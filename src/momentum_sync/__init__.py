@@ -20,7 +20,7 @@ from momentum_sync.errors import (
 )
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.client import Client
-from momentum_sync.sdk.following import Event, Resync, State, Status
+from momentum_sync.sdk.protocol import Event, Resync, State, Status
 from momentum_sync.sdk.state import Saved
 from momentum_sync.sdk.store import Entry, FileStore, Store
 from momentum_sync.wire.from_server import Intervention, Momentum, Notification

@@ -24,8 +24,8 @@ from psycopg_pool import PoolTimeout
 from pydantic import SecretStr
 
 from momentum_sync import observe
+from momentum_sync.capture.preflight import check
 from momentum_sync.capture.reader import Capture
-from momentum_sync.capture.suitable import check
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unsuitable
@@ -35,16 +35,16 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.table import EventLog
 from momentum_sync.eventlog.window import Window
-from momentum_sync.gateway.backlog import Backlog
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http_api import make_api
+from momentum_sync.gateway.hub import Broadcast, Hub
 from momentum_sync.gateway.listener import bounded_http
-from momentum_sync.gateway.router import Fanout, Router
+from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.gateway.websocket import protocol_for
+from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.rights import Rights
-from momentum_sync.identity.tokens import Rules
+from momentum_sync.identity.tokens import TokenRules
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
 from momentum_sync.tasks import end
@@ -111,9 +111,9 @@ def development_secret_path(data_dir: Path) -> Path:
     return data_dir.expanduser() / "development.secret"
 
 
-def token_rules(settings: Settings) -> Rules:
+def token_rules(settings: Settings) -> TokenRules:
     """What a good token looks like, under these settings."""
-    return Rules(
+    return TokenRules(
         secret=development_secret(settings.data_dir) if settings.development else _revealed(settings.jwt_secret),
         issuer=settings.issuer,
         audience=settings.jwt_audience,
@@ -137,8 +137,8 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         samples = await stack.enter_async_context(_measuring(event_metrics, settings.metrics_per_second, stopped))
         capture = Capture(settings.capture_url or conninfo, settings.slot, log, feed, samples)
         pool = await _opened(stack, CallerPool(conninfo, size=settings.pool_size))
-        rights = Rights(pool, most=settings.max_connections, hears=partial(_hears, capture))
-        router = Router(
+        rights = Authorizer(pool, most=settings.max_connections, hears=partial(_hears, capture))
+        hub = Hub(
             feed,
             limit=settings.max_connections,
             limit_per_user=settings.max_connections_per_user,
@@ -151,8 +151,8 @@ async def server(settings: Settings, conninfo: str, *, stopped: asyncio.Event) -
         gateway = Gateway(
             desk=Desk(pool, rights, feed, history),
             history=history,
-            router=router,
-            backlog=Backlog(each=settings.send_buffer_bytes, total=settings.send_total_bytes),
+            hub=hub,
+            send_budget=SendBudget(each=settings.send_buffer_bytes, total=settings.send_total_bytes),
             authenticator=Authenticator(token_rules(settings)),
             live=lambda: capture.state == "live",
             lag=lambda: capture.lag(time.monotonic()),
@@ -200,12 +200,12 @@ def _hears(capture: Capture) -> bool:
 
 def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Callable[[], float]]:
     """What the parts of a server know anyhow, by the names of `metrics.READ`."""
-    router = gateway.router
+    hub = gateway.hub
     return {
-        "momentum_connections": lambda: len(router),
-        "momentum_subscriptions": lambda: router.subscriptions,
-        "momentum_channels": lambda: router.channels,
-        "momentum_queue_bytes": lambda: gateway.backlog.total,
+        "momentum_connections": lambda: len(hub),
+        "momentum_subscriptions": lambda: hub.subscriptions,
+        "momentum_channels": lambda: hub.channels,
+        "momentum_queue_bytes": lambda: gateway.send_budget.total,
         "momentum_window_bytes": lambda: feed.window.size,
         "momentum_capture_live": lambda: capture.state == "live",
         "momentum_capture_lag_seconds": gateway.lag,
@@ -214,10 +214,10 @@ def _readings(gateway: Gateway, capture: Capture, feed: Feed) -> dict[str, Calla
     }
 
 
-def _telling(samples: Samples) -> Callable[[Sequence[Fanout]], None]:
+def _telling(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:
     """What the router tells of events, to the numbers and to the samples."""
 
-    def tell(fanouts: Sequence[Fanout]) -> None:
+    def tell(fanouts: Sequence[Broadcast]) -> None:
         observe.delivered(
             [fanout.event.event_type for fanout in fanouts],
             sum([fanout.frames for fanout in fanouts]),
@@ -270,8 +270,8 @@ async def _measuring(event_metrics: EventMetrics, per_second: float, stopped: as
 async def _drain(gateway: Gateway, seconds: float) -> None:
     """Takes no new sockets, and sends those there are away: in batches, over `seconds` when they are many."""
     gateway.draining = True
-    observe.stopping(len(gateway.router))
-    connections = gateway.router.connections
+    observe.stopping(len(gateway.hub))
+    connections = gateway.hub.connections
     batch = max(_BATCH_AT_LEAST, ceil(len(connections) * _BATCH_EVERY_S / max(seconds, _BATCH_EVERY_S)))
     for number, connection in enumerate(connections, 1):
         connection.session.close(Close.RESTART)

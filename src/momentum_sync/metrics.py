@@ -126,7 +126,7 @@ READ = {
     "momentum_queue_bytes": "Bytes that wait for clients who have not read them yet.",
     "momentum_window_bytes": "Bytes of the newest events in memory.",
     "momentum_capture_live": "1 while the feed runs.",
-    "momentum_capture_lag_seconds": "By how much the feed is behind, by its pulse.",
+    "momentum_capture_lag_seconds": "By how much the feed is behind, by its lag_probe.",
     "momentum_slot_retained_bytes": "WAL that the replication slot holds back; -1 where the database does not say.",
     "momentum_draining": "1 while the server sends its clients away.",
 }

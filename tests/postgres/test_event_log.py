@@ -14,22 +14,22 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from momentum_sync.capture.suitable import check
+from momentum_sync.capture.preflight import check
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff, Unsuitable
 from momentum_sync.eventlog import table as module
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.feed import Known
+from momentum_sync.eventlog.feed import FeedState
 from momentum_sync.eventlog.table import EventLog, LogBroken, SlotFacts
 from tests.fixtures.postgres import Sql
 
 FACTS = SlotFacts(slot="s", system_identifier="7000", timeline=1, confirmed_lsn=100)
 
 
-def event(number: int, *, xid: int = 10, channels: tuple[str, ...] = ("c",), text: str = "ü") -> Event:
+def event(offset: int, *, xid: int = 10, channels: tuple[str, ...] = ("c",), text: str = "ü") -> Event:
     body = json.dumps({"event_type": "x", "user_id": "u", "text": text}).encode()
     return Event.build(
-        number=number, place=(200 + number, 0), xid=xid, committed_at=1.5, channels=channels, body=body
+        offset=offset, place=(200 + offset, 0), xid=xid, committed_at=1.5, channels=channels, body=body
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ async def log(database: str) -> AsyncIterator[EventLog]:
 
 async def test_a_history_begins_with_an_epoch(log: EventLog) -> None:
     standing = await log.take_over(FACTS)
-    assert (standing.number, standing.place) == (0, (0, 0))
+    assert (standing.offset, standing.place) == (0, (0, 0))
     assert len(standing.epoch) == 8
     assert (await log.take_over(FACTS)).epoch == standing.epoch
 
@@ -55,7 +55,7 @@ async def test_what_is_appended_stands(log: EventLog, db: Sql) -> None:
     await log.append([event(1, text=hostile), event(2, channels=("a,b", 'c"{}'))], confirmed=210)
     rows = db.execute(
         "select number, commit_lsn::text, commit_index, xid, committed_at, channels, event"
-        " from momentum.event_log order by number"
+        " from momentum.event_log order by offset"
     ).fetchall()
     assert [row[0] for row in rows] == [1, 2]
     assert rows[0][1:5] == ("0/C9", 0, 10, datetime.fromtimestamp(1.5, UTC))
@@ -67,7 +67,7 @@ async def test_a_history_goes_on_where_the_log_ends(log: EventLog) -> None:
     first = await log.take_over(FACTS)
     await log.append([event(1), event(2)], confirmed=210)
     again = await log.take_over(replace(FACTS, confirmed_lsn=210))
-    assert (again.epoch, again.number, again.place) == (first.epoch, 2, (202, 0))
+    assert (again.epoch, again.offset, again.place) == (first.epoch, 2, (202, 0))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ async def test_a_broken_history_begins_another_epoch_with_numbers_that_go_on(log
     assert (await log.take_over(replace(FACTS, confirmed_lsn=210))).epoch == first.epoch
     other = await log.take_over(facts)
     assert other.epoch != first.epoch
-    assert (other.number, other.place) == (1, (0, 0))
+    assert (other.offset, other.place) == (1, (0, 0))
 
 
 async def test_who_was_succeeded_appends_nothing(log: EventLog, database: str, db: Sql) -> None:
@@ -141,11 +141,11 @@ async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log
 async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log: EventLog, db: Sql) -> None:
     epoch = (await log.take_over(FACTS)).epoch
     history = [
-        event(number, xid=10 + number, channels=(("c",), ("d", "c"), ("e",))[number % 3], text="x" * 100)
-        for number in range(1, 41)
+        event(offset, xid=10 + offset, channels=(("c",), ("d", "c"), ("e",))[offset % 3], text="x" * 100)
+        for offset in range(1, 41)
     ]
     await log.append(history, confirmed=300)
-    wanted = [each for each in history if set(each.keys) & {"c", "d"} and each.number > 4]
+    wanted = [each for each in history if set(each.keys) & {"c", "d"} and each.offset > 4]
     for most in (0, 150, 400, 10_000):
         found: list[Event] = []
         place = 4
@@ -163,7 +163,7 @@ async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log:
     )
     assert await log.after(epoch, 30, ["c"], below=21, most=9) == ([], 20)
     assert await log.after("00000000", 4, ["c"], below=41, most=9) is None
-    db.execute("delete from momentum.event_log where number <= 5")
+    db.execute("delete from momentum.event_log where offset <= 5")
     assert await log.after(epoch, 4, ["c"], below=41, most=9) is None
     assert await log.count_after(epoch, 4, ["c"], None, below=41) is None
     assert await log.after(epoch, 5, ["c"], below=41, most=9) is not None
@@ -172,26 +172,26 @@ async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log:
 async def test_a_page_has_a_bound_in_rows(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAGE_ROWS", 3)
     epoch = (await log.take_over(FACTS)).epoch
-    await log.append([event(number) for number in range(1, 9)], confirmed=300)
+    await log.append([event(offset) for offset in range(1, 9)], confirmed=300)
     page = await log.after(epoch, 0, ["c"], below=9, most=1_000_000)
     assert page is not None
-    assert ([each.number for each in page[0]], page[1]) == ([1, 2, 3], 3)
+    assert ([each.offset for each in page[0]], page[1]) == ([1, 2, 3], 3)
 
 
 async def test_the_newest_events_come_with_the_standing(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NEWEST_ROWS", 3)
     await log.take_over(FACTS)
-    events = [event(number) for number in range(1, 9)]
+    events = [event(offset) for offset in range(1, 9)]
     await log.append(events, confirmed=210)
     assert (await log.take_over(FACTS)).newest == events[-3:]
     other = await log.take_over(replace(FACTS, timeline=2))
-    assert (other.newest, other.number, other.broke) == ([], 8, "the database is on another timeline")
+    assert (other.newest, other.offset, other.broke) == ([], 8, "the database is on another timeline")
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncate momentum.event_log", "delete from momentum.event_log where number = 3", "delete from momentum.event_log"
-     " where number = 1"],
+    ["truncate momentum.event_log", "delete from momentum.event_log where offset = 3", "delete from momentum.event_log"
+     " where offset = 1"],
     ids=["truncated", "the newest gone", "the oldest gone"],
 )  # fmt: skip
 async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
@@ -207,7 +207,7 @@ async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
         await asyncio.wait_for(watching, 20)
     standing = await log.take_over(FACTS)
     assert standing.epoch != first.epoch
-    assert standing.number == 3
+    assert standing.offset == 3
     assert standing.broke == "events are missing from the log"
     await log.append([event(4)], confirmed=220)
     assert (await log.take_over(FACTS)).epoch == standing.epoch
@@ -215,8 +215,8 @@ async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
 
 async def test_a_hole_among_the_newest_begins_another_epoch(log: EventLog, db: Sql) -> None:
     first = await log.take_over(FACTS)
-    await log.append([event(number) for number in range(1, 6)], confirmed=210)
-    db.execute("delete from momentum.event_log where number = 3")
+    await log.append([event(offset) for offset in range(1, 6)], confirmed=210)
+    db.execute("delete from momentum.event_log where offset = 3")
     standing = await log.take_over(FACTS)
     assert (standing.epoch == first.epoch, standing.newest) == (False, [])
     assert standing.broke == "events are missing from the log"
@@ -225,11 +225,11 @@ async def test_a_hole_among_the_newest_begins_another_epoch(log: EventLog, db: S
 async def test_the_newest_have_a_bound_in_bytes(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NEWEST_BYTES", 1000)
     first = await log.take_over(FACTS)
-    events = [event(number, text="x" * 300) for number in range(1, 9)]
+    events = [event(offset, text="x" * 300) for offset in range(1, 9)]
     await log.append(events, confirmed=210)
     assert (await log.take_over(FACTS)).newest == events[-2:]
-    assert (await log.take_over(FACTS, known=Known(first.epoch, 8, 8, events[-1].mark))).newest == []
-    assert (await log.take_over(FACTS, known=Known(first.epoch, 7, 7, events[-2].mark))).newest == events[-2:]
+    assert (await log.take_over(FACTS, known=FeedState(first.epoch, 8, 8, events[-1].mark))).newest == []
+    assert (await log.take_over(FACTS, known=FeedState(first.epoch, 7, 7, events[-2].mark))).newest == events[-2:]
 
 
 async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: EventLog, db: Sql) -> None:
@@ -243,15 +243,15 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Even
         )
 
     make()
-    await log.append([event(number) for number in range(1, 6)], confirmed=210)
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number in (1, 3)")
+    await log.append([event(offset) for offset in range(1, 6)], confirmed=210)
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset in (1, 3)")
     assert len(await log.keep_partitions(retention=timedelta(days=2))) == 1
     assert (await log.take_over(FACTS)).epoch == first.epoch
     # The clock had gone back: what is left of before 3 is of no use.
     assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
     assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
     make()
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number > 3")
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset > 3")
     await log.keep_partitions(retention=timedelta(days=2))
     assert (await log.take_over(FACTS)).epoch == first.epoch
     assert await log.after(first.epoch, 4, ["c"], below=6, most=9) is None
@@ -261,9 +261,9 @@ async def test_an_event_that_cannot_be_stored_keeps_its_number(log: EventLog, db
     await log.take_over(FACTS)
     await log.append_unstorable(event(1), confirmed=205)
     await log.append([event(2)], confirmed=210)
-    rows = db.execute("select number, channels, event::text from momentum.event_log order by number").fetchall()
+    rows = db.execute("select number, channels, event::text from momentum.event_log order by offset").fetchall()
     assert rows[0] == (1, [], "{}")
-    assert (await log.take_over(FACTS)).number == 2
+    assert (await log.take_over(FACTS)).offset == 2
 
 
 async def test_a_log_has_one_slot(log: EventLog, database: str, db: Sql) -> None:
@@ -276,7 +276,7 @@ async def test_a_log_has_one_slot(log: EventLog, database: str, db: Sql) -> None
     with pytest.raises(Unsuitable, match="belongs to the slot s") as unsuitable:
         check(database, "another")
     db.execute(unsuitable.value.hint.split("drop it: ")[1].encode())
-    assert (await second.take_over(replace(FACTS, slot="another"))).number == 0
+    assert (await second.take_over(replace(FACTS, slot="another"))).offset == 0
     await second.close()
 
 
@@ -327,7 +327,7 @@ async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: 
 
 async def test_an_append_is_one_statement_whatever_its_size(log: EventLog, db: Sql) -> None:
     await log.take_over(FACTS)
-    await log.append([event(number) for number in range(1, 2001)], confirmed=3000)
+    await log.append([event(offset) for offset in range(1, 2001)], confirmed=3000)
     assert db.execute("select count(*), count(distinct xmin::text) from momentum.event_log").fetchone() == (2000, 1)
 
 
@@ -373,9 +373,9 @@ async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_comm
 ) -> None:
     standing = await log.take_over(FACTS)
     assert await log.mark_of(standing.epoch, 0) == 0
-    events = [event(number) for number in range(1, 4)]
+    events = [event(offset) for offset in range(1, 4)]
     await log.append(events, confirmed=210)
-    assert [await log.mark_of(standing.epoch, each.number) for each in events] == [each.mark for each in events]
+    assert [await log.mark_of(standing.epoch, each.offset) for each in events] == [each.mark for each in events]
     assert await log.mark_of(standing.epoch, 4) is None
     assert await log.mark_of("00000000", 1) is None
     today = datetime.now(UTC).date()
@@ -385,19 +385,19 @@ async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_comm
             f" momentum.event_log for values from ('{today - timedelta(days=days)} 00:00:00+00')"
             f" to ('{today - timedelta(days=days - 1)} 00:00:00+00')"
         )
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where number <= 2")
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where offset <= 2")
     await log.keep_partitions(retention=timedelta(days=1))
     assert await log.mark_of(standing.epoch, 1) is None
     assert await log.mark_of(standing.epoch, 2) == events[1].mark
-    assert (await log.take_over(FACTS, known=Known(standing.epoch, 3, 3, events[2].mark))).epoch == standing.epoch
+    assert (await log.take_over(FACTS, known=FeedState(standing.epoch, 3, 3, events[2].mark))).epoch == standing.epoch
     assert (await log.take_over(FACTS)).mark == events[2].mark
 
 
 async def test_a_log_that_lacks_what_was_logged_was_restored(log: EventLog, db: Sql) -> None:
     first = await log.take_over(FACTS)
-    events = [event(number) for number in range(1, 6)]
+    events = [event(offset) for offset in range(1, 6)]
     await log.append(events, confirmed=210)
-    known = Known(first.epoch, 5, 4, events[3].mark)
+    known = FeedState(first.epoch, 5, 4, events[3].mark)
     assert (await log.take_over(FACTS, known=known)).epoch == first.epoch
     for wrong in (known._replace(logged=6), known._replace(logged_mark=1)):
         standing = await log.take_over(FACTS, known=wrong)
@@ -413,7 +413,7 @@ async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since
     await log.take_over(FACTS)
     for start in range(0, 40_000, 10_000):
         await log.append(
-            [event(number, xid=1_000 + number, channels=("c",)) for number in range(start + 1, start + 10_001)],
+            [event(offset, xid=1_000 + offset, channels=("c",)) for offset in range(start + 1, start + 10_001)],
             confirmed=210,
         )  # fmt: skip
     db.execute(

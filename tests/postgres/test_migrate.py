@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from momentum_sync.capture import suitable
+from momentum_sync.capture import preflight
 from momentum_sync.database import migrate as runner
 from momentum_sync.database.files import Migration, migrations, text
 from momentum_sync.database.migrate import migrate
@@ -280,7 +280,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
                 equip()
             connection.execute(grant.encode())
             assert [equip(), equip(), migrate(owner, tell=told.append)] == [[], [], []]
-            suitable.check(server, "momentum_sync", capture=capture)
+            preflight.check(server, "momentum_sync", capture=capture)
             assert any("changed policies are noticed within about a second" in line for line in told)
             assert connection.execute("select count(*) from momentum.policies where changed").fetchone() == (0,)
             # The log is the owner's, so nothing of the server's role is needed to migrate.

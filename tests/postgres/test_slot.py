@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from momentum_sync.capture import suitable
+from momentum_sync.capture import preflight
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
@@ -19,14 +19,14 @@ from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, temporary_da
 
 def complaint(conninfo: str, name: str = "momentum_sync") -> tuple[str, str]:
     with pytest.raises(Unsuitable) as unsuitable:
-        suitable.check(conninfo, name)
+        preflight.check(conninfo, name)
     assert str(unsuitable.value).endswith(".")
     assert "\n" not in str(unsuitable.value)
     return str(unsuitable.value), unsuitable.value.hint
 
 
 def test_a_good_database_passes(database: str) -> None:
-    suitable.check(database, "momentum_sync")
+    preflight.check(database, "momentum_sync")
 
 
 def test_nothing_answers(database: str) -> None:
@@ -38,8 +38,8 @@ def test_nothing_answers(database: str) -> None:
 def test_too_old() -> None:
     # No server that old can be had here, so only the judgement is tried.
     with pytest.raises(Unsuitable, match="PostgreSQL 14 is too old; 15 is the oldest"):
-        suitable._check_server(14, "logical", "UTF8")
-    suitable._check_server(15, "logical", "UTF8")
+        preflight._check_server(14, "logical", "UTF8")
+    preflight._check_server(15, "logical", "UTF8")
 
 
 def test_not_migrated(empty_database: str) -> None:
@@ -86,7 +86,7 @@ def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_r
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute('alter role "Plain Role" nobypassrls')
     migrate(database, tell=lambda _: None, server_role="Plain Role")
-    suitable.check(plain_role, "momentum_sync")
+    preflight.check(plain_role, "momentum_sync")
 
 
 def test_a_role_that_is_not_there(database: str) -> None:
@@ -109,13 +109,13 @@ def test_two_roles_share_the_work(database: str, empty_database: str) -> None:
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute(f"alter role {CAPTURE_ROLE} set timezone = 'Asia/Tokyo'")
         try:
-            suitable.check(server, "momentum_sync", capture=capture)
+            preflight.check(server, "momentum_sync", capture=capture)
         finally:
             admin.execute(f"alter role {CAPTURE_ROLE} reset timezone")
     with pytest.raises(Unsuitable, match="may not replicate"):
-        suitable.check(server, "momentum_sync")
+        preflight.check(server, "momentum_sync")
     with pytest.raises(Unsuitable, match="not the same database"):
-        suitable.check(server, "momentum_sync", capture=empty_database)
+        preflight.check(server, "momentum_sync", capture=empty_database)
 
 
 def test_the_servers_roles_are_above_nothing(db: Sql) -> None:
@@ -148,7 +148,7 @@ def test_no_free_slot(database: str) -> None:
                 break
             taken += 1
         sentence, hint = complaint(database)
-        suitable.check(database, "taken_0")
+        preflight.check(database, "taken_0")
     assert sentence == f"All {row[0]} replication slots of the server are in use."
     assert "max_replication_slots = 20" in hint
 

@@ -29,7 +29,7 @@ from momentum_sync import (
     errors,
 )
 from momentum_sync.sdk import connection
-from momentum_sync.sdk.known import Known
+from momentum_sync.sdk.replica import Replica
 from tests.fixtures.postgres import Sql, add_score
 from tests.fixtures.server import Server, sign
 from tests.sdk.drivers import JAVASCRIPT
@@ -265,7 +265,7 @@ def test_a_file_that_was_left_over_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_not_allowed_any_longer_keeps_what_the_user_has_done() -> None:
-    known = Known(None, None, lambda: 0.0, lambda error: None)
+    known = Replica(None, None, lambda: 0.0, lambda error: None)
     known.is_for("a")
     known.outbox.add("b")
     known.forget()

@@ -17,7 +17,7 @@ from momentum_sync.capture.reader import Capture
 from momentum_sync.capture.slot import look
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.eventlog import table
-from momentum_sync.eventlog.table import EventLog, SlotFacts, Standing
+from momentum_sync.eventlog.table import Checkpoint, EventLog, SlotFacts
 from tests.fixtures.postgres import SERVER_ROLE, Sql, add_notification, new_user
 from tests.fixtures.server import Server, Start, sign, until_state
 from tests.server.test_capture import (
@@ -294,7 +294,7 @@ async def test_told_to_end_while_it_begins_capture_confirms_nothing_that_it_has_
         add_notification(db, user)
     real = EventLog.take_over
 
-    async def ended_meanwhile(log: EventLog, facts: SlotFacts, **more: Any) -> Standing:
+    async def ended_meanwhile(log: EventLog, facts: SlotFacts, **more: Any) -> Checkpoint:
         captures[0].end()
         return await real(log, facts, **more)
 

@@ -17,8 +17,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from faults.proxy import Proxy
+from momentum_sync.capture.preflight import check
 from momentum_sync.capture.slot import StreamRefused, ensure_slot
-from momentum_sync.capture.suitable import check
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import CaptureError, Unsuitable

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from momentum_sync.errors import Unauthenticated, Unavailable
 from momentum_sync.identity import keys as module
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.tokens import Rules
+from momentum_sync.identity.tokens import TokenRules
 from tests.fixtures.server import Start
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
@@ -89,7 +89,7 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def authenticator(issuer: Issuer) -> Authenticator:
-    return Authenticator(Rules(issuer=f"{issuer.url}/auth/v1"))
+    return Authenticator(TokenRules(issuer=f"{issuer.url}/auth/v1"))
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
@@ -190,5 +190,5 @@ async def test_known_keys_outlive_an_issuer_that_is_down(
 
 async def test_without_an_issuer_nobody_is_asked(issuer: Issuer) -> None:
     with pytest.raises(Unauthenticated):
-        await Authenticator(Rules(secret="s" * 40)).verify(issuer.sign("RS256"))
+        await Authenticator(TokenRules(secret="s" * 40)).verify(issuer.sign("RS256"))
     assert issuer.asked == 0

@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from faults.proxy import Proxy
 from momentum_sync import metrics
 from momentum_sync.capture import reader, slot
-from momentum_sync.capture.suitable import check
+from momentum_sync.capture.preflight import check
 from momentum_sync.database import pool
 from momentum_sync.database.connection import connect
 from momentum_sync.database.embedded import Embedded, short_folder

@@ -14,9 +14,9 @@ from momentum_sync.database import pool as pools
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog import table
-from momentum_sync.gateway import missed, outflow
+from momentum_sync.gateway import delivery, missed
+from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
-from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Client, Server, Start, sign
@@ -170,7 +170,7 @@ async def test_over_another_server_from_wherever_the_events_are(
     start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch, preloaded: int, page: int
 ) -> None:
     monkeypatch.setattr(table, "_NEWEST_ROWS", preloaded)
-    monkeypatch.setattr(outflow, "_PAGE", page)
+    monkeypatch.setattr(delivery, "_PAGE", page)
     async with start() as first, first.live(user) as client:
         last = client.seen[-1]["last_event_id"]
     for number in range(10):
@@ -194,7 +194,7 @@ async def test_what_comes_while_a_long_resume_is_read_comes_after_it(
     start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "_NEWEST_ROWS", 20)
-    monkeypatch.setattr(outflow, "_PAGE", 2_000)
+    monkeypatch.setattr(delivery, "_PAGE", 2_000)
     async with start() as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
     db.execute(
@@ -399,7 +399,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
 
 async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db: Sql, user: UUID) -> None:
     """`channels` with what PostgreSQL cannot take never gets this far; a claim might."""
-    rights = Rights(CallerPool(server.settings.database_url or "", size=2), most=10, hears=lambda: True)
+    rights = Authorizer(CallerPool(server.settings.database_url or "", size=2), most=10, hears=lambda: True)
     await rights._pool.open()
     good = Identity("authenticated", user, json.dumps({"sub": str(user), "role": "authenticated"}), None)
     bad = Identity("nobody_at_all", user, "{}", None)

@@ -15,9 +15,9 @@ import momentum_sync
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.table import EventLog
-from momentum_sync.gateway import router
+from momentum_sync.gateway import hub
+from momentum_sync.gateway.delivery import Delivery
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.outflow import Outflow
 from momentum_sync.gateway.session import Session
 from momentum_sync.gateway.session import build as original
 from momentum_sync.gateway.websocket import protocol_for
@@ -46,7 +46,7 @@ async def test_a_connection_that_waits_has_no_task(server: Server, user: UUID) -
 
 def test_a_connection_is_as_small_as_its_slots() -> None:
     gateway = cast(Gateway, None)  # which nobody asks for anything
-    for each in (protocol_for(gateway), Session, Outflow):
+    for each in (protocol_for(gateway), Session, Delivery):
         assert each.__dictoffset__ == 0, f"{each.__name__} has a dict for each connection"
 
 
@@ -72,7 +72,7 @@ async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
                 await client.until("realtime_event")
         monkeypatch.setattr(CallerPool, "ask", ask)
         monkeypatch.setattr(CallerPool, "as_caller", ask)
-        monkeypatch.setattr(router, "build", build)
+        monkeypatch.setattr(hub, "build", build)
         for number in range(20):
             add_notification(db, user, title=str(number))
         for client in clients:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, EventId, Malformed, Seen, is_deeper, open_envelope, route
+from momentum_sync.eventlog.event import Event, Malformed, Position, SnapshotBoundary, is_deeper, open_envelope, route
 from momentum_sync.eventlog.resume import Refused, place
 
 snapshots = st.builds(
@@ -19,32 +19,32 @@ snapshots = st.builds(
     st.sets(st.integers(0, 1000), max_size=5),
 )
 ids = st.builds(
-    EventId,
+    Position,
     st.text("0123456789abcdef", min_size=8, max_size=8),
     st.integers(0, 2**63 - 1),
     st.integers(0, 2**32 - 1),
-    st.none() | st.builds(Seen, snapshots, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)),
+    st.none() | st.builds(SnapshotBoundary, snapshots, st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)),
 )
 
 
 @given(ids)
-def test_an_id_comes_back_as_it_went(event_id: EventId) -> None:
+def test_an_id_comes_back_as_it_went(event_id: Position) -> None:
     text = str(event_id)
-    assert EventId.parse(text) == event_id
+    assert Position.parse(text) == event_id
     assert all(character.isalnum() or character in "-._" for character in text)
 
 
 @given(st.text())
 def test_any_text_is_an_id_or_refused(text: str) -> None:
     try:
-        EventId.parse(text)
+        Position.parse(text)
     except ValueError:
         assert reason(text, "00000000") == "unknown_id"
 
 
-def reason(text: str, epoch: str, number: int = 100) -> str | None:
+def reason(text: str, epoch: str, offset: int = 100) -> str | None:
     try:
-        place(text, EventId(epoch, number, 0), incarnation=10)
+        place(text, Position(epoch, offset, 0), incarnation=10)
     except Refused as refused:
         return refused.reason
     return None
@@ -79,7 +79,7 @@ def test_an_id_that_was_never_given_out(text: str) -> None:
 
 def test_an_invalidation_goes_to_its_user_alone() -> None:
     event = Event.build(
-        number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("cache_invalidation", "x:1"),
+        offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("cache_invalidation", "x:1"),
         body=b'{"event_type": "cache_invalidation", "user_id": "u", "cache_keys": ["k"]}',
     )  # fmt: skip
     assert event.keys == ("cache_invalidation:u", "x:1")
@@ -89,13 +89,13 @@ def test_an_invalidation_goes_to_its_user_alone() -> None:
 
 def test_a_body_that_is_no_event() -> None:
     with pytest.raises(Malformed):
-        Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=b"[]")
+        Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=b"[]")
 
 
 def test_an_event_knows_whose_row_it_speaks_of() -> None:
     def named(event_type: str) -> Event:
         body = b'{"event_type":"%s"}' % event_type.encode()
-        return Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a",), body=body)
+        return Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a",), body=body)
 
     assert named("momentum_score_deleted").table == "daily_engagement_scores"
     assert named("intervention_created").table == "coach_interventions"
@@ -126,7 +126,7 @@ def test_depth_counts_brackets_outside_of_strings(text: bytes, levels: int, deep
 def test_what_was_logged_is_never_refused() -> None:
     for body in (b"[]", b'{"event_type": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"\xff"):
         event = Event.build(
-            number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=body, logged=True
+            offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=body, logged=True
         )  # fmt: skip
         assert (event.event_type, event.user_id, event.body) == ("", None, body)
 
@@ -136,9 +136,9 @@ def test_a_channel_counts_once() -> None:
 
 
 def test_only_an_invalidation_has_cache_keys_and_no_more_than_are_kept() -> None:
-    body = json.dumps({"event_type": "x", "cache_keys": [str(number) for number in range(5_000)]}).encode()
+    body = json.dumps({"event_type": "x", "cache_keys": [str(offset) for offset in range(5_000)]}).encode()
     made = [
-        Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=(channel,), body=body)
+        Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=(channel,), body=body)
         for channel in ("c", "cache_invalidation")
     ]
     assert [len(event.cache_keys) for event in made] == [0, 1_000]

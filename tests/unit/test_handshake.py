@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
 from momentum_sync.gateway import handshake
-from momentum_sync.gateway.handshake import PREFIX, Hello
+from momentum_sync.gateway.handshake import PREFIX, ConnectRequest
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
 
 
 def test_what_is_left_out_is_filled_in() -> None:
-    assert handshake.hello({}, USER) == Hello(USER, None, [], None)
+    assert handshake.hello({}, USER) == ConnectRequest(USER, None, [], None)
 
 
 def test_everything_given() -> None:
@@ -24,7 +24,7 @@ def test_everything_given() -> None:
         f"{PREFIX}?user_id=00000000-0000-4000-8000-000000000002&client_id=phone&channels=a,,b&last_event_id=e-1&x=1&x=2"
     )
     assert query["x"] == "2"
-    expected = Hello(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1")
+    expected = ConnectRequest(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1")
     assert handshake.hello(query, USER) == expected
 
 

@@ -148,14 +148,14 @@ def test_an_event_is_spliced_into_valid_json(fields: dict[str, object], channel:
     for name in ("id", "previous_id", "channel"):
         fields.pop(name, None)
     body = json.dumps(fields).encode()
-    data = messages.realtime_event(body, messages.Delivery("e-2", "e-1", channel), 0.0)
+    data = messages.realtime_event(body, messages.DeliveryIds("e-2", "e-1", channel), 0.0)
     message = json.loads(data)
     assert message["type"] == "realtime_event"
     assert message["event"] == {**fields, "id": "e-2", "previous_id": "e-1", "channel": channel}
 
 
 def test_a_cache_invalidation() -> None:
-    data = json.loads(messages.cache_invalidation(("a", "b"), messages.Delivery("e-2", "e-1", "c"), 0.0))
+    data = json.loads(messages.cache_invalidation(("a", "b"), messages.DeliveryIds("e-2", "e-1", "c"), 0.0))
     assert data.pop("timestamp")
     assert data == {"type": "cache_invalidation", "cache_keys": ["a", "b"], "id": "e-2", "previous_id": "e-1"}
 

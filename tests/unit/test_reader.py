@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import pytest
 
-from momentum_sync.capture.numbering import Numbering
-from momentum_sync.capture.pulse import Pulse
+from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.reader import _Run, _Stuck
+from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import StreamRefused
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Feed
@@ -78,9 +78,9 @@ class Heard:
         feed.listen(self)
 
     def event(self, event: Event, *, more: bool = False) -> None:
-        assert self._feed.number == event.number == self._feed.window.last
-        self.heard.append(f"event {event.number}")
-        if event.number == self._fails_at:
+        assert self._feed.offset == event.offset == self._feed.window.last
+        self.heard.append(f"event {event.offset}")
+        if event.offset == self._fails_at:
             raise ZeroDivisionError
 
     def published(self) -> None:
@@ -98,10 +98,10 @@ class Heard:
 
 def capturing(told: Told) -> tuple[_Run, Feed, Samples]:
     feed = Feed(Window(100_000))
-    feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=1, incarnation=1)
-    numbering = Numbering(number=0, place=(0, 0), near_xid=1)
+    feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=1, incarnation=1)
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1)
     samples = Samples(0.0, lambda: 0.0)
-    return _Run(cast(Any, told), cast(Any, told), feed, Pulse("p"), numbering, samples), feed, samples
+    return _Run(cast(Any, told), cast(Any, told), feed, LagProbe("p"), sequencer, samples), feed, samples
 
 
 def transaction(run: _Run, lsn: int, end: int) -> None:
@@ -134,9 +134,9 @@ async def test_what_broke_at_an_event_has_those_after_it_come_again() -> None:
     with pytest.raises(ZeroDivisionError):
         run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard == ["event 1", "event 2", "published"]
-    again = Numbering(number=0, place=(0, 0), near_xid=1)
-    feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=1, incarnation=1)
-    run = _Run(cast(Any, Told()), cast(Any, Told()), feed, Pulse("p"), again, Samples(0.0, lambda: 0.0))
+    again = Sequencer(offset=0, place=(0, 0), near_xid=1)
+    feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=1, incarnation=1)
+    run = _Run(cast(Any, Told()), cast(Any, Told()), feed, LagProbe("p"), again, Samples(0.0, lambda: 0.0))
     run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard[3:] == ["event 3", "published", "advanced 210"]
 

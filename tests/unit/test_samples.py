@@ -12,7 +12,7 @@ from momentum_sync.eventlog.samples import Sample, Samples
 
 def event(user: str = "", kind: str = "momentum_score_updated") -> Event:
     body = b'{"event_type":"%b","user_id":"%b"}' % (kind.encode(), user.encode())
-    return Event.build(number=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a", "b"), body=body)
+    return Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a", "b"), body=body)
 
 
 @pytest.mark.parametrize(("events", "kept"), [(200, 200), (5_000, 200)])

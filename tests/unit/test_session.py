@@ -14,15 +14,15 @@ from msgspec.structs import replace
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import NotFound
-from momentum_sync.eventlog.event import Event, EventId, Seen
-from momentum_sync.gateway.session import CheckToken, Grant, Greeting, MarkRead, ReadState, Session, State
+from momentum_sync.eventlog.event import Event, Position, SnapshotBoundary
+from momentum_sync.gateway.session import CheckToken, Grant, MarkRead, Opening, ReadState, Session, State
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
 CHANNELS = [f"momentum_updates:{USER}", f"interventions:{USER}", f"notifications:{USER}", "cache_invalidation"]
-SEEN = Seen(Snapshot.parse("10:20:12"), 500, 1)
+SEEN = SnapshotBoundary(Snapshot.parse("10:20:12"), 500, 1)
 NULL = msgspec.Raw(b"null")
 ASKED = Granted(["notifications:x", "interventions:coaches"], frozenset({"interventions:coaches"}))
 
@@ -35,9 +35,9 @@ def make(*, now: float = 1000.0, expires_at: float | None = 10_000.0) -> Session
     return Session(identity(expires_at), USER, "phone", heartbeat=25.0, now=now, at=now)
 
 
-def greeting(*, refused: list[str] | None = None, reason: str | None = None) -> Greeting:
+def greeting(*, refused: list[str] | None = None, reason: str | None = None) -> Opening:
     state = State(msgspec.Raw(b'{"has_data": true}'), NULL, msgspec.Raw(b"[]"))
-    return Greeting(Granted(list(CHANNELS)), refused or [], EventId("abcdef01", 7, 7, SEEN), state, reason=reason)
+    return Opening(Granted(list(CHANNELS)), refused or [], Position("abcdef01", 7, 7, SEEN), state, reason=reason)
 
 
 def live(**more: Any) -> Session:
@@ -51,18 +51,18 @@ def sent(session: Session) -> list[dict[str, Any]]:
     return [json.loads(text) for text in session.to_send()]
 
 
-def event(number: int, *, xid: int = 30, channel: str = CHANNELS[0]) -> Event:
+def event(offset: int, *, xid: int = 30, channel: str = CHANNELS[0]) -> Event:
     body = json.dumps({"event_type": "x", "user_id": str(USER)}).encode()
     return Event.build(
-        number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=(channel, "momentum_updates:all"),
+        offset=offset, place=(offset, 0), xid=xid, committed_at=0.0, channels=(channel, "momentum_updates:all"),
         body=body,
     )  # fmt: skip
 
 
-def invalidation(number: int, *keys: str) -> Event:
+def invalidation(offset: int, *keys: str) -> Event:
     body = json.dumps({"event_type": "cache_invalidation", "user_id": str(USER), "cache_keys": keys}).encode()
     return Event.build(
-        number=number, place=(number, 0), xid=30, committed_at=0.0, channels=("cache_invalidation",), body=body
+        offset=offset, place=(offset, 0), xid=30, committed_at=0.0, channels=("cache_invalidation",), body=body
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_a_greeting_is_the_confirmation_then_the_state() -> None:
     assert state["type"] == "initial_state"
     assert state["momentum"] == {"has_data": True}
     assert (state["interventions"], state["notifications"]) == (None, [])
-    assert EventId.parse(state["last_event_id"]) == EventId("abcdef01", 7, 7, SEEN)
+    assert Position.parse(state["last_event_id"]) == Position("abcdef01", 7, 7, SEEN)
 
 
 def test_what_was_refused_and_why_there_was_no_resume_is_said() -> None:
@@ -105,8 +105,8 @@ def test_until_the_stream_has_passed_the_snapshot_ids_carry_it_and_what_it_holds
     session.event(event(9, xid=12), 1001.0)
     session.event(event(10, xid=25), 1001.0)
     first, second = sent(session)
-    assert EventId.parse(first["event"]["id"]) == EventId("abcdef01", 9, 9, SEEN)
-    assert EventId.parse(second["event"]["id"]) == EventId("abcdef01", 10, 10, SEEN)
+    assert Position.parse(first["event"]["id"]) == Position("abcdef01", 9, 9, SEEN)
+    assert Position.parse(second["event"]["id"]) == Position("abcdef01", 10, 10, SEEN)
     session.advanced(499)
     assert session.seen is SEEN
     session.advanced(500)
@@ -171,8 +171,8 @@ def test_a_key_is_confirmed_once_and_only_if_it_was_pending() -> None:
 
 def test_pending_keys_are_bounded() -> None:
     session = live()
-    for number in range(8, 508):
-        session.event(invalidation(number, *(f"{number}:{key}" for key in range(4))), 1001.0)
+    for offset in range(8, 508):
+        session.event(invalidation(offset, *(f"{offset}:{key}" for key in range(4))), 1001.0)
     sent(session)
     session.receive(b'{"type": "cache_invalidation_ack", "cache_keys": ["8:0", "507:3"]}', 1001.0)
     assert [message["cache_key"] for message in sent(session)] == ["507:3"]
@@ -192,7 +192,7 @@ def test_subscribing_is_all_or_nothing() -> None:
 def test_channels_are_bounded() -> None:
     session = live()
     for start in range(0, 3000, 500):
-        asked = [str(number) for number in range(start, start + 500)]
+        asked = [str(offset) for offset in range(start, start + 500)]
         session.granted(asked, Granted(asked), 1001.0, None)
     assert len(session.channels) == 1504
     assert sent(session)[-1]["code"] == "too_many_channels"
@@ -257,14 +257,14 @@ def test_heartbeats() -> None:
 
 def test_a_heartbeat_says_how_far_the_feed_has_come_and_carries_the_snapshot_until_that_is_passed() -> None:
     session = live()
-    session.tick(1025.0, 1025.0, 0, EventId("abcdef01", 50, 7))
+    session.tick(1025.0, 1025.0, 0, Position("abcdef01", 50, 7))
     (stitching,) = sent(session)
-    assert EventId.parse(stitching["position"]) == EventId("abcdef01", 50, 7, SEEN)
+    assert Position.parse(stitching["position"]) == Position("abcdef01", 50, 7, SEEN)
     session.advanced(500)
-    session.tick(1050.0, 1050.0, 0, EventId("abcdef01", 60, 8))
+    session.tick(1050.0, 1050.0, 0, Position("abcdef01", 60, 8))
     (passed,) = sent(session)
     assert (passed["position"], passed["last_event_id"]) == ("abcdef01-60-8", session.last_id)
-    session.tick(1075.0, 1075.0, 0, EventId("00000002", 70, 9))
+    session.tick(1075.0, 1075.0, 0, Position("00000002", 70, 9))
     (other,) = sent(session)
     assert other["position"] == session.last_id, "of another history"
 

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.errors import Unauthenticated
-from momentum_sync.identity.tokens import Rules, UnknownKey, api_key, bearer, verify
+from momentum_sync.identity.tokens import TokenRules, UnknownKey, api_key, bearer, verify
 
 SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 USER = UUID("00000000-0000-4000-8000-000000000001")
 NOW = 1_800_000_000.0
 ISSUER = "https://project.example/auth/v1"
-RULES = Rules(secret=SECRET, anon_key="anon", service_role_key="service")
+RULES = TokenRules(secret=SECRET, anon_key="anon", service_role_key="service")
 PRIVATE: dict[str, Any] = {
     "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
     "ES256": ec.generate_private_key(ec.SECP256R1()),
@@ -48,7 +48,7 @@ def signed(key: Any = SECRET, algorithm: str = "HS256", headers: dict[str, Any] 
     return jwt.encode(claims(**more), key, algorithm=algorithm, headers=headers)
 
 
-def check(token: str, rules: Rules = RULES, keys: dict[str, jwt.PyJWK] | None = None) -> Any:
+def check(token: str, rules: TokenRules = RULES, keys: dict[str, jwt.PyJWK] | None = None) -> Any:
     return verify(token, rules, keys or {}, now=NOW)
 
 
@@ -132,7 +132,7 @@ def test_any_text_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
 def test_a_key_set(algorithm: str) -> None:
-    rules = Rules(issuer=ISSUER)
+    rules = TokenRules(issuer=ISSUER)
     keys = {"k": public(algorithm)}
     good = signed(PRIVATE[algorithm], algorithm, {"kid": "k"}, iss=ISSUER)
     assert check(good, rules, keys).subject == USER
@@ -152,7 +152,7 @@ def test_a_key_serves_its_own_algorithm_only(algorithm: str, published: str) -> 
         return
     token = signed(PRIVATE[algorithm], algorithm, {"kid": "k"}, iss=ISSUER)
     with pytest.raises(Unauthenticated):
-        check(token, Rules(issuer=ISSUER), {"k": public(published)})
+        check(token, TokenRules(issuer=ISSUER), {"k": public(published)})
 
 
 def test_a_public_key_is_no_hmac_secret() -> None:
@@ -162,18 +162,18 @@ def test_a_public_key_is_no_hmac_secret() -> None:
     forged = jwt.api_jws.PyJWS().encode(
         json.dumps(claims(iss=ISSUER)).encode(), base64.b64encode(pem).decode(), "HS256", {"kid": "k"}
     )
-    for rules in (Rules(issuer=ISSUER), Rules(issuer=ISSUER, secret=SECRET)):
+    for rules in (TokenRules(issuer=ISSUER), TokenRules(issuer=ISSUER, secret=SECRET)):
         with pytest.raises(Unauthenticated):
             check(forged, rules, {"k": public("RS256")})
 
 
 def test_without_a_secret_no_hmac_is_good() -> None:
     with pytest.raises(Unauthenticated, match="not accepted here"):
-        check(signed(), Rules(issuer=ISSUER))
+        check(signed(), TokenRules(issuer=ISSUER))
 
 
 def test_supabases_own_hmac_keys_name_supabase() -> None:
-    rules = Rules(secret=SECRET, issuer=ISSUER)
+    rules = TokenRules(secret=SECRET, issuer=ISSUER)
     assert check(signed(role="service_role", sub=None, aud=None, iss="supabase"), rules).role == "service_role"
     with pytest.raises(Unauthenticated, match="somebody else"):
         check(signed(iss="https://elsewhere.example"), rules)
@@ -194,7 +194,7 @@ def test_api_keys() -> None:
         with pytest.raises(Unauthenticated):
             api_key(wrong, RULES)
     with pytest.raises(Unauthenticated):
-        api_key("anon", Rules())
+        api_key("anon", TokenRules())
 
 
 @pytest.mark.parametrize(("header", "token"), [(None, None), ("Bearer t", "t"), ("bearer  t ", "t")])
@@ -233,8 +233,8 @@ def test_text_that_only_looks_as_if_no_database_could_hold_it_is_fine() -> None:
     assert told == "back\\u0000slash, 😀 and \u00e4"
 
 
-@pytest.mark.parametrize("rules", [RULES, Rules(secret=SECRET, anon_key="", service_role_key="")])
-def test_an_empty_key_opens_nothing_whatever_was_configured(rules: Rules) -> None:
+@pytest.mark.parametrize("rules", [RULES, TokenRules(secret=SECRET, anon_key="", service_role_key="")])
+def test_an_empty_key_opens_nothing_whatever_was_configured(rules: TokenRules) -> None:
     with pytest.raises(Unauthenticated):
         api_key("", rules)
     with pytest.raises(Unauthenticated):

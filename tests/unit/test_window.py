@@ -10,9 +10,9 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.window import Window
 
 
-def event(number: int, xid: int, keys: tuple[str, ...], padding: int = 0) -> Event:
+def event(offset: int, xid: int, keys: tuple[str, ...], padding: int = 0) -> Event:
     body = b'{"p": "' + b"x" * padding + b'"}'
-    return Event.build(number=number, place=(number, 0), xid=xid, committed_at=0.0, channels=keys, body=body)
+    return Event.build(offset=offset, place=(offset, 0), xid=xid, committed_at=0.0, channels=keys, body=body)
 
 
 keys = st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True).map(tuple)
@@ -40,14 +40,14 @@ def test_nothing_that_a_snapshot_has_not_seen_is_missed(
         window.add(added)
     window.durable(min(durable, len(events)))
     wanted = [e for e in events if set(e.keys) & set(asked) and not snapshot.sees(e.xid)]
-    kept = [e for e in wanted if e.number >= window.first]
-    assert window.first_unseen(snapshot, asked) == (kept[0].number if kept else None)
+    kept = [e for e in wanted if e.offset >= window.first]
+    assert window.first_unseen(snapshot, asked) == (kept[0].offset if kept else None)
     if window.reaches(snapshot):
         assert kept == wanted
-    number = window.first - 1
-    assert window.count_after(number, asked, snapshot) == len(kept)
+    offset = window.first - 1
+    assert window.count_after(offset, asked, snapshot) == len(kept)
     assert window.last == len(events)
-    assert window.size == sum(e.size for e in events if e.number >= window.first)
+    assert window.size == sum(e.size for e in events if e.offset >= window.first)
     assert window.size <= limit or len(window) == len(events) - min(durable, len(events))
     assert len(window) == len(events) - window.first + 1
 
@@ -73,20 +73,20 @@ def test_a_window_made_anew_does_not_claim_what_it_cannot_know() -> None:
 
 @given(histories, keys, st.integers(0, 30), st.integers(0, 3_000))
 def test_pages_of_any_size_bring_all_that_follows_in_order_and_once(
-    history: list[tuple[int, tuple[str, ...]]], asked: tuple[str, ...], number: int, most: int
+    history: list[tuple[int, tuple[str, ...]]], asked: tuple[str, ...], offset: int, most: int
 ) -> None:
     window = Window(1_000_000)
     window.restart(first=1, ceiling=0)
     events = [event(at + 1, xid, held, padding=xid * 20) for at, (xid, held) in enumerate(history)]
     for added in events:
         window.add(added)
-    number = min(number, len(events))
+    offset = min(offset, len(events))
     found: list[Event] = []
-    place = number
+    place = offset
     while place < window.last:
         page, upto = window.after(place, list(asked), most=most)
         assert upto > place
         assert sum(len(e.body) for e in page[:-1]) <= most
         found += page
         place = upto
-    assert found == [e for e in events if e.number > number and set(e.keys) & set(asked)]
+    assert found == [e for e in events if e.offset > offset and set(e.keys) & set(asked)]

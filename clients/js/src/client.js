@@ -16,11 +16,11 @@ import {
   RequestFailed,
   StoreFailed,
 } from "./errors.js";
-import { pause, verdict } from "./following.js";
-import { Known } from "./known.js";
-import { Teller } from "./teller.js";
+import { pause, verdict } from "./protocol.js";
+import { Replica } from "./replica.js";
+import { Reporter } from "./reporter.js";
 
-/** @import { Event, Resync, State } from "./following.js" */
+/** @import { Event, Resync, State } from "./protocol.js" */
 /** @import { Momentum } from "./messages.js" */
 /** @import { Store } from "./store.js" */
 /** @import { Connection } from "./connection.js" */
@@ -101,8 +101,8 @@ export class Client {
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
     this.#wanted = [...new Set(options.channels ?? [])];
-    this.#teller = new Teller(options.log, () => this.#known.state);
-    this.#known = new Known(
+    this.#teller = new Reporter(options.log, () => this.#known.state);
+    this.#known = new Replica(
       options.store ?? null,
       userId,
       this.#clock,

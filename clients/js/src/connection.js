@@ -9,7 +9,7 @@ import {
   RequestFailed,
   TokenUnavailable,
 } from "./errors.js";
-import { verdict } from "./following.js";
+import { verdict } from "./protocol.js";
 
 /** Codes with which the server refuses a connection for good. Whatever else answers 403 is somebody on the way. */
 export const OWN_CODES = new Set([

@@ -22,10 +22,10 @@ export { LocalStore } from "./store.js";
 /** @typedef {import("./client.js").ClientEvents} ClientEvents */
 /** @typedef {import("./client.js").Options} Options */
 /** @typedef {import("./cache.js").Entry} Entry */
-/** @typedef {import("./following.js").Event} Event */
-/** @typedef {import("./following.js").Resync} Resync */
-/** @typedef {import("./following.js").State} State */
-/** @typedef {import("./following.js").Status} Status */
+/** @typedef {import("./protocol.js").Event} Event */
+/** @typedef {import("./protocol.js").Resync} Resync */
+/** @typedef {import("./protocol.js").State} State */
+/** @typedef {import("./protocol.js").Status} Status */
 /** @typedef {import("./messages.js").Fields} Fields */
 /** @typedef {import("./messages.js").Intervention} Intervention */
 /** @typedef {import("./messages.js").Momentum} Momentum */

@@ -5,7 +5,7 @@ import { UserState } from "./state.js";
 
 /** @import { Saved } from "./messages.js" */
 /** @import { Entry } from "./cache.js" */
-/** @import { Following, Output } from "./following.js" */
+/** @import { Protocol, Output } from "./protocol.js" */
 
 const VERSION = 1;
 const RETRY_MS = [1_000, 2_000, 5_000, 15_000, 60_000];
@@ -166,7 +166,7 @@ export class Keeper {
 
   /**
    * Keeps the settled place, after whatever is being saved, once it is known whose it is. Throws StoreFailed.
-   * @param {Following} following
+   * @param {Protocol} following
    * @param {number | null} knownAt
    * @param {Record<string, Entry>} cache
    * @param {string[]} outbox

@@ -2,7 +2,7 @@
 
 import { Offline } from "./errors.js";
 
-/** @import { Event, Output, Resync } from "./following.js" */
+/** @import { Event, Output, Resync } from "./protocol.js" */
 /** @import { Ended } from "./errors.js" */
 
 const MOST_WAITING = 10_000;

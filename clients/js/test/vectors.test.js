@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import * as errors from "../src/errors.js";
-import { Following, pause, verdict } from "../src/following.js";
+import { Protocol, pause, verdict } from "../src/following.js";
 import { UserState } from "../src/state.js";
 
 const cases = (name) => JSON.parse(readFileSync(new URL(`../../../spec/vectors/${name}.json`, import.meta.url), "utf8")).cases;
@@ -66,7 +66,7 @@ function take(following, step) {
 
 for (const { name, saved, steps } of cases("following")) {
   test(`following: ${name}`, () => {
-    const following = new Following(null);
+    const following = new Protocol(null);
     if (saved) following.restore(saved.user_id, saved.last_event_id, seconds(saved.since));
     for (const step of steps) take(following, step);
   });

@@ -2,7 +2,7 @@
 
 An event goes to the feed in the turn of the loop that it came in; the log gets it in the next batch, and the slot is
 confirmed only behind the log. If anything breaks, the run ends, and the next one takes up where the log stands: the
-slot repeats the rest, it gets the same numbers, and the feed drops what it has published.
+slot repeats the rest, it gets the same offsets, and the feed drops what it has published.
 
 Capture counts as live once a beat of its own pulse has come back: by then all that had been sent before a break has
 been read again, so that no client knows more than the feed.
@@ -20,16 +20,16 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from momentum_sync import observe
-from momentum_sync.capture.numbering import Numbering
+from momentum_sync.capture.lag_probe import PREFIX as BEAT
+from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode, status
-from momentum_sync.capture.pulse import PREFIX as BEAT
-from momentum_sync.capture.pulse import Pulse
+from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import Process, SlotState, Stream, StreamRefused, ensure_slot, look, open_stream
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
 from momentum_sync.eventlog.event import CONTROL, Event, Malformed
 from momentum_sync.eventlog.feed import Feed, HistoryForked
 from momentum_sync.eventlog.samples import Samples
-from momentum_sync.eventlog.table import EventLog, Publishing, Standing
+from momentum_sync.eventlog.table import Checkpoint, EventLog, Publishing
 from momentum_sync.tasks import end, first_of
 
 _BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -62,8 +62,8 @@ class Capture:
         self._log = log
         self._feed = feed
         self._samples = samples
-        self._pulse = Pulse(uuid.uuid4().hex)
-        self._pulse.lost(time.monotonic())
+        self._lag_probe = LagProbe(uuid.uuid4().hex)
+        self._lag_probe.lost(time.monotonic())
         self._current: _Run | None = None
         self._ending = asyncio.Event()
         self._forked: str | None = None
@@ -75,9 +75,9 @@ class Capture:
         self.has_begun = asyncio.Event()
 
     def lag(self, now: float) -> float:
-        """Seconds by which the feed may be behind: by its pulse, or by an event that waits too long for the log."""
+        """Seconds by which the feed may be behind: by its lag_probe, or by an event that waits too long for the log."""
         since = self._current.unlogged_since if self._current is not None else None
-        return max(self._pulse.lag(now), now - since - _GATHER_S if since is not None else 0.0)
+        return max(self._lag_probe.lag(now), now - since - _GATHER_S if since is not None else 0.0)
 
     def end(self) -> None:
         """Has `run` return once all that was read is in the log and the slot is confirmed behind it."""
@@ -137,7 +137,7 @@ class Capture:
     def _gone(self, state: str) -> None:
         self.state = state
         self._current = None
-        self._pulse.lost(time.monotonic())
+        self._lag_probe.lost(time.monotonic())
 
     async def _look(self) -> None:
         """Keeps `slot` and `publishing` up to date, whoever reads the slot."""
@@ -175,7 +175,7 @@ class Capture:
                 await self._log.keep_partitions(retention=None)
             self._feed.begin(
                 epoch=standing.epoch,
-                number=standing.number,
+                offset=standing.offset,
                 mark=standing.mark,
                 position=stream.facts.confirmed_lsn,
                 ceiling=standing.ceiling,
@@ -183,12 +183,12 @@ class Capture:
                 newest=standing.newest,
                 before=standing.before,
             )
-            numbering = Numbering(number=standing.number, place=standing.place, near_xid=standing.ceiling)
+            sequencer = Sequencer(offset=standing.offset, place=standing.place, near_xid=standing.ceiling)
             if self._ending.is_set():  # nothing was read
                 return
-            run = self._current = _Run(stream, self._log, self._feed, self._pulse, numbering, self._samples)
+            run = self._current = _Run(stream, self._log, self._feed, self._lag_probe, sequencer, self._samples)
             self.state = "catching_up"
-            observe.capture_began(self._slot, standing.epoch, standing.number)
+            observe.capture_began(self._slot, standing.epoch, standing.offset)
             await first_of(
                 stream.run(run.take), run.append(), run.beat(), run.watch(_SILENT_S), self._log.watch(),
                 self._log.watch_whole(), self._log.watch_policies(), self._until_live(run, standing),
@@ -197,7 +197,7 @@ class Capture:
             if not self._ending.is_set():  # the history ended
                 self._gone("broken")
 
-    async def _until_live(self, run: _Run, standing: Standing) -> None:
+    async def _until_live(self, run: _Run, standing: Checkpoint) -> None:
         if standing.begins:
             # Transactions under way may be in the history before, and not yet in any snapshot. A new slot waits, too.
             waiting = asyncio.ensure_future(self._log.until_settled(standing))
@@ -210,7 +210,7 @@ class Capture:
         await run.caught_up.wait()
         self.state = "live"
         self.has_begun.set()
-        observe.capture_live(self._slot, self._feed.number)
+        observe.capture_live(self._slot, self._feed.offset)
         await asyncio.get_running_loop().create_future()  # for as long as the others
 
 
@@ -250,13 +250,13 @@ class _Run:
     """One stretch of capture, from taking the slot to losing it."""
 
     def __init__(
-        self, stream: Stream, log: EventLog, feed: Feed, pulse: Pulse, numbering: Numbering, samples: Samples
+        self, stream: Stream, log: EventLog, feed: Feed, lag_probe: LagProbe, sequencer: Sequencer, samples: Samples
     ) -> None:
         self._stream = stream
         self._log = log
         self._feed = feed
-        self._pulse = pulse
-        self._numbering = numbering
+        self._lag_probe = lag_probe
+        self._sequencer = sequencer
         self._samples = samples
         self._end = False
         self._heard_at = time.monotonic()
@@ -289,12 +289,12 @@ class _Run:
                         if _ends_history(event):
                             break
                 case Begin():
-                    self._numbering.begin(frame)
+                    self._sequencer.begin(frame)
                 case Commit():
-                    self._numbering.commit()
+                    self._sequencer.commit()
                     position = max(position, frame.end)
                 case Keepalive():
-                    if not self._numbering.in_transaction:
+                    if not self._sequencer.in_transaction:
                         position = max(position, frame.end)
                     reply = reply or frame.reply
         if events:
@@ -303,7 +303,7 @@ class _Run:
             self.end()  # what follows is another history's, and is read again for it
             return
         for beat in beats:  # now that what was before it has been published
-            if self._pulse.read(beat, time.monotonic()):
+            if self._lag_probe.read(beat, time.monotonic()):
                 self.caught_up.set()
         if position > self._received:
             self._received = position
@@ -313,7 +313,7 @@ class _Run:
 
     def _event(self, message: Message) -> Event | None:
         try:
-            return self._numbering.message(message)
+            return self._sequencer.message(message)
         except Malformed as error:
             observe.malformed_message(str(error), len(message.content))
             self._samples.unreadable(len(message.content), str(error))
@@ -337,7 +337,7 @@ class _Run:
                     await self._work.wait()
             except TimeoutError:
                 # A message that came in the same turn as the timeout goes into the log first.
-                if self._received > self._durable and not self._pending and not self._numbering.in_transaction:
+                if self._received > self._durable and not self._pending and not self._sequencer.in_transaction:
                     position = self._received
                     await self._log.confirm(position)
                     self._confirmed(position)
@@ -387,7 +387,7 @@ class _Run:
     async def beat(self) -> None:
         """Write a lag probe into the WAL once a second, unless one is under way."""
         while True:
-            beat = self._pulse.next(time.monotonic())
+            beat = self._lag_probe.next(time.monotonic())
             if beat is not None:
                 await self._log.beat(BEAT, beat)
             await asyncio.sleep(_BEAT_EVERY_S)
@@ -413,7 +413,7 @@ class _Run:
 
     async def finish(self) -> None:
         """After `append` has returned: confirms the slot behind the log and lets the server close the stream."""
-        if not self._pending and not self._numbering.in_transaction and self._received > self._durable:
+        if not self._pending and not self._sequencer.in_transaction and self._received > self._durable:
             position = self._received
             await self._log.confirm(position)
             self._confirmed(position)

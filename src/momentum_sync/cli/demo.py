@@ -22,7 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from momentum_sync import app, observe
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, sign
-from momentum_sync.demo.world import COACH, PEOPLE, live
+from momentum_sync.demo.simulation import COACH, PEOPLE, live
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, read
 from momentum_sync.tasks import end

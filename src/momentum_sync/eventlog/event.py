@@ -1,10 +1,10 @@
 """An event, and the id by which clients know it.
 
-An id names a position in a history: `<epoch>-<number>-<mark>`. The mark is made of the event's commit, its LSN and
-its time: a database that is restored from a copy gives the same numbers to other events, and the mark tells them
-apart. As long as the stream has not passed the snapshot that a connection began with, a number alone does not say
+An id names a position in a history: `<epoch>-<offset>-<mark>`. The mark is made of the event's commit, its LSN and
+its time: a database that is restored from a copy gives the same offsets to other events, and the mark tells them
+apart. As long as the stream has not passed the snapshot that a connection began with, a offset alone does not say
 what the client has seen, and the id carries the snapshot:
-`<epoch>-<number>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`. Transaction ids mean something only until
+`<epoch>-<offset>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`. Transaction ids mean something only until
 PostgreSQL restarts (one that no WAL record names may be given again), so the incarnation says which run of PostgreSQL
 the snapshot is of. To clients an id is opaque.
 """
@@ -37,7 +37,7 @@ _TABLES = {
 }
 
 _ID = re.compile(
-    r"(?P<epoch>[0-9a-f]{8})-(?P<number>\d{1,19})-(?P<mark>[0-9a-f]{1,8})"
+    r"(?P<epoch>[0-9a-f]{8})-(?P<offset>\d{1,19})-(?P<mark>[0-9a-f]{1,8})"
     r"(?:\.(?P<xmin>\d{1,20})\.(?P<xmax>\d{1,20})\.(?P<xids>[\d_]*)\.(?P<high>[0-9A-F]{1,8})_(?P<low>[0-9A-F]{1,8})"
     r"\.(?P<incarnation>[0-9a-f]{1,8}))?"
 )
@@ -109,7 +109,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     of it who could see it and now cannot.
     """
 
-    number: int
+    offset: int
     commit_lsn: int
     commit_index: int
     xid: int
@@ -130,7 +130,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     def build(
         cls,
         *,
-        number: int,
+        offset: int,
         place: tuple[int, int],
         xid: int,
         committed_at: float,
@@ -157,7 +157,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
                 cache_keys = tuple(filter(_is_text, head.cache_keys[:_MOST_CACHE_KEYS]))
             keys = tuple([route(channel, user_id) for channel in channels])
         return cls(
-            number,
+            offset,
             place[0],
             place[1],
             xid,
@@ -232,7 +232,7 @@ def route(channel: str, user_id: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SnapshotBoundary:
     """A snapshot that somebody began with, and the place in the WAL behind which it can hold nothing.
 
     Every transaction that the snapshot sees had written its commit below `upto`. `incarnation` names the run of
@@ -245,19 +245,19 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class EventId:
+class Position:
     """A position in a history, as handed to clients.
 
-    `mark` is that of the event with the number, 0 before the first.
+    `mark` is that of the event with the offset, 0 before the first.
     """
 
     epoch: str
-    number: int
+    offset: int
     mark: int
-    seen: Seen | None = None
+    seen: SnapshotBoundary | None = None
 
     @classmethod
-    def parse(cls, text: str) -> EventId:
+    def parse(cls, text: str) -> Position:
         """From the text that a client brought. ValueError if we never gave it out."""
         found = _ID.fullmatch(text)
         if found is None:
@@ -270,11 +270,13 @@ class EventId:
                 snapshot.xmin <= xid < snapshot.xmax for xid in xids
             ):
                 raise ValueError("not a snapshot")
-            seen = Seen(snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"), int(found["incarnation"], 16))
-        return cls(found["epoch"], int(found["number"]), int(found["mark"], 16), seen)
+            seen = SnapshotBoundary(
+                snapshot, lsn_text.parse(f"{found['high']}/{found['low']}"), int(found["incarnation"], 16)
+            )
+        return cls(found["epoch"], int(found["offset"]), int(found["mark"], 16), seen)
 
     def __str__(self) -> str:
-        plain = f"{self.epoch}-{self.number}-{self.mark:x}"
+        plain = f"{self.epoch}-{self.offset}-{self.mark:x}"
         seen = self.seen
         if seen is None:
             return plain

@@ -1,6 +1,6 @@
 """The feed: numbered events on their way from capture to whoever serves clients, within one process.
 
-Capture may repeat itself after a break: numbers up to the last one published are dropped here. `position` is the
+Capture may repeat itself after a break: offsets up to the last one published are dropped here. `position` is the
 place in the WAL up to which everything has been published.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError
-from momentum_sync.eventlog.event import CONTROL, Event, EventId
+from momentum_sync.eventlog.event import CONTROL, Event, Position
 from momentum_sync.eventlog.window import Window
 
 
@@ -39,11 +39,11 @@ class HistoryForked(CaptureError):
     """The stream brings other events than those that were published: the database was restored from a copy."""
 
 
-class Known(NamedTuple):
+class FeedState(NamedTuple):
     """A feed's last event, and the last event that it knows to be in the log."""
 
     epoch: str
-    number: int
+    offset: int
     logged: int
     logged_mark: int
 
@@ -57,7 +57,7 @@ class Feed:
     def __init__(self, window: Window) -> None:
         self.window = window
         self.epoch = ""
-        self.number = 0
+        self.offset = 0
         self.mark = 0
         self.incarnation = 0
         self.position = 0
@@ -66,31 +66,31 @@ class Feed:
         self._recent: deque[tuple[int, set[str | None]]] = deque(maxlen=_REMEMBERED)
 
     @property
-    def last_id(self) -> EventId:
+    def last_id(self) -> Position:
         """The position that the feed has reached."""
-        return EventId(self.epoch, self.number, self.mark)
+        return Position(self.epoch, self.offset, self.mark)
 
     @property
-    def known(self) -> Known:
+    def known(self) -> FeedState:
         """Return what a log that continues this history must contain."""
-        return Known(self.epoch, self.number, *self._logged)
+        return FeedState(self.epoch, self.offset, *self._logged)
 
-    def mark_of(self, number: int) -> int | None:
-        """The mark of the event with this number; None if only the log knows it."""
-        return self.mark if number == self.number else self.window.mark(number)
+    def mark_of(self, offset: int) -> int | None:
+        """The mark of the event with this offset; None if only the log knows it."""
+        return self.mark if offset == self.offset else self.window.mark(offset)
 
     def listen(self, listener: Listener) -> None:
         """From now on the listener is told of everything."""
         self._listeners.append(listener)
 
     def begin(
-        self, *, epoch: str, number: int, mark: int, position: int, ceiling: int, incarnation: int,
+        self, *, epoch: str, offset: int, mark: int, position: int, ceiling: int, incarnation: int,
         newest: Sequence[Event] = (), before: int | None = None,
     ) -> None:  # fmt: skip
-        """Capture holds the slot and will go on after `number`, whose event has this mark.
+        """Capture holds the slot and will go on after `offset`, whose event has this mark.
 
         `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
-        events up to `number`, `newest` the last of them, which the window begins with, `before` the mark of the one
+        events up to `offset`, `newest` the last of them, which the window begins with, `before` the mark of the one
         before those. A history that the feed has followed this far goes on where the feed stands. Another one, or one
         that was written elsewhere meanwhile, starts afresh. `incarnation` names the run of PostgreSQL.
         """
@@ -101,23 +101,23 @@ class Feed:
             self._recent = deque((each for each in self._recent if each[0] < ceiling), maxlen=_REMEMBERED)
             for listener in self._listeners:
                 listener.restarted()
-        if epoch == self.epoch and number <= self.number:
+        if epoch == self.epoch and offset <= self.offset:
             return
         followed = bool(self.epoch)
         self._recent.clear()
         self.epoch = epoch
-        self.number = number
+        self.offset = offset
         self.mark = mark
         self.position = position
-        self._logged = (number, mark)
+        self._logged = (offset, mark)
         if newest:
-            self.window.restart(first=newest[0].number, ceiling=ceiling, before=before)
+            self.window.restart(first=newest[0].offset, ceiling=ceiling, before=before)
         else:
-            self.window.restart(first=number + 1, ceiling=ceiling, before=mark)
+            self.window.restart(first=offset + 1, ceiling=ceiling, before=mark)
         for event in newest:
             self.window.add(event)
             self._remember(event)  # whether a snapshot sees them yet is no better known than of new ones
-        self.window.durable(number)
+        self.window.durable(offset)
         if followed:
             for listener in self._listeners:
                 listener.history_changed()
@@ -134,12 +134,12 @@ class Feed:
         """
         try:
             for event in events:
-                if event.number <= self.number:
+                if event.offset <= self.offset:
                     self._compare(event)
                 else:
                     if CONTROL in event.channels:
                         self._published()
-                    self.number = event.number
+                    self.offset = event.offset
                     self.mark = event.mark
                     self.window.add(event)
                     self._remember(event)
@@ -149,7 +149,7 @@ class Feed:
             self._published()
 
     def _compare(self, event: Event) -> None:
-        published = self.window.at(event.number)
+        published = self.window.at(event.offset)
         if published is not None and (published.mark, published.commit_lsn, published.commit_index) != (
             event.mark, event.commit_lsn, event.commit_index
         ):  # fmt: skip
@@ -157,8 +157,8 @@ class Feed:
 
     def logged(self, event: Event) -> None:
         """The log holds everything up to the event."""
-        self._logged = (event.number, event.mark)
-        self.window.durable(event.number)
+        self._logged = (event.offset, event.mark)
+        self.window.durable(event.offset)
 
     def _published(self) -> None:
         for listener in self._listeners:

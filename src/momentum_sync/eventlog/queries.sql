@@ -18,11 +18,11 @@ for update
 
 -- name: mark_of
 -- The commit of the event with a number in an epoch; no row if the log does not know it any longer.
-select case when s.kept_from = %(number)s + 1 then s.kept_mark
+select case when s.kept_from = %(offset)s + 1 then s.kept_mark
     else (
         select momentum.mark(l.commit_lsn, l.committed_at)
         from momentum.event_log l
-        where l.number = %(number)s and l.number >= s.kept_from
+        where l.number = %(offset)s and l.number >= s.kept_from
     ) end
 from momentum.stream s
 where s.epoch = %(epoch)s
@@ -46,8 +46,8 @@ insert into momentum.stream (
     slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_mark, last_number, last_lsn, last_index,
     last_mark, holder)
 values (
-    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(number)s + 1, 0,
-    %(number)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
+    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(offset)s + 1, 0,
+    %(offset)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
 on conflict (single) do update set
     slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
     timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
@@ -65,7 +65,7 @@ select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
 -- The transactions of the newest events.
 select array(
     select distinct l.xid from momentum.event_log l
-    where l.number > %(number)s - 20000 and l.number >= (select s.kept_from from momentum.stream s))
+    where l.number > %(offset)s - 20000 and l.number >= (select s.kept_from from momentum.stream s))
 
 -- name: append
 -- One statement, so one round trip and one commit. Whoever is no longer the holder adds nothing; the row lock
@@ -102,15 +102,15 @@ where (xid >= %(xmax)s or xid = any (%(under_way)s::bigint[]))
 
 -- name: reaches
 -- Whether the log holds all that follows a number, in the history that goes on: its very next event is there.
-select s.epoch = %(epoch)s and s.kept_from <= %(number)s + 1
-    and exists (select from momentum.event_log where number = %(number)s + 1)
+select s.epoch = %(epoch)s and s.kept_from <= %(offset)s + 1
+    and exists (select from momentum.event_log where number = %(offset)s + 1)
 from momentum.stream s
 
 -- name: count_after
 select count(*)
 from (
     select from momentum.event_log
-    where number > %(number)s and number < %(below)s and keys && %(keys)s
+    where number > %(offset)s and number < %(below)s and keys && %(keys)s
         and (%(snapshot)s::pg_snapshot is null or not pg_visible_in_snapshot(xid::text::xid8, %(snapshot)s::pg_snapshot))
     limit %(most)s
 ) as counted
@@ -124,7 +124,7 @@ from (
         sum(octet_length(event::text)) over (order by number) - octet_length(event::text) as before
     from (
         select * from momentum.event_log
-        where number > %(number)s and number < %(below)s and keys && %(keys)s
+        where number > %(offset)s and number < %(below)s and keys && %(keys)s
         order by number
         limit %(limit)s
     ) as page
@@ -140,7 +140,7 @@ from (
         extract(epoch from committed_at)::double precision as committed_at,
         sum(octet_length(event::text)) over (order by number desc) as size
     from momentum.event_log
-    where number > %(number)s and number <= %(last)s
+    where number > %(offset)s and number <= %(last)s
 ) as measured
 where size <= %(most)s
 order by number

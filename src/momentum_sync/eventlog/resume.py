@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from momentum_sync.eventlog.event import EventId
+from momentum_sync.eventlog.event import Position
 
 
 class Refused(ValueError):
@@ -13,7 +13,7 @@ class Refused(ValueError):
         self.reason = reason
 
 
-def place(last_event_id: str, last: EventId, incarnation: int) -> EventId:
+def place(last_event_id: str, last: Position, incarnation: int) -> Position:
     """Return the position that an id names in the history that has come to `last`.
 
     Refused for an id that was never given out (`unknown_id`) and for one of another history (`history_changed`),
@@ -21,13 +21,13 @@ def place(last_event_id: str, last: EventId, incarnation: int) -> EventId:
     for `History.verify` to say.
     """
     try:
-        brought = EventId.parse(last_event_id)
+        brought = Position.parse(last_event_id)
     except ValueError:
         raise Refused("unknown_id") from None
     if brought.epoch != last.epoch:
         raise Refused("history_changed")
     if brought.seen is not None and brought.seen.incarnation != incarnation:
         raise Refused("history_changed")
-    if brought.number > last.number or str(brought) != last_event_id:
+    if brought.offset > last.offset or str(brought) != last_event_id:
         raise Refused("unknown_id")
     return brought

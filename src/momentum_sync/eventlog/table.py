@@ -20,7 +20,7 @@ from momentum_sync.database.connection import make_pool, using
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError, FencedOff
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.feed import Known
+from momentum_sync.eventlog.feed import FeedState
 
 _SQL = queries.load(__package__)
 _WAIT_S = 10.0
@@ -30,7 +30,7 @@ _LOOK_EVERY_S = 2.0
 _LOOK_AT_POLICIES_EVERY_S = 1.0
 _FAILURES_TO_TELL = 5
 _PAGE_ROWS = 1_000
-_FIRST_SPAN = 20_000  # numbers that a page looks through at first; where it finds nothing, it goes further
+_FIRST_SPAN = 20_000  # offsets that a page looks through at first; where it finds nothing, it goes further
 _SEARCH_S = 2.0
 _NEWEST_ROWS = 20_000
 _NEWEST_BYTES = 16 * 1024 * 1024
@@ -54,7 +54,7 @@ class SlotFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Checkpoint:
     """Where a history stands: the place of the last logged event, and a transaction id above all before it.
 
     `mark` is that of the last event, 0 where the history begins; `incarnation` names the run of PostgreSQL. `newest`
@@ -65,7 +65,7 @@ class Standing:
     """
 
     epoch: str
-    number: int
+    offset: int
     place: tuple[int, int]
     mark: int
     ceiling: int
@@ -116,7 +116,7 @@ class Publishing(msgspec.Struct, frozen=True):
 class _Row(msgspec.Struct, gc=False):
     """An event on its way into the log. A batch goes as one JSON text: psycopg adapts lists an element at a time."""
 
-    number: int
+    offset: int
     lsn: int
     index: int
     xid: int
@@ -155,7 +155,9 @@ class EventLog:
         """A connection for the server's own work."""
         return using(self._pool, _WORK_S)
 
-    async def take_over(self, facts: SlotFacts, *, known: Known | None = None, broke: str | None = None) -> Standing:
+    async def take_over(
+        self, facts: SlotFacts, *, known: FeedState | None = None, broke: str | None = None
+    ) -> Checkpoint:
         """Makes this instance the one that appends, and says where the history stands.
 
         The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
@@ -180,15 +182,15 @@ class EventLog:
                     )
                 broke = broke or await _break(connection, row, facts, known)
                 newest: list[Event] | None = []
-                if broke is None and (known is None or known.epoch != row.epoch or known.number < row.last_number):
+                if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
                     newest = await _newest(connection, row.kept_from - 1, row.last_number)
                     broke = "events are missing from the log" if newest is None else None
                 if broke is None:
                     await connection.execute(_SQL["keep_stream"], {"holder": self._holder})
                     before = None
                     if newest:
-                        (before,) = await _sure(connection, "mark_of", epoch=row.epoch, number=newest[0].number - 1)
-                    return Standing(
+                        (before,) = await _sure(connection, "mark_of", epoch=row.epoch, offset=newest[0].offset - 1)
+                    return Checkpoint(
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
                         incarnation, newest=newest or [], before=before,
                     )  # fmt: skip
@@ -202,13 +204,13 @@ class EventLog:
         ceiling: int,
         incarnation: int,
         broke: str | None,
-    ) -> Standing:
+    ) -> Checkpoint:
         """Begin an epoch. After a TRUNCATE it continues at the same position of the same WAL."""
-        (number,) = await _sure(connection, "last_number")
+        (offset,) = await _sure(connection, "last_number")
         place, last_lsn, unsettled = (0, 0), "0/0", None
         if row is not None and broke == _TRUNCATED:
             place, last_lsn = (lsn.parse(row.last_lsn), row.last_index), row.last_lsn
-            (unsettled,) = await _sure(connection, "recent_xids", number=row.last_number)
+            (unsettled,) = await _sure(connection, "recent_xids", offset=row.last_number)
         epoch = secrets.token_hex(4)
         await connection.execute(
             _SQL["new_stream"],
@@ -217,14 +219,14 @@ class EventLog:
                 "epoch": epoch,
                 "system_identifier": facts.system_identifier,
                 "timeline": facts.timeline,
-                "number": number,
+                "offset": offset,
                 "confirmed_lsn": lsn.text(facts.confirmed_lsn),
                 "last_lsn": last_lsn,
                 "last_index": place[1],
                 "holder": self._holder,
             },
         )
-        return Standing(epoch, number, place, 0, ceiling, incarnation, begins=True, broke=broke, unsettled=unsettled)
+        return Checkpoint(epoch, offset, place, 0, ceiling, incarnation, begins=True, broke=broke, unsettled=unsettled)
 
     async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
         """Makes events durable, and with them that the log is complete up to the place `confirmed`.
@@ -235,7 +237,7 @@ class EventLog:
         parameters = {
             "holder": self._holder,
             "confirmed_lsn": lsn.text(confirmed),
-            "last_number": last.number,
+            "last_number": last.offset,
             "last_lsn": lsn.text(last.commit_lsn),
             "last_index": last.commit_index,
             "last_mark": last.mark,
@@ -258,62 +260,62 @@ class EventLog:
                 raise FencedOff("another instance has taken over the log")
 
     async def append_unstorable(self, event: Event, *, confirmed: int) -> None:
-        """Keeps the place of an event that PostgreSQL cannot store: its number is taken, and the log has no hole."""
+        """Keeps the place of an event that PostgreSQL cannot store: its offset is taken, and the log has no hole."""
         await self.append(
             [msgspec.structs.replace(event, channels=(), keys=(), body=b"{}", rows=None)], confirmed=confirmed
         )
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
-        """The lowest number below `below`, on any of the keys, of an event that the snapshot does not see."""
+        """The lowest offset below `below`, on any of the keys, of an event that the snapshot does not see."""
         asked = {"xmax": snapshot.xmax, "under_way": sorted(snapshot.under_way), "below": below, "keys": list(keys)}
         async with using(self._reads, _READ_S) as connection:
             row = await _sure(connection, "first_unseen", **asked)
         return None if row[0] is None else int(row[0])
 
-    async def mark_of(self, epoch: str, number: int) -> int | None:
-        """The mark of the event with a number in an epoch; None if the log does not know it any longer."""
+    async def mark_of(self, epoch: str, offset: int) -> int | None:
+        """The mark of the event with a offset in an epoch; None if the log does not know it any longer."""
         async with using(self._reads, _READ_S) as connection:
-            row = await _one(connection, "mark_of", epoch=epoch, number=number)
+            row = await _one(connection, "mark_of", epoch=epoch, offset=offset)
         return None if row is None or row[0] is None else int(row[0])
 
     async def after(
-        self, epoch: str, number: int, keys: Sequence[str], *, below: int, most: int
+        self, epoch: str, offset: int, keys: Sequence[str], *, below: int, most: int
     ) -> tuple[list[Event], int] | None:
-        """Events on any of the keys, in order, numbered above `number` and below `below`, as far as `most` bytes go.
+        """Events on any of the keys, in order, numbered above `offset` and below `below`, as far as `most` bytes go.
 
-        With them comes the number up to which that is all. None if the log no longer holds what follows `number`.
+        With them comes the offset up to which that is all. None if the log no longer holds what follows `offset`.
         """
         async with self._reading() as connection:
-            if not await _reaches(connection, epoch, number):
+            if not await _reaches(connection, epoch, offset):
                 return None
-            # A page looks through so many numbers, not through all that follow: it is quick however PostgreSQL finds
+            # A page looks through so many offsets, not through all that follow: it is quick however PostgreSQL finds
             # one client's events among millions of others'. Where they are rare, it looks through more and more.
             clock = asyncio.get_running_loop().time
             span, ends = _FIRST_SPAN, clock() + _SEARCH_S
             while True:
-                stop = min(number + 1 + span, below)
-                asked = {"number": number, "below": stop, "keys": list(keys), "most": most, "limit": _PAGE_ROWS}
+                stop = min(offset + 1 + span, below)
+                asked = {"offset": offset, "below": stop, "keys": list(keys), "most": most, "limit": _PAGE_ROWS}
                 cursor = await connection.execute(_SQL["after"], asked)
                 events = [_event(row) for row in await cursor.fetchall()]
                 if events or stop == below or clock() > ends:
                     break
-                number, span = stop - 1, span * 4
+                offset, span = stop - 1, span * 4
         whole = len(events) < _PAGE_ROWS and sum(len(event.body) for event in events) <= most
-        return events, stop - 1 if whole else events[-1].number
+        return events, stop - 1 if whole else events[-1].offset
 
     async def count_after(
-        self, epoch: str, number: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int
+        self, epoch: str, offset: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int
     ) -> int | None:
         """How many events `after` would bring on all its pages, those that the snapshot sees left out.
 
         No more than 100,000 are counted.
         """
         async with self._reading() as connection:
-            if not await _reaches(connection, epoch, number):
+            if not await _reaches(connection, epoch, offset):
                 return None
             text = None if snapshot is None else str(snapshot)
             asked = {
-                "number": number, "below": below, "keys": list(keys), "snapshot": text, "most": _MOST_COUNTED,
+                "offset": offset, "below": below, "keys": list(keys), "snapshot": text, "most": _MOST_COUNTED,
             }  # fmt: skip
             row = await _sure(connection, "count_after", **asked)
             return int(row[0])
@@ -326,7 +328,7 @@ class EventLog:
             async with connection.transaction():
                 yield connection
 
-    async def until_settled(self, standing: Standing) -> None:
+    async def until_settled(self, standing: Checkpoint) -> None:
         """Wait until snapshots see every transaction of the previous epoch."""
         while True:
             async with self._work() as connection:
@@ -404,23 +406,23 @@ async def _sure(connection: AsyncConnection[TupleRow], name: str, **parameters: 
     return row
 
 
-async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, number: int) -> bool:
-    row = await _one(connection, "reaches", epoch=epoch, number=number)
+async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, offset: int) -> bool:
+    row = await _one(connection, "reaches", epoch=epoch, offset=offset)
     return row is not None and bool(row[0])
 
 
-async def _newest(connection: AsyncConnection[TupleRow], number: int, last: int) -> list[Event] | None:
+async def _newest(connection: AsyncConnection[TupleRow], offset: int, last: int) -> list[Event] | None:
     """The last events up to `last`, within bounds of rows and bytes; None if there is a hole among them."""
-    number = max(number, last - _NEWEST_ROWS)
-    cursor = await connection.execute(_SQL["newest"], {"number": number, "last": last, "most": _NEWEST_BYTES})
+    offset = max(offset, last - _NEWEST_ROWS)
+    cursor = await connection.execute(_SQL["newest"], {"offset": offset, "last": last, "most": _NEWEST_BYTES})
     events = [_event(row) for row in await cursor.fetchall()]
     expected = range(last - len(events) + 1, last + 1)
-    return events if [event.number for event in events] == list(expected) else None
+    return events if [event.offset for event in events] == list(expected) else None
 
 
 def _row(event: Event) -> _Row:
     return _Row(
-        event.number,
+        event.offset,
         event.commit_lsn,
         event.commit_index,
         event.xid,
@@ -433,9 +435,9 @@ def _row(event: Event) -> _Row:
 
 
 def _event(row: TupleRow) -> Event:
-    number, commit_lsn, commit_index, xid, committed_at, channels, body, rows = row[:8]
+    offset, commit_lsn, commit_index, xid, committed_at, channels, body, rows = row[:8]
     return Event.build(
-        number=number,
+        offset=offset,
         place=(lsn.parse(commit_lsn), commit_index),
         xid=xid,
         committed_at=committed_at,
@@ -447,7 +449,7 @@ def _event(row: TupleRow) -> Event:
 
 
 async def _break(
-    connection: AsyncConnection[TupleRow], row: _Stream, facts: SlotFacts, known: Known | None
+    connection: AsyncConnection[TupleRow], row: _Stream, facts: SlotFacts, known: FeedState | None
 ) -> str | None:
     """Why the history that the log holds does not go on with this slot; None if it does."""
     if row.system_identifier != facts.system_identifier:
@@ -463,7 +465,7 @@ async def _break(
     if row.truncated:
         return _TRUNCATED
     if known is not None and known.epoch == row.epoch and known.logged + 1 >= row.kept_from:
-        logged = await _one(connection, "mark_of", epoch=row.epoch, number=known.logged)
+        logged = await _one(connection, "mark_of", epoch=row.epoch, offset=known.logged)
         if logged is None or logged[0] != known.logged_mark:
             return "the log does not hold what it held: it was restored from a copy"
     return None

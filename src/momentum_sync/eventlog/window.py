@@ -1,6 +1,6 @@
 """The hot window: the newest events in memory, bounded by bytes.
 
-It answers what follows a number, and which is the first event that a snapshot has not seen. Every event knows the
+It answers what follows a offset, and which is the first event that a snapshot has not seen. Every event knows the
 highest transaction id up to and including it, so the search for the latter, from the newest backwards, ends where all
 that is older was visible to the snapshot anyway.
 """
@@ -18,7 +18,7 @@ from momentum_sync.eventlog.event import Event
 
 
 class Window:
-    """Events in order of their numbers. `limit` is in bytes; events that the log does not have yet stay beyond it."""
+    """Events in order of their offsets. `limit` is in bytes; events that the log does not have yet stay beyond it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -41,18 +41,18 @@ class Window:
 
     @property
     def first(self) -> int:
-        """The number of the oldest event that the window would hold; all before it are in the log only."""
+        """The offset of the oldest event that the window would hold; all before it are in the log only."""
         return self._first
 
     @property
     def last(self) -> int:
-        """The number of the newest event, held or not."""
-        return self._events[-1][0].number if self._events else self._first - 1
+        """The offset of the newest event, held or not."""
+        return self._events[-1][0].offset if self._events else self._first - 1
 
     def restart(self, *, first: int, ceiling: int, before: int | None = None) -> None:
         """Empties it.
 
-        `first` is the number that comes next, `ceiling` no less than any transaction id before it, `before` the mark
+        `first` is the offset that comes next, `ceiling` no less than any transaction id before it, `before` the mark
         of the event before `first`, where it is known.
         """
         self._before = before
@@ -77,56 +77,56 @@ class Window:
         if self._size > self._limit:
             self._evict()
 
-    def durable(self, number: int) -> None:
-        """The log holds everything up to `number`."""
-        self._durable = max(self._durable, number)
+    def durable(self, offset: int) -> None:
+        """The log holds everything up to `offset`."""
+        self._durable = max(self._durable, offset)
         self._evict()
 
-    def at(self, number: int) -> Event | None:
-        """The event with this number; None if it is not held."""
-        index = number - self._first
+    def at(self, offset: int) -> Event | None:
+        """The event with this offset; None if it is not held."""
+        index = offset - self._first
         return self._events[index][0] if 0 <= index < len(self._events) else None
 
-    def mark(self, number: int) -> int | None:
+    def mark(self, offset: int) -> int | None:
         """The mark of an event, which may be the one before the first held; None if it is not known."""
-        event = self.at(number)
+        event = self.at(offset)
         if event is not None:
             return event.mark
-        return self._before if number == self._first - 1 else None
+        return self._before if offset == self._first - 1 else None
 
-    def holds_after(self, number: int) -> bool:
-        """Whether every event after `number` is here."""
-        return number + 1 >= self._first
+    def holds_after(self, offset: int) -> bool:
+        """Whether every event after `offset` is here."""
+        return offset + 1 >= self._first
 
-    def after(self, number: int, keys: Sequence[str], *, most: int) -> tuple[list[Event], int]:
-        """The held events on any of the keys after `number`, in order, each once, as far as `most` bytes go.
+    def after(self, offset: int, keys: Sequence[str], *, most: int) -> tuple[list[Event], int]:
+        """The held events on any of the keys after `offset`, in order, each once, as far as `most` bytes go.
 
-        With them comes the number up to which that is all.
+        With them comes the offset up to which that is all.
         """
         found: list[Event] = []
         size = 0
-        for event in self._following(number, keys):
+        for event in self._following(offset, keys):
             if size > most:
-                return found, found[-1].number
+                return found, found[-1].offset
             found.append(event)
             size += len(event.body)
         return found, self.last
 
-    def count_after(self, number: int, keys: Sequence[str], snapshot: Snapshot | None) -> int:
-        """How many events there are after `number` on any of the keys, those that the snapshot sees left out."""
-        return sum(snapshot is None or not snapshot.sees(event.xid) for event in self._following(number, keys))
+    def count_after(self, offset: int, keys: Sequence[str], snapshot: Snapshot | None) -> int:
+        """How many events there are after `offset` on any of the keys, those that the snapshot sees left out."""
+        return sum(snapshot is None or not snapshot.sees(event.xid) for event in self._following(offset, keys))
 
-    def _following(self, number: int, keys: Sequence[str]) -> Iterator[Event]:
-        last = number
-        lists = [self._held_after(number, key) for key in keys if key in self._by_key]
+    def _following(self, offset: int, keys: Sequence[str]) -> Iterator[Event]:
+        last = offset
+        lists = [self._held_after(offset, key) for key in keys if key in self._by_key]
         for event in lists[0] if len(lists) == 1 else merge(*lists, key=_number):
-            if event.number > last:
-                last = event.number
+            if event.offset > last:
+                last = event.offset
                 yield event
 
-    def _held_after(self, number: int, key: str) -> Iterator[Event]:
+    def _held_after(self, offset: int, key: str) -> Iterator[Event]:
         held = self._by_key[key]
-        start = bisect_right(held, number, key=lambda entry: entry[0].number)
+        start = bisect_right(held, offset, key=lambda entry: entry[0].offset)
         return (event for event, _ in islice(held, start, None))
 
     def reaches(self, snapshot: Snapshot) -> bool:
@@ -134,23 +134,23 @@ class Window:
         return self._evicted_ceiling < snapshot.xmin
 
     def first_unseen(self, snapshot: Snapshot, keys: Iterable[str]) -> int | None:
-        """The number of the oldest held event on any of the keys that the snapshot does not see."""
+        """The offset of the oldest held event on any of the keys that the snapshot does not see."""
         found: int | None = None
         for key in keys:
             for event, ceiling in reversed(self._by_key.get(key, ())):
                 if ceiling < snapshot.xmin:
                     break
-                if not snapshot.sees(event.xid) and (found is None or event.number < found):
-                    found = event.number
+                if not snapshot.sees(event.xid) and (found is None or event.offset < found):
+                    found = event.offset
         return found
 
     def _evict(self) -> None:
-        while self._size > self._limit and self._events and self._events[0][0].number <= self._durable:
+        while self._size > self._limit and self._events and self._events[0][0].offset <= self._durable:
             event, ceiling = self._events.popleft()
             self._size -= event.size
             self._evicted_ceiling = ceiling
             self._before = event.mark
-            self._first = event.number + 1
+            self._first = event.offset + 1
             for key in event.keys:
                 held = self._by_key[key]
                 held.popleft()
@@ -159,4 +159,4 @@ class Window:
 
 
 def _number(event: Event) -> int:
-    return event.number
+    return event.offset

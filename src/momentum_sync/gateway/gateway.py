@@ -11,13 +11,13 @@ from websockets.datastructures import Headers
 
 from momentum_sync import observe
 from momentum_sync.errors import Forbidden, TooMany, Unavailable
-from momentum_sync.eventlog.event import EventId
+from momentum_sync.eventlog.event import Position
 from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
-from momentum_sync.gateway.backlog import Backlog
-from momentum_sync.gateway.handshake import Hello
-from momentum_sync.gateway.rates import Rate
-from momentum_sync.gateway.router import Router
+from momentum_sync.gateway.handshake import ConnectRequest
+from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.rate_limits import RateLimit
+from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity
@@ -44,12 +44,12 @@ class Gateway:
 
     desk: Desk
     history: History
-    router: Router
-    backlog: Backlog
+    hub: Hub
+    send_budget: SendBudget
     authenticator: Authenticator
     live: Callable[[], bool]
     lag: Callable[[], float]
-    reached: Callable[[], EventId]
+    reached: Callable[[], Position]
     heartbeat: float
     send_buffer: int
     allowed_origins: tuple[str, ...]
@@ -57,11 +57,11 @@ class Gateway:
     token_in_query: bool
     metrics_open: bool
     draining: bool = False
-    connects: Rate = field(default_factory=lambda: Rate(**_CONNECTS))
-    requests: Rate = field(default_factory=lambda: Rate(**_REQUESTS))
-    frames: Rate = field(default_factory=lambda: Rate(**_FRAMES))
+    connects: RateLimit = field(default_factory=lambda: RateLimit(**_CONNECTS))
+    requests: RateLimit = field(default_factory=lambda: RateLimit(**_REQUESTS))
+    frames: RateLimit = field(default_factory=lambda: RateLimit(**_FRAMES))
 
-    async def admit(self, path: str, headers: Headers) -> tuple[Hello, Identity]:
+    async def admit(self, path: str, headers: Headers) -> tuple[ConnectRequest, Identity]:
         """Settle who asks for a socket, before the upgrade, and for what. Raises RequestError."""
         query = handshake.address(path)
         origin, authorization, apikey, host = [
@@ -88,7 +88,7 @@ class Gateway:
             raise Unavailable("The event stream is not running; try again in a moment.")
         return hello, identity
 
-    def count(self, rate: Rate, identity: Identity) -> None:
+    def count(self, rate: RateLimit, identity: Identity) -> None:
         """Counts one more for a user; service_role is none. Raises TooMany if that is too many."""
         if identity.subject is not None and not rate.allows(identity.subject, time.monotonic()):
             raise TooMany("too_many_requests", "Too many requests; try again in a moment.")

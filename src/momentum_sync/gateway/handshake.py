@@ -24,7 +24,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
+class ConnectRequest:
     """Whose connection it shall be, of which device, if it says so, and with what beyond the user's own channels."""
 
     user_id: UUID | None
@@ -44,7 +44,7 @@ def address(target: str) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
 
 
-def hello(query: Mapping[str, str], subject: UUID | None) -> Hello:
+def hello(query: Mapping[str, str], subject: UUID | None) -> ConnectRequest:
     """What the query says, with the token's subject for a user that it leaves out. BadRequest if it cannot be read."""
     user_id = subject
     if "user_id" in query:
@@ -59,7 +59,7 @@ def hello(query: Mapping[str, str], subject: UUID | None) -> Hello:
         raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
     if not all(_PRINTABLE.fullmatch(text) for text in texts):
         raise BadRequest("invalid_text", "`client_id` and `channels` must not contain control characters.")
-    return Hello(user_id, client_id, channels, query.get("last_event_id"))
+    return ConnectRequest(user_id, client_id, channels, query.get("last_event_id"))
 
 
 def token_of_subprotocols(headers: Iterable[str]) -> str | None:

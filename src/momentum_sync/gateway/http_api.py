@@ -273,8 +273,8 @@ def _add_health(
         )  # fmt: skip
         body = Health(
             status=verdict.status,
-            connected_clients=len(gateway.router),
-            active_subscriptions=gateway.router.subscriptions,
+            connected_clients=len(gateway.hub),
+            active_subscriptions=gateway.hub.subscriptions,
             timestamp=timestamp(time.time()),
             uptime=round(time.monotonic() - started_at, 3),
             memory_usage=health.memory_usage(),

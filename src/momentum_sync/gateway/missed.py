@@ -39,7 +39,7 @@ async def missed(
         history.reached,
         history.position,
     )  # what comes after the rights were asked for may be for others
-    end = reached.number
+    end = reached.offset
     greeting = await desk.resume(identity, identity.subject, channels, last_event_id, counted=False)
     session = Session(identity, identity.subject, "", heartbeat=0.0, now=0.0, at=0.0)
     session.greet(greeting, 0.0, 0.0)
@@ -48,12 +48,12 @@ async def missed(
     size = 0
     while session.place < end:
         events, upto = await history.after(session.epoch, session.place, keys, most=_PAGE)
-        events, upto = [event for event in events if event.number <= end], min(upto, end)
+        events, upto = [event for event in events if event.offset <= end], min(upto, end)
         asked = [event for event in events if session.asks(event)]
         seen = (await desk.sight(session, asked))[0] if asked else set()
-        withheld = {event.number for event in asked} - seen
+        withheld = {event.offset for event in asked} - seen
         for event in events:
-            if event.number in withheld:
+            if event.offset in withheld:
                 continue
             if len(found) == limit or size > _PAGE:
                 return Missed(found, session.last_id, complete=False, refused=greeting.refused)

@@ -14,12 +14,12 @@ from uuid import UUID
 import msgspec
 
 from momentum_sync.errors import RequestError
-from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, EventId, Seen, route
+from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event, Position, SnapshotBoundary, route
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import Delivery
+from momentum_sync.wire.messages import DeliveryIds
 
 _BURST = 100.0
 _FRAMES_A_SECOND = 20.0
@@ -76,7 +76,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Greeting:
+class Opening:
     """What a connection begins with: the channels it got, and the place after which everything is to come.
 
     With a `state`, the place is the snapshot's, and `reason` says why there was no resume where one was asked for.
@@ -85,7 +85,7 @@ class Greeting:
 
     granted: Granted
     refused: list[str]
-    place: EventId
+    place: Position
     state: State | None
     replayed: int = 0
     reason: str | None = None
@@ -97,7 +97,7 @@ class Session:
     `now` is since 1970 and stands in messages; `at` is on a clock that only goes forward, and decides what is due.
 
     `last_id` is the id of the last event that was sent. While the connection does not follow the feed, `place` is the
-    number up to which it has been given everything. `asked` are those of its channels on which the database is asked
+    offset up to which it has been given everything. `asked` are those of its channels on which the database is asked
     about each event before it is delivered.
     """
 
@@ -118,7 +118,7 @@ class Session:
         self.closing: Close | None = None
         self.live = False
         self.last_id = ""
-        self.seen: Seen | None = None
+        self.seen: SnapshotBoundary | None = None
         self.place = 0
         self.channels: dict[str, str] = {}
         self.asked: set[str] = set()
@@ -199,13 +199,13 @@ class Session:
 
     # From the database
 
-    def greet(self, greeting: Greeting, now: float, at: float) -> None:
+    def greet(self, greeting: Opening, now: float, at: float) -> None:
         """The subscription is live: confirms it and hands over the snapshot; events follow."""
         self._hold(greeting.granted)
         self.live = True
         self._last_heard = at  # it waited for us, and could say nothing
         self.seen = greeting.place.seen
-        self.place = greeting.place.number
+        self.place = greeting.place.offset
         self.epoch = greeting.place.epoch
         self.last_id = str(greeting.place)
         fields = self._subscription(resumed=greeting.state is None, replayed=greeting.replayed)
@@ -313,14 +313,14 @@ class Session:
         if delivery is not None:
             self._out.append(build(event, delivery, now))
 
-    def deliver(self, event: Event) -> Delivery | None:
+    def deliver(self, event: Event) -> DeliveryIds | None:
         """How the event goes to the client, which has it from now on; None if it is not for it, or in its snapshot."""
         if self.seen is not None and self.seen.snapshot.sees(event.xid):
             return None
         channel = self.channel_of(event)
         if channel is None:
             return None
-        delivery = Delivery(str(EventId(self.epoch, event.number, event.mark, self.seen)), self.last_id, channel)
+        delivery = DeliveryIds(str(Position(self.epoch, event.offset, event.mark, self.seen)), self.last_id, channel)
         self.delivered(event, delivery.event_id)
         return delivery
 
@@ -357,7 +357,7 @@ class Session:
 
     # From the clock
 
-    def tick(self, now: float, at: float, lag_ms: int, reached: EventId | None) -> float:
+    def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Does what is due; returns when, on the clock of `at`, to look again, which is when to ping again, too.
 
         `reached` is the position of the feed while the connection follows it: the client has all there was for it.
@@ -380,7 +380,7 @@ class Session:
             self._next_heartbeat, at + self._ping_every, self._ends_at, float("inf") if self._warned else warn_at
         )  # fmt: skip
 
-    def _position(self, reached: EventId | None) -> str:
+    def _position(self, reached: Position | None) -> str:
         """Return the position to resume from, so that a client without events does not expire."""
         if reached is None or reached.epoch != self.epoch:
             return self.last_id
@@ -395,7 +395,7 @@ class Session:
         return min(self._heartbeat, _LONGEST_PING_S)
 
 
-def build(event: Event, delivery: Delivery, now: float) -> bytes:
+def build(event: Event, delivery: DeliveryIds, now: float) -> bytes:
     """The message that carries an event."""
     if delivery.channel == CACHE_INVALIDATION:
         return messages.cache_invalidation(event.cache_keys, delivery, now)

@@ -15,14 +15,14 @@ from momentum_sync.database.pool import CallerPool, Lane, Params, Query
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, NotFound, Unavailable
 from momentum_sync.eventlog import resume
-from momentum_sync.eventlog.event import Event, EventId, Seen, route
+from momentum_sync.eventlog.event import Event, Position, SnapshotBoundary, route
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
-from momentum_sync.gateway.session import Greeting, Session, State
+from momentum_sync.gateway.session import Opening, Session, State
+from momentum_sync.identity.authorizer import Authorizer, may_act_for, until_visible
 from momentum_sync.identity.channels import Granted, is_shared, own_channels
-from momentum_sync.identity.rights import Rights, may_act_for, until_visible
-from momentum_sync.identity.sight import Sight
+from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
@@ -34,16 +34,16 @@ _MOST_INTERVENTIONS = 1_000
 class Desk:
     """The verbs of the gateway's work with the database. All raise RequestError for what cannot be done."""
 
-    def __init__(self, pool: CallerPool, rights: Rights, feed: Feed, history: History) -> None:
+    def __init__(self, pool: CallerPool, rights: Authorizer, feed: Feed, history: History) -> None:
         self._pool = pool
         self._feed = feed
         self._history = history
         self._rights = rights
-        self._sight = Sight(pool)
+        self._sight = EventFilter(pool)
 
     async def greet(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], *, last_event_id: str | None
-    ) -> Greeting:
+    ) -> Opening:
         """A resume from the last event id, or else a snapshot. Forbidden if it is not for this user."""
         reason = None
         if last_event_id is not None:
@@ -55,7 +55,7 @@ class Desk:
 
     async def resume(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], last_event_id: str, *, counted: bool
-    ) -> Greeting:
+    ) -> Opening:
         """The place that the client brought, with the channels it may have now and, `counted`, how many events follow.
 
         Raises Refused when not all that follows can be had; uncounted, reading on from the place may.
@@ -65,24 +65,24 @@ class Desk:
         asked = _asked(user_id, channels)
         granted = await self._rights.granted(identity, user_id, asked, lane=Lane.CONNECT)
         replayed = await self._history.count(place, keys_of(granted.channels, user_id)) if counted else 0
-        return Greeting(granted, _refused(asked, granted), place, None, replayed)
+        return Opening(granted, _refused(asked, granted), place, None, replayed)
 
     async def _snapshot(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], reason: str | None
-    ) -> Greeting:
+    ) -> Opening:
         epoch, incarnation = self._feed.epoch, self._feed.incarnation
         asked = _asked(user_id, channels)
         query = _SQL["seen" if user_id is None else "snapshot"]
         granted, (snapshot, upto, *texts) = await self._rights.granted_with(identity, user_id, asked, query)
-        seen = Seen(Snapshot.parse(snapshot), lsn.parse(upto), incarnation)
+        seen = SnapshotBoundary(Snapshot.parse(snapshot), lsn.parse(upto), incarnation)
         state = State(*[msgspec.Raw(text.encode()) for text in texts or _NOBODYS])
-        number = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
-        place = EventId(epoch, number, await self._mark(epoch, number), seen)
-        return Greeting(granted, _refused(asked, granted), place, state, reason=reason)
+        offset = await self._history.before_unseen(epoch, seen.snapshot, keys_of(granted.channels, user_id))
+        place = Position(epoch, offset, await self._mark(epoch, offset), seen)
+        return Opening(granted, _refused(asked, granted), place, state, reason=reason)
 
-    async def _mark(self, epoch: str, number: int) -> int:
+    async def _mark(self, epoch: str, offset: int) -> int:
         try:
-            return await self._history.mark(epoch, number)
+            return await self._history.mark(epoch, offset)
         except Refused as refused:  # the history ended meanwhile, or retention has come this far
             raise Unavailable("The event log moved past the snapshot; try again in a moment.") from refused
 
@@ -91,23 +91,23 @@ class Desk:
         return await self._rights.granted(identity, user_id, channels)
 
     async def sight(self, session: Session, events: Sequence[Event]) -> tuple[set[int], list[str]]:
-        """The numbers of those events that the session's caller may see, each on a channel that the session asks about.
+        """The offsets of those events that the session's caller may see, each on a channel that the session asks about.
 
         With them come the channels of one user that the caller cannot have any longer, where nothing of them was seen.
         """
-        channels = {event.number: channel for event in events if (channel := session.channel_of(event)) is not None}
+        channels = {event.offset: channel for event in events if (channel := session.channel_of(event)) is not None}
         seen = await self._sight.of(session.identity, [event for event in events if event.table is not None])
         doubtful = {
             channel
             for event in events
-            if event.number not in seen and (channel := channels.get(event.number)) is not None
+            if event.offset not in seen and (channel := channels.get(event.offset)) is not None
             and (event.table is None or not is_shared(channel))
         }  # fmt: skip
         if not doubtful:
             return seen, []
         granted = await self._rights.granted(session.identity, None, sorted(doubtful))
         free = {
-            event.number for event in events if event.table is None and channels.get(event.number) in granted.channels
+            event.offset for event in events if event.table is None and channels.get(event.offset) in granted.channels
         }
         lost = [channel for channel in sorted(doubtful) if channel not in granted.channels]
         return seen | free, lost

@@ -28,10 +28,10 @@ from websockets.typing import Subprotocol
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
+from momentum_sync.gateway.delivery import Delivery, close_for
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import SUBPROTOCOL, Hello
+from momentum_sync.gateway.handshake import SUBPROTOCOL, ConnectRequest
 from momentum_sync.gateway.listener import MAX_HEAD
-from momentum_sync.gateway.outflow import Outflow, close_for
 from momentum_sync.gateway.session import CheckToken, Session, Work
 from momentum_sync.gateway.work import perform
 from momentum_sync.identity.tokens import Identity
@@ -76,7 +76,7 @@ class WebSocketProtocol(asyncio.Protocol):
             max_size=MAX_FRAME, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
         self._transport: asyncio.Transport
-        self._out: Outflow
+        self._out: Delivery
         self.behind = True
         self._greeted = False
         self._closed_with: int | None = None
@@ -98,8 +98,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._open.add(self)
         gateway = self.gateway
-        self._out = Outflow(
-            self, self._transport, gateway.history, gateway.desk, gateway.router, gateway.backlog, gateway.send_buffer
+        self._out = Delivery(
+            self, self._transport, gateway.history, gateway.desk, gateway.hub, gateway.send_budget, gateway.send_buffer
         )  # fmt: skip
         self.write = self._out.write
 
@@ -113,7 +113,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         if self._greeted:
-            self.gateway.router.leave(self)
+            self.gateway.hub.leave(self)
             observe.disconnected(self._closed_with)
 
     def data_received(self, data: bytes) -> None:
@@ -210,7 +210,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.write(Response(status, HTTPStatus(status).phrase, headers, body).serialize())
             self._transport.close()
 
-    async def _greet(self, hello: Hello, identity: Identity) -> None:
+    async def _greet(self, hello: ConnectRequest, identity: Identity) -> None:
         client_id = hello.client_id or str(uuid.uuid4())
         self.session = Session(
             identity, hello.user_id, client_id, heartbeat=self.gateway.heartbeat, now=time.time(), at=time.monotonic()
@@ -218,7 +218,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._gone:
             return
         self._greeted = True
-        if not self.gateway.router.admit(self):
+        if not self.gateway.hub.admit(self):
             self.finish(Close.TOO_MANY_CONNECTIONS)
             return
         try:
@@ -284,7 +284,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self.session.receive_binary(now)
                 continue
             work = self.session.receive(text, now)
-            self.gateway.router.follow(self)
+            self.gateway.hub.follow(self)
             if work is not None:
                 self._working = True
                 self._transport.pause_reading()
@@ -305,7 +305,7 @@ class WebSocketProtocol(asyncio.Protocol):
         session.heard(time.monotonic())  # it was not read from, so it could say nothing
         if self._over():
             return
-        self.gateway.router.follow(self)
+        self.gateway.hub.follow(self)
         if isinstance(work, CheckToken):
             self._tick()
         self._work_through()
@@ -359,7 +359,7 @@ class WebSocketProtocol(asyncio.Protocol):
         now, at = time.time(), time.monotonic()
         if self.session.silent(at) and not self._working:
             self._out.end()
-            self.gateway.router.leave(self)
+            self.gateway.hub.leave(self)
             self._transport.abort()
             return
         reached = None if self.behind else self.gateway.reached()
@@ -379,7 +379,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._out.end()
         if self._greeted:
             self.session.close(why)
-            self.gateway.router.leave(self)
+            self.gateway.hub.leave(self)
         if self._ws.state is not State.OPEN:
             self._transport.close()
             return
@@ -393,7 +393,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """The closing handshake is done, or the client broke the protocol: `websockets` has said why."""
         self._out.end()
         if self._greeted:
-            self.gateway.router.leave(self)
+            self.gateway.hub.leave(self)
         self._transport.close()
         if self._aborter is None:
             self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)

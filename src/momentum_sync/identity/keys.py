@@ -13,7 +13,7 @@ import msgspec
 
 from momentum_sync import observe
 from momentum_sync.errors import Unauthenticated, Unavailable
-from momentum_sync.identity.tokens import Identity, Rules, UnknownKey, api_key, bearer, verify
+from momentum_sync.identity.tokens import Identity, TokenRules, UnknownKey, api_key, bearer, verify
 
 _FRESH_S = 600.0
 _AGAIN_AFTER_S = 10.0
@@ -24,7 +24,7 @@ _MAX_KEY_SET = 256 * 1024
 class Authenticator:
     """Turns what a request carries into an identity. Without an issuer no key set is ever asked for."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: TokenRules) -> None:
         self._rules = rules
         self._url = f"{rules.issuer}/.well-known/jwks.json" if rules.issuer else None
         self._keys: Mapping[str, jwt.PyJWK] = {}

@@ -48,7 +48,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class TokenRules:
     """What a good token looks like here."""
 
     secret: str | None = field(default=None, repr=False)
@@ -63,7 +63,7 @@ def service_role() -> Identity:
     return Identity("service_role", None, '{"role":"service_role"}', None)
 
 
-def api_key(key: str, rules: Rules) -> Identity | None:
+def api_key(key: str, rules: TokenRules) -> Identity | None:
     """The identity that an API key alone gives: `service_role`, or None for the anon key. Raises Unauthenticated."""
     if not key:
         raise Unauthenticated("The `apikey` header is empty; send a key or omit the header.", "invalid_api_key")
@@ -74,7 +74,7 @@ def api_key(key: str, rules: Rules) -> Identity | None:
     raise Unauthenticated("The API key is not one of this project's.", "invalid_api_key")
 
 
-def verify(token: str, rules: Rules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
+def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
     """The identity that a token proves at `now`, seconds since 1970. Raises Unauthenticated, or UnknownKey."""
     if len(token) > _MAX_TOKEN:
         raise Unauthenticated("The token is longer than any that is issued.", "invalid_token")
@@ -111,7 +111,7 @@ def _header(token: str) -> dict[str, Any]:
     return msgspec.json.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=dict[str, Any])
 
 
-def _key(header: Mapping[str, Any], rules: Rules, keys: Mapping[str, jwt.PyJWK]) -> tuple[str | jwt.PyJWK, str]:
+def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.PyJWK]) -> tuple[str | jwt.PyJWK, str]:
     algorithm = header.get("alg")
     if algorithm == "HS256":
         if rules.secret is None:
@@ -138,7 +138,7 @@ def _check_times(claims: Mapping[str, Any], now: float) -> None:
         raise Unauthenticated("The token is not valid yet.", "invalid_token")
 
 
-def _check_origin(claims: Mapping[str, Any], rules: Rules, *, symmetric: bool) -> None:
+def _check_origin(claims: Mapping[str, Any], rules: TokenRules, *, symmetric: bool) -> None:
     audience = claims.get("aud")
     if audience is not None and rules.audience not in (audience if isinstance(audience, list) else [audience]):
         raise Unauthenticated("The token is meant for somebody else.", "invalid_token")

@@ -20,11 +20,11 @@ from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.callbacks import through
 from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, is_open, subject
-from momentum_sync.sdk.following import Answer, Event, Invalidated, Resync, State, pause, verdict
-from momentum_sync.sdk.known import Known
+from momentum_sync.sdk.protocol import Answer, Event, Invalidated, Resync, State, pause, verdict
+from momentum_sync.sdk.replica import Replica
+from momentum_sync.sdk.reporter import LOG, Reporter
 from momentum_sync.sdk.store import Store
 from momentum_sync.sdk.stream import Events
-from momentum_sync.sdk.teller import LOG, Teller
 from momentum_sync.tasks import end
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
@@ -66,10 +66,10 @@ class Client:
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
         self._client_id = client_id or str(uuid.uuid4())
         self._wanted = list(dict.fromkeys(channels))
-        self._teller = Teller(on_error)
+        self._teller = Reporter(on_error)
         self._patience = patience
         self._clock = clock
-        self._known = Known(store, self._user_id, clock, self._teller.report)
+        self._known = Replica(store, self._user_id, clock, self._teller.report)
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()

@@ -25,7 +25,7 @@ from momentum_sync.errors import (
     TokenUnavailable,
 )
 from momentum_sync.sdk.callbacks import done_by, in_thread
-from momentum_sync.sdk.following import verdict
+from momentum_sync.sdk.protocol import verdict
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
 

@@ -17,7 +17,7 @@ import msgspec
 
 from momentum_sync.errors import StoreFailed
 from momentum_sync.sdk.callbacks import in_thread
-from momentum_sync.sdk.following import Event, Invalidated, Output, Resync
+from momentum_sync.sdk.protocol import Event, Invalidated, Output, Resync
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire.from_server import Momentum
 

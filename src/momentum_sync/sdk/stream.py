@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Self
 
 from momentum_sync.errors import Ended, Offline
-from momentum_sync.sdk.following import Event, Output, Resync
+from momentum_sync.sdk.protocol import Event, Output, Resync
 
 _MOST_WAITING = 10_000
 

@@ -136,7 +136,7 @@ def error(code: str, sentence: str, now: float, ref: object = None, **more: obje
     return encode("error", now, {"code": code, "error": sentence, **more}, ref)
 
 
-class Delivery(NamedTuple):
+class DeliveryIds(NamedTuple):
     """How one connection gets an event: under which id, after which, on which channel."""
 
     event_id: str
@@ -144,7 +144,7 @@ class Delivery(NamedTuple):
     channel: str
 
 
-def event_object(body: bytes, delivery: Delivery) -> bytes:
+def event_object(body: bytes, delivery: DeliveryIds) -> bytes:
     """An event's own JSON object with its delivery in it. The ids are ours and need no escaping."""
     event_id, previous_id, channel = delivery
     return b"".join((
@@ -153,7 +153,7 @@ def event_object(body: bytes, delivery: Delivery) -> bytes:
     ))  # fmt: skip
 
 
-def realtime_event(body: bytes, delivery: Delivery, now: float) -> bytes:
+def realtime_event(body: bytes, delivery: DeliveryIds, now: float) -> bytes:
     """A `realtime_event` around an event's own JSON object."""
     at = _millisecond(int(now * 1000))
     return b"".join((
@@ -161,7 +161,7 @@ def realtime_event(body: bytes, delivery: Delivery, now: float) -> bytes:
     ))  # fmt: skip
 
 
-def cache_invalidation(cache_keys: tuple[str, ...], delivery: Delivery, now: float) -> bytes:
+def cache_invalidation(cache_keys: tuple[str, ...], delivery: DeliveryIds, now: float) -> bytes:
     """A `cache_invalidation`."""
     fields: dict[str, object] = {
         "cache_keys": cache_keys,

@@ -8,7 +8,7 @@ import pytest
 
 from momentum_sync import Ended, Event, Offline
 from momentum_sync.sdk import stream
-from momentum_sync.sdk.following import Invalidated, Output
+from momentum_sync.sdk.protocol import Invalidated, Output
 from momentum_sync.sdk.stream import Stream
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from momentum_sync import errors
-from momentum_sync.sdk.following import Answer, Event, Following, Invalidated, Output, Resync, pause, verdict
+from momentum_sync.sdk.protocol import Answer, Event, Invalidated, Output, Protocol, Resync, pause, verdict
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
@@ -63,7 +63,7 @@ def described(output: Output) -> dict[str, Any]:
             return {"kind": "answer"}
 
 
-def step(following: Following, step: dict[str, Any]) -> None:
+def step(following: Protocol, step: dict[str, Any]) -> None:
     match step:
         case {"connect": expected}:
             assert following.connecting() == expected
@@ -93,7 +93,7 @@ def step(following: Following, step: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("following"))
 def test_following(case: dict[str, Any]) -> None:
-    following = Following(None)
+    following = Protocol(None)
     if case["saved"] is not None:
         following.restore(case["saved"]["user_id"], case["saved"]["last_event_id"], case["saved"]["since"])
     for each in case["steps"]:

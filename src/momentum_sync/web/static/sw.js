@@ -16,16 +16,16 @@ const FILES = [
   "sdk/client.js",
   "sdk/connection.js",
   "sdk/errors.js",
-  "sdk/following.js",
+  "sdk/protocol.js",
   "sdk/index.js",
-  "sdk/known.js",
+  "sdk/replica.js",
   "sdk/listeners.js",
   "sdk/messages.js",
   "sdk/outbox.js",
   "sdk/state.js",
   "sdk/store.js",
   "sdk/stream.js",
-  "sdk/teller.js",
+  "sdk/reporter.js",
 ];
 
 self.addEventListener("install", (event) => {

@@ -5,12 +5,12 @@ import { Listeners, carefully } from "./listeners.js";
 
 /** @import { ClientError } from "./errors.js" */
 /** @import { ClientEvents } from "./client.js" */
-/** @import { State } from "./following.js" */
+/** @import { State } from "./protocol.js" */
 
 const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 
 /** Tells listeners, and `log`. */
-export class Teller {
+export class Reporter {
   #log;
   #look;
   #listeners = new Listeners();

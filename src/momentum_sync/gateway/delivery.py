@@ -21,15 +21,15 @@ from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unava
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.resume import Refused
-from momentum_sync.gateway.backlog import Backlog
-from momentum_sync.gateway.router import LARGE, Connection, Router
+from momentum_sync.gateway.hub import LARGE, Connection, Hub
+from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 
 _PATIENCE_S = 10.0
-_TURN_S = 30.0  # for reading what there was no room for, see `Backlog.wait_for_turn`
+_TURN_S = 30.0  # for reading what there was no room for, see `SendBudget.wait_for_turn`
 _UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
 _NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
 _PAGE = 64 * 1024
@@ -55,12 +55,12 @@ def close_for(error: Exception) -> Close:
     return Close.RESTART  # it comes back, and is told then what can be had
 
 
-class Outflow:
+class Delivery:
     """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
 
     __slots__ = (
-        "_asking", "_backlog", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
-        "_loop", "_most", "_page_bytes", "_patience", "_review", "_router", "_socket", "_transport", "_turn_s",
+        "_asking", "_send_budget", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
+        "_loop", "_most", "_page_bytes", "_patience", "_review", "_hub", "_socket", "_transport", "_turn_s",
         "_waiting", "_written",
     )  # fmt: skip
 
@@ -70,16 +70,16 @@ class Outflow:
         transport: asyncio.Transport,
         history: History,
         desk: Desk,
-        router: Router,
-        backlog: Backlog,
+        hub: Hub,
+        send_budget: SendBudget,
         most: int,
     ) -> None:
         self._socket = socket
         self._transport = transport
         self._history = history
         self._desk = desk
-        self._router = router
-        self._backlog = backlog
+        self._hub = hub
+        self._send_budget = send_budget
         self._most = most
         self._loop = asyncio.get_running_loop()
         # Over TLS a frame is not what goes into the socket.
@@ -108,7 +108,7 @@ class Outflow:
     def lost(self) -> None:
         """The socket is gone, and what waited with it."""
         self.end()
-        self._backlog.lost(self)
+        self._send_budget.lost(self)
 
     @property
     def waits(self) -> bool:
@@ -117,7 +117,7 @@ class Outflow:
 
     def takes(self, size: int) -> bool:
         """Whether so many bytes may be written, although the client may read none of them."""
-        return self._backlog.has_room(size)
+        return self._send_budget.has_room(size)
 
     def write(self, data: bytes) -> None:
         """Writes whole frames. What the socket does not take is kept as a part of them, not as a copy for each
@@ -146,10 +146,10 @@ class Outflow:
             return
         if waited:
             self._written += len(data)
-        over = self._backlog.grew(self, self._transport.get_write_buffer_size())
+        over = self._send_budget.grew(self, self._transport.get_write_buffer_size())
         if not self._socket.behind:
             if over:
-                self._fall_behind(self._history.number)
+                self._fall_behind(self._history.offset)
         elif waited:
             # Answers to a client that reads nothing and keeps asking.
             self._beyond += len(data)
@@ -178,7 +178,7 @@ class Outflow:
         """The client has read nearly all of it."""
         self._waiting = False
         self._socket.drained()
-        self._backlog.gone(self)
+        self._send_budget.gone(self)
         if self._patience is not None:
             self._patience.cancel()
         if self._begun and self._socket.behind:
@@ -191,23 +191,23 @@ class Outflow:
     def _still_waiting(self, before: int) -> None:
         """A client that has read nothing for a while is too slow; one that reads has time, but for a turn."""
         waiting = self._transport.get_write_buffer_size()
-        if self._backlog.has_turn(self):
+        if self._send_budget.has_turn(self):
             self._turn_s += _PATIENCE_S
         if waiting >= before + self._written or self._turn_s >= _TURN_S:
             self._socket.finish(Close.TOO_SLOW)
         else:
             self._watch(waiting)
 
-    def _fall_behind(self, number: int) -> None:
-        self._socket.session.place = number
+    def _fall_behind(self, offset: int) -> None:
+        self._socket.session.place = offset
         self._socket.behind = True
-        self._router.follow(self._socket)
+        self._hub.follow(self._socket)
 
-    def hold_back(self, number: int, *, review: bool) -> None:
-        """What comes after `number` is given once the database has said whether it may be; see `Connection`."""
+    def hold_back(self, offset: int, *, review: bool) -> None:
+        """What comes after `offset` is given once the database has said whether it may be; see `Connection`."""
         self._review = self._review or review
         if not self._socket.behind:
-            self._fall_behind(number)
+            self._fall_behind(offset)
         if self._begun:  # not at once: what came before in this turn of the feed may not have been written yet
             self._loop.call_soon(self.catch_up)
 
@@ -224,7 +224,7 @@ class Outflow:
         if self._asking is not None:  # it goes on, and its turn does, when there is the answer
             return
         if self._ended or self._waiting or not self._socket.behind:
-            self._backlog.given(self)  # a turn that it does not use
+            self._send_budget.given(self)  # a turn that it does not use
             return
         if self._review:
             self._ask(self._ask_rights())
@@ -235,7 +235,7 @@ class Outflow:
         if found is None:
             self._ask(self._ask_log(keys))
         elif self._lacks_room(found[0]):  # before the database is asked about it
-            self._backlog.wait_for_turn(self, self._ready)
+            self._send_budget.wait_for_turn(self, self._ready)
         elif asked := [event for event in found[0] if session.asks(event)]:
             self._ask(self._ask_sight(*found, asked, keys))
         else:
@@ -244,7 +244,7 @@ class Outflow:
     def _lacks_room(self, events: list[Event]) -> bool:
         """Whether the page has an event that is large, for which there is no room, and it is not this one's turn."""
         largest = max((len(event.body) for event in events), default=0)
-        return largest > LARGE and not self._backlog.has_room(largest) and not self._backlog.has_turn(self)
+        return largest > LARGE and not self._send_budget.has_room(largest) and not self._send_budget.has_turn(self)
 
     def _ready(self) -> None:
         self._loop.call_soon(self.catch_up)
@@ -255,29 +255,29 @@ class Outflow:
 
         The same after a page about which the database was asked for too long, and then twice as much each time.
         """
-        return 0 if self._backlog.full else self._page_bytes
+        return 0 if self._send_budget.full else self._page_bytes
 
     def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset(), lost: Sequence[str] = ()) -> None:
         """Hand events on, and then end the channels that were lost: the last event may say that a row went with one."""
         if self._lacks_room(events):  # others may have taken it while the database was asked
-            self._backlog.wait_for_turn(self, self._ready)
+            self._send_budget.wait_for_turn(self, self._ready)
             return
         session = self._socket.session
         now = time.time()
         for event in events:
-            if event.number not in withheld:
+            if event.offset not in withheld:
                 session.event(event, now)
         if lost:
             session.reviewed(lost, Granted(), now)
         session.place = upto
         self._page_bytes = min(_PAGE, max(_SMALL_PAGE, 2 * self._page_bytes))
         self._socket.flush()
-        self._backlog.given(self)
+        self._send_budget.given(self)
         if self._ended:
             return
-        if upto == self._history.number and not self._review:
+        if upto == self._history.offset and not self._review:
             self._socket.behind = False
-            self._router.follow(self._socket)
+            self._hub.follow(self._socket)
         else:
             self._loop.call_soon(self.catch_up)
 
@@ -320,7 +320,7 @@ class Outflow:
         if not self._is_as_before(identity, keys):
             return
         observe.asked(len(seen), len(asked) - len(seen))
-        self._give(events, upto, {event.number for event in asked} - seen, lost)
+        self._give(events, upto, {event.offset for event in asked} - seen, lost)
 
     def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
         """Whether what was asked still is what the connection needs; if not, it is asked again."""

@@ -16,7 +16,7 @@ from momentum_sync.eventlog.event import CACHE_INVALIDATION, CONTROL, Event
 from momentum_sync.eventlog.feed import Feed
 from momentum_sync.gateway.session import Session, build
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import Delivery, frame
+from momentum_sync.wire.messages import DeliveryIds, frame
 
 
 class Connection(Protocol):
@@ -31,8 +31,8 @@ class Connection(Protocol):
     def takes(self, size: int) -> bool:
         """Whether so many bytes more may wait for it, if it does not read."""
 
-    def hold_back(self, number: int, *, review: bool = False) -> None:
-        """From the event after `number` on, it catches up by itself; with `review`, what it may have is asked first."""
+    def hold_back(self, offset: int, *, review: bool = False) -> None:
+        """From the event after `offset` on, it catches up by itself; with `review`, what it may have is asked first."""
 
     def flush(self) -> None:
         """Writes what the session has to send, and closes if it wants to."""
@@ -55,7 +55,7 @@ _NOTHING = _Held((), plain=False)
 _NOBODY: _Holders = {}
 
 
-class Router:
+class Hub:
     """The connections of one gateway. It listens to the feed.
 
     `clock` gives seconds since 1970. `rights_changed` is told the id of a transaction that changed what callers, or
@@ -72,7 +72,7 @@ class Router:
         clock: Callable[[], float],
         rights_changed: Callable[[int, UUID | None], None],
         rights_missed: Callable[[], None],
-        delivered: Callable[[Sequence[Fanout]], None],
+        delivered: Callable[[Sequence[Broadcast]], None],
     ) -> None:
         self._feed = feed
         self._delivered = delivered
@@ -89,7 +89,7 @@ class Router:
         self._by_client: dict[tuple[object, str], Connection] = {}
         self._by_user: dict[object, int] = {}
         self._stitching: dict[Connection, None] = {}
-        self._fanouts: list[Fanout] = []
+        self._fanouts: list[Broadcast] = []
         self._out: _Out = {}  # only while events that came together are handed over
         feed.listen(self)
 
@@ -187,7 +187,9 @@ class Router:
         """Writes the event to whoever holds one of its channels, once each; if `more` follow, with those."""
         if CONTROL in event.channels:
             self._control(event)
-        fanout = Fanout(event, f"{self._feed.epoch}-{event.number}-{event.mark:x}", self._clock(), self._out, keep=more)
+        fanout = Broadcast(
+            event, f"{self._feed.epoch}-{event.offset}-{event.mark:x}", self._clock(), self._out, keep=more
+        )
         self._fanouts.append(fanout)
         for channel, key in zip(event.channels, event.keys, strict=True):
             place = _place(channel, key)
@@ -234,7 +236,7 @@ class Router:
             self._rights_changed(event.xid, None)
             for connection in self.connections:
                 if connection.session.identity.subject is not None:
-                    connection.hold_back(event.number, review=True)
+                    connection.hold_back(event.offset, review=True)
 
     def advanced(self, position: int) -> None:
         """Ends the stitch of those whose snapshot the stream has passed."""
@@ -260,7 +262,7 @@ class Router:
             connection.flush()
 
 
-class Fanout:
+class Broadcast:
     """One event on its way. `now` is seconds since 1970.
 
     `out` is what is kept for connections until it is written, as this is with `keep`. `frames` and `size` count what
@@ -324,7 +326,7 @@ class Fanout:
         for connection in list(plain):
             try:
                 if large and not connection.takes(large):
-                    connection.hold_back(self.event.number - 1)
+                    connection.hold_back(self.event.offset - 1)
                     continue
                 session = connection.session
                 if session.last_id != previous_id:
@@ -354,13 +356,13 @@ class Fanout:
         session, event = connection.session, self.event
         try:
             if session.asks(event):
-                connection.hold_back(event.number - 1)
+                connection.hold_back(event.offset - 1)
             elif session.seen is not None:
                 session.event(event, self._now)
                 connection.flush()
             elif (channel := session.channel_of(event)) is not None:
                 if len(event.body) > LARGE and not connection.takes(len(event.body)):
-                    connection.hold_back(event.number - 1)
+                    connection.hold_back(event.offset - 1)
                     return
                 data = self._frame(channel, session.last_id)
                 session.delivered(event, self._event_id)
@@ -373,7 +375,7 @@ class Fanout:
     def _frame(self, channel: str, previous_id: str) -> bytes:
         data = self._built.get((channel, previous_id))
         if data is None:
-            payload = build(self.event, Delivery(self._event_id, previous_id, channel), self._now)
+            payload = build(self.event, DeliveryIds(self._event_id, previous_id, channel), self._now)
             if len(payload) > _TOGETHER:  # of these one at a time is kept, or each connection would have its own
                 self._built.clear()
             data = self._built[channel, previous_id] = frame(payload)

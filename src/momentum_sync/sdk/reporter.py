@@ -16,7 +16,7 @@ _LOUD = (
 )  # fmt: skip
 
 
-class Teller:
+class Reporter:
     """Tells of errors; what the program's `on_error` raises is no reason not to go on."""
 
     def __init__(self, on_error: Callable[[ClientError], None] | None) -> None:

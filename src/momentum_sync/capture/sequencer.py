@@ -1,8 +1,8 @@
 """From the frames of the stream to numbered events.
 
 An event's place is (LSN of its commit, index within the transaction), which a crash does not change. The slot
-repeats what was not confirmed; what is at or below the last place in the log is dropped, the rest gets the numbers
-that follow, so a repeated event gets the number that it had. Indexes count every message under our prefix, readable
+repeats what was not confirmed; what is at or below the last place in the log is dropped, the rest gets the offsets
+that follow, so a repeated event gets the offset that it had. Indexes count every message under our prefix, readable
 or not, so that what is malformed shifts nothing.
 """
 
@@ -15,11 +15,11 @@ from momentum_sync.eventlog.event import Event, open_envelope
 PREFIX = "momentum_sync"
 
 
-class Numbering:
-    """Continues a history behind `number`, which stood at `place`. `near_xid` is a current 64-bit transaction id."""
+class Sequencer:
+    """Continues a history behind `offset`, which stood at `place`. `near_xid` is a current 64-bit transaction id."""
 
-    def __init__(self, *, number: int, place: tuple[int, int], near_xid: int) -> None:
-        self.number = number
+    def __init__(self, *, offset: int, place: tuple[int, int], near_xid: int) -> None:
+        self.offset = offset
         self._place = place
         self._xid = near_xid
         self._begin: Begin | None = None
@@ -46,7 +46,7 @@ class Numbering:
             return None
         channels, body, rows = open_envelope(message.content)
         event = Event.build(
-            number=self.number + 1,
+            offset=self.offset + 1,
             place=place,
             xid=self._xid,
             committed_at=self._begin.committed_at,
@@ -55,7 +55,7 @@ class Numbering:
             rows=rows,
         )
         self._place = place
-        self.number = event.number
+        self.offset = event.offset
         return event
 
     def commit(self) -> None:

@@ -101,7 +101,7 @@ class State(NamedTuple):
 Output = Event | Resync | Invalidated | Answer
 
 
-class Following:
+class Protocol:
     """One client's place in the stream. Times are seconds: `now` since 1970, `at` on a clock that only goes forward.
 
     `last_event_id` is the last event that came; `position` is how far the server says that the stream has come for this

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from benchmarks.stage import PATH
+from benchmarks.environment import PATH
 
 CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')

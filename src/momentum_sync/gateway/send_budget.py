@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 _LET_IN = 16
 
 
-class Backlog:
+class SendBudget:
     """Bytes unsent. `each` bounds a connection's, `total` all of them together."""
 
     def __init__(self, *, each: int, total: int) -> None:

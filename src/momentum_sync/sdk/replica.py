@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from momentum_sync.errors import ClientError
 from momentum_sync.sdk.cache import Cache
-from momentum_sync.sdk.following import NOBODY, Following, Output, State
 from momentum_sync.sdk.outbox import Outbox
+from momentum_sync.sdk.protocol import NOBODY, Output, Protocol, State
 from momentum_sync.sdk.state import UserState
 from momentum_sync.sdk.store import Document, Keeper, Store
 from momentum_sync.sdk.stream import Stream
 from momentum_sync.wire.from_server import Momentum
 
 
-class Known:
+class Replica:
     """One user's, until it is another's. `report` is told of a store that fails; the client goes on without it."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Known:
         self._loads = 0
         self._ahead = 0.0
         self._pending: Document | None = None  # what the store has of whoever it is of
-        self.following = Following(user_id)
+        self.following = Protocol(user_id)
         self.keeper = Keeper(store, user_id, clock)
         self.stream = Stream(self.keeper.settle)
         self.outbox = Outbox()
@@ -137,7 +137,7 @@ class Known:
         """Forgets everything of everybody, here and in the store."""
         self._over = True
         self._pending = None
-        self.following = Following(self._user_id)
+        self.following = Protocol(self._user_id)
         self.outbox = Outbox()
         self.cache.forget()
         self.stream.forget()
@@ -160,7 +160,7 @@ class Known:
         return self._clock() - at - self._ahead > patience or self.following.frozen(at, patience)
 
     def receive(self, text: str | bytes, at: float) -> list[Output]:
-        """A text frame; raises as `Following.receive`. `at` is seconds on a clock that only goes forward.
+        """A text frame; raises as `Protocol.receive`. `at` is seconds on a clock that only goes forward.
 
         It may say how far the stream is: a program that has had all events goes on from there.
         """
@@ -181,7 +181,7 @@ class Known:
             if not self._take_over(wanted):
                 self.following.user_id = self.following.state.user_id = self.keeper.state.user_id = wanted
         elif self.following.user_id != wanted:
-            self.following = Following(wanted)
+            self.following = Protocol(wanted)
             self._start_over(wanted)
 
     def greeted(self) -> None:
@@ -199,7 +199,7 @@ class Known:
         """The caller may not have it: nothing of it stays, here or in the store, but what the user has done."""
         user_id = self.following.user_id
         if user_id is not None:
-            self.following = Following(user_id)
+            self.following = Protocol(user_id)
             self._let_go(user_id)
 
     def _start_over(self, user_id: str) -> None:

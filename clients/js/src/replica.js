@@ -1,7 +1,7 @@
 // All that a client knows and keeps of its user: place, state, cache, outbox, and what the program has yet to take.
 
 import { Cache } from "./cache.js";
-import { Following } from "./following.js";
+import { Protocol } from "./protocol.js";
 import { Outbox } from "./outbox.js";
 import { Keeper } from "./store.js";
 import { Stream } from "./stream.js";
@@ -11,7 +11,7 @@ import { Stream } from "./stream.js";
 /** @import { Document, Store } from "./store.js" */
 
 /** One user's, until it is another's. `report` is told of a store that fails; the client goes on without it. */
-export class Known {
+export class Replica {
   #userId;
   #clock;
   #ahead = 0;
@@ -35,7 +35,7 @@ export class Known {
     this.#clock = clock;
     this.#report = report;
     this.#dropped = dropped;
-    this.following = new Following(userId);
+    this.following = new Protocol(userId);
     this.keeper = new Keeper(store, userId, clock);
     this.stream = new Stream((output) => this.keeper.settle(output));
     this.outbox = new Outbox();
@@ -119,7 +119,7 @@ export class Known {
   async clear() {
     this.#over = true;
     this.#pending = null;
-    this.following = new Following(this.#userId);
+    this.following = new Protocol(this.#userId);
     this.outbox = new Outbox();
     this.#dropped(this.cache.forget());
     this.stream.forget();
@@ -146,7 +146,7 @@ export class Known {
   }
 
   /**
-   * A text frame; throws as `Following.receive`. It may say how far the stream is: a program that has had all events goes on
+   * A text frame; throws as `Protocol.receive`. It may say how far the stream is: a program that has had all events goes on
    * from there.
    * @param {string} text
    * @param {number} at milliseconds on a clock that only goes forward
@@ -174,7 +174,7 @@ export class Known {
         this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
       }
     } else if (this.following.userId !== wanted) {
-      this.following = new Following(wanted);
+      this.following = new Protocol(wanted);
       this.#startOver(wanted);
     }
   }
@@ -196,7 +196,7 @@ export class Known {
   forget() {
     const { userId } = this.following;
     if (userId === null) return;
-    this.following = new Following(userId);
+    this.following = new Protocol(userId);
     this.#letGo(userId);
   }
 

@@ -104,7 +104,7 @@ export function pause(failures, chance) {
  * `lastEventId` is the last event that came; `position` is how far the server says that the stream has come for this
  * client, with no event for it in between: from there it resumes. `since` is when what it knows was last known to be current, where it is not live. `userId` is null until known.
  */
-export class Following {
+export class Protocol {
   #heardAt = 0;
   #steady = 0;
   #toCome = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 
-class Rate:
+class RateLimit:
     """So many `a_second`, and a `burst` of them at once. Times are seconds on any clock that only goes forward."""
 
     def __init__(self, *, burst: int, a_second: float) -> None:

@@ -44,7 +44,7 @@ class _Own(NamedTuple):
     granted: Granted
 
 
-class Rights:
+class Authorizer:
     """Asks which channels callers may have. No answer is older than the last change of rights that it was told of.
 
     What a token alone gives its user, on the user's own channels, is asked once and remembered, as a connection that is

@@ -23,7 +23,7 @@ from momentum_sync.database.pool import CallerPool, Params, Query
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden
 from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event
-from momentum_sync.identity.rights import until_visible
+from momentum_sync.identity.authorizer import until_visible
 from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
@@ -58,7 +58,7 @@ _rows = msgspec.json.Decoder(_Rows)
 _columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Sight:
+class EventFilter:
     """Asks which events callers may see. Unavailable if the database does not answer."""
 
     def __init__(self, pool: CallerPool) -> None:
@@ -67,7 +67,7 @@ class Sight:
         self._policies: dict[str, tuple[str, str] | None] = {}
 
     async def of(self, identity: Identity, events: Sequence[Event]) -> set[int]:
-        """The numbers of those events, each of a row of ours, that the caller may see."""
+        """The offsets of those events, each of a row of ours, that the caller may see."""
         seen: set[int] = set()
         for table in dict.fromkeys(event.table for event in events):
             ours = [event for event in events if event.table == table and _is_named(event)]
@@ -82,27 +82,27 @@ class Sight:
         return seen
 
     async def _there(self, identity: Identity, what: str, events: Sequence[Event]) -> set[int]:
-        """The numbers of the events whose rows the caller may SELECT now."""
+        """The offsets of the events whose rows the caller may SELECT now."""
 
         def ask(some: Sequence[Event]) -> tuple[Query, Params]:
             bodies = [event.body.decode() for event in some]
-            return _SQL[f"sees_{what}"], {"numbers": [event.number for event in some], "bodies": bodies}
+            return _SQL[f"sees_{what}"], {"numbers": [event.offset for event in some], "bodies": bodies}
 
         return await self._answered(identity, what, events, lambda event: event, ask, lambda row: set(row[0]))
 
     async def _allowed(self, identity: Identity, table: str, events: Sequence[Event]) -> set[int]:
-        """The numbers of the events whose versions the caller's policies allow."""
+        """The offsets of the events whose versions the caller's policies allow."""
         versions: list[_Version] = []
         partial: set[int] = set()
         for event in events:
             rows = _rows.decode(event.rows or b"{}")
             was, is_now = bytes(rows.was), bytes(rows.is_)
             if was:
-                versions.append(_Version(event.number * 2, was, event))
+                versions.append(_Version(event.offset * 2, was, event))
                 if len(_columns.decode(was)) == 1:
-                    partial.add(event.number)
+                    partial.add(event.offset)
             if is_now:
-                versions.append(_Version(event.number * 2 + bool(was), is_now, event))
+                versions.append(_Version(event.offset * 2 + bool(was), is_now, event))
         changed = False
         policies: tuple[str, str] | None = None  # those in the question
 
@@ -123,11 +123,11 @@ class Sight:
 
         allowed = await self._answered(identity, table, versions, lambda version: version.event, ask, read)
         return {
-            event.number
+            event.offset
             for event in events
-            if event.number * 2 in allowed
-            and event.number * 2 + 1 not in allowed
-            and not (changed and event.number in partial)  # whose row was left out, because the policies were others
+            if event.offset * 2 in allowed
+            and event.offset * 2 + 1 not in allowed
+            and not (changed and event.offset in partial)  # whose row was left out, because the policies were others
         }
 
     async def _answered(

@@ -1,4 +1,4 @@
-"""Rights count only if they were read after every change that is known."""
+"""Authorizer count only if they were read after every change that is known."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from momentum_sync.database.pool import CallerPool, Lane
 from momentum_sync.database.visibility import Snapshot
+from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted, is_shared, own_channels
-from momentum_sync.identity.rights import Rights
 from momentum_sync.identity.tokens import Identity
 
 
-def identity(number: int) -> Identity:
-    user = UUID(int=number)
+def identity(offset: int) -> Identity:
+    user = UUID(int=offset)
     return Identity("authenticated", user, json.dumps({"sub": str(user)}), None)
 
 
@@ -46,9 +46,9 @@ class Database:
         return [[(True, wanted, self.to_be_asked, snapshot)], *([("more",)] for _ in queries[1:])]
 
 
-def asking() -> tuple[Database, Rights]:
+def asking() -> tuple[Database, Authorizer]:
     database = Database()
-    return database, Rights(cast(CallerPool, database), most=2, hears=lambda: database.hears)
+    return database, Authorizer(cast(CallerPool, database), most=2, hears=lambda: database.hears)
 
 
 def test_every_change_must_have_been_seen_in_whatever_order_they_came() -> None:
@@ -152,7 +152,7 @@ async def test_what_is_remembered_does_not_count_while_changes_are_not_told_of()
 
 async def test_what_is_remembered_is_bounded_and_the_latest_used_stays() -> None:
     database, rights = asking()
-    people = [identity(number) for number in range(1, 4)]
+    people = [identity(offset) for offset in range(1, 4)]
     for who in (people[0], people[1], people[0], people[2]):
         await rights.granted(who, who.subject, own_channels(who.subject))
     database.asked_by.clear()

@@ -16,7 +16,7 @@ import pytest
 
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.pool import CallerPool
-from momentum_sync.identity.sight import Sight
+from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.tokens import Identity
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import TIMEOUT_S, Client, Server, Start, sign, until_state
@@ -99,7 +99,7 @@ async def test_as_shipped_nothing_is_asked_about_an_event_that_the_token_gives(
     async def asked(*_: object) -> set[int]:
         raise AssertionError("the database was asked")
 
-    monkeypatch.setattr(Sight, "of", asked)
+    monkeypatch.setattr(EventFilter, "of", asked)
     async with coaching(server, coach, "interventions:coaches") as client, server.live(user) as own:
         add_intervention(db, user, coach=coach)
         add_notification(db, user)

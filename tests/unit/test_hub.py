@@ -11,16 +11,16 @@ import msgspec
 import pytest
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, EventId, Seen
+from momentum_sync.eventlog.event import Event, Position, SnapshotBoundary
 from momentum_sync.eventlog.feed import Feed, HistoryForked
 from momentum_sync.eventlog.window import Window
-from momentum_sync.gateway import router as module
-from momentum_sync.gateway.router import Fanout, Router
-from momentum_sync.gateway.session import Greeting, Session, State, build
+from momentum_sync.gateway import hub as module
+from momentum_sync.gateway.hub import Broadcast, Hub
+from momentum_sync.gateway.session import Opening, Session, State, build
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import Delivery
+from momentum_sync.wire.messages import DeliveryIds
 
 NULL = msgspec.Raw(b"null")
 
@@ -40,8 +40,8 @@ class Wire:
     def takes(self, size: int) -> bool:
         return size <= self.room
 
-    def hold_back(self, number: int, *, review: bool = False) -> None:
-        self.held_back.append((number, review))
+    def hold_back(self, offset: int, *, review: bool = False) -> None:
+        self.held_back.append((offset, review))
 
     def write(self, data: bytes) -> None:
         self.data.append(data)
@@ -70,23 +70,23 @@ def payload(data: bytes) -> tuple[bytes, bytes]:
 
 
 class World:
-    """A feed, a router, and events on them."""
+    """A feed, a hub, and events on them."""
 
     def __init__(self, *, limit: int = 100, per_user: int = 100) -> None:
         self.feed = Feed(Window(1_000_000))
         self.changed_by: list[tuple[int, UUID | None]] = []
         self.missed: list[str] = []
         self.delivered: list[tuple[str, int, int, float | None]] = []
-        self.router = Router(
+        self.hub = Hub(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             rights_changed=lambda *told: self.changed_by.append(told),
             rights_missed=lambda: self.missed.append(self.feed.epoch),
             delivered=self.tell,
         )  # fmt: skip
         self.broken: list[bool] = []
-        self.feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=9, incarnation=1)
+        self.feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=9, incarnation=1)
 
-    def tell(self, fanouts: Sequence[Fanout]) -> None:
+    def tell(self, fanouts: Sequence[Broadcast]) -> None:
         self.delivered += [(each.event.event_type, each.frames, each.size, each.delay) for each in fanouts]
         self.broken += [each.broken is not None for each in fanouts]
 
@@ -94,23 +94,23 @@ class World:
         self,
         *channels: str,
         asked: tuple[str, ...] = (),
-        seen: Seen | None = None,
+        seen: SnapshotBoundary | None = None,
         client_id: str | None = None,
         user: UUID | None = None,
     ) -> Wire:
         wire = Wire(user or uuid4(), client_id or str(uuid4()))
-        assert self.router.admit(wire)
-        seen = seen or Seen(Snapshot.parse("10:10:"), 0, 0)
+        assert self.hub.admit(wire)
+        seen = seen or SnapshotBoundary(Snapshot.parse("10:10:"), 0, 0)
         keys = list(channels)
         first = self.feed.window.first_unseen(seen.snapshot, keys)
-        number = self.feed.number if first is None else first - 1
-        place = EventId("abcdef01", number, self.feed.mark_of(number) or 0, seen)
-        wire.session.greet(Greeting(Granted(keys, frozenset(asked)), [], place, State(NULL, NULL, NULL)), 0.0, 0.0)
-        events, _ = self.feed.window.after(number, keys, most=1_000_000)
+        offset = self.feed.offset if first is None else first - 1
+        place = Position("abcdef01", offset, self.feed.mark_of(offset) or 0, seen)
+        wire.session.greet(Opening(Granted(keys, frozenset(asked)), [], place, State(NULL, NULL, NULL)), 0.0, 0.0)
+        events, _ = self.feed.window.after(offset, keys, most=1_000_000)
         for event in events:
             wire.session.event(event, 0.0)
         wire.behind = False
-        self.router.follow(wire)
+        self.hub.follow(wire)
         wire.flush()
         return wire
 
@@ -122,20 +122,20 @@ class World:
         self, *each: tuple[str, ...], xid: int = 50, body: bytes = b'{"event_type":"x"}'
     ) -> list[Event]:
         """Events on these channels, of one turn."""
-        first = self.feed.number + 1
+        first = self.feed.offset + 1
         events = [
             Event.build(
-                number=number, place=(200 + number, 0), xid=xid, committed_at=0.0, channels=channels,
+                offset=offset, place=(200 + offset, 0), xid=xid, committed_at=0.0, channels=channels,
                 body=body,
             )
-            for number, channels in enumerate(each, first)
+            for offset, channels in enumerate(each, first)
         ]  # fmt: skip
         self.feed.publish(events)
         return events
 
 
 def ids(messages: list[dict[str, Any]]) -> list[str]:
-    """Return epoch and number of each event."""
+    """Return epoch and offset of each event."""
     return [shortened(event_id) for event_id in whole_ids(messages)]
 
 
@@ -233,7 +233,7 @@ def test_a_frame_is_built_once_for_all_who_stand_at_the_same_place(monkeypatch: 
     wires = [world.join("a") for _ in range(50)]
     built: list[str] = []
 
-    def counted(event: Event, delivery: Delivery, now: float) -> bytes:
+    def counted(event: Event, delivery: DeliveryIds, now: float) -> bytes:
         built.append(delivery.event_id)
         return build(event, delivery, now)
 
@@ -249,17 +249,17 @@ def test_who_leaves_or_unsubscribes_gets_no_more() -> None:
     gone, less, stays = world.join("a"), world.join("a", "b"), world.join("a")
     for wire in (gone, less, stays):
         wire.taken()
-    world.router.leave(gone)
-    world.router.leave(gone)
+    world.hub.leave(gone)
+    world.hub.leave(gone)
     del less.session.channels["a"]
-    world.router.follow(less)
+    world.hub.follow(less)
     world.publish("a")
     assert (gone.taken(), less.taken(), len(stays.taken())) == ([], [], 1)
-    assert (len(world.router), world.router.subscriptions) == (2, 2)
-    world.router.leave(less)
-    world.router.leave(stays)
-    assert world.router.channels == 0
-    assert (world.router._by_user, world.router._by_client) == ({}, {})
+    assert (len(world.hub), world.hub.subscriptions) == (2, 2)
+    world.hub.leave(less)
+    world.hub.leave(stays)
+    assert world.hub.channels == 0
+    assert (world.hub._by_user, world.hub._by_client) == ({}, {})
 
 
 def test_a_second_connection_of_the_same_client_replaces_the_first() -> None:
@@ -281,16 +281,16 @@ def test_connections_are_limited_over_all_and_for_each_user() -> None:
     user = uuid4()
     world.join(user=user)
     world.join(user=user)
-    assert not world.router.admit(Wire(user, "third"))
+    assert not world.hub.admit(Wire(user, "third"))
     world.join()
-    assert not world.router.admit(Wire(uuid4(), "fourth"))
+    assert not world.hub.admit(Wire(uuid4(), "fourth"))
 
 
 @pytest.mark.parametrize("joins_at", range(4))
 def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
     """The snapshot sees transactions 10 and 12, not 11 and 13; they are published in the order 11, 12, 10, 13."""
     world = World()
-    seen = Seen(Snapshot.parse("11:13:11"), 1000, 0)
+    seen = SnapshotBoundary(Snapshot.parse("11:13:11"), 1000, 0)
     wire = None
     for at, xid in enumerate([11, 12, 10, 13]):
         if at == joins_at:
@@ -300,9 +300,9 @@ def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
     world.feed.advance(1000)
     world.publish("a", xid=12)
     _, state, *events = wire.taken()
-    numbers = [EventId.parse(event_id).number for event_id in whole_ids(events)]
-    assert numbers == [1, 4, 5]
-    assert EventId.parse(state["last_event_id"]).number < 1 or joins_at == 0
+    offsets = [Position.parse(event_id).offset for event_id in whole_ids(events)]
+    assert offsets == [1, 4, 5]
+    assert Position.parse(state["last_event_id"]).offset < 1 or joins_at == 0
     assert [message["event"]["previous_id"] for message in events] == [
         state["last_event_id"], *whole_ids(events)[:-1]
     ]  # fmt: skip
@@ -310,11 +310,11 @@ def test_the_stitch_is_exact_wherever_the_snapshot_falls(joins_at: int) -> None:
 
 def test_a_stitch_ends_when_the_stream_has_passed_the_snapshot() -> None:
     world = World()
-    wire = world.join("a", seen=Seen(Snapshot.parse("11:13:11"), 300, 0))
-    stitching = [list(world.router._stitching)]
+    wire = world.join("a", seen=SnapshotBoundary(Snapshot.parse("11:13:11"), 300, 0))
+    stitching = [list(world.hub._stitching)]
     for position in (299, 300):
         world.feed.advance(position)
-        stitching.append(list(world.router._stitching))
+        stitching.append(list(world.hub._stitching))
     assert stitching == [[wire], [wire], []]
     assert wire.session.seen is None
 
@@ -322,9 +322,9 @@ def test_a_stitch_ends_when_the_stream_has_passed_the_snapshot() -> None:
 def test_when_history_changes_everyone_begins_again() -> None:
     world = World()
     wire = world.join("a")
-    world.feed.begin(epoch="abcdef01", number=0, mark=0, position=400, ceiling=9, incarnation=1)
+    world.feed.begin(epoch="abcdef01", offset=0, mark=0, position=400, ceiling=9, incarnation=1)
     assert (wire.session.closing, world.missed) == (None, [])
-    world.feed.begin(epoch="00000002", number=5, mark=0, position=500, ceiling=9, incarnation=1)
+    world.feed.begin(epoch="00000002", offset=5, mark=0, position=500, ceiling=9, incarnation=1)
     assert (wire.session.closing, world.missed) == (Close.RESTART, ["00000002"])
 
 
@@ -332,7 +332,7 @@ def test_a_gap_in_the_feed_is_a_changed_history() -> None:
     world = World()
     wire = world.join("a")
     world.publish("a")
-    world.feed.begin(epoch="abcdef01", number=3, mark=0, position=500, ceiling=60, incarnation=1)
+    world.feed.begin(epoch="abcdef01", offset=3, mark=0, position=500, ceiling=60, incarnation=1)
     assert wire.session.closing is Close.RESTART
 
 
@@ -341,7 +341,7 @@ def test_what_capture_repeats_is_published_once() -> None:
     wire = world.join("a")
     wire.taken()
     event = world.publish("a")
-    world.feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=9, incarnation=1)
+    world.feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=9, incarnation=1)
     world.feed.publish([event])
     assert len(wire.taken()) == 1
     assert len(world.feed.window) == 1
@@ -357,7 +357,7 @@ def test_who_holds_several_channels_of_an_event_gets_it_once_on_the_first() -> N
     channels = [[message["event"]["channel"] for message in wire.taken()] for wire in (both, second, asked)]
     assert channels == [["a"], ["b"], ["a"]]
     assert world.delivered[-1][1] == 3
-    assert {wire.session.last_id.rpartition("-")[0] for wire in (both, second, asked)} == {f"abcdef01-{event.number}"}
+    assert {wire.session.last_id.rpartition("-")[0] for wire in (both, second, asked)} == {f"abcdef01-{event.offset}"}
 
 
 def test_a_channel_that_is_named_like_the_key_of_an_invalidation_is_not_mistaken_for_it() -> None:
@@ -378,13 +378,13 @@ def test_what_a_connection_holds_may_change_from_plain_to_asked_and_back() -> No
     wire = world.join("a")
     wire.taken()
     wire.session.granted(["a"], Granted(["a"], frozenset({"a"})), 0.0, None)
-    world.router.follow(wire)
+    world.hub.follow(wire)
     wire.flush()
     wire.taken()
     event = world.publish("a")
-    assert (wire.taken(), wire.held_back) == ([], [(event.number - 1, False)])
+    assert (wire.taken(), wire.held_back) == ([], [(event.offset - 1, False)])
     wire.session.reviewed(["a"], Granted(["a"]), 0.0)
-    world.router.follow(wire)
+    world.hub.follow(wire)
     world.publish("a")
     assert len(wire.taken()) == 1
 
@@ -433,13 +433,13 @@ def test_what_is_kept_for_one_write_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     world.publish_together(*[("a",)] * 20)
     assert max(map(len, wire.data)) < 1_000
     assert 1 < len(wire.data) < 20
-    assert ids(wire.taken()) == [f"abcdef01-{number}" for number in range(1, 21)]
+    assert ids(wire.taken()) == [f"abcdef01-{offset}" for offset in range(1, 21)]
 
 
 def test_whoever_falls_behind_at_a_write_has_been_written_all_up_to_the_feeds_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As `Outflow` does when too much waits: what follows the feed's place is then given another way."""
+    """As `Delivery` does when too much waits: what follows the feed's place is then given another way."""
     monkeypatch.setattr(module, "_TOGETHER", 1)
     world = World()
     wire = world.join("a")
@@ -449,9 +449,9 @@ def test_whoever_falls_behind_at_a_write_has_been_written_all_up_to_the_feeds_pl
     def write(data: bytes) -> None:
         wire.data.append(data)
         if not wire.behind:
-            places.append(world.feed.number)
+            places.append(world.feed.offset)
             wire.behind = True
-            world.router.follow(wire)
+            world.hub.follow(wire)
 
     monkeypatch.setattr(wire, "write", write)
     world.publish_together(*[("a",)] * 3)
@@ -468,11 +468,11 @@ def test_a_change_of_policies_comes_after_what_was_before_it_and_before_what_is_
     told: list[str] = []
     hold_back, write = wire.hold_back, wire.write
 
-    def noted_hold_back(number: int, *, review: bool = False) -> None:
-        told.append(f"held back after {number}")
-        hold_back(number, review=review)
+    def noted_hold_back(offset: int, *, review: bool = False) -> None:
+        told.append(f"held back after {offset}")
+        hold_back(offset, review=review)
         wire.behind = True
-        world.router.follow(wire)
+        world.hub.follow(wire)
 
     def noted_write(data: bytes) -> None:
         told.append("written")
@@ -482,10 +482,10 @@ def test_a_change_of_policies_comes_after_what_was_before_it_and_before_what_is_
     monkeypatch.setattr(wire, "write", noted_write)
     before, change, after = (
         Event.build(
-            number=number, place=(200 + number, 0), xid=50, committed_at=0.0, channels=channels,
+            offset=offset, place=(200 + offset, 0), xid=50, committed_at=0.0, channels=channels,
             body=b'{"event_type":"policies_changed"}',
         )
-        for number, channels in enumerate([("a",), ("momentum:control",), ("a",)], 1)
+        for offset, channels in enumerate([("a",), ("momentum:control",), ("a",)], 1)
     )  # fmt: skip
     world.feed.publish([before, change, after])
     assert told == ["written", "held back after 2"]
@@ -497,7 +497,7 @@ def test_who_leaves_while_events_are_handed_over_is_written_nothing_more(monkeyp
     first, second = world.join("a"), world.join("a")
     for wire in (first, second):
         wire.taken()
-    monkeypatch.setattr(first, "write", lambda _: world.router.leave(second))
+    monkeypatch.setattr(first, "write", lambda _: world.hub.leave(second))
     world.publish_together(("a",), ("nobody's",))
     assert second.taken() == []
 
@@ -533,7 +533,7 @@ def test_one_that_cannot_even_be_closed_keeps_nothing_from_the_others(monkeypatc
     with pytest.raises(ZeroDivisionError):
         world.publish("a")
     assert [ids(wire.taken()) for wire in wires] == [[], ["abcdef01-1"], ["abcdef01-1"]]
-    assert world.router._out == {}
+    assert world.hub._out == {}
 
 
 def test_a_socket_that_fails_before_a_change_of_rights_does_not_hide_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,7 +551,7 @@ def test_a_socket_that_fails_before_a_change_of_rights_does_not_hide_it(monkeypa
     with pytest.raises(ZeroDivisionError):
         world.publish_together(("a",), ("momentum:control",), body=body)
     assert ids(revoked.taken()) == ["abcdef01-1"], "what came before the revocation"
-    assert (world.feed.number, world.broken) == (1, [True]), "capture begins again, and the revocation comes again"
+    assert (world.feed.offset, world.broken) == (1, [True]), "capture begins again, and the revocation comes again"
     world.publish("momentum:control", body=body)
     assert (revoked.session.closing, world.changed_by) == (Close.TOKEN, [(50, user)])
 
@@ -564,7 +564,7 @@ def test_a_large_frame_is_written_only_where_there_is_room_and_is_one_for_all() 
     wires[0].room = wires[1].room = 10
     before = [wire.session.last_id for wire in wires]
     event = world.publish("a", body=b'{"event_type": "x", "text": "%b"}' % (b"x" * 100_000))
-    assert [wire.held_back for wire in wires] == [[(event.number - 1, False)]] * 2 + [[]] * 2
+    assert [wire.held_back for wire in wires] == [[(event.offset - 1, False)]] * 2 + [[]] * 2
     assert [wire.session.last_id for wire in wires[:2]] == before[:2], "what comes next still follows what it had"
     assert wires[2].data[-1] is wires[3].data[-1]
     assert world.broken == [False]
@@ -574,11 +574,11 @@ def test_each_holder_of_each_channel_is_looked_at_once_however_many_channels_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(limit=1_000, per_user=1_000)
-    channels = tuple(f"c{number}" for number in range(400))
+    channels = tuple(f"c{offset}" for offset in range(400))
     everywhere = [world.join(*channels) for _ in range(3)]
     careful = world.join(*channels, asked=channels)
-    for number in range(100):
-        world.join(channels[number])
+    for offset in range(100):
+        world.join(channels[offset])
     looked_at = 0
     real = module._without
 
@@ -598,7 +598,7 @@ def test_each_holder_of_each_channel_is_looked_at_once_however_many_channels_the
 
 def test_the_channel_of_an_event_on_many_is_the_first_that_the_session_holds() -> None:
     world = World()
-    channels = tuple(f"c{number}" for number in range(100))
+    channels = tuple(f"c{offset}" for offset in range(100))
     few, none = world.join("c70", "c30", "elsewhere"), world.join("elsewhere")
     event = world.publish(*channels)
     assert few.session.channel_of(event) == "c30"
@@ -607,10 +607,10 @@ def test_the_channel_of_an_event_on_many_is_the_first_that_the_session_holds() -
 
 def test_after_a_restart_of_postgres_those_whose_snapshot_is_from_before_come_back() -> None:
     world = World()
-    stitching = world.join("a", seen=Seen(Snapshot.parse("11:13:11"), 1000, 1))
-    done = world.join("a", seen=Seen(Snapshot.parse("10:10:"), 0, 1))
+    stitching = world.join("a", seen=SnapshotBoundary(Snapshot.parse("11:13:11"), 1000, 1))
+    done = world.join("a", seen=SnapshotBoundary(Snapshot.parse("10:10:"), 0, 1))
     world.feed.advance(500)
-    world.feed.begin(epoch="abcdef01", number=0, mark=0, position=100, ceiling=9, incarnation=2)
+    world.feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=9, incarnation=2)
     assert (stitching.session.closing, done.session.closing) == (Close.RESTART, None)
 
 
@@ -619,7 +619,7 @@ def test_a_stream_that_repeats_other_events_than_it_brought_has_another_history(
     event = world.publish("a")
     world.feed.publish([event])
     again = Event.build(
-        number=1, place=(event.commit_lsn + 8, 0), xid=50, committed_at=0.0, channels=("a",), body=b"{}"
+        offset=1, place=(event.commit_lsn + 8, 0), xid=50, committed_at=0.0, channels=("a",), body=b"{}"
     )  # fmt: skip
     with pytest.raises(HistoryForked):
         world.feed.publish([again])

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 
-from momentum_sync.gateway import outflow, websocket
-from momentum_sync.gateway.backlog import Backlog
-from momentum_sync.gateway.outflow import Outflow
+from momentum_sync.gateway import delivery, websocket
+from momentum_sync.gateway.delivery import Delivery
+from momentum_sync.gateway.send_budget import SendBudget
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
 from tests.fixtures.server import Client, Server, Start, sign
 
@@ -40,15 +40,15 @@ async def titles(client: Client, count: int) -> tuple[list[str], str]:
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The most bytes that ever waited, for one connection and for all, as the backlog was told."""
     most = [0, 0]
-    real = Backlog.grew
+    real = SendBudget.grew
 
-    def watched(backlog: Backlog, connection: Outflow, size: int) -> bool:
-        over = real(backlog, connection, size)
+    def watched(send_budget: SendBudget, connection: Delivery, size: int) -> bool:
+        over = real(send_budget, connection, size)
         most[0] = max(most[0], size)
-        most[1] = max(most[1], backlog.total)
+        most[1] = max(most[1], send_budget.total)
         return over
 
-    monkeypatch.setattr(Backlog, "grew", watched)
+    monkeypatch.setattr(SendBudget, "grew", watched)
     return most
 
 
@@ -60,7 +60,7 @@ def write_many(db: Sql, user: UUID, count: int) -> None:
 async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_the_rest_when_it_comes_back(
     start: Start, db: Sql, user: UUID, other: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outflow, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(delivery, "_PATIENCE_S", 1.0)
     limit = 256 * 1024
     async with start(send_buffer_bytes=limit) as server, server.live(user) as slow, server.live(other) as quick:
         slow.socket.transport.pause_reading()
@@ -105,7 +105,7 @@ async def test_a_client_that_reads_after_a_while_loses_neither_its_connection_no
 async def test_what_all_hold_together_is_bounded(
     start: Start, db: Sql, user: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outflow, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(delivery, "_PATIENCE_S", 2.0)
     total = 1024 * 1024
     async with start(send_buffer_bytes=512 * 1024, send_total_bytes=total) as server:
         async with server.live(user, client_id="a") as a, server.live(user, client_id="b") as b:
@@ -124,7 +124,7 @@ async def test_one_who_asks_and_reads_no_answer_is_closed(
     start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers are no events: they are not brought again, and must not pile up."""
-    monkeypatch.setattr(outflow, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(delivery, "_PATIENCE_S", 60.0)
     add_score(db, user)
     db.execute("update daily_engagement_scores set breakdown = %s", (f'{{"x": "{"y" * 900_000}"}}',))
     async with start(send_buffer_bytes=64 * 1024) as server, server.live(user) as client:
@@ -173,7 +173,7 @@ async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_tu
 ) -> None:
     """A byte now and then is enough to stay connected, but not to keep what all others wait for."""
     db.execute("update momentum.settings set max_event_bytes = 16777216")
-    monkeypatch.setattr(outflow, "_TURN_S", 2.0)
+    monkeypatch.setattr(delivery, "_TURN_S", 2.0)
     monkeypatch.setattr(websocket, "_CLOSE_TIMEOUT_SLOW_S", 0.5)
     total = 1024 * 1024
     large = json.dumps({"event_type": "large", "text": "x" * 14_000_000})
@@ -187,7 +187,7 @@ async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_tu
         db.execute("select momentum.publish(array['b', 'c'], '{\"event_type\": \"small\"}')")
         for client in (dribbler, reader):
             await client.until("realtime_event")  # it follows
-        monkeypatch.setattr(outflow, "_PATIENCE_S", 0.5)
+        monkeypatch.setattr(delivery, "_PATIENCE_S", 0.5)
         dribbler.socket.transport.pause_reading()
         db.execute("select momentum.publish(array['b'], %s)", (large,))
 
@@ -213,15 +213,15 @@ async def test_a_connection_that_cannot_be_given_its_events_is_closed_and_not_le
     async with start(send_buffer_bytes=limit) as server, server.live(user) as client:
         client.socket.transport.pause_reading()
         await asyncio.to_thread(write_many, db, user, 100)
-        real = Outflow._give
+        real = Delivery._give
 
-        def broken(_: Outflow, *given: object) -> None:
+        def broken(_: Delivery, *given: object) -> None:
             raise LookupError("a defect")
 
-        monkeypatch.setattr(Outflow, "_give", broken)
+        monkeypatch.setattr(Delivery, "_give", broken)
         client.socket.transport.resume_reading()
         assert (await client.closed())[0] == 1012
-        monkeypatch.setattr(Outflow, "_give", real)
+        monkeypatch.setattr(Delivery, "_give", real)
         read = [message["event"] for message in client.seen if message["type"] == "realtime_event"]
         async with server.connect(sign(user), last_event_id=read[-1]["id"]) as again:
             assert (await again.next())["replayed"] == 100 - len(read)
@@ -230,14 +230,14 @@ async def test_a_connection_that_cannot_be_given_its_events_is_closed_and_not_le
 async def test_pages_grow_again_after_one_that_took_a_policy_too_long(
     server: Server, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Outflow] = []
-    real = Outflow.catch_up
+    made: list[Delivery] = []
+    real = Delivery.catch_up
 
-    def watched(out: Outflow) -> None:
+    def watched(out: Delivery) -> None:
         made.append(out)
         real(out)
 
-    monkeypatch.setattr(Outflow, "catch_up", watched)
+    monkeypatch.setattr(Delivery, "catch_up", watched)
     async with server.live(user):
         out = made[0]
         out._page_bytes = 0

@@ -1,4 +1,4 @@
-"""The pulse: a message that the server writes into the WAL and reads back, and what it says of the feed.
+"""The lag_probe: a message that the server writes into the WAL and reads back, and what it says of the feed.
 
 A beat goes an event's whole way: a transaction, its commit, the slot, the stream. When it comes back, everything that
 committed before it has been read. One beat at a time is under way; how long it takes, or has been taking, is the lag.
@@ -9,7 +9,7 @@ from __future__ import annotations
 PREFIX = "momentum_sync.beat"
 
 
-class Pulse:
+class LagProbe:
     """The beats of one capture. All times are seconds since 1970; `name` tells its beats from those of others."""
 
     def __init__(self, name: str) -> None:

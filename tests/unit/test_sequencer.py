@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.capture.numbering import Numbering
 from momentum_sync.capture.pgoutput import Begin, Message
+from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.eventlog.event import Event, Malformed
 
 Wal = list[tuple[int, list[bytes]]]
@@ -19,23 +19,23 @@ def envelope(text: str) -> bytes:
     return json.dumps({"channels": ["c"], "event": {"text": text}}).encode()
 
 
-def read(numbering: Numbering, wal: Wal) -> list[Event]:
+def read(sequencer: Sequencer, wal: Wal) -> list[Event]:
     found = []
     for lsn, contents in wal:
-        numbering.begin(Begin(lsn, float(lsn), lsn))
+        sequencer.begin(Begin(lsn, float(lsn), lsn))
         for content in contents:
             try:
-                event = numbering.message(Message(True, "momentum_sync", content))
+                event = sequencer.message(Message(True, "momentum_sync", content))
             except Malformed:
                 continue
             if event is not None:
                 found.append(event)
-        numbering.commit()
+        sequencer.commit()
     return found
 
 
-def fresh() -> Numbering:
-    return Numbering(number=0, place=(0, 0), near_xid=1)
+def fresh() -> Sequencer:
+    return Sequencer(offset=0, place=(0, 0), near_xid=1)
 
 
 contents = st.one_of(st.text(max_size=5).map(envelope), st.just(b"no envelope"))
@@ -47,7 +47,7 @@ wals = st.lists(st.lists(contents, max_size=4), max_size=8).map(
 @given(wals)
 def test_numbers_are_dense_and_in_order(wal: Wal) -> None:
     events = read(fresh(), wal)
-    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert [event.offset for event in events] == list(range(1, len(events) + 1))
     places = [(event.commit_lsn, event.commit_index) for event in events]
     assert places == sorted(set(places))
 
@@ -56,27 +56,27 @@ def test_numbers_are_dense_and_in_order(wal: Wal) -> None:
 def test_whatever_is_repeated_after_a_crash_gets_the_numbers_it_had(wal: Wal, data: st.DataObject) -> None:
     whole = read(fresh(), wal)
     logged = data.draw(st.integers(0, len(whole)))
-    place, number = (0, 0), 0
+    place, offset = (0, 0), 0
     if logged:
         last = whole[logged - 1]
-        place, number = (last.commit_lsn, last.commit_index), last.number
+        place, offset = (last.commit_lsn, last.commit_index), last.offset
     repeated_from = data.draw(st.integers(0, len([lsn for lsn, _ in wal if lsn < place[0]])))
-    again = Numbering(number=number, place=place, near_xid=1)
+    again = Sequencer(offset=offset, place=place, near_xid=1)
     assert read(again, wal[repeated_from:]) == whole[logged:]
 
 
 def test_only_transactional_messages_under_our_prefix_count() -> None:
-    numbering = fresh()
-    assert numbering.message(Message(False, "momentum_sync", envelope("outside"))) is None
-    numbering.begin(Begin(10, 0.0, 5))
-    assert numbering.in_transaction
-    assert numbering.message(Message(True, "theirs", envelope("a"))) is None
-    assert numbering.message(Message(False, "momentum_sync", envelope("b"))) is None
-    event = numbering.message(Message(True, "momentum_sync", envelope("c")))
+    sequencer = fresh()
+    assert sequencer.message(Message(False, "momentum_sync", envelope("outside"))) is None
+    sequencer.begin(Begin(10, 0.0, 5))
+    assert sequencer.in_transaction
+    assert sequencer.message(Message(True, "theirs", envelope("a"))) is None
+    assert sequencer.message(Message(False, "momentum_sync", envelope("b"))) is None
+    event = sequencer.message(Message(True, "momentum_sync", envelope("c")))
     assert event is not None
-    assert (event.number, event.commit_lsn, event.commit_index, event.xid) == (1, 10, 0, 5)
-    numbering.commit()
-    assert not numbering.in_transaction
+    assert (event.offset, event.commit_lsn, event.commit_index, event.xid) == (1, 10, 0, 5)
+    sequencer.commit()
+    assert not sequencer.in_transaction
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,18 @@ def test_only_transactional_messages_under_our_prefix_count() -> None:
     ],
 )  # fmt: skip
 def test_what_publish_did_not_write_is_malformed(content: bytes) -> None:
-    numbering = fresh()
-    numbering.begin(Begin(10, 0.0, 5))
+    sequencer = fresh()
+    sequencer.begin(Begin(10, 0.0, 5))
     if content.endswith(b" "):
-        assert numbering.message(Message(True, "momentum_sync", content)) is not None
+        assert sequencer.message(Message(True, "momentum_sync", content)) is not None
         return
     with pytest.raises(Malformed):
-        numbering.message(Message(True, "momentum_sync", content))
+        sequencer.message(Message(True, "momentum_sync", content))
 
 
 def test_the_transaction_id_is_widened() -> None:
-    numbering = Numbering(number=0, place=(0, 0), near_xid=2**32 + 5)
-    numbering.begin(Begin(10, 0.0, 7))
-    event = numbering.message(Message(True, "momentum_sync", envelope("a")))
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=2**32 + 5)
+    sequencer.begin(Begin(10, 0.0, 7))
+    event = sequencer.message(Message(True, "momentum_sync", envelope("a")))
     assert event is not None
     assert event.xid == 2**32 + 7
