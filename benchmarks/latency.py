@@ -26,6 +26,7 @@ from benchmarks.machine import SERVER_CORES, pin, prepare_process
 from benchmarks.report import Bench, Line
 from momentum_sync.capture.pgoutput import Message, decode
 from momentum_sync.capture.slot import open_stream
+from momentum_sync.limits import CaptureLimits
 
 CONNECTIONS = 1000
 RATE = 1000
@@ -124,7 +125,7 @@ async def _reader(conninfo: str, pipe: Connection) -> None:
                 for write in found(frame.content):
                     seen.setdefault(write, now)
 
-    async with open_stream(conninfo, READER_SLOT) as stream:
+    async with open_stream(conninfo, READER_SLOT, CaptureLimits()) as stream:
         reading = asyncio.ensure_future(stream.run(take))
         pipe.send("live")
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)

@@ -17,19 +17,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from momentum_sync.capture import reader, slot
+from momentum_sync import limits
+from momentum_sync.capture import checkpoint, pipeline, slot
+from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
 from momentum_sync.capture.pgoutput import Message
 from momentum_sync.capture.sequencer import Sequencer
+from momentum_sync.capture.slot import SlotFacts
 from momentum_sync.cli.main import app
-from momentum_sync.database import connection, pool
+from momentum_sync.database import connection
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog import table
-from momentum_sync.eventlog.event import Event, Position
-from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
-from momentum_sync.eventlog.table import Checkpoint, EventLog, SlotFacts
+from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.hub import Hub
-from momentum_sync.gateway.session import Session
 
 
 def stitch() -> None:
@@ -66,7 +68,7 @@ def order() -> None:
 
 def sight() -> None:
     """Asks the database about no event."""
-    Session.asks = lambda session, event: False  # type: ignore[method-assign, assignment]
+    Cursor.must_check = lambda cursor, event: False  # type: ignore[method-assign, assignment]
 
 
 def review() -> None:
@@ -80,31 +82,38 @@ def marks() -> None:
     async def verify(history: History, place: Position) -> None:
         """Accept every position."""
 
-    async def take_over(log: EventLog, facts: SlotFacts, **_: object) -> Checkpoint:
-        return await real(log, facts, known=None)
+    async def acquire(checkpoints: Checkpoints, facts: SlotFacts, **_: object) -> Checkpoint:
+        return await real(checkpoints, facts, known=None)
 
-    real = EventLog.take_over
+    real = Checkpoints.acquire
     History.verify = verify  # type: ignore[method-assign, assignment]
-    Feed._compare = lambda feed, event: None  # type: ignore[method-assign, assignment]
-    EventLog.take_over = take_over  # type: ignore[method-assign, assignment]
+    LocalFeed._compare = lambda feed, event: None  # type: ignore[method-assign, assignment]
+    Checkpoints.acquire = acquire  # type: ignore[method-assign, assignment]
 
 
 def truncate() -> None:
     """Treat a TRUNCATE as an ordinary event."""
-    reader._ends_history = lambda event: False
-    table._TRUNCATED = "it is not looked at"
-    real = table._break
+    pipeline._ends_history = lambda event: False
+    truncated = checkpoint._TRUNCATED
+    real = Checkpoints._break
 
     async def ignored(*arguments: Any) -> str | None:
         broke = await real(*arguments)
-        return None if broke == table._TRUNCATED else broke
+        return None if broke == truncated else broke
 
-    table._break = ignored  # type: ignore[assignment]
+    Checkpoints._break = ignored  # type: ignore[method-assign, assignment]
 
 
 def silence() -> None:
     """Remove all deadlines on database connections."""
-    reader._SILENT_S = table._WORK_S = pool._CUT_AFTER_S = slot._ANSWER_TIMEOUT_S = 1e6
+    for part, names in (
+        (limits.CaptureLimits, ("silence_s", "answer_s")),
+        (limits.LogLimits, ("work_s", "read_s")),
+        (limits.QueryLimits, ("cut_s",)),
+    ):
+        defaults = part.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults.update(dict.fromkeys(names, 1e6))
     connection._KEEPALIVES = {}
 
 

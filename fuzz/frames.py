@@ -21,21 +21,26 @@ from websockets.protocol import CLIENT, State
 from websockets.uri import parse_uri
 
 from momentum_sync import observe
-from momentum_sync.eventlog.event import Position
-from momentum_sync.eventlog.feed import Feed
+from momentum_sync.domain.application import MOMENTUM
+from momentum_sync.eventlog.feed import Beginning, LocalFeed
 from momentum_sync.eventlog.history import History
-from momentum_sync.eventlog.table import EventLog
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.window import Window
-from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.connection_states import ConnectionState
+from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.dialects.native import Session
+from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
-from momentum_sync.gateway.rate_limits import RateLimit
 from momentum_sync.gateway.send_budget import SendBudget
-from momentum_sync.gateway.session import Opening, Session
-from momentum_sync.gateway.snapshot import Desk
 from momentum_sync.gateway.websocket import WebSocketProtocol
+from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity, TokenRules
+from momentum_sync.limits import KeyLimits, Limits, Rate, UserLimits
 
 _USER = UUID(int=1)
 _MOST_WAITING = 256 * 1024
@@ -102,27 +107,30 @@ class _Wire(asyncio.Transport):
 
 
 class _Socket(WebSocketProtocol):
-    """A socket whose work for the database is answered at once: it cannot be done."""
+    """A socket whose work for the database fails at once."""
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         work.close()
-        self._working = False
         return cast("asyncio.Task[None]", None)
 
 
 def _gateway() -> Gateway:
-    feed = Feed(Window(65_536))
-    feed.begin(epoch="abcdef01", offset=0, position=0, ceiling=0, mark=0, incarnation=1)
-    history = History(feed, cast(EventLog, None))
+    limits = Limits(users=UserLimits(frames=Rate(1e9, 1e9)))
+    feed = LocalFeed(Window(65_536))
+    feed.begin(Beginning("abcdef01", 0, 0, 0, 0, 1))
     hub = Hub(
-        feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, rights_changed=lambda *_: None,
-        rights_missed=lambda: None, delivered=lambda *_: None,
+        feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, grants_changed=lambda *_: None,
+        grants_missed=lambda: None, delivered=lambda *_: None, limits=limits.delivery,
+    )  # fmt: skip
+    options = GatewayOptions(
+        heartbeat=25.0, send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False,
+        metrics_open=False,
     )  # fmt: skip
     return Gateway(
-        desk=cast(Desk, None), history=history, hub=hub, send_budget=SendBudget(each=1 << 20, total=1 << 28),
-        authenticator=Authenticator(TokenRules(secret="x" * 32)), live=lambda: True, lag=lambda: 0.0, heartbeat=25.0,
-        send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False, metrics_open=False,
-        frames=RateLimit(burst=10**9, a_second=1e9), reached=lambda: feed.last_id,
+        options, limits, MOMENTUM, feed=feed, history=History(feed, cast(EventLog, None), limits.log), hub=hub,
+        send_budget=SendBudget(each=1 << 20, total=1 << 28),
+        authenticator=Authenticator(TokenRules(secret="x" * 32), KeyLimits()), authorizer=cast(Authorizer, None),
+        event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
     )  # fmt: skip
 
 
@@ -144,16 +152,20 @@ def _one(data: bytes) -> None:
     wire = _Wire()
     socket = _Socket(_CONFIG, ServerState(), {})
     socket.connection_made(wire)
-    socket._ws.state = State.OPEN
-    socket._ws.parser = socket._ws.parse()
-    next(socket._ws.parser)
-    socket.session = Session(
-        Identity("authenticated", _USER, "{}", None), _USER, "fuzz", heartbeat=25.0, now=0.0, at=0.0
-    )
-    socket._greeted = True
+    protocol = socket._frames._protocol
+    protocol.state = State.OPEN
+    protocol.parser = protocol.parse()
+    next(protocol.parser)
+    socket.cursor = Cursor(str(_USER), MOMENTUM.schema.per_user_channels)
+    socket._session = Session(
+        Identity("authenticated", _USER, "{}", None), _USER, "fuzz", socket.cursor, _GATEWAY.native,
+        _GATEWAY.limits.sockets, heartbeat=25.0, now=0.0, at=0.0,
+    )  # fmt: skip
+    socket._enter(ConnectionState.OPENING)
     _GATEWAY.hub.admit(socket)
     granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
-    socket.session.greet(Opening(granted, [], Position("abcdef01", 0, 0), None), 0.0, 0.0)
+    socket._session.begin(granted, Position("abcdef01", 0, 0), None, 0.0, 0.0)
+    socket._enter(ConnectionState.OPEN)
     socket.flush()
     for start in range(0, len(data), 4096):
         if not wire.closing:
@@ -164,7 +176,7 @@ def _one(data: bytes) -> None:
     assert time.process_time() - began < _MOST_S, "this costs too much time"
     assert len(wire.written) < _MOST_WRITTEN, "this has the server write too much"
     _check(bytes(wire.written))
-    assert sum(len(text or b"") for text in socket._inbox) + sum(map(len, socket._parts)) <= _MOST_WAITING
+    assert socket._frames.size <= _MOST_WAITING
     assert len(_GATEWAY.hub) == 0
 
 

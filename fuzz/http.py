@@ -13,7 +13,7 @@ from uuid import UUID
 import jwt
 import psycopg
 
-from momentum_sync import app, observe
+from momentum_sync import observe, server
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.settings import read
@@ -42,7 +42,7 @@ async def _run(conninfo: str, folder: Path, seconds: int, rest: list[str]) -> in
     token = jwt.encode({"role": "service_role", "exp": 4_000_000_000}, _SECRET, algorithm="HS256")
     settings = read(database_url=conninfo, jwt_secret=_SECRET, port=0, data_dir=folder)
     (folder / "schemathesis.toml").write_text(_CONFIGURATION, encoding="utf-8")
-    async with app.server(settings, conninfo, stopped=asyncio.Event()) as running:
+    async with server.server(settings, conninfo, stopped=asyncio.Event()) as running:
         await running.live.wait()
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{running.url}/openapi.json",

@@ -7,7 +7,9 @@ import struct
 
 from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode
 from momentum_sync.capture.sequencer import PREFIX, Sequencer
-from momentum_sync.eventlog.event import Event, Malformed, Position
+from momentum_sync.eventlog.envelope import Malformed
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.position import Position
 
 _HEADER = b"w" + bytes(24)
 

@@ -1,13 +1,18 @@
-"""The four rules of the layout, held."""
+"""The rules of ARCHITECTURE.md, held."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from enum import Enum
 from pathlib import Path
 
 import pytest
+
+from momentum_sync.eventlog.status import CAPTURE_TRANSITIONS
+from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, DELIVERY_TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "momentum_sync"
@@ -58,7 +63,9 @@ def test_a_pure_file_imports_no_io_and_asks_neither_clock_nor_chance(path: str) 
     assert used & IO <= allowed
     assert "observe" not in ours(path)
     calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
-    assert not {call.attr for call in calls if isinstance(call, ast.Attribute)} & CLOCKS
+    # A clock that is passed in is no clock of the file's.
+    asked = [call for call in calls if isinstance(call, ast.Attribute) and ast.unparse(call.value) != "services"]
+    assert not {call.attr for call in asked} & CLOCKS
 
 
 @pytest.mark.parametrize("path", PURE)
@@ -73,24 +80,96 @@ def test_a_pure_file_imports_only_pure_files_of_ours(path: str) -> None:
         assert found[0] in PURE, f"{path} imports {found[0]}"
 
 
+ENGINE = ("capture", "eventlog", "identity", "gateway", "wire")
+"""Parts that serve any application."""
+
+
 @pytest.mark.parametrize("path", FILES)
-def test_arrows_run_from_both_ends_to_the_log(path: str) -> None:
+def test_imports_run_from_both_ends_to_the_log_and_from_the_domain_to_the_engine(path: str) -> None:
     part = path.split("/")[0].removesuffix(".py")
     needs = ours(path)
-    if part in ("app", "cli", "__main__"):
+    if part in ("server", "cli", "__main__"):
         return
     assert "settings" not in needs or part == "settings"
-    assert not needs & {"app", "cli"}
+    assert not needs & {"server", "cli", "lifecycle"}
+    if part == "lifecycle":
+        return
+    if part in ENGINE:
+        assert "domain" not in needs
     if part == "wire":
         assert needs <= {"wire", "errors"}
     elif part == "sdk":
-        assert needs <= {"sdk", "wire", "errors", "tasks"}
+        assert needs <= {"sdk", "wire", "errors", "tasks", "domain"}
+        assert {name for name in imports(path) if name.startswith("momentum_sync.domain")} <= {
+            f"momentum_sync.domain.messages{rest}" for rest in ("", *(f".{name}" for name in MESSAGE_NAMES))
+        }
     elif part in ENDS:
         assert not needs & (ENDS - {part})
     elif part in ("eventlog", "database", "identity"):
         assert not needs & ENDS
     if part == "demo":
         assert needs <= {"database", "demo", "observe"}
+
+
+MESSAGE_NAMES = [
+    node.name for node in tree("domain/messages.py").body if isinstance(node, ast.ClassDef)
+] + ["EVENTS", "PROTOCOL", "SERVER_MESSAGES"]  # fmt: skip
+
+# Names that no other software has: `user_id`, `status` and the like are everybody's.
+DOMAIN_NAMES = re.compile(
+    r"daily_engagement_scores|coach_interventions|momentum_notifications|realtime_event_metrics|momentum_state\b|"
+    r"final_score|score_date|trigger_reason|intervention|notification_(?:id|type)|momentum_updates|cache_invalidation|"
+    r"momentum_grant|momentum_may_act_for"
+)
+KNOWN = {
+    # The app's table of metrics is written by the server, whatever application it serves.
+    "eventlog/event_metrics.py", "eventlog/samples.py", "eventlog/queries.sql", "eventlog/schema.sql",
+    # A database is migrated for the app before it is used; the schema's owner is the owner of its first table.
+    "capture/preflight.py", "capture/queries.sql",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        path.relative_to(PACKAGE).as_posix()
+        for part in ENGINE
+        for path in (PACKAGE / part).rglob("*")
+        if path.suffix in (".py", ".sql")
+    ),
+)
+def test_the_engine_names_no_table_column_or_channel_of_the_app(path: str) -> None:
+    if path not in KNOWN:
+        assert DOMAIN_NAMES.findall((PACKAGE / path).read_text(encoding="utf-8")) == []
+
+
+TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("title", "transitions"),
+    [
+        ("eventlog/status: CaptureState", CAPTURE_TRANSITIONS),
+        ("gateway/connection_states: ConnectionState", CONNECTION_TRANSITIONS),
+        ("gateway/connection_states: DeliveryState", DELIVERY_TRANSITIONS),
+    ],
+)
+def test_architecture_md_draws_the_states(title: str, transitions: Mapping[Enum, Set[Enum]]) -> None:
+    table = TEXT.split(f"(`{title}`):")[1].split("|---|---|")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.strip().splitlines()]
+    drawn = {state: set(filter(None, map(str.strip, after.split(",")))) for state, after in rows}
+    assert drawn == {state.value: {after.value for after in then} for state, then in transitions.items()}
+
+
+@pytest.mark.parametrize(
+    "named", sorted(set(re.findall(r"`(\w+/[\w/]+): (\w+(?:\.\w+)?)`", TEXT))), ids=lambda pair: ": ".join(pair)
+)
+def test_what_architecture_md_names_exists(named: tuple[str, str]) -> None:
+    module = importlib.import_module("momentum_sync." + named[0].replace("/", "."))
+    found: object = module
+    for part in named[1].split("."):
+        found = getattr(found, part)
+    assert found is not None
 
 
 def test_the_witness_and_the_checker_of_the_faults_know_nothing_of_ours() -> None:
@@ -159,8 +238,8 @@ def test_every_public_thing_says_what_it_is(path: str) -> None:
         assert ast.get_docstring(parsed), path
     for node in parsed.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            if isinstance(node, ast.ClassDef) and path in ("wire/messages.py", "errors.py"):
-                continue  # messages and errors are drawn at the top of their files
+            if isinstance(node, ast.ClassDef) and path == "errors.py":
+                continue  # drawn as a tree at the top of the file
             assert ast.get_docstring(node), f"{path}: {node.name}"
 
 
@@ -178,5 +257,5 @@ def test_a_task_is_ended_by_tasks_end(path: str) -> None:
         timer = re.search(
             rf"\b{name}\b[^\n]* = [^\n]*call_(?:later|at)\(|for {name} in \((?:self\._\w+(?:, )?)+\)", source
         )
-        nobody_waits = (path, name) in {("gateway/websocket.py", "_beginning"), ("sdk/callbacks.py", "task")}
+        nobody_waits = (path, name) in {("gateway/websocket.py", "_opening"), ("sdk/callbacks.py", "task")}
         assert timer or nobody_waits, f"{path}: {name}.cancel()"

@@ -3,6 +3,7 @@
 These names are the SDK, for programs that follow a server. The server itself is in the extra `server`.
 """
 
+from momentum_sync.domain.messages import Intervention, Momentum, Notification
 from momentum_sync.errors import (
     ClientError,
     ConnectionLost,
@@ -23,7 +24,6 @@ from momentum_sync.sdk.client import Client
 from momentum_sync.sdk.protocol import Event, Resync, State, Status
 from momentum_sync.sdk.state import Saved
 from momentum_sync.sdk.store import Entry, FileStore, Store
-from momentum_sync.wire.from_server import Intervention, Momentum, Notification
 
 __version__ = "0.1.0"
 

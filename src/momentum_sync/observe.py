@@ -259,7 +259,7 @@ def sent(frames: int, size: int) -> None:
     metrics.BYTES.add(size)
 
 
-def asked(seen: int, withheld: int) -> None:
+def checked(seen: int, withheld: int) -> None:
     """The database said of so many events that a caller may see them, and of so many that it may not."""
     metrics.SIGHT.add(seen, "seen")
     metrics.SIGHT.add(withheld, "withheld")

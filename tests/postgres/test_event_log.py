@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import LiteralString
+from typing import Any, LiteralString
+from uuid import uuid4
 
 import psycopg
 import pytest
 import pytest_asyncio
 
+from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints, LogBroken
 from momentum_sync.capture.preflight import check
+from momentum_sync.capture.slot import SlotFacts
+from momentum_sync.database import queries
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff, Unsuitable
-from momentum_sync.eventlog import table as module
+from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import FeedState
-from momentum_sync.eventlog.table import EventLog, LogBroken, SlotFacts
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.partitions import keep_partitions
+from momentum_sync.limits import CaptureLimits, LogLimits
 from tests.fixtures.postgres import Sql
 
 FACTS = SlotFacts(slot="s", system_identifier="7000", timeline=1, confirmed_lsn=100)
@@ -33,29 +40,64 @@ def event(offset: int, *, xid: int = 10, channels: tuple[str, ...] = ("c",), tex
     )  # fmt: skip
 
 
+class Writer(EventLog):
+    """A log with its checkpoint, as one capture process has them."""
+
+    def __init__(self, conninfo: str, slot: str, limits: LogLimits | None = None) -> None:
+        self.connections = LogConnections(conninfo, LogLimits())
+        super().__init__(self.connections, limits or LogLimits(), frozenset())
+        self.checkpoints = Checkpoints(self.connections, self, slot, CaptureLimits(log_check_interval_s=0.02))
+        self.token = uuid4()
+
+    async def acquire(self, facts: SlotFacts, **more: Any) -> Checkpoint:
+        checkpoint = await self.checkpoints.acquire(facts, **more)
+        self.token = checkpoint.token
+        return checkpoint
+
+    async def write(self, events: Sequence[Event], *, confirmed: int) -> None:
+        await self.append(events, token=self.token, confirmed=confirmed)
+
+
+Open = Callable[..., Awaitable[Writer]]
+
+
 @pytest_asyncio.fixture
-async def log(database: str) -> AsyncIterator[EventLog]:
-    log = EventLog(database, "s")
-    await log.open()
-    await log.keep_partitions(retention=None)
-    yield log
-    await log.close()
+async def open_log(database: str) -> AsyncIterator[Open]:
+    """Opens another writer of the log."""
+    writers: list[Writer] = []
+
+    async def opened(slot: str = "s", limits: LogLimits | None = None) -> Writer:
+        writer = Writer(database, slot, limits)
+        await writer.connections.open()
+        writers.append(writer)
+        return writer
+
+    yield opened
+    for writer in writers:
+        await writer.connections.close()
 
 
-async def test_a_history_begins_with_an_epoch(log: EventLog) -> None:
-    standing = await log.take_over(FACTS)
+@pytest_asyncio.fixture
+async def log(open_log: Open) -> Writer:
+    writer = await open_log()
+    await keep_partitions(writer.connections, retention=None)
+    return writer
+
+
+async def test_a_history_begins_with_an_epoch(log: Writer) -> None:
+    standing = await log.acquire(FACTS)
     assert (standing.offset, standing.place) == (0, (0, 0))
     assert len(standing.epoch) == 8
-    assert (await log.take_over(FACTS)).epoch == standing.epoch
+    assert (await log.acquire(FACTS)).epoch == standing.epoch
 
 
-async def test_what_is_appended_stands(log: EventLog, db: Sql) -> None:
-    await log.take_over(FACTS)
+async def test_what_is_appended_stands(log: Writer, db: Sql) -> None:
+    await log.acquire(FACTS)
     hostile = '"\\\n\'; drop table momentum.event_log; -- \u2028 {"'
-    await log.append([event(1, text=hostile), event(2, channels=("a,b", 'c"{}'))], confirmed=210)
+    await log.write([event(1, text=hostile), event(2, channels=("a,b", 'c"{}'))], confirmed=210)
     rows = db.execute(
         "select number, commit_lsn::text, commit_index, xid, committed_at, channels, event"
-        " from momentum.event_log order by offset"
+        " from momentum.event_log order by number"
     ).fetchall()
     assert [row[0] for row in rows] == [1, 2]
     assert rows[0][1:5] == ("0/C9", 0, 10, datetime.fromtimestamp(1.5, UTC))
@@ -63,10 +105,10 @@ async def test_what_is_appended_stands(log: EventLog, db: Sql) -> None:
     assert rows[1][5] == ["a,b", 'c"{}']
 
 
-async def test_a_history_goes_on_where_the_log_ends(log: EventLog) -> None:
-    first = await log.take_over(FACTS)
-    await log.append([event(1), event(2)], confirmed=210)
-    again = await log.take_over(replace(FACTS, confirmed_lsn=210))
+async def test_a_history_goes_on_where_the_log_ends(log: Writer) -> None:
+    first = await log.acquire(FACTS)
+    await log.write([event(1), event(2)], confirmed=210)
+    again = await log.acquire(replace(FACTS, confirmed_lsn=210))
     assert (again.epoch, again.offset, again.place) == (first.epoch, 2, (202, 0))
 
 
@@ -79,41 +121,39 @@ async def test_a_history_goes_on_where_the_log_ends(log: EventLog) -> None:
     ],
     ids=["another system", "another timeline", "a slot confirmed further than the log is complete"],
 )
-async def test_a_broken_history_begins_another_epoch_with_numbers_that_go_on(log: EventLog, facts: SlotFacts) -> None:
-    first = await log.take_over(FACTS)
-    await log.append([event(1)], confirmed=210)
-    assert (await log.take_over(replace(FACTS, confirmed_lsn=210))).epoch == first.epoch
-    other = await log.take_over(facts)
+async def test_a_broken_history_begins_another_epoch_with_numbers_that_go_on(log: Writer, facts: SlotFacts) -> None:
+    first = await log.acquire(FACTS)
+    await log.write([event(1)], confirmed=210)
+    assert (await log.acquire(replace(FACTS, confirmed_lsn=210))).epoch == first.epoch
+    other = await log.acquire(facts)
     assert other.epoch != first.epoch
     assert (other.offset, other.place) == (1, (0, 0))
 
 
-async def test_who_was_succeeded_appends_nothing(log: EventLog, database: str, db: Sql) -> None:
-    await log.take_over(FACTS)
-    await log.append([event(1)], confirmed=205)
-    successor = EventLog(database, "s")
-    await successor.open()
-    await successor.take_over(FACTS)
+async def test_who_was_succeeded_appends_nothing(log: Writer, open_log: Open, db: Sql) -> None:
+    await log.acquire(FACTS)
+    await log.write([event(1)], confirmed=205)
+    successor = await open_log()
+    await successor.acquire(FACTS)
     with pytest.raises(FencedOff):
-        await log.append([event(2)], confirmed=210)
+        await log.write([event(2)], confirmed=210)
     with pytest.raises(FencedOff):
-        await log.confirm(210)
-    await successor.append([event(2)], confirmed=210)
-    await successor.close()
+        await log.confirm(210, token=log.token)
+    await successor.write([event(2)], confirmed=210)
     assert db.execute("select array_agg(number), max(s.confirmed_lsn)::text from momentum.event_log"
                       " cross join momentum.stream s").fetchone() == ([1, 2], "0/D2")  # fmt: skip
 
 
-async def test_confirmed_never_goes_back(log: EventLog, db: Sql) -> None:
-    await log.take_over(FACTS)
-    await log.confirm(300)
-    await log.append([event(1)], confirmed=210)
+async def test_confirmed_never_goes_back(log: Writer, db: Sql) -> None:
+    await log.acquire(FACTS)
+    await log.confirm(300, token=log.token)
+    await log.write([event(1)], confirmed=210)
     assert db.execute("select confirmed_lsn::text from momentum.stream").fetchone() == ("0/12C",)
 
 
-async def test_what_a_snapshot_has_not_seen(log: EventLog) -> None:
-    await log.take_over(FACTS)
-    await log.append(
+async def test_what_a_snapshot_has_not_seen(log: Writer) -> None:
+    await log.acquire(FACTS)
+    await log.write(
         [
             event(1, xid=8),
             event(2, xid=11),
@@ -130,21 +170,21 @@ async def test_what_a_snapshot_has_not_seen(log: EventLog) -> None:
     assert await log.first_unseen(Snapshot.parse("10:20:"), ["c"], below=5) is None
 
 
-async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log: EventLog) -> None:
-    await log.take_over(FACTS)
-    await log.append([event(1, xid=1_000_000)], confirmed=210)
-    await log.take_over(replace(FACTS, system_identifier="restored elsewhere"))
-    await log.append([event(2, xid=12)], confirmed=220)
+async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log: Writer) -> None:
+    await log.acquire(FACTS)
+    await log.write([event(1, xid=1_000_000)], confirmed=210)
+    await log.acquire(replace(FACTS, system_identifier="restored elsewhere"))
+    await log.write([event(2, xid=12)], confirmed=220)
     assert await log.first_unseen(Snapshot.parse("10:20:12"), ["c"], below=9) == 2
 
 
-async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log: EventLog, db: Sql) -> None:
-    epoch = (await log.take_over(FACTS)).epoch
+async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log: Writer, db: Sql) -> None:
+    epoch = (await log.acquire(FACTS)).epoch
     history = [
         event(offset, xid=10 + offset, channels=(("c",), ("d", "c"), ("e",))[offset % 3], text="x" * 100)
         for offset in range(1, 41)
     ]
-    await log.append(history, confirmed=300)
+    await log.write(history, confirmed=300)
     wanted = [each for each in history if set(each.keys) & {"c", "d"} and each.offset > 4]
     for most in (0, 150, 400, 10_000):
         found: list[Event] = []
@@ -161,79 +201,78 @@ async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log:
     assert await log.count_after(epoch, 4, ["c", "d"], seen, below=41) == len(
         [each for each in wanted if not seen.sees(each.xid)]
     )
-    assert await log.after(epoch, 30, ["c"], below=21, most=9) == ([], 20)
+    assert await log.after(epoch, 30, ["c"], below=21, most=9) == Page([], 20)
     assert await log.after("00000000", 4, ["c"], below=41, most=9) is None
-    db.execute("delete from momentum.event_log where offset <= 5")
+    db.execute("delete from momentum.event_log where number <= 5")
     assert await log.after(epoch, 4, ["c"], below=41, most=9) is None
     assert await log.count_after(epoch, 4, ["c"], None, below=41) is None
     assert await log.after(epoch, 5, ["c"], below=41, most=9) is not None
 
 
-async def test_a_page_has_a_bound_in_rows(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAGE_ROWS", 3)
-    epoch = (await log.take_over(FACTS)).epoch
-    await log.append([event(offset) for offset in range(1, 9)], confirmed=300)
+async def test_a_page_has_a_bound_in_rows(open_log: Open) -> None:
+    log = await open_log(limits=LogLimits(page_rows=3))
+    epoch = (await log.acquire(FACTS)).epoch
+    await log.write([event(offset) for offset in range(1, 9)], confirmed=300)
     page = await log.after(epoch, 0, ["c"], below=9, most=1_000_000)
     assert page is not None
     assert ([each.offset for each in page[0]], page[1]) == ([1, 2, 3], 3)
 
 
-async def test_the_newest_events_come_with_the_standing(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NEWEST_ROWS", 3)
-    await log.take_over(FACTS)
+async def test_the_newest_events_come_with_the_standing(open_log: Open) -> None:
+    log = await open_log(limits=LogLimits(preload_rows=3))
+    await log.acquire(FACTS)
     events = [event(offset) for offset in range(1, 9)]
-    await log.append(events, confirmed=210)
-    assert (await log.take_over(FACTS)).newest == events[-3:]
-    other = await log.take_over(replace(FACTS, timeline=2))
+    await log.write(events, confirmed=210)
+    assert (await log.acquire(FACTS)).newest == events[-3:]
+    other = await log.acquire(replace(FACTS, timeline=2))
     assert (other.newest, other.offset, other.broke) == ([], 8, "the database is on another timeline")
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["truncate momentum.event_log", "delete from momentum.event_log where offset = 3", "delete from momentum.event_log"
-     " where offset = 1"],
+    ["truncate momentum.event_log", "delete from momentum.event_log where number = 3", "delete from momentum.event_log"
+     " where number = 1"],
     ids=["truncated", "the newest gone", "the oldest gone"],
 )  # fmt: skip
 async def test_a_log_that_lost_events_is_noticed_and_begins_another_epoch(
-    log: EventLog, db: Sql, damage: LiteralString, monkeypatch: pytest.MonkeyPatch
+    log: Writer, db: Sql, damage: LiteralString
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.02)
-    first = await log.take_over(FACTS)
-    await log.append([event(1), event(2), event(3)], confirmed=210)
-    watching = asyncio.ensure_future(log.watch_whole())
-    assert (await log.take_over(FACTS)).epoch == first.epoch
+    first = await log.acquire(FACTS)
+    await log.write([event(1), event(2), event(3)], confirmed=210)
+    watching = asyncio.ensure_future(log.checkpoints.watch_log())
+    assert (await log.acquire(FACTS)).epoch == first.epoch
     db.execute(damage)
     with pytest.raises(LogBroken):
         await asyncio.wait_for(watching, 20)
-    standing = await log.take_over(FACTS)
+    standing = await log.acquire(FACTS)
     assert standing.epoch != first.epoch
     assert standing.offset == 3
     assert standing.broke == "events are missing from the log"
-    await log.append([event(4)], confirmed=220)
-    assert (await log.take_over(FACTS)).epoch == standing.epoch
+    await log.write([event(4)], confirmed=220)
+    assert (await log.acquire(FACTS)).epoch == standing.epoch
 
 
-async def test_a_hole_among_the_newest_begins_another_epoch(log: EventLog, db: Sql) -> None:
-    first = await log.take_over(FACTS)
-    await log.append([event(offset) for offset in range(1, 6)], confirmed=210)
-    db.execute("delete from momentum.event_log where offset = 3")
-    standing = await log.take_over(FACTS)
+async def test_a_hole_among_the_newest_begins_another_epoch(log: Writer, db: Sql) -> None:
+    first = await log.acquire(FACTS)
+    await log.write([event(offset) for offset in range(1, 6)], confirmed=210)
+    db.execute("delete from momentum.event_log where number = 3")
+    standing = await log.acquire(FACTS)
     assert (standing.epoch == first.epoch, standing.newest) == (False, [])
     assert standing.broke == "events are missing from the log"
 
 
-async def test_the_newest_have_a_bound_in_bytes(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NEWEST_BYTES", 1000)
-    first = await log.take_over(FACTS)
+async def test_the_newest_have_a_bound_in_bytes(open_log: Open) -> None:
+    log = await open_log(limits=LogLimits(preload_bytes=1000))
+    first = await log.acquire(FACTS)
     events = [event(offset, text="x" * 300) for offset in range(1, 9)]
-    await log.append(events, confirmed=210)
-    assert (await log.take_over(FACTS)).newest == events[-2:]
-    assert (await log.take_over(FACTS, known=FeedState(first.epoch, 8, 8, events[-1].mark))).newest == []
-    assert (await log.take_over(FACTS, known=FeedState(first.epoch, 7, 7, events[-2].mark))).newest == events[-2:]
+    await log.write(events, confirmed=210)
+    assert (await log.acquire(FACTS)).newest == events[-2:]
+    assert (await log.acquire(FACTS, known=FeedState(first.epoch, 8, 8, events[-1].mark))).newest == []
+    assert (await log.acquire(FACTS, known=FeedState(first.epoch, 7, 7, events[-2].mark))).newest == events[-2:]
 
 
-async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: EventLog, db: Sql) -> None:
-    first = await log.take_over(FACTS)
+async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Writer, db: Sql) -> None:
+    first = await log.acquire(FACTS)
     day = datetime.now(UTC).date() - timedelta(days=4)
 
     def make() -> None:
@@ -243,44 +282,42 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Even
         )
 
     make()
-    await log.append([event(offset) for offset in range(1, 6)], confirmed=210)
+    await log.write([event(offset) for offset in range(1, 6)], confirmed=210)
     db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset in (1, 3)")
-    assert len(await log.keep_partitions(retention=timedelta(days=2))) == 1
-    assert (await log.take_over(FACTS)).epoch == first.epoch
+    assert len(await keep_partitions(log.connections, retention=timedelta(days=2))) == 1
+    assert (await log.acquire(FACTS)).epoch == first.epoch
     # The clock had gone back: what is left of before 3 is of no use.
     assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
     assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
     make()
     db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset > 3")
-    await log.keep_partitions(retention=timedelta(days=2))
-    assert (await log.take_over(FACTS)).epoch == first.epoch
+    await keep_partitions(log.connections, retention=timedelta(days=2))
+    assert (await log.acquire(FACTS)).epoch == first.epoch
     assert await log.after(first.epoch, 4, ["c"], below=6, most=9) is None
 
 
-async def test_an_event_that_cannot_be_stored_keeps_its_number(log: EventLog, db: Sql) -> None:
-    await log.take_over(FACTS)
-    await log.append_unstorable(event(1), confirmed=205)
-    await log.append([event(2)], confirmed=210)
-    rows = db.execute("select number, channels, event::text from momentum.event_log order by offset").fetchall()
+async def test_an_event_that_cannot_be_stored_keeps_its_number(log: Writer, db: Sql) -> None:
+    await log.acquire(FACTS)
+    await log.append_unstorable(event(1), token=log.token, confirmed=205)
+    await log.write([event(2)], confirmed=210)
+    rows = db.execute("select number, channels, event::text from momentum.event_log order by number").fetchall()
     assert rows[0] == (1, [], "{}")
-    assert (await log.take_over(FACTS)).offset == 2
+    assert (await log.acquire(FACTS)).offset == 2
 
 
-async def test_a_log_has_one_slot(log: EventLog, database: str, db: Sql) -> None:
-    await log.take_over(FACTS)
+async def test_a_log_has_one_slot(log: Writer, open_log: Open, database: str, db: Sql) -> None:
+    await log.acquire(FACTS)
     db.execute("select pg_create_logical_replication_slot('s', 'pgoutput')")
-    second = EventLog(database, "another")
-    await second.open()
+    second = await open_log("another")
     with pytest.raises(FencedOff, match="belongs to the slot s"):
-        await second.take_over(replace(FACTS, slot="another"))
+        await second.acquire(replace(FACTS, slot="another"))
     with pytest.raises(Unsuitable, match="belongs to the slot s") as unsuitable:
         check(database, "another")
     db.execute(unsuitable.value.hint.split("drop it: ")[1].encode())
-    assert (await second.take_over(replace(FACTS, slot="another"))).offset == 0
-    await second.close()
+    assert (await second.acquire(replace(FACTS, slot="another"))).offset == 0
 
 
-async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: Sql) -> None:
+async def test_partitions_are_made_ahead_and_dropped_behind(log: Writer, db: Sql) -> None:
     today = datetime.now(UTC).date()
 
     def names() -> list[str]:
@@ -302,44 +339,42 @@ async def test_partitions_are_made_ahead_and_dropped_behind(log: EventLog, db: S
             f"create table momentum_log.event_log_{day:%Y%m%d} partition of momentum.event_log"
             f" for values from ('{day} 00:00:00+00') to ('{day + timedelta(days=1)} 00:00:00+00')"
         )
-    assert await log.keep_partitions(retention=None) == []
-    dropped = await log.keep_partitions(retention=timedelta(days=2))
+    assert await keep_partitions(log.connections, retention=None) == []
+    dropped = await keep_partitions(log.connections, retention=timedelta(days=2))
     assert [name.removeprefix("event_log_") for name in dropped] == days(-5, -3)
     assert names() == days(-2, -1, 0, 1, 2)
 
 
-async def test_retention_keeps_at_least_as_long_as_it_says(log: EventLog, db: Sql) -> None:
+async def test_retention_keeps_at_least_as_long_as_it_says(log: Writer, db: Sql) -> None:
     for hours, kept in ((12, True), (49, True), (1, True)):
         now = datetime.now(UTC)
         day = (now - timedelta(hours=hours)).date()
-        await log.keep_partitions(retention=timedelta(hours=hours))
+        await keep_partitions(log.connections, retention=timedelta(hours=hours))
         found = db.execute("select to_regclass(%s) is not null", (f"momentum_log.event_log_{day:%Y%m%d}",)).fetchone()
         assert found == (kept,) or day < now.date() - timedelta(days=1)
 
 
-async def test_a_missing_partition_is_made_when_it_is_needed(log: EventLog, db: Sql) -> None:
-    await log.take_over(FACTS)
+async def test_a_missing_partition_is_made_when_it_is_needed(log: Writer, db: Sql) -> None:
+    await log.acquire(FACTS)
     today = f"{datetime.now(UTC).date():%Y%m%d}"
     db.execute(f"drop table momentum_log.event_log_{today}")
-    await log.append([event(1)], confirmed=210)
+    await log.write([event(1)], confirmed=210)
     assert db.execute("select count(*) from momentum.event_log").fetchone() == (1,)
 
 
-async def test_an_append_is_one_statement_whatever_its_size(log: EventLog, db: Sql) -> None:
-    await log.take_over(FACTS)
-    await log.append([event(offset) for offset in range(1, 2001)], confirmed=3000)
+async def test_an_append_is_one_statement_whatever_its_size(log: Writer, db: Sql) -> None:
+    await log.acquire(FACTS)
+    await log.write([event(offset) for offset in range(1, 2001)], confirmed=3000)
     assert db.execute("select count(*), count(distinct xmin::text) from momentum.event_log").fetchone() == (2000, 1)
 
 
-async def test_an_append_is_durable_whatever_the_databases_default(database: str, db: Sql) -> None:
+async def test_an_append_is_durable_whatever_the_databases_default(open_log: Open, db: Sql) -> None:
     db.execute(
         "do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$"
     )
-    log = EventLog(database, "s")
-    await log.open()
-    async with log._pool.connection() as connection:
+    log = await open_log()
+    async with log.connections.writing() as connection:
         row = await (await connection.execute("show synchronous_commit")).fetchone()
-    await log.close()
     assert row == ("local",)
 
 
@@ -352,7 +387,7 @@ def test_nobody_but_the_owner_reads_the_log(database: str) -> None:
                     connection.execute(f"select * from momentum.{table}")
 
 
-async def test_a_partition_of_somebody_elses_stops_nothing_and_stays(log: EventLog, db: Sql) -> None:
+async def test_a_partition_of_somebody_elses_stops_nothing_and_stays(log: Writer, db: Sql) -> None:
     tomorrow = datetime.now(UTC).date() + timedelta(days=1)
     db.execute(f"drop table momentum_log.event_log_{tomorrow:%Y%m%d}")
     db.execute(
@@ -361,20 +396,18 @@ async def test_a_partition_of_somebody_elses_stops_nothing_and_stays(log: EventL
         "create table momentum_log.nonsense partition of momentum.event_log"
         " for values from ('2001-01-01') to ('2001-01-02')"
     )
-    assert await log.keep_partitions(retention=timedelta(days=1)) == []
-    await log.take_over(FACTS)
-    await log.append([event(1)], confirmed=210)
+    assert await keep_partitions(log.connections, retention=timedelta(days=1)) == []
+    await log.acquire(FACTS)
+    await log.write([event(1)], confirmed=210)
     found = db.execute("select to_regclass('public.archive'), to_regclass('momentum_log.nonsense')").fetchone()
     assert found == ("archive", "momentum_log.nonsense")
 
 
-async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_commit_before(
-    log: EventLog, db: Sql
-) -> None:
-    standing = await log.take_over(FACTS)
+async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_commit_before(log: Writer, db: Sql) -> None:
+    standing = await log.acquire(FACTS)
     assert await log.mark_of(standing.epoch, 0) == 0
     events = [event(offset) for offset in range(1, 4)]
-    await log.append(events, confirmed=210)
+    await log.write(events, confirmed=210)
     assert [await log.mark_of(standing.epoch, each.offset) for each in events] == [each.mark for each in events]
     assert await log.mark_of(standing.epoch, 4) is None
     assert await log.mark_of("00000000", 1) is None
@@ -386,33 +419,33 @@ async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_comm
             f" to ('{today - timedelta(days=days - 1)} 00:00:00+00')"
         )
     db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where offset <= 2")
-    await log.keep_partitions(retention=timedelta(days=1))
+    await keep_partitions(log.connections, retention=timedelta(days=1))
     assert await log.mark_of(standing.epoch, 1) is None
     assert await log.mark_of(standing.epoch, 2) == events[1].mark
-    assert (await log.take_over(FACTS, known=FeedState(standing.epoch, 3, 3, events[2].mark))).epoch == standing.epoch
-    assert (await log.take_over(FACTS)).mark == events[2].mark
+    assert (await log.acquire(FACTS, known=FeedState(standing.epoch, 3, 3, events[2].mark))).epoch == standing.epoch
+    assert (await log.acquire(FACTS)).mark == events[2].mark
 
 
-async def test_a_log_that_lacks_what_was_logged_was_restored(log: EventLog, db: Sql) -> None:
-    first = await log.take_over(FACTS)
+async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sql) -> None:
+    first = await log.acquire(FACTS)
     events = [event(offset) for offset in range(1, 6)]
-    await log.append(events, confirmed=210)
+    await log.write(events, confirmed=210)
     known = FeedState(first.epoch, 5, 4, events[3].mark)
-    assert (await log.take_over(FACTS, known=known)).epoch == first.epoch
+    assert (await log.acquire(FACTS, known=known)).epoch == first.epoch
     for wrong in (known._replace(logged=6), known._replace(logged_mark=1)):
-        standing = await log.take_over(FACTS, known=wrong)
+        standing = await log.acquire(FACTS, known=wrong)
         assert standing.begins
         assert standing.broke == "the log does not hold what it held: it was restored from a copy"
         db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
 
 
 async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since_the_oldest_transaction(
-    log: EventLog, db: Sql
+    log: Writer, db: Sql
 ) -> None:
     """One transaction is open since before all of these events."""
-    await log.take_over(FACTS)
+    await log.acquire(FACTS)
     for start in range(0, 40_000, 10_000):
-        await log.append(
+        await log.write(
             [event(offset, xid=1_000 + offset, channels=("c",)) for offset in range(start + 1, start + 10_001)],
             confirmed=210,
         )  # fmt: skip
@@ -423,7 +456,9 @@ async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since
     snapshot = Snapshot(500, 41_001, frozenset({500, 40_990}))
     assert await log.first_unseen(snapshot, ["c"], below=40_001) == 39_990
     asked = {"xmax": 41_001, "under_way": [500, 40_990], "below": 40_001, "keys": ["c"]}
-    ((plan,),) = db.execute("explain (analyze, format json) " + module._SQL["first_unseen"], asked).fetchall()
+    ((plan,),) = db.execute(
+        "explain (analyze, format json) " + queries.load("momentum_sync.eventlog")["first_unseen"], asked
+    ).fetchall()
     text = json.dumps(plan)
     assert "event_log_xid_idx" in text or "xid_idx" in text
     removed = sum(map(int, re.findall(r'"Rows Removed by [^"]*": (\d+)', text)))

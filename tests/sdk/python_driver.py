@@ -103,7 +103,7 @@ class Driver:
             write(kept=command["id"])
 
     async def sent(self, _: dict[str, Any]) -> None:
-        await self.client.sent()
+        await self.client.flush()
         write(sent=True)
 
     async def momentum(self, _: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Driver:
         self.ahead += command["seconds"]
 
     async def wake(self, _: dict[str, Any]) -> None:
-        self.client.wake()
+        self.client.reconnect_now()
 
     async def get(self, command: dict[str, Any]) -> None:
         key = command["key"]

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from momentum_sync.database import queries
+from momentum_sync.domain.messages import InitialState, Momentum
 from momentum_sync.sdk.state import UserState
-from momentum_sync.wire.from_server import InitialState, Momentum
 from tests.fixtures.postgres import Sql, new_user
 from tests.sdk.drivers import JAVASCRIPT, NODE, missing
 

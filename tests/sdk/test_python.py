@@ -45,13 +45,13 @@ async def test_the_ten_lines_of_the_readme(
     store = FileStore(tmp_path / "deep" / "momentum.json")
     async with asyncio.timeout(TIMEOUT_S), Client(server.url, token=lambda: sign(user), store=store) as client:
         events = client.events()
-        assert (await client.until_live()).momentum is not None
+        assert (await client.wait_until_live()).momentum is not None
         assert client.user_id == str(user)
         db.execute("update daily_engagement_scores set final_score = 51")
         async for event in events:
             if isinstance(event, Event):
                 assert (event.type, event["final_score"]) == ("momentum_score_updated", 51)
-                client.had(event)
+                client.ack(event)
                 break
     assert stat.S_IMODE((tmp_path / "deep" / "momentum.json").stat().st_mode) == 0o600
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [".momentum.json.lock", "momentum.json"]
@@ -75,7 +75,7 @@ async def test_a_store_that_fails_is_told_of_and_gone_without(server: Server, us
         asyncio.timeout(TIMEOUT_S),
         Client(server.url, sign(user), store=Broken(), on_error=told.append) as client,
     ):
-        await client.until_live()
+        await client.wait_until_live()
     assert told
     assert {type(error) for error in told} == {StoreFailed}
     assert "No space left on device" in str(told[-1])
@@ -98,7 +98,7 @@ async def test_a_program_whose_callbacks_raise_is_served_all_the_same(server: Se
         raise ValueError("a bug of the program's")
 
     async with asyncio.timeout(TIMEOUT_S), Client(server.url, token, on_error=on_error) as client:
-        await client.until_live()
+        await client.wait_until_live()
         assert [type(error) for error in told] == [TokenUnavailable]
         add_score(db, user)
         async for state in client.changes():
@@ -116,11 +116,11 @@ async def test_closing_ends_all_that_waits(server: Server, user: UUID) -> None:
 
     async with asyncio.timeout(TIMEOUT_S):
         following = asyncio.ensure_future(follow())
-        await client.until_live()
+        await client.wait_until_live()
         await client.close()
         assert len(await following) == 1, "the first snapshot, and then the end"
         with pytest.raises(Offline):
-            await client.until_live()
+            await client.wait_until_live()
         with pytest.raises(Offline):
             await client.request_momentum_update()
         assert client.state.status == "offline"
@@ -155,7 +155,7 @@ async def test_a_provider_that_is_cancelled_is_asked_again(server: Server, user:
         return await cancelled_provider() if asked == 1 else sign(user)
 
     async with asyncio.timeout(TIMEOUT_S), Client(server.url, provider, on_error=told.append) as client:
-        await client.until_live()
+        await client.wait_until_live()
     assert [type(error) for error in told] == [TokenUnavailable]
 
 
@@ -169,7 +169,7 @@ async def test_a_plain_provider_may_block(server: Server, user: UUID) -> None:
             await asyncio.sleep(0)
         assert client.state.status == "offline"
         released.set()
-        await client.until_live()
+        await client.wait_until_live()
 
 
 async def test_a_listener_that_raises_what_ends_tasks_ends_nothing(server: Server, db: Sql, user: UUID) -> None:
@@ -179,7 +179,7 @@ async def test_a_listener_that_raises_what_ends_tasks_ends_nothing(server: Serve
     tokens = iter(["no token at all", sign(user)])
     async with asyncio.timeout(TIMEOUT_S), Client(server.url, lambda: next(tokens), on_error=raises) as client:
         client.cache.listen(raises)
-        await client.until_live()
+        await client.wait_until_live()
         add_score(db, user)
         async for state in client.changes():
             if state.momentum is not None and state.momentum.has_data:
@@ -216,7 +216,7 @@ async def test_a_message_that_is_too_large_is_told_and_the_stream_goes_on(
     told: list[ClientError] = []
     async with asyncio.timeout(60), Client(server.url, sign(user), on_error=told.append) as client:
         events = client.events()
-        await client.until_live()
+        await client.wait_until_live()
         large = {"event_type": "large", "user_id": str(user), "text": "x" * 100_000}
         db.execute("select momentum.publish(array[%s], %s)", (f"notifications:{user}", json.dumps(large)))
         reasons = [one.reason async for one in first(events, 2) if isinstance(one, Resync)]
@@ -238,9 +238,9 @@ async def test_two_programs_on_one_file(server: Server, user: UUID, tmp_path: Pa
     told: list[ClientError] = []
     path = tmp_path / "momentum.json"
     async with asyncio.timeout(TIMEOUT_S), Client(server.url, sign(user), store=FileStore(path)) as first_client:
-        await first_client.until_live()
+        await first_client.wait_until_live()
         async with Client(server.url, sign(user), store=FileStore(path), on_error=told.append) as second:
-            await second.until_live()
+            await second.wait_until_live()
             assert "another program uses" in str(told[0])
             assert {type(error) for error in told} == {StoreFailed}
         await first_client.mark_notification_read(str(user))
@@ -249,8 +249,8 @@ async def test_two_programs_on_one_file(server: Server, user: UUID, tmp_path: Pa
         asyncio.timeout(TIMEOUT_S),
         Client(server.url, sign(user), store=FileStore(path), on_error=told.append) as third,
     ):
-        await third.until_live()
-        await third.sent()
+        await third.wait_until_live()
+        await third.flush()
     assert StoreFailed not in {type(error) for error in told}
 
 

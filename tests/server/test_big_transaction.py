@@ -7,20 +7,19 @@ from uuid import UUID
 
 import pytest
 
-from momentum_sync.capture import reader
 from momentum_sync.eventlog.window import Window
 from tests.fixtures.postgres import Sql, add_notification, new_user
-from tests.fixtures.server import Start, sign
+from tests.fixtures.server import Bounds, Start, sign
 
 ROWS = 20_000
 
 
 async def test_many_rows_in_one_update(
-    start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch, bounds: Bounds
 ) -> None:
     admin = new_user(db)
     limit, pending = 1024 * 1024, 512 * 1024
-    monkeypatch.setattr(reader, "_PENDING_LIMIT", pending)
+    bounds("capture", pending_bytes=pending)
     most = 0
     real = Window.add
 

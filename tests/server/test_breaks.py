@@ -12,14 +12,13 @@ import psycopg
 import pytest
 import websockets
 
-from momentum_sync.capture import reader
-from momentum_sync.capture.reader import Capture
-from momentum_sync.capture.slot import look
+from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
+from momentum_sync.capture.slot import SlotFacts, read_slot_state
+from momentum_sync.capture.supervisor import Capture
 from momentum_sync.database.embedded import Embedded
-from momentum_sync.eventlog import table
-from momentum_sync.eventlog.table import Checkpoint, EventLog, SlotFacts
+from momentum_sync.limits import CaptureLimits
 from tests.fixtures.postgres import SERVER_ROLE, Sql, add_notification, new_user
-from tests.fixtures.server import Server, Start, sign, until_state
+from tests.fixtures.server import Bounds, Server, Start, sign, until_state
 from tests.server.test_capture import (
     confirmed,
     hold_commits,
@@ -59,33 +58,35 @@ def drop_slot(db: Sql) -> None:
 
 
 @pytest.mark.parametrize("what", ["slot dropped", "slot moved on", "log truncated"])
-async def test_a_break_under_a_running_server(
-    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    monkeypatch.setattr(table, "_LOOK_EVERY_S", 0.05)
-    async with server.live(user) as client:
-        add_notification(db, user)
-        last = (await client.next())["event"]["id"]
-        await until_logged(db, 1)
-        if what == "slot dropped":
-            drop_slot(db)
-        elif what == "log truncated":
-            db.execute("truncate momentum.event_log")
-        else:
-            pid = "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
-            while True:
-                db.execute(pid)
-                add_notification(db, user, title="lost to capture")
-                try:
-                    db.execute("select pg_replication_slot_advance('momentum_sync', pg_current_wal_lsn())")
-                except psycopg.errors.ObjectInUse:
-                    continue
-                break
-        code, why = await client.closed()
-        assert (code, "last_event_id" in why) == (1012, True)
-    new = await until_resync(server, user, last)
-    async with server.connect(sign(user), last_event_id=new) as client:
-        assert (await client.next())["resumed"] is True
+async def test_a_break_under_a_running_server(start: Start, db: Sql, user: UUID, bounds: Bounds, what: str) -> None:
+    bounds("capture", log_check_interval_s=0.05)
+    async with start() as server:
+        async with server.live(user) as client:
+            add_notification(db, user)
+            last = (await client.next())["event"]["id"]
+            await until_logged(db, 1)
+            if what == "slot dropped":
+                drop_slot(db)
+            elif what == "log truncated":
+                db.execute("truncate momentum.event_log")
+            else:
+                pid = (
+                    "select pg_terminate_backend(active_pid) from pg_replication_slots"
+                    " where slot_name = 'momentum_sync'"
+                )
+                while True:
+                    db.execute(pid)
+                    add_notification(db, user, title="lost to capture")
+                    try:
+                        db.execute("select pg_replication_slot_advance('momentum_sync', pg_current_wal_lsn())")
+                    except psycopg.errors.ObjectInUse:
+                        continue
+                    break
+            code, why = await client.closed()
+            assert (code, "last_event_id" in why) == (1012, True)
+        new = await until_resync(server, user, last)
+        async with server.connect(sign(user), last_event_id=new) as client:
+            assert (await client.next())["resumed"] is True
 
 
 async def test_a_slot_that_lost_its_wal(start: Start, own_cluster: Embedded) -> None:
@@ -103,7 +104,7 @@ async def test_a_slot_that_lost_its_wal(start: Start, own_cluster: Embedded) -> 
             db.execute("insert into filler select repeat('x', 1000) from generate_series(1, 2000)")
             db.execute("select pg_switch_wal()")
             db.execute("checkpoint")
-        assert (await look(own_cluster.conninfo, "momentum_sync")).state == "lost"
+        assert (await read_slot_state(own_cluster.conninfo, "momentum_sync", CaptureLimits())).state == "lost"
         async with start(conninfo=own_cluster.conninfo) as server:
             await until_resync(server, user, last)
             async with server.live(user) as client:
@@ -175,10 +176,8 @@ async def test_a_feed_that_stands_still_is_noticed_though_everything_runs(start:
         assert (await http.get("/sync/health")).json()["status"] == "healthy"
 
 
-async def test_a_stream_that_says_nothing_is_given_up(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "_SILENT_S", 2.0)
+async def test_a_stream_that_says_nothing_is_given_up(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
+    bounds("capture", silence_s=2.0)
     async with start() as server:
         query = "select active_pid from pg_replication_slots where slot_name = 'momentum_sync'"
         row = db.execute(query).fetchone()
@@ -193,22 +192,23 @@ async def test_a_stream_that_says_nothing_is_given_up(
 
 
 async def test_the_slot_goes_on_while_the_database_is_busy_with_other_tables(
-    server: Server, db: Sql, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(reader, "_CONFIRM_IDLE_EVERY_S", 0.2)
-    db.execute("create table other (text text)")
-    before = confirmed(db)
-    db.execute("insert into other select repeat('x', 100) from generate_series(1, 20000)")
-    row = db.execute("select pg_current_wal_lsn() - '0/0'").fetchone()
-    assert row is not None
-    assert int(row[0]) - before > 1_000_000
-    async with asyncio.timeout(20):
-        while confirmed(db) < int(row[0]):
-            await asyncio.sleep(0.05)
+    bounds("capture", idle_confirm_interval_s=0.2)
+    async with start():
+        db.execute("create table other (text text)")
+        before = confirmed(db)
+        db.execute("insert into other select repeat('x', 100) from generate_series(1, 20000)")
+        row = db.execute("select pg_current_wal_lsn() - '0/0'").fetchone()
+        assert row is not None
+        assert int(row[0]) - before > 1_000_000
+        async with asyncio.timeout(20):
+            while confirmed(db) < int(row[0]):
+                await asyncio.sleep(0.05)
 
 
-async def test_what_is_told_of_the_slot(start: Start, db: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_LOOK_EVERY_S", 0.05)
+async def test_what_is_told_of_the_slot(start: Start, db: Sql, bounds: Bounds) -> None:
+    bounds("capture", slot_check_interval_s=0.05)
     version = db.info.server_version
 
     async def until_slot(server: Server, state: str) -> dict[str, object]:
@@ -231,18 +231,17 @@ async def test_what_is_told_of_the_slot(start: Start, db: Sql, monkeypatch: pyte
         assert kept == (True if version >= 170000 else None,)
 
 
-async def test_a_slot_that_nobody_reads_is_told_of(start: Start, db: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_LOOK_EVERY_S", 0.05)
-    assert (await look(db.info.dsn, "momentum_sync")).state == "absent"
+async def test_a_slot_that_nobody_reads_is_told_of(db: Sql) -> None:
+    assert (await read_slot_state(db.info.dsn, "momentum_sync", CaptureLimits())).state == "absent"
     db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
-    assert (await look(db.info.dsn, "momentum_sync")).state == "idle"
+    assert (await read_slot_state(db.info.dsn, "momentum_sync", CaptureLimits())).state == "idle"
 
 
 async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_there(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(reader, "_ELSEWHERE_S", 0.5)
-    monkeypatch.setattr(reader, "_BACKOFF_S", (1.0,))  # the one that waits is quicker
+    bounds("capture", slot_elsewhere_s=0.5)
+    bounds("capture", backoff_s=(1.0,))  # the one that waits is quicker
     async with start() as first, first.live(user) as client, start(live=False) as second:
         add_notification(db, user, title="read")
         last = (await client.next())["event"]["id"]
@@ -258,10 +257,10 @@ async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_the
 
 
 async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
-    start: Start, own_cluster: Embedded, monkeypatch: pytest.MonkeyPatch
+    start: Start, own_cluster: Embedded, bounds: Bounds
 ) -> None:
     """The old history had it, no snapshot shows it: nobody may be served before one does."""
-    monkeypatch.setattr(table, "_LOOK_EVERY_S", 0.05)
+    bounds("capture", log_check_interval_s=0.05)
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user = new_user(db)
@@ -292,22 +291,22 @@ async def test_told_to_end_while_it_begins_capture_confirms_nothing_that_it_has_
         pass
     for _ in range(3):
         add_notification(db, user)
-    real = EventLog.take_over
+    real = Checkpoints.acquire
 
-    async def ended_meanwhile(log: EventLog, facts: SlotFacts, **more: Any) -> Checkpoint:
+    async def ended_meanwhile(checkpoints: Checkpoints, facts: SlotFacts, **more: Any) -> Checkpoint:
         captures[0].end()
-        return await real(log, facts, **more)
+        return await real(checkpoints, facts, **more)
 
     captures: list[Capture] = []
     made = Capture.__init__
 
-    def kept(capture: Capture, *arguments: object) -> None:
+    def kept(capture: Capture, *arguments: Any) -> None:
         captures.append(capture)
-        made(capture, *arguments)  # type: ignore[arg-type]
+        made(capture, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(Capture, "__init__", kept)
-        patched.setattr(EventLog, "take_over", ended_meanwhile)
+        patched.setattr(Checkpoints, "acquire", ended_meanwhile)
         async with start(live=False):
             pass
     async with start():

@@ -9,11 +9,12 @@ from uuid import UUID
 
 import pytest
 
-from momentum_sync.gateway import delivery, websocket
+from momentum_sync.eventlog.page import Page
+from momentum_sync.gateway.connection_states import DeliveryState
 from momentum_sync.gateway.delivery import Delivery
 from momentum_sync.gateway.send_budget import SendBudget
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
-from tests.fixtures.server import Client, Server, Start, sign
+from tests.fixtures.server import Bounds, Client, Server, Start, sign
 
 TEXT = "x" * 100_000
 
@@ -58,9 +59,9 @@ def write_many(db: Sql, user: UUID, count: int) -> None:
 
 
 async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_the_rest_when_it_comes_back(
-    start: Start, db: Sql, user: UUID, other: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, other: UUID, kept: list[int], bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(delivery, "_PATIENCE_S", 1.0)
+    bounds("delivery", stall_s=1.0)
     limit = 256 * 1024
     async with start(send_buffer_bytes=limit) as server, server.live(user) as slow, server.live(other) as quick:
         slow.socket.transport.pause_reading()
@@ -103,9 +104,9 @@ async def test_a_client_that_reads_after_a_while_loses_neither_its_connection_no
 
 
 async def test_what_all_hold_together_is_bounded(
-    start: Start, db: Sql, user: UUID, kept: list[int], monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, kept: list[int], bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(delivery, "_PATIENCE_S", 2.0)
+    bounds("delivery", stall_s=2.0)
     total = 1024 * 1024
     async with start(send_buffer_bytes=512 * 1024, send_total_bytes=total) as server:
         async with server.live(user, client_id="a") as a, server.live(user, client_id="b") as b:
@@ -120,11 +121,9 @@ async def test_what_all_hold_together_is_bounded(
                     assert (await client.closed())[0] == 4409
 
 
-async def test_one_who_asks_and_reads_no_answer_is_closed(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_who_asks_and_reads_no_answer_is_closed(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
     """Answers are no events: they are not brought again, and must not pile up."""
-    monkeypatch.setattr(delivery, "_PATIENCE_S", 60.0)
+    bounds("delivery", stall_s=60.0)
     add_score(db, user)
     db.execute("update daily_engagement_scores set breakdown = %s", (f'{{"x": "{"y" * 900_000}"}}',))
     async with start(send_buffer_bytes=64 * 1024) as server, server.live(user) as client:
@@ -169,12 +168,12 @@ async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_come
 
 
 async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_turn(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
     """A byte now and then is enough to stay connected, but not to keep what all others wait for."""
     db.execute("update momentum.settings set max_event_bytes = 16777216")
-    monkeypatch.setattr(delivery, "_TURN_S", 2.0)
-    monkeypatch.setattr(websocket, "_CLOSE_TIMEOUT_SLOW_S", 0.5)
+    bounds("delivery", turn_s=2.0)
+    bounds("sockets", close_slow_s=0.5)
     total = 1024 * 1024
     large = json.dumps({"event_type": "large", "text": "x" * 14_000_000})
     async with start(send_buffer_bytes=total, send_total_bytes=total) as server, AsyncExitStack() as stack:
@@ -187,7 +186,7 @@ async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_tu
         db.execute("select momentum.publish(array['b', 'c'], '{\"event_type\": \"small\"}')")
         for client in (dribbler, reader):
             await client.until("realtime_event")  # it follows
-        monkeypatch.setattr(delivery, "_PATIENCE_S", 0.5)
+        bounds("delivery", stall_s=0.5)
         dribbler.socket.transport.pause_reading()
         db.execute("select momentum.publish(array['b'], %s)", (large,))
 
@@ -240,9 +239,10 @@ async def test_pages_grow_again_after_one_that_took_a_policy_too_long(
     monkeypatch.setattr(Delivery, "catch_up", watched)
     async with server.live(user):
         out = made[0]
+        out._enter(DeliveryState.CATCHING_UP)
         out._page_bytes = 0
         pages = []
         for _ in range(9):
-            out._give([], out._socket.session.place)
+            out._give(Page([], out._connection.cursor.offset))
             pages.append(out._page)
         assert pages == [1024, 2048, 4096, 8192, 16384, 32768, 65536, 65536, 65536]

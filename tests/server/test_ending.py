@@ -17,10 +17,10 @@ import httpx
 import pytest
 import websockets
 
-from momentum_sync import app
+from momentum_sync import server as servers
 from momentum_sync.settings import read
 from tests.fixtures.postgres import Sql, add_notification
-from tests.fixtures.server import SECRET, Server, Start, sign, until_state
+from tests.fixtures.server import SECRET, Bounds, Server, Start, sign, until_state
 from tests.server.test_capture import until_logged
 from tests.server.test_cli import clean
 
@@ -93,15 +93,15 @@ async def test_a_second_sigterm_ends_at_once(process: tuple[subprocess.Popen[byt
 
 
 async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_is_taken(
-    start: Start, db: Sql, user: UUID, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, database: str, tmp_path: Path, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(app, "_BATCH_AT_LEAST", 1)
+    bounds("lifecycle", drain_batch=1)
     settings = read(
         database_url=database, jwt_secret=SECRET, port=0, data_dir=tmp_path, drain="2s", max_connections_per_user=100
     )
     async with AsyncExitStack() as clients:
         ending = AsyncExitStack()
-        running = await ending.enter_async_context(app.server(settings, database, stopped=asyncio.Event()))
+        running = await ending.enter_async_context(servers.server(settings, database, stopped=asyncio.Event()))
         server = Server(running.url, settings)
         await until_state(server, "live")
         connected = [await clients.enter_async_context(server.live(user, client_id=str(n))) for n in range(40)]

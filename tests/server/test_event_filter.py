@@ -18,6 +18,7 @@ from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.limits import QueryLimits
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import TIMEOUT_S, Client, Server, Start, sign, until_state
 from tests.server.test_capture import hold_commits, own_cluster, release_commits
@@ -99,7 +100,7 @@ async def test_as_shipped_nothing_is_asked_about_an_event_that_the_token_gives(
     async def asked(*_: object) -> set[int]:
         raise AssertionError("the database was asked")
 
-    monkeypatch.setattr(EventFilter, "of", asked)
+    monkeypatch.setattr(EventFilter, "filter", asked)
     async with coaching(server, coach, "interventions:coaches") as client, server.live(user) as own:
         add_intervention(db, user, coach=coach)
         add_notification(db, user)
@@ -411,7 +412,7 @@ async def test_a_revocation_that_is_not_visible_yet_lets_nobody_back_in(start: S
 
 
 async def test_questions_of_one_round_trip_see_the_same(server: Server, user: UUID) -> None:
-    pool = CallerPool(server.settings.database_url or "", size=1)
+    pool = CallerPool(server.settings.database_url or "", QueryLimits(), size=1)
     await pool.open()
     caller = Identity("authenticated", user, json.dumps({"sub": str(user), "iat": int(time.time())}), None)
     query = "select current_setting('transaction_isolation'), pg_current_snapshot()::text, current_user::text"

@@ -21,8 +21,9 @@ from momentum_sync.database.pool import CallerPool
 from momentum_sync.errors import Unavailable
 from momentum_sync.gateway import websocket
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.limits import QueryLimits, Rate
 from tests.fixtures.postgres import SERVER_ROLE, Sql, add_intervention, add_notification, add_score, new_user
-from tests.fixtures.server import PATH, TIMEOUT_S, Server, Start, sign
+from tests.fixtures.server import PATH, TIMEOUT_S, Bounds, Server, Start, sign
 
 LOCK = 4711
 
@@ -188,25 +189,26 @@ async def test_frames_of_every_kind_count_and_a_flood_is_cut_off(
 
 
 async def test_a_socket_that_pings_and_reads_nothing_is_kept_nothing_for(
-    server: Server, user: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, user: UUID, monkeypatch: pytest.MonkeyPatch, bounds: Bounds
 ) -> None:
-    kept = 0
-    real = websocket.WebSocketProtocol.data_received
+    bounds("sockets", frames=Rate(1e9, 1e9))
+    bounds("users", frames=Rate(10**9, 1e9))
+    async with start() as server:
+        kept = 0
+        real = websocket.WebSocketProtocol.data_received
 
-    def noted(protocol: websocket.WebSocketProtocol, data: bytes) -> None:
-        nonlocal kept
-        real(protocol, data)
-        kept = max(kept, protocol._transport.get_write_buffer_size())
+        def noted(protocol: websocket.WebSocketProtocol, data: bytes) -> None:
+            nonlocal kept
+            real(protocol, data)
+            kept = max(kept, protocol._transport.get_write_buffer_size())
 
-    monkeypatch.setattr(websocket.WebSocketProtocol, "data_received", noted)
-    monkeypatch.setattr("momentum_sync.gateway.session._BURST", 1e9)
-    monkeypatch.setattr("momentum_sync.gateway.gateway._FRAMES", {"burst": 10**9, "a_second": 1e9})
-    async with raw(server, user) as flood:
-        for _ in range(50):
-            flood.send(0x9, b"x" * 125, times=2_000)
-            await asyncio.sleep(0)
-        await asyncio.wait([asyncio.ensure_future(flood.writer.drain())], timeout=5)
-        assert kept < 256 * 1024, "of 12 MiB of pongs"
+        monkeypatch.setattr(websocket.WebSocketProtocol, "data_received", noted)
+        async with raw(server, user) as flood:
+            for _ in range(50):
+                flood.send(0x9, b"x" * 125, times=2_000)
+                await asyncio.sleep(0)
+            await asyncio.wait([asyncio.ensure_future(flood.writer.drain())], timeout=5)
+            assert kept < 256 * 1024, "of 12 MiB of pongs"
 
 
 async def test_one_event_on_very_many_channels_is_handed_over_once_to_each(server: Server, db: Sql, user: UUID) -> None:
@@ -321,7 +323,7 @@ async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_no
     database: str, db: Sql
 ) -> None:
     """Each question is quick, but together they would hold up a shared round trip."""
-    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
     try:
         many, other = (
@@ -344,7 +346,7 @@ async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_no
 
 
 async def test_a_caller_who_asks_alone_is_known_as_slow(database: str, db: Sql) -> None:
-    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
     try:
         caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
@@ -362,7 +364,7 @@ async def test_a_caller_who_asks_alone_is_known_as_slow(database: str, db: Sql) 
 async def test_a_database_that_is_away_makes_nobody_slow() -> None:
     with socket.socket() as nobody:  # it is bound and does not listen
         nobody.bind(("127.0.0.1", 0))
-        callers = CallerPool(f"host=127.0.0.1 port={nobody.getsockname()[1]} user=nobody", size=2)
+        callers = CallerPool(f"host=127.0.0.1 port={nobody.getsockname()[1]} user=nobody", QueryLimits(), size=2)
         await callers.open()
         try:
             asked = [
@@ -380,7 +382,7 @@ async def test_a_database_that_is_away_makes_nobody_slow() -> None:
 
 
 async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) -> None:
-    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
     try:
         caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
@@ -402,7 +404,7 @@ async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) 
 
 
 async def test_a_request_that_was_ended_for_its_slowness_is_remembered(database: str, db: Sql) -> None:
-    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), size=2)
+    callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
     try:
         caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)

@@ -14,9 +14,8 @@ from uuid import UUID
 import pytest
 import websockets
 
-from momentum_sync import app
-from momentum_sync.gateway import gateway, listener
-from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Server, Start, sign
+from momentum_sync.limits import Rate
+from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign
 
 
 @asynccontextmanager
@@ -47,15 +46,14 @@ def error_in(answer: bytes) -> tuple[int, str]:
     ],
     ids=["nothing", "half a head", "half a body", "an upgrade that nobody knows"],
 )
-async def test_a_request_that_is_never_complete_is_ended(
-    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes
-) -> None:
-    monkeypatch.setattr(listener, "_REQUEST_S", 0.3)
-    async with raw(server) as (reader, writer):
-        writer.write(begun)
-        answer = await reader.read()
-    if answer:
-        assert error_in(answer)[0] in (401, 404, 408)
+async def test_a_request_that_is_never_complete_is_ended(start: Start, bounds: Bounds, begun: bytes) -> None:
+    bounds("http", request_s=0.3)
+    async with start() as server:
+        async with raw(server) as (reader, writer):
+            writer.write(begun)
+            answer = await reader.read()
+        if answer:
+            assert error_in(answer)[0] in (401, 404, 408)
 
 
 WHOLE = b"GET /sync/health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -73,40 +71,41 @@ WHOLE = b"GET /sync/health HTTP/1.1\r\nHost: x\r\n\r\n"
 )
 @pytest.mark.parametrize("more", [b"", b"x", b"\r\n"])
 async def test_what_comes_with_or_after_a_request_gains_no_time_either(
-    server: Server, monkeypatch: pytest.MonkeyPatch, begun: bytes, more: bytes
+    start: Start, bounds: Bounds, begun: bytes, more: bytes
 ) -> None:
-    monkeypatch.setattr(listener, "_REQUEST_S", 0.5)
-    monkeypatch.setattr(listener, "_ANSWER_S", 0.5)
-    async with raw(server) as (reader, writer):
-        writer.write(begun)
-        await reader.readline()  # of the first answer
-        writer.write(more)
-        await reader.read()
+    bounds("http", request_s=0.5)
+    bounds("http", answer_s=0.5)
+    async with start() as server:
+        async with raw(server) as (reader, writer):
+            writer.write(begun)
+            await reader.readline()  # of the first answer
+            writer.write(more)
+            await reader.read()
 
 
-async def test_a_request_that_comes_byte_by_byte_gains_no_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "_REQUEST_S", 0.5)
-    async with raw(server) as (reader, writer):
-        writer.write(b"GET /sync/health HTTP/1.1\r\n")
-        reading = asyncio.ensure_future(reader.read())
-        number = 0
-        while not reading.done():
-            writer.write(b"X-%d: y\r\n" % number)
-            number += 1
-            await asyncio.wait([reading], timeout=0.02)
-        assert error_in(reading.result()) == (408, "too_slow")
+async def test_a_request_that_comes_byte_by_byte_gains_no_time(start: Start, bounds: Bounds) -> None:
+    bounds("http", request_s=0.5)
+    async with start() as server:
+        async with raw(server) as (reader, writer):
+            writer.write(b"GET /sync/health HTTP/1.1\r\n")
+            reading = asyncio.ensure_future(reader.read())
+            number = 0
+            while not reading.done():
+                writer.write(b"X-%d: y\r\n" % number)
+                number += 1
+                await asyncio.wait([reading], timeout=0.02)
+            assert error_in(reading.result()) == (408, "too_slow")
 
 
-async def test_who_is_refused_and_sends_on_is_told_why_and_then_left(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "_LINGER_S", 0.3)
-    async with raw(server) as (reader, writer):
-        writer.write(b"no HTTP\r\n" + b"x" * 1_000_000)
-        assert error_in(await reader.read()) == (400, "bad_request")
-        while not writer.transport.is_closing():
-            writer.write(b"x")
-            await asyncio.sleep(0.02)
+async def test_who_is_refused_and_sends_on_is_told_why_and_then_left(start: Start, bounds: Bounds) -> None:
+    bounds("http", linger_s=0.3)
+    async with start() as server:
+        async with raw(server) as (reader, writer):
+            writer.write(b"no HTTP\r\n" + b"x" * 1_000_000)
+            assert error_in(await reader.read()) == (400, "bad_request")
+            while not writer.transport.is_closing():
+                writer.write(b"x")
+                await asyncio.sleep(0.02)
 
 
 async def test_a_head_without_end_is_refused(server: Server) -> None:
@@ -128,12 +127,10 @@ REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("at_once", [3, 10_000])
-async def test_answers_that_nobody_reads_are_given_up(
-    start: Start, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+async def test_answers_that_nobody_reads_are_given_up(start: Start, bounds: Bounds, at_once: int) -> None:
     """A few requests wait for their answers for a while; very many are not even kept."""
-    monkeypatch.setattr(listener, "_ANSWER_S", 0.5)
-    monkeypatch.setattr(app, "_KERNEL_BUFFER", 4096)
+    bounds("http", answer_s=0.5)
+    bounds("http", kernel_bytes=4096)
     loop = asyncio.get_running_loop()
     async with start() as server, server.http() as http:
         address = urlsplit(server.url)
@@ -156,8 +153,8 @@ async def test_requests_that_come_together_are_answered_in_their_order(server: S
         assert (await reader.read()).count(b"HTTP/1.1 200") == 4
 
 
-async def test_there_are_only_so_many_sockets(start: Start, user: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_REQUESTS_AT_ONCE", 3)
+async def test_there_are_only_so_many_sockets(start: Start, user: UUID, bounds: Bounds) -> None:
+    bounds("http", connections=3)
     async with start(max_connections=2) as server, AsyncExitStack() as stack:
         open_ones = [await stack.enter_async_context(raw(server)) for _ in range(8)]
         answers = []
@@ -167,9 +164,9 @@ async def test_there_are_only_so_many_sockets(start: Start, user: UUID, monkeypa
 
 
 async def test_a_user_asks_so_often_over_http_and_others_as_they_like(
-    start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, user: UUID, other: UUID, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(gateway, "_REQUESTS", {"burst": 20, "a_second": 0.01})
+    bounds("users", requests=Rate(20, 0.01))
     body = {"user_id": str(user)}
     async with start() as server:
         async with server.http(sign(user)) as http:
@@ -184,8 +181,8 @@ async def test_a_user_asks_so_often_over_http_and_others_as_they_like(
             assert {(await http.post("/sync/momentum", json=body)).status_code for _ in range(50)} == {200}
 
 
-async def test_a_user_connects_so_often(start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "_CONNECTS", {"burst": 5, "a_second": 0.01})
+async def test_a_user_connects_so_often(start: Start, user: UUID, other: UUID, bounds: Bounds) -> None:
+    bounds("users", connects=Rate(5, 0.01))
     async with start() as server:
         for _ in range(5):
             async with server.live(user):
@@ -199,9 +196,9 @@ async def test_a_user_connects_so_often(start: Start, user: UUID, other: UUID, m
 
 
 async def test_the_messages_of_all_of_a_users_sockets_count_together(
-    start: Start, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, user: UUID, other: UUID, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(gateway, "_FRAMES", {"burst": 10, "a_second": 0.01})
+    bounds("users", frames=Rate(10, 0.01))
     async with start() as server, server.live(other) as somebody, AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(server.live(user, client_id=name)) for name in "ab"]
         for client in (one, two) * 5:  # fewer than each of them may alone

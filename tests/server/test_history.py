@@ -22,6 +22,7 @@ from momentum_sync.capture.slot import StreamRefused, ensure_slot
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import CaptureError, Unsuitable
+from momentum_sync.limits import CaptureLimits
 from tests.fixtures.postgres import (
     CAPTURE_ROLE,
     SERVER_ROLE,
@@ -403,7 +404,7 @@ async def test_the_slot_of_another_database_is_left_alone(cluster: str, database
         stuck = StreamRefused("requested WAL segment has already been removed", "58P01", began=True)
         assert stuck.is_final
         with pytest.raises(CaptureError, match="belongs to the database"):
-            await ensure_slot(database, "theirs", stuck=stuck)
+            await ensure_slot(database, "theirs", CaptureLimits(), stuck=stuck)
         found = db.execute("select database from pg_replication_slots where slot_name = 'theirs'").fetchone()
         assert found == (psycopg.conninfo.conninfo_to_dict(other)["dbname"],)
 

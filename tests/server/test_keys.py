@@ -20,6 +20,7 @@ from momentum_sync.errors import Unauthenticated, Unavailable
 from momentum_sync.identity import keys as module
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import TokenRules
+from momentum_sync.limits import KeyLimits
 from tests.fixtures.server import Start
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
@@ -89,7 +90,13 @@ def issuer() -> Iterator[Issuer]:
 
 @pytest.fixture
 def authenticator(issuer: Issuer) -> Authenticator:
-    return Authenticator(TokenRules(issuer=f"{issuer.url}/auth/v1"))
+    return Authenticator(TokenRules(issuer=f"{issuer.url}/auth/v1"), KeyLimits())
+
+
+@pytest.fixture
+def eager(issuer: Issuer) -> Authenticator:
+    """One that fetches keys again whenever it may."""
+    return Authenticator(TokenRules(issuer=f"{issuer.url}/auth/v1"), KeyLimits(retry_s=0.0, fresh_s=0.0))
 
 
 @pytest.mark.parametrize("algorithm", list(PRIVATE))
@@ -104,29 +111,24 @@ async def test_a_published_key_lets_in(start: Start, issuer: Issuer, database: s
     assert issuer.asked == 1
 
 
-async def test_rotation(authenticator: Authenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_AGAIN_AFTER_S", 0.0)
+async def test_rotation(eager: Authenticator, issuer: Issuer) -> None:
     issuer.publish("RS256")
-    assert (await authenticator.verify(issuer.sign("RS256"))).subject == USER
+    assert (await eager.verify(issuer.sign("RS256"))).subject == USER
     issuer.publish("ES256")
-    assert (await authenticator.verify(issuer.sign("ES256"))).subject == USER
+    assert (await eager.verify(issuer.sign("ES256"))).subject == USER
     with pytest.raises(Unauthenticated):
-        await authenticator.verify(issuer.sign("RS256"))
+        await eager.verify(issuer.sign("RS256"))
 
 
-async def test_a_key_withdrawn_is_forgotten_in_time(
-    authenticator: Authenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_key_withdrawn_is_forgotten_in_time(eager: Authenticator, issuer: Issuer) -> None:
     issuer.publish("RS256", "ES256")
-    await authenticator.verify(issuer.sign("RS256"))
+    await eager.verify(issuer.sign("RS256"))
     issuer.publish("ES256")
-    await authenticator.verify(issuer.sign("RS256"))
-    monkeypatch.setattr(module, "_FRESH_S", 0.0)
-    monkeypatch.setattr(module, "_AGAIN_AFTER_S", 0.0)
+    await eager.verify(issuer.sign("RS256"))
     with pytest.raises(Unauthenticated):
         async with asyncio.timeout(10):
             while True:
-                await authenticator.verify(issuer.sign("RS256"))
+                await eager.verify(issuer.sign("RS256"))
                 await asyncio.sleep(0.01)
 
 
@@ -154,10 +156,10 @@ async def test_whoever_asks_first_and_goes_away_leaves_the_others_their_keys(
     fetching, go = asyncio.Event(), asyncio.Event()
     real = module._fetch
 
-    async def slow(url: str) -> Any:
+    async def slow(url: str, limits: KeyLimits) -> Any:
         fetching.set()
         await go.wait()
-        return await real(url)
+        return await real(url, limits)
 
     monkeypatch.setattr(module, "_fetch", slow)
     first, other = (asyncio.ensure_future(authenticator.verify(token)) for _ in range(2))
@@ -177,18 +179,14 @@ async def test_an_issuer_that_cannot_be_read(
         await authenticator.verify(issuer.sign("RS256"))
 
 
-async def test_known_keys_outlive_an_issuer_that_is_down(
-    authenticator: Authenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_known_keys_outlive_an_issuer_that_is_down(eager: Authenticator, issuer: Issuer) -> None:
     issuer.publish("RS256")
-    await authenticator.verify(issuer.sign("RS256"))
-    monkeypatch.setattr(module, "_FRESH_S", 0.0)
-    monkeypatch.setattr(module, "_AGAIN_AFTER_S", 0.0)
+    await eager.verify(issuer.sign("RS256"))
     issuer.answer = (503, b"")
-    assert (await authenticator.verify(issuer.sign("RS256"))).subject == USER
+    assert (await eager.verify(issuer.sign("RS256"))).subject == USER
 
 
 async def test_without_an_issuer_nobody_is_asked(issuer: Issuer) -> None:
     with pytest.raises(Unauthenticated):
-        await Authenticator(TokenRules(secret="s" * 40)).verify(issuer.sign("RS256"))
+        await Authenticator(TokenRules(secret="s" * 40), KeyLimits()).verify(issuer.sign("RS256"))
     assert issuer.asked == 0

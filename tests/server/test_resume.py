@@ -13,13 +13,13 @@ import pytest
 from momentum_sync.database import pool as pools
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.pool import CallerPool
-from momentum_sync.eventlog import table
-from momentum_sync.gateway import delivery, missed
+from momentum_sync.domain.tables import SCHEMA
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.limits import QueryLimits
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user, until_read
-from tests.fixtures.server import PATH, SERVICE_KEY, Client, Server, Start, sign
+from tests.fixtures.server import PATH, SERVICE_KEY, Bounds, Client, Server, Start, sign
 from tests.server.test_capture import hold_commits, own_cluster, release_commits, score_elsewhere, until_logged
 
 __all__ = ["own_cluster"]
@@ -167,10 +167,10 @@ async def test_on_channels_subscribed_to_later(server: Server, db: Sql) -> None:
 @pytest.mark.parametrize("preloaded", [0, 3, 1_000], ids=["from the log", "from both", "from memory"])
 @pytest.mark.parametrize("page", [0, 64 * 1024], ids=["a page an event", "one page"])
 async def test_over_another_server_from_wherever_the_events_are(
-    start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch, preloaded: int, page: int
+    start: Start, db: Sql, user: UUID, other: UUID, bounds: Bounds, preloaded: int, page: int
 ) -> None:
-    monkeypatch.setattr(table, "_NEWEST_ROWS", preloaded)
-    monkeypatch.setattr(delivery, "_PAGE", page)
+    bounds("log", preload_rows=preloaded)
+    bounds("delivery", page_bytes=page)
     async with start() as first, first.live(user) as client:
         last = client.seen[-1]["last_event_id"]
     for number in range(10):
@@ -191,10 +191,10 @@ async def test_over_another_server_from_wherever_the_events_are(
 
 
 async def test_what_comes_while_a_long_resume_is_read_comes_after_it(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
-    monkeypatch.setattr(table, "_NEWEST_ROWS", 20)
-    monkeypatch.setattr(delivery, "_PAGE", 2_000)
+    bounds("log", preload_rows=20)
+    bounds("delivery", page_bytes=2_000)
     async with start() as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
     db.execute(
@@ -241,10 +241,8 @@ async def test_what_leads_nowhere_is_told_and_answered_with_a_snapshot(
         assert answer.json()["reason"] == answer.json()["error"]["code"] == confirmed["reason"]
 
 
-async def test_beyond_the_retention_it_is_told(
-    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(table, "_NEWEST_ROWS", 0)
+async def test_beyond_the_retention_it_is_told(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
+    bounds("log", preload_rows=0)
     async with start() as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
         for _ in range(3):
@@ -298,20 +296,19 @@ async def test_the_same_over_http(server: Server, db: Sql, user: UUID, other: UU
         assert await resumed(client, 0) == []
 
 
-async def test_http_gives_no_more_than_a_page(
-    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(missed, "_PAGE", 1_000)
-    async with server.live(user) as client:
-        last = client.seen[-1]["last_event_id"]
-    for _ in range(4):
-        add_notification(db, user, title="x" * 600)
-    await until_read(db)
-    async with server.http(sign(user)) as http:
-        body = (await http.post("/sync/events", json={"last_event_id": last})).json()
-        assert (len(body["events"]), body["complete"]) == (2, False)
-        body = (await http.post("/sync/events", json={"last_event_id": body["last_event_id"]})).json()
-        assert (len(body["events"]), body["complete"]) == (2, True)
+async def test_http_gives_no_more_than_a_page(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
+    bounds("http", events_bytes=1_000)
+    async with start() as server:
+        async with server.live(user) as client:
+            last = client.seen[-1]["last_event_id"]
+        for _ in range(4):
+            add_notification(db, user, title="x" * 600)
+        await until_read(db)
+        async with server.http(sign(user)) as http:
+            body = (await http.post("/sync/events", json={"last_event_id": last})).json()
+            assert (len(body["events"]), body["complete"]) == (2, False)
+            body = (await http.post("/sync/events", json={"last_event_id": body["last_event_id"]})).json()
+            assert (len(body["events"]), body["complete"]) == (2, True)
 
 
 async def test_what_http_refuses(server: Server, user: UUID) -> None:
@@ -399,24 +396,25 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
 
 async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db: Sql, user: UUID) -> None:
     """`channels` with what PostgreSQL cannot take never gets this far; a claim might."""
-    rights = Authorizer(CallerPool(server.settings.database_url or "", size=2), most=10, hears=lambda: True)
-    await rights._pool.open()
+    pool = CallerPool(server.settings.database_url or "", QueryLimits(), size=2)
+    authorizer = Authorizer(pool, SCHEMA, most=10, up_to_date=lambda: True)
+    await pool.open()
     good = Identity("authenticated", user, json.dumps({"sub": str(user), "role": "authenticated"}), None)
     bad = Identity("nobody_at_all", user, "{}", None)
     channel = f"notifications:{user}"
     answers = await asyncio.gather(
-        *[rights.granted(who, user, [channel]) for who in (good, good, good, bad, good)], return_exceptions=True
+        *[authorizer.granted(who, user, [channel]) for who in (good, good, good, bad, good)], return_exceptions=True
     )
-    await rights._pool.close()
+    await pool.close()
     assert [answer == Granted([channel]) for answer in answers] == [True, True, True, False, True]
     assert isinstance(answers[3], Exception)
 
 
 async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_expire(
-    start: Start, db: Sql, user: UUID, other: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, db: Sql, user: UUID, other: UUID, bounds: Bounds
 ) -> None:
     """The client gets no event for longer than the retention; its last event expires, its position does not."""
-    monkeypatch.setattr(table, "_NEWEST_ROWS", 0)
+    bounds("log", preload_rows=0)
     async with start(heartbeat="0.2s") as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
         for _ in range(5):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,13 +14,12 @@ import pytest
 import momentum_sync
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.table import EventLog
-from momentum_sync.gateway import hub
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery
-from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.session import Session
-from momentum_sync.gateway.session import build as original
-from momentum_sync.gateway.websocket import protocol_for
+from momentum_sync.gateway.dialects.native import NativeDialect, Session
+from momentum_sync.gateway.websocket import WebSocketProtocol
+from momentum_sync.token_bucket import TokenBucket
 from tests.fixtures.postgres import Sql, add_notification, add_score
 from tests.fixtures.server import Server
 
@@ -45,8 +44,7 @@ async def test_a_connection_that_waits_has_no_task(server: Server, user: UUID) -
 
 
 def test_a_connection_is_as_small_as_its_slots() -> None:
-    gateway = cast(Gateway, None)  # which nobody asks for anything
-    for each in (protocol_for(gateway), Session, Delivery):
+    for each in (type("Protocol", (WebSocketProtocol,), {"__slots__": ()}), Session, Delivery, Cursor, TokenBucket):
         assert each.__dictoffset__ == 0, f"{each.__name__} has a dict for each connection"
 
 
@@ -54,15 +52,17 @@ async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
     server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    built: list[Event] = []
+    encoded: list[Event] = []
 
     def ask(_: CallerPool, *question: object) -> None:
         asked.append(question)
         raise AssertionError("an event asks the database")
 
-    def build(event: Event, *rest: Any) -> bytes:
-        built.append(event)
-        return original(event, *rest)
+    def encode(dialect: NativeDialect, event: Event, *rest: Any) -> bytes:
+        encoded.append(event)
+        return original(dialect, event, *rest)
+
+    original = NativeDialect.encode
 
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(server.live(user, client_id=str(n))) for n in range(10)]
@@ -72,14 +72,14 @@ async def test_an_event_is_encoded_once_and_asks_the_database_nothing(
                 await client.until("realtime_event")
         monkeypatch.setattr(CallerPool, "ask", ask)
         monkeypatch.setattr(CallerPool, "as_caller", ask)
-        monkeypatch.setattr(hub, "build", build)
+        monkeypatch.setattr(NativeDialect, "encode", encode)
         for number in range(20):
             add_notification(db, user, title=str(number))
         for client in clients:
             titles = [(await client.until("realtime_event"))["event"]["title"] for _ in range(20)]
             assert titles == [str(number) for number in range(20)]
     assert asked == []
-    assert len(built) == 20
+    assert len(encoded) == 20
 
 
 async def test_what_comes_while_the_log_writes_is_its_next_batch(

@@ -1,9 +1,9 @@
-"""Authorizer count only if they were read after every change that is known."""
+"""Grants count only if they were read after every change that is known."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, cast
 from uuid import UUID
 
@@ -11,8 +11,9 @@ import pytest
 
 from momentum_sync.database.pool import CallerPool, Lane
 from momentum_sync.database.visibility import Snapshot
+from momentum_sync.domain.tables import SCHEMA
 from momentum_sync.identity.authorizer import Authorizer
-from momentum_sync.identity.channels import Granted, is_shared, own_channels
+from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 
 
@@ -22,7 +23,7 @@ def identity(offset: int) -> Identity:
 
 
 ONE, TWO = identity(1), identity(2)
-OWN = own_channels(UUID(int=1))
+OWN = SCHEMA.own(UUID(int=1))
 
 
 class Database:
@@ -33,8 +34,12 @@ class Database:
         self.to_be_asked: list[str] = []
         self.refused: set[str] = set()
         self.snapshot = "100:100:"
-        self.hears = True
+        self.up_to_date = True
         self.meanwhile: Callable[[], None] = lambda: None
+
+    async def until_visible(self) -> AsyncIterator[None]:
+        for _ in range(5):
+            yield
 
     async def ask(
         self, caller: Identity, *queries: tuple[object, Mapping[str, list[str]]], lane: Lane
@@ -48,49 +53,49 @@ class Database:
 
 def asking() -> tuple[Database, Authorizer]:
     database = Database()
-    return database, Authorizer(cast(CallerPool, database), most=2, hears=lambda: database.hears)
+    return database, Authorizer(cast(CallerPool, database), SCHEMA, most=2, up_to_date=lambda: database.up_to_date)
 
 
 def test_every_change_must_have_been_seen_in_whatever_order_they_came() -> None:
-    _, rights = asking()
-    assert rights.are_those_of(Snapshot.parse("5:5:"), ONE)
-    rights.changed(20)
-    rights.changed(10)
-    assert not rights.are_those_of(Snapshot.parse("10:21:10"), ONE)
-    assert not rights.are_those_of(Snapshot.parse("12:20:"), ONE)
-    assert rights.are_those_of(Snapshot.parse("21:21:"), ONE)
+    _, authorizer = asking()
+    assert authorizer.is_current(Snapshot.parse("5:5:"), ONE)
+    authorizer.changed(20)
+    authorizer.changed(10)
+    assert not authorizer.is_current(Snapshot.parse("10:21:10"), ONE)
+    assert not authorizer.is_current(Snapshot.parse("12:20:"), ONE)
+    assert authorizer.is_current(Snapshot.parse("21:21:"), ONE)
 
 
 def test_a_revocation_is_waited_for_by_its_user_alone() -> None:
-    _, rights = asking()
-    rights.changed(10, ONE.subject)
-    assert not rights.are_those_of(Snapshot.parse("5:10:"), ONE)
-    assert rights.are_those_of(Snapshot.parse("5:10:"), TWO)
+    _, authorizer = asking()
+    authorizer.changed(10, ONE.subject)
+    assert not authorizer.is_current(Snapshot.parse("5:10:"), ONE)
+    assert authorizer.is_current(Snapshot.parse("5:10:"), TWO)
 
 
 async def test_what_a_token_gives_its_user_is_asked_once() -> None:
-    database, rights = asking()
+    database, authorizer = asking()
     for _ in range(3):
-        assert await rights.granted(ONE, ONE.subject, OWN) == Granted(OWN)
+        assert await authorizer.granted(ONE, ONE.subject, OWN) == Granted(OWN)
     assert len(database.asked_by) == 1
-    assert await rights.granted(ONE, ONE.subject, OWN[:1]) == Granted(OWN[:1])
+    assert await authorizer.granted(ONE, ONE.subject, OWN[:1]) == Granted(OWN[:1])
     other_token = Identity("authenticated", ONE.subject, '{"iat": 2}', None)
-    await rights.granted(other_token, ONE.subject, OWN)
+    await authorizer.granted(other_token, ONE.subject, OWN)
     assert len(database.asked_by) == 3
 
 
 async def test_a_snapshot_is_always_asked_for_and_its_rights_are_remembered() -> None:
-    database, rights = asking()
+    database, authorizer = asking()
     for _ in range(2):
-        assert await rights.granted_with(ONE, ONE.subject, OWN, "select") == (Granted(OWN), ("more",))
-    await rights.granted(ONE, ONE.subject, OWN)
+        assert await authorizer.granted_with(ONE, ONE.subject, OWN, "select") == (Granted(OWN), ("more",))
+    await authorizer.granted(ONE, ONE.subject, OWN)
     assert len(database.asked_by) == 2
 
 
 @pytest.mark.parametrize(
     ("identity", "user_id", "channels"),
     [
-        (ONE, TWO.subject, own_channels(TWO.subject)),
+        (ONE, TWO.subject, SCHEMA.own(TWO.subject)),
         (ONE, None, OWN),
         (ONE, ONE.subject, [*OWN, "interventions:coaches"]),
         (ONE, ONE.subject, [f"momentum_updates:{TWO.subject}"]),
@@ -100,85 +105,85 @@ async def test_a_snapshot_is_always_asked_for_and_its_rights_are_remembered() ->
 async def test_what_rows_decide_or_others_own_is_asked_each_time(
     identity: Identity, user_id: UUID | None, channels: list[str]
 ) -> None:
-    database, rights = asking()
-    await rights.granted(identity, user_id, channels)
-    await rights.granted(identity, user_id, channels)
+    database, authorizer = asking()
+    await authorizer.granted(identity, user_id, channels)
+    await authorizer.granted(identity, user_id, channels)
     assert len(database.asked_by) == 2
 
 
 async def test_what_is_asked_about_each_event_or_was_refused_is_not_remembered() -> None:
     for change in ({"to_be_asked": OWN[:1]}, {"refused": {OWN[0]}}):
-        database, rights = asking()
+        database, authorizer = asking()
         for name, value in change.items():
             setattr(database, name, value)
-        await rights.granted(ONE, ONE.subject, OWN)
-        await rights.granted(ONE, ONE.subject, OWN)
+        await authorizer.granted(ONE, ONE.subject, OWN)
+        await authorizer.granted(ONE, ONE.subject, OWN)
         assert len(database.asked_by) == 2
 
 
 async def test_a_change_has_all_of_it_asked_again_and_a_revocation_what_is_the_users() -> None:
-    database, rights = asking()
+    database, authorizer = asking()
     changes: list[tuple[Callable[[], None], int]] = [
-        (lambda: rights.changed(50), 2), (lambda: rights.changed(60, ONE.subject), 1), (rights.missed, 2),
+        (lambda: authorizer.changed(50), 2), (lambda: authorizer.changed(60, ONE.subject), 1), (authorizer.missed, 2),
     ]  # fmt: skip
     for change, expected in changes:
-        await rights.granted(ONE, ONE.subject, OWN)
-        await rights.granted(TWO, TWO.subject, own_channels(TWO.subject))
+        await authorizer.granted(ONE, ONE.subject, OWN)
+        await authorizer.granted(TWO, TWO.subject, SCHEMA.own(TWO.subject))
         database.asked_by.clear()
         change()
-        await rights.granted(ONE, ONE.subject, OWN)
-        await rights.granted(TWO, TWO.subject, own_channels(TWO.subject))
+        await authorizer.granted(ONE, ONE.subject, OWN)
+        await authorizer.granted(TWO, TWO.subject, SCHEMA.own(TWO.subject))
         assert len(database.asked_by) == expected
 
 
 async def test_an_answer_from_before_a_change_is_not_remembered() -> None:
-    database, rights = asking()
-    database.meanwhile = rights.missed
-    await rights.granted(ONE, ONE.subject, OWN)
+    database, authorizer = asking()
+    database.meanwhile = authorizer.missed
+    await authorizer.granted(ONE, ONE.subject, OWN)
     database.meanwhile = lambda: None
-    await rights.granted(ONE, ONE.subject, OWN)
+    await authorizer.granted(ONE, ONE.subject, OWN)
     assert len(database.asked_by) == 2
 
 
 async def test_what_is_remembered_does_not_count_while_changes_are_not_told_of() -> None:
-    database, rights = asking()
-    await rights.granted(ONE, ONE.subject, OWN)
-    database.hears = False
-    await rights.granted(ONE, ONE.subject, OWN)
-    database.hears = True
-    await rights.granted(ONE, ONE.subject, OWN)
+    database, authorizer = asking()
+    await authorizer.granted(ONE, ONE.subject, OWN)
+    database.up_to_date = False
+    await authorizer.granted(ONE, ONE.subject, OWN)
+    database.up_to_date = True
+    await authorizer.granted(ONE, ONE.subject, OWN)
     assert len(database.asked_by) == 2
 
 
 async def test_what_is_remembered_is_bounded_and_the_latest_used_stays() -> None:
-    database, rights = asking()
+    database, authorizer = asking()
     people = [identity(offset) for offset in range(1, 4)]
     for who in (people[0], people[1], people[0], people[2]):
-        await rights.granted(who, who.subject, own_channels(who.subject))
+        await authorizer.granted(who, who.subject, SCHEMA.own(who.subject))
     database.asked_by.clear()
     for who in (people[0], people[2], people[1]):
-        await rights.granted(who, who.subject, own_channels(who.subject))
+        await authorizer.granted(who, who.subject, SCHEMA.own(who.subject))
     assert database.asked_by == [people[1]]
 
 
 def test_channels() -> None:
-    assert own_channels(None) == []
-    assert len(own_channels(UUID(int=1))) == 4
-    assert is_shared("interventions:coaches")
-    assert not is_shared(f"interventions:{UUID(int=1)}")
+    assert SCHEMA.own(None) == []
+    assert len(SCHEMA.own(UUID(int=1))) == 4
+    assert "interventions:coaches" in SCHEMA.shared_channels
+    assert f"interventions:{UUID(int=1)}" not in SCHEMA.shared_channels
 
 
 def test_changes_of_another_history_are_forgotten_with_it() -> None:
     """After a failover the transaction counter may be lower, so a snapshot never sees the ids of the old cluster."""
-    _, rights = asking()
-    rights.changed(1_000_000)
-    assert not rights.are_those_of(Snapshot.parse("5:5:"), ONE)
-    rights.missed()
-    assert rights.are_those_of(Snapshot.parse("5:5:"), ONE)
+    _, authorizer = asking()
+    authorizer.changed(1_000_000)
+    assert not authorizer.is_current(Snapshot.parse("5:5:"), ONE)
+    authorizer.missed()
+    assert authorizer.is_current(Snapshot.parse("5:5:"), ONE)
 
 
 async def test_what_is_remembered_is_bounded_in_bytes_whatever_tokens_say() -> None:
-    _, rights = asking()
+    _, authorizer = asking()
     large = Identity("authenticated", ONE.subject, json.dumps({"sub": str(ONE.subject), "x": "x" * 16_000}), None)
-    await rights.granted(large, large.subject, OWN)
-    assert [len(key) for key in rights._own] == [32]
+    await authorizer.granted(large, large.subject, OWN)
+    assert [len(key) for key in authorizer._own] == [32]

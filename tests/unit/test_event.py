@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event, Malformed, Position, SnapshotBoundary, is_deeper, open_envelope, route
-from momentum_sync.eventlog.resume import Refused, place
+from momentum_sync.domain.tables import SCHEMA
+from momentum_sync.eventlog.envelope import Malformed, is_deeper, open_envelope
+from momentum_sync.eventlog.event import Event, key_of
+from momentum_sync.eventlog.position import Position, SnapshotBoundary
+from momentum_sync.eventlog.resume import ResumeRefused, resume_position
 
 snapshots = st.builds(
     lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(xmin + x for x in xids if x < more)),
@@ -44,8 +47,8 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
 
 def reason(text: str, epoch: str, offset: int = 100) -> str | None:
     try:
-        place(text, Position(epoch, offset, 0), incarnation=10)
-    except Refused as refused:
+        resume_position(text, Position(epoch, offset, 0), incarnation=10)
+    except ResumeRefused as refused:
         return refused.reason
     return None
 
@@ -81,10 +84,11 @@ def test_an_invalidation_goes_to_its_user_alone() -> None:
     event = Event.build(
         offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("cache_invalidation", "x:1"),
         body=b'{"event_type": "cache_invalidation", "user_id": "u", "cache_keys": ["k"]}',
+        per_user=SCHEMA.per_user_channels,
     )  # fmt: skip
     assert event.keys == ("cache_invalidation:u", "x:1")
     assert event.cache_keys == ("k",)
-    assert route("cache_invalidation", "u") in event.keys
+    assert key_of("cache_invalidation", "u", SCHEMA.per_user_channels) in event.keys
 
 
 def test_a_body_that_is_no_event() -> None:
@@ -92,15 +96,19 @@ def test_a_body_that_is_no_event() -> None:
         Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("c",), body=b"[]")
 
 
-def test_an_event_knows_whose_row_it_speaks_of() -> None:
-    def named(event_type: str) -> Event:
-        body = b'{"event_type":"%s"}' % event_type.encode()
-        return Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a",), body=body)
-
-    assert named("momentum_score_deleted").table == "daily_engagement_scores"
-    assert named("intervention_created").table == "coach_interventions"
-    assert named("push_notification").table == "momentum_notifications"
-    assert named("intervention_note_added").table is None
+@pytest.mark.parametrize(
+    ("event_type", "table"),
+    [
+        ("momentum_score_deleted", "daily_engagement_scores"),
+        ("cache_invalidation", "daily_engagement_scores"),
+        ("intervention_created", "coach_interventions"),
+        ("push_notification", "momentum_notifications"),
+        ("intervention_note_added", None),
+    ],
+)
+def test_an_event_type_names_its_table(event_type: str, table: str | None) -> None:
+    found = SCHEMA.table_of(event_type)
+    assert (None if found is None else found.name) == table
 
 
 def test_a_row_that_is_gone_comes_in_the_envelope() -> None:
@@ -138,7 +146,15 @@ def test_a_channel_counts_once() -> None:
 def test_only_an_invalidation_has_cache_keys_and_no_more_than_are_kept() -> None:
     body = json.dumps({"event_type": "x", "cache_keys": [str(offset) for offset in range(5_000)]}).encode()
     made = [
-        Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=(channel,), body=body)
+        Event.build(
+            offset=1,
+            place=(1, 0),
+            xid=1,
+            committed_at=0.0,
+            channels=(channel,),
+            body=body,
+            per_user=SCHEMA.per_user_channels,
+        )
         for channel in ("c", "cache_invalidation")
     ]
     assert [len(event.cache_keys) for event in made] == [0, 1_000]

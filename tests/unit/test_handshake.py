@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
 from momentum_sync.gateway import handshake
-from momentum_sync.gateway.handshake import PREFIX, ConnectRequest
+from momentum_sync.gateway.handshake import ConnectRequest
+from momentum_sync.wire.paths import PREFIX
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
 
 
 def test_what_is_left_out_is_filled_in() -> None:
-    assert handshake.hello({}, USER) == ConnectRequest(USER, None, [], None)
+    assert handshake.connect_request({}, USER) == ConnectRequest(USER, None, [], None)
 
 
 def test_everything_given() -> None:
@@ -25,13 +26,13 @@ def test_everything_given() -> None:
     )
     assert query["x"] == "2"
     expected = ConnectRequest(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1")
-    assert handshake.hello(query, USER) == expected
+    assert handshake.connect_request(query, USER) == expected
 
 
 @given(st.dictionaries(st.sampled_from(["user_id", "client_id", "channels", "last_event_id"]), st.text()))
 def test_any_query_is_read_or_refused(query: dict[str, str]) -> None:
     try:
-        read = handshake.hello(query, USER)
+        read = handshake.connect_request(query, USER)
     except BadRequest:
         return
     assert read.client_id != ""

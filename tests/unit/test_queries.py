@@ -25,6 +25,6 @@ def test_mistakes_are_errors(text: str, said: str) -> None:
         queries.parse(text)
 
 
-@pytest.mark.parametrize("package", ["capture", "eventlog", "gateway", "demo"])
+@pytest.mark.parametrize("package", ["capture", "eventlog", "identity", "domain", "demo"])
 def test_every_file_of_ours_parses(package: str) -> None:
     assert len(queries.load(f"momentum_sync.{package}")) >= 2

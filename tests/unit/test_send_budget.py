@@ -16,7 +16,7 @@ def test_each_has_its_part_and_all_together_theirs() -> None:
     fullness = [send_budget.full]
     assert send_budget.grew("c", 60)
     fullness.append(send_budget.full)
-    send_budget.gone("a")
+    send_budget.drained("a")
     assert [*fullness, send_budget.full] == [False, True, False]
     assert not send_budget.grew("c", 61)
 
@@ -27,7 +27,7 @@ def test_the_total_is_the_sum_of_what_was_last_told(told: list[tuple[str, int | 
     sizes: dict[str, int] = {}
     for connection, size in told:
         if size is None:
-            send_budget.gone(connection)
+            send_budget.drained(connection)
             sizes.pop(connection, None)
         else:
             sizes[connection] = size
@@ -42,12 +42,12 @@ def test_one_at_a_time_goes_beyond_the_limit_and_those_who_read_are_never_stoppe
     for name in ("a", "b", "c"):
         send_budget.wait_for_turn(name, lambda name=name: ready.append(name))  # type: ignore[misc]
     assert (ready, send_budget.has_turn("a"), send_budget.has_turn("b")) == (["a"], True, False)
-    send_budget.given("a")  # and it read all of it
+    send_budget.done("a")  # and it read all of it
     assert ready == ["a", "b"]
     send_budget.grew("b", 50)  # it does not read
-    send_budget.given("b")
+    send_budget.done("b")
     assert ready == ["a", "b"], "its turn lasts until it has"
-    send_budget.gone("b")
+    send_budget.drained("b")
     assert ready == ["a", "b", "c"]
     send_budget.lost("c")
     assert not send_budget.has_turn("c")
@@ -60,7 +60,7 @@ def test_whoever_is_gone_has_no_turn_and_room_lets_others_in() -> None:
     for name in ("a", "b", "c"):
         send_budget.wait_for_turn(name, lambda name=name: ready.append(name))  # type: ignore[misc]
     send_budget.lost("b")
-    send_budget.gone("full")
+    send_budget.drained("full")
     assert ready == ["a", "c"]
     assert send_budget.has_room(100)
     assert not send_budget.has_room(101)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from momentum_sync.capture.pgoutput import Begin, Message
 from momentum_sync.capture.sequencer import Sequencer
-from momentum_sync.eventlog.event import Event, Malformed
+from momentum_sync.eventlog.envelope import Malformed
+from momentum_sync.eventlog.event import Event
 
 Wal = list[tuple[int, list[bytes]]]
 

@@ -11,10 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from momentum_sync.capture import slot
-from momentum_sync.capture.slot import Stream
+from momentum_sync.capture.slot import SlotFacts, Stream
 from momentum_sync.errors import CaptureError
-from momentum_sync.eventlog.table import SlotFacts
+from momentum_sync.limits import CaptureLimits
 
 
 class Libpq:
@@ -41,12 +40,14 @@ class Libpq:
         return None
 
 
-async def taken(monkeypatch: pytest.MonkeyPatch, held: Libpq, *, turns: int = 50) -> tuple[Stream, list[list[bytes]]]:
+async def taken(
+    monkeypatch: pytest.MonkeyPatch, held: Libpq, *, turns: int = 50, limits: CaptureLimits | None = None
+) -> tuple[Stream, list[list[bytes]]]:
     """What is taken in each of the next turns."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "add_reader", lambda *_: None)
     monkeypatch.setattr(loop, "remove_reader", lambda *_: None)
-    stream = Stream(cast(Any, held), SlotFacts("s", "1", 1, 100))
+    stream = Stream(cast(Any, held), SlotFacts("s", "1", 1, 100), limits or CaptureLimits())
     found: list[list[bytes]] = []
 
     def take(payloads: Sequence[bytes | memoryview]) -> None:
@@ -71,9 +72,8 @@ async def test_what_is_there_is_taken_together(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_turn_is_bounded_by_payloads_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot, "_FRAMES_A_TURN", 4)
-    monkeypatch.setattr(slot, "_BYTES_A_TURN", 10)
-    _, found = await taken(monkeypatch, Libpq([*[b"x"] * 5, b"y" * 10, b"z"]))
+    few = CaptureLimits(frames_per_turn=4, bytes_per_turn=10)
+    _, found = await taken(monkeypatch, Libpq([*[b"x"] * 5, b"y" * 10, b"z"]), limits=few)
     assert found == [[b"x"] * 4, [b"x", b"y" * 10], [b"z"]]
 
 
@@ -83,7 +83,7 @@ async def test_what_came_before_the_end_of_the_stream_is_taken(monkeypatch: pyte
 
 
 async def test_after_a_pause_the_rest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot, "_FRAMES_A_TURN", 1)
-    stream, found = await taken(monkeypatch, Libpq([b"a", b"pause", b"c"]))
+    few = CaptureLimits(frames_per_turn=1)
+    stream, found = await taken(monkeypatch, Libpq([b"a", b"pause", b"c"]), limits=few)
     assert found == [[b"a"], [b"pause"]]
     assert not stream.reading

@@ -18,17 +18,17 @@ def tally() -> Tally:
 def test_all_of_it_came() -> None:
     made = tally()
     for number in range(3):
-        made.had(0, number, f"e-{number + 1}", f"e-{number}", number + 0.5)
+        made.received(0, number, f"e-{number + 1}", f"e-{number}", number + 0.5)
     assert made.is_whole
     assert (made.sent, made.delays) == (3, [0.5, 0.5, 0.5])
 
 
 def test_what_is_missing_twice_or_out_of_order_is_told() -> None:
     made = tally()
-    made.had(0, 1, "e-2", "e-0", 1.0)
-    made.had(0, 0, "e-1", "e-2", 1.0)
-    made.had(0, 0, "e-1", "e-1", 1.0)
-    made.had(0, 2, "e-9", "e-7", 1.0)
+    made.received(0, 1, "e-2", "e-0", 1.0)
+    made.received(0, 0, "e-1", "e-2", 1.0)
+    made.received(0, 0, "e-1", "e-1", 1.0)
+    made.received(0, 2, "e-9", "e-7", 1.0)
     assert (made.lost, made.twice, made.disordered, made.gaps) == (0, 1, 1, 1)
     assert not made.is_whole
 
@@ -37,7 +37,7 @@ def test_what_did_not_commit_and_what_is_not_of_the_run_counts_for_nothing() -> 
     made = tally()
     for number in range(3):
         made.failed(number)
-    made.had(0, 77, "e-1", "e-0", 1.0)
+    made.received(0, 77, "e-1", "e-0", 1.0)
     assert (made.sent, made.delays, made.is_whole) == (0, [], True)
 
 

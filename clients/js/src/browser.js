@@ -1,4 +1,4 @@
-// What a browser tells of the network and the page. Elsewhere nothing does, and the program calls `wake` itself.
+// What a browser tells of the network and the page. Elsewhere nothing does, and the program calls `reconnectNow` itself.
 
 /**
  * Listens; returns what ends that.

@@ -122,7 +122,7 @@ export class Client {
     this.#started = this.#open = true;
     this.#ticker = setInterval(() => this.#tick(), Math.min(TICK_MS, this.#patience / 4));
     this.#untie = listenToBrowser(
-      () => this.wake(),
+      () => this.reconnectNow(),
       () => void this.#known.save(),
       () => this.#connection?.end(new ConnectionLost("There is no network.")),
     );
@@ -143,7 +143,7 @@ export class Client {
 
   /**
    * Logs out: closes the client, and nothing of the user stays, here or in the store. What was marked and not sent is
-   * gone, too; `sent` waits for it. Throws StoreFailed if the store cannot be cleared.
+   * gone, too; `flush` waits for it. Throws StoreFailed if the store cannot be cleared.
    */
   async clear() {
     this.#stop();
@@ -209,7 +209,7 @@ export class Client {
   }
 
   /** How many notifications were marked as read that the server has not heard of yet. */
-  get unsent() {
+  get pendingCount() {
     return this.#known.outbox.waiting.length;
   }
 
@@ -241,7 +241,7 @@ export class Client {
   /**
    * Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
    *
-   * An event counts as had once the next one is asked for, or `had` was called with it: with a store, a program that is
+   * An event counts as had once the next one is asked for, or `ack` was called with it: with a store, a program that is
    * started again goes on there, and so does the next iterator. Throws Ended where the client does not come back by
    * itself. Another iterator takes over, and ends this one.
    * @returns {AsyncIterableIterator<Event | Resync>}
@@ -254,15 +254,15 @@ export class Client {
    * The program is done with this: for one that leaves its loop on purpose, lest it comes again.
    * @param {Event | Resync} event
    */
-  had(event) {
-    this.#known.stream.had(event);
+  ack(event) {
+    this.#known.stream.ack(event);
   }
 
   /**
    * Waits until the state is current. Throws Ended, or Offline where the client was closed, if it will not be.
    * @returns {Promise<State>}
    */
-  async untilLive() {
+  async waitUntilLive() {
     await this.#known.stream.surely(() => this.#known.following.status === "live");
     return this.state;
   }
@@ -284,8 +284,8 @@ export class Client {
     }
   }
 
-  /** Waits until the server has taken everything that was marked. Throws as `untilLive`. */
-  async sent() {
+  /** Waits until the server has taken everything that was marked. Throws as `waitUntilLive`. */
+  async flush() {
     await this.#known.stream.surely(() => this.#known.outbox.waiting.length === 0);
   }
 
@@ -330,7 +330,7 @@ export class Client {
   }
 
   /** The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives. */
-  wake() {
+  reconnectNow() {
     const connection = this.#connection;
     if (this.#hurry !== null) this.#hurry();
     else this.#woken = connection === null; // it is connecting: if that fails, it does not wait

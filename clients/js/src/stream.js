@@ -57,7 +57,7 @@ export class Stream {
    * The program has had everything up to this.
    * @param {Output} output
    */
-  had(output) {
+  ack(output) {
     if (!this.#waiting.includes(output)) return;
     while (this.#take() !== output);
   }

@@ -55,7 +55,7 @@ export function drive(write, makeStore, environment = {}) {
         () => write({ kept: id }),
         (error) => write(error.name === "StoreFailed" ? { not_kept: id } : { failed: `${error}` }),
       ),
-    sent: () => client.sent().then(() => write({ sent: true })),
+    sent: () => client.flush().then(() => write({ sent: true })),
     momentum: () => client.requestMomentumUpdate().then((data) => write({ momentum: data })),
     subscribe: ({ channels }) =>
       client.subscribe(channels).then(
@@ -65,7 +65,7 @@ export function drive(write, makeStore, environment = {}) {
     advance({ seconds }) {
       ahead += seconds * 1000;
     },
-    wake: () => client.wake(),
+    wake: () => client.reconnectNow(),
     get({ key, value, persistent, hold, within = 60 }) {
       const fetch = () => {
         fetches += 1;

@@ -132,7 +132,7 @@ test("a store that could not be read is not overwritten, and is read later", asy
   };
   const client = new Client("http://127.0.0.1:1", token, { WebSocket: deaf("close"), fetch: offline, store, patience: 40 });
   client.start();
-  while (client.unsent === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  while (client.pendingCount === 0) await new Promise((resolve) => setTimeout(resolve, 5));
   await client.close();
   assert.deepEqual(JSON.parse(text).outbox, [entry]);
 });
@@ -156,10 +156,10 @@ test("a signal closes the client", async () => {
   const client = new Client("http://127.0.0.1:1", "t", { WebSocket: deaf("close"), fetch: offline, signal: closing.signal });
   client.start();
   closing.abort();
-  await assert.rejects(client.untilLive(), { name: "Offline" });
+  await assert.rejects(client.waitUntilLive(), { name: "Offline" });
   const late = new Client("http://127.0.0.1:1", "t", { WebSocket: deaf("close"), fetch: offline, signal: closing.signal });
   late.start();
-  await assert.rejects(late.untilLive(), { name: "Offline" });
+  await assert.rejects(late.waitUntilLive(), { name: "Offline" });
 });
 
 test("the state is the same object for as long as it is the same, as React wants it", async () => {
@@ -208,6 +208,6 @@ test("a mark that could not be kept is not called kept", async () => {
   client.start();
   await error;
   await assert.rejects(client.markNotificationRead("00000000-0000-4000-8000-000000000000"), StoreFailed);
-  assert.equal(client.unsent, 1);
+  assert.equal(client.pendingCount, 1);
   await client.close();
 });

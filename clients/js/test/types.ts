@@ -30,7 +30,7 @@ export async function follow(): Promise<Momentum | null> {
   const history: number[] = await client.cache.get("momentum:history:x", async () => [1, 2], { persistent: true });
   history.length satisfies number;
   await client.markNotificationRead("id");
-  return (await client.untilLive()).momentum;
+  return (await client.waitUntilLive()).momentum;
 }
 
 new Client("https://api.example.com", "token", { store: new FileStore("state.json") });

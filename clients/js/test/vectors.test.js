@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import * as errors from "../src/errors.js";
-import { Protocol, pause, verdict } from "../src/following.js";
+import { Protocol, pause, verdict } from "../src/protocol.js";
 import { UserState } from "../src/state.js";
 
 const cases = (name) => JSON.parse(readFileSync(new URL(`../../../spec/vectors/${name}.json`, import.meta.url), "utf8")).cases;

@@ -145,7 +145,7 @@ async def _listen(socket: websockets.ClientConnection, index: int, tally: Tally)
             message = _decoder.decode(text)
             if message.event is not None:
                 event = message.event
-                tally.had(index, event.number, event.id, event.previous_id, now)
+                tally.received(index, event.number, event.id, event.previous_id, now)
     except websockets.ConnectionClosed as closed:
         tally.closed(str(closed.rcvd.code) if closed.rcvd else "no close frame")
     else:

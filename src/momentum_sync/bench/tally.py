@@ -74,7 +74,7 @@ class Tally:
         """It did not commit."""
         del self._sent[number]
 
-    def had(self, client: int, number: int, event_id: str, previous_id: str, now: float) -> None:
+    def received(self, client: int, number: int, event_id: str, previous_id: str, now: float) -> None:
         """A client has an event; it says after which."""
         if previous_id != self._last_id[client]:
             self.gaps += 1

@@ -96,3 +96,78 @@ select pg_terminate_backend(%(pid)s)
 
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)
+
+-- name: checkpoint
+-- Where the history stands; whether the log still holds what it should: both ends of it are there, or nothing is due; and
+-- whether a table was truncated, with which a history ends. Slots of other databases may have the same name.
+select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_mark, last_number,
+    last_lsn::text, last_index, last_mark,
+    exists (
+        select from pg_replication_slots r where r.slot_name = s.slot and r.database = current_database()
+    ) as slot_exists,
+    last_number < kept_from or (
+        exists (select from momentum.event_log l where l.number = s.kept_from)
+        and exists (select from momentum.event_log l where l.number = s.last_number)) as whole,
+    exists (
+        select from momentum.event_log l
+        where l.number = s.last_number and l.number >= s.kept_from and l.channels @> array['momentum:control']
+            and l.event ->> 'event_type' = 'table_truncated') as truncated
+from momentum.stream s
+for update
+
+-- name: log_is_whole
+select last_number < kept_from or (
+    exists (select from momentum.event_log l where l.number = s.kept_from)
+    and exists (select from momentum.event_log l where l.number = s.last_number))
+from momentum.stream s
+
+-- name: last_offset
+select greatest(
+    coalesce((select max(number) from momentum.event_log), 0),
+    coalesce((select last_number from momentum.stream), 0))
+
+-- name: hold_checkpoint
+update momentum.stream set holder = %(holder)s
+
+-- name: new_epoch
+insert into momentum.stream (
+    slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_mark, last_number, last_lsn, last_index,
+    last_mark, holder)
+values (
+    %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(offset)s + 1, 0,
+    %(offset)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
+on conflict (single) do update set
+    slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
+    timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
+    kept_mark = excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
+    last_mark = excluded.last_mark, holder = excluded.holder
+
+-- name: next_xid
+-- The transaction id that comes next, and which run of PostgreSQL counts them: when it started, and when it last threw its
+-- statistics away, which it does after a crash of one of its processes.
+select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000
+        + coalesce(extract(epoch from (select w.stats_reset from pg_stat_wal w)) * 1000000, 0))::bigint & 4294967295
+
+-- name: recent_xids
+-- The transactions of the newest events.
+select array(
+    select distinct l.xid from momentum.event_log l
+    where l.number > %(offset)s - 20000 and l.number >= (select s.kept_from from momentum.stream s))
+
+-- name: have_ended
+select pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= %(ceiling)s
+
+-- name: are_visible
+select coalesce(bool_and(pg_visible_in_snapshot(x.id::text::xid8, pg_current_snapshot())), true)
+from unnest(%(xids)s::bigint[]) as x (id)
+
+-- name: probe
+select pg_logical_emit_message(true, %(prefix)s, %(content)s)
+
+-- name: check_policies
+select momentum.check_policies()
+
+-- name: check_triggers
+select p.found -> 'problems', p.found -> 'foreign_triggers'
+from momentum.check_publishing() as p (found)

@@ -19,16 +19,13 @@ from psycopg.rows import TupleRow, class_row
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.connection import bounded, cut, pinned, settle, summary
 from momentum_sync.errors import CaptureError, SlotBusy
-from momentum_sync.eventlog.table import SlotFacts
+from momentum_sync.eventlog.status import SlotState
+from momentum_sync.limits import CaptureLimits
 
 _SQL = queries.load(__package__)
-_ANSWER_TIMEOUT_S = 30.0
-_CONNECT_TIMEOUT_S = 15.0  # with the look-up of the name, which libpq's own timeout leaves out
 # PostgreSQL ends a stream whose reader is gone, whatever the role's own settings are, and sends something in half of
 # that.
 _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
-_FRAMES_A_TURN = 100
-_BYTES_A_TURN = 1024 * 1024
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
 PUBLICATION = "momentum_sync"
 APPLICATION = "momentum-sync capture"
@@ -59,36 +56,45 @@ Process = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class SlotState:
-    """What the database says of the slot.
+class SlotFacts:
+    """What the holder of a slot knows about the WAL that it reads."""
 
-    `state` is `reading`, `idle` (nobody reads it, and it holds back WAL), `lost` (the WAL it needs is gone), `absent`
-    or `unknown` (the database was not asked yet, or does not answer). `retained` is the bytes of WAL that it holds
-    back, `reserve` how many more it may before it is lost (None: as many as the disk holds).
-    """
-
-    state: str
-    retained: int | None
-    reserve: int | None
+    slot: str
+    system_identifier: str
+    timeline: int
+    confirmed_lsn: int
 
 
-async def look(conninfo: str, slot: str) -> SlotState:
-    """Asks for the state of the slot. Raises psycopg.Error."""
-    async with _asking(conninfo) as connection:
+async def read_slot_state(conninfo: str, slot: str, limits: CaptureLimits) -> SlotState:
+    """Return the state of the slot. Raise psycopg.Error."""
+    async with _asking(conninfo, limits) as connection:
         row = await (await connection.execute(_SQL["look"], {"slot": slot})).fetchone()
     return SlotState("absent", None, None) if row is None else SlotState(*row)
 
 
 async def ensure_slot(
-    conninfo: str, slot: str, *, stuck: StreamRefused | None = None, before: Process | None = None
+    conninfo: str,
+    slot: str,
+    limits: CaptureLimits,
+    *,
+    stuck: StreamRefused | None = None,
+    before: Process | None = None,
 ) -> str | None:
-    """Create the slot if it is missing or can never be read again; return the reason in the second case.
+    """Create the slot if it is missing or can never be read again.
 
-    `stuck` is the error with which streaming from it has ended again and again. `before` is PostgreSQL's process of the
-    stream before this one: where the network went silent, it does not know yet that nobody reads, and holds the slot.
+    Args:
+        conninfo: connection string of a role that may replicate.
+        slot: name of the slot.
+        limits: bounds.
+        stuck: the error with which streaming from the slot has ended repeatedly.
+        before: the WAL sender of the previous stream. After a network failure it does not know yet that its client is
+            gone, and holds the slot.
+
+    Returns:
+        Why the slot could never be read again, if that was so.
     """
     lost = None
-    async with _asking(conninfo) as connection:
+    async with _asking(conninfo, limits) as connection:
         held = await _slot(connection, slot)
         if held is not None and not held.ours:
             raise CaptureError(f"the slot {slot} belongs to the database {held.database}; set MOMENTUM_SLOT={slot}_2")
@@ -125,13 +131,13 @@ async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused)
 
 
 @asynccontextmanager
-async def _asking(conninfo: str) -> AsyncIterator[AsyncConnection[TupleRow]]:
-    """A connection for questions about the slot, for a bounded time."""
-    async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+async def _asking(conninfo: str, limits: CaptureLimits) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    """Lend a connection for questions about the slot, for a bounded time."""
+    async with asyncio.timeout(limits.connect_s):
         connection = await AsyncConnection.connect(
             pinned(conninfo, application_name="momentum-sync slot"), autocommit=True
         )
-    async with connection, bounded(connection, _ANSWER_TIMEOUT_S):
+    async with connection, bounded(connection, limits.answer_s):
         await settle(connection)
         yield connection
 
@@ -141,8 +147,8 @@ async def _slot(connection: AsyncConnection[TupleRow], slot: str) -> Held | None
     return await (await cursor.execute(_SQL["slot"], {"slot": slot})).fetchone()
 
 
-async def _held(conninfo: str, slot: str) -> Held:
-    async with _asking(conninfo) as connection:
+async def _held(conninfo: str, slot: str, limits: CaptureLimits) -> Held:
+    async with _asking(conninfo, limits) as connection:
         held = await _slot(connection, slot)
     if held is None or not held.confirmed_lsn:
         raise CaptureError(f"the slot {slot} went away while it was opened")
@@ -170,8 +176,15 @@ Take = Callable[[Sequence[bytes | memoryview]], None]
 class Stream:
     """A running replication stream. `facts` are those of the slot as the stream holds it, `process` is PostgreSQL's."""
 
-    def __init__(self, connection: AsyncConnection[TupleRow], facts: SlotFacts, process: Process | None = None) -> None:
+    def __init__(
+        self,
+        connection: AsyncConnection[TupleRow],
+        facts: SlotFacts,
+        limits: CaptureLimits,
+        process: Process | None = None,
+    ) -> None:
         self._connection = connection
+        self._limits = limits
         self._pgconn = connection.pgconn
         self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
         self._loop = asyncio.get_running_loop()
@@ -218,7 +231,7 @@ class Stream:
     async def finish(self) -> None:
         """Says that no more is wanted and waits for the server's end of it, after which the slot is free."""
         self._pgconn.put_copy_end()
-        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(self._limits.answer_s):
             while self._pgconn.flush():
                 await _until_ready(self._loop.add_writer, self._loop.remove_writer, self._socket)
             while (length := self._pgconn.get_copy_data(1)[0]) >= 0:
@@ -265,7 +278,7 @@ class Stream:
         """
         payloads: list[bytes | memoryview] = []
         size, length = 0, 1
-        while length > 0 and len(payloads) < _FRAMES_A_TURN and size < _BYTES_A_TURN:
+        while length > 0 and len(payloads) < self._limits.frames_per_turn and size < self._limits.bytes_per_turn:
             length, data = self._pgconn.get_copy_data(1)
             if length > 0:
                 payloads.append(data)
@@ -279,30 +292,35 @@ class Stream:
 
 
 @asynccontextmanager
-async def open_stream(conninfo: str, slot: str) -> AsyncIterator[Stream]:
-    """Connects, takes the slot and starts the stream. SlotBusy while another instance has it, else CaptureError."""
+async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncIterator[Stream]:
+    """Connect, acquire the slot and start the stream.
+
+    Raises:
+        SlotBusy: another instance holds the slot.
+        CaptureError: anything else failed.
+    """
     replication = pinned(conninfo, application_name=APPLICATION, settings=_STREAM, replication="database")
     try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(limits.connect_s):
             connection = await AsyncConnection.connect(replication, autocommit=True)
     except psycopg.Error as error:
         raise CaptureError(f"the database cannot be reached: {summary(str(error))}") from error
     try:
-        async with bounded(connection, _ANSWER_TIMEOUT_S):
+        async with bounded(connection, limits.answer_s):
             try:
                 cursor = await connection.execute("IDENTIFY_SYSTEM")
                 row = await cursor.fetchone()
             except psycopg.Error as error:
                 raise CaptureError(f"IDENTIFY_SYSTEM failed: {summary(str(error))}") from error
             assert row is not None
-            if (await _held(conninfo, slot)).failover is False:
+            if (await _held(conninfo, slot, limits)).failover is False:
                 await _keep_through_failover(connection, slot)
             await settle(connection)
-            await _start(connection.pgconn, slot)
-        held = await _held(conninfo, slot)
+            await _start(connection.pgconn, slot, limits)
+        held = await _held(conninfo, slot, limits)
         confirmed = lsn.parse(held.confirmed_lsn)
         facts = SlotFacts(slot, str(row[0]), int(row[1]), confirmed)
-        yield Stream(connection, facts, held.process)
+        yield Stream(connection, facts, limits, held.process)
     finally:
         await connection.close()
 
@@ -315,13 +333,13 @@ async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: st
         raise SlotBusy(str(error).strip()) from error
 
 
-async def _start(pgconn: pq.abc.PGconn, slot: str) -> None:
+async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits) -> None:
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.Literal(PUBLICATION))
     pgconn.send_query(command.as_bytes())
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+    async with asyncio.timeout(limits.answer_s):
         while pgconn.is_busy():
             await _until_ready(loop.add_reader, loop.remove_reader, pgconn.socket)
             pgconn.consume_input()

@@ -19,11 +19,12 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.responses import RedirectResponse, Response
 
-from momentum_sync import app, observe
+from momentum_sync import observe, server
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, sign
 from momentum_sync.demo.simulation import COACH, PEOPLE, live
 from momentum_sync.errors import Unsuitable
+from momentum_sync.lifecycle import stopped_by_signals
 from momentum_sync.settings import Settings, read
 from momentum_sync.tasks import end
 
@@ -59,7 +60,7 @@ def demo(
                 "database_url": None,
                 "capture_url": None,
                 "supabase_url": None,
-                "jwt_secret": SecretStr(app.development_secret(home)),
+                "jwt_secret": SecretStr(server.development_secret(home)),
                 "anon_key": None,
                 "service_role_key": None,
                 "slot": "momentum_sync",
@@ -72,8 +73,8 @@ def demo(
                 shutil.rmtree(home / "postgres", ignore_errors=True)
             print(f"The demo's data are in {home}; `momentum-sync demo --reset` deletes them.", file=sys.stderr)
             print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
-            with app.database(settings, again=True) as conninfo:
-                uvloop.run(_demo(settings, conninfo, pace, app.development_secret(home)))
+            with server.database(settings, again=True) as conninfo:
+                uvloop.run(_demo(settings, conninfo, pace, server.development_secret(home)))
     print("Stopped.", file=sys.stderr)
 
 
@@ -94,8 +95,8 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> None:
-    with app.stopped_by_signals() as stopped:
-        async with app.server(settings, conninfo, stopped=stopped) as running:
+    with stopped_by_signals() as stopped:
+        async with server.server(settings, conninfo, stopped=stopped) as running:
             links = _links(secret)
             _add_links(running.api, links)
             world = asyncio.ensure_future(live(conninfo, pace=pace))
@@ -110,7 +111,7 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
                         task.result()
 
 
-async def _greet(running: app.Running, text: str) -> None:
+async def _greet(running: server.Running, text: str) -> None:
     await running.live.wait()
     print(text, flush=True)
 

@@ -8,9 +8,10 @@ import resource
 import uvloop
 from dotenv import dotenv_values
 
-from momentum_sync import app, observe
+from momentum_sync import observe, server
 from momentum_sync.cli import explained
 from momentum_sync.cli.options import with_options
+from momentum_sync.lifecycle import stopped_by_signals
 from momentum_sync.settings import Settings, read, unknown
 
 
@@ -32,11 +33,11 @@ def run(settings: Settings) -> None:
         observe.unknown_setting(name)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file, and shells allow few at first
-    with app.database(settings) as conninfo:
+    with server.database(settings) as conninfo:
         uvloop.run(_serve(settings, conninfo))
 
 
 async def _serve(settings: Settings, conninfo: str) -> None:
-    with app.stopped_by_signals() as stopped:
-        async with app.server(settings, conninfo, stopped=stopped):
+    with stopped_by_signals() as stopped:
+        async with server.server(settings, conninfo, stopped=stopped):
             await stopped.wait()

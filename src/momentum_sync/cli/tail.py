@@ -182,7 +182,7 @@ async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | 
                 shown.event(one)
                 count = None if count is None else count - 1
             if count == 0:
-                client.had(one)
+                client.ack(one)
                 return
 
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import jwt
 import typer
 
-from momentum_sync.app import development_secret_path, token_rules
 from momentum_sync.cli import explained
 from momentum_sync.errors import Unsuitable
+from momentum_sync.server import development_secret_path, token_rules
 from momentum_sync.settings import Settings, duration, read
 
 

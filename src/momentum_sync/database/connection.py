@@ -15,9 +15,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
+from typing import LiteralString
 
 import psycopg
-from psycopg import AsyncConnection, Connection, pq
+from psycopg import AsyncConnection, Connection, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -25,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool
 from momentum_sync.errors import Unsuitable
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+Query = LiteralString | sql.Composed
 
 _CONNECT_TIMEOUT_S = 5
 _CHECK_TIMEOUT_S = 5.0
@@ -218,3 +220,19 @@ def summary(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
     told = [line for line in lines if line and not line.startswith("Multiple connection attempts failed")]
     return (told[0] if told else "no reason was given").rstrip(".")
+
+
+async def fetch_optional(
+    connection: AsyncConnection[TupleRow], query: Query, parameters: Mapping[str, object] | None = None
+) -> TupleRow | None:
+    """Return the first row of a query, or None."""
+    return await (await connection.execute(query, parameters)).fetchone()
+
+
+async def fetch_one(
+    connection: AsyncConnection[TupleRow], query: Query, parameters: Mapping[str, object] | None = None
+) -> TupleRow:
+    """Return the row of a query that always has one."""
+    row = await fetch_optional(connection, query, parameters)
+    assert row is not None
+    return row

@@ -19,34 +19,16 @@ from enum import Enum
 from typing import LiteralString, NamedTuple, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, IsolationLevel, errors, sql
+from psycopg import AsyncConnection, AsyncCursor, IsolationLevel, errors
 from psycopg.rows import TupleRow
 from psycopg_pool import PoolTimeout
 
-from momentum_sync.database.connection import Pool, make_pool, using
+from momentum_sync.database.connection import Pool, Query, make_pool, using
 from momentum_sync.errors import Forbidden, Unauthenticated, Unavailable
+from momentum_sync.limits import QueryLimits
 
 Params = Mapping[str, object]
-Query = LiteralString | sql.Composed
 
-_WAIT_FOR_CONNECTION_S = 5.0
-_QUICK_S = 0.5  # for one statement in a lane that callers share
-_SLOW_S = 10.0  # for one statement of a caller who waits alone
-_DIRECT_S = 10.0
-_CUT_AFTER_S = 15.0  # the network, where PostgreSQL's own timeouts do not answer
-_BATCH_S = 5.0  # for all that share a round trip
-_SLOW_FROM_S = 0.25
-_SLOW_REQUEST_S = 1.0  # with the network's part of it
-_ANSWER_S = 30.0
-_SLOW_FOR_S = 30.0
-_MOST_SLOW = 1_000  # callers that are remembered
-_AT_ONCE = 2
-_SLOW_AT_ONCE = 4
-_PER_CALLER = 2  # transactions of one caller at a time, outside of the lanes
-_BATCH = 50
-_PER_BATCH = 2  # questions of one caller
-_LOOKED_AT = 1_000  # questions that a batch passes over
-_SHARED_S = 0.5  # of the database's work, that a round trip is meant to take
 _BECOME: LiteralString = "select extract(epoch from clock_timestamp())::float8, momentum.become(%s, %s)"
 _NOW: LiteralString = "select extract(epoch from clock_timestamp())::float8"
 _OURSELVES: LiteralString = "set local role none"
@@ -92,13 +74,16 @@ class CallerPool:
     number of clients come back together.
     """
 
-    def __init__(self, conninfo: str, *, size: int) -> None:
-        self._direct = _pool(conninfo, "gateway", size, _DIRECT_S)
-        self._slow = _SlowCallers(_pool(conninfo, "slow callers", _SLOW_AT_ONCE, _SLOW_S))
+    def __init__(self, conninfo: str, limits: QueryLimits, *, size: int) -> None:
+        self._limits = limits
+        self._direct = _pool(conninfo, "gateway", size, limits.direct_s, limits)
+        slow = _pool(conninfo, "slow callers", limits.slow_round_trips, limits.slow_s, limits)
+        self._slow = _SlowCallers(slow, limits)
         self._lanes = {
-            lane: _Shared(_pool(conninfo, lane.value, _AT_ONCE, _QUICK_S), self._slow) for lane in Lane
-        }  # fmt: skip
-        self._turns = _Turns()
+            lane: _Shared(_pool(conninfo, lane.value, limits.round_trips, limits.shared_s, limits), self._slow, limits)
+            for lane in Lane
+        }
+        self._turns = _Turns(limits)
         self._turns_of_slow = asyncio.Semaphore(max(1, size // 2))
 
     async def open(self) -> None:
@@ -128,16 +113,16 @@ class CallerPool:
             if not _is_service(caller):
                 await stack.enter_async_context(self._turns.of(caller.claims))
             if self._slow.knows(caller):
-                await stack.enter_async_context(_in_time(self._turns_of_slow))
-            connection = await stack.enter_async_context(_connection(self._direct, frozen=frozen))
+                await stack.enter_async_context(_in_time(self._turns_of_slow, self._limits.pool_wait_s))
+            connection = await stack.enter_async_context(_connection(self._direct, self._limits.cut_s, frozen=frozen))
             began = time.monotonic()
             try:
                 async with connection.transaction():
                     await connection.execute(_BECOME, (caller.role, caller.claims))
                     yield connection
             finally:  # also where it took so long that it was ended
-                if time.monotonic() - began > _SLOW_REQUEST_S:
-                    self._slow.note(caller, _SLOW_REQUEST_S)
+                if time.monotonic() - began > self._limits.slow_request_s:
+                    self._slow.note(caller, self._limits.slow_request_s)
 
     async def ask(
         self, caller: Caller, *queries: tuple[Query, Params], lane: Lane = Lane.EVENTS
@@ -152,18 +137,34 @@ class CallerPool:
         else:
             self._lanes[lane].put(question)
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(self._limits.answer_s):
                 return await question.answer
         except TimeoutError:
             raise Unavailable("The database did not answer in time; try again in a moment.") from None
+
+    async def until_visible(self) -> AsyncIterator[None]:
+        """Yield, with pauses between, until the caller stops: for work that waits for a commit to become visible.
+
+        A commit is in the WAL before snapshots see it: for less than a millisecond, or as long as it waits for a
+        standby.
+
+        Raises:
+            Unavailable: it is not visible after the last pause.
+        """
+        yield
+        for pause in self._limits.visibility_pauses_s:
+            await asyncio.sleep(pause)
+            yield
+        raise Unavailable("A change is not visible yet; try again in a moment.")
 
 
 class _Shared:
     """A lane whose questions share round trips: a batch is one transaction, of many callers in turn."""
 
-    def __init__(self, pool: Pool, slow: _SlowCallers) -> None:
+    def __init__(self, pool: Pool, slow: _SlowCallers, limits: QueryLimits) -> None:
         self.pool = pool
         self._slow = slow
+        self._limits = limits
         self._waiting: deque[_Question] = deque()
         self._asking: set[asyncio.Task[None]] = set()
         self._each = 0.0  # seconds of the database's work on one question, lately
@@ -171,7 +172,7 @@ class _Shared:
     def put(self, question: _Question) -> None:
         """Queue the question for the next round trip."""
         self._waiting.append(question)
-        if len(self._asking) < _AT_ONCE:
+        if len(self._asking) < self._limits.round_trips:
             self._asking.add(asyncio.ensure_future(self._answer_waiting()))
 
     async def _answer_waiting(self) -> None:
@@ -188,16 +189,18 @@ class _Shared:
 
         What is passed over goes behind the others. The operator's own backends are not one caller.
         """
-        most = _BATCH if self._each * _BATCH < _SHARED_S else max(1, int(_SHARED_S / self._each))
+        limits = self._limits
+        fits = self._each * limits.batch < limits.batch_work_s
+        most = limits.batch if fits else max(1, int(limits.batch_work_s / self._each))
         batch: list[_Question] = []
         later: list[_Question] = []
         count: Counter[str] = Counter()
-        while self._waiting and len(batch) < most and len(later) < _LOOKED_AT:
+        while self._waiting and len(batch) < most and len(later) < limits.scan:
             question = self._waiting.popleft()
             if question.answer.done():
                 continue
             count[question.caller.claims] += 1
-            taken = _is_service(question.caller) or count[question.caller.claims] <= _PER_BATCH
+            taken = _is_service(question.caller) or count[question.caller.claims] <= limits.batch_per_caller
             (batch if taken else later).append(question)
         self._waiting.extend(later)
         return batch
@@ -206,20 +209,20 @@ class _Shared:
         while batch:
             began = time.monotonic()
             try:
-                spent = await _answer_together(self.pool, batch, self._slow, _BATCH_S)
+                spent = await _answer_together(self.pool, batch, self._slow, self._limits.batch_s)
                 self._each += (spent / len(batch) - self._each) / 4
             except _TooSlow as slow:
                 question = batch.pop(slow.index)
-                self._slow.note(question.caller, _QUICK_S)
+                self._slow.note(question.caller, self._limits.shared_s)
                 self._slow.put(question)
                 for other in [other for other in batch if self._slow.knows(other.caller)]:
                     batch.remove(other)
                     self._slow.put(other)
                 continue
             except Exception as error:
-                late = isinstance(error, Unavailable) and time.monotonic() - began >= _BATCH_S
+                late = isinstance(error, Unavailable) and time.monotonic() - began >= self._limits.batch_s
                 if late and len(batch) > 1 and not isinstance(error.__cause__, PoolTimeout):
-                    self._each = _BATCH_S / len(batch)  # together they took too long, and each may be quick
+                    self._each = self._limits.batch_s / len(batch)  # together they took too long, and each may be quick
                     for question in batch:
                         self._slow.put(question)
                     return
@@ -235,8 +238,9 @@ class _Shared:
 class _SlowCallers:
     """The lane of callers whose questions were slow lately: one question of a caller at a time, callers in turn."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, limits: QueryLimits) -> None:
         self.pool = pool
+        self.limits = limits
         self._until: OrderedDict[str, float] = OrderedDict()
         self._waiting: OrderedDict[str, deque[_Question]] = OrderedDict()
         self._busy: set[str] = set()
@@ -251,11 +255,11 @@ class _SlowCallers:
 
     def note(self, caller: Caller, seconds: float) -> None:
         """Record how long a question of the caller took."""
-        if seconds < _SLOW_FROM_S:
+        if seconds < self.limits.slow_from_s:
             return
         self._until.pop(caller.claims, None)
-        self._until[caller.claims] = time.monotonic() + _SLOW_FOR_S
-        if len(self._until) > _MOST_SLOW:
+        self._until[caller.claims] = time.monotonic() + self.limits.slow_for_s
+        if len(self._until) > self.limits.slow_callers:
             self._until.popitem(last=False)
 
     def put(self, question: _Question) -> None:
@@ -265,7 +269,7 @@ class _SlowCallers:
 
     def _start(self) -> None:
         for claims in list(self._waiting):
-            if len(self._tasks) >= _SLOW_AT_ONCE:
+            if len(self._tasks) >= self.limits.slow_round_trips:
                 return
             if claims not in self._busy:
                 self._busy.add(claims)
@@ -279,7 +283,7 @@ class _SlowCallers:
         question = waiting.popleft()
         try:
             if not question.answer.done():  # else whoever asked has gone
-                await _answer_together(self.pool, [question], self, _CUT_AFTER_S)
+                await _answer_together(self.pool, [question], self, self.limits.cut_s)
         except _TooSlow:
             _fail([question], Unavailable("The database did not answer in time; try again in a moment."))
         except Exception as error:
@@ -297,16 +301,17 @@ class _SlowCallers:
 class _Turns:
     """The number of open transactions per caller."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: QueryLimits) -> None:
+        self._limits = limits
         self._turns: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     @asynccontextmanager
     async def of(self, claims: str) -> AsyncIterator[None]:
         """Wait until the caller has fewer open transactions than the limit. Raise Unavailable on timeout."""
-        semaphore, users = self._turns.get(claims) or (asyncio.Semaphore(_PER_CALLER), 0)
+        semaphore, users = self._turns.get(claims) or (asyncio.Semaphore(self._limits.per_caller), 0)
         self._turns[claims] = semaphore, users + 1
         try:
-            async with _in_time(semaphore):
+            async with _in_time(semaphore, self._limits.pool_wait_s):
                 yield
         finally:
             semaphore, users = self._turns.pop(claims)
@@ -315,9 +320,9 @@ class _Turns:
 
 
 @asynccontextmanager
-async def _in_time(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+async def _in_time(semaphore: asyncio.Semaphore, seconds: float) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(_WAIT_FOR_CONNECTION_S):
+        async with asyncio.timeout(seconds):
             await semaphore.acquire()
     except TimeoutError:
         raise Unavailable("Too many of these requests are still running; try again in a moment.") from None
@@ -327,12 +332,12 @@ async def _in_time(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
         semaphore.release()
 
 
-def _pool(conninfo: str, name: str, size: int, statement_s: float) -> Pool:
+def _pool(conninfo: str, name: str, size: int, statement_s: float, limits: QueryLimits) -> Pool:
     settings = {
         "statement_timeout": f"{statement_s * 1000:.0f}ms",
-        "idle_in_transaction_session_timeout": f"{_CUT_AFTER_S * 1000:.0f}ms",
+        "idle_in_transaction_session_timeout": f"{limits.cut_s * 1000:.0f}ms",
     }
-    return make_pool(conninfo, name, size=size, wait=_WAIT_FOR_CONNECTION_S, settings=settings)
+    return make_pool(conninfo, name, size=size, wait=limits.pool_wait_s, settings=settings)
 
 
 def _fail(questions: Sequence[_Question], error: Exception) -> None:
@@ -358,7 +363,7 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
     answers: list[list[AsyncCursor[TupleRow]]] = []
     try:
         async with (
-            _connection(pool, frozen=True, seconds=seconds) as connection,
+            _connection(pool, seconds, frozen=True) as connection,
             connection.pipeline(),
             connection.transaction(),
         ):
@@ -369,12 +374,12 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
                 answers.append([await connection.execute(query, parameters) for query, parameters in asked])
             began.append(await connection.execute(_NOW))
             found = [[await answer.fetchall() for answer in answered] for answered in answers]
-            times = await _times(began)
+            times = await _times(began, slow.limits.slow_from_s)
     except Unavailable as error:
         if isinstance(error.__cause__, errors.QueryCanceled):
             raise _TooSlow(min(_first_unanswered(answers), len(questions) - 1)) from error
         raise
-    if times[-1] - times[0] >= _SLOW_FROM_S:
+    if times[-1] - times[0] >= slow.limits.slow_from_s:
         spent: dict[str, float] = {}
         for question, start, end in zip(questions, times, times[1:], strict=False):
             by = question.caller.claims
@@ -386,12 +391,12 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
     return times[-1] - times[0]
 
 
-async def _times(began: Sequence[AsyncCursor[TupleRow]]) -> list[float]:
+async def _times(began: Sequence[AsyncCursor[TupleRow]], slow_from_s: float) -> list[float]:
     """Return when each question began, and when all had ended: only the first and the last time if all were quick."""
     first, last = await began[0].fetchone(), await began[-1].fetchone()
     assert first is not None
     assert last is not None
-    if last[0] - first[0] < _SLOW_FROM_S:
+    if last[0] - first[0] < slow_from_s:
         return [first[0], last[0]]
     rows = [await each.fetchone() for each in began[1:-1]]
     return [first[0], *[row[0] for row in rows if row is not None], last[0]]
@@ -406,11 +411,9 @@ def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int
 
 
 @asynccontextmanager
-async def _connection(
-    pool: Pool, *, frozen: bool = False, seconds: float | None = None
-) -> AsyncIterator[AsyncConnection[TupleRow]]:
+async def _connection(pool: Pool, seconds: float, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
     try:
-        async with using(pool, _CUT_AFTER_S if seconds is None else seconds) as connection:
+        async with using(pool, seconds) as connection:
             await connection.set_isolation_level(
                 IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
             )

@@ -1,42 +1,27 @@
-"""The feed: numbered events on their way from capture to whoever serves clients, within one process.
+"""The feed: events on their way from capture to the gateways.
 
-Capture may repeat itself after a break: offsets up to the last one published are dropped here. `position` is the
-place in the WAL up to which everything has been published.
+Capture sees a `FeedPublisher`, a gateway subscribes with a `FeedSubscriber` and reads the status. `LocalFeed` connects
+the two within one process, and keeps the newest events in a window.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import CaptureError
-from momentum_sync.eventlog.event import CONTROL, Event, Position
+from momentum_sync.eventlog.event import CONTROL, Event
+from momentum_sync.eventlog.position import Position
+from momentum_sync.eventlog.status import UNKNOWN_SLOT, CaptureState, FeedStatus, Triggers
 from momentum_sync.eventlog.window import Window
 
-
-class Listener(Protocol):
-    """Whoever follows a feed. The calls come in order and must not block."""
-
-    def event(self, event: Event, *, more: bool = False) -> None:
-        """The next event, which is the feed's last; whether `more` of those that came together follow at once."""
-
-    def published(self) -> None:
-        """Those events that came together have been handed over."""
-
-    def advanced(self, position: int) -> None:
-        """Everything that committed below `position` has been handed over."""
-
-    def restarted(self) -> None:
-        """PostgreSQL has restarted, so transaction ids in older snapshots are no longer valid."""
-
-    def history_changed(self) -> None:
-        """The feed has a gap, another epoch, or goes on elsewhere: clients must come back and be told."""
+_REMEMBERED = 1_000  # transactions; older ones have long been visible
 
 
 class HistoryForked(CaptureError):
-    """The stream brings other events than those that were published: the database was restored from a copy."""
+    """The stream repeats offsets with other events than those published: the database was restored from a copy."""
 
 
 class FeedState(NamedTuple):
@@ -48,11 +33,93 @@ class FeedState(NamedTuple):
     logged_mark: int
 
 
-_REMEMBERED = 1_000  # transactions; whatever is older than so many has long been visible
+class Beginning(NamedTuple):
+    """Where capture takes up the stream.
+
+    Attributes:
+        epoch: the epoch.
+        offset: offset of the last event before.
+        mark: its mark.
+        lsn: no event below this LSN is still to come.
+        ceiling: a transaction id above those of all events up to `offset`.
+        incarnation: the run of PostgreSQL that assigns transaction ids.
+        newest: the last events up to `offset`, with which the window begins.
+        before: mark of the event before those.
+    """
+
+    epoch: str
+    offset: int
+    mark: int
+    lsn: int
+    ceiling: int
+    incarnation: int
+    newest: Sequence[Event] = ()
+    before: int | None = None
 
 
-class Feed:
-    """One history, its newest events, and who listens."""
+class FeedPublisher(Protocol):
+    """The end of the feed that capture writes to."""
+
+    @property
+    def state(self) -> FeedState:
+        """Return how far the feed has come: a log that continues this history must contain it."""
+
+    def begin(self, beginning: Beginning) -> None:
+        """Continue, or start another history, after `beginning.offset`."""
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Pass on the events not published before, in order. Raise HistoryForked if a repeated one differs."""
+
+    def logged(self, event: Event) -> None:
+        """Record that the log holds everything up to the event."""
+
+    def advance(self, lsn: int) -> None:
+        """Record that every event committed below the LSN has been published."""
+
+    def elsewhere(self) -> None:
+        """Tell subscribers that another instance has taken over the stream, so that their clients reconnect there."""
+
+    def report(self, status: Callable[[], FeedStatus]) -> None:
+        """Take the status of the feed from this function from now on."""
+
+
+class FeedSubscriber(Protocol):
+    """The end of the feed that a gateway reads. Calls come in order and must not block."""
+
+    def event(self, event: Event, *, more: bool = False) -> None:
+        """Deliver the next event; `more` if others of the same batch follow."""
+
+    def published(self) -> None:
+        """Finish a batch of events."""
+
+    def advanced(self, lsn: int) -> None:
+        """Note that every event committed below the LSN has been delivered."""
+
+    def restarted(self) -> None:
+        """Discard snapshots of the previous run of PostgreSQL: their transaction ids are no longer valid."""
+
+    def history_changed(self) -> None:
+        """Close all clients: the feed has a gap, another epoch, or continues on another instance."""
+
+
+def _starting() -> FeedStatus:
+    return FeedStatus(CaptureState.STARTING, 0.0, UNKNOWN_SLOT, Triggers([], []))
+
+
+class LocalFeed:
+    """A feed within one process: one history, its newest events, and the subscribers.
+
+    Capture may repeat events after a break; those up to the last one published are dropped.
+
+    Attributes:
+        window: the newest events.
+        epoch: the epoch.
+        offset: offset of the last event.
+        mark: its mark.
+        incarnation: the run of PostgreSQL that assigns transaction ids.
+        lsn: every event committed below has been published.
+        status: function that returns the status.
+    """
 
     def __init__(self, window: Window) -> None:
         self.window = window
@@ -60,77 +127,77 @@ class Feed:
         self.offset = 0
         self.mark = 0
         self.incarnation = 0
-        self.position = 0
+        self.lsn = 0
+        self.status: Callable[[], FeedStatus] = _starting
         self._logged = (0, 0)
-        self._listeners: list[Listener] = []
+        self._subscribers: list[FeedSubscriber] = []
         self._recent: deque[tuple[int, set[str | None]]] = deque(maxlen=_REMEMBERED)
 
     @property
-    def last_id(self) -> Position:
-        """The position that the feed has reached."""
+    def position(self) -> Position:
+        """Return the position of the last event."""
         return Position(self.epoch, self.offset, self.mark)
 
     @property
-    def known(self) -> FeedState:
-        """Return what a log that continues this history must contain."""
+    def state(self) -> FeedState:
+        """Return how far the feed has come."""
         return FeedState(self.epoch, self.offset, *self._logged)
 
     def mark_of(self, offset: int) -> int | None:
-        """The mark of the event with this offset; None if only the log knows it."""
+        """Return the mark of the event at an offset; None if only the log knows it."""
         return self.mark if offset == self.offset else self.window.mark(offset)
 
-    def listen(self, listener: Listener) -> None:
-        """From now on the listener is told of everything."""
-        self._listeners.append(listener)
+    def subscribe(self, subscriber: FeedSubscriber) -> None:
+        """Call the subscriber from now on."""
+        self._subscribers.append(subscriber)
 
-    def begin(
-        self, *, epoch: str, offset: int, mark: int, position: int, ceiling: int, incarnation: int,
-        newest: Sequence[Event] = (), before: int | None = None,
-    ) -> None:  # fmt: skip
-        """Capture holds the slot and will go on after `offset`, whose event has this mark.
+    def report(self, status: Callable[[], FeedStatus]) -> None:
+        """Take the status from this function from now on."""
+        self.status = status
 
-        `position` is a place below which nothing is left to come, `ceiling` no less than any transaction id of
-        events up to `offset`, `newest` the last of them, which the window begins with, `before` the mark of the one
-        before those. A history that the feed has followed this far goes on where the feed stands. Another one, or one
-        that was written elsewhere meanwhile, starts afresh. `incarnation` names the run of PostgreSQL.
+    def begin(self, beginning: Beginning) -> None:
+        """Continue where the feed stands if it has followed this history so far; otherwise start afresh.
+
+        A history that another instance continued meanwhile starts afresh, too.
         """
-        restarted = bool(self.incarnation) and incarnation != self.incarnation
-        self.incarnation = incarnation
+        restarted = bool(self.incarnation) and beginning.incarnation != self.incarnation
+        self.incarnation = beginning.incarnation
         if restarted:
-            # Transaction ids of the run before that are not below the new counter are given again.
-            self._recent = deque((each for each in self._recent if each[0] < ceiling), maxlen=_REMEMBERED)
-            for listener in self._listeners:
-                listener.restarted()
-        if epoch == self.epoch and offset <= self.offset:
+            # PostgreSQL may assign the transaction ids of the previous run again, from the new counter on.
+            kept = (each for each in self._recent if each[0] < beginning.ceiling)
+            self._recent = deque(kept, maxlen=_REMEMBERED)
+            for subscriber in self._subscribers:
+                subscriber.restarted()
+        if beginning.epoch == self.epoch and beginning.offset <= self.offset:
             return
         followed = bool(self.epoch)
         self._recent.clear()
-        self.epoch = epoch
-        self.offset = offset
-        self.mark = mark
-        self.position = position
-        self._logged = (offset, mark)
+        self.epoch, self.offset, self.mark = beginning.epoch, beginning.offset, beginning.mark
+        self.lsn = beginning.lsn
+        self._logged = (beginning.offset, beginning.mark)
+        newest = beginning.newest
         if newest:
-            self.window.restart(first=newest[0].offset, ceiling=ceiling, before=before)
+            self.window.restart(first=newest[0].offset, ceiling=beginning.ceiling, before=beginning.before)
         else:
-            self.window.restart(first=offset + 1, ceiling=ceiling, before=mark)
+            self.window.restart(first=beginning.offset + 1, ceiling=beginning.ceiling, before=beginning.mark)
         for event in newest:
             self.window.add(event)
-            self._remember(event)  # whether a snapshot sees them yet is no better known than of new ones
-        self.window.durable(offset)
+            self._remember(event)  # whether snapshots see them is as uncertain as for new events
+        self.window.durable(beginning.offset)
         if followed:
-            for listener in self._listeners:
-                listener.history_changed()
+            for subscriber in self._subscribers:
+                subscriber.history_changed()
 
     def elsewhere(self) -> None:
-        """Another instance has taken up the stream: whoever is served here must go there."""
-        for listener in self._listeners:
-            listener.history_changed()
+        """Tell subscribers that another instance has taken over the stream."""
+        for subscriber in self._subscribers:
+            subscriber.history_changed()
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Hands events on, one after the other, but those that have been; on `CONTROL`, when all before are written.
+        """Pass events on, without those published before. An event on `CONTROL` ends the batch before it.
 
-        Raises HistoryForked if one that has been was another.
+        Raises:
+            HistoryForked: an event published before was another one.
         """
         try:
             for event in events:
@@ -138,15 +205,15 @@ class Feed:
                     self._compare(event)
                 else:
                     if CONTROL in event.channels:
-                        self._published()
+                        self._end_batch()
                     self.offset = event.offset
                     self.mark = event.mark
                     self.window.add(event)
                     self._remember(event)
-                    for listener in self._listeners:
-                        listener.event(event, more=event is not events[-1])
+                    for subscriber in self._subscribers:
+                        subscriber.event(event, more=event is not events[-1])
         finally:
-            self._published()
+            self._end_batch()
 
     def _compare(self, event: Event) -> None:
         published = self.window.at(event.offset)
@@ -156,13 +223,13 @@ class Feed:
             raise HistoryForked("the stream repeated offsets with different events; a new epoch begins")
 
     def logged(self, event: Event) -> None:
-        """The log holds everything up to the event."""
+        """Record that the log holds everything up to the event."""
         self._logged = (event.offset, event.mark)
         self.window.durable(event.offset)
 
-    def _published(self) -> None:
-        for listener in self._listeners:
-            listener.published()
+    def _end_batch(self) -> None:
+        for subscriber in self._subscribers:
+            subscriber.published()
 
     def _remember(self, event: Event) -> None:
         recent = self._recent
@@ -171,17 +238,17 @@ class Feed:
         recent[-1][1].add(event.user_id)
 
     def recent(self, user_id: str | None = None) -> list[int]:
-        """The transactions of the latest events, a user's or all, that no snapshot is known to have seen yet."""
+        """Return the transactions of the latest events, of a user or of all, that no snapshot is known to have seen."""
         return [xid for xid, users in self._recent if user_id is None or user_id in users]
 
     def seen(self, snapshot: Snapshot) -> None:
-        """A snapshot was taken: what it sees, later ones see, too."""
+        """Forget recent transactions that a snapshot sees: every later snapshot sees them, too."""
         while self._recent and snapshot.sees(self._recent[0][0]):
             self._recent.popleft()
 
-    def advance(self, position: int) -> None:
-        """Everything that committed below `position` has been published."""
-        if position > self.position:
-            self.position = position
-            for listener in self._listeners:
-                listener.advanced(position)
+    def advance(self, lsn: int) -> None:
+        """Record that every event committed below the LSN has been published."""
+        if lsn > self.lsn:
+            self.lsn = lsn
+            for subscriber in self._subscribers:
+                subscriber.advanced(lsn)

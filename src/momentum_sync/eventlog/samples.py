@@ -1,6 +1,6 @@
 """Samples for `realtime_event_metrics`: delivered events, rate-limited, and all failures.
 
-It is gathered here, on the way of the events, at the price of a comparison; somebody else writes it, in batches, later.
+They are collected here on the way of the events, and written later, in batches, by `lifecycle.writing_metrics`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from momentum_sync.eventlog.event import Event
+from momentum_sync.limits import Rate
+from momentum_sync.token_bucket import TokenBucket
 
 _MOST = 2_000
 _MOST_DELIVERED = 1_000  # so that they leave room for failures
@@ -30,50 +32,42 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """What waits to be written, bounded.
+    """Rows that wait to be written, bounded.
 
-    Of the delivered events up to `per_second` are kept, and ten times as many at once: all of them while there are
-    few, so that whoever looks for one finds it. `clock` gives seconds and only goes forward. `dropped` counts what
-    had no room, because nobody could write.
+    Args:
+        per_second: delivered events that are sampled on average, and ten times as many at once: all of them while
+            there are few, so that one who looks for an event finds it.
+        clock: seconds on a monotonic clock.
+
+    Attributes:
+        dropped: rows that had no room, because nobody could write.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
-        self._per_second = per_second
         self._clock = clock
-        self._allowance = per_second * _BURST_S
-        self._at = clock()
+        self._bucket = TokenBucket(Rate(per_second * _BURST_S, per_second), clock())
         self._waiting: list[Sample] = []
         self.dropped = 0
 
     def delivered(self, event: Event, delay: float | None) -> None:
-        """An event was handed on, `delay` seconds after its commit; None: to nobody."""
-        if self._allows():
+        """Sample a delivered event, `delay` seconds after its commit (None: it had no subscribers)."""
+        if self._bucket.take(self._clock()):
             if len(self._waiting) >= _MOST_DELIVERED:
                 self.dropped += 1
                 return
             milliseconds = None if delay is None else max(0, round(delay * 1000))
             self._keep(event.event_type, event.channels, event.user_id, len(event.body), milliseconds, None)
 
-    def _allows(self) -> bool:
-        if self._allowance < 1.0:
-            now = self._clock()
-            self._allowance = min(self._per_second * _BURST_S, self._allowance + (now - self._at) * self._per_second)
-            self._at = now
-            if self._allowance < 1.0:
-                return False
-        self._allowance -= 1.0
-        return True
-
     def failed(self, event: Event, error: str) -> None:
-        """An event could not be delivered to everybody, or not be kept; `error` says why, and quotes nothing of it."""
+        """Record an event that could not be delivered, or not be stored. `error` says why and quotes nothing of it."""
         self._keep(event.event_type, event.channels, event.user_id, len(event.body), None, error)
 
     def unreadable(self, size: int, error: str) -> None:
-        """A message of so many bytes was no event."""
+        """Record a message of `size` bytes that was not an event."""
         self._keep("unreadable", (), None, size, None, error)
 
     def take(self) -> list[Sample]:
-        """All that waits."""
+        """Return and forget all rows."""
         taken, self._waiting = self._waiting, []
         return taken
 

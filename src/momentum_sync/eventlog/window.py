@@ -1,6 +1,6 @@
-"""The hot window: the newest events in memory, bounded by bytes.
+"""The window: the newest events in memory, bounded by bytes.
 
-It answers what follows a offset, and which is the first event that a snapshot has not seen. Every event knows the
+It answers what follows an offset, and which is the first event that a snapshot has not seen. Every event knows the
 highest transaction id up to and including it, so the search for the latter, from the newest backwards, ends where all
 that is older was visible to the snapshot anyway.
 """
@@ -15,6 +15,7 @@ from itertools import islice
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.page import Page
 
 
 class Window:
@@ -98,7 +99,7 @@ class Window:
         """Whether every event after `offset` is here."""
         return offset + 1 >= self._first
 
-    def after(self, offset: int, keys: Sequence[str], *, most: int) -> tuple[list[Event], int]:
+    def after(self, offset: int, keys: Sequence[str], *, most: int) -> Page:
         """The held events on any of the keys after `offset`, in order, each once, as far as `most` bytes go.
 
         With them comes the offset up to which that is all.
@@ -107,10 +108,10 @@ class Window:
         size = 0
         for event in self._following(offset, keys):
             if size > most:
-                return found, found[-1].offset
+                return Page(found, found[-1].offset)
             found.append(event)
             size += len(event.body)
-        return found, self.last
+        return Page(found, self.last)
 
     def count_after(self, offset: int, keys: Sequence[str], snapshot: Snapshot | None) -> int:
         """How many events there are after `offset` on any of the keys, those that the snapshot sees left out."""

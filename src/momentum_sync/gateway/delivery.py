@@ -1,10 +1,10 @@
-"""What goes out on one socket: how much of it waits, whether the client reads, and what it has still to be given.
+"""Delivery: the outgoing side of one connection, with backpressure and catch-up.
 
-A connection that follows the feed is pushed every event. One that holds more unsent bytes than it may falls behind: it
-is pushed nothing, and once it has read what waits, it is given what it missed, a page at a time, from the window or the
-log, until it has caught up and follows again. A resume and the events after a snapshot are the same from the other
-side: the connection begins behind. So memory is bounded, nobody who reads is disconnected, and no event is left out.
-Who reads nothing at all for a while is closed as too slow, and comes back to where it was.
+A connection that follows the feed is written every event. One whose unsent bytes exceed the send budget falls behind:
+it is written nothing, and once it has read what waits, it is given what it missed, a page at a time, from the window or
+the log, until it has caught up. A resume and the events after a snapshot work the same way: a connection begins behind.
+So memory is bounded, no client that reads is disconnected, and no event is left out. A client that reads nothing for a
+while is closed as too slow, and resumes where it was.
 """
 
 from __future__ import annotations
@@ -14,326 +14,357 @@ import errno
 import os
 import time
 from collections.abc import Coroutine, Sequence, Set
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from momentum_sync import observe
 from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.history import History
-from momentum_sync.eventlog.resume import Refused
-from momentum_sync.gateway.hub import LARGE, Connection, Hub
-from momentum_sync.gateway.send_budget import SendBudget
-from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.gateway.connection_states import DELIVERY_TRANSITIONS, DeliveryState
+from momentum_sync.gateway.subscriber import Subscriber
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
 
-_PATIENCE_S = 10.0
-_TURN_S = 30.0  # for reading what there was no room for, see `SendBudget.wait_for_turn`
-_UNCOUNTED = 4 * 1024  # bytes that a transport may hold before the connection counts as waiting
-_NOT_OURS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or another's: a defect
-_PAGE = 64 * 1024
-_SMALL_PAGE = 1024
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from momentum_sync.gateway.gateway import Gateway
+
+_NONE = Granted()
+_DEFECTS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or belongs to somebody else
 
 
-class Socket(Connection, Protocol):
-    """The connection whose outflow it is."""
+class Connection(Subscriber, Protocol):
+    """The connection whose outgoing side it is."""
+
+    @property
+    def user_id(self) -> UUID | None:
+        """Return the user whose connection it is."""
+
+    def flush(self, frames: Sequence[bytes] = ()) -> None:
+        """Write the messages that wait, then these frames, at once."""
+
+    def report_lost(self, channels: Sequence[str]) -> None:
+        """Tell the client that it no longer has these channels."""
 
     def finish(self, why: Close) -> None:
-        """Ends the connection."""
+        """End the connection."""
 
     def drained(self) -> None:
-        """The client has read nearly all that waited."""
+        """Note that the client has read nearly everything."""
 
 
 def close_for(error: Exception) -> Close:
-    """How a connection ends for which the database would not, or could not, do what it needs."""
-    if isinstance(error, Forbidden):  # it may not act for the user whose connection it is
+    """Return the close code for a connection whose work in the database failed."""
+    if isinstance(error, Forbidden):  # the caller may not act for the user whose connection it is
         return Close.NOT_ALLOWED
-    if isinstance(error, Unauthenticated):  # its token was revoked
+    if isinstance(error, Unauthenticated):  # the token was revoked
         return Close.TOKEN
-    return Close.RESTART  # it comes back, and is told then what can be had
+    return Close.RESTART  # the client reconnects, and learns then what is possible
 
 
 class Delivery:
-    """The outgoing half of one connection. `most` is the bytes that may wait for it unsent."""
+    """The outgoing side of one connection."""
 
     __slots__ = (
-        "_asking", "_send_budget", "_begun", "_beyond", "_desk", "_direct", "_ended", "_file", "_history",
-        "_loop", "_most", "_page_bytes", "_patience", "_review", "_hub", "_socket", "_transport", "_turn_s",
-        "_waiting", "_written",
+        "_beyond", "_connection", "_direct", "_file", "_gateway", "_loop", "_page_bytes", "_paused", "_question",
+        "_review", "_stall", "_state", "_transport", "_turn_s", "_written",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        socket: Socket,
-        transport: asyncio.Transport,
-        history: History,
-        desk: Desk,
-        hub: Hub,
-        send_budget: SendBudget,
-        most: int,
-    ) -> None:
-        self._socket = socket
+    def __init__(self, connection: Connection, transport: asyncio.Transport, gateway: Gateway) -> None:
+        self._connection = connection
         self._transport = transport
-        self._history = history
-        self._desk = desk
-        self._hub = hub
-        self._send_budget = send_budget
-        self._most = most
+        self._gateway = gateway
         self._loop = asyncio.get_running_loop()
         # Over TLS a frame is not what goes into the socket.
         plain = None if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket")
         self._file = -1 if plain is None else plain.fileno()
+        self._state = DeliveryState.PENDING
         self._direct = False
-        self._waiting = False
+        self._paused = False
         self._written = 0
         self._beyond = 0
-        self._begun = False
-        self._ended = False
         self._review = False
-        self._asking: asyncio.Task[None] | None = None
-        self._patience: asyncio.TimerHandle | None = None
-        self._page_bytes = _PAGE
+        self._question: asyncio.Task[None] | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._page_bytes = gateway.limits.delivery.page_bytes
         self._turn_s = 0.0
-        transport.set_write_buffer_limits(high=_UNCOUNTED)
+        transport.set_write_buffer_limits(high=gateway.limits.delivery.uncounted_bytes)
 
-    def end(self) -> None:
-        """Nothing more is written; what waits may still go out."""
-        self._ended = True
-        self._direct = False
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def lost(self) -> None:
-        """The socket is gone, and what waited with it."""
-        self.end()
-        self._send_budget.lost(self)
+    def _enter(self, state: DeliveryState) -> None:
+        self._state = enter(self._state, state, DELIVERY_TRANSITIONS)
 
     @property
-    def waits(self) -> bool:
-        """Whether the client has yet to read something."""
-        return self._waiting
+    def follows(self) -> bool:
+        """Return whether the connection follows the feed."""
+        return self._state is DeliveryState.FOLLOWING
 
-    def takes(self, size: int) -> bool:
-        """Whether so many bytes may be written, although the client may read none of them."""
-        return self._send_budget.has_room(size)
+    @property
+    def paused(self) -> bool:
+        """Return whether the client has yet to read something."""
+        return self._paused
+
+    def begin(self) -> None:
+        """Give the connection what follows its cursor, then follow the feed."""
+        self._enter(DeliveryState.CATCHING_UP)
+        self.catch_up()
+
+    def end(self) -> None:
+        """Write nothing more; what is buffered may still be sent."""
+        self._enter(DeliveryState.ENDED)
+        self._direct = False
+        if self._stall is not None:
+            self._stall.cancel()
+
+    def lost(self) -> None:
+        """Note that the socket is gone, and what was buffered with it."""
+        self.end()
+        self._gateway.send_budget.lost(self)
+
+    # Writing
+
+    def has_room(self, size: int) -> bool:
+        """Return whether `size` bytes may be written even if the client reads none of them."""
+        return self._gateway.send_budget.has_room(size)
 
     def write(self, data: bytes) -> None:
-        """Writes whole frames. What the socket does not take is kept as a part of them, not as a copy for each
-        connection.
+        """Write whole frames. What the socket does not take stays a part of them: no copy for each connection.
 
-        A transport keeps what is written until the loop's turn ends, which costs as much again as the socket's send;
-        so frames go past it while it keeps nothing, and it gets only what the socket does not take at once.
+        asyncio sends at the end of the loop iteration, which costs as much again as the send itself; so frames bypass
+        the transport while it buffers nothing.
         """
         if self._direct or self._may_be_direct():
             try:
                 sent = os.write(self._file, data)
-            except OSError as error:  # full; or broken, which the transport finds out
-                if error.errno in _NOT_OURS:
+            except OSError as error:  # full; or broken, which the transport notices
+                if error.errno in _DEFECTS:
                     raise
                 sent = 0
             if sent == len(data):
                 return
             rest: bytes | memoryview = memoryview(data)[sent:]
-        elif self._ended:
+        elif self._state is DeliveryState.ENDED:
             return
         else:
             rest = data
-        waited = self._waiting
-        self.pass_on(rest)
-        if not self._waiting:
+        was_paused = self._paused
+        self.write_raw(rest)
+        if not self._paused:
             return
-        if waited:
+        if was_paused:
             self._written += len(data)
-        over = self._send_budget.grew(self, self._transport.get_write_buffer_size())
-        if not self._socket.behind:
+        over = self._gateway.send_budget.grew(self, self._transport.get_write_buffer_size())
+        if self._state is DeliveryState.FOLLOWING:
             if over:
-                self._fall_behind(self._history.offset)
-        elif waited:
+                self._fall_behind(self._gateway.history.offset)
+        elif was_paused:
             # Answers to a client that reads nothing and keeps asking.
             self._beyond += len(data)
-            if self._beyond > self._most:
-                self._socket.finish(Close.TOO_SLOW)
+            if self._beyond > self._gateway.send_buffer:
+                self._connection.finish(Close.TOO_SLOW)
 
     def _may_be_direct(self) -> bool:
-        self._direct = not self._ended and self._file >= 0 and self._transport.get_write_buffer_size() == 0
+        self._direct = (
+            self._state is not DeliveryState.ENDED and self._file >= 0 and self._transport.get_write_buffer_size() == 0
+        )
         return self._direct
 
-    def pass_on(self, data: bytes | memoryview) -> None:
-        """To the transport, whatever it is: the handshake, pongs and the end are none of the session's frames."""
+    def write_raw(self, data: bytes | memoryview) -> None:
+        """Write to the transport whatever it is: the handshake, pongs and the close frame are not counted."""
         self._direct = False
         self._transport.write(data)
 
-    def paused(self) -> None:
-        """Something waits that the client has not read."""
-        if self._ended:
+    # Backpressure
+
+    def pause(self) -> None:
+        """Note that the transport buffers data that the client has not read."""
+        if self._state is DeliveryState.ENDED:
             return
-        self._waiting = True
+        self._paused = True
         self._written = self._beyond = 0
         self._turn_s = 0.0
         self._watch(self._transport.get_write_buffer_size())
 
-    def resumed(self) -> None:
-        """The client has read nearly all of it."""
-        self._waiting = False
-        self._socket.drained()
-        self._send_budget.gone(self)
-        if self._patience is not None:
-            self._patience.cancel()
-        if self._begun and self._socket.behind:
+    def resume(self) -> None:
+        """Note that the client has read nearly everything."""
+        self._paused = False
+        self._connection.drained()
+        self._gateway.send_budget.drained(self)
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._state is DeliveryState.CATCHING_UP:
             self.catch_up()
 
-    def _watch(self, waiting: int) -> None:
+    def _watch(self, unsent: int) -> None:
         self._written = 0
-        self._patience = self._loop.call_later(_PATIENCE_S, self._still_waiting, waiting)
+        self._stall = self._loop.call_later(self._gateway.limits.delivery.stall_s, self._check_progress, unsent)
 
-    def _still_waiting(self, before: int) -> None:
-        """A client that has read nothing for a while is too slow; one that reads has time, but for a turn."""
-        waiting = self._transport.get_write_buffer_size()
-        if self._send_budget.has_turn(self):
-            self._turn_s += _PATIENCE_S
-        if waiting >= before + self._written or self._turn_s >= _TURN_S:
-            self._socket.finish(Close.TOO_SLOW)
+    def _check_progress(self, before: int) -> None:
+        """Close a client that has read nothing meanwhile; one that reads has time, but for its turn."""
+        limits = self._gateway.limits.delivery
+        unsent = self._transport.get_write_buffer_size()
+        if self._gateway.send_budget.has_turn(self):
+            self._turn_s += limits.stall_s
+        if unsent >= before + self._written or self._turn_s >= limits.turn_s:
+            self._connection.finish(Close.TOO_SLOW)
         else:
-            self._watch(waiting)
+            self._watch(unsent)
 
     def _fall_behind(self, offset: int) -> None:
-        self._socket.session.place = offset
-        self._socket.behind = True
-        self._hub.follow(self._socket)
+        self._connection.cursor.rewind(offset)
+        self._enter(DeliveryState.CATCHING_UP)
+        self._gateway.hub.update(self._connection)
 
     def hold_back(self, offset: int, *, review: bool) -> None:
-        """What comes after `offset` is given once the database has said whether it may be; see `Connection`."""
+        """Stop following the feed after `offset`; see `Subscriber`."""
         self._review = self._review or review
-        if not self._socket.behind:
+        if self._state is DeliveryState.FOLLOWING:
             self._fall_behind(offset)
-        if self._begun:  # not at once: what came before in this turn of the feed may not have been written yet
+        if self._state is DeliveryState.CATCHING_UP:  # later: frames collected before may not have been written yet
             self._loop.call_soon(self.catch_up)
 
+    # Catching up
+
     def catch_up(self) -> None:
-        """Gives the connection what it has missed, as fast as it reads; then it follows the feed."""
+        """Give the connection the next page of what it missed, or let it follow the feed."""
         try:
             self._catch_up()
-        except Exception as error:  # else it would stay behind, open and silent
+        except Exception as error:  # it would stay behind, open and silent
             observe.failed("catching up", error)
-            self._socket.finish(Close.RESTART)
+            self._connection.finish(Close.RESTART)
 
     def _catch_up(self) -> None:
-        self._begun = True
-        if self._asking is not None:  # it goes on, and its turn does, when there is the answer
+        if self._state is DeliveryState.ASKING:  # it goes on, and so does its turn, when the answer is there
             return
-        if self._ended or self._waiting or not self._socket.behind:
-            self._send_budget.given(self)  # a turn that it does not use
+        budget = self._gateway.send_budget
+        if self._state is not DeliveryState.CATCHING_UP or self._paused:
+            budget.done(self)  # a turn that it does not use
             return
         if self._review:
-            self._ask(self._ask_rights())
+            self._ask(self._ask_grants())
             return
-        session = self._socket.session
-        keys = list(session.channels.values())
-        found = self._history.at_hand(session.place, keys, most=self._page)
-        if found is None:
+        cursor = self._connection.cursor
+        keys = list(cursor.channels.values())
+        page = self._gateway.history.in_window(cursor.offset, keys, most=self._page)
+        if page is None:
             self._ask(self._ask_log(keys))
-        elif self._lacks_room(found[0]):  # before the database is asked about it
-            self._send_budget.wait_for_turn(self, self._ready)
-        elif asked := [event for event in found[0] if session.asks(event)]:
-            self._ask(self._ask_sight(*found, asked, keys))
+        elif self._lacks_room(page.events):  # before the database is asked about them
+            budget.wait_for_turn(self, self._ready)
+        elif unchecked := [event for event in page.events if cursor.must_check(event)]:
+            self._ask(self._ask_filter(page, unchecked, keys))
         else:
-            self._give(*found)
+            self._give(page)
 
     def _lacks_room(self, events: list[Event]) -> bool:
-        """Whether the page has an event that is large, for which there is no room, and it is not this one's turn."""
+        """Return whether a large event of the page has no room, and it is not this connection's turn."""
         largest = max((len(event.body) for event in events), default=0)
-        return largest > LARGE and not self._send_budget.has_room(largest) and not self._send_budget.has_turn(self)
+        budget = self._gateway.send_budget
+        large = largest > self._gateway.limits.delivery.large_bytes
+        return large and not budget.has_room(largest) and not budget.has_turn(self)
 
     def _ready(self) -> None:
         self._loop.call_soon(self.catch_up)
 
     @property
     def _page(self) -> int:
-        """Bytes of a page; an event at a time while all connections together hold as much as they may.
+        """Return the bytes of the next page; 0, which is one event, while the send budget is exhausted."""
+        return 0 if self._gateway.send_budget.full else self._page_bytes
 
-        The same after a page about which the database was asked for too long, and then twice as much each time.
-        """
-        return 0 if self._send_budget.full else self._page_bytes
-
-    def _give(self, events: list[Event], upto: int, withheld: Set[int] = frozenset(), lost: Sequence[str] = ()) -> None:
-        """Hand events on, and then end the channels that were lost: the last event may say that a row went with one."""
-        if self._lacks_room(events):  # others may have taken it while the database was asked
-            self._send_budget.wait_for_turn(self, self._ready)
+    def _give(self, page: Page, withheld: Set[int] = frozenset(), lost: Sequence[str] = ()) -> None:
+        """Write a page, then end the channels that were lost: its last event may report that a row went with one."""
+        if self._lacks_room(page.events):  # others may have taken it while the database was asked
+            self._gateway.send_budget.wait_for_turn(self, self._ready)
             return
-        session = self._socket.session
-        now = time.time()
-        for event in events:
-            if event.offset not in withheld:
-                session.event(event, now)
+        connection, now = self._connection, time.time()
+        cursor = connection.cursor
+        frames = []
+        for event in page.events:
+            if event.offset not in withheld and (ids := cursor.deliver(event)) is not None:
+                frames.append(connection.dialect.encode(event, ids, now))
+                connection.expect_acks(event.cache_keys)
         if lost:
-            session.reviewed(lost, Granted(), now)
-        session.place = upto
-        self._page_bytes = min(_PAGE, max(_SMALL_PAGE, 2 * self._page_bytes))
-        self._socket.flush()
-        self._send_budget.given(self)
-        if self._ended:
+            self._connection.flush(frames)
+            self._connection.report_lost(cursor.review(lost, _NONE))
+            frames = []
+        cursor.rewind(page.through)
+        limits = self._gateway.limits.delivery
+        self._page_bytes = min(limits.page_bytes, max(limits.smallest_page_bytes, 2 * self._page_bytes))
+        self._connection.flush(frames)
+        self._gateway.send_budget.done(self)
+        if self._state is not DeliveryState.CATCHING_UP:
             return
-        if upto == self._history.offset and not self._review:
-            self._socket.behind = False
-            self._hub.follow(self._socket)
+        if page.through == self._gateway.history.offset and not self._review:
+            self._enter(DeliveryState.FOLLOWING)
+            self._gateway.hub.update(connection)
         else:
             self._loop.call_soon(self.catch_up)
 
     def _ask(self, question: Coroutine[None, None, None]) -> None:
-        """Asks the database something, and goes on when it has answered."""
-        self._asking = self._loop.create_task(self._answered(question))
+        """Ask the database something, and go on when it has answered."""
+        self._enter(DeliveryState.ASKING)
+        self._question = self._loop.create_task(self._answered(question))
 
     async def _answered(self, question: Coroutine[None, None, None]) -> None:
         try:
             await question
         except Exception as error:
-            if not isinstance(error, Refused | RequestError):
+            if not isinstance(error, ResumeRefused | RequestError):
                 observe.failed("catching up", error)
-            self._socket.finish(close_for(error))
+            self._connection.finish(close_for(error))
         finally:
-            self._asking = None
+            self._question = None
+            self._resume_catching_up()
         self.catch_up()
 
-    async def _ask_log(self, keys: list[str]) -> None:
-        """Fetches a page of the log, into the window's place."""
-        session = self._socket.session
-        events, upto = await self._history.after(session.epoch, session.place, keys, most=self._page)
-        asked = [event for event in events if session.asks(event)]
-        if asked:
-            await self._ask_sight(events, upto, asked, keys)
-        elif self._is_as_before(session.identity, keys):
-            self._give(events, upto)
+    def _resume_catching_up(self) -> None:
+        if self._state is DeliveryState.ASKING:
+            self._enter(DeliveryState.CATCHING_UP)
 
-    async def _ask_sight(self, events: list[Event], upto: int, asked: list[Event], keys: list[str]) -> None:
-        """Gives a page without those of its events that the caller may not see."""
-        session = self._socket.session
-        identity = session.identity
+    async def _ask_log(self, keys: list[str]) -> None:
+        """Fetch a page that is no longer in the window."""
+        connection = self._connection
+        cursor, identity = connection.cursor, connection.identity
+        page = await self._gateway.history.after(cursor.epoch, cursor.offset, keys, most=self._page)
+        unchecked = [event for event in page.events if cursor.must_check(event)]
+        if unchecked:
+            await self._ask_filter(page, unchecked, keys)
+        elif self._is_as_before(identity, keys):
+            self._resume_catching_up()
+            self._give(page)
+
+    async def _ask_filter(self, page: Page, unchecked: list[Event], keys: list[str]) -> None:
+        """Write a page without those of its events that the caller may not see."""
+        connection = self._connection
+        identity, cursor = connection.identity, connection.cursor
         try:
-            seen, lost = await self._desk.sight(session, asked)
+            visible, lost = await self._gateway.event_filter.filter(
+                identity, [(event, cursor.channel_of(event)) for event in unchecked]
+            )
         except Unavailable:
-            if len(events) == 1:
+            if len(page.events) == 1:
                 raise
-            self._page_bytes = 0  # too many at once for a policy that takes long
+            self._page_bytes = 0  # too many at once for a policy that is slow
             return
         if not self._is_as_before(identity, keys):
             return
-        observe.asked(len(seen), len(asked) - len(seen))
-        self._give(events, upto, {event.offset for event in asked} - seen, lost)
+        observe.checked(len(visible), len(unchecked) - len(visible))
+        self._resume_catching_up()
+        self._give(page, {event.offset for event in unchecked} - visible, lost)
 
     def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
-        """Whether what was asked still is what the connection needs; if not, it is asked again."""
-        session = self._socket.session
-        same = session.identity is identity and keys == list(session.channels.values())
-        return same and not self._ended and not self._waiting and not self._review
+        """Return whether the connection still needs what was asked. If not, it is asked again."""
+        same = self._connection.identity is identity and keys == list(self._connection.cursor.channels.values())
+        return same and self._state is DeliveryState.ASKING and not self._paused and not self._review
 
-    async def _ask_rights(self) -> None:
-        """What the caller may have may have changed."""
-        session = self._socket.session
+    async def _ask_grants(self) -> None:
+        """Ask again which of its channels the caller may have."""
+        connection = self._connection
         self._review = False
-        identity, channels = session.identity, list(session.channels)
-        granted = await self._desk.grant(identity, session.user_id, channels)
-        if session.identity is identity:  # else the new token's rights were asked for
-            session.reviewed(channels, granted, time.time())
-            self._socket.flush()
+        identity, channels = connection.identity, list(connection.cursor.channels)
+        granted = await self._gateway.authorizer.granted(identity, connection.user_id, channels)
+        if connection.identity is identity:  # else the grants of a new token were asked for
+            connection.report_lost(connection.cursor.review(channels, granted))
+            connection.flush()

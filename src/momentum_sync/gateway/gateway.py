@@ -1,68 +1,95 @@
-"""What all connections of a server share."""
+"""What all connections of a gateway share, and the decision who gets one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
 
 from websockets.datastructures import Headers
 
 from momentum_sync import observe
 from momentum_sync.errors import Forbidden, TooMany, Unavailable
-from momentum_sync.eventlog.event import Position
+from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
+from momentum_sync.gateway.application import Application
+from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.dialects.native import NativeDialect
 from momentum_sync.gateway.handshake import ConnectRequest
 from momentum_sync.gateway.hub import Hub
-from momentum_sync.gateway.rate_limits import RateLimit
+from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.send_budget import SendBudget
-from momentum_sync.gateway.snapshot import Desk
+from momentum_sync.identity.authorizer import Authorizer
+from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.limits import Limits
+from momentum_sync.token_bucket import TokenBuckets
 
 
-class _Allowed(TypedDict):
-    burst: int
-    a_second: float
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What an operator chooses; see `Settings`. Times are seconds."""
 
-
-_CONNECTS: _Allowed = {"burst": 100, "a_second": 10.0}
-_REQUESTS: _Allowed = {"burst": 200, "a_second": 20.0}
-_FRAMES: _Allowed = {"burst": 500, "a_second": 100.0}
-
-
-@dataclass(slots=True)
-class Gateway:
-    """What all connections share.
-
-    `live` says whether the feed runs; `lag` is seconds by which it may be behind, `reached` how far it has come.
-    `draining` is set when the server is about to end and takes no new sockets. The rates are a user's, over all that
-    the user has open.
-    """
-
-    desk: Desk
-    history: History
-    hub: Hub
-    send_budget: SendBudget
-    authenticator: Authenticator
-    live: Callable[[], bool]
-    lag: Callable[[], float]
-    reached: Callable[[], Position]
     heartbeat: float
     send_buffer: int
     allowed_origins: tuple[str, ...]
     loopback_origins: bool
     token_in_query: bool
     metrics_open: bool
-    draining: bool = False
-    connects: RateLimit = field(default_factory=lambda: RateLimit(**_CONNECTS))
-    requests: RateLimit = field(default_factory=lambda: RateLimit(**_REQUESTS))
-    frames: RateLimit = field(default_factory=lambda: RateLimit(**_FRAMES))
+
+
+class Gateway:
+    """What all connections share. It is the `Services` of their handlers.
+
+    Attributes:
+        draining: whether the server is stopping and takes no new connections.
+    """
+
+    def __init__(
+        self,
+        options: GatewayOptions,
+        limits: Limits,
+        application: Application,
+        *,
+        feed: LocalFeed,
+        history: History,
+        hub: Hub,
+        send_budget: SendBudget,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        event_filter: EventFilter,
+        reads: CallerReads,
+    ) -> None:
+        self.options = options
+        self.limits = limits
+        self.application = application
+        self.feed = feed
+        self.history = history
+        self.hub = hub
+        self.send_budget = send_budget
+        self.authenticator = authenticator
+        self.authorizer = authorizer
+        self.event_filter = event_filter
+        self.reads = reads
+        self.opener = Opener(authorizer, feed, history, application.schema, application.snapshot)
+        self.native = NativeDialect(application.commands(reads), application.encoders)
+        self.send_buffer = options.send_buffer
+        self.draining = False
+        self.connects = TokenBuckets(limits.users.connects)
+        self.requests = TokenBuckets(limits.users.requests)
+        self.frames = TokenBuckets(limits.users.frames)
+
+    def drain(self) -> None:
+        """Take no new connections from now on."""
+        self.draining = True
 
     async def admit(self, path: str, headers: Headers) -> tuple[ConnectRequest, Identity]:
-        """Settle who asks for a socket, before the upgrade, and for what. Raises RequestError."""
+        """Decide about a WebSocket before the upgrade. Return what it asks for, and who asks. Raise RequestError."""
+        options = self.options
         query = handshake.address(path)
         origin, authorization, apikey, host = [
             handshake.only(name, headers.get_all(name)) for name in ("Origin", "Authorization", "apikey", "Host")
@@ -70,25 +97,43 @@ class Gateway:
         # Each proxy on the way may have added its own.
         hosts = [host, *[one.strip() for line in headers.get_all("X-Forwarded-Host") for one in line.split(",")]]
         try:
-            handshake.check_origin(origin, hosts, self.allowed_origins, loopback=self.loopback_origins)
+            handshake.check_origin(origin, hosts, options.allowed_origins, loopback=options.loopback_origins)
         except Forbidden:
             observe.refused_origin(str(origin))
             raise
         if authorization is None:
             token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
-            if token is None and self.token_in_query:
+            if token is None and options.token_in_query:
                 token = query.get("access_token")
             authorization = None if token is None else f"Bearer {token}"
         identity = await self.authenticator.authenticate(authorization=authorization, apikey=apikey)
-        hello = handshake.hello(query, identity.subject)
+        request = handshake.connect_request(query, identity.subject)
         self.count(self.connects, identity)
         if self.draining:
             raise Unavailable("This server is shutting down; reconnect to reach another one.")
-        if not self.live():
+        if not self.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
-        return hello, identity
+        return request, identity
 
-    def count(self, rate: RateLimit, identity: Identity) -> None:
-        """Counts one more for a user; service_role is none. Raises TooMany if that is too many."""
-        if identity.subject is not None and not rate.allows(identity.subject, time.monotonic()):
+    def count(self, buckets: TokenBuckets, identity: Identity) -> None:
+        """Count one operation of a user; `service_role` has no limit. Raise TooMany."""
+        if identity.subject is not None and not buckets.take(identity.subject, time.monotonic()):
             raise TooMany("too_many_requests", "Too many requests; try again in a moment.")
+
+    # Services of handlers
+
+    def now(self) -> float:
+        """Return seconds since 1970."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return seconds on a monotonic clock."""
+        return time.monotonic()
+
+    async def authenticate(self, token: str) -> Identity:
+        """Verify a token. Raise Unauthenticated."""
+        return await self.authenticator.verify(token)
+
+    async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+        """Return those of the channels that the caller may have. Raise Forbidden if it may not act for the user."""
+        return await self.authorizer.granted(identity, user_id, channels)

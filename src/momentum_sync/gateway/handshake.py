@@ -10,9 +10,8 @@ from uuid import UUID
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
 from momentum_sync.wire.messages import PRINTABLE
+from momentum_sync.wire.paths import PREFIX, SOCKETS
 
-PREFIX = "/functions/v1/realtime-momentum-sync"
-PATHS = frozenset({PREFIX, f"{PREFIX}/", "/ws", f"{PREFIX}/ws"})
 SUBPROTOCOL = "momentum.v1"
 _BEARER = "bearer."
 _MAX_TEXT = 200
@@ -39,12 +38,12 @@ def address(target: str) -> dict[str, str]:
         parts = urlsplit(target)
     except ValueError:
         raise BadRequest("bad_address", "The address cannot be read.") from None
-    if parts.path not in PATHS:
+    if parts.path not in SOCKETS:
         raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
 
 
-def hello(query: Mapping[str, str], subject: UUID | None) -> ConnectRequest:
+def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRequest:
     """What the query says, with the token's subject for a user that it leaves out. BadRequest if it cannot be read."""
     user_id = subject
     if "user_id" in query:

@@ -1,23 +1,30 @@
-"""uvicorn's HTTP protocol, bounded: whoever is slow to say what it wants, or says too much, does not hold a socket."""
+"""uvicorn on a bound socket, with its HTTP protocol bounded: a slow or excessive request does not hold a connection.
+
+This is the only file that uses private parts of uvicorn, and the versions that it works with are bounded in
+`pyproject.toml`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import cast
 
 import msgspec
+import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_REQUEST_S = 10.0  # from the connection, or the first byte of a request, to its last
-_ANSWER_S = 60.0  # from there until the answer is with the client
-_LINGER_S = 5.0  # for who is refused and still sends: to close at once would reset what tells it why
-MAX_HEAD = 32 * 1024
-_AT_ONCE = 8  # requests that may wait for the answer to the one before
+from momentum_sync import observe
+from momentum_sync.errors import Unsuitable
+from momentum_sync.limits import HttpLimits, Limits
 
 _SAID = {
     400: ("bad_request", "Bad Request", "This is no HTTP request."),
-    408: ("too_slow", "Request Timeout", f"A request must be complete within {_REQUEST_S:.0f} s."),
-    431: ("too_large", "Request Header Fields Too Large", f"Address and headers have at most {MAX_HEAD} bytes."),
+    408: ("too_slow", "Request Timeout", "A request must be complete within {0.request_s:.0f} s."),
+    431: ("too_large", "Request Header Fields Too Large", "Address and headers have at most {0.head_bytes} bytes."),
     503: ("unavailable", "Service Unavailable", "Too many connections; try again in a moment."),
 }
 
@@ -26,13 +33,14 @@ class BoundedHttp(HttpToolsProtocol):
     """One connection of a server that has at most `most` of them, those of WebSockets among them."""
 
     most: int
+    limits: HttpLimits
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is one in all but its class
         self._head = 0
         self._answering = self._receiving = self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
-        self._within(_REQUEST_S)
+        self._within(self.limits.request_s)
         if len(self.connections) > self.most:
             self._refuse(503)
 
@@ -47,10 +55,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._is_over() or self.transport.get_protocol() is not self:
             return
-        if self._head > MAX_HEAD:
+        if self._head > self.limits.head_bytes:
             self._refuse(431)
         elif self._deadline is None:  # what came has stopped uvicorn's own time for the next request
-            self._within(_REQUEST_S)
+            self._within(self.limits.request_s)
 
     def _is_over(self) -> bool:
         return self._refused or self.transport.is_closing()
@@ -66,12 +74,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._receiving = True
-        self._within(_REQUEST_S)
+        self._within(self.limits.request_s)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._head = 0
-        if len(self.pipeline) >= _AT_ONCE:
+        if len(self.pipeline) >= self.limits.pipelined:
             # uvicorn reads on after each answer, however many requests wait. Nobody sends so many but to fill memory.
             self.transport.abort()
         if not self.transport.is_closing():
@@ -83,7 +91,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._answering, self._receiving = True, False
-        self._within(_ANSWER_S)
+        self._within(self.limits.answer_s)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -91,9 +99,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._answering = not self.cycle.response_complete  # of the requests that came together, the last
         # To uvicorn an answer is complete when it has been written, whether or not the client reads.
         if self._answering or self.transport.get_write_buffer_size():
-            self._within(_ANSWER_S)
+            self._within(self.limits.answer_s)
         else:
-            self._within(_REQUEST_S if self._receiving else None)
+            self._within(self.limits.request_s if self._receiving else None)
 
     def _within(self, seconds: float | None) -> None:
         if self._deadline is not None:
@@ -109,11 +117,11 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         code, phrase, sentence = _SAID[status]
-        body = msgspec.json.encode({"error": {"code": code, "message": sentence}})
+        body = msgspec.json.encode({"error": {"code": code, "message": sentence.format(self.limits)}})
         head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self._refused = True
-        self._within(_LINGER_S)
+        self._within(self.limits.linger_s)
         if self.cycle is not None:  # whoever was at work on the request has nobody to answer
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -123,6 +131,86 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded_http(most: int) -> type[Any]:
-    """The protocol class of a server with so many connections, as uvicorn wants it."""
-    return type("BoundedHttpProtocol", (BoundedHttp,), {"most": most})
+def bounded_http(most: int, limits: HttpLimits) -> type[BoundedHttp]:
+    """Return uvicorn's protocol class for a server with at most `most` connections, WebSockets included."""
+    return type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits})
+
+
+@asynccontextmanager
+async def listening(
+    api: FastAPI,
+    websockets: type[asyncio.Protocol],
+    bound: tuple[str, int, int],
+    stopped: asyncio.Event,
+    limits: Limits,
+) -> AsyncIterator[str]:
+    """Serve HTTP and WebSockets, and yield the root's URL.
+
+    The socket is bound before uvicorn starts, so that the port is known, and an error names what to do.
+
+    Args:
+        api: the HTTP application.
+        websockets: uvicorn's protocol class for WebSockets.
+        bound: host, port (0: any free one), and the number of WebSockets at most.
+        stopped: set if uvicorn ends.
+        limits: bounds.
+
+    Raises:
+        Unsuitable: the address cannot be bound.
+    """
+    host, port, most = bound
+    config = uvicorn.Config(
+        api,
+        http=bounded_http(most + limits.http.connections, limits.http),
+        ws=websockets,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=limits.lifecycle.stop_s,
+    )
+    listener = _bind(host, port, limits.http.kernel_bytes)
+    named = f"[{host}]" if ":" in host else host
+    url = f"http://{named}:{listener.getsockname()[1]}"
+    uvicorn_server = _Uvicorn(config)
+    serving = asyncio.ensure_future(uvicorn_server.serve(sockets=[listener]))
+    serving.add_done_callback(lambda _: stopped.set())
+    serving.add_done_callback(lambda _: uvicorn_server.listens.set())
+    await uvicorn_server.listens.wait()
+    try:
+        observe.listening(url)
+        yield url
+    finally:
+        uvicorn_server.should_exit = True
+        await serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without handlers for the process's signals, which belong to whoever runs the server."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+
+def _bind(host: str, port: int, kernel_bytes: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
+        listener.bind((host, port))
+    except OSError as error:
+        raise Unsuitable(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            "Stop the program that listens there, or choose another port: --port 8788",
+        ) from error
+    return listener

@@ -1,8 +1,7 @@
-"""The socket of a session: uvicorn's `ws` protocol on `websockets`' sans-I/O layer, without ASGI between.
+"""The WebSocket of a session: uvicorn's `ws` protocol on `websockets`' sans-I/O layer, without ASGI between.
 
 uvicorn makes one for each upgrade and feeds it the request. The caller is authenticated before the upgrade; then come
-the snapshot, the greeting and the feed. Frames with work for the database are done one at a time, and reading
-pauses meanwhile.
+the opening and the feed. Messages that need the database are handled one at a time, and reading pauses meanwhile.
 """
 
 from __future__ import annotations
@@ -10,56 +9,43 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from http import HTTPStatus
+from collections.abc import Callable, Iterable, Sequence
 from math import floor
 from typing import Any, cast
 
-import msgspec
 from uvicorn.config import Config
 from uvicorn.server import ServerState
-from websockets import http11
-from websockets.datastructures import Headers
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
-from websockets.protocol import State
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
+from websockets.http11 import Request
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
+from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
+from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for
+from momentum_sync.gateway.dialects.native import Session, Work
+from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import SUBPROTOCOL, ConnectRequest
-from momentum_sync.gateway.listener import MAX_HEAD
-from momentum_sync.gateway.session import CheckToken, Session, Work
-from momentum_sync.gateway.work import perform
+from momentum_sync.gateway.handshake import ConnectRequest
+from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import MAX_FRAME, PING, frame
+from momentum_sync.wire.messages import PING, Ref, frame
 
-http11.MAX_LINE_LENGTH = MAX_HEAD  # a coach's channels are many, and all of them are in the address
-_HANDSHAKE_TIMEOUT_S = 15.0
-_TICKS_S = 0.05  # connections look at the clock together: waking for each alone costs as much again as what it does
-_CLOSE_TIMEOUT_S = 5.0
-_CLOSE_TIMEOUT_SLOW_S = 15.0  # it has much to read before it gets to the close frame
-_SLICE = 2 * 1024  # bytes that are looked at before the rates are: some hundred of the smallest frames
-_EARLY_FRAMES = 100  # that may come with the handshake
-_AFTER_CLOSE = 16 * 1024  # bytes that are looked at for the client's close frame
+_ENDED = (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
 
 class WebSocketProtocol(asyncio.Protocol):
-    """One socket, from the request to the end."""
+    """One WebSocket, from the request to the end. It is the hub's `Subscriber`."""
 
     gateway: Gateway
-    session: Session
+    cursor: Cursor
+    dialect: Dialect
     write: Callable[[bytes], None]
-    """Writes whole frames, past the session."""
 
     __slots__ = (
-        "_aborter", "_after_close", "_beginning", "_binary", "_closed_with", "_early", "_gone",
-        "_greeted", "_inbox", "_loop", "_open", "_out", "_parts", "_pong",
-        "_tasks", "_ticker", "_transport", "_working", "_ws", "behind", "session", "write",
+        "_aborter", "_after_close", "_delivery", "_early", "_frames", "_loop", "_open", "_opening", "_session",
+        "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "write",
     )  # fmt: skip
 
     def __init__(
@@ -70,112 +56,103 @@ class WebSocketProtocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._loop = _loop or asyncio.get_running_loop()
-        self._open: set[Any] = server_state.connections  # of uvicorn's own protocols, says their type
+        self._open: set[Any] = server_state.connections  # typed as a set of uvicorn's own protocols
         self._tasks = server_state.tasks
-        self._ws = ServerProtocol(
-            max_size=MAX_FRAME, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
-        )
+        self._frames = Frames(self.gateway.limits.sockets.frame_bytes)
         self._transport: asyncio.Transport
-        self._out: Delivery
-        self.behind = True
-        self._greeted = False
-        self._closed_with: int | None = None
-        self._inbox: list[bytes | None] = []  # an empty deque is 600 bytes
-        self._parts: list[bytes] = []
-        self._binary = False
-        self._beginning: asyncio.Task[None] | None = None
-        self._pong = b""
+        self._delivery: Delivery
+        self._state = ConnectionState.HANDSHAKE
+        self._session: Session | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._early = 0
         self._after_close = 0
-        self._working = False
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
-        self._gone = False
+
+    def _enter(self, state: ConnectionState) -> None:
+        self._state = enter(self._state, state, CONNECTION_TRANSITIONS)
+
+    def _has_ended(self) -> bool:
+        return self._state in _ENDED
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._open.add(self)
-        gateway = self.gateway
-        self._out = Delivery(
-            self, self._transport, gateway.history, gateway.desk, gateway.hub, gateway.send_budget, gateway.send_buffer
-        )  # fmt: skip
-        self.write = self._out.write
+        self.dialect = self.gateway.native
+        self._delivery = Delivery(self, self._transport, self.gateway)
+        self.write = self._delivery.write
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
-        self._gone = True
-        if self._beginning is not None:  # nobody waits for the answers to what it asks
-            self._beginning.cancel()
-        self._out.lost()
+        self._enter(ConnectionState.CLOSED)
+        if self._opening is not None:  # nobody waits for what it asks; it may have ended
+            self._opening.cancel()
+        self._delivery.lost()
         for timer in (self._ticker, self._aborter):
             if timer is not None:
                 timer.cancel()
-        if self._greeted:
+        if self._session is not None:
             self.gateway.hub.leave(self)
-            observe.disconnected(self._closed_with)
+            closing = self._session.closing
+            observe.disconnected(None if closing is None else closing.code)
 
     def data_received(self, data: bytes) -> None:
-        if self._greeted:
-            self.session.heard(time.monotonic())
-        # A slice at a time: in one read there is room for thousands of frames, and each is to count against the rate.
-        for start in range(0, len(data), _SLICE):
-            if self._gone or self._transport.is_closing():
+        limits = self.gateway.limits.sockets
+        if self._session is not None:
+            self._session.heard(time.monotonic())
+        # A slice at a time: one read may hold thousands of frames, and each counts against the rates.
+        for start in range(0, len(data), limits.slice_bytes):
+            if self._state is ConnectionState.CLOSED or self._transport.is_closing():
                 return
-            if self._closed_with is not None:
-                self._after_close += min(_SLICE, len(data) - start)
-                if self._after_close > _AFTER_CLOSE:
+            if self._state is ConnectionState.CLOSING:
+                self._after_close += min(limits.slice_bytes, len(data) - start)
+                if self._after_close > limits.bytes_after_close:
                     self._transport.pause_reading()
                     return
-            self._receive(data[start : start + _SLICE])
+            self._receive(data[start : start + limits.slice_bytes])
 
     def _receive(self, data: bytes) -> None:
-        self._ws.receive_data(data)
-        if self._ws.state is State.CONNECTING and self._ws.handshake_exc is not None:
-            self._ws.data_to_send()  # what it would say, which is no JSON
+        frames = self._frames
+        frames.receive(data)
+        if frames.has_bad_handshake:
             self._reject(BadRequest("bad_handshake", "The request is too large, or no WebSocket handshake."))
             return
-        for event in self._ws.events_received():
+        for event in frames.events():
             if isinstance(event, Request):
-                self._beginning = self._spawn(self._begin(event))
-            elif isinstance(event, Frame) and self._counts():
-                self._frame(event)
-        if self._inbox and self._greeted and not self._working:
+                self._opening = self._spawn(self._shake_hands(event))
+            elif self._counts():
+                frames.collect(event)
+        if frames.inbox and self._state is ConnectionState.OPEN:
             self._work_through()
-        self._write_protocol(pongs=not self._out.waits)
-        if self._ws.close_rcvd is not None or self._ws.parser_exc is not None:
+        self._write_protocol(hold_pongs=self._delivery.paused)
+        if frames.has_ended:
             self._end()
 
     def eof_received(self) -> None:
-        self._ws.receive_eof()
+        self._frames.receive_eof()
         self._end()
 
     def pause_writing(self) -> None:
-        self._out.paused()
+        self._delivery.pause()
 
     def resume_writing(self) -> None:
-        self._out.resumed()
+        self._delivery.resume()
 
     def shutdown(self) -> None:
-        """uvicorn ends."""
+        """End the connection because uvicorn ends."""
         self.finish(Close.GOING_AWAY)
 
     # The handshake
 
-    async def _begin(self, request: Request) -> None:
-        try:
-            await self._shake_hands(request)
-        finally:
-            self._beginning = None
-
     async def _shake_hands(self, request: Request) -> None:
-        if self._gone:
+        if self._has_ended():
             return
         self._transport.pause_reading()
         try:
-            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
-                hello, identity = await self.gateway.admit(request.path, request.headers)
+            async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
+                asked, identity = await self.gateway.admit(request.path, request.headers)
         except TimeoutError:
             self._reject(Unavailable("The server took too long; try again in a moment."))
             return
@@ -186,219 +163,255 @@ class WebSocketProtocol(asyncio.Protocol):
             observe.failed("handshake", error)
             self._reject(Unavailable("Something went wrong here; try again in a moment."))
             return
-        if self._over():
+        if self._has_ended():
             return
-        response = self._ws.accept(request)
-        if response.status_code != 101:
+        if self._frames.accept(request).status_code != 101:
             self._reject(BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13."))
             return
-        self._ws.send_response(response)
         self._write_protocol()
-        request.headers.clear()  # the protocol holds on to the request for as long as the connection lasts
-        await self._greet(hello, identity)
+        request.headers.clear()  # the protocol keeps the request for as long as the connection lasts
+        await self._open_session(asked, identity)
 
     def _reject(self, error: RequestError) -> None:
         observe.refused(error.code)
-        body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
-        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
-        status = error.status
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        if status in (429, 503):
-            headers["Retry-After"] = "1"
-        if not self._gone:
-            self._transport.write(Response(status, HTTPStatus(status).phrase, headers, body).serialize())
+        if self._state is not ConnectionState.CLOSED:
+            self._transport.write(rejection(error))
             self._transport.close()
 
-    async def _greet(self, hello: ConnectRequest, identity: Identity) -> None:
-        client_id = hello.client_id or str(uuid.uuid4())
-        self.session = Session(
-            identity, hello.user_id, client_id, heartbeat=self.gateway.heartbeat, now=time.time(), at=time.monotonic()
+    async def _open_session(self, asked: ConnectRequest, identity: Identity) -> None:
+        gateway = self.gateway
+        user = None if asked.user_id is None else str(asked.user_id)
+        self.cursor = Cursor(user, gateway.application.schema.per_user_channels)
+        session = Session(
+            identity, asked.user_id, asked.client_id or str(uuid.uuid4()), self.cursor, gateway.native,
+            gateway.limits.sockets, heartbeat=gateway.options.heartbeat, now=time.time(), at=time.monotonic(),
         )  # fmt: skip
-        if self._gone:
+        if self._has_ended():
             return
-        self._greeted = True
-        if not self.gateway.hub.admit(self):
+        self._session = session
+        self._enter(ConnectionState.OPENING)
+        if not gateway.hub.admit(self):
             self.finish(Close.TOO_MANY_CONNECTIONS)
             return
         try:
-            greeting = await self.gateway.desk.greet(
-                identity, hello.user_id, hello.channels, last_event_id=hello.last_event_id
-            )
+            opening = await gateway.opener.open(
+                identity, asked.user_id, asked.channels, last_event_id=asked.last_event_id
+            )  # fmt: skip
         except Exception as error:
             if not isinstance(error, RequestError):
-                observe.failed("greeting", error)
+                observe.failed("opening", error)
             self.finish(close_for(error))
             return
-        if self._over():
+        if self._has_ended():
             return
-        if not self.gateway.history.is_current(greeting.place):  # the history went on without it meanwhile
+        if not gateway.history.is_current(opening.position):  # another epoch began meanwhile
             self.finish(Close.RESTART)
             return
-        self.session.greet(greeting, time.time(), time.monotonic())
-        outcome = "resumed" if greeting.state is None else greeting.reason or "snapshot"
-        observe.connected(len(greeting.granted.channels), outcome, greeting.replayed)
-        self._out.catch_up()  # what it missed goes out with the greeting
+        session.begin(
+            opening.granted, opening.position, opening.state, time.time(), time.monotonic(),
+            refused=opening.refused, replayed=opening.replayed, reason=opening.reason,
+        )  # fmt: skip
+        self._enter(ConnectionState.OPEN)
+        self._opening = None  # a finished task would be kept for as long as the connection lasts
+        outcome = "resumed" if opening.state is None else opening.reason or "snapshot"
+        observe.connected(len(opening.granted.channels), outcome, opening.replayed)
+        self._delivery.begin()  # what it missed goes out with the opening
         self._transport.resume_reading()
         self._tick(ping=False)
+        if self._state is ConnectionState.OPEN:  # messages that came with the handshake
+            self._work_through()
 
     # Frames
 
     def _counts(self) -> bool:
-        """Count a frame of any kind against the rates. Return False if it exceeds them or follows the close."""
-        if self._closed_with is not None:
+        """Count a frame of any kind against the rates. Return False if it exceeds them, or follows the close frame."""
+        if self._state is ConnectionState.CLOSING:
             return False
-        if not self._greeted:
+        session, at = self._session, time.monotonic()
+        if session is None:
             self._early += 1
-            if self._early > _EARLY_FRAMES:
+            if self._early > self.gateway.limits.sockets.early_frames:
                 self._transport.abort()
             return not self._transport.is_closing()
-        session, at = self.session, time.monotonic()
         user = session.identity.subject
-        if user is not None and not self.gateway.frames.allows(user, at):
+        if user is not None and not self.gateway.frames.take(user, at):
             session.close(Close.TOO_MANY_MESSAGES)
-        if session.frame(at):
+        if session.take_frame(at):
             return True
         self.flush()
         return False
 
-    def _frame(self, event: Frame) -> None:
-        if event.opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._parts = [bytes(event.data)]
-            self._binary = event.opcode is Opcode.BINARY
-        elif event.opcode is Opcode.CONT:
-            if event.data:
-                self._parts.append(bytes(event.data))
-        else:
-            return
-        if event.fin:
-            self._inbox.append(None if self._binary else b"".join(self._parts))
-            self._parts = []
-
     def _work_through(self) -> None:
-        """Takes frames from the inbox until one has work for the database."""
-        while self._inbox and self.session.closing is None:
-            text = self._inbox.pop(0)
-            now = time.time()
+        """Handle messages from the inbox until one needs the database."""
+        session = self._session
+        assert session is not None
+        inbox = self._frames.inbox
+        while inbox and session.closing is None:
+            text = inbox.pop(0)
             if text is None:
-                self.session.receive_binary(now)
+                session.receive_binary(time.time())
                 continue
-            work = self.session.receive(text, now)
-            self.gateway.hub.follow(self)
-            if work is not None:
-                self._working = True
+            needed = session.receive(text, self.gateway)
+            self.gateway.hub.update(self)
+            if needed is not None:
+                self._enter(ConnectionState.WORKING)
                 self._transport.pause_reading()
-                self._spawn(self._do(work))
+                self._spawn(self._do(session, *needed))
                 break
         self.flush()
 
-    async def _do(self, work: Work) -> None:
-        session, ref = self.session, work.ref
+    async def _do(self, session: Session, work: Work, ref: Ref) -> None:
+        identity = session.identity
         try:
-            await perform(work, session, self.gateway)
+            await work
         except RequestError as error:
             session.refuse(error, time.time(), ref)
         except Exception as error:
             observe.failed("message", error)
             session.refuse(Unavailable("Something went wrong here; try again in a moment."), time.time(), ref)
-        self._working = False
-        session.heard(time.monotonic())  # it was not read from, so it could say nothing
-        if self._over():
+        session.heard(time.monotonic())  # reading was paused, so nothing could arrive
+        if self._has_ended():
             return
-        self.gateway.hub.follow(self)
-        if isinstance(work, CheckToken):
+        self._enter(ConnectionState.OPEN)
+        self.gateway.hub.update(self)
+        if session.identity is not identity:  # a fresh token ends at another time
             self._tick()
         self._work_through()
-        if not self._working and not self._transport.is_closing():
+        if self._state is ConnectionState.OPEN and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    # The hub's subscriber
+
+    @property
+    def identity(self) -> Identity:
+        """Return the caller."""
+        return self._conversation.identity
+
+    @property
+    def user_id(self) -> uuid.UUID | None:
+        """Return the user whose connection it is."""
+        return self._conversation.user_id
+
+    @property
+    def client_id(self) -> str:
+        """Return the client's name for itself."""
+        return self._conversation.client_id
+
+    @property
+    def owner(self) -> Owner:
+        """Return whose connection it is."""
+        session = self._conversation
+        return Owner(session.identity.role, session.identity.subject, session.user_id)
+
+    @property
+    def _conversation(self) -> Session:
+        assert self._session is not None
+        return self._session
+
+    @property
+    def follows(self) -> bool:
+        """Return whether the connection follows the feed."""
+        return self._delivery.follows
+
+    def has_room(self, size: int) -> bool:
+        """Return whether `size` bytes may be written even if the client reads none of them."""
+        return self._delivery.has_room(size)
+
+    def hold_back(self, offset: int, *, review: bool = False) -> None:
+        """Stop following the feed after `offset`; see `Subscriber`."""
+        self._delivery.hold_back(offset, review=review)
+
+    def expect_acks(self, cache_keys: Iterable[str]) -> None:
+        """Expect the client to acknowledge cache keys."""
+        self._conversation.expect_acks(cache_keys)
+
+    def close(self, why: Close) -> None:
+        """End the conversation, after the messages that wait."""
+        self._conversation.close(why)
+        self.flush()
+
+    def report_lost(self, channels: Sequence[str]) -> None:
+        """Tell the client that it no longer has these channels."""
+        self._conversation.report_lost(channels, time.time())
 
     # Out
 
-    def takes(self, size: int) -> bool:
-        """Whether so many bytes more may wait for it, if it does not read."""
-        return self._out.takes(size)
-
-    def hold_back(self, number: int, *, review: bool = False) -> None:
-        """From the event after `number` on, the connection catches up by itself."""
-        self._out.hold_back(number, review=review)
-
-    def flush(self, *, ping: bool = False) -> None:
-        """Writes what the session has to send, and ends the connection if the session does."""
-        out = self.session.to_send()
-        data = b"".join(map(frame, out))
+    def flush(self, frames: Sequence[bytes] = (), *, ping: bool = False) -> None:
+        """Write the messages that wait and then these frames, at once. End the connection if the session ends."""
+        session = self._conversation
+        out = [*map(frame, session.to_send()), *frames]
+        data = b"".join(out)
         if out:
             observe.sent(len(out), len(data))
         if ping:
             data += PING
         if data:
             self.write(data)
-        if self.session.closing is not None:
-            self.finish(self.session.closing)
+        if session.closing is not None:
+            self.finish(session.closing)
 
-    def _write_protocol(self, *, pongs: bool = True) -> None:
-        """Writes the protocol's own frames, without pongs for a client that does not read them."""
-        out = [data for data in self._ws.data_to_send() if data]
-        if pongs or self._ws.state is not State.OPEN or self._closed_with is not None:
-            for data in out if not self._gone else ():
-                self._out.pass_on(data)
-        elif out:
-            self._pong = out[-1]  # the last ping is the one that must be answered: RFC 6455, section 5.5.3
+    def _write_protocol(self, *, hold_pongs: bool = False) -> None:
+        """Write the protocol's own frames, but no pongs to a client that does not read them."""
+        for data in self._frames.to_send(hold_pongs=hold_pongs and not self._has_ended()):
+            if self._state is not ConnectionState.CLOSED:
+                self._delivery.write_raw(data)
 
     def drained(self) -> None:
         """Send the pong that waited until the client reads again."""
-        pong, self._pong = self._pong, b""
-        if pong and self._ws.state is State.OPEN and self._closed_with is None:
-            self._out.pass_on(pong)
+        pong = self._frames.held_pong()
+        if pong and not self._has_ended():
+            self._delivery.write_raw(pong)
 
     def _tick(self, *, ping: bool = True) -> None:
-        """Lets the session look at the clock, and comes again when it says so."""
+        """Let the session do what is due, and come again when it says so."""
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._gone or self._closed_with is not None:
+        if self._has_ended():
             return
+        session, gateway = self._conversation, self.gateway
         now, at = time.time(), time.monotonic()
-        if self.session.silent(at) and not self._working:
-            self._out.end()
-            self.gateway.hub.leave(self)
+        if session.is_silent(at) and self._state is not ConnectionState.WORKING:
+            self._delivery.end()
+            gateway.hub.leave(self)
             self._transport.abort()
             return
-        reached = None if self.behind else self.gateway.reached()
-        again = self.session.tick(now, at, round(self.gateway.lag() * 1000), reached)
-        self.flush(ping=ping and self._ws.state is State.OPEN)
-        self._ticker = self._loop.call_later((floor(again / _TICKS_S) + 1) * _TICKS_S - at, self._tick)
-
-    def _over(self) -> bool:
-        """Whether the connection has ended, or is ending, so that nothing more is written."""
-        return self._gone or self._closed_with is not None
+        reached = gateway.feed.position if self.follows else None
+        again = session.tick(now, at, round(gateway.feed.status().lag * 1000), reached)
+        self.flush(ping=ping and self._frames.is_open)
+        every = gateway.limits.sockets.tick_s
+        self._ticker = self._loop.call_later((floor(again / every) + 1) * every - at, self._tick)
 
     def finish(self, why: Close) -> None:
-        """Sends a close frame, once, and does not wait long for the answer."""
-        if self._closed_with is not None or self._gone or self._transport.is_closing():
+        """Send a close frame, once, and wait a bounded time for the client's."""
+        if self._has_ended() or self._transport.is_closing():
             return
-        self._closed_with = why.code
-        self._out.end()
-        if self._greeted:
-            self.session.close(why)
+        self._enter(ConnectionState.CLOSING)
+        self._delivery.end()
+        if self._session is not None:
+            self._session.close(why)
             self.gateway.hub.leave(self)
-        if self._ws.state is not State.OPEN:
+        if not self._frames.is_open:
             self._transport.close()
             return
-        self._ws.send_close(why.code, why.reason)
+        self._frames.close(why.code, why.reason)
         self._write_protocol()
         self._transport.resume_reading()
-        patience = _CLOSE_TIMEOUT_SLOW_S if why is Close.TOO_SLOW else _CLOSE_TIMEOUT_S
+        limits = self.gateway.limits.sockets
+        patience = limits.close_slow_s if why is Close.TOO_SLOW else limits.close_s
         self._aborter = self._loop.call_later(patience, self._transport.abort)
 
     def _end(self) -> None:
-        """The closing handshake is done, or the client broke the protocol: `websockets` has said why."""
-        self._out.end()
-        if self._greeted:
+        """Close the socket: the closing handshake is done, or the client broke the protocol and was told."""
+        if self._state is not ConnectionState.CLOSED:
+            self._enter(ConnectionState.CLOSING)
+        self._delivery.end()
+        if self._session is not None:
             self.gateway.hub.leave(self)
         self._transport.close()
         if self._aborter is None:
-            self._aborter = self._loop.call_later(_CLOSE_TIMEOUT_S, self._transport.abort)
+            self._aborter = self._loop.call_later(self.gateway.limits.sockets.close_s, self._transport.abort)
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Work) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -406,9 +419,6 @@ class WebSocketProtocol(asyncio.Protocol):
 
 
 def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
-    """The protocol class of one gateway, as uvicorn wants it."""
+    """Return the protocol class of one gateway, which uvicorn instantiates."""
+    set_head_limit(gateway.limits)
     return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"__slots__": (), "gateway": gateway})
-
-
-def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

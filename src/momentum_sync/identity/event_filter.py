@@ -1,14 +1,15 @@
-"""Whether a caller may see an event: asked of the database as the caller, under row level security as it stands.
+"""The event filter: which events a caller may see, decided by the database as the caller, under row level security.
 
-Only for events on channels that are `asked`; all others are the caller's by the token alone. An event that carries the
-version of the row that it speaks of is held against the caller's policies: that version, and no later one, must be
-allowed. Of an event that carries none the row is SELECTed, with every column that goes out; where policies have been
-changed since, it must still be the version of the event.
+Only events on channels that are checked per event come here; all others are the caller's by the token alone. An event
+that carries the versions of its row is decided by evaluating the caller's policies on that version, not on a later
+one. For an event without, the row is selected with every column that the event carries; where policies have changed
+since, it must still be the version of the event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -19,23 +20,20 @@ from psycopg.rows import TupleRow
 
 from momentum_sync import observe
 from momentum_sync.database import queries
-from momentum_sync.database.pool import CallerPool, Params, Query
+from momentum_sync.database.connection import Query
+from momentum_sync.database.pool import CallerPool, Params
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden
-from momentum_sync.eventlog.event import CACHE_INVALIDATION, Event
-from momentum_sync.identity.authorizer import until_visible
+from momentum_sync.eventlog.event import Event
+from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.schema import Column, Schema, TableSpec
 
 _SQL = queries.load(__package__)
 _UNKNOWN = ("false", "true")
+_TYPES: Mapping[str, type] = {"uuid": UUID, "date": date}  # of columns whose text PostgreSQL might refuse to cast
 _NONE = msgspec.Raw(b"")
 T = TypeVar("T")
-
-
-class _Named(msgspec.Struct):
-    """What names the row that an event speaks of."""
-
-    user_id: UUID
 
 
 class _Rows(msgspec.Struct):
@@ -46,88 +44,135 @@ class _Rows(msgspec.Struct):
 
 
 class _Version(NamedTuple):
-    """One version of a row; `which` is even for the one that must be allowed, odd for one that must not."""
+    """One version of a row. `id` is even for a version that must be allowed, odd for one that must not."""
 
-    which: int
+    id: int
     row: bytes
     event: Event
 
 
-_named = msgspec.json.Decoder(_Named)
+class Filtered(NamedTuple):
+    """Offsets of the events that the caller may see, and channels of one user that the caller can no longer have."""
+
+    visible: set[int]
+    lost: list[str]
+
+
+class _Allowed(NamedTuple):
+    """A row of the statement `allowed_versions`; `policies` is None if the caller may not select from the table."""
+
+    version_ids: list[int]
+    snapshot: str
+    policies: list[str] | None
+    changed: bool
+
+
 _rows = msgspec.json.Decoder(_Rows)
 _columns = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class EventFilter:
-    """Asks which events callers may see. Unavailable if the database does not answer."""
+    """Decides which events callers may see. Its methods raise Unavailable if the database does not answer."""
 
-    def __init__(self, pool: CallerPool) -> None:
+    def __init__(self, pool: CallerPool, authorizer: Authorizer, schema: Schema) -> None:
         self._pool = pool
-        # The policies by table, as the last answer told them; an answer to other policies than those does not count.
+        self._authorizer = authorizer
+        self._schema = schema
+        # Policies by table, from the last answer. An answer that evaluated other policies than those does not count.
         self._policies: dict[str, tuple[str, str] | None] = {}
+        self._queries = {table.name: _queries_of(table) for table in schema.tables}
+        self._keys = {
+            kind: _key_decoder(kind, table.derived.get(kind, table.key))
+            for table in schema.tables
+            for kind in (*table.event_types, *table.derived)
+        }
 
-    async def of(self, identity: Identity, events: Sequence[Event]) -> set[int]:
-        """The offsets of those events, each of a row of ours, that the caller may see."""
-        seen: set[int] = set()
-        for table in dict.fromkeys(event.table for event in events):
-            ours = [event for event in events if event.table == table and _is_named(event)]
-            if table is None or not ours:
-                continue
-            plain = [event for event in ours if event.rows is None]
-            invalidations = [event for event in plain if event.event_type == CACHE_INVALIDATION]
-            rows = [event for event in plain if event.event_type != CACHE_INVALIDATION]
-            seen |= await self._there(identity, CACHE_INVALIDATION, invalidations)
-            seen |= await self._there(identity, table, rows)
-            seen |= await self._allowed(identity, table, [event for event in ours if event.rows is not None])
-        return seen
+    async def filter(self, identity: Identity, events: Sequence[tuple[Event, str | None]]) -> Filtered:
+        """Decide about events, each with the channel on which the caller would receive it.
 
-    async def _there(self, identity: Identity, what: str, events: Sequence[Event]) -> set[int]:
-        """The offsets of the events whose rows the caller may SELECT now."""
+        Rows decide, or, for operators' own events and where no row of a user was visible, the channel.
+        """
+        tables = {event.offset: self._schema.table_of(event.event_type) for event, _ in events}
+        visible: set[int] = set()
+        for table in self._schema.tables:
+            ours = [event for event, _ in events if tables[event.offset] is table and self._names_a_row(event)]
+            if ours:
+                visible |= await self._visible(identity, table, ours)
+        doubtful = {
+            channel
+            for event, channel in events
+            if event.offset not in visible
+            and channel is not None
+            and (tables[event.offset] is None or channel not in self._schema.shared_channels)
+        }
+        if not doubtful:
+            return Filtered(visible, [])
+        granted = await self._authorizer.granted(identity, None, sorted(doubtful))
+        visible |= {
+            event.offset for event, channel in events if tables[event.offset] is None and channel in granted.channels
+        }
+        return Filtered(visible, [channel for channel in sorted(doubtful) if channel not in granted.channels])
+
+    def _names_a_row(self, event: Event) -> bool:
+        """Return whether the event names a row. An operator's own event of the same type may not."""
+        try:
+            self._keys[event.event_type].decode(event.body)
+            if event.rows is not None:
+                _rows.decode(event.rows)
+        except msgspec.MsgspecError:
+            return False
+        return True
+
+    async def _visible(self, identity: Identity, table: TableSpec, events: Sequence[Event]) -> set[int]:
+        """Return the offsets of the events of one table that the caller may see."""
+        plain = [event for event in events if event.rows is None]
+        queries_of = self._queries[table.name]
+        visible: set[int] = set()
+        for kind in table.derived:
+            derived = [event for event in plain if event.event_type == kind]
+            visible |= await self._selectable(identity, kind, queries_of[kind], derived)
+        rows = [event for event in plain if event.event_type not in table.derived]
+        visible |= await self._selectable(identity, table.name, queries_of[""], rows)
+        return visible | await self._allowed(identity, table, [event for event in events if event.rows is not None])
+
+    async def _selectable(self, identity: Identity, what: str, query: Query, events: Sequence[Event]) -> set[int]:
+        """Return the offsets of the events whose rows the caller may select now."""
 
         def ask(some: Sequence[Event]) -> tuple[Query, Params]:
             bodies = [event.body.decode() for event in some]
-            return _SQL[f"sees_{what}"], {"numbers": [event.offset for event in some], "bodies": bodies}
+            return query, {"offsets": [event.offset for event in some], "bodies": bodies}
 
         return await self._answered(identity, what, events, lambda event: event, ask, lambda row: set(row[0]))
 
-    async def _allowed(self, identity: Identity, table: str, events: Sequence[Event]) -> set[int]:
-        """The offsets of the events whose versions the caller's policies allow."""
-        versions: list[_Version] = []
-        partial: set[int] = set()
-        for event in events:
-            rows = _rows.decode(event.rows or b"{}")
-            was, is_now = bytes(rows.was), bytes(rows.is_)
-            if was:
-                versions.append(_Version(event.offset * 2, was, event))
-                if len(_columns.decode(was)) == 1:
-                    partial.add(event.offset)
-            if is_now:
-                versions.append(_Version(event.offset * 2 + bool(was), is_now, event))
+    async def _allowed(self, identity: Identity, table: TableSpec, events: Sequence[Event]) -> set[int]:
+        """Return the offsets of the events whose versions the caller's policies allow."""
+        versions, partial = _versions(events)
         changed = False
         policies: tuple[str, str] | None = None  # those in the question
 
         def ask(some: Sequence[_Version]) -> tuple[Query, Params]:
             nonlocal policies
-            policies = self._policies.get(table) or _UNKNOWN
-            asked = {"numbers": [version.which for version in some], "rows": [version.row.decode() for version in some]}
-            return _held_against(table, policies), {**asked, "table": table}
+            policies = self._policies.get(table.name) or _UNKNOWN
+            asked = {"version_ids": [version.id for version in some], "rows": [v.row.decode() for v in some]}
+            return _evaluate(table.name, policies), {**asked, "table": table.name}
 
         def read(row: TupleRow) -> set[int] | None:
             nonlocal changed
-            now = None if row[2] is None else (str(row[2][0]), str(row[2][1]))
-            self._policies[table] = now
-            changed = bool(row[3])
-            if now is None:  # not the table, or not all of its columns
+            answer = _Allowed(*row)
+            now = None if answer.policies is None else (str(answer.policies[0]), str(answer.policies[1]))
+            self._policies[table.name] = now
+            changed = answer.changed
+            if now is None:
                 return set()
-            return set(row[0]) if policies == now else None
+            return set(answer.version_ids) if policies == now else None
 
-        allowed = await self._answered(identity, table, versions, lambda version: version.event, ask, read)
+        allowed = await self._answered(identity, table.name, versions, lambda version: version.event, ask, read)
         return {
             event.offset
             for event in events
             if event.offset * 2 in allowed
             and event.offset * 2 + 1 not in allowed
-            and not (changed and event.offset in partial)  # whose row was left out, because the policies were others
+            and not (changed and event.offset in partial)  # published when the policies did not need the row
         }
 
     async def _answered(
@@ -135,18 +180,19 @@ class EventFilter:
         identity: Identity,
         what: str,
         items: Sequence[T],
-        of: Callable[[T], Event],
+        event_of: Callable[[T], Event],
         ask: Callable[[Sequence[T]], tuple[Query, Params]],
         read: Callable[[TupleRow], set[int] | None],
     ) -> set[int]:
-        """What is read from the answer, asked until it sees all of the events' transactions; None is asked again.
+        """Ask until the answer's snapshot sees the transactions of all items, and return what `read` returns then.
 
-        What the caller may not ask is no. If a policy fails, each of the items is asked about alone, and of that on
-        which it fails the answer is no, as a SELECT of the caller's would fail.
+        `read` returns None to have the question asked again. A caller without privileges sees nothing. If a policy
+        raises an error, each item is asked about alone, and one that raises it is not visible, as a SELECT of the
+        caller would fail.
         """
         found: set[int] = set()
         waiting = list(items)
-        async for _ in until_visible():
+        async for _ in self._pool.until_visible():
             if not waiting:
                 break
             try:
@@ -158,31 +204,71 @@ class EventFilter:
                     observe.policy_failed(what, error)
                     return found
                 for item in waiting:
-                    found |= await self._answered(identity, what, [item], of, ask, read)
+                    found |= await self._answered(identity, what, [item], event_of, ask, read)
                 return found
             answer = read(row)
             if answer is None:
                 continue
             snapshot = Snapshot.parse(row[1])
-            if all(snapshot.sees(of(item).xid) for item in waiting):
+            if all(snapshot.sees(event_of(item).xid) for item in waiting):
                 return answer
         return found
 
 
-def _is_named(event: Event) -> bool:
-    """Whether the event names a row; one that only looks like ours may not."""
-    try:
-        _named.decode(event.body)
-        if event.rows is not None:
-            _rows.decode(event.rows)
-    except msgspec.MsgspecError:
-        return False
-    return True
+def _versions(events: Sequence[Event]) -> tuple[list[_Version], set[int]]:
+    """Return the versions to evaluate, and the offsets of events that carry only a part of the row."""
+    versions: list[_Version] = []
+    partial: set[int] = set()
+    for event in events:
+        rows = _rows.decode(event.rows or b"{}")
+        was, is_now = bytes(rows.was), bytes(rows.is_)
+        if was:
+            versions.append(_Version(event.offset * 2, was, event))
+            if len(_columns.decode(was)) == 1:
+                partial.add(event.offset)
+        if is_now:
+            versions.append(_Version(event.offset * 2 + bool(was), is_now, event))
+    return versions, partial
 
 
-def _held_against(table: str, policies: tuple[str, str]) -> sql.Composed:
-    """The query that evaluates policies on rows that are given. They are the operator's own SQL, from the catalog."""
+def _key_decoder(event_type: str, key: Sequence[Column]) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Return a decoder that accepts an event if it has the key of a row."""
+    fields = [(column.field or column.name, _TYPES.get(column.type, object)) for column in key]
+    return msgspec.json.Decoder(msgspec.defstruct(event_type, fields))
+
+
+def _queries_of(table: TableSpec) -> dict[str, Query]:
+    """Return the queries for a table's events: under "" for those of one row, under their type for derived ones."""
+
+    def columns(some: Sequence[Column]) -> sql.Composable:
+        return sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(column.name)) for column in some)
+
+    def values(some: Sequence[Column]) -> sql.Composable:
+        return sql.SQL(", ").join(
+            sql.SQL("(e.body {} {})::{}").format(
+                sql.SQL("->" if column.type == "jsonb" else "->>"),
+                sql.Literal(column.field or column.name),
+                sql.SQL(column.type),
+            )
+            for column in some
+        )
+
+    of_rows = sql.SQL(_SQL["visible_rows"]).format(
+        table=sql.Identifier(table.name), name=sql.Literal(table.name), key=columns(table.key),
+        key_values=values(table.key), version=columns(table.version), version_values=values(table.version),
+    )  # fmt: skip
+    derived = {
+        kind: sql.SQL(_SQL["visible_derived"]).format(
+            table=sql.Identifier(table.name), key=columns(key), key_values=values(key)
+        )
+        for kind, key in table.derived.items()
+    }
+    return {"": of_rows, **derived}
+
+
+def _evaluate(table: str, policies: tuple[str, str]) -> sql.Composed:
+    """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in policies)
-    return sql.SQL(_SQL["allowed"]).format(
+    return sql.SQL(_SQL["allowed_versions"]).format(
         permissive=permissive, restrictive=restrictive, type=sql.Identifier("public", table), row=sql.Identifier(table)
     )

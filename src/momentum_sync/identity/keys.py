@@ -14,18 +14,15 @@ import msgspec
 from momentum_sync import observe
 from momentum_sync.errors import Unauthenticated, Unavailable
 from momentum_sync.identity.tokens import Identity, TokenRules, UnknownKey, api_key, bearer, verify
-
-_FRESH_S = 600.0
-_AGAIN_AFTER_S = 10.0
-_TIMEOUT_S = 5.0
-_MAX_KEY_SET = 256 * 1024
+from momentum_sync.limits import KeyLimits
 
 
 class Authenticator:
     """Turns what a request carries into an identity. Without an issuer no key set is ever asked for."""
 
-    def __init__(self, rules: TokenRules) -> None:
+    def __init__(self, rules: TokenRules, limits: KeyLimits) -> None:
         self._rules = rules
+        self._limits = limits
         self._url = f"{rules.issuer}/.well-known/jwks.json" if rules.issuer else None
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
@@ -46,7 +43,7 @@ class Authenticator:
         """The identity that a token proves now. Raises Unauthenticated, or Unavailable if keys cannot be had."""
         try:
             identity = verify(token, self._rules, self._keys, now=time.time())
-            if self._keys and time.monotonic() - self._fetched_at > _FRESH_S:
+            if self._keys and time.monotonic() - self._fetched_at > self._limits.fresh_s:
                 self._refresh()
             return identity
         except UnknownKey:
@@ -58,15 +55,16 @@ class Authenticator:
 
     def _refresh(self) -> asyncio.Task[None] | None:
         """Return the fetch of the key set that is under way, begun now unless one was tried moments ago."""
-        if self._refreshing is None and self._url is not None and time.monotonic() - self._tried_at >= _AGAIN_AFTER_S:
+        due = time.monotonic() - self._tried_at >= self._limits.retry_s
+        if self._refreshing is None and self._url is not None and due:
             self._tried_at = time.monotonic()
             self._refreshing = asyncio.ensure_future(self._fetch_keys(self._url))
         return self._refreshing
 
     async def _fetch_keys(self, url: str) -> None:
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                self._keys = await _fetch(url)
+            async with asyncio.timeout(self._limits.timeout_s):
+                self._keys = await _fetch(url, self._limits)
             self._fetched_at = time.monotonic()
         except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
             observe.keys_unavailable(url, error)
@@ -74,16 +72,16 @@ class Authenticator:
             self._refreshing = None
 
 
-async def _fetch(url: str) -> Mapping[str, jwt.PyJWK]:
+async def _fetch(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
     async with (
-        httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False) as client,
+        httpx.AsyncClient(timeout=limits.timeout_s, follow_redirects=False) as client,
         client.stream("GET", url) as response,
     ):
         response.raise_for_status()
         body = b""
         async for chunk in response.aiter_bytes():
             body += chunk
-            if len(body) > _MAX_KEY_SET:
+            if len(body) > limits.key_set_bytes:
                 raise ValueError("the key set is larger than any that is real")
     found = jwt.PyJWKSet.from_dict(msgspec.json.decode(body, type=dict[str, Any])).keys
     return {key.key_id: key for key in found if key.key_id and key.public_key_use in (None, "sig")}

@@ -1,85 +1,50 @@
--- name: rights
+-- name: grants
 -- Asked as the caller: whether it may act for a user, which of the channels it may have, and what this statement saw.
 select
-    %(user_id)s::uuid is null or public.momentum_may_act_for(%(user_id)s::uuid),
-    coalesce(array_agg(channel order by place) filter (where granted is not null), '{}'),
-    coalesce(array_agg(channel) filter (where granted = 'asked'), '{}'),
+    %(user_id)s::uuid is null or public.{may_act_for}(%(user_id)s::uuid),
+    coalesce(array_agg(channel order by place) filter (where granted is not null), '{{}}'),
+    coalesce(array_agg(channel) filter (where granted = 'asked'), '{{}}'),
     pg_current_snapshot()::text
 from (
-    select channel, place, public.momentum_grant(channel) as granted
+    select channel, place, public.{grant}(channel) as granted
     from unnest(%(channels)s::text[]) with ordinality as wanted (channel, place)
 ) as answered
 
 -- name: may_act_for
-select public.momentum_may_act_for(%(user_id)s)
+select public.{may_act_for}(%(user_id)s)
 
--- The statements below are asked as the caller, too. They take events as JSON, and answer with the numbers of those of
--- which the caller may SELECT the row, with every column that goes out, and with what the statement saw. Where the
--- policies of the table are changed, the row must be the version that the event tells of.
-
--- name: sees_daily_engagement_scores
+-- name: visible_rows
+-- The offsets of those events whose row the caller may select, with every column that the event carries. Where the policies
+-- of the table have changed, the row must be the version that the event describes.
 select
     array(
-        select e.number
-        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
+        select e."offset"
+        from unnest(%(offsets)s::bigint[], %(bodies)s::jsonb[]) as e ("offset", body)
         where exists (
-            select from public.daily_engagement_scores s
-            where s.user_id = (e.body ->> 'user_id')::uuid and s.score_date = (e.body ->> 'score_date')::date
+            select from public.{table} t
+            where ({key}) = ({key_values})
                 and (
-                    'daily_engagement_scores' <> all (string_to_array(current_setting('momentum.changed'), ','))
-                    or (s.momentum_state, s.final_score)
-                        = (e.body ->> 'momentum_state', (e.body ->> 'final_score')::numeric)))),
+                    {name} <> all (string_to_array(current_setting('momentum.changed'), ','))
+                    or ({version}) is not distinct from ({version_values})))),
     pg_current_snapshot()::text
 
--- name: sees_coach_interventions
+-- name: visible_derived
+-- The offsets of those events for which the caller may select some row with their key.
 select
     array(
-        select e.number
-        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
-        where exists (
-            select from public.coach_interventions i
-            where i.user_id = (e.body ->> 'user_id')::uuid and i.id = (e.body ->> 'intervention_id')::uuid
-                and (
-                    'coach_interventions' <> all (string_to_array(current_setting('momentum.changed'), ','))
-                    or (i.intervention_type, i.trigger_reason, i.status, i.scheduled_date) is not distinct from (
-                        e.body ->> 'intervention_type', e.body ->> 'trigger_reason', e.body ->> 'status',
-                        (e.body ->> 'scheduled_date')::date)))),
+        select e."offset"
+        from unnest(%(offsets)s::bigint[], %(bodies)s::jsonb[]) as e ("offset", body)
+        where exists (select from public.{table} t where ({key}) = ({key_values}))),
     pg_current_snapshot()::text
 
--- name: sees_momentum_notifications
+-- name: allowed_versions
+-- Which of the given row versions the caller's policies allow, what the statement saw, and the policies that apply to the
+-- caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive ones; null where the caller may
+-- not select from the table, or not every column.
 select
     array(
-        select e.number
-        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
-        where exists (
-            select from public.momentum_notifications n
-            where n.user_id = (e.body ->> 'user_id')::uuid and n.id = (e.body ->> 'notification_id')::uuid
-                and (
-                    'momentum_notifications' <> all (string_to_array(current_setting('momentum.changed'), ','))
-                    or (n.notification_type, n.title, n.message, n.action_type, n.action_data, n.status)
-                        is not distinct from (
-                        e.body ->> 'notification_type', e.body ->> 'title', e.body ->> 'message',
-                        e.body ->> 'action_type', e.body -> 'action_data', e.body ->> 'status')))),
-    pg_current_snapshot()::text
-
--- name: sees_cache_invalidation
--- Keys of scores, whose events they come with: for whoever sees any score of the user.
-select
-    array(
-        select e.number
-        from unnest(%(numbers)s::bigint[], %(bodies)s::jsonb[]) as e (number, body)
-        where exists (
-            select from public.daily_engagement_scores s where s.user_id = (e.body ->> 'user_id')::uuid)),
-    pg_current_snapshot()::text
-
--- name: allowed
--- Which of the rows that are given the caller's policies allow, what the statement saw, and the policies that hold for
--- the caller's SELECTs as they are: one of the permissive ones must be true, and all of the restrictive ones; null where
--- nothing may be SELECTed, or not every column.
-select
-    array(
-        select e.number
-        from unnest(%(numbers)s::bigint[], %(rows)s::jsonb[]) as e (number, version)
+        select e.version_id
+        from unnest(%(version_ids)s::bigint[], %(rows)s::jsonb[]) as e (version_id, version)
         cross join lateral jsonb_populate_record(null::{type}, e.version) as {row}
         where ({permissive}) and ({restrictive})),
     pg_current_snapshot()::text,

@@ -15,6 +15,8 @@ from contextlib import suppress
 from typing import Self
 
 from momentum_sync import errors
+from momentum_sync.domain import messages as domain
+from momentum_sync.domain.messages import Momentum
 from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, RequestFailed
 from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
@@ -28,7 +30,6 @@ from momentum_sync.sdk.stream import Events
 from momentum_sync.tasks import end
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.from_server import Momentum
 
 _TICK_S = 1.0
 _STEADY_S = 5.0
@@ -95,7 +96,7 @@ class Client:
     async def clear(self) -> None:
         """Logs out: closes the client, and nothing of the user stays, here or in the store.
 
-        What was marked and not sent is gone, too; `sent` waits for it. StoreFailed if the store cannot be cleared.
+        What was marked and not sent is gone, too; `flush` waits for it. StoreFailed if the store cannot be cleared.
         """
         await through(self._close(clear=True))
 
@@ -141,7 +142,7 @@ class Client:
         return self._known.following.channels
 
     @property
-    def unsent(self) -> int:
+    def pending_count(self) -> int:
         """How many notifications were marked as read that the server has not heard of yet."""
         return len(self._known.outbox.waiting)
 
@@ -153,15 +154,15 @@ class Client:
     def events(self) -> Events:
         """Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
 
-        An event counts as had once the next one is asked for, or `had` was called with it: with a store, a program that
+        An event counts as had once the next one is asked for, or `ack` was called with it: with a store, a program that
         is started again goes on there, and so does the next iterator. Raises Ended where the client does not come back
         by itself. Another iterator takes over, and ends this one.
         """
         return self._known.stream.begin()
 
-    def had(self, event: Event | Resync) -> None:
+    def ack(self, event: Event | Resync) -> None:
         """The program is done with this: for one that leaves its loop on purpose, lest it comes again."""
-        self._known.stream.had(event)
+        self._known.stream.ack(event)
 
     async def changes(self) -> AsyncIterator[State]:
         """The state now, and again whenever it is another; what changes faster than it is taken is left out."""
@@ -172,7 +173,7 @@ class Client:
             known[0] = self.state
             yield known[0]
 
-    async def until_live(self) -> State:
+    async def wait_until_live(self) -> State:
         """Waits until the state is current. Raises Ended, or Offline where the client was closed, if it will not be."""
         await self._known.stream.surely(lambda: self._known.following.status == "live")
         return self.state
@@ -190,14 +191,14 @@ class Client:
         if not kept and self._known.keeper.keeps:
             raise errors.StoreFailed("It is marked, but would be forgotten if the program ended now.")
 
-    async def sent(self) -> None:
-        """Waits until the server has taken everything that was marked. Raises as `until_live`."""
+    async def flush(self) -> None:
+        """Waits until the server has taken everything that was marked. Raises as `wait_until_live`."""
         await self._known.stream.surely(lambda: not self._known.outbox.waiting)
 
     async def request_momentum_update(self) -> Momentum:
         """The momentum with what events do not carry: its breakdown and count. Raises Offline or RequestFailed."""
         answer = await self._ask({"type": "request_momentum_update"})
-        assert isinstance(answer, wire.MomentumStateUpdate)
+        assert isinstance(answer, domain.MomentumStateUpdate)
         if self._known.read_again(answer.data):
             await self._known.stream.tell()
         return answer.data
@@ -225,7 +226,7 @@ class Client:
         with suppress(Offline):
             await self._ask({"type": "unsubscribe", "channels": list(channels)})
 
-    def wake(self) -> None:
+    def reconnect_now(self) -> None:
         """The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives."""
         self._wake.set()
 
@@ -332,11 +333,11 @@ class Client:
                 self._known.greeted()
                 self._teller.report_refused(message.refused)
                 self._spawn(self._greeted())
-            case wire.NotificationMarkedRead():
+            case domain.NotificationMarkedRead():
                 self._known.read(message.notification_id)
             case wire.Error(ref=str(ref)) if ref.startswith("read:"):
                 self._refused(ref.removeprefix("read:"), message)
-            case wire.CacheInvalidationConfirmed():
+            case domain.CacheInvalidationConfirmed():
                 pass
             case _ if connection is None or not connection.answered(message):
                 if isinstance(message, wire.Error):

@@ -10,11 +10,12 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from momentum_sync.domain import messages as domain
+from momentum_sync.domain.messages import Intervention, Momentum, Notification
 from momentum_sync.errors import Gap, NotUnderstood
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close, Verdict
-from momentum_sync.wire.from_server import Intervention, Momentum, Notification
 
 Status = Literal["offline", "catching_up", "live", "ended"]
 
@@ -178,7 +179,7 @@ class Protocol:
     def receive(self, text: str | bytes, now: float, at: float) -> list[Output]:
         """A text frame. Raises Gap where an event is missing before it, NotUnderstood where it is no message."""
         try:
-            message = wire.decode(text)
+            message = domain.SERVER_MESSAGES.decode(text)
         except (ValueError, RecursionError) as error:
             raise NotUnderstood(f"The server sent what is no message: {error}.") from error
         self._heard_at, self._steady = now, at
@@ -187,11 +188,11 @@ class Protocol:
                 return []
             case wire.SubscriptionConfirmed():
                 return self._confirmed(message, now)
-            case wire.InitialState():
+            case domain.InitialState():
                 return self._begin(message)
             case wire.RealtimeEvent():
                 return self._event(message.event)
-            case wire.CacheInvalidation():
+            case domain.CacheInvalidation():
                 self._follow(message.id, message.previous_id)
                 return [Invalidated(message.id, tuple(message.cache_keys))]
             case wire.Heartbeat():
@@ -224,7 +225,7 @@ class Protocol:
                 self._reason = message.reason or "unknown_id"
         return [Answer(message)]
 
-    def _begin(self, message: wire.InitialState) -> list[Output]:
+    def _begin(self, message: domain.InitialState) -> list[Output]:
         self.state.begin(message)
         self.last_event_id = self.position = message.last_event_id
         reason, self._reason = self._reason, None

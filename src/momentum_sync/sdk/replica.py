@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from momentum_sync.domain.messages import Momentum
 from momentum_sync.errors import ClientError
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.outbox import Outbox
@@ -12,7 +13,6 @@ from momentum_sync.sdk.protocol import NOBODY, Output, Protocol, State
 from momentum_sync.sdk.state import UserState
 from momentum_sync.sdk.store import Document, Keeper, Store
 from momentum_sync.sdk.stream import Stream
-from momentum_sync.wire.from_server import Momentum
 
 
 class Replica:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from momentum_sync.wire.from_server import (
+from momentum_sync.domain.messages import (
     EVENTS,
     InitialState,
     Intervention,

@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from momentum_sync.domain.messages import Momentum
 from momentum_sync.errors import StoreFailed
 from momentum_sync.sdk.callbacks import in_thread
 from momentum_sync.sdk.protocol import Event, Invalidated, Output, Resync
 from momentum_sync.sdk.state import Saved, UserState
-from momentum_sync.wire.from_server import Momentum
 
 if sys.platform != "win32":  # which has no such lock
     import fcntl

@@ -57,7 +57,7 @@ class Stream:
         if not self._iterating and len(self._waiting) > _MOST_WAITING:
             self._settle(self._waiting.popleft())
 
-    def had(self, output: Output) -> None:
+    def ack(self, output: Output) -> None:
         """The program has had everything up to this."""
         if output in self._waiting:
             last = None

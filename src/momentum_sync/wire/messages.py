@@ -1,129 +1,158 @@
-"""The messages of the contract, section 2, as bytes and back.
+"""Messages of the native protocol as the server reads and writes them.
 
-From a client: `decode`. To a client: one function a type, each returning the JSON text of one frame. Events are not
-encoded again: their JSON comes from the database and is spliced in.
+From a client: types, and `ClientMessages` that decodes them. To a client: functions that return the JSON of one
+message. Events are not encoded again: their JSON comes from the database and is spliced in.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
-from uuid import UUID
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
 MAX_FRAME = 64 * 1024
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
-"""What names may consist of: no control character, so that none ends a line or a text where it should not."""
+"""Names consist of anything but control characters, so that none ends a line or a string where it should not."""
 
 _Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=PRINTABLE.replace("$", r"\Z"))]
 _Channels = Annotated[list[_Channel], msgspec.Meta(min_length=1, max_length=500)]
-_Key = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
-_Ref = str | int | float | bool | None
+B = TypeVar("B", bound=msgspec.Struct)
+Ref = str | int | float | bool | None
+"""What a client may send as `ref`; the answer repeats it."""
 
 
 class BadMessage(ValueError):
-    """A frame that is no message of ours. `code` is for programs; `ref` is the frame's own, where it had one."""
+    """A frame that is not a message. `code` is for programs; `ref` is the frame's own, if it has one."""
 
-    def __init__(self, code: str, sentence: str, ref: object = None) -> None:
+    def __init__(self, code: str, sentence: str, ref: Ref = None) -> None:
         super().__init__(sentence)
         self.code = code
         self.ref = ref
 
 
-class Ping(msgspec.Struct, tag="ping"):
-    ref: _Ref = None
+class ClientMessage(msgspec.Struct, kw_only=True):
+    """A message of a client. The specification takes its summary from the docstring and its answers from `ANSWERS`."""
+
+    ANSWERS: ClassVar[tuple[str, ...]] = ()
+
+    ref: Ref = None
+
+    def problem(self) -> str | None:
+        """Return the sentence that says what its types do not: which fields it needs. None if it is complete."""
+        return None
 
 
-class RequestMomentumUpdate(msgspec.Struct, tag="request_momentum_update"):
-    ref: _Ref = None
+class Ping(ClientMessage, tag="ping"):
+    """Asks whether the connection is alive."""
+
+    ANSWERS = ("pong",)
 
 
-class MarkNotificationRead(msgspec.Struct, tag="mark_notification_read"):
-    notification_id: UUID
-    ref: _Ref = None
+class Subscribe(ClientMessage, tag="subscribe", kw_only=True):
+    """Asks for channels. All of them are granted, or none."""
 
+    ANSWERS = ("subscription_confirmed", "error")
 
-class CacheInvalidationAck(msgspec.Struct, tag="cache_invalidation_ack"):
-    cache_key: _Key | None = None
-    cache_keys: Annotated[list[_Key], msgspec.Meta(max_length=500)] = []
-    ref: _Ref = None
-
-    @property
-    def keys(self) -> list[str]:
-        """What was acknowledged, in either of the two fields."""
-        return [*([] if self.cache_key is None else [self.cache_key]), *self.cache_keys]
-
-
-class Subscribe(msgspec.Struct, tag="subscribe"):
     channels: _Channels
-    ref: _Ref = None
 
 
-class Unsubscribe(msgspec.Struct, tag="unsubscribe"):
+class Unsubscribe(ClientMessage, tag="unsubscribe", kw_only=True):
+    """Gives up channels."""
+
+    ANSWERS = ("subscription_confirmed", "error")
+
     channels: _Channels
-    ref: _Ref = None
 
 
-class Authenticate(msgspec.Struct, tag="authenticate"):
+class Authenticate(ClientMessage, tag="authenticate", kw_only=True):
+    """Brings a fresh token, without a reconnect."""
+
+    ANSWERS = ("authenticated", "error")
+
     token: str
-    ref: _Ref = None
 
 
-ClientMessage = (
-    Ping | RequestMomentumUpdate | MarkNotificationRead | CacheInvalidationAck | Subscribe | Unsubscribe | Authenticate
-)
+class ClientMessages:
+    """Decodes the messages of one protocol, which are its own and the application's."""
+
+    def __init__(self, types: Sequence[type[ClientMessage]]) -> None:
+        union: Any = reduce(or_, types)
+        self._decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(union)
+        self._tags = sorted(tag_of(kind) for kind in types)
+
+    def decode(self, frame: bytes) -> ClientMessage:
+        """Decode a text frame.
+
+        Raises:
+            BadMessage: with a sentence that its sender can act on.
+        """
+        try:
+            message = self._decoder.decode(frame)
+        except msgspec.ValidationError as error:
+            raise self._explain(frame, error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise BadMessage("invalid_json", "The frame is not JSON.") from None
+        problem = message.problem()
+        if problem is not None:
+            raise BadMessage("invalid_field", problem, message.ref)
+        return message
+
+    def _explain(self, frame: bytes, error: msgspec.ValidationError) -> BadMessage:
+        try:
+            loose = _loose.decode(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return BadMessage("invalid_message", "A message is one JSON object with a `type`.")
+        ref = loose.get("ref")
+        if not isinstance(ref, str | int | float | bool):
+            ref = None
+        kind = loose.get("type")
+        if not isinstance(kind, str):
+            return BadMessage("invalid_message", "The message has no `type`.", ref)
+        if kind not in self._tags:
+            return BadMessage("unknown_type", f"`type` is none of {', '.join(self._tags)}.", ref)
+        return BadMessage("invalid_field", f"`{kind}` has a wrong or missing field: {error}.", ref)
+
 
 _encode = msgspec.json.Encoder().encode
-_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _loose = msgspec.json.Decoder(dict[str, Any])
-_TYPES = frozenset(kind.__struct_config__.tag for kind in ClientMessage.__args__)
 
 
-def decode(frame: bytes) -> ClientMessage:
-    """The message in a text frame. BadMessage with what is wrong with it, in words that its sender can act on."""
-    try:
-        message = _decoder.decode(frame)
-    except msgspec.ValidationError as error:
-        raise _explain(frame, error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadMessage("invalid_json", "The frame is not JSON.") from None
-    if isinstance(message, CacheInvalidationAck) and not message.keys:
-        raise BadMessage("invalid_field", "`cache_invalidation_ack` needs `cache_key` or `cache_keys`.", message.ref)
-    return message
+def tag_of(kind: type[msgspec.Struct]) -> str:
+    """Return the `type` of a message."""
+    return str(kind.__struct_config__.tag)
 
 
-def _explain(frame: bytes, error: msgspec.ValidationError) -> BadMessage:
-    try:
-        loose = _loose.decode(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return BadMessage("invalid_message", "A message is one JSON object with a `type`.")
-    ref = loose.get("ref")
-    if not isinstance(ref, str | int | float | bool):
-        ref = None
-    kind = loose.get("type")
-    if not isinstance(kind, str):
-        return BadMessage("invalid_message", "The message has no `type`.", ref)
-    if kind not in _TYPES:
-        return BadMessage("unknown_type", f"`type` is none of {', '.join(sorted(map(str, _TYPES)))}.", ref)
-    return BadMessage("invalid_field", f"`{kind}` has a wrong or missing field: {error}.", ref)
+def declared_in(module: str, base: type[B]) -> list[type[B]]:
+    """Return the message types that a module declares, in order: a type needs no entry in a list."""
+    return [
+        kind
+        for kind in vars(sys.modules[module]).values()
+        if isinstance(kind, type)
+        and issubclass(kind, base)
+        and kind.__module__ == module
+        and kind.__struct_config__.tag is not None
+    ]
 
 
 def timestamp(now: float) -> str:
-    """RFC 3339 in UTC with milliseconds. `now` is seconds since 1970."""
+    """Format seconds since 1970 as RFC 3339 in UTC with milliseconds."""
     return _millisecond(int(now * 1000)).decode()
 
 
 @lru_cache(maxsize=16)
 def _millisecond(milliseconds: int) -> bytes:
-    """Every message has the time, and messages come by the dozen in a millisecond."""
+    """Format a timestamp. Every message has one, and many messages share a millisecond."""
     seconds, rest = divmod(milliseconds, 1000)
     return b"%b.%03dZ" % (datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode(), rest)
 
 
-def encode(kind: str, now: float, fields: dict[str, object], ref: object = None) -> bytes:
-    """A message to a client: its type, its fields, the `ref` of what it answers, and the time."""
+def encode(kind: str, now: float, fields: dict[str, object], ref: Ref = None) -> bytes:
+    """Encode a message to a client: its type, its fields, the `ref` of what it answers, and the time."""
     message = {"type": kind, **fields}
     if ref is not None:
         message["ref"] = ref
@@ -131,44 +160,34 @@ def encode(kind: str, now: float, fields: dict[str, object], ref: object = None)
     return _encode(message)
 
 
-def error(code: str, sentence: str, now: float, ref: object = None, **more: object) -> bytes:
-    """An `error`; the connection stays open."""
+def error(code: str, sentence: str, now: float, ref: Ref = None, **more: object) -> bytes:
+    """Encode an `error`; the connection stays open."""
     return encode("error", now, {"code": code, "error": sentence, **more}, ref)
 
 
 class DeliveryIds(NamedTuple):
-    """How one connection gets an event: under which id, after which, on which channel."""
+    """The id under which a connection gets an event, the id of the event before it, and the channel."""
 
     event_id: str
     previous_id: str
     channel: str
 
 
-def event_object(body: bytes, delivery: DeliveryIds) -> bytes:
-    """An event's own JSON object with its delivery in it. The ids are ours and need no escaping."""
-    event_id, previous_id, channel = delivery
+def event_object(body: bytes, ids: DeliveryIds) -> bytes:
+    """Return an event's own JSON object with its ids added. The ids need no escaping."""
+    event_id, previous_id, channel = ids
     return b"".join((
         body[:-1], b',"id":"' if len(body) > 2 else b'"id":"', event_id.encode(),
         b'","previous_id":"', previous_id.encode(), b'","channel":', _encode(channel), b"}",
     ))  # fmt: skip
 
 
-def realtime_event(body: bytes, delivery: DeliveryIds, now: float) -> bytes:
-    """A `realtime_event` around an event's own JSON object."""
+def realtime_event(body: bytes, ids: DeliveryIds, now: float) -> bytes:
+    """Encode a `realtime_event` around an event's own JSON object."""
     at = _millisecond(int(now * 1000))
     return b"".join((
-        b'{"type":"realtime_event","event":', event_object(body, delivery), b',"timestamp":"', at, b'"}'
+        b'{"type":"realtime_event","event":', event_object(body, ids), b',"timestamp":"', at, b'"}'
     ))  # fmt: skip
-
-
-def cache_invalidation(cache_keys: tuple[str, ...], delivery: DeliveryIds, now: float) -> bytes:
-    """A `cache_invalidation`."""
-    fields: dict[str, object] = {
-        "cache_keys": cache_keys,
-        "id": delivery.event_id,
-        "previous_id": delivery.previous_id,
-    }
-    return encode("cache_invalidation", now, fields)
 
 
 PING = b"\x89\x00"
@@ -176,7 +195,7 @@ PING = b"\x89\x00"
 
 
 def frame(payload: bytes) -> bytes:
-    """A whole text frame from a server, unmasked: RFC 6455, section 5.2."""
+    """Wrap a payload in one text frame of a server, unmasked: RFC 6455, section 5.2."""
     length = len(payload)
     if length < 126:
         return b"\x81" + bytes((length,)) + payload

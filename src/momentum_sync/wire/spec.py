@@ -6,34 +6,18 @@ WebSockets binding 0.1.0.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from momentum_sync.wire import from_server, messages
 from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import tag_of
+from momentum_sync.wire.paths import PREFIX
 
 Document = dict[str, Any]
 
-PATH = "/functions/v1/realtime-momentum-sync"
-_ANSWERS = {
-    "ping": ("pong",),
-    "request_momentum_update": ("momentum_state_update", "error"),
-    "mark_notification_read": ("notification_marked_read", "error"),
-    "cache_invalidation_ack": ("cache_invalidation_confirmed", "error"),
-    "subscribe": ("subscription_confirmed", "error"),
-    "unsubscribe": ("subscription_confirmed", "error"),
-    "authenticate": ("authenticated", "error"),
-}
-_ABOUT = {
-    "ping": "Asks whether the connection lives.",
-    "request_momentum_update": "Asks for the momentum as it is now.",
-    "mark_notification_read": "Marks a notification as opened. Doing it again changes nothing.",
-    "cache_invalidation_ack": "Says that keys are gone from a cache. Confirmed once for each key that was pending.",
-    "subscribe": "Asks for channels. All of them are granted, or none.",
-    "unsubscribe": "Lets go of channels.",
-    "authenticate": "A fresh token, without reconnecting.",
-}
 _QUERY = {
     "user_id": ("uuid", "Whose connection it is, where the token does not say, or the caller acts for another."),
     "client_id": (None, "Names the device. A second connection of the user's with the same name replaces the first."),
@@ -51,15 +35,25 @@ is missing, and a client begins anew, without a `last_event_id`. Ids are opaque.
 """
 
 
-def document(version: str) -> Document:
-    """The whole document. `version` is the package's."""
-    clients = list(messages.ClientMessage.__args__)
-    servers = list(from_server.ServerMessage.__args__)
+class Protocol(NamedTuple):
+    """The messages of one application's protocol, and the events that it names.
+
+    `events` has the type of each named event; any other event is an operator's own.
+    """
+
+    clients: Sequence[type[messages.ClientMessage]]
+    servers: Sequence[type[from_server.ServerMessage]]
+    events: Mapping[str, type[msgspec.Struct]]
+
+
+def document(version: str, protocol: Protocol) -> Document:
+    """Return the whole document. `version` is the package's."""
+    clients, servers = protocol.clients, protocol.servers
     _, schemas = msgspec.json.schema_components(
-        [*clients, *servers, *_events()], ref_template="#/components/schemas/{name}"
+        [*clients, *servers, *_kinds(protocol)], ref_template="#/components/schemas/{name}"
     )
     _to_ecma(schemas)
-    schemas["Event"] = _event()
+    schemas["Event"] = _event(protocol)
     schemas["RealtimeEvent"]["properties"]["event"] = {"$ref": "#/components/schemas/Event"}
     return {
         "asyncapi": "3.0.0",
@@ -81,10 +75,10 @@ def document(version: str) -> Document:
                 ],
             }
         },
-        "channels": {"connection": _connection([*map(_tag, clients), *map(_tag, servers)])},
-        "operations": _operations([_tag(kind) for kind in clients], [_tag(kind) for kind in servers]),
+        "channels": {"connection": _connection([*map(tag_of, clients), *map(tag_of, servers)])},
+        "operations": _operations(clients, [tag_of(kind) for kind in servers]),
         "components": {
-            "messages": {_tag(kind): _message(kind) for kind in [*clients, *servers]},
+            "messages": {tag_of(kind): _message(kind) for kind in [*clients, *servers]},
             "schemas": dict(sorted(schemas.items())),
             "securitySchemes": _security(),
         },
@@ -106,14 +100,13 @@ def _to_ecma(schema: Any) -> None:
             _to_ecma(inner)
 
 
-def _tag(kind: type[msgspec.Struct]) -> str:
-    return str(kind.__struct_config__.tag)
+def _summary(kind: type[msgspec.Struct]) -> str:
+    return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def _message(kind: type[msgspec.Struct]) -> Document:
-    tag = _tag(kind)
-    summary = _ABOUT.get(tag) or (kind.__doc__ or "").strip().partition("\n")[0]
-    return {"name": tag, "summary": summary, "payload": {"$ref": f"#/components/schemas/{kind.__name__}"}}
+    tag = tag_of(kind)
+    return {"name": tag, "summary": _summary(kind), "payload": {"$ref": f"#/components/schemas/{kind.__name__}"}}
 
 
 def _connection(tags: list[str]) -> Document:
@@ -121,8 +114,8 @@ def _connection(tags: list[str]) -> Document:
     for name, (form, about) in _QUERY.items():
         properties[name] = {"type": "string", **({"format": form} if form else {}), "description": about}
     return {
-        "address": PATH,
-        "description": "One connection. `/ws` is a short name for the same.",
+        "address": PREFIX,
+        "description": "One connection. `/ws` is a short name for it.",
         "messages": {tag: {"$ref": f"#/components/messages/{tag}"} for tag in tags},
         "bindings": {
             "ws": {"method": "GET", "query": {"type": "object", "properties": properties}, "bindingVersion": "0.1.0"}
@@ -130,55 +123,55 @@ def _connection(tags: list[str]) -> Document:
     }
 
 
-def _operations(clients: list[str], servers: list[str]) -> Document:
+def _operations(clients: Sequence[type[messages.ClientMessage]], servers: list[str]) -> Document:
     def named(tag: str) -> Document:
         return {"$ref": f"#/channels/connection/messages/{tag}"}
 
     channel = {"$ref": "#/channels/connection"}
-    taken = {
-        f"on_{tag}": {
+    received = {
+        f"on_{tag_of(kind)}": {
             "action": "receive",
             "channel": channel,
-            "summary": _ABOUT[tag],
-            "messages": [named(tag)],
-            "reply": {"channel": channel, "messages": [named(answer) for answer in _ANSWERS[tag]]},
+            "summary": _summary(kind),
+            "messages": [named(tag_of(kind))],
+            "reply": {"channel": channel, "messages": [named(answer) for answer in kind.ANSWERS]},
         }
-        for tag in clients
+        for kind in clients
     }
-    answers = {answer for tags in _ANSWERS.values() for answer in tags} - {"subscription_confirmed", "error"}
-    told = {
+    answers = {answer for kind in clients for answer in kind.ANSWERS} - {"subscription_confirmed", "error"}
+    sent = {
         f"send_{tag}": {"action": "send", "channel": channel, "messages": [named(tag)]}
         for tag in servers
         if tag not in answers
     }
-    return taken | told
+    return received | sent
 
 
-def _where(kind: type[msgspec.Struct]) -> Document:
-    """An event with one of the names of our tables is as theirs are. Any other is an operator's own."""
-    names = [name for name, one in from_server.EVENTS.items() if one is kind]
+def _where(protocol: Protocol, kind: type[msgspec.Struct]) -> Document:
+    """Return the rule that an event with one of the named types has the fields of that type."""
+    names = [name for name, one in protocol.events.items() if one is kind]
     named = {"properties": {"event_type": {"enum": names}}, "required": ["event_type"]}
     return {"if": named, "then": {"$ref": f"#/components/schemas/{kind.__name__}"}}
 
 
-def _events() -> list[type[msgspec.Struct]]:
-    return list(dict.fromkeys(from_server.EVENTS.values()))
+def _kinds(protocol: Protocol) -> list[type[msgspec.Struct]]:
+    return list(dict.fromkeys(protocol.events.values()))
 
 
-def _event() -> Document:
+def _event(protocol: Protocol) -> Document:
     text = {"type": "string"}
     return {
         "title": "Event",
-        "description": "What was published, with its place on this connection.",
+        "description": "A published event, with its ids on this connection.",
         "type": "object",
         "properties": {
             "id": {**text, "description": "opaque"},
-            "previous_id": {**text, "description": "of the event before it on this connection"},
+            "previous_id": {**text, "description": "id of the event before it on this connection"},
             "channel": text,
             "event_type": text,
         },
         "required": ["id", "previous_id", "channel"],
-        "allOf": [_where(kind) for kind in _events()],
+        "allOf": [_where(protocol, kind) for kind in _kinds(protocol)],
     }
 
 

@@ -60,7 +60,7 @@ async def test_whoever_leaves_gets_the_same_event_again_unless_it_was_had(waitin
         one = await anext(events)
         assert one.id == "1"
         if leave_with_it:
-            waiting.had(one)
+            waiting.ack(one)
         await events.aclose()
     assert settled == ["1"]
     assert (await anext(waiting.begin())).id == "2"

@@ -10,13 +10,15 @@ import msgspec
 import pytest
 
 from momentum_sync import errors
+from momentum_sync.domain.messages import PROTOCOL, InitialState, Momentum
 from momentum_sync.sdk.protocol import Answer, Event, Invalidated, Output, Protocol, Resync, pause, verdict
 from momentum_sync.sdk.state import Saved, UserState
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.from_server import InitialState, Momentum
 
 VECTORS = Path(__file__).parents[3] / "spec" / "vectors"
+
+DECODER = messages.ClientMessages(PROTOCOL.clients)
 
 
 def cases(name: str) -> list[Any]:
@@ -122,8 +124,8 @@ def test_messages(case: dict[str, Any]) -> None:
     text = case.get("text") or json.dumps(case["message"])
     if "code" in case:
         with pytest.raises(messages.BadMessage) as raised:
-            messages.decode(text.encode())
+            DECODER.decode(text.encode())
         assert raised.value.code == case["code"]
     else:
-        decoded = messages.decode(text.encode())
+        decoded = DECODER.decode(text.encode())
         assert decoded.__struct_config__.tag == case["message"]["type"]

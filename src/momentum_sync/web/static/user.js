@@ -49,8 +49,8 @@ function run({ client, ask }) {
     write(find("unread"), String(notifications.length));
     fill(find("notifications"), ...lines(notifications.map(notification), "All read."));
     for (const button of find("notifications").querySelectorAll("button")) button.onclick = () => read(button.dataset.key);
-    const unsent = client.state.status === "live" ? 0 : client.unsent;
-    write(find("to-send"), unsent > 0 ? `${unsent} read, to be sent when the connection is back` : "");
+    const waiting = client.state.status === "live" ? 0 : client.pendingCount;
+    write(find("to-send"), waiting > 0 ? `${waiting} read, to be sent when the connection is back` : "");
   }
 
   function read(id) {

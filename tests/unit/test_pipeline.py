@@ -10,18 +10,20 @@ import json
 import struct
 from collections.abc import Sequence
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
 from momentum_sync.capture.lag_probe import LagProbe
-from momentum_sync.capture.reader import _Run, _Stuck
+from momentum_sync.capture.pipeline import Pipeline
 from momentum_sync.capture.sequencer import Sequencer
-from momentum_sync.capture.slot import StreamRefused
+from momentum_sync.capture.slot import SlotFacts, StreamRefused
+from momentum_sync.capture.supervisor import StuckSlot
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.feed import Feed
+from momentum_sync.eventlog.feed import Beginning, LocalFeed
 from momentum_sync.eventlog.samples import Samples
-from momentum_sync.eventlog.table import SlotFacts
 from momentum_sync.eventlog.window import Window
+from momentum_sync.limits import CaptureLimits
 
 
 class Told:
@@ -32,10 +34,10 @@ class Told:
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
 
-    async def append(self, events: Sequence[Event], *, confirmed: int) -> None:
+    async def append(self, events: Sequence[Event], *, token: UUID, confirmed: int) -> None:
         self.told.append(("append", confirmed))
 
-    async def confirm(self, confirmed: int) -> None:
+    async def confirm(self, confirmed: int, *, token: UUID) -> None:
         self.told.append(("confirm", confirmed))
 
     def send(self, payload: bytes) -> None:
@@ -49,6 +51,7 @@ def wal(payload: bytes) -> bytes:
     return b"w" + bytes(24) + payload
 
 
+LIMITS = CaptureLimits(idle_confirm_interval_s=0.01, append_gather_s=0.0)
 ENVELOPE = json.dumps({"channels": ["c"], "event": {}}).encode()
 
 
@@ -71,11 +74,11 @@ def keepalive(end: int, *, reply: bool = False) -> bytes:
 class Heard:
     """Listens to the feed, which must stand at each event when that is handed over."""
 
-    def __init__(self, feed: Feed, *, fails_at: int = 0) -> None:
+    def __init__(self, feed: LocalFeed, *, fails_at: int = 0) -> None:
         self._feed = feed
         self._fails_at = fails_at
         self.heard: list[str] = []
-        feed.listen(self)
+        feed.subscribe(self)
 
     def event(self, event: Event, *, more: bool = False) -> None:
         assert self._feed.offset == event.offset == self._feed.window.last
@@ -96,15 +99,20 @@ class Heard:
         self.heard.append("history changed")
 
 
-def capturing(told: Told) -> tuple[_Run, Feed, Samples]:
-    feed = Feed(Window(100_000))
-    feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=1, incarnation=1)
+def pipeline(told: Told, feed: LocalFeed, sequencer: Sequencer, samples: Samples) -> Pipeline:
+    stands_in = cast(Any, told)
+    return Pipeline(stands_in, stands_in, feed, LagProbe("p"), sequencer, samples, UUID(int=1), LIMITS)
+
+
+def capturing(told: Told) -> tuple[Pipeline, LocalFeed, Samples]:
+    feed = LocalFeed(Window(100_000))
+    feed.begin(Beginning("abcdef01", 0, 0, 100, 1, 1))
     sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1)
     samples = Samples(0.0, lambda: 0.0)
-    return _Run(cast(Any, told), cast(Any, told), feed, LagProbe("p"), sequencer, samples), feed, samples
+    return pipeline(told, feed, sequencer, samples), feed, samples
 
 
-def transaction(run: _Run, lsn: int, end: int) -> None:
+def transaction(run: Pipeline, lsn: int, end: int) -> None:
     run.take([begin(lsn), message(), commit(lsn, end)])
 
 
@@ -122,9 +130,9 @@ async def test_a_keepalive_within_a_transaction_does_not_move_the_position() -> 
     told = Told()
     run, feed, _ = capturing(told)
     run.take([begin(200), message(), keepalive(250, reply=True)])
-    assert feed.position == 100
+    assert feed.lsn == 100
     run.take([commit(200, 260), keepalive(270)])
-    assert feed.position == 270
+    assert feed.lsn == 270
     assert told.told == [("slot", 100)], "the server asked for a status once, and nothing is in the log yet"
 
 
@@ -135,8 +143,8 @@ async def test_what_broke_at_an_event_has_those_after_it_come_again() -> None:
         run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard == ["event 1", "event 2", "published"]
     again = Sequencer(offset=0, place=(0, 0), near_xid=1)
-    feed.begin(epoch="abcdef01", offset=0, mark=0, position=100, ceiling=1, incarnation=1)
-    run = _Run(cast(Any, Told()), cast(Any, Told()), feed, LagProbe("p"), again, Samples(0.0, lambda: 0.0))
+    feed.begin(Beginning("abcdef01", 0, 0, 100, 1, 1))
+    run = pipeline(Told(), feed, again, Samples(0.0, lambda: 0.0))
     run.take([begin(200), message(), message(), message(), commit(200, 210)])
     assert heard.heard[3:] == ["event 3", "published", "advanced 210"]
 
@@ -164,7 +172,7 @@ async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anythi
 
 def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
     missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
-    stuck = _Stuck()
+    stuck = StuckSlot(3)
     for place in (100, 100, 200, 200):
         stuck.began(place)
         stuck.failed(missing)
@@ -179,7 +187,7 @@ def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
 
 def test_another_error_in_between_has_the_count_begin_again() -> None:
     missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
-    stuck = _Stuck()
+    stuck = StuckSlot(3)
     stuck.began(100)
     stuck.failed(missing)
     stuck.failed(missing)

@@ -34,7 +34,7 @@ select public.get_realtime_momentum_state(%(user_id)s)::text
 select public.get_realtime_interventions(%(user_id)s)::text
 
 -- name: notifications
-select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text, count(*)
+select coalesce(json_agg(n.notification order by n.created_at desc, n.id), '[]')::text, count(*) > 0
 from (
     select m.created_at, m.id, jsonb_build_object(
         'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,

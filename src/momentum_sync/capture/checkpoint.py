@@ -1,0 +1,223 @@
+"""The checkpoint: how far capture has written and confirmed, and which instance may write.
+
+`momentum.stream` has one row. Acquiring it gives this instance a new fencing token, which every append compares in the
+same statement; and it decides whether the history goes on or an epoch begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from dataclasses import dataclass, field
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
+
+from momentum_sync.capture.slot import SlotFacts
+from momentum_sync.database import lsn, queries
+from momentum_sync.database.connection import fetch_one
+from momentum_sync.errors import CaptureError, FencedOff
+from momentum_sync.eventlog.connections import LogConnections
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import FeedState
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.limits import CaptureLimits
+
+_SQL = queries.load(__package__)
+_TRUNCATED = "a table was truncated"
+_MISSING = "events are missing from the log"
+
+
+class LogBroken(CaptureError):
+    """Events that the log should hold are gone: a new epoch must begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where an acquired history stands.
+
+    Attributes:
+        epoch: the epoch.
+        offset: offset of the last logged event.
+        place: LSN of its commit, and its index in the transaction.
+        mark: its mark; 0 where the epoch begins.
+        ceiling: a transaction id above those of all events so far.
+        incarnation: the run of PostgreSQL that assigns transaction ids.
+        token: the fencing token that appends must bring.
+        newest: the last events, unless the feed has them already.
+        before: mark of the event before those, if it is known.
+        begins: whether the epoch begins here.
+        broke: why the history before it does not go on.
+        unsettled: transactions that a snapshot must see before this epoch can be served; None: all below `ceiling`.
+    """
+
+    epoch: str
+    offset: int
+    place: tuple[int, int]
+    mark: int
+    ceiling: int
+    incarnation: int
+    token: uuid.UUID
+    newest: list[Event] = field(default_factory=list)
+    before: int | None = None
+    begins: bool = False
+    broke: str | None = None
+    unsettled: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the statement `checkpoint`."""
+
+    slot: str
+    epoch: str
+    system_identifier: str
+    timeline: int
+    confirmed_lsn: str
+    kept_from: int
+    kept_mark: int
+    last_number: int
+    last_lsn: str
+    last_index: int
+    last_mark: int
+    slot_exists: bool
+    whole: bool
+    truncated: bool
+
+    @property
+    def mark(self) -> int:
+        """Return the mark of the last event."""
+        return self.kept_mark if self.last_number < self.kept_from else self.last_mark
+
+
+class Checkpoints:
+    """Acquires the checkpoint of one slot's log, and checks that the log still holds what it says."""
+
+    def __init__(self, connections: LogConnections, log: EventLog, slot: str, limits: CaptureLimits) -> None:
+        self._connections = connections
+        self._log = log
+        self._slot = slot
+        self._limits = limits
+
+    async def acquire(
+        self, facts: SlotFacts, *, known: FeedState | None = None, broke: str | None = None
+    ) -> Checkpoint:
+        """Make this instance the writer of the log, and return where the history stands.
+
+        The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
+        complete, and the log still holds what it should. Otherwise an epoch begins.
+
+        Args:
+            facts: what the slot says; the caller holds the slot.
+            known: how far the feed of this process has followed the history. Events up to there need not be loaded,
+                and a log without events that the feed saw logged was restored from a copy.
+            broke: why the history ends here whatever the log holds, if the stream has shown it.
+
+        Raises:
+            FencedOff: the log belongs to another slot that still exists.
+        """
+        token = uuid.uuid4()
+        async with self._connections.writing() as connection, connection.transaction():
+            cursor = connection.cursor(row_factory=class_row(_Row))
+            row = await (await cursor.execute(_SQL["checkpoint"])).fetchone()
+            ceiling, incarnation = await fetch_one(connection, _SQL["next_xid"])
+            if row is not None:
+                if row.slot != self._slot and row.slot_exists:
+                    raise FencedOff(
+                        f"the log of this database belongs to the slot {row.slot}; drop that slot, or set"
+                        f" MOMENTUM_SLOT={row.slot}"
+                    )
+                broke = broke or await self._break(connection, row, facts, known)
+                newest: list[Event] | None = []
+                if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
+                    newest = await self._log.newest(connection, first=row.kept_from, last=row.last_number)
+                    broke = _MISSING if newest is None else None
+                if broke is None:
+                    await connection.execute(_SQL["hold_checkpoint"], {"holder": token})
+                    before = None
+                    if newest:
+                        before = await self._log.mark_at(connection, row.epoch, newest[0].offset - 1)
+                    return Checkpoint(
+                        row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
+                        incarnation, token, newest=newest or [], before=before,
+                    )  # fmt: skip
+            return await self._begin(connection, facts, row, (ceiling, incarnation), token, broke)
+
+    async def _begin(
+        self,
+        connection: AsyncConnection[TupleRow],
+        facts: SlotFacts,
+        row: _Row | None,
+        xids: tuple[int, int],
+        token: uuid.UUID,
+        broke: str | None,
+    ) -> Checkpoint:
+        """Begin an epoch. After a TRUNCATE it continues at the same place of the same WAL."""
+        (offset,) = await fetch_one(connection, _SQL["last_offset"])
+        place, last_lsn, unsettled = (0, 0), "0/0", None
+        if row is not None and broke == _TRUNCATED:
+            place, last_lsn = (lsn.parse(row.last_lsn), row.last_index), row.last_lsn
+            (unsettled,) = await fetch_one(connection, _SQL["recent_xids"], {"offset": row.last_number})
+        epoch = secrets.token_hex(4)
+        await connection.execute(
+            _SQL["new_epoch"],
+            {
+                "slot": self._slot,
+                "epoch": epoch,
+                "system_identifier": facts.system_identifier,
+                "timeline": facts.timeline,
+                "offset": offset,
+                "confirmed_lsn": lsn.text(facts.confirmed_lsn),
+                "last_lsn": last_lsn,
+                "last_index": place[1],
+                "holder": token,
+            },
+        )
+        ceiling, incarnation = xids
+        return Checkpoint(
+            epoch, offset, place, 0, ceiling, incarnation, token, begins=True, broke=broke, unsettled=unsettled
+        )  # fmt: skip
+
+    async def until_settled(self, checkpoint: Checkpoint) -> None:
+        """Wait until snapshots see every transaction of the previous epoch."""
+        while True:
+            async with self._connections.writing() as connection:
+                if checkpoint.unsettled is None:
+                    (settled,) = await fetch_one(connection, _SQL["have_ended"], {"ceiling": checkpoint.ceiling})
+                else:
+                    (settled,) = await fetch_one(connection, _SQL["are_visible"], {"xids": checkpoint.unsettled})
+            if settled:
+                return
+            await asyncio.sleep(self._limits.settle_interval_s)
+
+    async def watch_log(self) -> None:
+        """Check at intervals that the log holds its first and last event. Raise LogBroken when it does not."""
+        while True:
+            await asyncio.sleep(self._limits.log_check_interval_s)
+            async with self._connections.writing() as connection:
+                (whole,) = await fetch_one(connection, _SQL["log_is_whole"])
+            if not whole:
+                raise LogBroken(_MISSING)
+
+    async def _break(
+        self, connection: AsyncConnection[TupleRow], row: _Row, facts: SlotFacts, known: FeedState | None
+    ) -> str | None:
+        """Return why the history in the log does not go on with this slot; None if it does."""
+        if row.system_identifier != facts.system_identifier:
+            return "the database is another system"
+        if row.timeline != facts.timeline:
+            return "the database is on another timeline"
+        if row.slot != facts.slot:
+            return "the slot is another"
+        if facts.confirmed_lsn > lsn.parse(row.confirmed_lsn):
+            return "the slot was recreated or advanced"
+        if not row.whole:
+            return _MISSING
+        if row.truncated:
+            return _TRUNCATED
+        if known is None or known.epoch != row.epoch or known.logged + 1 < row.kept_from:
+            return None
+        if await self._log.mark_at(connection, row.epoch, known.logged) != known.logged_mark:
+            return "the log does not hold what it held: it was restored from a copy"
+        return None

@@ -1,0 +1,284 @@
+"""Capture: reads the slot into the feed and the log for as long as the server runs.
+
+One run of the pipeline lasts until the stream, the log or a check fails; the next begins where the log stands. The slot
+repeats what was not confirmed, it gets the same offsets, and the feed drops what it has published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from contextlib import suppress
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from momentum_sync import observe
+from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
+from momentum_sync.capture.database_checks import DatabaseChecks
+from momentum_sync.capture.lag_probe import LagProbe
+from momentum_sync.capture.pgoutput import ProtocolError
+from momentum_sync.capture.pipeline import Pipeline
+from momentum_sync.capture.sequencer import Sequencer
+from momentum_sync.capture.slot import Process, StreamRefused, ensure_slot, open_stream, read_slot_state
+from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
+from momentum_sync.eventlog.connections import LogConnections
+from momentum_sync.eventlog.feed import Beginning, FeedPublisher, HistoryForked
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.partitions import keep_partitions
+from momentum_sync.eventlog.samples import Samples
+from momentum_sync.eventlog.status import (
+    CAPTURE_TRANSITIONS,
+    UNKNOWN_SLOT,
+    CaptureState,
+    FeedStatus,
+    SlotState,
+    Triggers,
+)
+from momentum_sync.limits import CaptureLimits
+from momentum_sync.schema import Schema
+from momentum_sync.states import enter
+from momentum_sync.tasks import end, first_of
+
+
+class Capture:
+    """The only reader of a slot.
+
+    Args:
+        conninfo: connection string of a role that may replicate; the log has connections of its own.
+        slot: name of the slot.
+        connections: connections to the log.
+        log: the log.
+        feed: where events are published.
+        samples: receives events that could not be read or stored.
+        schema: the application's channels.
+        limits: bounds.
+
+    Attributes:
+        has_begun: set once capture has been live.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        slot: str,
+        connections: LogConnections,
+        log: EventLog,
+        feed: FeedPublisher,
+        samples: Samples,
+        schema: Schema,
+        limits: CaptureLimits,
+    ) -> None:
+        self._conninfo = conninfo
+        self._slot = slot
+        self._connections = connections
+        self._log = log
+        self._feed = feed
+        self._samples = samples
+        self._schema = schema
+        self._limits = limits
+        self._checkpoints = Checkpoints(connections, log, slot, limits)
+        self._checks = DatabaseChecks(connections, limits)
+        self._probe = LagProbe(uuid.uuid4().hex)
+        self._probe.lost(time.monotonic())
+        self._pipeline: Pipeline | None = None
+        self._ending = asyncio.Event()
+        self._forked: str | None = None
+        self._stuck = StuckSlot(limits.stuck_failures)
+        self._process: Process | None = None
+        self._slot_state: SlotState = UNKNOWN_SLOT
+        self._triggers = Triggers([], [])
+        self._state = CaptureState.STARTING
+        self.has_begun = asyncio.Event()
+        feed.report(self.status)
+
+    def status(self) -> FeedStatus:
+        """Return the status of the feed now."""
+        return FeedStatus(self._state, self._lag(time.monotonic()), self._slot_state, self._triggers)
+
+    def _lag(self, now: float) -> float:
+        """Return the seconds by which the feed may be behind: by its probes, or by an event that waits for the log."""
+        since = None if self._pipeline is None else self._pipeline.unlogged_since
+        return max(self._probe.lag(now), 0.0 if since is None else now - since - self._limits.append_gather_s)
+
+    def end(self) -> None:
+        """Let `run` return once everything read is in the log and the slot is confirmed behind it."""
+        self._ending.set()
+        if self._pipeline is not None:
+            self._pipeline.end()
+
+    async def run(self) -> None:
+        """Capture until told to end or cancelled, with a longer pause after each failure in a row."""
+        looking = asyncio.ensure_future(self._watch_database())
+        try:
+            await self._capture()
+        finally:
+            await end(looking)
+
+    def _enter(self, state: CaptureState) -> None:
+        self._state = enter(self._state, state, CAPTURE_TRANSITIONS)
+        if state in (CaptureState.WAITING, CaptureState.BROKEN):
+            self._pipeline = None
+            self._probe.lost(time.monotonic())
+
+    async def _capture(self) -> None:
+        limits = self._limits
+        failures = 0
+        broke: Exception
+        busy_since: float | None = None
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                await self._run_once()
+                continue  # told to end, or the history ended
+            except SlotBusy as error:
+                if self._state is not CaptureState.WAITING:
+                    observe.slot_busy(str(error))
+                    busy_since = began
+                self._enter(CaptureState.WAITING)
+                if busy_since is not None and began - busy_since > limits.slot_elsewhere_s:
+                    busy_since = None
+                    self._feed.elsewhere()
+                await asyncio.sleep(limits.slot_retry_s)
+                continue
+            except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
+                broke = error
+                self._learn_from(error)
+            except Exception as error:
+                observe.failed("capture", error)
+                broke = error
+            self._enter(CaptureState.BROKEN)
+            failures = 0 if time.monotonic() - began > limits.steady_s else failures + 1
+            pause = limits.backoff_s[min(failures, len(limits.backoff_s) - 1)]
+            observe.capture_broke(broke, pause)
+            await asyncio.sleep(pause)
+
+    def _learn_from(self, error: Exception) -> None:
+        """Record what the next run needs: a forked history, or a slot that may be stuck."""
+        if isinstance(error, HistoryForked):
+            self._forked = str(error)
+        elif isinstance(error, StreamRefused) and error.is_final:
+            observe.slot_may_be_stuck(str(error))
+            self._stuck.failed(error)
+            return
+        self._stuck.forget()
+
+    async def _watch_database(self) -> None:
+        """Keep the state of slot and triggers up to date, whoever reads the slot."""
+        checks = 0
+        while True:
+            try:
+                self._slot_state = await read_slot_state(self._conninfo, self._slot, self._limits)
+                if checks % self._limits.slot_checks_per_trigger_check == 0:
+                    triggers = await self._checks.check_triggers()
+                    if triggers != self._triggers:
+                        observe.publishing(triggers.problems, triggers.foreign_triggers)
+                    self._triggers = triggers
+                checks += 1
+            except Exception as error:
+                self._slot_state = UNKNOWN_SLOT
+                observe.slot_unknown(error)
+            await asyncio.sleep(self._limits.slot_check_interval_s)
+
+    async def _run_once(self) -> None:
+        limits = self._limits
+        self._stuck.begins()
+        lost = await ensure_slot(
+            self._conninfo, self._slot, limits, stuck=self._stuck.for_ever, before=self._process
+        )  # fmt: skip
+        if lost is not None:
+            self._stuck.forget()
+            observe.slot_lost(self._slot, lost)
+        async with open_stream(self._conninfo, self._slot, limits) as stream:
+            self._process = stream.process
+            self._stuck.began(stream.facts.confirmed_lsn)
+            if self._ending.is_set():
+                return
+            checkpoint = await self._checkpoints.acquire(stream.facts, known=self._feed.state, broke=self._forked)
+            self._forked = None
+            if checkpoint.broke is not None:
+                observe.history_broke(checkpoint.epoch, checkpoint.broke)
+            with suppress(psycopg.errors.LockNotAvailable):  # the append creates today's partition if it has to
+                await keep_partitions(self._connections, retention=None)
+            self._feed.begin(_beginning(checkpoint, stream.facts.confirmed_lsn))
+            if self._ending.is_set():  # nothing was read
+                return
+            sequencer = Sequencer(
+                offset=checkpoint.offset, place=checkpoint.place, near_xid=checkpoint.ceiling,
+                per_user=self._schema.per_user_channels,
+            )  # fmt: skip
+            pipeline = Pipeline(
+                stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits
+            )
+            self._enter(CaptureState.CATCHING_UP)
+            self._pipeline = pipeline
+            observe.capture_began(self._slot, checkpoint.epoch, checkpoint.offset)
+            await first_of(
+                stream.run(pipeline.take), pipeline.append(), pipeline.probe(self._checks), pipeline.watch(),
+                self._connections.until_ended(), self._checkpoints.watch_log(), self._checks.watch_policies(),
+                self._until_live(pipeline, checkpoint),
+            )  # fmt: skip
+            await pipeline.finish()
+            if not self._ending.is_set():  # the history ended
+                self._enter(CaptureState.BROKEN)
+
+    async def _until_live(self, pipeline: Pipeline, checkpoint: Checkpoint) -> None:
+        if checkpoint.begins:
+            # Transactions of the previous epoch may not be visible to snapshots yet. A new slot waits for them, too.
+            waiting = asyncio.ensure_future(self._checkpoints.until_settled(checkpoint))
+            try:
+                if not (await asyncio.wait([waiting], timeout=self._limits.settle_notice_s))[0]:
+                    observe.waits_for_transactions(checkpoint.ceiling)
+                await waiting
+            finally:
+                await end(waiting)
+        await pipeline.caught_up.wait()
+        self._enter(CaptureState.LIVE)
+        self.has_begun.set()
+        observe.capture_live(self._slot, self._feed.state.offset)
+        await asyncio.get_running_loop().create_future()  # as long as the other tasks of the run
+
+
+def _beginning(checkpoint: Checkpoint, lsn: int) -> Beginning:
+    return Beginning(
+        checkpoint.epoch, checkpoint.offset, checkpoint.mark, lsn, checkpoint.ceiling, checkpoint.incarnation,
+        checkpoint.newest, checkpoint.before,
+    )  # fmt: skip
+
+
+class StuckSlot:
+    """Detects a slot that can never be read again: streams fail with the same error and get no further.
+
+    A stream that advanced between two failures had another reason to end.
+    """
+
+    def __init__(self, failures: int) -> None:
+        self._failures = failures
+        self._began_at: int | None = None  # confirmed LSN of the present stream; None before it has begun
+        self._failed_at: int | None = None  # the same of the stream that failed last
+        self._times = 0
+        self._error: StreamRefused | None = None
+
+    def begins(self) -> None:
+        """Note that a stream is about to be opened."""
+        self._began_at = None
+
+    def began(self, confirmed: int) -> None:
+        """Note that the stream began at this confirmed LSN."""
+        self._began_at = confirmed
+
+    def failed(self, error: StreamRefused) -> None:
+        """Note that the stream failed."""
+        same = self._error is not None and self._error.state == error.state and self._began_at == self._failed_at
+        self._times = self._times + 1 if same else 1
+        self._failed_at, self._error = self._began_at, error
+
+    def forget(self) -> None:
+        """Forget all failures."""
+        self._times, self._error = 0, None
+
+    @property
+    def for_ever(self) -> StreamRefused | None:
+        """Return the error once it has occurred often enough in a row."""
+        return self._error if self._times >= self._failures else None

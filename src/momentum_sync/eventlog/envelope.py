@@ -1,0 +1,99 @@
+"""The envelope in which `momentum.publish` writes an event into the WAL, validated before anything of it is used.
+
+The limits are the upper bounds of `momentum.settings`. They are checked before the JSON is decoded, so that the
+interpreter's recursion limit never decides.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+MAX_EVENT = 16 * 1024 * 1024
+MAX_ROWS = 4 * MAX_EVENT
+MAX_DEPTH = 256
+MAX_CHANNELS = 10_000
+MAX_NAME = 200
+"""Characters of a channel, or of a user in a key. PostgreSQL's index entries have room for 2,700 bytes."""
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_NO_ROWS = msgspec.Raw()
+
+
+class Malformed(ValueError):
+    """A message under the product's prefix that `momentum.publish` did not write."""
+
+
+class _Fields(msgspec.Struct, gc=False):
+    channels: tuple[str, ...]
+    event: msgspec.Raw
+    rows: msgspec.Raw = _NO_ROWS
+
+
+class Envelope(NamedTuple):
+    """A validated envelope: the channels, the event's JSON object, and the JSON of the versions of its row, if any."""
+
+    channels: tuple[str, ...]
+    body: bytes
+    rows: bytes | None
+
+
+_decoder = msgspec.json.Decoder(_Fields)
+
+
+def is_deeper(json_text: bytes, levels: int) -> bool:
+    """Return whether arrays and objects are nested more than `levels` deep. Brackets in strings do not count."""
+    if json_text.count(b"[") + json_text.count(b"{") <= levels:  # true for nearly every event, and fast
+        return False
+    level = 0
+    for found in _BRACKETS.finditer(json_text):
+        token = found.group()
+        if token in (b"[", b"{"):
+            level += 1
+            if level > levels:
+                return True
+        elif token in (b"]", b"}"):
+            level -= 1
+    return False
+
+
+def open_envelope(content: bytes) -> Envelope:
+    """Decode the content of a logical message.
+
+    Raises:
+        Malformed: `momentum.publish` does not write such a message, or PostgreSQL could not store its parts.
+    """
+    if len(content) > MAX_EVENT + MAX_ROWS:
+        raise Malformed(f"not an envelope: {len(content)} bytes, more than `momentum.publish` writes")
+    if is_deeper(content, MAX_DEPTH + 2):
+        raise Malformed(f"not an envelope: more than {MAX_DEPTH} levels of JSON")
+    try:
+        content.decode()  # msgspec does not validate the inside of a Raw
+        fields = _decoder.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"not an envelope: {error}") from None
+    if b"\\u0000" in content and _NUL.search(content):
+        raise Malformed("not an envelope: a string with U+0000, which PostgreSQL cannot store")
+    body = bytes(fields.event)
+    if not body.startswith(b"{"):
+        raise Malformed("not an envelope: the event is not an object")
+    rows = None if fields.rows is _NO_ROWS else bytes(fields.rows)
+    if rows is not None and not rows.startswith(b"{"):
+        raise Malformed("not an envelope: the rows are not an object")
+    return Envelope(_checked(fields.channels), body, rows)
+
+
+def _checked(named: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the channels without duplicates, in order."""
+    channels = tuple(dict.fromkeys(named))
+    if not channels:
+        raise Malformed("not an envelope: no channel")
+    if len(channels) > MAX_CHANNELS:
+        raise Malformed(f"not an envelope: {len(channels)} channels, more than `momentum.publish` writes")
+    for name in channels:
+        if len(name) > MAX_NAME or "\0" in name:
+            raise Malformed("not an envelope: a channel name that PostgreSQL cannot store or index")
+    return channels

@@ -1,0 +1,14 @@
+"""A page of events."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from momentum_sync.eventlog.event import Event
+
+
+class Page(NamedTuple):
+    """Events in order, and the last offset that was searched for them: the next page begins after it."""
+
+    events: list[Event]
+    through: int

@@ -1,0 +1,182 @@
+"""One event on its way to all subscribers of its channels.
+
+A frame is encoded once for all subscribers with the same dialect and the same previous event, and its JSON is the
+database's own; between connections only `previous_id` differs.
+"""
+
+from __future__ import annotations
+
+from momentum_sync.eventlog.event import Event
+from momentum_sync.gateway.subscriber import Dialect, Subscriber
+from momentum_sync.limits import DeliveryLimits
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import DeliveryIds
+
+Subscribers = dict[Subscriber, None]
+"""An ordered set."""
+
+Unwritten = dict[Subscriber, bytes]
+"""Frames collected for one write a subscriber, while a batch of events is broadcast."""
+
+NOBODY: Subscribers = {}
+
+
+class Broadcast:
+    """Writes one event to its subscribers, once each.
+
+    Args:
+        event: the event.
+        event_id: its id for subscribers whose snapshot boundary has passed.
+        now: seconds since 1970, for the message's timestamp.
+        unwritten: frames of the batch so far.
+        keep: collect the frames in `unwritten`, because more events of the batch follow.
+        limits: bounds.
+
+    Attributes:
+        frames: frames written or collected.
+        size: their bytes.
+        matched: whether anybody subscribes to one of the channels.
+        delay: seconds from the commit to the last write; None if there was nobody.
+        broken: the error of a connection that failed. It is closed and resumes; all others get the event.
+    """
+
+    __slots__ = (
+        "_event_id", "_first", "_frames", "_keep", "_limits", "_now", "_served", "_unwritten", "broken", "delay",
+        "event", "frames", "matched", "size",
+    )  # fmt: skip
+
+    def __init__(
+        self, event: Event, event_id: str, now: float, unwritten: Unwritten, limits: DeliveryLimits, *, keep: bool
+    ) -> None:
+        self.event = event
+        self.frames = 0
+        self.size = 0
+        self.matched = False
+        self.delay: float | None = None
+        self.broken: Exception | None = None
+        self._first: tuple[Subscribers, Subscribers] = (NOBODY, NOBODY)
+        self._served: set[Subscriber] | None = None
+        self._unwritten = unwritten
+        self._keep = keep
+        self._limits = limits
+        self._event_id = event_id
+        self._now = now
+        self._frames: dict[tuple[Dialect, str, str], bytes] = {}
+
+    def to_channel(self, channel: str, plain: Subscribers, careful: Subscribers) -> None:
+        """Write to the subscribers of one channel, without those served on an earlier one.
+
+        The set of those served is made for the second channel with subscribers, so that each subscriber of each
+        channel is looked at once, however many channels there are.
+
+        Args:
+            channel: the channel.
+            plain: subscribers for whom every event on the channel is.
+            careful: subscribers whose snapshot may contain the event, or for whom the database has to be asked.
+        """
+        if not self.matched:
+            self.matched = True
+            self._first = plain, careful
+        else:
+            served = self._served
+            if served is None:
+                served = self._served = {*self._first[0], *self._first[1]}
+            plain, careful = _without(plain, served), _without(careful, served)
+            served.update(plain, careful)
+        # An event out of sight is for those only who are checked per event, and plain subscribers have no such channel.
+        if plain and not self.event.out_of_sight:
+            self._write_all(channel, plain)
+        if careful:
+            for subscriber in list(careful):
+                self._consider(subscriber)
+
+    def _write_all(self, channel: str, plain: Subscribers) -> None:
+        """Write to plain subscribers, or collect for them.
+
+        This loop runs once a frame. Each object that it touches is one more that the processor fetches from memory.
+        """
+        event_id, cache_keys, keep, unwritten = self._event_id, self.event.cache_keys, self._keep, self._unwritten
+        large = len(self.event.body) if len(self.event.body) > self._limits.large_bytes else 0
+        most = self._limits.coalesced_bytes
+        alone = not keep and not unwritten
+        previous_id, dialect, data, size, frames = None, None, b"", 0, 0
+        for subscriber in list(plain):
+            try:
+                if large and not subscriber.has_room(large):
+                    subscriber.hold_back(self.event.offset - 1)
+                    continue
+                cursor = subscriber.cursor
+                if cursor.last_id != previous_id or subscriber.dialect is not dialect:
+                    data = self._frame(subscriber.dialect, channel, cursor.last_id)
+                    previous_id, dialect = cursor.last_id, subscriber.dialect  # not before: the line above may fail
+                cursor.passed(event_id)
+                if cache_keys:
+                    subscriber.expect_acks(cache_keys)
+                # The cursor is at this event: a subscriber that falls behind now is given what follows it.
+                if alone:
+                    subscriber.write(data)
+                else:
+                    whole = unwritten.pop(subscriber, b"") + data
+                    if keep and len(whole) < most:
+                        unwritten[subscriber] = whole
+                    else:
+                        subscriber.write(whole)
+                size += len(data)
+                frames += 1
+            except Exception as error:
+                self._break(subscriber, error)
+        self.frames += frames
+        self.size += size
+
+    def _consider(self, subscriber: Subscriber) -> None:
+        """Write to a subscriber unless its snapshot has the event, or the database has to be asked first."""
+        cursor, event = subscriber.cursor, self.event
+        try:
+            if cursor.must_check(event):
+                subscriber.hold_back(event.offset - 1)
+                return
+            if len(event.body) > self._limits.large_bytes and not subscriber.has_room(len(event.body)):
+                subscriber.hold_back(event.offset - 1)
+                return
+            shared = cursor.boundary is None
+            ids = cursor.deliver(event)
+            if ids is None:
+                return
+            if shared:
+                data = self._frame(subscriber.dialect, ids.channel, ids.previous_id)
+            else:
+                data = subscriber.dialect.encode(event, ids, self._now)
+            subscriber.expect_acks(event.cache_keys)
+            subscriber.write(data)
+            self.frames += 1
+            self.size += len(data)
+        except Exception as error:
+            self._break(subscriber, error)
+
+    def _frame(self, dialect: Dialect, channel: str, previous_id: str) -> bytes:
+        data = self._frames.get((dialect, channel, previous_id))
+        if data is None:
+            data = dialect.encode(self.event, DeliveryIds(self._event_id, previous_id, channel), self._now)
+            if len(data) > self._limits.coalesced_bytes:  # keep one of these, or each connection would hold its own
+                self._frames.clear()
+            self._frames[dialect, channel, previous_id] = data
+        return data
+
+    def _break(self, subscriber: Subscriber, error: Exception) -> None:
+        self._unwritten.pop(subscriber, None)
+        self.broken = close_broken(subscriber, error)
+
+
+def close_broken(subscriber: Subscriber, error: Exception) -> Exception:
+    """Close a connection that failed, so that it resumes. Return the error to report."""
+    try:
+        subscriber.close(Close.RESTART)
+    except Exception as worse:
+        return worse
+    return error
+
+
+def _without(subscribers: Subscribers, others: set[Subscriber]) -> Subscribers:
+    if subscribers.keys().isdisjoint(others):
+        return subscribers
+    return {subscriber: None for subscriber in subscribers if subscriber not in others}

@@ -1,0 +1,350 @@
+"""The native protocol: a session without its socket. Messages come in, messages and work come out, times pass.
+
+A message type is declared in `wire/messages.py` (or by the application) and handled by one function here (or by the
+application); nothing else names it. A handler that needs the database is a coroutine, which the socket runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from momentum_sync.errors import Forbidden, RequestError
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.tokens import LEEWAY_S, Identity
+from momentum_sync.limits import SocketLimits
+from momentum_sync.token_bucket import TokenBucket
+from momentum_sync.wire import messages
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import ClientMessage, ClientMessages, DeliveryIds, Ref
+
+Work = Coroutine[object, object, None]
+M = TypeVar("M", bound=ClientMessage)
+M_contra = TypeVar("M_contra", bound=ClientMessage, contravariant=True)
+
+
+class Encoder(Protocol):
+    """Encodes an event of one channel as a message of its own."""
+
+    def __call__(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the message's JSON. `now` is seconds since 1970."""
+
+
+class Services(Protocol):
+    """The work that handlers ask of the gateway."""
+
+    def now(self) -> float:
+        """Return seconds since 1970."""
+
+    def monotonic(self) -> float:
+        """Return seconds on a monotonic clock."""
+
+    async def authenticate(self, token: str) -> Identity:
+        """Verify a token. Raise Unauthenticated."""
+
+    async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+        """Return those of the channels that the caller may have. Raise Forbidden if it may not act for the user."""
+
+
+class _Handle(Protocol[M_contra]):
+    def __call__(self, session: Session, message: M_contra, services: Services, /) -> Work | None: ...
+
+
+class Command:
+    """A message type with its handler."""
+
+    def __init__(self, kind: type[M], handle: _Handle[M]) -> None:
+        self.kind: type[ClientMessage] = kind
+
+        def run(session: Session, message: ClientMessage, services: Services) -> Work | None:
+            assert isinstance(message, kind)
+            return handle(session, message, services)
+
+        self.run = run
+
+
+class NativeDialect:
+    """The native protocol with an application's messages. All its connections share frames."""
+
+    def __init__(self, commands: Sequence[Command] = (), encoders: Mapping[str, Encoder] | None = None) -> None:
+        every = [*COMMANDS, *commands]
+        self.commands = {command.kind: command for command in every}
+        self.messages = ClientMessages([command.kind for command in every])
+        self._encoders = dict(encoders or {})
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the frame that carries an event."""
+        encoder = self._encoders.get(ids.channel)
+        if encoder is None:
+            return messages.frame(messages.realtime_event(event.body, ids, now))
+        return messages.frame(encoder(event, ids, now))
+
+
+class Session:
+    """A conversation with one client.
+
+    `now` is seconds since 1970 and stands in messages; `at` is seconds on a monotonic clock and decides what is due.
+
+    Attributes:
+        identity: the caller.
+        user_id: the user whose connection it is.
+        client_id: the client's name for itself.
+        cursor: its position and subscriptions.
+        closing: why the connection is to end; None while it is not.
+    """
+
+    __slots__ = (
+        "_dialect", "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
+        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "identity", "user_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        identity: Identity,
+        user_id: UUID | None,
+        client_id: str,
+        cursor: Cursor,
+        dialect: NativeDialect,
+        limits: SocketLimits,
+        *,
+        heartbeat: float,
+        now: float,
+        at: float,
+    ) -> None:
+        self.identity = identity
+        self.user_id = user_id
+        self.client_id = client_id
+        self.cursor = cursor
+        self.closing: Close | None = None
+        self._dialect = dialect
+        self._limits = limits
+        self._ends_at = _ends_at(identity, now, at)
+        self._heartbeat = heartbeat
+        self._out: list[bytes] = []
+        self._pending_keys: dict[str, None] = {}
+        self._frames = TokenBucket(limits.frames, at)
+        self._unreadable = 0
+        self._next_heartbeat = at + heartbeat
+        self._warned = False
+        self._last_heard = at
+        self._open = False
+
+    # Out
+
+    def to_send(self) -> list[bytes]:
+        """Return the messages to write since the last call, as JSON."""
+        out, self._out = self._out, []
+        return out
+
+    def send(self, kind: str, fields: dict[str, object], now: float, ref: Ref = None) -> None:
+        """Send a message."""
+        self._out.append(messages.encode(kind, now, fields, ref))
+
+    def send_error(self, code: str, sentence: str, now: float, ref: Ref = None, **more: object) -> None:
+        """Send an `error`; the connection stays open."""
+        self._out.append(messages.error(code, sentence, now, ref, **more))
+
+    def refuse(self, error: RequestError, now: float, ref: Ref) -> None:
+        """Answer a message whose work failed."""
+        self.send_error(error.code, str(error), now, ref)
+
+    def close(self, why: Close) -> None:
+        """End the conversation; the first reason stands."""
+        self.closing = self.closing or why
+
+    def confirm(self, now: float, ref: Ref, **more: object) -> None:
+        """Send `subscription_confirmed` with all subscribed channels."""
+        fields: dict[str, object] = {
+            "channels": list(self.cursor.channels), "user_id": self.user_id, "client_id": self.client_id,
+            "resumed": False, "replayed": 0, **more,
+        }  # fmt: skip
+        self.send("subscription_confirmed", fields, now, ref)
+
+    # In
+
+    def heard(self, at: float) -> None:
+        """Note that bytes of any kind arrived."""
+        self._last_heard = at
+
+    def take_frame(self, at: float) -> bool:
+        """Count a frame of any kind. Return False, and close the session, when there are too many."""
+        if not self._frames.take(at):
+            self.close(Close.TOO_MANY_MESSAGES)
+        return self.closing is None
+
+    def receive(self, text: bytes, services: Services) -> tuple[Work, Ref] | None:
+        """Handle a text message. Return the work that it needs, with its `ref`."""
+        try:
+            message = self._dialect.messages.decode(text)
+        except messages.BadMessage as bad:
+            self._receive_unreadable(bad.code, str(bad), services.now(), bad.ref)
+            return None
+        self._unreadable = 0
+        work = self._dialect.commands[type(message)].run(self, message, services)
+        return None if work is None else (work, message.ref)
+
+    def receive_binary(self, now: float) -> None:
+        """Answer a binary message with an error: the protocol has text messages only."""
+        self._receive_unreadable("binary_frame", "Messages are text frames; this one was binary.", now, None)
+
+    def _receive_unreadable(self, code: str, sentence: str, now: float, ref: Ref) -> None:
+        self.send_error(code, sentence, now, ref)
+        self._unreadable += 1
+        if self._unreadable >= self._limits.unreadable_in_a_row:
+            self.close(Close.UNREADABLE)
+
+    # State
+
+    def begin(
+        self,
+        granted: Granted,
+        position: Position,
+        state: dict[str, msgspec.Raw] | None,
+        now: float,
+        at: float,
+        *,
+        refused: Sequence[str] = (),
+        replayed: int = 0,
+        reason: str | None = None,
+    ) -> None:
+        """Confirm the subscription and send the snapshot; see `Opening`. Events follow."""
+        self.cursor.subscribe(granted)
+        self.cursor.begin(position)
+        self._open = True
+        self._last_heard = at  # until now the client had to wait for the server
+        more: dict[str, object] = {"resumed": state is None, "replayed": replayed}
+        if refused:
+            more["refused"] = refused
+        if reason is not None:
+            more["reason"] = reason
+        self.confirm(now, None, **more)
+        if state is not None:
+            self.send("initial_state", {**state, "last_event_id": self.cursor.last_id}, now)
+
+    def subscribe(self, wanted: Sequence[str], granted: Granted, now: float, ref: Ref) -> None:
+        """Subscribe to all wanted channels or, if some are not granted, to none."""
+        refused = [channel for channel in wanted if channel not in granted.channels]
+        if refused:
+            sentence = "Not allowed to have these channels; the others are unchanged."
+            self.send_error("forbidden", sentence, now, ref, refused=refused)
+        elif self.cursor.exceeds(granted.channels, self._limits.channels):
+            sentence = f"A connection holds at most {self._limits.channels} channels; the others are unchanged."
+            self.send_error("too_many_channels", sentence, now, ref)
+        else:
+            self.cursor.subscribe(granted)
+            self.confirm(now, ref)
+
+    def renew(self, identity: Identity, granted: Granted, now: float, at: float, ref: Ref) -> None:
+        """Go on with a fresh token. Channels that it does not grant are removed."""
+        self.identity = identity
+        self._ends_at = _ends_at(identity, now, at)
+        self._warned = False
+        lost = self.cursor.review(list(self.cursor.channels), granted)
+        fields: dict[str, object] = {"expires_at": _expiry(identity.expires_at)}
+        if lost:
+            fields["refused"] = lost
+        self.send("authenticated", fields, now, ref)
+
+    def report_lost(self, channels: Sequence[str], now: float) -> None:
+        """Report that channels are no longer granted, if there are any."""
+        if channels:
+            sentence = "Not allowed to have these channels any longer; the others are unchanged."
+            self.send_error("forbidden", sentence, now, None, refused=channels)
+
+    def expect_acks(self, cache_keys: Iterable[str]) -> None:
+        """Expect acknowledgements of cache keys; each is confirmed once."""
+        for key in cache_keys:
+            self._pending_keys[key] = None
+        while len(self._pending_keys) > self._limits.pending_keys:
+            del self._pending_keys[next(iter(self._pending_keys))]
+
+    def take_ack(self, cache_key: str) -> bool:
+        """Return whether an acknowledgement of the key was expected. It is not expected again."""
+        return self._pending_keys.pop(cache_key, "absent") is None
+
+    # Time
+
+    def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
+        """Do what is due. Return the monotonic time of the next tick, which is that of the next ping, too.
+
+        `reached` is the feed's position while the connection follows it.
+        """
+        warn_at = self._ends_at - LEEWAY_S - self._limits.expiry_notice_s
+        if at >= self._ends_at:
+            self.close(Close.TOKEN)
+        elif not self._warned and at >= warn_at:
+            self._warned = True
+            self.send("token_expiring", {"expires_at": _expiry(self.identity.expires_at)}, now)
+        if at >= self._next_heartbeat:
+            self._next_heartbeat = at + self._heartbeat
+            if self._open:
+                fields: dict[str, object] = {
+                    "last_event_id": self.cursor.last_id, "position": self.cursor.resume_from(reached),
+                    "lag_ms": lag_ms,
+                }  # fmt: skip
+                self.send("heartbeat", fields, now)
+        return min(
+            self._next_heartbeat, at + self._ping_every, self._ends_at, float("inf") if self._warned else warn_at
+        )  # fmt: skip
+
+    def is_silent(self, at: float) -> bool:
+        """Return whether the client has sent nothing, not even a pong, for too long: noticed within 50 s."""
+        limits = self._limits
+        return at - self._last_heard > self._ping_every + max(limits.pong_s, self._ping_every * limits.pong_share)
+
+    @property
+    def _ping_every(self) -> float:
+        return min(self._heartbeat, self._limits.ping_interval_s)
+
+
+# Handlers of the protocol's own messages
+
+
+def _ping(session: Session, message: messages.Ping, services: Services) -> None:
+    session.send("pong", {}, services.now(), message.ref)
+
+
+def _unsubscribe(session: Session, message: messages.Unsubscribe, services: Services) -> None:
+    session.cursor.unsubscribe(message.channels)
+    session.confirm(services.now(), message.ref)
+
+
+async def _subscribe(session: Session, message: messages.Subscribe, services: Services) -> None:
+    wanted = list(dict.fromkeys(message.channels))
+    granted = await services.grants(session.identity, session.user_id, wanted)
+    session.subscribe(wanted, granted, services.now(), message.ref)
+
+
+async def _authenticate(session: Session, message: messages.Authenticate, services: Services) -> None:
+    identity = await services.authenticate(message.token)
+    if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
+        raise Forbidden("The new token has another user or role; open a new connection.")
+    try:
+        granted = await services.grants(identity, session.user_id, list(session.cursor.channels))
+    except Forbidden:  # the caller may no longer act for the user whose connection it is
+        session.close(Close.NOT_ALLOWED)
+        return
+    session.renew(identity, granted, services.now(), services.monotonic(), message.ref)
+
+
+COMMANDS = (
+    Command(messages.Ping, _ping),
+    Command(messages.Subscribe, _subscribe),
+    Command(messages.Unsubscribe, _unsubscribe),
+    Command(messages.Authenticate, _authenticate),
+)
+
+
+def _ends_at(identity: Identity, now: float, at: float) -> float:
+    """Return when the token ends, on the monotonic clock: setting the system clock ends no connection."""
+    return float("inf") if identity.expires_at is None else at + identity.expires_at + LEEWAY_S - now
+
+
+def _expiry(expires_at: float | None) -> str | None:
+    return None if expires_at is None else messages.timestamp(expires_at)

@@ -1,0 +1,137 @@
+"""WebSocket frames of one connection: `websockets`' sans-I/O protocol, and messages put together from frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
+
+import msgspec
+from websockets import http11
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from momentum_sync.errors import RequestError
+from momentum_sync.gateway.handshake import SUBPROTOCOL
+from momentum_sync.limits import Limits
+
+
+def set_head_limit(limits: Limits) -> None:
+    """Let the head of a request be as long as HTTP allows it here: a coach's channels are all in the address."""
+    http11.MAX_LINE_LENGTH = limits.http.head_bytes
+
+
+def rejection(error: RequestError) -> bytes:
+    """Return the HTTP response that refuses a handshake, with the error as JSON."""
+    body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
+    headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (429, 503):
+        headers["Retry-After"] = "1"
+    return Response(error.status, HTTPStatus(error.status).phrase, headers, body).serialize()
+
+
+class Frames:
+    """The protocol's state machine, and the messages that have arrived.
+
+    Attributes:
+        inbox: messages not handled yet; None stands for a binary one.
+    """
+
+    __slots__ = ("_binary", "_parts", "_pong", "_protocol", "inbox")
+
+    def __init__(self, most: int) -> None:
+        self._protocol = ServerProtocol(
+            max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
+        )
+        self.inbox: list[bytes | None] = []  # an empty deque is 600 bytes
+        self._parts: list[bytes] = []
+        self._binary = False
+        self._pong = b""
+
+    def receive(self, data: bytes) -> None:
+        """Parse received bytes."""
+        self._protocol.receive_data(data)
+
+    def receive_eof(self) -> None:
+        """Note that the client sends nothing more."""
+        self._protocol.receive_eof()
+
+    def events(self) -> Iterator[Request | Frame]:
+        """Yield what was parsed since the last call."""
+        for event in self._protocol.events_received():
+            if isinstance(event, Request | Frame):
+                yield event
+
+    @property
+    def has_bad_handshake(self) -> bool:
+        """Return whether the request cannot be a handshake. What the protocol would answer is discarded."""
+        bad = self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is not None
+        if bad:
+            self._protocol.data_to_send()
+        return bad
+
+    def accept(self, request: Request) -> Response:
+        """Return the answer to a handshake, with status 101 if it is valid."""
+        response = self._protocol.accept(request)
+        if response.status_code == 101:
+            self._protocol.send_response(response)
+        return response
+
+    def collect(self, frame: Frame) -> None:
+        """Add a data frame to its message, and a complete message to the inbox."""
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._parts = [bytes(frame.data)]
+            self._binary = frame.opcode is Opcode.BINARY
+        elif frame.opcode is Opcode.CONT:
+            if frame.data:
+                self._parts.append(bytes(frame.data))
+        else:
+            return
+        if frame.fin:
+            self.inbox.append(None if self._binary else b"".join(self._parts))
+            self._parts = []
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of messages that are not handled yet."""
+        return sum(len(message or b"") for message in self.inbox) + sum(map(len, self._parts))
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the handshake is done and neither side has sent a close frame."""
+        return self._protocol.state is State.OPEN
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the client sent a close frame, or broke the protocol."""
+        return self._protocol.close_rcvd is not None or self._protocol.parser_exc is not None
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame."""
+        self._protocol.send_close(code, reason)
+
+    def to_send(self, *, hold_pongs: bool = False) -> list[bytes]:
+        """Return the protocol's own data to write.
+
+        With `hold_pongs` pongs are kept for `held_pong`: a client that does not read would make them pile up.
+        """
+        out = [data for data in self._protocol.data_to_send() if data]
+        if not hold_pongs or not self.is_open:
+            return out
+        if out:
+            self._pong = out[-1]  # only the last ping must be answered: RFC 6455, section 5.5.3
+        return []
+
+    def held_pong(self) -> bytes:
+        """Return and forget the pong that was kept; nothing once the connection is closing."""
+        pong, self._pong = self._pong, b""
+        return pong if self.is_open else b""
+
+
+def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

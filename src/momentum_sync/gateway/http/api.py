@@ -1,0 +1,58 @@
+"""The HTTP side of the contract, section 3. Every path also exists under `wire.paths.PREFIX`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+from momentum_sync import __version__
+from momentum_sync.errors import BadRequest
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.handshake import LOOPBACK_PATTERN
+from momentum_sync.gateway.http.events import add_events
+from momentum_sync.gateway.http.health import add_health
+from momentum_sync.gateway.http.metrics import add_metrics
+from momentum_sync.gateway.http.requests import answer_errors, bound_bodies
+from momentum_sync.wire.paths import PREFIX, SHORT
+
+
+def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
+    """Make the FastAPI application of a gateway. `metrics` returns what Prometheus scrapes."""
+    api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
+    api.state.gateway = gateway
+    sync = APIRouter(prefix="/sync")
+    gateway.application.add_routes(sync, gateway.reads)
+    add_events(sync, gateway)
+    add_health(sync, gateway)
+    api.include_router(sync)
+    api.include_router(sync, prefix=PREFIX, include_in_schema=False)
+    add_metrics(api, gateway, metrics)
+    _add_unlisted(api)
+    answer_errors(api)
+    bound_bodies(api, gateway.limits.http.body_bytes)
+    api.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(gateway.options.allowed_origins),
+        allow_origin_regex=LOOPBACK_PATTERN if gateway.options.loopback_origins else None,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "apikey", "content-type"],
+        max_age=600,
+    )
+    return api
+
+
+def _add_unlisted(api: FastAPI) -> None:
+    """Add what the description of the API leaves out: itself under the prefix, and the addresses of sockets."""
+
+    async def openapi() -> Response:
+        return JSONResponse(api.openapi())
+
+    async def websocket_only() -> Response:
+        raise BadRequest("upgrade_required", "This address speaks WebSocket; open it with `wss://` or `ws://`.")
+
+    api.add_api_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
+    for path in (PREFIX, SHORT):
+        api.add_api_route(path, websocket_only, methods=["GET"], include_in_schema=False)

@@ -1,0 +1,86 @@
+"""`GET /sync/health`: whether the server does what it promises."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import NamedTuple
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from momentum_sync.eventlog.status import FeedStatus
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.limits import LifecycleLimits
+from momentum_sync.wire.messages import timestamp
+
+
+class Verdict(NamedTuple):
+    """`healthy`, `degraded` (clients are served, something needs attention) or `unhealthy` (none is served)."""
+
+    status: str
+    http_status: int
+
+
+class Health(BaseModel):
+    """State of the server."""
+
+    status: str
+    connected_clients: int
+    active_subscriptions: int
+    timestamp: str
+    uptime: float = Field(description="seconds")
+    memory_usage: dict[str, int] = Field(description="bytes")
+    draining: bool = Field(description="stopping, and closing its connections")
+    capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`, `slot`")
+    publishing: dict[str, list[str]] = Field(
+        description="`problems`: triggers and functions that are not as installed, so that events are missing;"
+        " `foreign_triggers`: triggers of others that run before them"
+    )
+
+
+def judge(status: FeedStatus, limits: LifecycleLimits, *, draining: bool = False) -> Verdict:
+    """Judge the server by its feed's status; one that is stopping is unhealthy.
+
+    Where triggers are missing it is degraded: other events still arrive, and no restart would help.
+    """
+    if draining or not status.live or status.lag > limits.unhealthy_lag_s:
+        return Verdict("unhealthy", 503)
+    if status.lag > limits.degraded_lag_s or status.triggers.problems:
+        return Verdict("degraded", 200)
+    return Verdict("healthy", 200)
+
+
+def memory_usage() -> dict[str, int]:
+    """Return the process's peak of resident memory in bytes. `ru_maxrss` is in KiB, on macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_rss": peak if sys.platform == "darwin" else peak * 1024}
+
+
+def add_health(sync: APIRouter, gateway: Gateway) -> None:
+    """Add the route."""
+    started_at = time.monotonic()
+
+    @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
+    async def state() -> Response:
+        """Return whether the server does what it promises. Needs no token."""
+        status = gateway.feed.status()
+        verdict = judge(status, gateway.limits.lifecycle, draining=gateway.draining)
+        body = Health(
+            status=verdict.status,
+            connected_clients=len(gateway.hub),
+            active_subscriptions=gateway.hub.subscriptions,
+            timestamp=timestamp(time.time()),
+            uptime=round(time.monotonic() - started_at, 3),
+            memory_usage=memory_usage(),
+            draining=gateway.draining,
+            capture={
+                "state": status.state.value,
+                "lag_ms": round(status.lag * 1000),
+                "last_event_id": str(gateway.feed.position),
+                "slot": status.slot._asdict(),
+            },
+            publishing=status.triggers._asdict(),
+        )
+        return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")

@@ -1,0 +1,62 @@
+"""`GET /metrics`, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response, Security
+from starlette.responses import PlainTextResponse
+
+from momentum_sync.errors import Forbidden
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.http.requests import API_KEY, BEARER, REFUSALS, credentials
+from momentum_sync.wire.paths import PREFIX
+
+
+def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
+    """Return functions that read what the parts of a gateway know anyway, by the names of `metrics.READ`."""
+    hub, feed = gateway.hub, gateway.feed
+
+    def retained() -> float:
+        bytes_retained = feed.status().slot.retained
+        return -1 if bytes_retained is None else bytes_retained
+
+    return {
+        "momentum_connections": lambda: len(hub),
+        "momentum_subscriptions": lambda: hub.subscriptions,
+        "momentum_channels": lambda: hub.channels,
+        "momentum_queue_bytes": lambda: gateway.send_budget.total,
+        "momentum_window_bytes": lambda: feed.window.size,
+        "momentum_capture_live": lambda: feed.status().live,
+        "momentum_capture_lag_seconds": lambda: feed.status().lag,
+        "momentum_slot_retained_bytes": retained,
+        "momentum_draining": lambda: gateway.draining,
+    }
+
+
+def add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) -> None:
+    """Add the route."""
+
+    async def scrape(request: Request) -> Response:
+        """Return the server's metrics, in Prometheus' text format. For `service_role`, unless they are open."""
+        if not gateway.options.metrics_open:
+            authorization, apikey = credentials(request)
+            caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=apikey)
+            if caller.role != "service_role":
+                raise Forbidden("The metrics are for service_role.")
+        return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    secured = [Security(BEARER), Security(API_KEY)]
+    described: dict[int | str, dict[str, object]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **{status: REFUSALS[status] for status in (401, 403, 503)},
+    }
+    for path, listed in (("/metrics", True), (f"{PREFIX}/metrics", False)):
+        api.add_api_route(
+            path,
+            scrape,
+            dependencies=secured,
+            responses=described,
+            include_in_schema=listed,
+            response_class=PlainTextResponse,
+        )

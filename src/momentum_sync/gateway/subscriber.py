@@ -1,0 +1,70 @@
+"""What the hub knows of a subscriber, and of the dialect that it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from momentum_sync.eventlog.event import Event
+from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import DeliveryIds
+
+
+class Dialect(Protocol):
+    """Encodes events for one kind of client. Subscribers with the same dialect object share encoded frames."""
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the WebSocket frames that carry an event. `now` is seconds since 1970."""
+
+
+class Owner(NamedTuple):
+    """Whose subscriber it is. Limits per user count these, and a client id is unique among those of one owner."""
+
+    role: str
+    subject: UUID | None
+    user_id: UUID | None
+
+
+class Subscriber(Protocol):
+    """A connection on its channels.
+
+    Attributes:
+        cursor: its position and subscriptions.
+        dialect: its encoding.
+        write: writes whole frames; what the socket does not take at once is buffered.
+    """
+
+    cursor: Cursor
+    dialect: Dialect
+    write: Callable[[bytes], None]
+
+    @property
+    def identity(self) -> Identity:
+        """Return the caller."""
+
+    @property
+    def owner(self) -> Owner:
+        """Return whose it is."""
+
+    @property
+    def client_id(self) -> str:
+        """Return the client's name for itself."""
+
+    @property
+    def follows(self) -> bool:
+        """Return whether it follows the feed. One that does not is given events from its cursor by itself."""
+
+    def has_room(self, size: int) -> bool:
+        """Return whether `size` bytes may be written even if the client reads none of them."""
+
+    def hold_back(self, offset: int, *, review: bool = False) -> None:
+        """Stop following the feed after `offset`. With `review`, ask for the caller's grants before going on."""
+
+    def expect_acks(self, cache_keys: Iterable[str]) -> None:
+        """Expect the client to acknowledge these cache keys."""
+
+    def close(self, why: Close) -> None:
+        """End the connection."""

@@ -1,0 +1,378 @@
+"""Every bound and timeout of the server, in one object that is passed to the parts.
+
+Settings are what an operator chooses; these values follow from the design and are the same everywhere. A test passes
+its own, such as `Limits(delivery=DeliveryLimits(stall_s=1.0))`. Names end in their unit: `_s` seconds, `_bytes` bytes;
+all others are counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `per_second` operations on average, and up to `burst` at once."""
+
+    burst: float
+    per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureLimits:
+    """Bounds of the process that reads the replication slot."""
+
+    backoff_s: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+    """Pauses between runs that fail one after the other."""
+
+    steady_s: float = 10.0
+    """A run that lasts longer resets the backoff."""
+
+    slot_retry_s: float = 0.25
+    """Pause before another attempt at a slot that another instance reads."""
+
+    slot_elsewhere_s: float = 5.0
+    """Longer than a broken stream of this process can hold the slot: another instance must have it."""
+
+    probe_interval_s: float = 1.0
+    """Interval of lag probes and of status messages to PostgreSQL."""
+
+    silence_s: float = 20.0
+    """A probe arrives every second, and PostgreSQL sends a keepalive every 15 s within a large transaction."""
+
+    slot_check_interval_s: float = 5.0
+    """Interval at which the state of the slot is read for health."""
+
+    slot_checks_per_trigger_check: int = 3
+    """Triggers and functions are checked once in so many checks of the slot."""
+
+    stuck_failures: int = 3
+    """Equal errors at the same LSN after which the slot is replaced."""
+
+    settle_notice_s: float = 5.0
+    """Wait for transactions of the previous epoch before the operator is told which."""
+
+    settle_interval_s: float = 0.1
+    """Interval at which capture asks whether those transactions have ended."""
+
+    idle_confirm_interval_s: float = 10.0
+    """The slot is confirmed this often while no events come, so that PostgreSQL can remove WAL."""
+
+    append_batch: int = 2_000
+    """Events of one append."""
+
+    append_gather_s: float = 0.05
+    """Wait for more events before an append: a batch of one costs as much as one of a hundred."""
+
+    pending_bytes: int = 16 * 1024 * 1024
+    """Events that may wait for the log before reading the stream pauses."""
+
+    frames_per_turn: int = 100
+    """Frames decoded in one iteration of the event loop."""
+
+    bytes_per_turn: int = 1024 * 1024
+    """Bytes decoded in one iteration of the event loop."""
+
+    log_check_interval_s: float = 2.0
+    """Interval at which capture checks that the log still holds its first and last event."""
+
+    policy_check_interval_s: float = 1.0
+    """Interval at which the database compares its policies with those it knows."""
+
+    policy_check_failures: int = 5
+    """Consecutive failed comparisons after which the operator is told."""
+
+    answer_s: float = 30.0
+    """Deadline for PostgreSQL's answer to a replication command."""
+
+    connect_s: float = 15.0
+    """Deadline for a replication connection, including DNS, which libpq's own timeout leaves out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLimits:
+    """Bounds of reads and writes of `momentum.event_log`."""
+
+    pool_wait_s: float = 10.0
+    """Wait for a free connection."""
+
+    work_s: float = 30.0
+    """Deadline of a write, for networks on which PostgreSQL's own timeout does not arrive."""
+
+    read_s: float = 10.0
+    """Deadline of a read."""
+
+    page_rows: int = 1_000
+    """Events of one page."""
+
+    first_span: int = 20_000
+    """Offsets that the first query of a page covers. Each further query covers four times as many."""
+
+    search_s: float = 2.0
+    """Time after which a page is returned although it may be empty."""
+
+    preload_rows: int = 20_000
+    """Events loaded into the window when capture starts."""
+
+    preload_bytes: int = 16 * 1024 * 1024
+    """Bytes of those events."""
+
+    count_rows: int = 100_000
+    """Events that are counted for `replayed` at most."""
+
+    snapshot_attempts: int = 5
+    """Attempts at finding a snapshot's place in a window that moves meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryLimits:
+    """Bounds of queries that run as a caller."""
+
+    pool_wait_s: float = 5.0
+    """Wait for a free connection."""
+
+    shared_s: float = 0.5
+    """Statement timeout in a lane that callers share."""
+
+    slow_s: float = 10.0
+    """Statement timeout of a caller in the slow lane."""
+
+    direct_s: float = 10.0
+    """Statement timeout of an HTTP read."""
+
+    cut_s: float = 15.0
+    """Deadline after which the connection is closed, where PostgreSQL's own timeouts do not arrive."""
+
+    batch_s: float = 5.0
+    """Deadline of all questions that share a round trip."""
+
+    slow_from_s: float = 0.25
+    """A question that takes longer moves its caller to the slow lane."""
+
+    slow_request_s: float = 1.0
+    """The same for an HTTP read, including the network."""
+
+    answer_s: float = 30.0
+    """Wait of a caller for an answer."""
+
+    slow_for_s: float = 30.0
+    """Time that a caller stays in the slow lane."""
+
+    slow_callers: int = 1_000
+    """Callers remembered as slow."""
+
+    round_trips: int = 2
+    """Round trips under way in one lane."""
+
+    slow_round_trips: int = 4
+    """Round trips under way in the slow lane."""
+
+    per_caller: int = 2
+    """Concurrent HTTP reads of one caller."""
+
+    batch: int = 50
+    """Questions that share a round trip."""
+
+    batch_per_caller: int = 2
+    """Questions of one caller among them."""
+
+    scan: int = 1_000
+    """Waiting questions that are looked at to fill a round trip."""
+
+    batch_work_s: float = 0.5
+    """Work of the database that one round trip should take."""
+
+    visibility_pauses_s: tuple[float, ...] = (
+        0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0,
+    )  # fmt: skip
+    """Pauses while a commit read from the WAL is not visible yet. A commit is in the WAL before snapshots see it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """Bounds of fetching an issuer's signing keys."""
+
+    fresh_s: float = 600.0
+    """Keys are fetched again after this time."""
+
+    retry_s: float = 10.0
+    """Pause after a failed fetch, and between fetches for an unknown key."""
+
+    timeout_s: float = 5.0
+    """Deadline of a fetch."""
+
+    key_set_bytes: int = 256 * 1024
+    """Size of a key set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryLimits:
+    """Bounds of a connection's outgoing side."""
+
+    stall_s: float = 10.0
+    """A client that reads nothing for this long is closed as too slow."""
+
+    turn_s: float = 30.0
+    """Time to read an event that exceeds the send budget of all connections."""
+
+    uncounted_bytes: int = 4 * 1024
+    """Bytes that asyncio may buffer before the connection counts as waiting."""
+
+    page_bytes: int = 64 * 1024
+    """Bytes of events written to a connection that catches up before others get their turn."""
+
+    smallest_page_bytes: int = 1024
+    """First page after the database took too long over a larger one. Each further page is twice as large."""
+
+    large_bytes: int = 64 * 1024
+    """Events above this size are written only if the send budget has room; a socket takes less at once."""
+
+    coalesced_bytes: int = 16 * 1024
+    """Bytes collected for one write of a connection within one iteration of the event loop."""
+
+    admitted_at_once: int = 16
+    """Connections that continue at once when the send budget has room again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketLimits:
+    """Bounds of a WebSocket and of the conversation on it."""
+
+    frame_bytes: int = 64 * 1024
+    """A larger message of a client ends the connection with 1009."""
+
+    handshake_s: float = 15.0
+    """Deadline for authentication before the upgrade."""
+
+    close_s: float = 5.0
+    """Wait for the client's close frame."""
+
+    close_slow_s: float = 15.0
+    """The same for a client that is too slow: it has to read what was sent before."""
+
+    slice_bytes: int = 2 * 1024
+    """Received bytes that are parsed before rates are checked: some hundred of the smallest frames."""
+
+    early_frames: int = 100
+    """Frames accepted before the handshake is complete."""
+
+    bytes_after_close: int = 16 * 1024
+    """Bytes read in search of the client's close frame."""
+
+    tick_s: float = 0.05
+    """Resolution of timers. Connections wake together: waking for each alone costs as much as its work."""
+
+    frames: Rate = Rate(100, 20)
+    """Frames of one connection."""
+
+    unreadable_in_a_row: int = 5
+    """Unreadable messages after which the connection ends with 4400."""
+
+    pending_keys: int = 1_000
+    """Cache keys whose acknowledgement is awaited; the oldest are forgotten."""
+
+    channels: int = 2_000
+    """Channels of one connection."""
+
+    expiry_notice_s: float = 60.0
+    """Time before a token expires at which the client is told."""
+
+    ping_interval_s: float = 25.0
+    """Longest interval of pings: proxies close connections that are idle for 30 s."""
+
+    pong_share: float = 0.6
+    """Share of the ping interval after which a client without an answer is gone."""
+
+    pong_s: float = 5.0
+    """The same in seconds at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """Bounds of HTTP connections."""
+
+    request_s: float = 10.0
+    """Time for a complete request, from the connection or the first byte."""
+
+    answer_s: float = 60.0
+    """Time from there until the client has the answer."""
+
+    linger_s: float = 5.0
+    """Time that a refused client may go on sending: closing at once would reset the connection before it reads why."""
+
+    head_bytes: int = 32 * 1024
+    """Size of a request's head. A coach's channels are all in the address."""
+
+    body_bytes: int = 64 * 1024
+    """Size of a request's body."""
+
+    pipelined: int = 8
+    """Requests that wait for the answer to the one before."""
+
+    connections: int = 1_000
+    """HTTP connections beside the sockets."""
+
+    events_bytes: int = 256 * 1024
+    """Bytes of one answer of `/sync/events`."""
+
+    kernel_bytes: int = 256 * 1024
+    """Kernel send buffer of a connection. It is outside the send budget, and hides a client that stopped reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserLimits:
+    """Rates of one user over all connections and requests."""
+
+    connects: Rate = Rate(100, 10)
+    requests: Rate = Rate(200, 20)
+    frames: Rate = Rate(500, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifecycleLimits:
+    """Bounds of starting, housekeeping and stopping."""
+
+    housekeeping_s: float = 3600.0
+    """Interval of partition maintenance and metrics cleanup."""
+
+    housekeeping_retry_s: float = 60.0
+    """The same after a failure."""
+
+    stop_s: int = 10
+    """Wait for capture to write what it has read, and for HTTP requests to end."""
+
+    metrics_interval_s: float = 5.0
+    """Interval at which rows of `realtime_event_metrics` are written."""
+
+    metrics_s: float = 5.0
+    """Deadline of one such write."""
+
+    grants_lag_s: float = 2.0
+    """Cached grants are used only while the feed's lag is below this; a lag probe is due each second."""
+
+    drain_batch: int = 50
+    """Connections closed at once when the server stops."""
+
+    drain_interval_s: float = 0.1
+    """Pause between those batches."""
+
+    degraded_lag_s: float = 5.0
+    """Lag of the feed above which health is `degraded`."""
+
+    unhealthy_lag_s: float = 30.0
+    """Lag of the feed above which health is `unhealthy`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """All bounds of a server."""
+
+    capture: CaptureLimits = field(default_factory=CaptureLimits)
+    log: LogLimits = field(default_factory=LogLimits)
+    queries: QueryLimits = field(default_factory=QueryLimits)
+    keys: KeyLimits = field(default_factory=KeyLimits)
+    delivery: DeliveryLimits = field(default_factory=DeliveryLimits)
+    sockets: SocketLimits = field(default_factory=SocketLimits)
+    http: HttpLimits = field(default_factory=HttpLimits)
+    users: UserLimits = field(default_factory=UserLimits)
+    lifecycle: LifecycleLimits = field(default_factory=LifecycleLimits)

@@ -1,0 +1,228 @@
+"""Builds a server: capture, log and gateway, started in this order and stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from momentum_sync import observe
+from momentum_sync.capture.preflight import check
+from momentum_sync.capture.supervisor import Capture
+from momentum_sync.database.migrate import migrate
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.domain.application import MOMENTUM
+from momentum_sync.eventlog.connections import LogConnections
+from momentum_sync.eventlog.event_metrics import EventMetrics
+from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.samples import Samples
+from momentum_sync.eventlog.window import Window
+from momentum_sync.gateway.application import Application
+from momentum_sync.gateway.broadcast import Broadcast
+from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.gateway import Gateway, GatewayOptions
+from momentum_sync.gateway.http.api import make_api
+from momentum_sync.gateway.http.metrics import readings
+from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.listener import listening
+from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.websocket import protocol_for
+from momentum_sync.identity.authorizer import Authorizer
+from momentum_sync.identity.event_filter import EventFilter
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.tokens import TokenRules
+from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, writing_metrics
+from momentum_sync.limits import Limits
+from momentum_sync.metrics import Scrape
+from momentum_sync.settings import Settings
+from momentum_sync.web.index import mount_index
+from momentum_sync.web.pages import mount
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers. `url` is its root; `live` is set once it takes sockets."""
+
+    url: str
+    api: FastAPI
+    live: asyncio.Event
+
+
+@contextmanager
+def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
+    """Yield the connection string of a migrated database: the operator's, or an embedded one that is started here.
+
+    Args:
+        settings: `database_url` and `data_dir` decide which.
+        again: apply migrations of an earlier version again, to the embedded database.
+
+    Raises:
+        Unsuitable: the database cannot be used.
+    """
+    if settings.database_url is not None:
+        check(settings.database_url, settings.slot, capture=settings.capture_url)
+        yield settings.database_url
+        return
+    settings.check_embedded()
+    # Linux and macOS only, and a heavy import: only for those without a database of their own.
+    from momentum_sync.database.embedded import Embedded
+
+    with Embedded(settings.data_dir) as embedded:
+        migrate(embedded.conninfo, tell=observe.migrated, again=again)
+        check(embedded.conninfo, settings.slot)
+        yield embedded.conninfo
+
+
+def development_secret(data_dir: Path) -> str:
+    """Return the HS256 secret of development mode: made once, in a file that only its owner can read."""
+    path = development_secret_path(data_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_urlsafe(48), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
+
+
+def development_secret_path(data_dir: Path) -> Path:
+    """Return the path of the secret of development mode."""
+    return data_dir.expanduser() / "development.secret"
+
+
+def token_rules(settings: Settings) -> TokenRules:
+    """Return what a valid token looks like under these settings."""
+    return TokenRules(
+        secret=development_secret(settings.data_dir) if settings.development else _revealed(settings.jwt_secret),
+        issuer=settings.issuer,
+        audience=settings.jwt_audience,
+        anon_key=_revealed(settings.anon_key),
+        service_role_key=_revealed(settings.service_role_key),
+    )
+
+
+@asynccontextmanager
+async def server(
+    settings: Settings,
+    conninfo: str,
+    *,
+    stopped: asyncio.Event,
+    limits: Limits | None = None,
+    application: Application = MOMENTUM,
+) -> AsyncIterator[Running]:
+    """Run capture, log and gateway on a migrated database.
+
+    Args:
+        settings: the operator's settings.
+        conninfo: connection string of the database.
+        stopped: set if a part of the server ends, which none should: the caller then ends the server.
+        limits: bounds; the defaults if left out.
+        application: the application that is served.
+    """
+    limits = limits or Limits()
+    if settings.development:
+        observe.development_secret()
+    async with AsyncExitStack() as stack:
+        connections = await opened(stack, LogConnections(conninfo, limits.log))
+        log = EventLog(connections, limits.log, application.schema.per_user_channels)
+        feed = LocalFeed(Window(settings.window_bytes))
+        event_metrics = await opened(stack, EventMetrics(conninfo))
+        samples = Samples(settings.metrics_per_second, time.monotonic)
+        await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
+        capture = Capture(
+            settings.capture_url or conninfo, settings.slot, connections, log, feed, samples, application.schema,
+            limits.capture,
+        )  # fmt: skip
+        pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
+        gateway = _gateway(settings, limits, application, feed, log, pool, samples)
+        api = make_api(gateway, Scrape(readings(gateway)).text)
+        if settings.pages:
+            mount(api)
+        mount_index(api, pages=settings.pages)
+        await stack.enter_async_context(capturing(capture, stopped, limits.lifecycle))
+        housekeeping = keep_house(connections, event_metrics, settings.retention, limits.lifecycle)
+        await stack.enter_async_context(background(housekeeping, stopped))
+        bound = (settings.host, settings.port, settings.max_connections)
+        url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
+        yield Running(url, api, capture.has_begun)
+        await drain(gateway, settings.drain.total_seconds())
+
+
+def _gateway(
+    settings: Settings,
+    limits: Limits,
+    application: Application,
+    feed: LocalFeed,
+    log: EventLog,
+    pool: CallerPool,
+    samples: Samples,
+) -> Gateway:
+    def up_to_date() -> bool:
+        status = feed.status()
+        return status.live and status.lag < limits.lifecycle.grants_lag_s
+
+    authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
+    hub = Hub(
+        feed,
+        limit=settings.max_connections,
+        limit_per_user=settings.max_connections_per_user,
+        clock=time.time,
+        grants_changed=authorizer.changed,
+        grants_missed=authorizer.missed,
+        delivered=_reporting(samples),
+        limits=limits.delivery,
+    )
+    options = GatewayOptions(
+        heartbeat=settings.heartbeat.total_seconds(),
+        send_buffer=settings.send_buffer_bytes,
+        allowed_origins=settings.allowed_origins,
+        loopback_origins=settings.development,
+        token_in_query=settings.token_in_query,
+        metrics_open=settings.metrics_open,
+    )
+    return Gateway(
+        options,
+        limits,
+        application,
+        feed=feed,
+        history=History(feed, log, limits.log),
+        hub=hub,
+        send_budget=SendBudget(
+            each=settings.send_buffer_bytes, total=settings.send_total_bytes,
+            admitted_at_once=limits.delivery.admitted_at_once,
+        ),
+        authenticator=Authenticator(token_rules(settings), limits.keys),
+        authorizer=authorizer,
+        event_filter=EventFilter(pool, authorizer, application.schema),
+        reads=CallerReads(pool, authorizer, feed),
+    )  # fmt: skip
+
+
+def _reporting(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:
+    """Return a function that reports broadcasts to the metrics and to the samples."""
+
+    def report(broadcasts: Sequence[Broadcast]) -> None:
+        observe.delivered(
+            [broadcast.event.event_type for broadcast in broadcasts],
+            sum([broadcast.frames for broadcast in broadcasts]),
+            sum([broadcast.size for broadcast in broadcasts]),
+            [broadcast.delay for broadcast in broadcasts if broadcast.delay is not None],
+        )
+        for broadcast in broadcasts:
+            if broadcast.broken is None:
+                samples.delivered(broadcast.event, broadcast.delay)
+            else:
+                samples.failed(broadcast.event, observe.described(broadcast.broken))
+
+    return report
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -1,0 +1,55 @@
+"""Token buckets: an average rate with bursts. Times are seconds on a monotonic clock."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from momentum_sync.limits import Rate
+
+
+class TokenBucket:
+    """Tokens of one user, or of one connection."""
+
+    __slots__ = ("_at", "_rate", "_tokens")
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self._rate = rate
+        self._tokens = float(rate.burst)
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """Take a token. Return False if there is none."""
+        passed = max(0.0, now - self._at)
+        self._tokens = min(self._rate.burst, self._tokens + passed * self._rate.per_second)
+        self._at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def is_full(self, now: float) -> bool:
+        """Return whether the bucket is full at `now`, as a new one is."""
+        return self._tokens + (now - self._at) * self._rate.per_second >= self._rate.burst
+
+
+class TokenBuckets:
+    """A bucket for each key, forgotten once it is full again."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._buckets: dict[Hashable, TokenBucket] = {}  # the least recently used first
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: Hashable, now: float) -> bool:
+        """Take a token of a key's bucket. Return False if there is none."""
+        bucket = self._buckets.pop(key, None) or TokenBucket(self._rate, now)
+        taken = bucket.take(now)
+        self._buckets[key] = bucket
+        while self._buckets:
+            oldest = next(iter(self._buckets))
+            if not self._buckets[oldest].is_full(now):
+                break
+            del self._buckets[oldest]
+        return taken

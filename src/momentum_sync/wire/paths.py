@@ -1,0 +1,12 @@
+"""Paths of the contract, in one place for server, SDK, specification and tools."""
+
+from __future__ import annotations
+
+PREFIX = "/functions/v1/realtime-momentum-sync"
+"""The WebSocket; every HTTP path exists under it, too."""
+
+SHORT = "/ws"
+"""A short name for the WebSocket."""
+
+SOCKETS = frozenset({PREFIX, f"{PREFIX}/", SHORT, f"{PREFIX}{SHORT}"})
+"""All paths of the WebSocket."""

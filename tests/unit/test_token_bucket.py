@@ -1,0 +1,48 @@
+"""Token buckets, with literal times."""
+
+from __future__ import annotations
+
+from momentum_sync.limits import Rate
+from momentum_sync.token_bucket import TokenBucket, TokenBuckets
+
+RATE = Rate(burst=3, per_second=2)
+
+
+def test_a_burst_then_the_average_rate() -> None:
+    bucket = TokenBucket(RATE, 0.0)
+    assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(0.5) for _ in range(2)] == [True, False]
+    assert [bucket.take(10.0) for _ in range(4)] == [True, True, True, False], "no more than the burst"
+
+
+def test_a_refused_take_costs_nothing_and_halves_add_up() -> None:
+    bucket = TokenBucket(Rate(burst=1, per_second=1), 0.0)
+    assert bucket.take(0.0)
+    assert not bucket.take(0.5)
+    assert bucket.take(1.0)
+
+
+def test_time_that_goes_back_gives_nothing_and_takes_nothing() -> None:
+    bucket = TokenBucket(RATE, 10.0)
+    assert [bucket.take(5.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_keys_have_buckets_of_their_own_and_full_ones_are_forgotten() -> None:
+    buckets = TokenBuckets(RATE)
+    assert [buckets.take("a", 0.0) for _ in range(4)] == [True, True, True, False]
+    assert buckets.take("b", 0.0)
+    assert len(buckets) == 2
+    assert buckets.take("c", 0.5)
+    assert len(buckets) == 3, "b is full again behind a, which is not: only the oldest are looked at"
+    assert buckets.take("c", 1.5)
+    assert len(buckets) == 1
+
+
+def test_the_least_recently_used_key_is_looked_at_first() -> None:
+    buckets = TokenBuckets(RATE)
+    buckets.take("a", 0.0)
+    buckets.take("b", 0.1)
+    for _ in range(2):
+        buckets.take("a", 0.2)
+    assert buckets.take("c", 0.6)
+    assert len(buckets) == 2, "b is full and forgotten; a is not full"
