@@ -1,4 +1,4 @@
-"""Momentum Sync: committed changes in PostgreSQL on the screens of those who may see them.
+"""Momentum Sync: committed changes in PostgreSQL for the clients that may see them, in order, exactly once.
 
 These names are the SDK, for programs that follow a server. The server itself is in the extra `server`.
 """

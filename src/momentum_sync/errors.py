@@ -1,30 +1,30 @@
-"""Every error that leaves this package, in one tree.
+"""Every error that leaves this package, as a tree.
 
 MomentumError
-├── RequestError          a client asked for what it cannot have; becomes an HTTP answer or an `error` frame
-│   ├── BadRequest        400  it could not be read
-│   ├── Unauthenticated   401  no token, or one that proves nothing
-│   ├── Forbidden         403  known, but not allowed
+├── RequestError          a client's request failed: an HTTP error, or an `error` message
+│   ├── BadRequest        400  malformed
+│   ├── Unauthenticated   401  no token, or an invalid one
+│   ├── Forbidden         403  authenticated, and not allowed
 │   ├── NotFound          404
 │   ├── TooLarge          413
-│   ├── Unprocessable     422  readable, but a field is missing or wrong
+│   ├── Unprocessable     422  well-formed, with a missing or wrong field
 │   ├── TooMany           429
-│   └── Unavailable       503  not now; the same request may succeed later
-├── ClientError           what a program that uses the SDK is told; the client goes on by itself, unless it is Ended
-│   ├── ConnectionLost    the network, or the server, went away
-│   ├── FeedFrozen        nothing came for longer than heartbeats leave
-│   ├── Rejected          the server did not take the connection: `status` and `code`
+│   └── Unavailable       503  temporary; the same request may succeed later
+├── ClientError           an error of the SDK; the client continues by itself, unless it is Ended
+│   ├── ConnectionLost    the network or the server is gone
+│   ├── FeedFrozen        heartbeats are missing
+│   ├── Rejected          the server refused the connection: `status` and `code`
 │   ├── TokenUnavailable  the token provider raised
-│   ├── MessageTooLarge   the server sent more than the client takes at once; the state is read anew
-│   ├── Gap               an event was missed, which must not be; the state is read anew
-│   ├── NotUnderstood     the server sent what is no message
-│   ├── RequestFailed     a message of ours was answered with `error`: `code`
+│   ├── MessageTooLarge   a message exceeds the client's limit; the state is read anew
+│   ├── Gap               an event is missing, which must not happen; the state is read anew
+│   ├── NotUnderstood     a message is not one of the protocol
+│   ├── RequestFailed     the server answered a message with `error`: `code`
 │   ├── StoreFailed       the store could not be read or written
-│   ├── FetchFailed       what the program fetches for its cache did not come in time, or was cancelled
-│   ├── Offline           what was asked for needs a connection
-│   └── Ended             for good: `code` and `reason` of the close
-├── Unsuitable            the database or a setting does not fit; the operator mends it, exit status 2
-├── CaptureError          the replication stream broke; capture comes back by itself
+│   ├── FetchFailed       a fetch for the cache exceeded its deadline or was cancelled
+│   ├── Offline           the call needs a connection
+│   └── Ended             the client does not reconnect: `code` and `reason` of the close
+├── Unsuitable            the database or a setting does not fit; exit status 2
+├── CaptureError          the replication stream broke; capture restarts by itself
 │   └── SlotBusy          another instance reads the slot
 └── FencedOff             another instance has taken over the log
 """
@@ -35,11 +35,11 @@ from typing import ClassVar
 
 
 class MomentumError(Exception):
-    """The root. `str(error)` is one sentence for a person."""
+    """The root. `str(error)` is one sentence."""
 
 
 class RequestError(MomentumError):
-    """What a client did wrong, or cannot have now. `code` is for programs, the sentence for people."""
+    """A client's request failed. `code` is for programs, the sentence for people."""
 
     status: ClassVar[int]
     code: str
@@ -94,7 +94,7 @@ class Unavailable(RequestError):
 
 
 class Unsuitable(MomentumError):
-    """What the server was given cannot work. `hint` is the command, or the setting, that mends it."""
+    """The database or a setting cannot work. `hint` is the command or the setting that fixes it."""
 
     def __init__(self, sentence: str, hint: str) -> None:
         super().__init__(sentence)
@@ -102,11 +102,11 @@ class Unsuitable(MomentumError):
 
 
 class ClientError(MomentumError):
-    """What the SDK tells the program that uses it."""
+    """An error that the SDK reports to the program."""
 
 
 class ConnectionLost(ClientError):
-    """The network, or the server, went away. `code` is the close code, where there was one."""
+    """The network or the server is gone. `code` is the close code, if there was one."""
 
     def __init__(self, sentence: str, code: int | None = None) -> None:
         super().__init__(sentence)
@@ -114,7 +114,7 @@ class ConnectionLost(ClientError):
 
 
 class FeedFrozen(ClientError):
-    """Nothing came for longer than heartbeats leave."""
+    """Nothing arrived for longer than the interval of heartbeats allows."""
 
 
 class Rejected(ClientError):
@@ -127,11 +127,11 @@ class Rejected(ClientError):
 
 
 class TokenUnavailable(ClientError):
-    """The token provider raised; the cause is what."""
+    """The token provider raised an exception, which is the cause."""
 
 
 class MessageTooLarge(ClientError):
-    """The server sent a message of more bytes than the client takes; the state is read anew."""
+    """The server sent a message above the client's limit; the state is read anew."""
 
 
 class Gap(ClientError):
@@ -139,7 +139,7 @@ class Gap(ClientError):
 
 
 class NotUnderstood(ClientError):
-    """The server sent what is no message of the protocol."""
+    """The server sent something that is not a message of the protocol."""
 
 
 class RequestFailed(ClientError):
@@ -151,19 +151,19 @@ class RequestFailed(ClientError):
 
 
 class StoreFailed(ClientError):
-    """The store could not be read or written; the cause is why. The client goes on without it."""
+    """The store could not be read or written; the client continues without it. The cause says why."""
 
 
 class FetchFailed(ClientError):
-    """A fetch for the cache took too long, or was cancelled. Nothing is kept of it."""
+    """A fetch for the cache exceeded its deadline or was cancelled. Nothing is cached."""
 
 
 class Offline(ClientError):
-    """What was asked for needs a connection, and there is none now."""
+    """The call needs a connection, and there is none."""
 
 
 class Ended(ClientError):
-    """The client does not come back by itself. `code` is the close code, or the HTTP status of the handshake."""
+    """The client does not reconnect. `code` is the close code, or the HTTP status of the handshake."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{reason} ({code})")
@@ -180,4 +180,4 @@ class SlotBusy(CaptureError):
 
 
 class FencedOff(MomentumError):
-    """Another instance writes the log now; this one must not."""
+    """Another instance writes the log now."""

@@ -1,4 +1,4 @@
-"""How a server starts, keeps house, drains and stops."""
+"""Starting, housekeeping, draining and stopping of a server."""
 
 from __future__ import annotations
 

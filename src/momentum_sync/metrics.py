@@ -1,8 +1,8 @@
-"""Every number that is worth telling: its name, its meaning, and how it is kept.
+"""Counters and histograms for Prometheus.
 
-What happens once an event or a frame is counted in plain integers, without a lock or an object, and made into samples
-only when somebody asks: an event costs less than a microsecond here. What parts of the server know anyhow is read from
-them then. No label is of unbounded size: values that are not listed count as `other`.
+An event or a frame is counted in plain integers, without a lock or an object, and converted only when somebody
+scrapes: an event costs less than a microsecond here. Values that the parts of a server know anyway are read at the
+scrape. Labels are bounded: values that are not listed count as `other`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OTHER = "other"
 
 
 class Count:
-    """Something that is counted, by one label or none. `values` lists what the label may be."""
+    """A counter with one label or none. `values` lists the values of the label."""
 
     def __init__(self, name: str, meaning: str, label: str | None = None, values: Sequence[str] = ()) -> None:
         self.name = name
@@ -29,18 +29,18 @@ class Count:
         self._counts: Counter[str] = Counter(dict.fromkeys(values, 0))
 
     def add(self, count: int = 1, value: str = "") -> None:
-        """So many more."""
+        """Add to the counter."""
         if self._label is not None and value not in self._values:
             value = OTHER
         self._counts[value] += count
 
     def add_each(self, values: Iterable[str]) -> None:
-        """One more of each of these."""
+        """Add one for each label value."""
         for value in values:
             self._counts[value if value in self._values else OTHER] += 1
 
     def collect(self) -> Metric:
-        """As Prometheus has it."""
+        """Return the metric in Prometheus' form."""
         family = CounterMetricFamily(self.name, self.meaning, labels=[self._label] if self._label else [])
         for value, count in self._counts.items() if self._counts else [("", 0)]:
             family.add_metric([value] if self._label else [], count)
@@ -48,7 +48,7 @@ class Count:
 
 
 class Spread:
-    """Measures of one kind, by size: how many are at most each of the `bounds`."""
+    """A histogram with the given upper bounds."""
 
     def __init__(self, name: str, meaning: str, bounds: Sequence[float]) -> None:
         self.name = name
@@ -58,13 +58,13 @@ class Spread:
         self._sum = 0.0
 
     def add(self, *measures: float) -> None:
-        """So many more."""
+        """Add measured values."""
         for measure in measures:
             self._counts[bisect_left(self._bounds, measure)] += 1
         self._sum += sum(measures)
 
     def collect(self) -> Metric:
-        """As Prometheus has it."""
+        """Return the metric in Prometheus' form."""
         family = HistogramMetricFamily(self.name, self.meaning)
         buckets, total = [], 0
         for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
@@ -118,7 +118,7 @@ SIGHT = Count(
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
 CAPTURE_BREAKS = Count("momentum_capture_breaks", "How often capture lost its stream or the log, and began again.")
 
-# Read from the parts of the server at each scrape.
+# Read at each scrape.
 READ = {
     "momentum_connections": "Connections that are open and admitted.",
     "momentum_subscriptions": "Channels held, over all connections.",
@@ -137,7 +137,7 @@ _KEPT = (
 
 
 class Scrape(Collector):
-    """What one server has to tell. `readings` gives a number for each name in READ."""
+    """All metrics of one server. `readings` returns the value of each name in READ."""
 
     def __init__(self, readings: Mapping[str, Callable[[], float]]) -> None:
         assert readings.keys() == READ.keys()
@@ -147,11 +147,11 @@ class Scrape(Collector):
         ProcessCollector(registry=self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, once."""
+        """Yield every metric once."""
         yield from (kept.collect() for kept in _KEPT)
         for name, meaning in READ.items():
             yield GaugeMetricFamily(name, meaning, value=self._readings[name]())
 
     def text(self) -> bytes:
-        """In Prometheus' text format, version 0.0.4."""
+        """Return the metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)

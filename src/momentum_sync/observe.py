@@ -1,7 +1,7 @@
-"""All that is worth telling, one function each: its log line beside its number.
+"""One function for each thing that is logged, counted, or both.
 
-Standard error gets one line an event: readable on a terminal, JSON otherwise. No token, no content of an event or a
-message, and no name of a person or device is ever among it; so of errors only that is told which cannot quote a value.
+Standard error gets one line for each: readable on a terminal, JSON otherwise. No line has a token, the content of an
+event or a message, or the name of a person or device; of errors only the parts that cannot quote a value are logged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = structlog.get_logger("momentum_sync")
 
 
 def configure(*, level: str) -> None:
-    """Sets up the log. `level` is a name of the `logging` module, such as `INFO`."""
+    """Set up the log. `level` is a level of the `logging` module, such as `INFO`."""
     rendering: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
@@ -38,19 +38,19 @@ def configure(*, level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.getLogger("psycopg").setLevel(logging.ERROR)  # we tell of a lost database ourselves, once
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # the server logs a lost database itself, once
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Libraries)] + [_Libraries()]
 
 
-# What a PostgreSQL error of these classes says is about connections, resources and the server, never about a row.
+# PostgreSQL errors of these classes concern connections, resources and the server, never a row.
 _ABOUT_NO_ROW = frozenset({"08", "28", "3D", "53", "55", "57", "58"})
 _FRAMES = 8
 
 
 def described(error: BaseException) -> str:
-    """What may be told of an error. PostgreSQL's quote values and whole rows, and so may any that is not ours."""
+    """Return what may be logged of an error: messages of PostgreSQL and others may quote values and whole rows."""
     if isinstance(error, psycopg.Error):
         lines = (error.diag.message_primary or str(error)).strip().splitlines()
         of_the_connection = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
@@ -63,7 +63,7 @@ def described(error: BaseException) -> str:
 
 
 def _told(error: BaseException | None) -> dict[str, object]:
-    """Where an exception came from, without what it says."""
+    """Return where an exception was raised, without its message."""
     if error is None:
         return {}
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
@@ -74,7 +74,7 @@ def _told(error: BaseException | None) -> dict[str, object]:
 
 
 class _Libraries(logging.Handler):
-    """What libraries tell, without the values that they tell it with: a message without arguments may hold them."""
+    """Formats log records of libraries without their arguments, which may hold values."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -86,12 +86,12 @@ class _Libraries(logging.Handler):
 
 
 def listening(url: str) -> None:
-    """The server answers."""
+    """Log that the server answers."""
     _log.info("listening", url=url)
 
 
 def unknown_setting(name: str) -> None:
-    """An environment variable looks like a setting and is none."""
+    """Log an environment variable that looks like a setting and is none."""
     _log.warning("unknown setting", name=name, see="momentum-sync serve --help")
 
 
@@ -100,24 +100,24 @@ _MOST_ORIGINS = 100
 
 
 def refused_origin(origin: str) -> None:
-    """A page of an origin that is not allowed wanted to connect. Told once for each, for so many of them."""
+    """Log a page of an origin that is not allowed, once for each origin, up to a limit."""
     if origin not in _refused_origins and len(_refused_origins) < _MOST_ORIGINS:
         _refused_origins.add(origin)
         _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
 
 
 def stopping(connections: int) -> None:
-    """The server is about to end, and sends its clients away."""
+    """Log that the server stops and closes its connections."""
     _log.info("stopping", connections=connections)
 
 
 def unconfirmed() -> None:
-    """The server ends without having confirmed the slot; the next one reads a little again."""
+    """Log that the server ends without confirming the slot; the next one reads a few events again."""
     _log.warning("stopped before the slot was confirmed")
 
 
 def development_secret() -> None:
-    """There is no secret, so tokens are signed with one made up for development."""
+    """Log that tokens are signed with a generated secret, because none is set."""
     _log.warning(
         "DEVELOPMENT MODE: no SUPABASE_JWT_SECRET or SUPABASE_URL is set. Tokens are checked against a secret kept in "
         "the data directory, and the server listens on loopback only."
@@ -125,17 +125,17 @@ def development_secret() -> None:
 
 
 def capture_began(slot: str, epoch: str, number: int) -> None:
-    """Capture holds the slot and reads on after an event."""
+    """Log that capture holds the slot and continues after an event."""
     _log.info("capture began", slot=slot, epoch=epoch, number=number)
 
 
 def capture_live(slot: str, number: int) -> None:
-    """All that was written before capture began has been read."""
+    """Log that everything written before capture began has been read."""
     _log.info("capture live", slot=slot, number=number)
 
 
 def slot_lost(slot: str, why: str) -> None:
-    """The slot had lost what it needs, and was made anew; a new history begins."""
+    """Log that the slot lost WAL that it needs and was recreated; a new epoch begins."""
     _log.error("slot lost", slot=slot, why=why)
 
 
@@ -160,69 +160,69 @@ def policies_unwatched(error: BaseException, times: int) -> None:
 
 
 def slot_unknown(error: BaseException) -> None:
-    """The database does not say how the slot is."""
+    """Log that the state of the slot could not be read."""
     _log.debug("slot unknown", said=described(error))
 
 
 def waits_for_transactions(below: int) -> None:
-    """A new history cannot be served before older transactions have ended."""
+    """Log that a new epoch waits for older transactions to end."""
     _log.warning("waiting for transactions to end", below_xid=below, see="select * from pg_stat_activity")
 
 
 def history_broke(epoch: str, why: str) -> None:
-    """Events may be missing, so a new history has begun; every client gets a snapshot."""
+    """Log that a new epoch has begun, because events may be missing; every client gets a snapshot."""
     _log.warning("history broke", epoch=epoch, why=why)
 
 
 def slot_busy(said: str) -> None:
-    """Another instance reads the slot; this one waits."""
+    """Log that another instance reads the slot and this one waits."""
     _log.info("waiting for the slot", said=said)
 
 
 def capture_broke(error: BaseException, pause: float) -> None:
-    """The stream or the log failed; capture starts again after `pause` seconds."""
+    """Log that the stream or the log failed; capture starts again after `pause` seconds."""
     metrics.CAPTURE_BREAKS.add()
     _log.warning("capture broke", said=described(error), again_in_s=pause)
 
 
 def malformed_message(said: str, size: int) -> None:
-    """A logical message under our prefix was unreadable and is left out."""
+    """Log a logical message with the product's prefix that could not be read and is skipped."""
     metrics.FAILURES.add()
     _log.error("malformed logical message", said=said, bytes=size)
 
 
 def migrated(line: str) -> None:
-    """One step of a migration."""
+    """Log one step of a migration."""
     _log.info("migrate", step=line)
 
 
 def housekeeping_failed(error: BaseException) -> None:
-    """Partitions or metrics could not be kept this time; it is tried again."""
+    """Log that maintenance of partitions or metrics failed and is retried."""
     _log.warning("housekeeping failed", said=described(error))
 
 
 def metrics_unwritten(error: BaseException, count: int) -> None:
-    """Rows of `realtime_event_metrics` could not be written this time, and are left out."""
+    """Log rows of `realtime_event_metrics` that could not be written and are lost."""
     _log.warning("metrics not written", rows=count, said=described(error))
 
 
 def metrics_dropped(count: int) -> None:
-    """There were more events to sample, or failures, than rows can wait; so many so far are left out."""
+    """Log how many rows of `realtime_event_metrics` had no room so far."""
     _log.warning("metrics left out", rows=count)
 
 
 def partitions_dropped(names: list[str]) -> None:
-    """Retention ended for these days of the log."""
+    """Log partitions of the log whose retention ended."""
     _log.info("partitions dropped", names=names)
 
 
 def keys_unavailable(url: str, error: BaseException) -> None:
-    """The issuer's signing keys could not be fetched; those known before stay in use."""
+    """Log that the issuer's signing keys could not be fetched; known ones stay in use."""
     _log.warning("signing keys unavailable", url=url, said=described(error))
 
 
 def connected(channels: int, outcome: str, replayed: int) -> None:
-    """A client is live. `outcome` is how it began, as in `metrics.GREETINGS`, `replayed` what a resume brought."""
+    """Count a live client. `outcome` is a value of `metrics.GREETINGS`, `replayed` the events of a resume."""
     metrics.GREETINGS.add(value=outcome)
     if outcome == "resumed":
         metrics.REPLAYED.add(replayed)
@@ -230,22 +230,25 @@ def connected(channels: int, outcome: str, replayed: int) -> None:
 
 
 def disconnected(code: int | None) -> None:
-    """A client is gone; `code` is what the server closed with, if it did."""
+    """Count a disconnected client; `code` is the server's close code, if it sent one."""
     metrics.CLOSES.add(value="client" if code is None else str(code))
     _log.debug("disconnected", code=code)
 
 
 def refused(code: str) -> None:
-    """A handshake or a request was answered with an error."""
+    """Count a handshake or a request that was answered with an error."""
     metrics.REFUSALS.add(value=code)
     _log.debug("refused", code=code)
 
 
 def delivered(event_types: Sequence[str], frames: int, size: int, delays: Sequence[float]) -> None:
-    """Events of these types were handed to those who have their channels.
+    """Count events that were broadcast.
 
-    `frames` of so many bytes were written at once, beside what `sent` tells. `delays` are the seconds from the commit
-    for those events that anybody had a channel of.
+    Args:
+        event_types: their types.
+        frames: frames written, beside those that `sent` counts.
+        size: bytes of those frames.
+        delays: seconds from commit to last write, for events with subscribers.
     """
     metrics.EVENTS.add_each(event_types)
     metrics.FRAMES.add(frames)
@@ -254,33 +257,33 @@ def delivered(event_types: Sequence[str], frames: int, size: int, delays: Sequen
 
 
 def sent(frames: int, size: int) -> None:
-    """Messages went to one socket: answers, snapshots, events that it was behind by."""
+    """Count messages to one socket: answers, snapshots, events of a catch-up."""
     metrics.FRAMES.add(frames)
     metrics.BYTES.add(size)
 
 
 def checked(seen: int, withheld: int) -> None:
-    """The database said of so many events that a caller may see them, and of so many that it may not."""
+    """Count events that the database allowed and withheld."""
     metrics.SIGHT.add(seen, "seen")
     metrics.SIGHT.add(withheld, "withheld")
 
 
 def appended(seconds: float) -> None:
-    """A batch of events is in the log."""
+    """Count an append to the log."""
     metrics.APPEND.add(seconds)
 
 
 def policy_failed(table: str, error: BaseException) -> None:
-    """A policy could not be evaluated on a deleted row, so the caller is not told of it."""
+    """Log a policy that raised an error on a row version; the caller does not get the event."""
     _log.warning("policy failed", table=table, said=described(error))
 
 
 def failed(where: str, error: BaseException) -> None:
-    """A defect: an exception that nothing foresaw. The client got a general answer."""
+    """Log a defect: an exception that nothing handles. The client got a general answer."""
     metrics.FAILURES.add()
     _log.error("failed", where=where, **_told(error))
 
 
 def demo_waits(error: BaseException) -> None:
-    """The demo's world lost the database and tries again."""
+    """Log that the demo's simulation lost the database and retries."""
     _log.warning("demo waits for the database", said=described(error))

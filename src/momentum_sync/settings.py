@@ -1,4 +1,4 @@
-"""Every setting: its unit, its default, its reason. Read once, from the environment and from `.env`."""
+"""Every setting with its unit, default and reason, read once from the environment and `.env`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from momentum_sync.errors import Unsuitable
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-_LEAST_SECRET = 32  # bytes, as RFC 7518 (section 3.2) demands for HS256
+_LEAST_SECRET = 32  # bytes; RFC 7518, section 3.2, requires this for HS256
 _LEAST_KEY = 16
 _SECRETS = {
     "jwt_secret": "SUPABASE_JWT_SECRET", "supabase_jwt_secret": "SUPABASE_JWT_SECRET",
@@ -32,13 +32,13 @@ def _default_data_dir() -> Path:
 
 
 def duration(text: str) -> timedelta | None:
-    """A number with s, m, h or d; None for anything else."""
+    """Parse a number with s, m, h or d; None for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     return timedelta(seconds=float(found[1]) * _UNITS[found[2]]) if found else None
 
 
 class Settings(BaseSettings):
-    """What the server is told. Make one with `read`."""
+    """The operator's settings. Make them with `read`."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_prefix="MOMENTUM_", extra="ignore", frozen=True, populate_by_name=True,
@@ -46,82 +46,83 @@ class Settings(BaseSettings):
     )  # fmt: skip
 
     database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
-    """libpq URL of a Postgres >= 15. Unset: an embedded one under the data directory."""
+    """libpq URL of a PostgreSQL >= 15. Unset: an embedded one under the data directory."""
 
     capture_url: str | None = None
-    """The same database as `database_url`, to read the WAL, so that no other role needs REPLICATION. Unset: that."""
+    """URL of the same database for reading the WAL, so that no other role needs REPLICATION. Unset: DATABASE_URL."""
 
     supabase_url: str | None = Field(None, validation_alias=AliasChoices("supabase_url", "SUPABASE_URL"))
     """Issuer of the tokens; its keys are fetched from /auth/v1/.well-known/jwks.json."""
 
     jwt_secret: SecretStr | None = Field(None, validation_alias=AliasChoices("jwt_secret", "SUPABASE_JWT_SECRET"))
-    """HS256 secret, where the project still signs with one."""
+    """HS256 secret, for projects that sign tokens with one."""
 
     anon_key: SecretStr | None = Field(None, validation_alias=AliasChoices("anon_key", "SUPABASE_ANON_KEY"))
-    """Public API key. Alone it opens nothing; it is known so that it can be told from a wrong one."""
+    """Public API key. It grants nothing by itself; a request with another key is refused."""
 
     service_role_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices("service_role_key", "SUPABASE_SERVICE_ROLE_KEY")
     )
-    """API key that is `service_role`."""
+    """API key with the rights of `service_role`."""
 
     host: str = "127.0.0.1"
-    """The address to listen on. Others than this machine reach it only with a secret or SUPABASE_URL."""
+    """Address to listen on. An address beyond loopback needs a secret or SUPABASE_URL."""
 
     port: int = Field(8787, ge=0, le=65535)
-    """The port to listen on; 0: one that the system chooses."""
+    """Port to listen on; 0: any free one."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
-    """Of the embedded Postgres and the development secret."""
+    """Directory of the embedded PostgreSQL and the development secret."""
 
     retention: timedelta = timedelta(days=7)
-    """How long the log keeps events, and so how long a client may be away and resume; rounded up to days."""
+    """Time that the log keeps events, and so the time that a client may be away and resume; rounded up to days."""
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Web pages that may connect, comma-separated, beside the server's own; `*` is any. What sends no Origin may."""
+    """Origins of web pages that may connect, comma-separated, beside the server's own; `*`: any. Clients without an Origin
+    may always connect."""
 
     jwt_audience: str = "authenticated"
-    """What a token's `aud` must name, where it has one."""
+    """Required `aud` of tokens that have one."""
 
     token_in_query: bool = False
-    """Accept `?access_token=`. Off, because addresses end up in the logs of proxies."""
+    """Accept `?access_token=`. Off by default, because proxies log addresses."""
 
     pages: bool = True
-    """Serve the pages for a user and for a coach under /pages. There is nobody's data in them without a token."""
+    """Serve the pages for a user and for a coach under /pages. They contain no data without a token."""
 
     metrics_open: bool = False
-    """Answer /metrics to anybody. Otherwise it takes the service key, or a token of `service_role`."""
+    """Answer /metrics without authentication. Otherwise it needs the service key, or a token of `service_role`."""
 
     metrics_per_second: float = Field(20.0, ge=0.0, le=1000.0)
-    """How many delivered events a second get a row in `realtime_event_metrics`; failures get one whatever it is."""
+    """Delivered events per second that get a row in `realtime_event_metrics`. Failures always get one."""
 
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
-    """Replication slot; one a database, and instances of one database share it."""
+    """Replication slot: one for each database, shared by all servers of the database."""
 
     window_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024)
-    """The newest events kept in memory."""
+    """Memory for the newest events."""
 
     send_buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
-    """What may wait unsent for one client; beyond it, it is sent more only as it reads."""
+    """Unsent bytes of one client, above which it falls behind and is sent more only as it reads."""
 
     send_total_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024)
-    """What may wait unsent for all clients together."""
+    """Unsent bytes of all clients together."""
 
     max_connections: int = Field(20_000, ge=1)
-    """Sockets at a time."""
+    """Concurrent WebSockets."""
 
     max_connections_per_user: int = Field(50, ge=1)
-    """Sockets of one user at a time."""
+    """Concurrent WebSockets of one user."""
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for requests. Beside them are at most 8 for snapshots, rights and events that are checked
-    one by one, 8 for the log, and 3 for capture and metrics."""
+    """Database connections for HTTP requests. Beside them there are at most 8 for snapshots, grants and event checks, 8 for
+    the log, and 3 for capture and metrics."""
 
     heartbeat: timedelta = timedelta(seconds=25)
-    """How often a client hears that the feed is alive. Below the 30 s after which phones' networks forget."""
+    """Interval of heartbeats to clients. Mobile networks drop connections that are idle for 30 s."""
 
     drain: timedelta = timedelta(seconds=10)
-    """Over how long clients are sent away when the server ends, so that they do not all come back at once."""
+    """Time over which connections are closed when the server stops, so that clients do not all reconnect at once."""
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
@@ -129,7 +130,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _empty(cls, values: object) -> object:
-        """An empty secret is an error: it would open what it is to close. Anything else that is empty is not set."""
+        """Reject empty secrets, which would open what they are to close. Other empty values count as unset."""
         if not isinstance(values, dict):
             return values
         for name, value in values.items():
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
         return self
 
     def check_embedded(self) -> None:
-        """Raises Unsuitable where an embedded PostgreSQL would stand in for a database that was forgotten."""
+        """Raise Unsuitable if an embedded PostgreSQL would replace a database that was forgotten."""
         given = [
             name
             for name, value in (
@@ -205,17 +206,17 @@ class Settings(BaseSettings):
 
     @property
     def development(self) -> bool:
-        """Whether nothing says how tokens are signed, so that a secret is made up."""
+        """Return whether no setting says how tokens are signed, so that a secret is generated."""
         return self.jwt_secret is None and self.supabase_url is None
 
     @property
     def issuer(self) -> str | None:
-        """The `iss` of tokens, and the root of the key set's address."""
+        """Return the `iss` of tokens, which is also the root of the key set's address."""
         return f"{self.supabase_url}/auth/v1" if self.supabase_url else None
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting."""
+    """Return the environment variable of a setting."""
     aliases = Settings.model_fields[name].validation_alias
     if isinstance(aliases, AliasChoices):
         return str(aliases.choices[-1])
@@ -229,7 +230,11 @@ def unknown(names: Iterable[str]) -> list[str]:
 
 
 def read(**given: object) -> Settings:
-    """The settings, those `given` (and not None) before the environment. Unsuitable names the first that is wrong."""
+    """Return the settings; those in `given` that are not None take precedence over the environment.
+
+    Raises:
+        Unsuitable: a setting is wrong; the message names the first.
+    """
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         return Settings(**values)

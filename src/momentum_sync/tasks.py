@@ -1,20 +1,19 @@
-"""Tasks and how they end."""
+"""Ending tasks, although Python may lose a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 
-_AGAIN_S = 5.0  # longer than an orderly end takes
+_AGAIN_S = 5.0  # longer than an orderly end takes, in seconds
 
 
 async def end(*tasks: asyncio.Task[object]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they end with.
+    """Cancel tasks and wait until they have ended, whatever they raise.
 
     One cancellation may not be enough. Before Python 3.12 `asyncio.wait_for`, with which psycopg_pool waits for a
-    connection, swallows a cancellation that arrives together with what it waited for (python/cpython#86296). So a task
-    that goes on is cancelled again, after a while, and at once when this is cancelled itself: it may be in the way of
-    whoever ends tasks further out.
+    connection, swallows a cancellation that arrives together with the result (python/cpython#86296). So a task that
+    continues is cancelled again after a while, and at once when this call is cancelled itself.
     """
     cancelled: asyncio.CancelledError | None = None
     pending = set(tasks)
@@ -36,7 +35,7 @@ async def end(*tasks: asyncio.Task[object]) -> None:
 
 
 async def first_of(*work: Coroutine[object, object, None]) -> None:
-    """Run all of it until the first ends, and raise what that raised."""
+    """Run all coroutines until the first ends, and raise what it raised."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

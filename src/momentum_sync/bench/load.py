@@ -1,7 +1,8 @@
-"""A load on any deployment: clients that are users made up for it, and events published for each of them.
+"""Load on any deployment: clients of made-up users, and events published for each of them.
 
 Nothing is written to the app's tables. The events go through `momentum.publish` and the server as all others do, and
-stay in its log until that lets go of them.
+stay
+in the log until its retention ends.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _decoder = msgspec.json.Decoder(_Message)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much: clients, events a second over all of them, for how many seconds, bytes that fill an event."""
+    """The amount of load: clients, events per second over all of them, seconds, and filler bytes of an event."""
 
     connections: int
     rate: float
@@ -59,13 +60,13 @@ class Load:
 
     @property
     def events(self) -> int:
-        """In all."""
+        """Return the number of events in all."""
         return int(self.rate * self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where: the server's URL, the database's connection string, and how a user's token is made."""
+    """The server's URL, the database's connection string, and the secret that signs users' tokens."""
 
     url: str
     conninfo: str
@@ -73,9 +74,16 @@ class Target:
 
 
 async def run(target: Target, load: Load, tally: Tally, progress: Callable[[str, float, float], None]) -> None:
-    """Connects, publishes, and waits until everything has come, at most 10 s; `tally` knows at any time how it is.
+    """Connect, publish, and wait until everything has arrived, at most 10 s. `tally` has the results so far.
 
-    `progress` is told what is being done, how much of it is, and of how much. Raises Unsuitable where it cannot begin.
+    Args:
+        load: the amount of load.
+        target: the deployment.
+        tally: counts events.
+        progress: called with a step, how much of it is done, and how much it is.
+
+    Raises:
+        Unsuitable: the load cannot begin.
     """
     users = [uuid.uuid4() for _ in range(load.connections)]
     async with AsyncExitStack() as stack:
@@ -134,7 +142,7 @@ async def _connect(
             f"Of {len(users)} connections {len(tally.connected)} were made: {str(error) or type(error).__name__}.",
             "Is the server at --url? Has it room for so many: MOMENTUM_MAX_CONNECTIONS, `ulimit -n` here and there?",
         ) from error
-    finally:  # when one could not, the others need not
+    finally:  # after one failure the others stop
         await end(*connecting)
 
 
@@ -159,14 +167,14 @@ async def _publish(
     tally: Tally,
     progress: Callable[[str, float, float], None],
 ) -> None:
-    # A run tells its events from those of another by numbers that no other has.
+    # Random numbers tell the events of this run from those of others.
     first = time.time_ns() // 1000
     writers = min(_WRITERS, len(users), load.events)
     began = time.monotonic()
     done = 0
 
     async def write(connection: psycopg.AsyncConnection, part: int) -> None:
-        """The events of its own users, so that each user's are committed in the order of their numbers."""
+        """Publish the events of one writer's users, so that each user's are committed in order."""
         nonlocal done
         own = users[part::writers]
         for turn, index in enumerate(range(part, load.events, writers)):

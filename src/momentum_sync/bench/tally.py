@@ -1,4 +1,4 @@
-"""What a load was given back: each event once, in order, and after how long."""
+"""Counts the events of a load: each once, in order, and with which delay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-    """How a measure is spread, in its own unit."""
+    """Percentiles of a measure, in its own unit."""
 
     p50: float
     p95: float
@@ -19,7 +19,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Of any number of values; None of none."""
+    """Return the percentiles of any number of values; None if there are none."""
     if not values:
         return None
     cuts = statistics.quantiles(values, n=1000, method="inclusive") if len(values) > 1 else list(values) * 999
@@ -27,10 +27,11 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 class Tally:
-    """One run. Times are seconds of one clock; an event is known by the number that it carries.
+    """One run. Times are seconds of one clock; an event is identified by the number that it carries.
 
-    `took` is how long publishing took; `delays` are counted from when an event was due, whether or not it could be
-    written then, so that a server or a database that cannot keep up is not hidden.
+    `took` is how long publishing took. `delays` count from when an event was due, whether or not it could be written
+    then, so
+    that a server or a database that cannot keep up is not hidden.
     """
 
     def __init__(self) -> None:
@@ -48,39 +49,39 @@ class Tally:
 
     @property
     def sent(self) -> int:
-        """Events that were committed, or are about to be."""
+        """Return the number of events that were committed, or are about to be."""
         return len(self._sent)
 
     @property
     def lost(self) -> int:
-        """Events that their client has not had yet."""
+        """Return the number of events that their client has not received."""
         return len(self._sent) - len(self._had)
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything came, once and in order, and nobody was disconnected."""
+        """Return whether everything arrived once and in order, and nobody was disconnected."""
         return not (self.lost or self.twice or self.gaps or self.disordered or self.closes)
 
     def live(self, client: int, took: float, last_event_id: str) -> None:
-        """A client is connected; events follow this id."""
+        """Record that a client is connected; events follow this id."""
         self.connected.append(took)
         self._last_id[client] = last_event_id
 
     def writes(self, number: int, due: float) -> None:
-        """The statement is sent; it was due then."""
+        """Record that a statement is sent, and when it was due."""
         self._sent[number] = due
 
     def failed(self, number: int) -> None:
-        """It did not commit."""
+        """Record that a statement did not commit."""
         del self._sent[number]
 
     def received(self, client: int, number: int, event_id: str, previous_id: str, now: float) -> None:
-        """A client has an event; it says after which."""
+        """Record that a client received an event, and after which."""
         if previous_id != self._last_id[client]:
             self.gaps += 1
         self._last_id[client] = event_id
         if number not in self._sent:
-            return  # of an earlier run, or of somebody else's
+            return  # of another run
         if number in self._had:
             self.twice += 1
             return
@@ -91,5 +92,5 @@ class Tally:
         self.delays.append(now - self._sent[number])
 
     def closed(self, why: str) -> None:
-        """A client was disconnected."""
+        """Record that a client was disconnected."""
         self.closes[why] += 1

@@ -35,7 +35,7 @@ class LogBroken(CaptureError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where an acquired history stands.
+    """An acquired history.
 
     Attributes:
         epoch: the epoch.

@@ -1,4 +1,4 @@
-"""The messages of the replication stream that carry our events, decoded.
+"""Decoder of the replication stream's messages that carry events.
 
 Formats: PostgreSQL, "Streaming Replication Protocol" (XLogData, keepalive, standby status update) and "Logical
 Replication Message Formats" (Begin, Message, Commit), protocol version 1. Times there are microseconds since
@@ -20,8 +20,8 @@ _LENGTH = struct.Struct("!I")
 _KEEPALIVE = struct.Struct("!QqB")
 _STATUS = struct.Struct("!cQQQqB")
 
-_PAYLOAD = 1 + 24  # behind the letter and three 64-bit fields
-_PREFIX = _PAYLOAD + 1 + 1 + 8  # of a message: behind its letter, its flags and its LSN
+_PAYLOAD = 1 + 24  # after the letter and three 64-bit fields
+_PREFIX = _PAYLOAD + 1 + 1 + 8  # offset in a message: after its letter, its flags and its LSN
 
 
 class ProtocolError(ValueError):
@@ -29,7 +29,7 @@ class ProtocolError(ValueError):
 
 
 class Begin(NamedTuple):
-    """A committed transaction begins. `lsn` is the place of its commit, `xid` its id in 32 bits."""
+    """The begin of a committed transaction. `lsn` is the LSN of its commit record, `xid` its id in 32 bits."""
 
     lsn: int
     committed_at: float
@@ -45,14 +45,14 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Commit(NamedTuple):
-    """The transaction is complete. `end` is the place behind its commit record."""
+    """The end of a transaction. `end` is the LSN after its commit record."""
 
     lsn: int
     end: int
 
 
 class Keepalive(NamedTuple):
-    """Everything below `end` has been sent. With `reply` the server wants a status at once."""
+    """Everything below `end` has been sent. With `reply` the server asks for a status at once."""
 
     end: int
     reply: bool
@@ -62,11 +62,11 @@ Frame = Begin | Message | Commit | Keepalive | None
 
 
 def decode(data: bytes | memoryview) -> Frame:
-    """One CopyData payload of the stream. None for a kind that carries no event. ProtocolError if it is broken."""
+    """Decode one CopyData payload. Return None for a kind without events. Raise ProtocolError if it is malformed."""
     frame = bytes(data)
     try:
         match frame[0]:
-            case 0x77:  # w: XLogData, its payload behind three 64-bit fields
+            case 0x77:  # w: XLogData, its payload after three 64-bit fields
                 return _payload(frame)
             case 0x6B:  # k
                 end, _, reply = _KEEPALIVE.unpack(frame[1:])
@@ -97,5 +97,5 @@ def _payload(frame: bytes) -> Begin | Message | Commit | None:
 
 
 def status(*, received: int, durable: int, now: float, reply: bool) -> bytes:
-    """A standby status update: what was received, and up to where the slot may forget."""
+    """Return a standby status update: the received LSN, and the LSN below which the slot may discard WAL."""
     return _STATUS.pack(b"r", received, durable, durable, int((now - _UNIX_2000) * 1_000_000), reply)

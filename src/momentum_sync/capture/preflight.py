@@ -1,7 +1,7 @@
-"""Whether the database is fit, and the roles that the server has there; if not, the command that mends it.
+"""Checks of a database and of the server's roles in it. Each failed check names the command that mends it.
 
-Two roles may share the work: one reads the WAL and needs REPLICATION, the other does everything else and needs nothing
-that is above row level security.
+Two roles may share the work: one reads the WAL and needs REPLICATION, the other does everything else and needs no
+privilege above row level security.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OLDEST = 15
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What the statement `server` says."""
+    """A row of the statement `server`."""
 
     version: int
     wal_level: str
@@ -41,7 +41,7 @@ class _Server:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """What the statement `log` says."""
+    """A row of the statement `log`."""
 
     role: str
     is_there: bool
@@ -52,9 +52,9 @@ class _Log:
 
 
 def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
-    """Raises Unsuitable, with the command that mends it, for a database that the server cannot work with.
+    """Raise Unsuitable, with the command that mends it, for a database that the server cannot work with.
 
-    `capture` is the connection string for reading the WAL, where that is another.
+    `capture` is the connection string for reading the WAL, if that is another.
     """
     capturing, name = (conninfo, "DATABASE_URL") if capture is None else (capture, "MOMENTUM_CAPTURE_URL")
     with connect(capturing, application_name="momentum-sync check", name=name) as connection:
@@ -152,5 +152,5 @@ def _identifier(name: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """As an argument in a shell."""
+    """Quote an argument for a shell."""
     return name if re.fullmatch(r"[A-Za-z0-9_.-]+", name) else "'" + name.replace("'", "'\\''") + "'"

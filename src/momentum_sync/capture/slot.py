@@ -1,8 +1,9 @@
 """The replication slot, and the stream that reads it.
 
-The stream is libpq's COPY BOTH, through `psycopg.pq`: the high-level API knows nothing of it. psycopg2 has a
-replication cursor that needs a third of the CPU (0.1 core against 0.3 at 10,000 messages/s); one driver, one event
-loop and our own say in when to read and when to confirm are worth the rest.
+The stream is libpq's COPY BOTH, through `psycopg.pq`, because psycopg's high-level API has no replication. psycopg2
+has,
+and needs a third of the CPU (0.1 core against 0.3 at 10,000 messages/s); one driver, one event loop and control over
+reading and confirming are worth the difference.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from momentum_sync.eventlog.status import SlotState
 from momentum_sync.limits import CaptureLimits
 
 _SQL = queries.load(__package__)
-# PostgreSQL ends a stream whose reader is gone, whatever the role's own settings are, and sends something in half of
-# that.
+# PostgreSQL ends a stream without a reader after this time, whatever the role's own settings say, and sends a keepalive
+# after half of it.
 _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
 PUBLICATION = "momentum_sync"
@@ -33,7 +34,7 @@ APPLICATION = "momentum-sync capture"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the database says of a slot: the statement `slot`."""
+    """A row of the statement `slot`."""
 
     database: str
     ours: bool
@@ -47,7 +48,7 @@ class Held:
 
     @property
     def process(self) -> Process | None:
-        """PostgreSQL's process that reads the slot."""
+        """Return the WAL sender that reads the slot."""
         return None if self.active_pid is None or self.active_since is None else (self.active_pid, self.active_since)
 
 
@@ -57,7 +58,7 @@ Process = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class SlotFacts:
-    """What the holder of a slot knows about the WAL that it reads."""
+    """Facts about the WAL that the holder of a slot reads."""
 
     slot: str
     system_identifier: str
@@ -111,16 +112,17 @@ async def ensure_slot(
             held = None
         if held is None:
             create = _SQL["create_slot_failover" if connection.info.server_version >= _FAILOVER else "create_slot"]
-            with suppress(errors.DuplicateObject):  # another instance was quicker: it is the same slot
+            with suppress(errors.DuplicateObject):  # another instance created the same slot
                 await connection.execute(create, {"slot": slot})
     return lost
 
 
 async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused) -> bool:
-    """Whether the slot can never get past the error.
+    """Return whether the slot can never get past the error.
 
-    Before PostgreSQL 18 decoding looks the publication up as it was at each change. One that was dropped and made
-    again is missing in between for ever.
+    Before PostgreSQL 18 decoding looks the publication up as of each change. One that was dropped and recreated is
+    missing
+    for the changes in between, for ever.
     """
     if not error.names_publication:
         return True
@@ -156,16 +158,16 @@ async def _held(conninfo: str, slot: str, limits: CaptureLimits) -> Held:
 
 
 class StreamRefused(CaptureError):
-    """PostgreSQL ended the stream, or did not begin it, with an error.
+    """PostgreSQL refused or ended the stream with an error.
 
-    `state` is its SQLSTATE, `began` which of the two.
+    `state` is its SQLSTATE, `began` whether the stream had begun.
     """
 
     def __init__(self, sentence: str, state: str, *, began: bool) -> None:
         super().__init__(sentence)
         self.state = state
         self.names_publication = began and state == errors.UndefinedObject.sqlstate
-        # No other attempt may get past it: something is missing in the slot's past, or its WAL is. Any file that
+        # Another attempt may fail, too: something that the slot needs is missing, or its WAL is. Any file that
         # cannot be opened has this state, such as a library while packages are upgraded.
         self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
 
@@ -174,7 +176,7 @@ Take = Callable[[Sequence[bytes | memoryview]], None]
 
 
 class Stream:
-    """A running replication stream. `facts` are those of the slot as the stream holds it, `process` is PostgreSQL's."""
+    """A running replication stream. `facts` describe the slot as it holds it, `process` is the WAL sender."""
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class Stream:
         self._connection = connection
         self._limits = limits
         self._pgconn = connection.pgconn
-        self._socket = connection.pgconn.socket  # libpq forgets it when the connection breaks
+        self._socket = connection.pgconn.socket  # libpq drops it when the connection breaks
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self.process = process
@@ -195,9 +197,11 @@ class Stream:
         self.facts = facts
 
     async def run(self, take: Take) -> None:
-        """Hands every CopyData payload to `take`, those that are there at once together, until the stream ends.
+        """Pass every CopyData payload to `take`, all available ones together, until the stream ends.
 
-        Raises CaptureError, or what `take` raised.
+        Raises:
+            CaptureError: the stream ended.
+            Exception: whatever `take` raised.
         """
         self._take = take
         self.resume()
@@ -207,13 +211,13 @@ class Stream:
             self.pause()
 
     def pause(self) -> None:
-        """Stops reading; what the server sends waits in the socket."""
+        """Stop reading; data wait in the socket."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._socket)
 
     def resume(self) -> None:
-        """Reads on, beginning with what libpq holds already."""
+        """Continue reading, beginning with what libpq has buffered."""
         if not self._reading and not self._ended.done():
             self._reading = True
             self._loop.add_reader(self._socket, self._readable)
@@ -221,15 +225,15 @@ class Stream:
 
     @property
     def reading(self) -> bool:
-        """Whether it is not paused."""
+        """Return whether the stream is not paused."""
         return self._reading
 
     def cut(self) -> None:
-        """Ends the connection at once, whatever waits for it."""
+        """Drop the connection at once."""
         cut(self._pgconn)
 
     async def finish(self) -> None:
-        """Says that no more is wanted and waits for the server's end of it, after which the slot is free."""
+        """End the stream and wait for the server's end of it, after which the slot is free."""
         self._pgconn.put_copy_end()
         async with asyncio.timeout(self._limits.answer_s):
             while self._pgconn.flush():
@@ -240,7 +244,7 @@ class Stream:
                     self._pgconn.consume_input()
 
     def send(self, payload: bytes) -> None:
-        """Sends a status. CaptureError if the connection is gone."""
+        """Send a status. Raise CaptureError if the connection is gone."""
         try:
             self._pgconn.put_copy_data(payload)
             self._pgconn.flush()
@@ -269,12 +273,12 @@ class Stream:
             self._end(error)
             return
         if length > 0:
-            self._loop.call_soon(self._drain)  # let others have their turn first
+            self._loop.call_soon(self._drain)  # other tasks run first
 
     def _take_some(self) -> tuple[list[bytes | memoryview], int]:
-        """What libpq holds, up to what is taken in one turn, and what it said last.
+        """Return the payloads of one turn, and libpq's last result.
 
-        That is more than 0 if there may be more, 0 if this was all for now, less if nothing will follow.
+        The result is above 0 if there may be more, 0 if there are none now, below 0 if the stream has ended.
         """
         payloads: list[bytes | memoryview] = []
         size, length = 0, 1
@@ -326,7 +330,7 @@ async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncI
 
 
 async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: str) -> None:
-    """Has standbys keep a copy of a slot that was made without one. For PostgreSQL 17 and later."""
+    """Let standbys keep a copy of a slot that was created without. For PostgreSQL 17 and later."""
     try:
         await connection.execute(sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(slot)))
     except errors.ObjectInUse as error:
@@ -369,7 +373,7 @@ def _ended(what: str, pgconn: pq.abc.PGconn) -> StreamRefused:
 
 
 def _error(result: pq.abc.PGresult | None, pgconn: pq.abc.PGconn) -> tuple[str, str]:
-    """What PostgreSQL, or else libpq, says went wrong, and the SQLSTATE, empty where there is none."""
+    """Return the error message of PostgreSQL, or else of libpq, and its SQLSTATE, empty if there is none."""
     said = result.error_message if result else pgconn.error_message
     state = result.error_field(pq.DiagnosticField.SQLSTATE) if result else None
     return (said or b"the server closed it").decode(errors="replace").strip(), (state or b"").decode()

@@ -1,7 +1,7 @@
 """Capture: reads the slot into the feed and the log for as long as the server runs.
 
-One run of the pipeline lasts until the stream, the log or a check fails; the next begins where the log stands. The slot
-repeats what was not confirmed, it gets the same offsets, and the feed drops what it has published.
+One run of the pipeline lasts until the stream, the log or a check fails; the next begins where the log ends. The slot
+repeats unconfirmed events, they get the same offsets, and the feed drops those published before.
 """
 
 from __future__ import annotations

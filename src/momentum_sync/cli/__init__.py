@@ -1,4 +1,4 @@
-"""The command line: one verb a file."""
+"""The command line: one command a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXIT_UNSUITABLE = 2
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns Unsuitable into its sentence, what mends it, and exit status 2.
+    """Turn Unsuitable into its sentence, its hint and exit status 2.
 
-    SIGTERM leaves by the same doors as an exception, so that what was started is stopped.
+    SIGTERM unwinds as an exception does, so that everything that was started is stopped.
     """
     signal.signal(signal.SIGTERM, _leave)
     try:

@@ -1,4 +1,4 @@
-"""`momentum-sync bench`: a load on a deployment, and what it made of it."""
+"""`momentum-sync bench`: load on a deployment, and its results."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def bench(
     fill: Annotated[int, typer.Option(min=0, max=1_000_000, help="Bytes that make an event bigger.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Put a load on a server and show what came of it: from the write to the client, and whether all came in order.
+    """Put load on a server and show latency, order and completeness, from the write to the client.
 
-    Publishes through DATABASE_URL, which must be the server's database (unset: the embedded PostgreSQL), for users that
-    are made up. Their tokens are signed with SUPABASE_JWT_SECRET, which must be the server's, too. No table of the app
-    is written to; one event in a hundred gets its row in realtime_event_metrics. Ends with status 1 if an event was
-    lost, came twice or out of order, or a client was disconnected. This process is all of the clients: at thousands of
-    events a second it is what is measured.
+    Publishes through DATABASE_URL, which must be the server's database (unset: the embedded PostgreSQL), for made-up
+    users. Their tokens are signed with SUPABASE_JWT_SECRET, which must be the server's, too. No table of the app is
+    written to; one event in a hundred gets its row in realtime_event_metrics. Exits with status 1 if an event was lost,
+    duplicated or out of order, or a client was disconnected. This process is all of the clients: at thousands of events
+    per second it measures itself.
     """
     with explained():
         settings = read()
@@ -104,7 +104,7 @@ def _token_maker(settings: Settings) -> Callable[[UUID], str]:
 
 @contextmanager
 def _shown() -> Iterator[Callable[[str, float, float], None]]:
-    """A progress bar on standard error, one for each thing that is done."""
+    """Show a progress bar for each step on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         known: dict[str, TaskID] = {}
@@ -115,7 +115,7 @@ def _shown() -> Iterator[Callable[[str, float, float], None]]:
             if what not in known:
                 known[what] = bars.add_task(what, total=total, completed=int(done))
             now = time.monotonic()
-            if now >= again_at or done >= total:  # drawing would be a load of its own
+            if now >= again_at or done >= total:  # drawing costs CPU that the measurement needs
                 again_at = now + _DRAW_EVERY_S
                 bars.update(known[what], completed=done, total=total)
 

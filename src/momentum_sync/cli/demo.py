@@ -1,4 +1,4 @@
-"""`momentum-sync demo`: all of it at once, with something to see."""
+"""`momentum-sync demo`: database, server, pages and a simulation in one command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def demo(
     ] = False,
     log_level: Annotated[str | None, typer.Option(help="[env: MOMENTUM_LOG_LEVEL; WARNING here]")] = "WARNING",
 ) -> None:
-    """Start a Postgres, the server and a small world that keeps changing; print links to look at it.
+    """Start a PostgreSQL, the server and a small simulation; print links to its pages.
 
     It never touches DATABASE_URL, and listens on loopback only.
     """
@@ -80,7 +80,7 @@ def demo(
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Raises Unsuitable where a demo runs already. The lock ends with the process."""
+    """Hold the lock of the demo. Raise Unsuitable if another demo runs; the lock ends with the process."""
     home = home.expanduser()
     home.mkdir(parents=True, exist_ok=True)
     with (home / "running.lock").open("w") as lock:
@@ -117,7 +117,7 @@ async def _greet(running: server.Running, text: str) -> None:
 
 
 def _links(secret: str) -> dict[str, tuple[str, str]]:
-    """By a short name: who it is, and the page with a token, behind `#`, which browsers send to nobody."""
+    """Return people by short name, each with the page's address and a token behind `#`, which browsers do not send."""
     coach = urlencode({"access_token": sign(secret, COACH.id, Role.coach, _LINKS_LAST, audience=_AUDIENCE)})
     links = {"coach": (f"{COACH.name}, a coach", f"/pages/coach.html#{coach}")}
     for person in PEOPLE[:2]:
@@ -127,7 +127,7 @@ def _links(secret: str) -> dict[str, tuple[str, str]]:
 
 
 def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:
-    """Short addresses of the demo's people. They give tokens to whoever asks, who is on this machine: a demo's own."""
+    """Add short addresses of the demo's people. They hand out tokens to anybody on this machine, of the demo only."""
 
     async def follow(name: str) -> Response:
         if name not in links:

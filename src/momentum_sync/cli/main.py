@@ -1,4 +1,4 @@
-"""`momentum-sync`: the verbs, gathered."""
+"""`momentum-sync`: all commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(
     help="Committed changes in PostgreSQL on the screens of those who may see them: in commit order, none lost, "
     "none twice, within milliseconds.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # to which `[env: …]` would be markup
+    rich_markup_mode=None,  # rich would take `[env: …]` for markup
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -39,4 +39,4 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Only for `--version`; the verbs do the work."""
+    """Declare `--version`; the commands do the work."""

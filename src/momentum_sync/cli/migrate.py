@@ -28,10 +28,11 @@ def migrate(
         str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")
     ] = None,
 ) -> None:
-    """Apply what is missing of the migrations, as `supabase db push` would. Does nothing the second time.
+    """Apply missing migrations, as `supabase db push` would. A second run changes nothing.
 
-    Tables of the app that are there stay as they are, with their policies and grants; at the end it says what of them
-    differs from what is shipped, and what that costs.
+    Existing tables of the app keep their policies and grants; at the end each difference from the shipped ones is
+    listed
+    with its cost.
     """
     with explained():
         if plan + status + (again or server_role is not None) > 1:
@@ -47,7 +48,7 @@ def migrate(
 
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
-    """The connection string of the database that is configured; the embedded one is started, and not migrated."""
+    """Yield the connection string of the configured database; an embedded one is started, and not migrated."""
     if settings.database_url is not None:
         yield settings.database_url
         return

@@ -1,4 +1,4 @@
-"""Options of `serve`, made from the settings: one each, with its variable, its default and its sentence."""
+"""Options of `serve`, generated from the settings: one each, with its variable, its default and its sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCALES = ((1024 * 1024, "MiB"), (1024, "KiB"))
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes each setting as an option, and None for those that were not given."""
+    """Return a command with one option for each setting; options that are not given are None."""
 
     def run(**given: object) -> None:
         command(**given)
@@ -38,7 +38,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _kind(field: FieldInfo) -> Any:
-    """The type that an option is read as; what the settings parse themselves comes as a text."""
+    """Return the type of an option; a string where the setting parses it."""
     kind = field.annotation
     if get_origin(kind) in (types.UnionType, Union):
         kind = next(each for each in get_args(kind) if each is not type(None))

@@ -19,20 +19,23 @@ from momentum_sync.settings import Settings, read, unknown
 def serve(**given: object) -> None:
     """Run the server until Ctrl-C or SIGTERM; a second one ends it at once.
 
-    Settings are read from the environment and .env, too; an option comes before both. Secrets are better there than
-    here, where other users of the machine can read them.
+    Settings are also read from the environment and .env; options take precedence. Keep secrets there: other users of
+    the
+    machine can read a command line.
     """
     with explained():
         run(read(**given))
 
 
 def run(settings: Settings) -> None:
-    """Runs the server under these settings until a signal ends it. Raises Unsuitable."""
+    """Run the server under these settings until a signal ends it. Raise Unsuitable."""
     observe.configure(level=settings.log_level)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file, and shells allow few at first
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # each socket is a file, and the soft limit of shells is low
     with server.database(settings) as conninfo:
         uvloop.run(_serve(settings, conninfo))
 

@@ -1,4 +1,4 @@
-"""`momentum-sync tail`: what happens, as it happens, in the terminal."""
+"""`momentum-sync tail`: events in the terminal."""
 
 from __future__ import annotations
 
@@ -65,11 +65,12 @@ def tail(
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
 ) -> None:
-    """Show events as they are committed, of a user or of all, for as long as it runs.
+    """Show events as they are committed, of one user or of all.
 
-    Comes back by itself when the server or the network goes away, and misses nothing meanwhile; where it cannot be
-    known that nothing was missed, it says so. Needs a token (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign
-    one with: the user's own for --user, that of service_role for --all and --channel.
+    Reconnects by itself and resumes without a gap; if it cannot know that nothing was missed, it says so. Needs a token
+    (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: the user's own for --user, that of service_role
+    for
+    --all and --channel.
     """
     with explained():
         if token is None and (user is None) != (everyone or bool(channel)):
@@ -85,7 +86,7 @@ def tail(
             asyncio.run(_tail(url, given, user, channels, state, fits, shown, count))
         except Ended as error:
             raise Unsuitable(f"The server does not want this client: {error}.", _OTHERS) from None
-        except BrokenPipeError:  # whoever read has gone; nothing must be flushed to it any more
+        except BrokenPipeError:  # the reader is gone; nothing must be flushed to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             raise SystemExit(130) from None
@@ -131,11 +132,11 @@ async def _tail(
     count: int | None,
 ) -> None:
     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiting = asyncio.Event()  # for a connection, and it was said
+    waiting = asyncio.Event()  # it waits for a connection, which was reported
 
     def tell(error: ClientError) -> None:
         if isinstance(error, Rejected) and error.status == HTTPStatus.UNAUTHORIZED and not client.channels:
-            if not refused.done():  # before it was ever taken: nothing that time mends
+            if not refused.done():  # refused at the first attempt: waiting does not help
                 refused.set_exception(Unsuitable(str(error), _REFUSED))
         elif isinstance(error, _PASSING):
             if not waiting.is_set():
@@ -165,7 +166,7 @@ async def _tail(
 
 
 async def _watch(client: Client, waiting: asyncio.Event) -> None:
-    """Says that it is connected again, where it was said that it is not."""
+    """Report a reconnect, if the disconnect was reported."""
     async for state in client.changes():
         if state.status == "live" and waiting.is_set():
             waiting.clear()
@@ -187,7 +188,7 @@ async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | 
 
 
 class _Json:
-    """For programs."""
+    """Output for programs."""
 
     def __init__(self, out: Any) -> None:
         self._out = out
@@ -204,7 +205,7 @@ class _Json:
 
 
 class _Lines:
-    """For people."""
+    """Output for people."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -233,5 +234,5 @@ def _clock(timestamp: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what would have a terminal do something."""
+    """Return the text without control characters that a terminal would interpret."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)

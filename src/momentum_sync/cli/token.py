@@ -1,4 +1,4 @@
-"""`momentum-sync token`: a signed token, to try things with."""
+"""`momentum-sync token`: a signed token for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from momentum_sync.settings import Settings, duration, read
 
 
 class Role(StrEnum):
-    """Who the token makes one."""
+    """The role in the token."""
 
     user = "user"
     coach = "coach"
@@ -52,7 +52,7 @@ def token(
 
 
 def secret_of(settings: Settings, otherwise: str) -> str:
-    """What the project's tokens are signed with. Raises Unsuitable, with what to do otherwise, if nobody has it."""
+    """Return the secret that signs the project's tokens. Raise Unsuitable, with alternatives, if there is none."""
     secret = token_rules(settings).secret
     if secret is None:
         raise Unsuitable("Tokens of this project are signed by SUPABASE_URL, whose private key only it has.", otherwise)
@@ -60,7 +60,7 @@ def secret_of(settings: Settings, otherwise: str) -> str:
 
 
 def sign(secret: str, user: UUID | None, role: Role, lifetime: timedelta, *, audience: str) -> str:
-    """An HS256 token as Supabase Auth would sign it."""
+    """Sign an HS256 token as Supabase Auth does."""
     now = int(time.time())
     claims: dict[str, object] = {"iat": now, "exp": now + int(lifetime.total_seconds())}
     if role is Role.service_role:

@@ -1,4 +1,4 @@
-"""`momentum-sync uninstall`: take Momentum Sync out of a database."""
+"""`momentum-sync uninstall`: remove Momentum Sync from a database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def uninstall(
 ) -> None:
     """Remove slot, triggers, functions, the event log and schema momentum; the app's tables and data stay.
 
-    Stop the servers first. Clients that come back later begin with a snapshot.
+    Stop the servers first. Clients that reconnect later begin with a snapshot.
     """
     with explained():
         settings = read(database_url=database_url, capture_url=capture_url, slot=slot)

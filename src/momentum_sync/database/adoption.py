@@ -50,7 +50,7 @@ def plan(conninfo: str) -> list[str]:
 
 
 def status(conninfo: str) -> list[str]:
-    """Describe what is there: each migration, the event trigger, what publishes, and what of the app's own differs."""
+    """Describe the database: migrations, event trigger, triggers that publish, differences of the app's tables."""
     with connect(conninfo, application_name="momentum-sync status") as connection:
         refuse_lesser_owner(connection)
         bookkeeping, momentum, event_trigger, _, _ = _there(connection)
@@ -79,7 +79,7 @@ def _state(migration: Migration, applied: dict[str, str | None]) -> str:
 
 
 def applied_versions(connection: Connection[TupleRow]) -> dict[str, str | None]:
-    """The versions that were applied, with the text of the file where it is known."""
+    """Return the applied versions, each with the text of its file if that is recorded."""
     return dict(connection.execute(_SQL["applied"]).fetchall())
 
 
@@ -100,7 +100,7 @@ def _there(connection: Connection[TupleRow]) -> tuple[bool, bool, bool, list[str
 
 
 def check_shape(connection: Connection[TupleRow]) -> None:
-    """Raises Unsuitable, naming the columns, if tables of these names are others than ours."""
+    """Raise Unsuitable, naming the columns, if tables of these names have another shape."""
     try:
         connection.execute(text("database/shape.sql").encode())
     except (psycopg.errors.UndefinedColumn, psycopg.errors.DuplicateObject) as error:
@@ -112,16 +112,19 @@ def _capital(sentence: str | None) -> str:
 
 
 def lesser_owner(connection: Connection[TupleRow]) -> str | None:
-    """The owner of the app's tables, if that is no superuser and we are: it could leave code there for us to run."""
+    """Return the owner of the app's tables, if it is no superuser and the connection is one.
+
+    Such an owner could leave code on its tables that a migration would run as superuser.
+    """
     row = connection.execute(_SQL["lesser_owner"], {"tables": list(_TABLES)}).fetchone()
     return None if row is None else str(row[0])
 
 
 def refuse_foreign(connection: Connection[TupleRow]) -> None:
-    """Raises Unsuitable where something of our names belongs to a role that is neither us nor a superuser.
+    """Raise Unsuitable if an object with one of the product's names belongs to a third role.
 
-    Whoever owns a table or a function may have code run there with the rights of whoever uses it. Asks the catalog
-    only. The log is left out: `migrate` drops one of a lesser role's, which runs nothing.
+    The owner of a table or a function can have code run there with the rights of its callers. Only the catalog is read.
+    The log is exempt: `migrate` drops a log of a lesser role, which runs no code of that role.
     """
     names = {"tables": made("table"), "functions": made("function"), "own": made("function", "momentum")}
     row = connection.execute(_SQL["foreign"], names).fetchone()
@@ -133,13 +136,13 @@ def refuse_foreign(connection: Connection[TupleRow]) -> None:
 
 
 def made(kind: Literal["table", "function"], schema: str = "public") -> list[str]:
-    """The names of what the migrations make in a schema."""
+    """Return the names of the objects that the migrations create in a schema."""
     pattern = re.compile(rf"create (?:or replace )?{kind} (?:if not exists )?{schema}\.(\w+)")
     return sorted({name for migration in migrations() for name in pattern.findall(migration.sql)})
 
 
 def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:
-    """Raises Unsuitable for a superuser where the app's tables, or anything of ours, belong to a lesser role."""
+    """Raise Unsuitable for a superuser if the app's tables or the product's objects have a lesser owner."""
     owner = lesser_owner(connection)
     if owner is None:
         refuse_foreign(connection)
@@ -152,7 +155,7 @@ def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:
 
 
 def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
-    """Damaged triggers and functions, and foreign triggers that run before ours."""
+    """Return damaged triggers and functions, and foreign triggers that run before those that publish."""
     row = connection.execute(
         "select p.found -> 'problems', p.found -> 'foreign_triggers' from momentum.check_publishing() as p (found)"
     ).fetchone()
@@ -167,7 +170,7 @@ def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
 
 
 def differences(connection: Connection[TupleRow]) -> Iterator[str]:
-    """What of the app's tables differs from the tables and policies as shipped, and what that costs."""
+    """Return how the app's tables and policies differ from the shipped ones, and the cost of each difference."""
     names = {(table, line): name for table, name, line in connection.execute(_SQL["policy_names"])}
     for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
         has, should = set(_lines(current)), set(_lines(shipped))
@@ -196,7 +199,7 @@ def differences(connection: Connection[TupleRow]) -> Iterator[str]:
 
 
 def _lines(described: str) -> list[str]:
-    """The lines of a description of policies; an expression may go over several."""
+    """Return the lines of a description of policies; an expression may span several."""
     lines: list[str] = []
     for line in described.splitlines():
         if line.startswith(("row level", "readable", "assignments", "role ", "permissive", "restrictive", "unknown")):
@@ -207,5 +210,5 @@ def _lines(described: str) -> list[str]:
 
 
 def may_add_triggers(connection: Connection[TupleRow]) -> list[str]:
-    """Tables of the app on which service_role, and so the server's role, may create triggers that others would run."""
+    """Return tables of the app on which the server's role may create triggers that others would run."""
     return [name for (name,) in connection.execute(_SQL["may_add_triggers"]).fetchall()]

@@ -30,7 +30,7 @@ Query = LiteralString | sql.Composed
 
 _CONNECT_TIMEOUT_S = 5
 _CHECK_TIMEOUT_S = 5.0
-_TRANSACTION_TIMEOUT = 17_00_00  # the server_version_num that first has it
+_TRANSACTION_TIMEOUT = 17_00_00  # the first server_version_num that has it
 _DIRECT = "Give the direct address of PostgreSQL, not a pooler's: on Supabase host db.<project>.supabase.co, port 5432."
 
 PINNED: Mapping[str, str] = MappingProxyType({
@@ -51,7 +51,7 @@ PINNED: Mapping[str, str] = MappingProxyType({
     "idle_in_transaction_session_timeout": "60s",
     "idle_session_timeout": "0",
     "client_min_messages": "warning",
-    # PostgreSQL's side of a connection that went silent.
+    # The server's side of a half-open connection.
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
@@ -68,8 +68,8 @@ def pinned(conninfo: str, *, application_name: str, settings: Mapping[str, str] 
     """Return a connection string with every setting that matters.
 
     Args:
-        conninfo: a connection string of the operator's; its own `options` are kept, ours follow them.
-        application_name: how the connection is named in `pg_stat_activity`.
+        conninfo: the operator's connection string; its own `options` come before those added here.
+        application_name: name of the connection in `pg_stat_activity`.
         settings: settings beside, or in place of, those in `PINNED`.
         more: other parameters of libpq, such as `replication`.
     """
@@ -92,16 +92,13 @@ def _escaped(value: str) -> str:
 
 
 async def settle(connection: AsyncConnection[TupleRow]) -> None:
-    """Pin the settings that only newer versions of PostgreSQL know: no version takes an unknown startup parameter."""
+    """Pin settings that only newer versions of PostgreSQL know: no version accepts an unknown startup parameter."""
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
         await connection.execute("set transaction_timeout = 0")
 
 
 def make_pool(conninfo: str, name: str, *, size: int, wait: float, settings: Mapping[str, str] | None = None) -> Pool:
-    """Return a closed pool of at most `size` connections, in autocommit.
-
-    Whoever asks for a connection waits at most `wait` seconds.
-    """
+    """Return a closed pool of at most `size` connections, in autocommit. Waits for one end after `wait` seconds."""
 
     async def configure(connection: AsyncConnection[TupleRow]) -> None:
         async with bounded(connection, _CHECK_TIMEOUT_S):
@@ -122,10 +119,11 @@ def make_pool(conninfo: str, name: str, *, size: int, wait: float, settings: Map
 
 
 async def _check(connection: AsyncConnection[TupleRow]) -> None:
-    """A pool's check of a connection before use. Raises psycopg.OperationalError for one that has ended.
+    """Check a pooled connection before use. Raise psycopg.OperationalError if it has ended.
 
-    An idle connection has nothing to read unless it has ended or has been notified. So the usual query, which costs a
-    round trip before each use, is only sent where there is something to read.
+    An idle connection has something to read only if it has ended or was notified. So the usual query, which costs a
+    round
+    trip before each use, is sent only then.
     """
     if _has_something_to_read(connection.fileno()):
         async with bounded(connection, _CHECK_TIMEOUT_S):
@@ -140,7 +138,7 @@ def _has_something_to_read(file: int) -> bool:
 
 @asynccontextmanager
 async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[TupleRow]]:
-    """A pool's connection for at most `seconds`; then it is cut, and what waits for it raises OperationalError."""
+    """Lend a pool's connection for at most `seconds`; then it is cut, and its user gets OperationalError."""
     async with pool.connection() as connection, bounded(connection, seconds):
         yield connection
 
@@ -149,8 +147,9 @@ async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[Tup
 async def bounded(connection: AsyncConnection[TupleRow], seconds: float) -> AsyncIterator[None]:
     """Cut the connection if the block takes longer than `seconds`.
 
-    Cancelling the task would not do: psycopg then asks the server to cancel and waits for its answer, on a connection
-    that may be dead. A socket that is shut down has the wait end at once, with psycopg.OperationalError.
+    Cancelling the task is not enough: psycopg then asks the server to cancel and waits for its answer, on a connection
+    that
+    may be dead. Shutting the socket down ends the wait at once, with psycopg.OperationalError.
     """
     timer = asyncio.get_running_loop().call_later(seconds, cut, connection.pgconn)
     try:
@@ -160,8 +159,8 @@ async def bounded(connection: AsyncConnection[TupleRow], seconds: float) -> Asyn
 
 
 def cut(pgconn: pq.abc.PGconn) -> None:
-    """Shut a connection's socket down; whoever waits on it reads its end."""
-    # Without a socket it is closed already.
+    """Shut a connection's socket down; a pending read ends."""
+    # Without a socket the connection is closed already.
     with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(pgconn.socket)) as copy:
         copy.shutdown(socket.SHUT_RDWR)
 
@@ -198,9 +197,8 @@ def check_conninfo(conninfo: str, name: str) -> None:
     """Refuse a string that is not a connection string.
 
     Raises:
-        Unsuitable: it cannot be read. Nothing of it is quoted, because in a malformed one a part of the password may
-        stand
-            in the place of any other part.
+        Unsuitable: it cannot be parsed. Nothing of it is quoted, because a part of the password may be anywhere in
+            it.
     """
     try:
         parts = conninfo_to_dict(conninfo)
@@ -216,7 +214,7 @@ def check_conninfo(conninfo: str, name: str) -> None:
 
 
 def summary(message: str) -> str:
-    """Return the one line of libpq's message about a connection that says what happened, with host and port."""
+    """Return the one informative line of libpq's message about a connection, with host and port."""
     lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
     told = [line for line in lines if line and not line.startswith("Multiple connection attempts failed")]
     return (told[0] if told else "no reason was given").rstrip(".")

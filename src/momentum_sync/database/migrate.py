@@ -1,7 +1,7 @@
-"""Brings a database up to date: bootstrap, the migrations, the server's own tables.
+"""Brings a database up to date: bootstrap, migrations, the server's own tables.
 
 The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (version, statements, name)`, so that
-`supabase db push` and this runner each see what the other has applied.
+`supabase db push` and this runner see what the other has applied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from momentum_sync.database.connection import connect
 from momentum_sync.database.files import SEED_VERSIONS, Migration, migrations, text
 from momentum_sync.errors import Unsuitable
 
-# Any constant will do; this one spells "momentum" in ASCII.
+# Any constant works; this one is "momentum" in ASCII.
 _LOCK = 0x6D6F6D656E74756D
 _PATIENCE_S = 60.0
 _LOCK_TIMEOUT = "500ms"
@@ -35,13 +35,21 @@ alter table supabase_migrations.schema_migrations add column if not exists name 
 def migrate(
     conninfo: str, *, tell: Callable[[str], None], again: bool = False, server_role: str | None = None
 ) -> list[str]:
-    """Applies what is missing and returns the versions applied. Each file is one transaction.
+    """Apply missing migrations, each in one transaction. A second run at the same time waits for the first.
 
-    `tell` hears one line about each step, and at the end what of the app's own differs from what is shipped. A second
-    run at the same time waits for the first. Raises Unsuitable when the database refuses, with the statement's own
-    message, before anything was changed for tables that are not what we work with, and for a file of ours that was
-    applied with another text; `again` applies all of ours anew, which repairs what was changed since. `server_role` is
-    a role that gets what the server needs, and nothing more.
+    Args:
+        conninfo: the database, as the owner of the app's tables.
+        tell: called with one line about each step, and at the end about each difference of the app's tables.
+        again: apply all migrations again, which repairs what was changed since.
+        server_role: a role that gets the privileges that the server needs, and no others.
+
+    Returns:
+        The applied versions.
+
+    Raises:
+        Unsuitable: the database refuses, with the statement's message; a table has another shape, and nothing was
+            changed;
+            or a migration of the package was applied with another text.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'; set statement_timeout = 0")
@@ -105,9 +113,9 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
 
 
 def _check_owner(connection: Connection[TupleRow]) -> None:
-    """Refuses to work as a superuser on tables of a lesser role, which could leave code there.
+    """Refuse to work as superuser on tables of a lesser role, which could leave code there.
 
-    What is ours is handed over to that role first, so that it can migrate.
+    The product's objects are handed over to that role first, so that it can migrate.
     """
     owner = adoption.lesser_owner(connection)
     if owner is None:
@@ -122,7 +130,7 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
 
 
 def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
-    """Makes a role the owner of what an earlier migration left to a superuser. None of it runs the role's code."""
+    """Give a role the objects that an earlier migration left to a superuser. This runs no code of the role."""
     script = text("database/hand_over.sql")
     with connection.transaction():
         tables, functions = (",".join(names) for names in (adoption.made("table"), adoption.made("function")))
@@ -157,7 +165,7 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
         raise Unsuitable(
             f"{ourselves} may not act for {role}.", f"grant {named} to {ourselves}; then this command again."
         )
-    # Since PostgreSQL 16 whether rights are inherited belongs to the membership, before that to the role.
+    # Since PostgreSQL 16 inheritance is a property of the membership, before of the role.
     how = "with inherit false, set true" if connection.info.server_version >= 16_00_00 else ""
     template = text("database/server_role.sql")
     row = connection.execute("select format(%s, %s::text, %s::text)", (template, role, how)).fetchone()
@@ -175,10 +183,11 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
 
 
 def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Migration | None = None) -> None:
-    """Runs a file as one transaction.
+    """Run a file in one transaction.
 
-    It waits for a lock less long than PostgreSQL takes to look for deadlocks, and begins again, for up to a minute: a
-    writer who holds one table and wants the next is not ended for our sake.
+    It waits for a lock for less time than PostgreSQL takes to look for deadlocks, and starts over, for up to a minute.
+    So
+    no writer that holds one table and wants the next is cancelled because of a migration.
     """
     ends = time.monotonic() + _PATIENCE_S
     while True:

@@ -1,11 +1,11 @@
-"""Connections for work that is done as a caller, under the caller's role and claims.
+"""Queries under a caller's role and claims.
 
-The database decides who may see what: every read for a client runs in a transaction whose role and
-`request.jwt.claims` are the caller's, as PostgREST does it, and row level security applies as it stands.
+The database decides who may see what: every read for a client runs in a transaction with the caller's role and
+`request.jwt.claims`, as in PostgREST, and row level security applies.
 
-Policies are the operator's SQL, and one may take seconds for one caller. So questions go in lanes: those of clients
-that connect, those about events, and those of callers whose questions were slow lately. A question that takes too
-long for its lane is moved to the last, where callers are served in turn, four at a time.
+Policies are the operator's SQL, and one may take seconds for one caller. So questions have lanes: for clients that
+connect, for events, and for callers whose questions were slow lately. A question that exceeds its lane's timeout moves
+to the last lane, where callers are served in turn, four at a time.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _OURSELVES: LiteralString = "set local role none"
 
 
 class Caller(Protocol):
-    """Whoever work is done for."""
+    """The role and claims that a query runs under."""
 
     @property
     def role(self) -> str:
-        """A database role that the server may become: `authenticated` or `service_role`."""
+        """Return a database role that the server may become: `authenticated` or `service_role`."""
 
     @property
     def claims(self) -> str:
-        """The token's claims as a JSON object."""
+        """Return the token's claims as a JSON object."""
 
 
 class Lane(Enum):
-    """What a question is for; lanes do not wait for each other."""
+    """The purpose of a question. Lanes do not wait for each other."""
 
     CONNECT = "connect"
     EVENTS = "events"
@@ -60,7 +60,7 @@ class _Question(NamedTuple):
 
 
 class _TooSlow(Exception):
-    """A statement of the question at `index` in a batch took longer than its lane gives."""
+    """A statement of the question at `index` in a batch exceeded its lane's timeout."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
@@ -68,10 +68,10 @@ class _TooSlow(Exception):
 
 
 class CallerPool:
-    """A bounded pool whose only verbs are to work and to ask as somebody.
+    """A bounded pool of connections that run work as a caller.
 
-    Questions that come together share round trips, and each lane has a bounded number of those under way, whatever
-    number of clients come back together.
+    Concurrent questions share round trips, and each lane has a bounded number of those, however many clients reconnect
+    together.
     """
 
     def __init__(self, conninfo: str, limits: QueryLimits, *, size: int) -> None:
@@ -87,12 +87,12 @@ class CallerPool:
         self._turns_of_slow = asyncio.Semaphore(max(1, size // 2))
 
     async def open(self) -> None:
-        """Starts connecting in the background; work waits until there is a connection."""
+        """Start connecting in the background; work waits for a connection."""
         for pool in self._pools():
             await pool.open(wait=False)
 
     async def close(self) -> None:
-        """Closes every connection, waiting a few seconds for work under way."""
+        """Close every connection, waiting a few seconds for running work."""
         await asyncio.gather(*[pool.close(timeout=5.0) for pool in self._pools()])
 
     def _pools(self) -> list[Pool]:
@@ -100,14 +100,14 @@ class CallerPool:
 
     @asynccontextmanager
     async def as_caller(self, caller: Caller, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """A transaction that is the caller's, committed on leaving; with `frozen` it is REPEATABLE READ.
+        """Open a transaction under the caller's role, committed on exit; with `frozen`, REPEATABLE READ.
 
-        One caller has two of them at a time; those whose work was slow lately leave half of the pool to others.
+        A caller has two of them at a time; slow callers leave half of the pool to others.
 
         Raises:
             Forbidden: the database refuses the caller.
             Unauthenticated: the token was revoked.
-            Unavailable: the database cannot be reached in time.
+            Unavailable: the database does not answer in time.
         """
         async with AsyncExitStack() as stack:
             if not _is_service(caller):
@@ -120,16 +120,16 @@ class CallerPool:
                 async with connection.transaction():
                     await connection.execute(_BECOME, (caller.role, caller.claims))
                     yield connection
-            finally:  # also where it took so long that it was ended
+            finally:  # also if it exceeded its timeout
                 if time.monotonic() - began > self._limits.slow_request_s:
                     self._slow.note(caller, self._limits.slow_request_s)
 
     async def ask(
         self, caller: Caller, *queries: tuple[Query, Params], lane: Lane = Lane.EVENTS
     ) -> list[list[TupleRow]]:
-        """Return the rows of queries that only read, under the caller's role and claims; all of them see the same.
+        """Run queries that only read, under the caller's role and claims, in one snapshot. Return their rows.
 
-        Raises as `as_caller`; Unavailable also where the caller's own earlier questions take too long.
+        Raises as `as_caller`; Unavailable also if the caller's own earlier questions take too long.
         """
         question = _Question(caller, queries, asyncio.get_running_loop().create_future())
         if self._slow.knows(caller):
@@ -159,7 +159,7 @@ class CallerPool:
 
 
 class _Shared:
-    """A lane whose questions share round trips: a batch is one transaction, of many callers in turn."""
+    """A lane whose questions share round trips: a batch is one transaction, of several callers in turn."""
 
     def __init__(self, pool: Pool, slow: _SlowCallers, limits: QueryLimits) -> None:
         self.pool = pool
@@ -167,7 +167,7 @@ class _Shared:
         self._limits = limits
         self._waiting: deque[_Question] = deque()
         self._asking: set[asyncio.Task[None]] = set()
-        self._each = 0.0  # seconds of the database's work on one question, lately
+        self._each = 0.0  # moving average of the database's work on one question, in seconds
 
     def put(self, question: _Question) -> None:
         """Queue the question for the next round trip."""
@@ -182,12 +182,12 @@ class _Shared:
             while batch := self._next_batch():
                 await self._answer(batch)
         finally:
-            self._asking.discard(task)  # not later: who asks next must find it gone
+            self._asking.discard(task)  # at once: the next question must see it gone
 
     def _next_batch(self) -> list[_Question]:
         """Return the questions for one round trip: at most two of one caller, none that was cancelled.
 
-        What is passed over goes behind the others. The operator's own backends are not one caller.
+        Questions that are skipped go to the end of the queue. The operator's own backends do not count as one caller.
         """
         limits = self._limits
         fits = self._each * limits.batch < limits.batch_work_s
@@ -222,11 +222,13 @@ class _Shared:
             except Exception as error:
                 late = isinstance(error, Unavailable) and time.monotonic() - began >= self._limits.batch_s
                 if late and len(batch) > 1 and not isinstance(error.__cause__, PoolTimeout):
-                    self._each = self._limits.batch_s / len(batch)  # together they took too long, and each may be quick
+                    self._each = self._limits.batch_s / len(
+                        batch
+                    )  # together they took too long; each alone may be fast
                     for question in batch:
                         self._slow.put(question)
                     return
-                if len(batch) > 1 and not isinstance(error, Unavailable):  # one of them failed all of them
+                if len(batch) > 1 and not isinstance(error, Unavailable):  # one question failed all
                     half = len(batch) // 2
                     await self._answer(batch[:half])
                     await self._answer(batch[half:])
@@ -236,7 +238,7 @@ class _Shared:
 
 
 class _SlowCallers:
-    """The lane of callers whose questions were slow lately: one question of a caller at a time, callers in turn."""
+    """The lane of slow callers: one question of a caller at a time, callers in turn."""
 
     def __init__(self, pool: Pool, limits: QueryLimits) -> None:
         self.pool = pool
@@ -247,8 +249,8 @@ class _SlowCallers:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def knows(self, caller: Caller) -> bool:
-        """Whether the caller's questions were slow lately."""
-        if _is_service(caller):  # all of the operator's own backends
+        """Return whether the caller's questions were slow lately."""
+        if _is_service(caller):  # the operator's backends are many callers
             return False
         until = self._until.get(caller.claims)
         return until is not None and time.monotonic() < until
@@ -282,7 +284,7 @@ class _SlowCallers:
         waiting = self._waiting[claims]
         question = waiting.popleft()
         try:
-            if not question.answer.done():  # else whoever asked has gone
+            if not question.answer.done():  # otherwise the caller is gone
                 await _answer_together(self.pool, [question], self, self.limits.cut_s)
         except _TooSlow:
             _fail([question], Unavailable("The database did not answer in time; try again in a moment."))
@@ -292,7 +294,7 @@ class _SlowCallers:
             self._tasks.discard(task)
             self._busy.discard(claims)
             if waiting:
-                self._waiting.move_to_end(claims)  # others have their turn first
+                self._waiting.move_to_end(claims)  # other callers come first
             else:
                 del self._waiting[claims]
             self._start()
@@ -351,13 +353,13 @@ def _is_service(caller: Caller) -> bool:
 
 
 async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _SlowCallers, seconds: float) -> float:
-    """Answers questions in one round trip, within so many seconds; returns how long the database worked on them.
+    """Answer questions in one round trip. Return the seconds that the database worked on them.
 
-    All see the same: what `become` says of policies and tokens is as new as what is then asked.
+    All share a snapshot: what `momentum.become` reads of policies and tokens is as new as the answers.
 
     Raises:
-        _TooSlow: a statement of one of them took too long; nobody has an answer.
-        Exception: one of them failed, or the database did; nobody has an answer.
+        _TooSlow: a statement exceeded its timeout; no question is answered.
+        Exception: a statement or the database failed; no question is answered.
     """
     began: list[AsyncCursor[TupleRow]] = []
     answers: list[list[AsyncCursor[TupleRow]]] = []
@@ -368,7 +370,7 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
             connection.transaction(),
         ):
             for caller, asked, _ in questions:
-                if answers:  # still the caller of before, who may not look into the schema that makes it the next one
+                if answers:  # the role is still the previous caller's, which may not use the schema `momentum`
                     await connection.execute(_OURSELVES)
                 began.append(await connection.execute(_BECOME, (caller.role, caller.claims)))
                 answers.append([await connection.execute(query, parameters) for query, parameters in asked])
@@ -386,13 +388,13 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
             spent[by] = spent.get(by, 0.0) + end - start
             slow.note(question.caller, spent[by])
     for question, rows in zip(questions, found, strict=True):
-        if not question.answer.done():  # else whoever asked has gone
+        if not question.answer.done():  # otherwise the caller is gone
             question.answer.set_result(rows)
     return times[-1] - times[0]
 
 
 async def _times(began: Sequence[AsyncCursor[TupleRow]], slow_from_s: float) -> list[float]:
-    """Return when each question began, and when all had ended: only the first and the last time if all were quick."""
+    """Return when each question began, and when all had ended; only the first and the last time if all were fast."""
     first, last = await began[0].fetchone(), await began[-1].fetchone()
     assert first is not None
     assert last is not None

@@ -1,4 +1,4 @@
-"""Named SQL beside the Python that runs it.
+"""Named SQL beside the Python code that runs it.
 
 A `queries.sql` holds statements, each under a line `-- name: the_name`; comments below that line belong to the
 statement. Parameters are psycopg's, `%(name)s`.
@@ -15,7 +15,7 @@ _NAME = re.compile(r"^-- name: *([a-z][a-z0-9_]*) *$", re.MULTILINE)
 
 
 def parse(text: str) -> Mapping[str, LiteralString]:
-    """The statements of a file by name. ValueError for text outside a statement, an empty one, or a name used twice."""
+    """Return the statements of a file by name. Raise ValueError for text outside, empty statements and duplicates."""
     parts = _NAME.split(text)
     outside = "\n".join(line for line in parts[0].splitlines() if not line.startswith("--"))
     if outside.strip():
@@ -26,11 +26,11 @@ def parse(text: str) -> Mapping[str, LiteralString]:
             raise ValueError(f"two statements are named {name}")
         if not body.strip():
             raise ValueError(f"the statement {name} is empty")
-        # The text comes with the package, never from a user: to psycopg that is a literal.
+        # The text is part of the package and never from a user, which is what psycopg means by a literal.
         statements[name] = cast(LiteralString, body.strip().rstrip(";"))
     return statements
 
 
 def load(package: str) -> Mapping[str, LiteralString]:
-    """The statements of the `queries.sql` that lies in a package; give it `__package__`."""
+    """Return the statements of the `queries.sql` of a package; pass `__package__`."""
     return parse(resources.files(package).joinpath("queries.sql").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Takes out of a database what the migrations put there, and leaves the app's tables and data."""
+"""Removes from a database what the migrations created, and leaves the app's tables and data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SQL = queries.load(__package__)
 
 
 def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture: str | None = None) -> None:
-    """Remove the slot, triggers, functions and schemas of Momentum Sync; what remains is told.
+    """Remove the slot, triggers, functions and schemas of Momentum Sync.
 
     Args:
         conninfo: the database, as the owner of the app's tables.
-        slot: the replication slot that is configured; that of the log goes, too.
-        tell: hears one line about each thing that was removed or stays.
-        capture: a connection of a role that may drop the slot, where the owner may not.
+        slot: the configured replication slot; the one of the log is dropped, too.
+        tell: called with one line about each thing that was removed or stays.
+        capture: connection string of a role that may drop the slot, if the owner may not.
 
     Raises:
-        Unsuitable: a server is running, or objects of the operator's depend on ours. Nothing was removed.
+        Unsuitable: a server is running, or objects of the operator depend on those to remove. Nothing was removed.
     """
     with connect(conninfo, application_name="momentum-sync uninstall") as connection:
         refuse_lesser_owner(connection)
@@ -62,7 +62,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
 
 
 def _drop(connection: Connection[TupleRow]) -> None:
-    """Drops what the migrations made, and what they wrote down, in one transaction."""
+    """Drop what the migrations created and recorded, in one transaction."""
     seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
     try:
         with connection.transaction():

@@ -1,6 +1,6 @@
-"""A small world for the demo: people whose scores move, and a coach who looks after them.
+"""A small simulation for the demo: people whose scores change, and a coach.
 
-Everything is plain SQL on the three tables, as an app would write it; the server knows nothing of it.
+Everything is plain SQL on the three tables, as an app would write it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Person:
 
     @property
     def id(self) -> UUID:
-        """The same in every run."""
+        """Return the person's id, which is the same in every run."""
         return uuid5(_NAMESPACE, self.name)
 
 
@@ -54,7 +54,7 @@ COACH = Person("Noor", is_coach=True)
 
 
 async def live(conninfo: str, *, pace: float) -> None:
-    """Makes the people and changes something every `pace` seconds, until cancelled. A lost database is waited for."""
+    """Create the people and change something every `pace` seconds, until cancelled. Waits for the database."""
     chance = random.Random()
     while True:
         try:
@@ -115,7 +115,7 @@ async def _change(connection: AsyncConnection[TupleRow], chance: random.Random) 
 
 
 def _past(person: Person) -> list[float]:
-    """Scores of a month, yesterday's first; each person's own."""
+    """Yield a month of scores, yesterday's first, different for each person."""
     chance = random.Random(person.name)
     score, past = float(chance.randint(30, 80)), []
     for _ in range(_DAYS):

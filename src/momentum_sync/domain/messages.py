@@ -13,7 +13,7 @@ from momentum_sync.wire.from_server import ServerAnswer, ServerMessage, ServerMe
 from momentum_sync.wire.messages import ClientMessage, declared_in
 from momentum_sync.wire.spec import Protocol
 
-# From a client
+# Messages from clients
 
 _Key = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
@@ -50,11 +50,11 @@ class CacheInvalidationAck(ClientMessage, tag="cache_invalidation_ack", kw_only=
         return None if self.keys else "`cache_invalidation_ack` needs `cache_key` or `cache_keys`."
 
 
-# From the server
+# Messages from the server
 
 
 class Momentum(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A user's latest score. What is None is not known: an event carries no count and no breakdown."""
+    """A user's latest score. Fields are None where they are not known: an event carries no count and no breakdown."""
 
     user_id: str
     has_data: bool
@@ -102,7 +102,7 @@ class Notification(msgspec.Struct, frozen=True):
 
 
 class ScoreChanged(msgspec.Struct, kw_only=True):
-    """A score was made, changed or deleted; a deleted one is as it was."""
+    """A score was created, changed or deleted; a deleted one has its last values."""
 
     event_type: Literal["momentum_score_created", "momentum_score_updated", "momentum_score_deleted"]
     user_id: str
@@ -116,7 +116,7 @@ class ScoreChanged(msgspec.Struct, kw_only=True):
 
 
 class InterventionChanged(msgspec.Struct, kw_only=True):
-    """An intervention was made, changed or deleted, or has left the caller's sight."""
+    """An intervention was created, changed or deleted, or is no longer visible to the caller."""
 
     event_type: Literal["intervention_created", "intervention_updated", "intervention_deleted"]
     user_id: str
@@ -134,7 +134,7 @@ class InterventionChanged(msgspec.Struct, kw_only=True):
 
 
 class PushNotification(msgspec.Struct, kw_only=True):
-    """A user-facing notification was made, or has changed. Fields that are too large are left out: see `omitted`."""
+    """A user-facing notification was created or changed. Fields that are too large are listed in `omitted`."""
 
     event_type: Literal["push_notification"]
     user_id: str
@@ -151,7 +151,7 @@ class PushNotification(msgspec.Struct, kw_only=True):
 
 
 class NotificationRemoved(msgspec.Struct, kw_only=True):
-    """A notification was deleted, is another user's now, is no longer shown, or has left the caller's sight."""
+    """A notification was deleted, moved to another user, withdrawn, or is no longer visible to the caller."""
 
     event_type: Literal["notification_removed"]
     user_id: str
@@ -174,7 +174,7 @@ EVENTS: Mapping[str, type[ScoreChanged | InterventionChanged | PushNotification 
 
 
 class InitialState(ServerMessage, tag="initial_state", kw_only=True):
-    """The snapshot after which events follow. `momentum` and `interventions` are null for nobody's connection."""
+    """The snapshot after which events follow. `momentum` and `interventions` are null without a user."""
 
     momentum: Momentum | None
     interventions: Interventions | None
@@ -183,7 +183,7 @@ class InitialState(ServerMessage, tag="initial_state", kw_only=True):
 
 
 class CacheInvalidation(ServerMessage, tag="cache_invalidation", kw_only=True):
-    """These keys hold what is no longer true. It has its place in the order of the events."""
+    """The values of these cache keys are stale. It has its place in the order of events."""
 
     cache_keys: list[str]
     id: str
@@ -191,19 +191,19 @@ class CacheInvalidation(ServerMessage, tag="cache_invalidation", kw_only=True):
 
 
 class CacheInvalidationConfirmed(ServerAnswer, tag="cache_invalidation_confirmed", kw_only=True):
-    """An acknowledgement was taken."""
+    """An acknowledgement was recorded."""
 
     cache_key: str
 
 
 class MomentumStateUpdate(ServerAnswer, tag="momentum_state_update", kw_only=True):
-    """The momentum as it was asked for."""
+    """The requested momentum."""
 
     data: Momentum
 
 
 class NotificationMarkedRead(ServerAnswer, tag="notification_marked_read", kw_only=True):
-    """The notification stands as opened."""
+    """The notification is marked as opened."""
 
     notification_id: str
 

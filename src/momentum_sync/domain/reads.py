@@ -89,7 +89,7 @@ class MomentumReads:
         """
         asked = {"user_id": user_id, "notification_id": notification_id}
         async with self._reads.consistent(identity, user_id):
-            pass  # from now on, what the client was told of is visible
+            pass  # from now on the events sent to the client are visible
         async with self._reads.plain(identity) as connection:
             await connection.execute(SQL["mark_read"], asked)
             row = await fetch_optional(connection, SQL["is_read"], asked)

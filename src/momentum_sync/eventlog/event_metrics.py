@@ -18,7 +18,7 @@ _AS_SERVICE_ROLE = sql.SQL("set local role service_role")
 
 
 class EventMetrics:
-    """The table, for the server to write. It is the app's, so `service_role` does it."""
+    """The app's table, written and cleaned under `service_role`."""
 
     def __init__(self, conninfo: str) -> None:
         self._pool = make_pool(conninfo, "metrics", size=1, wait=_WAIT_S)
@@ -39,7 +39,7 @@ class EventMetrics:
             await connection.execute(_SQL["write_metrics"], {"samples": text})
 
     async def clean(self) -> int:
-        """Delete rows older than the setting `metrics_retention`; return how many. Raises as `write`."""
+        """Delete rows older than the setting `metrics_retention`. Return how many. Raises as `write`."""
         async with using(self._pool, _WORK_S) as connection, connection.transaction():
             await connection.execute(_AS_SERVICE_ROLE)
             row = await (await connection.execute(_SQL["cleanup_metrics"])).fetchone()

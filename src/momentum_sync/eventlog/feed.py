@@ -34,7 +34,7 @@ class FeedState(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """Where capture takes up the stream.
+    """The position at which capture takes up the stream.
 
     Attributes:
         epoch: the epoch.

@@ -1,7 +1,8 @@
-"""What follows a position, from the window or else from the log.
+"""The events that follow a position, from the window or else from the log.
 
-Both hold events without a gap, and the window evicts only what the log has. So what follows an offset is in the window
-as a whole, or begins in the log and ends at the window's first event.
+Both hold events without a gap, and the window evicts only what the log has. So the events after an offset are all in
+the
+window, or begin in the log and end at the window's first event.
 
 A snapshot is stitched to the stream by transaction ids alone. An event may arrive before the snapshot is read and not
 be in it, because a commit is in the WAL before it is visible; and it may arrive long after and be in it. An event

@@ -14,7 +14,7 @@ from momentum_sync.limits import Rate
 from momentum_sync.token_bucket import TokenBucket
 
 _MOST = 2_000
-_MOST_DELIVERED = 1_000  # so that they leave room for failures
+_MOST_DELIVERED = 1_000  # leaves room for failures
 _LONGEST_MESSAGE = 500
 _BURST_S = 10.0
 

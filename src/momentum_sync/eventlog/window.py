@@ -1,8 +1,8 @@
 """The window: the newest events in memory, bounded by bytes.
 
-It answers what follows an offset, and which is the first event that a snapshot has not seen. Every event knows the
-highest transaction id up to and including it, so the search for the latter, from the newest backwards, ends where all
-that is older was visible to the snapshot anyway.
+It returns what follows an offset, and the first event that a snapshot does not see. Every entry has the highest
+transaction id up to it, so the search for the latter, from the newest event backwards, ends where all older events were
+visible to the snapshot anyway.
 """
 
 from __future__ import annotations
@@ -37,24 +37,26 @@ class Window:
 
     @property
     def size(self) -> int:
-        """Bytes held."""
+        """Return the bytes held."""
         return self._size
 
     @property
     def first(self) -> int:
-        """The offset of the oldest event that the window would hold; all before it are in the log only."""
+        """Return the offset of the oldest event that the window would hold; earlier ones are in the log only."""
         return self._first
 
     @property
     def last(self) -> int:
-        """The offset of the newest event, held or not."""
+        """Return the offset of the newest event, held or not."""
         return self._events[-1][0].offset if self._events else self._first - 1
 
     def restart(self, *, first: int, ceiling: int, before: int | None = None) -> None:
-        """Empties it.
+        """Empty the window.
 
-        `first` is the offset that comes next, `ceiling` no less than any transaction id before it, `before` the mark
-        of the event before `first`, where it is known.
+        Args:
+            first: offset of the next event.
+            ceiling: a transaction id not below those of earlier events.
+            before: mark of the event before `first`, if it is known.
         """
         self._before = before
         self._events.clear()
@@ -65,7 +67,7 @@ class Window:
         self._durable = first - 1
 
     def add(self, event: Event) -> None:
-        """Takes the next event."""
+        """Add the next event."""
         self._ceiling = max(self._ceiling, event.xid)
         entry = (event, self._ceiling)
         self._events.append(entry)
@@ -79,31 +81,28 @@ class Window:
             self._evict()
 
     def durable(self, offset: int) -> None:
-        """The log holds everything up to `offset`."""
+        """Record that the log holds everything up to `offset`."""
         self._durable = max(self._durable, offset)
         self._evict()
 
     def at(self, offset: int) -> Event | None:
-        """The event with this offset; None if it is not held."""
+        """Return the event at this offset; None if it is not held."""
         index = offset - self._first
         return self._events[index][0] if 0 <= index < len(self._events) else None
 
     def mark(self, offset: int) -> int | None:
-        """The mark of an event, which may be the one before the first held; None if it is not known."""
+        """Return the mark of an event, or of the one before the first; None if it is unknown."""
         event = self.at(offset)
         if event is not None:
             return event.mark
         return self._before if offset == self._first - 1 else None
 
     def holds_after(self, offset: int) -> bool:
-        """Whether every event after `offset` is here."""
+        """Return whether every event after `offset` is held."""
         return offset + 1 >= self._first
 
     def after(self, offset: int, keys: Sequence[str], *, most: int) -> Page:
-        """The held events on any of the keys after `offset`, in order, each once, as far as `most` bytes go.
-
-        With them comes the offset up to which that is all.
-        """
+        """Return held events on any of the keys after `offset`, in order, each once, up to `most` bytes."""
         found: list[Event] = []
         size = 0
         for event in self._following(offset, keys):
@@ -114,7 +113,7 @@ class Window:
         return Page(found, self.last)
 
     def count_after(self, offset: int, keys: Sequence[str], snapshot: Snapshot | None) -> int:
-        """How many events there are after `offset` on any of the keys, those that the snapshot sees left out."""
+        """Count the events after `offset` on any of the keys, without those that the snapshot sees."""
         return sum(snapshot is None or not snapshot.sees(event.xid) for event in self._following(offset, keys))
 
     def _following(self, offset: int, keys: Sequence[str]) -> Iterator[Event]:
@@ -131,11 +130,11 @@ class Window:
         return (event for event, _ in islice(held, start, None))
 
     def reaches(self, snapshot: Snapshot) -> bool:
-        """Whether nothing that the snapshot has not seen was evicted."""
+        """Return whether every event that the snapshot does not see is still held."""
         return self._evicted_ceiling < snapshot.xmin
 
     def first_unseen(self, snapshot: Snapshot, keys: Iterable[str]) -> int | None:
-        """The offset of the oldest held event on any of the keys that the snapshot does not see."""
+        """Return the offset of the oldest held event on any of the keys that the snapshot does not see."""
         found: int | None = None
         for key in keys:
             for event, ceiling in reversed(self._by_key.get(key, ())):

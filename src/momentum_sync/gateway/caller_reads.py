@@ -1,4 +1,4 @@
-"""Reads for clients beside the stream: as the caller, and never older than what the caller was told before."""
+"""Reads for clients beside the stream: as the caller, and no older than the events sent to the caller."""
 
 from __future__ import annotations
 

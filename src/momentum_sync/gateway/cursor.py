@@ -1,4 +1,4 @@
-"""A delivery cursor: what one subscriber has received, what it subscribes to, and which event comes next.
+"""A delivery cursor: position, snapshot boundary and subscriptions of one subscriber.
 
 A cursor knows nothing of sockets, messages and dialects. A native connection has one; `/sync/events` uses one for the
 time of a request.

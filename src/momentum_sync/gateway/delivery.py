@@ -1,10 +1,13 @@
 """Delivery: the outgoing side of one connection, with backpressure and catch-up.
 
 A connection that follows the feed is written every event. One whose unsent bytes exceed the send budget falls behind:
-it is written nothing, and once it has read what waits, it is given what it missed, a page at a time, from the window or
-the log, until it has caught up. A resume and the events after a snapshot work the same way: a connection begins behind.
-So memory is bounded, no client that reads is disconnected, and no event is left out. A client that reads nothing for a
-while is closed as too slow, and resumes where it was.
+nothing is written to it until it has read its buffer. Then it gets the events that it missed, a page at a time, from
+the
+window or the log, until it has caught up. A resume and the events after a snapshot work the same way: a connection
+begins
+behind. So memory is bounded, no client that reads is disconnected, and no event is left out. A client that reads
+nothing
+for a while is closed as too slow, and resumes at its position.
 """
 
 from __future__ import annotations
@@ -120,7 +123,7 @@ class Delivery:
             self._stall.cancel()
 
     def lost(self) -> None:
-        """Note that the socket is gone, and what was buffered with it."""
+        """Note that the socket is gone with its buffer."""
         self.end()
         self._gateway.send_budget.lost(self)
 
@@ -173,7 +176,7 @@ class Delivery:
         return self._direct
 
     def write_raw(self, data: bytes | memoryview) -> None:
-        """Write to the transport whatever it is: the handshake, pongs and the close frame are not counted."""
+        """Write data to the transport without counting it: the handshake, pongs and the close frame."""
         self._direct = False
         self._transport.write(data)
 

@@ -1,4 +1,4 @@
-"""What all connections of a gateway share, and the decision who gets one."""
+"""The shared parts of all connections of a gateway, and admission of new ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from momentum_sync.token_bucket import TokenBuckets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """What an operator chooses; see `Settings`. Times are seconds."""
+    """The operator's choices; see `Settings`. Times are seconds."""
 
     heartbeat: float
     send_buffer: int
@@ -43,7 +43,7 @@ class GatewayOptions:
 
 
 class Gateway:
-    """What all connections share. It is the `Services` of their handlers.
+    """The shared parts of all connections. It is the `Services` of their handlers.
 
     Attributes:
         draining: whether the server is stopping and takes no new connections.
@@ -88,7 +88,7 @@ class Gateway:
         self.draining = True
 
     async def admit(self, path: str, headers: Headers) -> tuple[ConnectRequest, Identity]:
-        """Decide about a WebSocket before the upgrade. Return what it asks for, and who asks. Raise RequestError."""
+        """Decide about a WebSocket before the upgrade. Return the request and the caller. Raise RequestError."""
         options = self.options
         query = handshake.address(path)
         origin, authorization, apikey, host = [

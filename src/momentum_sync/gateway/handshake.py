@@ -1,4 +1,4 @@
-"""What a client asks for when it connects: the address, the page it comes from, the token's place."""
+"""The request of a client that connects: address, origin, place of the token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class ConnectRequest:
-    """Whose connection it shall be, of which device, if it says so, and with what beyond the user's own channels."""
+    """The user, the device and the channels that a connection asks for."""
 
     user_id: UUID | None
     client_id: str | None
@@ -33,7 +33,7 @@ class ConnectRequest:
 
 
 def address(target: str) -> dict[str, str]:
-    """The query of a request's target, the last value of each name. NotFound if there is no socket at its path."""
+    """Return the query of a request's target, the last value of each name. Raise NotFound if no socket is there."""
     try:
         parts = urlsplit(target)
     except ValueError:
@@ -44,7 +44,7 @@ def address(target: str) -> dict[str, str]:
 
 
 def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRequest:
-    """What the query says, with the token's subject for a user that it leaves out. BadRequest if it cannot be read."""
+    """Parse the query; the token's subject stands in for a missing user. Raise BadRequest."""
     user_id = subject
     if "user_id" in query:
         try:
@@ -62,7 +62,7 @@ def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRe
 
 
 def token_of_subprotocols(headers: Iterable[str]) -> str | None:
-    """The token that a browser sends as the subprotocol `bearer.<token>`; None if there is none."""
+    """Return the token that a browser sends as the subprotocol `bearer.<token>`; None if there is none."""
     for header in headers:
         for offered in map(str.strip, header.split(",")):
             if offered.startswith(_BEARER):
@@ -80,11 +80,15 @@ def only(name: str, values: Sequence[str]) -> str | None:
 def check_origin(
     origin: str | None, hosts: Sequence[str | None], allowed: tuple[str, ...], *, loopback: bool = False
 ) -> None:
-    """Raises Forbidden for a page that is neither this server's own nor among those the operator allows.
+    """Raise Forbidden for a page that is neither the server's own nor one that the operator allows.
 
-    `hosts` are the names by which the client addressed this server: those in `Host` and, where a proxy does not pass
-    that on, in `X-Forwarded-Host`. No page can set either. What sends no Origin is no page. `loopback` allows pages of
-    this machine, which is where a web app is developed.
+    Args:
+        origin: the `Origin` header; only pages send it.
+        hosts: the names by which the client addressed this server, in `Host` and, behind a proxy, in
+            `X-Forwarded-Host`.
+            No page can set either.
+        allowed: origins that the operator allows.
+        loopback: allow pages of this machine, on which web apps are developed.
     """
     if origin is None or "*" in allowed or origin in allowed:
         return
@@ -102,7 +106,7 @@ def check_origin(
 
 
 def _origin(text: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port of an origin, in the one spelling that they have; None for what is no origin."""
+    """Return scheme, host and port of an origin in normal form; None if the text is not an origin."""
     try:
         parts = urlsplit(text)
         scheme, host = parts.scheme.lower(), parts.hostname

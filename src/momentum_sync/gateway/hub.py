@@ -181,7 +181,7 @@ class Hub:
             raise broadcast.broken
 
     def published(self) -> None:
-        """Write what was collected for the batch, and report what became of its events."""
+        """Write the collected frames of the batch, and report the broadcasts."""
         broken: Exception | None = None
         for subscriber in list(self._unwritten):
             data = self._unwritten.pop(subscriber, None)

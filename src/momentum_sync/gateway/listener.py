@@ -30,13 +30,13 @@ _SAID = {
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection of a server that has at most `most` of them, those of WebSockets among them."""
+    """A connection of a server that has at most `most` of them, WebSockets included."""
 
     most: int
     limits: HttpLimits
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is one in all but its class
+        super().connection_made(cast(asyncio.Transport, transport))  # uvloop's class does not derive from it
         self._head = 0
         self._answering = self._receiving = self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -57,14 +57,14 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._head > self.limits.head_bytes:
             self._refuse(431)
-        elif self._deadline is None:  # what came has stopped uvicorn's own time for the next request
+        elif self._deadline is None:  # received data stopped uvicorn's timer for the next request
             self._within(self.limits.request_s)
 
     def _is_over(self) -> bool:
         return self._refused or self.transport.is_closing()
 
     def handle_websocket_upgrade(self) -> None:
-        self._within(None)  # the socket has a time of its own for the handshake
+        self._within(None)  # the WebSocket has its own deadline for the handshake
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
@@ -80,7 +80,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head = 0
         if len(self.pipeline) >= self.limits.pipelined:
-            # uvicorn reads on after each answer, however many requests wait. Nobody sends so many but to fill memory.
+            # uvicorn reads on after each answer, however many requests wait, and they would fill memory.
             self.transport.abort()
         if not self.transport.is_closing():
             super().on_headers_complete()
@@ -96,8 +96,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._answering = not self.cycle.response_complete  # of the requests that came together, the last
-        # To uvicorn an answer is complete when it has been written, whether or not the client reads.
+        self._answering = not self.cycle.response_complete  # the last of pipelined requests
+        # uvicorn calls an answer complete when it is written, whether or not the client reads.
         if self._answering or self.transport.get_write_buffer_size():
             self._within(self.limits.answer_s)
         else:
@@ -109,7 +109,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
 
     def _late(self) -> None:
-        """What was to happen in time did not."""
+        """End a request or an answer that exceeded its deadline."""
         if self._refused or self._answering or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -122,12 +122,12 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self._refused = True
         self._within(self.limits.linger_s)
-        if self.cycle is not None:  # whoever was at work on the request has nobody to answer
+        if self.cycle is not None:  # the handler has no client any more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if status != 503 and self.transport.can_write_eof():
-            self.transport.write_eof()  # the client's end comes back when it has read ours
-        else:  # there are too many already
+            self.transport.write_eof()  # the client closes when it has read this
+        else:  # too many connections are open already
             self.transport.close()
 
 

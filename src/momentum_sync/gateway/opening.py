@@ -1,4 +1,4 @@
-"""How a connection begins: resumed after the position that the client brought, or with a snapshot."""
+"""The opening of a connection: resumed after the client's position, or with a snapshot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from momentum_sync.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a connection begins with.
+    """The beginning of a connection.
 
     Attributes:
         granted: its channels.

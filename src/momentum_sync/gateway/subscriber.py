@@ -1,4 +1,4 @@
-"""What the hub knows of a subscriber, and of the dialect that it speaks."""
+"""The hub's view of subscribers and of the dialects that they speak."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Dialect(Protocol):
 
 
 class Owner(NamedTuple):
-    """Whose subscriber it is. Limits per user count these, and a client id is unique among those of one owner."""
+    """The owner of a subscriber. Limits per user count these, and a client id is unique among those of one owner."""
 
     role: str
     subject: UUID | None

@@ -87,7 +87,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._open.discard(self)
         self._enter(ConnectionState.CLOSED)
-        if self._opening is not None:  # nobody waits for what it asks; it may have ended
+        if self._opening is not None:  # its answers are of no use; it may have ended
             self._opening.cancel()
         self._delivery.lost()
         for timer in (self._ticker, self._aborter):

@@ -25,7 +25,7 @@ _REMEMBERED = 100  # changes; every snapshot has long seen older ones
 
 
 class _OwnGrants(NamedTuple):
-    """What a token grants its user on the user's own channels."""
+    """Grants of a token for its user's own channels."""
 
     subject: UUID
     granted: Granted

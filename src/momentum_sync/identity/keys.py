@@ -1,4 +1,4 @@
-"""The issuer's signing keys: fetched, kept, and fetched again when a token names a new one."""
+"""The issuer's signing keys, fetched, cached, and fetched again when a token names a new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from momentum_sync.limits import KeyLimits
 
 
 class Authenticator:
-    """Turns what a request carries into an identity. Without an issuer no key set is ever asked for."""
+    """Turns the credentials of a request into an identity. Without an issuer no key set is fetched."""
 
     def __init__(self, rules: TokenRules, limits: KeyLimits) -> None:
         self._rules = rules
@@ -30,7 +30,7 @@ class Authenticator:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def authenticate(self, *, authorization: str | None, apikey: str | None) -> Identity:
-        """The caller behind a request's `Authorization` and `apikey`. Raises Unauthenticated or Unavailable."""
+        """Return the caller behind `Authorization` and `apikey`. Raise Unauthenticated or Unavailable."""
         token = bearer(authorization)
         if token is not None and token != apikey:
             return await self.verify(token)
@@ -40,7 +40,7 @@ class Authenticator:
         return alone
 
     async def verify(self, token: str) -> Identity:
-        """The identity that a token proves now. Raises Unauthenticated, or Unavailable if keys cannot be had."""
+        """Return the identity that a token proves. Raise Unauthenticated, or Unavailable without keys."""
         try:
             identity = verify(token, self._rules, self._keys, now=time.time())
             if self._keys and time.monotonic() - self._fetched_at > self._limits.fresh_s:
@@ -48,13 +48,13 @@ class Authenticator:
             return identity
         except UnknownKey:
             if (refreshing := self._refresh()) is not None:
-                await asyncio.shield(refreshing)  # others wait for it, too: whoever asked first may be gone by then
+                await asyncio.shield(refreshing)  # others wait for it, too, and the first caller may be gone
             if self._fetched_at == float("-inf") and self._url is not None:
                 raise Unavailable("The issuer's signing keys cannot be had; try again in a moment.") from None
             return verify(token, self._rules, self._keys, now=time.time())
 
     def _refresh(self) -> asyncio.Task[None] | None:
-        """Return the fetch of the key set that is under way, begun now unless one was tried moments ago."""
+        """Return the running fetch of the key set, started now unless one was tried moments ago."""
         due = time.monotonic() - self._tried_at >= self._limits.retry_s
         if self._refreshing is None and self._url is not None and due:
             self._tried_at = time.monotonic()

@@ -1,7 +1,7 @@
-"""Who a caller is: a JSON Web Token, checked against the keys that are known.
+"""Verification of JSON Web Tokens.
 
 Supabase signs with one HS256 secret, or with RS256, ES256 or EdDSA keys that it publishes as a key set. A key serves
-only the algorithm family it was made for, so a public key never checks an HMAC.
+only the algorithm family it was made for, so a public key never verifies an HMAC.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _YEAR_9999 = 253_402_300_799
 
 
 class UnknownKey(Unauthenticated):
-    """The token names a key that is not known; it may have been published since."""
+    """The token names an unknown key; it may have been published since the last fetch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller whose token was good.
+    """An authenticated caller.
 
     `subject` is None for `service_role`. `claims` is the JSON that the database gets; `expires_at` is seconds since
-    1970, None for an API key that is no token.
+    1970,
+    None for an API key that is not a token.
     """
 
     role: str
@@ -49,7 +50,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What a good token looks like here."""
+    """The requirements of valid tokens."""
 
     secret: str | None = field(default=None, repr=False)
     issuer: str | None = None
@@ -59,12 +60,12 @@ class TokenRules:
 
 
 def service_role() -> Identity:
-    """The identity behind the service key."""
+    """Return the identity of the service key."""
     return Identity("service_role", None, '{"role":"service_role"}', None)
 
 
 def api_key(key: str, rules: TokenRules) -> Identity | None:
-    """The identity that an API key alone gives: `service_role`, or None for the anon key. Raises Unauthenticated."""
+    """Return the identity of an API key alone: `service_role`, or None for the anon key. Raise Unauthenticated."""
     if not key:
         raise Unauthenticated("The `apikey` header is empty; send a key or omit the header.", "invalid_api_key")
     if rules.service_role_key and _same(key, rules.service_role_key):
@@ -75,7 +76,7 @@ def api_key(key: str, rules: TokenRules) -> Identity | None:
 
 
 def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
-    """The identity that a token proves at `now`, seconds since 1970. Raises Unauthenticated, or UnknownKey."""
+    """Return the identity that a token proves at `now`, seconds since 1970. Raise Unauthenticated, or UnknownKey."""
     if len(token) > _MAX_TOKEN:
         raise Unauthenticated("The token is longer than any that is issued.", "invalid_token")
     if rules.service_role_key and _same(token, rules.service_role_key):
@@ -106,7 +107,7 @@ def _same(given: str, key: str) -> bool:
 
 
 def _header(token: str) -> dict[str, Any]:
-    """What a token says of its key; `jwt.decode` checks it. PyJWT's own way to it decodes all of the token twice."""
+    """Return a token's header, which `jwt.decode` verifies. PyJWT's own function decodes the whole token twice."""
     encoded = token.partition(".")[0]
     return msgspec.json.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=dict[str, Any])
 
@@ -167,9 +168,9 @@ def _identity(claims: dict[str, Any]) -> Identity:
 
 
 def _json(claims: dict[str, Any]) -> str:
-    """The claims as JSON that PostgreSQL can hold.
+    """Return the claims as JSON that PostgreSQL can store.
 
-    Unauthenticated for a text that no `jsonb` has: NUL, half a surrogate.
+    Raise Unauthenticated for strings that `jsonb` cannot hold: NUL, lone surrogates.
     """
     try:
         text = msgspec.json.encode(claims).decode()
@@ -181,14 +182,14 @@ def _json(claims: dict[str, Any]) -> str:
 
 
 def _number(value: object) -> float | None:
-    """A time in seconds since 1970, if it can be one."""
+    """Return a time in seconds since 1970, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _YEAR_9999:
         return None
     return float(value)
 
 
 def bearer(authorization: str | None) -> str | None:
-    """The token of an `Authorization` header; None without one. Raises Unauthenticated for another scheme."""
+    """Return the token of an `Authorization` header; None without one. Raise Unauthenticated for another scheme."""
     if authorization is None:
         return None
     scheme, _, token = authorization.partition(" ")

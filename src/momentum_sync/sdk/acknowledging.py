@@ -1,4 +1,4 @@
-"""Cache keys that are gone here, and that the server is to hear of."""
+"""Acknowledgements of cache keys that were dropped."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from momentum_sync.sdk.connection import Connection
 
-_AFTER_S = 0.1  # together with what goes in the next moment: servers take 20 messages a second
+_AFTER_S = 0.1  # keys of the next moment share a message: servers accept 20 messages per second
 _KEYS_A_MESSAGE = 500
 
 
 class Acknowledging:
-    """Keys until they were sent."""
+    """Dropped keys, until their acknowledgement is sent."""
 
     def __init__(self) -> None:
         self._keys: dict[str, None] = {}
@@ -21,11 +21,11 @@ class Acknowledging:
         return bool(self._keys)
 
     def add(self, keys: Sequence[str]) -> None:
-        """These are gone."""
+        """Queue keys for acknowledgement."""
         self._keys.update(dict.fromkeys(keys))
 
     async def send(self, connection: Callable[[], Connection | None]) -> None:
-        """Tells the server of some of them, on the connection that there is in a moment."""
+        """Send one message of acknowledgements shortly, on the connection that is open then."""
         await asyncio.sleep(_AFTER_S)
         keys = list(self._keys)[:_KEYS_A_MESSAGE]
         for key in keys:

@@ -1,4 +1,4 @@
-"""What a program has fetched, until the server says that it is no longer true."""
+"""A cache of values that the program fetches, dropped when the server invalidates them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _MOST_FETCHES = 3
 
 
 class Cache:
-    """Values by key. Whoever asks for a key while it is being fetched shares the fetch.
+    """Values by key. Concurrent requests for a key share one fetch.
 
-    What is there stays good while the client is offline, for want of better; when it is back, whatever was invalidated
-    meanwhile is dropped before anything else happens, and everything where that cannot be known.
+    Values stay available while the client is offline. On reconnect, keys that were invalidated meanwhile are dropped
+    before
+    anything else happens; if they cannot be known, all keys are dropped.
     """
 
     def __init__(self, clock: Callable[[], float], kept: Callable[[], None]) -> None:
@@ -36,11 +37,23 @@ class Cache:
     async def get(
         self, key: str, fetch: Callable[[], Awaitable[Any]], *, persistent: bool = False, within: float = 60.0
     ) -> Any:
-        """The value of a key, fetched if it is not there. What `fetch` raises is raised, and nothing is kept.
+        """Return the value of a key, fetching it if it is missing.
 
-        FetchFailed if it does not come `within` so many seconds, or was cancelled. A `persistent` value outlives the
-        program, in the client's store, and must come back from JSON as it was (None, bool, int, finite float, str,
-        list, dict with keys of str): TypeError if it does not.
+        Args:
+            key: the cache key, as it stands in `cache_invalidation` messages.
+            fetch: function without arguments, plain or async, that returns the value.
+            persistent: keep the value in the client's store across restarts. It must survive JSON unchanged: None,
+                bool, int,
+                finite float, str, list, and dict with str keys.
+            within: deadline of the fetch in seconds.
+
+        Raises:
+            FetchFailed: the fetch exceeded the deadline or was cancelled.
+            TypeError: a persistent value does not survive JSON.
+            Exception: whatever `fetch` raises; nothing is cached.
+
+        Example:
+            profile = await client.cache.get("momentum:current:" + user_id, load_profile, persistent=True)
         """
         entry = self._entries.get(key)
         if entry is not None:
@@ -52,20 +65,20 @@ class Cache:
         return await asyncio.shield(task)
 
     def peek(self, key: str) -> Entry | None:
-        """What is there, and when it was fetched; None if nothing is."""
+        """Return the cached value and the time of its fetch; None if there is none."""
         return self._entries.get(key)
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
-        """Calls with the keys that have just been dropped. Returns what ends that."""
+        """Call a listener with the keys that were just dropped. Return a function that removes the listener."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def drop(self, keys: Iterable[str]) -> bool:
-        """Lets go of keys; whether one of them was persistent."""
+        """Drop keys. Return whether one of them was persistent."""
         gone = set(keys)
         for key in gone:
             self._entries.pop(key, None)
-            self._fetching.pop(key, None)  # what it brings is not kept
+            self._fetching.pop(key, None)  # its result is not cached
         persistent = bool(self._persistent & gone)
         self._persistent -= gone
         if persistent:
@@ -75,22 +88,22 @@ class Cache:
         return persistent
 
     def clear(self) -> bool:
-        """Lets go of everything; whether any of it was persistent."""
+        """Drop all keys. Return whether one of them was persistent."""
         return self.drop([*self._entries, *self._fetching])
 
     def forget(self) -> None:
-        """As `clear`, because it is another user's now: what is being fetched is neither kept nor fetched again."""
+        """Drop all keys for another user: running fetches are neither cached nor repeated."""
         self._generation += 1
         self.clear()
 
     def restore(self, entries: Mapping[str, Entry]) -> None:
-        """What a store had kept."""
-        kept = {key: entry for key, entry in entries.items() if key not in self._entries}  # what is there is newer
+        """Add the entries of a store, where there is nothing newer."""
+        kept = {key: entry for key, entry in entries.items() if key not in self._entries}  # the cached value is newer
         self._entries.update(kept)
         self._persistent |= kept.keys()
 
     def saved(self) -> dict[str, Entry]:
-        """What a store is to keep."""
+        """Return the entries to store."""
         return {key: self._entries[key] for key in self._persistent if key in self._entries}
 
     async def _fetch(self, key: str, fetch: Callable[[], Awaitable[Any]], persistent: bool, within: float) -> Any:
@@ -102,7 +115,7 @@ class Cache:
                     value = await done_by(fetch, within)
                 except (Cancelled, TimeoutError) as error:
                     raise FetchFailed(f"The fetch of {key} failed: {error}.") from error
-                if persistent and not _is_json(value):  # rather now, to whoever asks, than when all of it is saved
+                if persistent and not _is_json(value):  # raise to this caller, not later when everything is saved
                     raise TypeError(f"what was fetched for {key} is not what comes back from JSON, and cannot be kept")
                 if self._fetching.get(key) is task:
                     self._entries[key] = Entry(value, at)
@@ -112,10 +125,10 @@ class Cache:
                     return value
                 if generation != self._generation:
                     return value
-                # It was invalidated meanwhile, and may be from before.
+                # The key was invalidated during the fetch, so the value may be stale.
                 if key in self._entries:
                     return self._entries[key].value
-                if key in self._fetching:  # by whoever came after that
+                if key in self._fetching:  # by a caller that came after the invalidation
                     return await asyncio.shield(self._fetching[key])
                 assert task is not None
                 self._fetching[key] = task
@@ -126,7 +139,7 @@ class Cache:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether it comes back from JSON as it was: NaN, tuples, dates and keys that are no texts do not."""
+    """Return whether a value survives JSON unchanged: NaN, tuples, dates and keys other than str do not."""
     if isinstance(value, dict):
         return all(type(key) is str and _is_json(one) for key, one in value.items())
     if isinstance(value, list):
@@ -135,6 +148,6 @@ def _is_json(value: Any) -> bool:
 
 
 def _read(task: asyncio.Task[Any]) -> None:
-    """An exception that nobody waits for any longer was told to those who did."""
+    """Mark an exception as retrieved: the callers that were waiting for it have received it."""
     if not task.cancelled():
         task.exception()

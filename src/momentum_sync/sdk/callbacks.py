@@ -1,4 +1,4 @@
-"""Calling what is the program's: token providers, stores, fetches, listeners. They may block, hang or raise."""
+"""Calls of the program's functions: token providers, stores, fetches, listeners. They may block, hang or raise."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ _under_way: set[asyncio.Task[None]] = set()
 
 
 class Cancelled(Exception):
-    """The program's own work was cancelled, which is no reason for the client to end."""
+    """The program's own work was cancelled. That does not end the client."""
 
 
 async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """What work of the program comes to, in a task of its own.
+    """Run work of the program in a task of its own, and return its result.
 
-    Raises what it raised, Cancelled if it was cancelled by somebody else than our caller, TimeoutError after `seconds`.
+    Raises:
+        Cancelled: the program cancelled the work.
+        TimeoutError: it took longer than `seconds`.
+        Exception: whatever the work raises.
     """
     task = asyncio.ensure_future(_awaited(work))
     try:
@@ -30,7 +33,7 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise
     if not done:
-        task.cancel()  # nobody waits for it any longer
+        task.cancel()  # the caller is gone
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise TimeoutError(f"it did not answer within {seconds:g} s")
     if task.cancelled():
@@ -39,9 +42,9 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
 
 
 async def through(work: Coroutine[object, object, None]) -> None:
-    """Goes through with work, also where whoever asked for it is ended by it, as a token provider is that logs out."""
+    """Complete work even if the caller is cancelled by it, as by a token provider that logs out."""
     task = asyncio.ensure_future(work)
-    _under_way.add(task)  # the loop alone would not keep it
+    _under_way.add(task)  # asyncio keeps only weak references to tasks
     task.add_done_callback(_under_way.discard)
     await asyncio.shield(task)
 
@@ -51,7 +54,7 @@ async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """What a plain function returns, which may block: in a thread that no end of the program waits for."""
+    """Call a plain function, which may block, in a daemon thread, and return its result."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -65,12 +68,12 @@ async def in_thread(call: Callable[[], T]) -> T:
         except asyncio.CancelledError as error:
             settle = partial(future.set_exception, Cancelled(str(error) or "it was cancelled"))
         except Exception as error:
-            # A future takes no StopIteration, which would end whoever awaits it as if nothing had been.
+            # A future rejects StopIteration, which would end the awaiting coroutine silently.
             told = RuntimeError("it raised StopIteration") if isinstance(error, StopIteration) else error
             settle = partial(future.set_exception, told)
-        except BaseException as error:  # SystemExit of the program's function is not the loop's to raise
+        except BaseException as error:  # SystemExit of the program's function must not end the event loop
             settle = partial(future.set_exception, RuntimeError(f"it raised {type(error).__name__}"))
-        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(finish, settle)
 
     threading.Thread(target=run, name="momentum_sync callback", daemon=True).start()
@@ -78,7 +81,7 @@ async def in_thread(call: Callable[[], T]) -> T:
 
 
 def carefully(call: Callable[[], object], failed: Callable[[], object]) -> None:
-    """Calls a listener of the program. Whatever it raises is told by `failed`, and no reason not to go on."""
+    """Call a listener. An exception is passed to `failed`, and does not stop the client."""
     try:
         call()
     except (Exception, asyncio.CancelledError):

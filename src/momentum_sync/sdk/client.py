@@ -1,7 +1,7 @@
-"""The client: live, offline-proof momentum data of one user.
+"""The client: live momentum data of one user, also offline.
 
-It connects, comes back by itself for as long as it is open, and keeps its place. Every failure is a typed error, told
-to `on_error` and to the logger `momentum_sync.sdk`; nothing is printed.
+It connects, reconnects for as long as it is open, and keeps its position. Every failure is a typed error, passed to
+`on_error` and to the logger `momentum_sync.sdk`; nothing is printed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,31 @@ from momentum_sync.wire.close import Close
 _TICK_S = 1.0
 _STEADY_S = 5.0
 _FORBIDDEN = 403
-_ABOUT_THE_ENTRY = ("not_found", "forbidden")  # what the server says of the notification, and will say again
-_LATER = 6  # as after so many failures: the longest pause
+_ABOUT_THE_ENTRY = ("not_found", "forbidden")  # refusals that concern the notification itself, and will not change
+_LATER = 6  # as many failures: the longest pause
 
 
 class Client:
-    """A user's connection to a Momentum Sync server, and what it knows.
+    """A user's connection to a Momentum Sync server, and the user's data.
 
-    `url` is the server's root. `token` is a token, or gives one: it is called for each connection, and when the token
-    is about to expire. `channels` are asked for beside the user's own. With a `store`, place, state, persistent cache
-    and outbox survive a restart. `patience` is after how many seconds without a message (heartbeats come every 25 s)
-    the feed counts as frozen. Use it as an async context manager, or `start` and `close` it.
+    Use it as an async context manager, or call `start` and `close`.
+
+    Args:
+        url: root URL of the server.
+        token: a JWT, or a function, plain or async, that returns one. It is called for each connection, and before
+            the token
+            expires.
+        user_id: whose data to read, if the token does not say or acts for somebody else.
+        client_id: name of this device. A second connection with the same name replaces the first.
+        channels: channels beside the user's own.
+        store: keeps position, state, persistent cache entries and outbox across restarts.
+        patience: seconds without a message after which the feed counts as frozen. Heartbeats arrive every 25 s.
+        on_error: called with every error.
+
+    Example:
+        async with Client("https://sync.example.com", fresh_token) as client:
+            async for event in client.events():
+                print(event.type, client.state.momentum)
     """
 
     def __init__(
@@ -70,7 +84,7 @@ class Client:
         self._teller = Reporter(on_error)
         self._patience = patience
         self._clock = clock
-        self._known = Replica(store, self._user_id, clock, self._teller.report)
+        self._replica = Replica(store, self._user_id, clock, self._teller.report)
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -79,10 +93,10 @@ class Client:
         self._asked_for: list[str] = []
         self._gone_keys = Acknowledging()
 
-    # What a program asks for
+    # The program's side
 
     async def start(self) -> None:
-        """Reads the store and connects, in the background."""
+        """Read the store and connect, in the background."""
         if self._started:
             raise RuntimeError("A client is started once.")
         self._started = True
@@ -90,29 +104,40 @@ class Client:
         self._spawn(self._watch())
 
     async def close(self) -> None:
-        """Ends the connection, saves the place, and lets go of the store."""
+        """Close the connection, save the position, and release the store.
+
+        Example:
+            await client.close()
+        """
         await through(self._close(clear=False))
 
     async def clear(self) -> None:
-        """Logs out: closes the client, and nothing of the user stays, here or in the store.
+        """Log out: close the client and delete everything of the user, here and in the store.
 
-        What was marked and not sent is gone, too; `flush` waits for it. StoreFailed if the store cannot be cleared.
+        Changes that are not sent yet are lost; call `flush` first to send them.
+
+        Raises:
+            StoreFailed: the store could not be cleared.
+
+        Example:
+            await client.flush()
+            await client.clear()
         """
         await through(self._close(clear=True))
 
     async def _close(self, *, clear: bool) -> None:
         self._started = True
-        self._known.end()
+        self._replica.end()
         await end(*self._tasks)
         try:
             if clear:
-                await self._known.clear()
+                await self._replica.clear()
             else:
-                await self._known.save()
+                await self._replica.save()
         finally:
-            self._known.following.lost(self._clock())
-            await self._known.stream.finish(None)
-            await self._known.close()
+            self._replica.following.lost(self._clock())
+            await self._replica.stream.finish(None)
+            await self._replica.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -123,92 +148,153 @@ class Client:
 
     @property
     def state(self) -> State:
-        """What is known now. Notifications that were marked as read are not in it, told to the server or not."""
-        return self._known.state
+        """Return the present state. Notifications marked as read are not in it, even before the server knows."""
+        return self._replica.state
 
     @property
     def cache(self) -> Cache:
-        """What the program has fetched, until the server says that it is no longer true."""
-        return self._known.cache
+        """Return the cache of fetched values."""
+        return self._replica.cache
 
     @property
     def user_id(self) -> str | None:
-        """Whose data it is; None until that is known, and for a connection without a user."""
-        return self._known.following.user_id or None
+        """Return the user whose data it is; None until it is known, and for a connection without a user."""
+        return self._replica.following.user_id or None
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The channels that are held, as the server confirmed them last."""
-        return self._known.following.channels
+        """Return the channels that the server confirmed last."""
+        return self._replica.following.channels
 
     @property
     def pending_count(self) -> int:
-        """How many notifications were marked as read that the server has not heard of yet."""
-        return len(self._known.outbox.waiting)
+        """Return the number of notifications marked as read that the server has not confirmed."""
+        return len(self._replica.outbox.waiting)
 
     @property
     def lag_ms(self) -> int:
-        """Milliseconds by which the server's feed was late at the last heartbeat."""
-        return self._known.following.lag_ms
+        """Return the lag of the server's feed at the last heartbeat, in milliseconds."""
+        return self._replica.following.lag_ms
 
     def events(self) -> Events:
-        """Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
+        """Return an iterator of every further event, in commit order, and of each `Resync`.
 
-        An event counts as had once the next one is asked for, or `ack` was called with it: with a store, a program that
-        is started again goes on there, and so does the next iterator. Raises Ended where the client does not come back
-        by itself. Another iterator takes over, and ends this one.
+        It spans disconnects. An event counts as processed once the next one is requested, or after `ack`: with a store,
+        a
+        restarted program, and the next iterator, continue after it. A second iterator ends the first.
+
+        Raises:
+            Ended: the client does not reconnect any more.
+
+        Example:
+            async for event in client.events():
+                print(event.type)
         """
-        return self._known.stream.begin()
+        return self._replica.stream.begin()
 
     def ack(self, event: Event | Resync) -> None:
-        """The program is done with this: for one that leaves its loop on purpose, lest it comes again."""
-        self._known.stream.ack(event)
+        """Acknowledge an event as processed, for a program that leaves its loop and does not want it again.
+
+        Args:
+            event: an event or a resync from `events`; everything before it counts as processed, too.
+
+        Example:
+            client.ack(event)
+            break
+        """
+        self._replica.stream.ack(event)
 
     async def changes(self) -> AsyncIterator[State]:
-        """The state now, and again whenever it is another; what changes faster than it is taken is left out."""
+        """Return an iterator of states: the present one, and each later one. Intermediate states may be skipped.
+
+        Raises:
+            Ended: the client does not reconnect any more.
+
+        Example:
+            async for state in client.changes():
+                print(state.status, state.momentum)
+        """
         known: list[State] = [self.state]
         yield known[0]
-        while not self._known.stream.finished:
-            await self._known.stream.until(lambda: self.state != known[0])
+        while not self._replica.stream.finished:
+            await self._replica.stream.until(lambda: self.state != known[0])
             known[0] = self.state
             yield known[0]
 
     async def wait_until_live(self) -> State:
-        """Waits until the state is current. Raises Ended, or Offline where the client was closed, if it will not be."""
-        await self._known.stream.surely(lambda: self._known.following.status == "live")
+        """Wait until the state is current, and return it.
+
+        Raises:
+            Ended: the client does not reconnect any more.
+            Offline: the client was closed.
+
+        Example:
+            state = await client.wait_until_live()
+        """
+        await self._replica.stream.surely(lambda: self._replica.following.status == "live")
         return self.state
 
     async def mark_notification_read(self, notification_id: str) -> None:
-        """Returns once it is kept; the server is told now or, offline, later. ValueError if it is no UUID.
+        """Mark a notification as read. Returns once the mark is stored; the server is told now or later.
 
-        StoreFailed if there is a store and it could not be kept there: it is told to the server as long as the program
-        runs, and the store is tried again. What the server has against it, is told to `on_error`.
+        If the server refuses the mark, `on_error` is called.
+
+        Args:
+            notification_id: the notification's id.
+
+        Raises:
+            ValueError: the id is not a UUID.
+            StoreFailed: the mark could not be stored. It is sent for as long as the program runs, and the store is
+                retried.
+
+        Example:
+            await client.mark_notification_read(client.state.notifications[0].id)
         """
-        self._known.outbox.add(str(uuid.UUID(notification_id)))
-        self._known.keep()
-        kept = self._started and await self._known.save()
+        self._replica.outbox.add(str(uuid.UUID(notification_id)))
+        self._replica.keep()
+        kept = self._started and await self._replica.save()
         await self._post()
-        if not kept and self._known.keeper.keeps:
+        if not kept and self._replica.keeper.keeps:
             raise errors.StoreFailed("It is marked, but would be forgotten if the program ended now.")
 
     async def flush(self) -> None:
-        """Waits until the server has taken everything that was marked. Raises as `wait_until_live`."""
-        await self._known.stream.surely(lambda: not self._known.outbox.waiting)
+        """Wait until the server has confirmed every mark.
+
+        Raises:
+            Ended: the client does not reconnect any more.
+            Offline: the client was closed.
+
+        Example:
+            await client.flush()
+        """
+        await self._replica.stream.surely(lambda: not self._replica.outbox.waiting)
 
     async def request_momentum_update(self) -> Momentum:
-        """The momentum with what events do not carry: its breakdown and count. Raises Offline or RequestFailed."""
+        """Return the momentum with its breakdown and count, which events do not carry.
+
+        Raises:
+            Offline: there is no connection.
+            RequestFailed: the server refused.
+
+        Example:
+            momentum = await client.request_momentum_update()
+        """
         answer = await self._ask({"type": "request_momentum_update"})
         assert isinstance(answer, domain.MomentumStateUpdate)
-        if self._known.read_again(answer.data):
-            await self._known.stream.tell()
+        if self._replica.read_again(answer.data):
+            await self._replica.stream.tell()
         return answer.data
 
     async def subscribe(self, channels: Sequence[str]) -> None:
-        """Asks for channels, now and whenever it connects; offline, with the next connection.
+        """Subscribe to channels, now and on each reconnect; offline, with the next connection.
 
-        Raises RequestFailed if one of them is not granted; then none of them is held.
+        Raises:
+            RequestFailed: one of them is not granted; then none is subscribed to.
+
+        Example:
+            await client.subscribe("interventions:coaches")
         """
-        held = self._known.following.channels if self._known.following.online else self._wanted
+        held = self._replica.following.channels if self._replica.following.online else self._wanted
         new = [one for one in dict.fromkeys(channels) if one not in held or one not in self._wanted]
         self._wanted += [one for one in new if one not in self._wanted]
         try:
@@ -221,43 +307,51 @@ class Client:
             return
 
     async def unsubscribe(self, channels: Sequence[str]) -> None:
-        """Lets go of channels."""
+        """Unsubscribe from channels.
+
+        Example:
+            await client.unsubscribe("interventions:coaches")
+        """
         self._wanted = [channel for channel in self._wanted if channel not in channels]
         with suppress(Offline):
             await self._ask({"type": "unsubscribe", "channels": list(channels)})
 
     def reconnect_now(self) -> None:
-        """The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives."""
+        """Reconnect without delay, and check an open socket, after the network or the machine was away.
+
+        Example:
+            client.reconnect_now()
+        """
         self._wake.set()
 
     # The connection, again and again
 
     async def _run(self) -> None:
-        await self._known.load()
+        await self._replica.load()
         failures = 0
         while True:
             began = time.monotonic()
             error = await self._once()
             now = self._clock()
-            failures = 1 if self._known.following.online and time.monotonic() - began > _STEADY_S else failures + 1
-            self._known.following.lost(now)
-            self._known.outbox.lost()
+            failures = 1 if self._replica.following.online and time.monotonic() - began > _STEADY_S else failures + 1
+            self._replica.following.lost(now)
+            self._replica.outbox.lost()
             self._teller.report(error)
             if isinstance(error, Ended):
                 if error.code in (_FORBIDDEN, Close.NOT_ALLOWED.code):
-                    self._known.forget()
-                self._known.following.ended(now)
-                await self._known.save()
-                await self._known.stream.finish(error)
+                    self._replica.forget()
+                self._replica.following.ended(now)
+                await self._replica.save()
+                await self._replica.stream.finish(error)
                 return
-            await self._known.stream.tell()
+            await self._replica.stream.tell()
             if isinstance(error, errors.MessageTooLarge):
-                self._known.following.forget("too_large")  # the same would come again
+                self._replica.following.forget("too_large")  # it would fail again
                 failures = max(failures, _LATER)
             if verdict(getattr(error, "status", None) or getattr(error, "code", None)) == "later":
                 failures = max(failures, _LATER)
             await self._pause(0.0 if isinstance(error, FeedFrozen) else pause(failures, random.random()))
-            while self._known.stream.filled:
+            while self._replica.stream.filled:
                 await self._pause(_TICK_S)
 
     async def _pause(self, seconds: float) -> None:
@@ -267,30 +361,30 @@ class Client:
         self._wake.clear()
 
     async def _once(self) -> ClientError:
-        """One connection, to its end; what ended it."""
+        """Run one connection to its end, and return what ended it."""
         connection: Connection | None = None
         try:
             token = self._token_sent = await fresh(self._token)
-            self._known.is_for(subject(token))
+            self._replica.is_for(subject(token))
             self._asked_for = list(self._wanted)
-            last = self._known.following.connecting()
+            last = self._replica.following.connecting()
             query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last}
             connection = await connect(address(self._url, query, self._asked_for), token)
-            self._known.opened(time.monotonic())
+            self._replica.opened(time.monotonic())
             self._connection = connection
             async for text in connection.texts():
                 await self._take(text)
-                if self._known.stream.full:
+                if self._replica.stream.full:
                     return errors.ConnectionLost("The program does not take its events; the connection waits for it.")
             raise AssertionError("the texts of a connection do not end without an error")
         except errors.Gap as error:
-            self._known.greeted()
+            self._replica.greeted()
             return error
         except ClientError as error:
             if isinstance(error, errors.ConnectionLost) and connection is not None and self._frozen:
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
-        except Exception as error:  # whatever it is, the client comes back
+        except Exception as error:  # the client reconnects after any error
             LOG.exception("the client failed")
             return ClientError(f"The client failed: {type(error).__name__}: {error}.")
         finally:
@@ -300,27 +394,27 @@ class Client:
 
     @property
     def _frozen(self) -> bool:
-        return self._known.frozen(time.monotonic(), self._patience)
+        return self._replica.frozen(time.monotonic(), self._patience)
 
     async def _take(self, text: str | bytes) -> None:
-        for output in self._known.receive(text, time.monotonic()):
+        for output in self._replica.receive(text, time.monotonic()):
             match output:
                 case Answer(message):
                     self._answered(message)
                     continue
                 case Resync():
-                    self._known.cache.clear()
-                    self._known.stream.add(output)
-                    self._spawn_once("save", self._known.save())
+                    self._replica.cache.clear()
+                    self._replica.stream.add(output)
+                    self._spawn_once("save", self._replica.save())
                 case Invalidated(_, keys):
-                    persistent = self._known.cache.drop(keys)
-                    self._known.stream.add(output)
+                    persistent = self._replica.cache.drop(keys)
+                    self._replica.stream.add(output)
                     self._spawn(self._gone(keys, kept=persistent))
                 case Event():
-                    self._known.stream.add(output)
-        if self._known.following.state.unsure:
+                    self._replica.stream.add(output)
+        if self._replica.following.state.unsure:
             self._spawn_once("read again", self._read_again())
-        await self._known.stream.tell()
+        await self._replica.stream.tell()
 
     def _answered(self, message: wire.ServerMessage) -> None:
         connection = self._connection
@@ -330,11 +424,11 @@ class Client:
             case wire.TokenExpiring():
                 self._spawn_once("renew", self._renew())
             case wire.SubscriptionConfirmed(ref=None):
-                self._known.greeted()
+                self._replica.greeted()
                 self._teller.report_refused(message.refused)
                 self._spawn(self._greeted())
             case domain.NotificationMarkedRead():
-                self._known.read(message.notification_id)
+                self._replica.read(message.notification_id)
             case wire.Error(ref=str(ref)) if ref.startswith("read:"):
                 self._refused(ref.removeprefix("read:"), message)
             case domain.CacheInvalidationConfirmed():
@@ -346,28 +440,28 @@ class Client:
     def _refused(self, notification_id: str, message: wire.Error) -> None:
         self._teller.report(RequestFailed(message.code, message.error))
         if message.code in _ABOUT_THE_ENTRY:
-            self._known.read(notification_id, gone=message.code == "not_found")
+            self._replica.read(notification_id, gone=message.code == "not_found")
         else:
-            self._known.outbox.later(notification_id)
+            self._replica.outbox.later(notification_id)
 
     # Out
 
     async def _ask(self, message: dict[str, object]) -> wire.ServerMessage:
-        if self._connection is None or not self._known.following.online:
+        if self._connection is None or not self._replica.following.online:
             raise Offline("There is no connection now.")
         return await self._connection.ask(message)
 
     async def _post(self) -> None:
-        """Sends what waits in the outbox, a few at a time."""
+        """Send what waits in the outbox, a few at a time."""
         connection = self._connection
-        if connection is not None and self._known.following.online:
-            for notification_id in self._known.outbox.take(time.monotonic()):
+        if connection is not None and self._replica.following.online:
+            for notification_id in self._replica.outbox.take(time.monotonic()):
                 message = {"type": "mark_notification_read", "notification_id": notification_id}
                 await connection.send({**message, "ref": f"read:{notification_id}"})
-        await self._known.stream.tell()
+        await self._replica.stream.tell()
 
     async def _greeted(self) -> None:
-        """What the program wants is another than what the address asked for, if it has asked meanwhile."""
+        """Correct the subscriptions if the program changed its wishes while connecting."""
         try:
             if more := [one for one in self._wanted if one not in self._asked_for]:
                 await self._ask({"type": "subscribe", "channels": more})
@@ -378,27 +472,27 @@ class Client:
         await self._post()
 
     async def _gone(self, keys: Sequence[str], *, kept: bool) -> None:
-        """Acknowledge dropped keys, after the store has been asked to drop them, too; a failed save is tried again."""
+        """Acknowledge dropped keys, after asking the store to drop them; a failed save is retried."""
         if kept:
-            await self._known.save()
+            await self._replica.save()
         self._gone_keys.add(keys)
         self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
 
     async def _read_again(self) -> None:
-        """Reads the momentum where events do not say what it is, until what is read is not older than they."""
-        while self._known.following.state.unsure and self._known.following.online:
+        """Read the momentum where events do not determine it, until the answer is no older than they."""
+        while self._replica.following.state.unsure and self._replica.following.online:
             try:
                 await self.request_momentum_update()
             except ClientError as error:
                 self._teller.report(error)
-            if self._known.following.state.unsure:
+            if self._replica.following.state.unsure:
                 await asyncio.sleep(_TICK_S)
 
     async def _renew(self) -> None:
-        """A fresh token without reconnecting. Without one the server ends the connection, and it is asked for again."""
+        """Send a fresh token on the open connection. Without one the server closes it, and the next one asks again."""
         try:
             token = await fresh(self._token)
-            if token != self._token_sent:  # the same one would be expiring at once again
+            if token != self._token_sent:  # the same token would expire at once again
                 self._token_sent = token
                 await self._ask({"type": "authenticate", "token": token})
         except ClientError as error:
@@ -407,13 +501,13 @@ class Client:
     # The clock
 
     async def _watch(self) -> None:
-        """Notices a feed that stands still, and a machine that was asleep; sees to the store and the outbox."""
+        """Detect a frozen feed and a machine that was asleep; serve the store and the outbox."""
         every = min(_TICK_S, self._patience / 4)
         while True:
             await asyncio.sleep(every)
             try:
                 await self._look()
-            except Exception:  # a bug of ours, which must not end the looking
+            except Exception:  # a defect here must not end the watch
                 LOG.exception("the client failed")
 
     async def _look(self) -> None:
@@ -426,10 +520,10 @@ class Client:
         if self._gone_keys:
             self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
         await self._post()
-        if not self._known.loaded:
-            self._spawn_once("load", self._known.load_again())
-        elif self._known.keeper.is_due(time.monotonic()):
-            self._spawn_once("save", self._known.save())
+        if not self._replica.loaded:
+            self._spawn_once("load", self._replica.load_again())
+        elif self._replica.keeper.is_due(time.monotonic()):
+            self._spawn_once("save", self._replica.save())
 
     async def _probe(self, connection: Connection) -> None:
         with suppress(ClientError):
@@ -443,7 +537,7 @@ class Client:
         task.add_done_callback(self._tasks.discard)
 
     def _spawn_once(self, name: str, work: Coroutine[object, object, object]) -> None:
-        """In the background, unless it is under way already."""
+        """Run work in the background, unless it is running already."""
         if any(task.get_name() == name for task in self._tasks):
             work.close()
         else:

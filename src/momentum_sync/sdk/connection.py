@@ -1,4 +1,4 @@
-"""One connection of a client: the socket, from the handshake to its end, in the SDK's own errors."""
+"""One connection of a client: the socket, from the handshake to its end, with the SDK's own errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OWN_CODES = frozenset({
 
 
 def address(url: str, query: Mapping[str, str | None], channels: Sequence[str]) -> str:
-    """The socket's address on a server with this root. ValueError if `url` is none."""
+    """Return the WebSocket address on a server with this root URL. Raise ValueError if it is not a URL."""
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.netloc:
@@ -58,7 +58,7 @@ def address(url: str, query: Mapping[str, str | None], channels: Sequence[str]) 
 
 
 def is_open(address: str) -> bool:
-    """Whether what goes to this address can be read on the way: it is not encrypted, and leaves the machine."""
+    """Return whether traffic to this address is readable by others: unencrypted, and beyond this machine."""
     parts = urlsplit(address)
     return parts.scheme == "ws" and (parts.hostname or "") not in ("localhost", "127.0.0.1", "::1")
 
@@ -75,14 +75,14 @@ class _Refusal(msgspec.Struct):
 
 
 class Connection:
-    """An open socket, and the questions under way on it."""
+    """An open socket, and the questions that await an answer on it."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._answers: dict[str, asyncio.Future[wire.ServerMessage]] = {}
 
     async def texts(self) -> AsyncIterator[str | bytes]:
-        """What comes. Raises ConnectionLost or Ended where it ends."""
+        """Yield received messages. Raise ConnectionLost or Ended at the end."""
         try:
             while True:
                 yield await self._socket.recv()
@@ -90,12 +90,12 @@ class Connection:
             raise _lost(error) from error
 
     async def send(self, message: Mapping[str, object]) -> None:
-        """Sends, if there still is somebody; whoever reads hears of it if not."""
+        """Send a message. If the connection is gone, the reader learns of it."""
         with suppress(websockets.ConnectionClosed):
             await self._socket.send(msgspec.json.encode(message).decode())
 
     async def ask(self, message: Mapping[str, object]) -> wire.ServerMessage:
-        """Sends, and waits for the answer. Raises Offline or RequestFailed."""
+        """Send a message and return its answer. Raise Offline or RequestFailed."""
         ref = uuid.uuid4().hex
         answer: asyncio.Future[wire.ServerMessage] = asyncio.get_running_loop().create_future()
         self._answers[ref] = answer
@@ -112,7 +112,7 @@ class Connection:
         return said
 
     def answered(self, message: wire.ServerMessage) -> bool:
-        """Hands an answer to whoever asked; whether anybody had."""
+        """Pass an answer to the caller that waits for it. Return whether there was one."""
         answer = self._answers.get(str(getattr(message, "ref", None)))
         if answer is None or answer.done():
             return False
@@ -120,11 +120,11 @@ class Connection:
         return True
 
     def abort(self) -> None:
-        """Ends it without a word to anybody."""
+        """Drop the connection without a close frame."""
         self._socket.transport.abort()
 
     async def close(self) -> None:
-        """Ends it, and every question."""
+        """Close the connection and fail all open questions."""
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(Offline("The connection went away before the answer came."))
@@ -133,7 +133,7 @@ class Connection:
 
 
 async def connect(address: str, token: str) -> Connection:
-    """An open connection. Raises Ended, Rejected or ConnectionLost."""
+    """Open a connection. Raise Ended, Rejected or ConnectionLost."""
     try:
         socket = await websockets.connect(
             address,
@@ -142,21 +142,21 @@ async def connect(address: str, token: str) -> Connection:
             max_size=_MOST_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
             close_timeout=_CLOSE_TIMEOUT_S,
-            ping_interval=None,  # the server's heartbeats say more
+            ping_interval=None,  # the server's heartbeats do this
         )
     except websockets.InvalidStatus as error:
         raise _rejected(error.response.status_code, bytes(error.response.body or b"")) from error
     except (OSError, TimeoutError) as error:
         raise ConnectionLost(f"The server cannot be reached: {str(error) or type(error).__name__}.") from error
-    except websockets.WebSocketException as error:  # whose text may quote what was sent
+    except websockets.WebSocketException as error:  # whose text may quote sent data
         raise ConnectionLost(f"The server is no WebSocket server: {type(error).__name__}.") from None
     return Connection(socket)
 
 
 def _rejected(status: int, body: bytes) -> Rejected | Ended:
-    """What a status in the socket's place means. Only the server has a last word.
+    """Return the error for an HTTP status. Only an error code of the server itself ends the client.
 
-    A captive portal, a proxy or another program at the address answers 403, too, in words of its own.
+    A captive portal, a proxy or another program at the address may answer 403, too.
     """
     try:
         fault = msgspec.json.decode(body, type=_Refusal).error
@@ -179,9 +179,9 @@ def _lost(error: websockets.ConnectionClosed) -> ClientError:
 
 
 async def fresh(token: Token) -> str:
-    """A token, asked for where it is given by a function. Raises TokenUnavailable.
+    """Return a token, calling the provider if it is a function. Raise TokenUnavailable.
 
-    A function that is not a coroutine is called in a thread, so that it may block.
+    A plain function is called in a thread, because it may block.
     """
     given: object = token
     if callable(token):
@@ -200,7 +200,7 @@ async def _given(token: Callable[[], str | Awaitable[str]]) -> object:
 
 
 def subject(token: str) -> str | None:
-    """Whose token it is, by its own word, which the server checks; None if it does not say."""
+    """Return the user that a token claims, which the server verifies; None if it claims none."""
     try:
         claims = token.split(".")[1]
         found = msgspec.json.decode(urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["sub"]

@@ -1,14 +1,14 @@
-"""What the program has done and the server does not know yet: kept in order, sent a few at a time, each once."""
+"""Changes that the server does not have yet: kept in order, sent a few at a time, each once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-_A_SECOND = 10  # servers take 20 messages a second
+_A_SECOND = 10  # servers accept 20 messages per second
 
 
 class Outbox:
-    """Notifications that were marked as read, until the server has said so."""
+    """Notifications marked as read, until the server has confirmed them."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, None] = {}
@@ -21,17 +21,17 @@ class Outbox:
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """What the server has not answered, in the order in which it was done."""
+        """Return the unconfirmed marks, oldest first."""
         return tuple(self._waiting)
 
     def add(self, notification_id: str) -> None:
-        """Done now; what waits already waits on."""
+        """Add a mark; one that waits already keeps its place."""
         self._waiting.setdefault(notification_id)
 
     def take(self, now: float) -> list[str]:
-        """What is to be sent now, and then is under way until it is `done` or the connection `lost`.
+        """Return marks to send now. They are under way until `done`, `later` or `lost`.
 
-        No more than ten a second; `now` is in seconds.
+        At most ten per second are returned; `now` is in seconds.
         """
         if now - self._second >= 1.0:
             self._second, self._left = now, _A_SECOND
@@ -41,18 +41,18 @@ class Outbox:
         return taken
 
     def done(self, notification_id: str) -> None:
-        """The server has answered, and will not say otherwise."""
+        """Remove a mark that the server has confirmed or refused for good."""
         self._waiting.pop(notification_id, None)
         self._under_way.discard(notification_id)
 
     def later(self, notification_id: str) -> None:
-        """The server could not do it now."""
+        """Return a mark to the queue, because the server could not handle it now."""
         self._under_way.discard(notification_id)
 
     def lost(self) -> None:
-        """Nobody knows what became of what was under way: it is sent again, which changes nothing if it had been."""
+        """Return all marks under way to the queue. The server may have them; repeating is harmless."""
         self._under_way.clear()
 
     def restore(self, waiting: Iterable[str]) -> None:
-        """What a store had kept, before what was added since."""
+        """Add the marks of a store, before those added since."""
         self._waiting = dict.fromkeys([*waiting, *self._waiting])

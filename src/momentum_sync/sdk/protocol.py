@@ -1,7 +1,7 @@
-"""What a client knows, without its socket: where it stands, what came, and what that means for the program.
+"""The client's side of the protocol, without its socket: position, received messages, and their meaning.
 
-The socket's side tells it of connections, texts and time; it says what the program is to be told. The rules are those
-of `spec/vectors/following.json`, `close.json` and `backoff.json`, which the JavaScript SDK holds to as well.
+The socket's side passes connections, messages and times in; it returns what the program is to receive. The rules are
+those of `spec/vectors/following.json`, `close.json` and `backoff.json`, which the JavaScript SDK follows as well.
 """
 
 from __future__ import annotations
@@ -31,18 +31,23 @@ _VERDICTS: Mapping[int, Verdict] = {
 
 
 def verdict(code: object) -> Verdict:
-    """What to do after a close code, or after an HTTP status that came in a socket's place."""
+    """Return the reaction to a close code, or to an HTTP status of a failed handshake."""
     return _VERDICTS.get(code, "come_back") if isinstance(code, int) else "come_back"
 
 
 def pause(failures: int, chance: float) -> float:
-    """Seconds to wait after so many failures in a row; `chance` is between 0 and 1. Full jitter, 20 s at most."""
+    """Return the seconds to wait after a number of failures in a row. Full jitter, at most 20 s.
+
+    Args:
+        failures: failures in a row.
+        chance: a random number between 0 and 1.
+    """
     return float(min(LONGEST_PAUSE_S, _SHORTEST_PAUSE_S * 2.0 ** min(max(failures, 1) - 1, 10)) * chance)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A committed change, on the channel it came by. `event["final_score"]` is one of its own fields.
+    """A committed change, on the channel that delivered it. `event["final_score"]` is one of its own fields.
 
     `type`, `user_id` and `timestamp` are those fields, too, and empty where an operator published without them.
     """
@@ -60,9 +65,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """The stream begins anew here: events may be missing before it, and the state was read as it is now.
+    """The stream starts afresh here: events before it may be missing, and the state was read anew.
 
-    `reason` is None for the first time, else why it could not go on: `expired`, `history_changed`, `unknown_id`, `gap`.
+    `reason` is None at the first start, else why the stream could not continue: `expired`, `history_changed`,
+    `unknown_id` or `gap`.
     """
 
     id: str
@@ -72,7 +78,7 @@ class Resync:
 
 @dataclass(frozen=True, slots=True)
 class Invalidated:
-    """These cache keys hold what is no longer true; to be acknowledged once they are gone."""
+    """Cache keys that were invalidated; to be acknowledged once they are dropped."""
 
     id: str
     keys: tuple[str, ...]
@@ -80,15 +86,15 @@ class Invalidated:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server says to a message of ours, or of the token."""
+    """An answer of the server to a message, or its notice that the token expires."""
 
     message: wire.ServerMessage
 
 
 class State(NamedTuple):
-    """What is known of the user now, and how current that is.
+    """The present data of the user, and how current they are.
 
-    `status` is `live`, `catching_up`, `offline` or `ended`; where it is not live, all of it was current at `since`,
+    `status` is `live`, `catching_up`, `offline` or `ended`. Where it is not `live`, everything was current at `since`,
     seconds since 1970 (None: never).
     """
 
@@ -103,11 +109,17 @@ Output = Event | Resync | Invalidated | Answer
 
 
 class Protocol:
-    """One client's place in the stream. Times are seconds: `now` since 1970, `at` on a clock that only goes forward.
+    """One client's position in the stream.
 
-    `last_event_id` is the last event that came; `position` is how far the server says that the stream has come for this
-    client, with no event for it in between: from there it resumes. `since` is when what it knows was last known to be
-    current, where it is not live. `user_id` is None until known.
+    Times are seconds: `now` since 1970, `at` on a monotonic clock.
+
+    Attributes:
+        last_event_id: id of the last received event.
+        position: how far the server's stream has come for this client, with no event for it in between. A reconnect
+            resumes
+            from there.
+        since: when the data were last known to be current, while the status is not `live`.
+        user_id: the user; None until known.
     """
 
     def __init__(self, user_id: str | None) -> None:
@@ -127,7 +139,7 @@ class Protocol:
         self._reason: str | None = None
 
     def restore(self, user_id: str, last_event_id: str | None, since: float | None) -> None:
-        """Goes on where a store says that it was."""
+        """Continue from a stored position."""
         self.user_id = self.state.user_id = user_id
         self.last_event_id = self.position = last_event_id
         self.since = since
@@ -135,49 +147,49 @@ class Protocol:
     # The connection
 
     def connecting(self) -> str | None:
-        """A connection is asked for: the id to bring."""
+        """Begin connecting. Return the id to resume from."""
         self._asked_with = self.position
         return self.position
 
     def opened(self, now: float, at: float) -> None:
-        """The socket is there; the greeting is not."""
+        """Note that the socket is open, and the subscription is not confirmed yet."""
         self._heard_at, self._steady = now, at
 
     def lost(self, now: float) -> None:
-        """The socket is gone."""
+        """Note that the socket is gone."""
         if self.online:
             self.since = min(self._heard_at, now) if self.status == "live" or self.since is None else self.since
             self.status = "offline"
 
     def ended(self, now: float) -> None:
-        """The client does not come back."""
+        """Note that the client does not reconnect any more."""
         self.lost(now)
         self.status = "ended"
 
     def frozen(self, at: float, patience: float) -> bool:
-        """Whether nothing came for longer than `patience` seconds."""
+        """Return whether nothing arrived for longer than `patience` seconds."""
         return at - self._steady > patience
 
     def forget(self, reason: str) -> None:
-        """The place is of no use; the next connection begins with a snapshot."""
+        """Drop the position; the next connection begins with a snapshot."""
         self.last_event_id = self.position = None
         self._reason = reason
 
     @property
     def online(self) -> bool:
-        """Whether there is a subscription."""
+        """Return whether the subscription is confirmed."""
         return self.status in ("live", "catching_up")
 
     def known(self, *, without: Container[str]) -> State:
-        """What is known now, without the notifications that the user has read."""
+        """Return the present data, without notifications that the user has read."""
         state = self.state
         unread = tuple(one for one in state.notifications if one.id not in without)
         return State(self.status, self.since, state.momentum, state.interventions, unread)
 
-    # What comes
+    # Messages
 
     def receive(self, text: str | bytes, now: float, at: float) -> list[Output]:
-        """A text frame. Raises Gap where an event is missing before it, NotUnderstood where it is no message."""
+        """Handle a message. Raise Gap if an event is missing before it, NotUnderstood if it is not a message."""
         try:
             message = domain.SERVER_MESSAGES.decode(text)
         except (ValueError, RecursionError) as error:
@@ -219,7 +231,7 @@ class Protocol:
             self.since = self.since if self.since is not None else now
             self.status = "catching_up"
             if message.resumed:
-                self.last_event_id = self._asked_with  # what comes next follows what was brought
+                self.last_event_id = self._asked_with  # the next event follows the position that was sent
                 self._caught_up()
             elif self._asked_with is not None:
                 self._reason = message.reason or "unknown_id"
@@ -264,7 +276,7 @@ class Protocol:
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since
             self.status = "catching_up"
-        elif not (self._to_come and self._came):  # some of what is to come may not be for us
+        elif not (self._to_come and self._came):  # some of the replayed events may be for others
             self._to_come = 0
             self._caught_up()
         self._came = False

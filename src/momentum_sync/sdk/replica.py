@@ -1,4 +1,4 @@
-"""All that a client knows and keeps of its user: place, state, cache, outbox, and what the program has yet to take."""
+"""Everything that a client knows and stores of its user: position, state, cache, outbox, events not read yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from momentum_sync.sdk.stream import Stream
 
 
 class Replica:
-    """One user's, until it is another's. `report` is told of a store that fails; the client goes on without it."""
+    """The data of one user. `report` receives failures of the store, without which the client continues."""
 
     def __init__(
         self,
@@ -28,11 +28,11 @@ class Replica:
         self._user_id = user_id
         self._clock = clock
         self._report = report
-        self._tried = asyncio.Event()  # to read the store, or the client has ended
+        self._tried = asyncio.Event()  # set when the store has been read, or the client has ended
         self._over = False
         self._loads = 0
         self._ahead = 0.0
-        self._pending: Document | None = None  # what the store has of whoever it is of
+        self._pending: Document | None = None  # stored data of a user not known yet
         self.following = Protocol(user_id)
         self.keeper = Keeper(store, user_id, clock)
         self.stream = Stream(self.keeper.settle)
@@ -46,15 +46,15 @@ class Replica:
 
     @property
     def state(self) -> State:
-        """What is known now. Notifications that were marked as read are not in it, told to the server or not."""
+        """Return the present state. Notifications marked as read are not in it, even before the server knows."""
         return self.following.known(without=self.outbox)
 
     def keep(self) -> None:
-        """Something changed that the store is to keep; it is saved within a second."""
+        """Note a change to be stored; it is saved within a second."""
         self.keeper.changed = True
 
     async def load(self) -> None:
-        """Takes over what the store has of this user. Where it cannot be read, that is tried again by `load_again`."""
+        """Take over the stored data of this user. If the store cannot be read, `load_again` retries."""
         document = None
         try:
             document = await self.keeper.load(self._user_id)
@@ -69,9 +69,9 @@ class Replica:
         await self.stream.tell()
 
     async def load_again(self) -> None:
-        """Reads a store that could not be read, into what has come since."""
+        """Read a store that could not be read before, and merge it with the data received since."""
         self._loads += 1
-        if self.loaded or self._loads & (self._loads - 1):  # after 1, 2, 4, 8, … times that it was asked for
+        if self.loaded or self._loads & (self._loads - 1):  # at the 1st, 2nd, 4th, 8th … request
             return
         try:
             document = await self.keeper.load(self._user_id)
@@ -84,11 +84,11 @@ class Replica:
             self.keep()
 
     def end(self) -> None:
-        """Release everybody who waits for the store."""
+        """Release all callers that wait for the store."""
         self._tried.set()
 
     def _take_over(self, user_id: str) -> bool:
-        """Goes on where the store says that this user was; of another's nothing is shown, nor kept any longer."""
+        """Continue from the stored position of this user. Data of another user are neither shown nor kept."""
         document = self._pending
         if document is None or document.user_id != user_id:
             return False
@@ -102,7 +102,7 @@ class Replica:
         return True
 
     async def save(self) -> bool:
-        """Saves what the program has had, once the store has been read. Whether that is kept now."""
+        """Save everything that the program has processed, once the store has been read. Return whether it is saved."""
         await self._tried.wait()
         if not self.loaded or self._over:
             return False
@@ -127,14 +127,14 @@ class Replica:
         )
 
     async def close(self) -> None:
-        """Lets go of the store."""
+        """Release the store."""
         try:
             await self.keeper.close()
         except ClientError as error:
             self._report(error)
 
     async def clear(self) -> None:
-        """Forgets everything of everybody, here and in the store."""
+        """Delete everything, here and in the store."""
         self._over = True
         self._pending = None
         self.following = Protocol(self._user_id)
@@ -148,21 +148,21 @@ class Replica:
             raise
 
     def opened(self, at: float) -> None:
-        """The socket is there. `at` is seconds on a clock that only goes forward."""
+        """Note that the socket is open. `at` is monotonic seconds."""
         self._ahead = self._clock() - at
         self.following.opened(self._clock(), at)
 
     def frozen(self, at: float, patience: float) -> bool:
-        """Whether nothing came for longer than `patience` seconds, or the machine slept for so long.
+        """Return whether nothing arrived for longer than `patience` seconds, or the machine slept that long.
 
-        A clock that only goes forward may stand still meanwhile; the other one then runs ahead of it.
+        A monotonic clock may stand still while the machine sleeps; the wall clock then runs ahead of it.
         """
         return self._clock() - at - self._ahead > patience or self.following.frozen(at, patience)
 
     def receive(self, text: str | bytes, at: float) -> list[Output]:
-        """A text frame; raises as `Protocol.receive`. `at` is seconds on a clock that only goes forward.
+        """Handle a message; raises as `Protocol.receive`. `at` is monotonic seconds.
 
-        It may say how far the stream is: a program that has had all events goes on from there.
+        A heartbeat may advance the position of a program that has processed all events.
         """
         outputs = self.following.receive(text, self._clock(), at)
         position = self.following.position
@@ -171,11 +171,11 @@ class Replica:
         return outputs
 
     def is_for(self, user_id: str | None) -> None:
-        """Whose connection it will be, by the token's own word: enough to let go of what is another's."""
+        """Prepare for the user that the token claims: data of another user are dropped at once."""
         wanted = self._user_id or user_id
         if wanted is None:
             if self.following.user_id is None:
-                self._take_over(NOBODY)  # as of `service_role`, unless the token only does not say whose it is
+                self._take_over(NOBODY)  # as of `service_role`; a token may also not name its user
             return
         if self.following.user_id is None:
             if not self._take_over(wanted):
@@ -185,10 +185,10 @@ class Replica:
             self._start_over(wanted)
 
     def greeted(self) -> None:
-        """Whose connection it is, by the server's word."""
+        """Note the user that the server confirmed."""
         user_id = self.following.user_id or ""
         pending, self._pending = self._pending, None
-        if pending is not None and pending.user_id == user_id:  # the token did not say whose it is
+        if pending is not None and pending.user_id == user_id:  # the token did not name its user
             self.cache.restore(pending.cache)
             self.outbox.restore(pending.outbox)
         if self.keeper.state.user_id not in ("", user_id):
@@ -196,7 +196,7 @@ class Replica:
         self.keeper.state.user_id = user_id
 
     def forget(self) -> None:
-        """The caller may not have it: nothing of it stays, here or in the store, but what the user has done."""
+        """Delete everything but the user's own changes: the caller may not have it."""
         user_id = self.following.user_id
         if user_id is not None:
             self.following = Protocol(user_id)
@@ -213,14 +213,14 @@ class Replica:
         self.stream.forget()
 
     def read_again(self, momentum: Momentum) -> bool:
-        """The momentum was read; False if it may be older than the last event."""
+        """Take over a momentum that was read; False if it may be older than the last event."""
         taken = self.following.state.read_again(momentum)
         if taken:
             self.keeper.read_again(momentum)
         return taken
 
     def read(self, notification_id: str, *, gone: bool = True) -> None:
-        """The server has answered. What was read is not unread, also before the event that says so has come."""
+        """Remove a mark that the server has answered. The notification stays read before its event arrives."""
         self.outbox.done(notification_id)
         if gone:
             self.following.state.forget_notification(notification_id)

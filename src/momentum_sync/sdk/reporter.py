@@ -1,4 +1,4 @@
-"""What a program is told of failures: to its `on_error`, and to the logger `momentum_sync.sdk`."""
+"""Reports failures to the program's `on_error` and to the logger `momentum_sync.sdk`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _LOUD = (
 
 
 class Reporter:
-    """Tells of errors; what the program's `on_error` raises is no reason not to go on."""
+    """Reports errors. An exception of `on_error` does not stop the client."""
 
     def __init__(self, on_error: Callable[[ClientError], None] | None) -> None:
         self._on_error = on_error
 
     def report(self, error: ClientError) -> None:
-        """Tell of one error."""
+        """Report one error."""
         LOG.log(logging.WARNING if isinstance(error, _LOUD) else logging.INFO, "%s: %s", type(error).__name__, error)
         on_error = self._on_error
         if on_error is not None:
             carefully(lambda: on_error(error), lambda: LOG.exception("on_error raised"))
 
     def report_refused(self, channels: Sequence[str]) -> None:
-        """Tell of channels that the server does not grant, if there are any."""
+        """Report channels that the server does not grant, if there are any."""
         if channels:
             self.report(RequestFailed("forbidden", f"Not allowed to have {', '.join(channels)}."))

@@ -1,6 +1,6 @@
 """A user's state: a snapshot, folded with the events after it.
 
-The rules are those of `spec/vectors/state.json`, which the JavaScript SDK holds to as well.
+The rules are those of `spec/vectors/state.json`, which the JavaScript SDK follows as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification 
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """A state as it is kept in a store. `unsure`: the momentum must be read again."""
+    """A state as it is stored. `unsure`: the momentum must be read again."""
 
     momentum: Momentum | None
     interventions: list[Intervention]
@@ -40,8 +40,9 @@ class Saved(msgspec.Struct, frozen=True):
 class UserState:
     """One user's momentum, open interventions, and unread notifications.
 
-    `unsure` is set where events do not say what the latest score is: when it was deleted, or moved to another day. The
-    momentum must be read again then.
+    `unsure` is set where events do not determine the latest score: it was deleted, or moved to another day. The
+    momentum
+    must be read again then.
     """
 
     def __init__(self, user_id: str) -> None:
@@ -50,23 +51,23 @@ class UserState:
         self.unsure = False
         self._interventions: dict[str, Intervention] = {}
         self._notifications: dict[str, Notification] = {}
-        # Since the last read: of each day the last event. A read that is older than they is found out by them.
+        # The last event of each day since the last read. They reveal a read that is older.
         self._days: dict[str, ScoreChanged] = {}
         self._doubtful: Momentum | None = None
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
-        """Those that are scheduled or in progress, by date; those without one last."""
+        """Return those that are scheduled or in progress, by date; those without a date last."""
         return tuple(sorted(self._interventions.values(), key=_by_date))
 
     @property
     def notifications(self) -> tuple[Notification, ...]:
-        """Those that have not been read, newest first."""
+        """Return the unread notifications, newest first."""
         by_id = sorted(self._notifications.values(), key=lambda one: one.id)
         return tuple(sorted(by_id, key=lambda one: one.created_at or "", reverse=True))
 
     def begin(self, snapshot: InitialState | Saved) -> None:
-        """Takes over a snapshot, or what was kept of one."""
+        """Take over a snapshot, or a stored state."""
         self.momentum = snapshot.momentum
         found = snapshot.interventions
         interventions = found if isinstance(found, list) else [] if found is None else found.interventions
@@ -77,22 +78,22 @@ class UserState:
         self.unsure = isinstance(snapshot, Saved) and snapshot.unsure
 
     def saved(self) -> Saved:
-        """All of it, for a store."""
+        """Return the state to store."""
         return Saved(self.momentum, list(self.interventions), list(self.notifications), self.unsure)
 
     def fold(self, fields: Mapping[str, Any]) -> bool:
-        """An event after the snapshot and all before it. Whether anything changed; nothing does for other users'."""
+        """Apply the next event. Return whether anything changed; events of other users change nothing."""
         kind = _KINDS.get(fields.get("event_type"))
         if kind is None or fields.get("user_id") != self.user_id:
             return False
         try:
             event = msgspec.convert(fields, kind)
-        except msgspec.ValidationError:  # an event of the operator's own under one of our names: no row is behind it
+        except msgspec.ValidationError:  # an operator's own event with one of these types: it describes no row
             return False
         match event:
             case ScoreChanged(event_type="momentum_score_deleted"):
                 return self._score_deleted(event)
-            case ScoreChanged(momentum_state=None):  # too large for an event: it must be read
+            case ScoreChanged(momentum_state=None):  # too large for an event, so it must be read
                 self.unsure = True
                 return False
             case ScoreChanged():
@@ -105,14 +106,15 @@ class UserState:
                 return self._notifications.pop(event.notification_id, None) is not None
 
     def forget_notification(self, notification_id: str) -> None:
-        """It is not there any more."""
+        """Remove a notification."""
         self._notifications.pop(notification_id, None)
 
     def read_again(self, momentum: Momentum) -> bool:
-        """Takes over a momentum that was read after the last event; False if it may be older than that event.
+        """Take over a momentum that was read after the last event; False if it may be older than that event.
 
-        A change can be told before those who read can see it. Where a later day may have been moved away, the same must
-        be read twice.
+        An event may arrive before its change is visible to readers. Where a later day may have been moved away, the
+        same
+        momentum must be read twice.
         """
         if self._is_older(momentum):
             return False
@@ -137,7 +139,7 @@ class UserState:
         self._days[event.score_date] = event
         now = self.momentum
         if now is not None and now.has_data and now.score_date is not None and event.score_date < now.score_date:
-            self.unsure = True  # a change of an earlier day, or the latest score was moved there
+            self.unsure = True  # an earlier day changed, or the latest score was moved there
             return False
         self.momentum = Momentum(
             user_id=self.user_id,
@@ -162,7 +164,9 @@ class UserState:
         if event.event_type == "intervention_deleted" or event.status not in _OPEN:
             return self._interventions.pop(key, None) is not None
         known = self._interventions.get(key)
-        created = event.timestamp if event.event_type == "intervention_created" else None  # of a server before 0.1.0
+        created = (
+            event.timestamp if event.event_type == "intervention_created" else None
+        )  # sent by servers before 0.1.0
         self._interventions[key] = Intervention(
             id=key,
             intervention_type=event.intervention_type,
@@ -194,5 +198,5 @@ class UserState:
 
 
 def _by_date(one: Intervention) -> tuple[str, str, str]:
-    late = "~"  # behind every date
+    late = "~"  # sorts after every date
     return (one.scheduled_date or late, one.created_at or late, one.id)

@@ -1,4 +1,4 @@
-"""Where a client keeps its place, its state, its cache and its outbox across restarts."""
+"""Stores position, state, cache and outbox of a client across restarts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from momentum_sync.sdk.callbacks import in_thread
 from momentum_sync.sdk.protocol import Event, Invalidated, Output, Resync
 from momentum_sync.sdk.state import Saved, UserState
 
-if sys.platform != "win32":  # which has no such lock
+if sys.platform != "win32":  # Windows has no such lock
     import fcntl
 
 VERSION = 1
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What a cache keeps of a key. `at` is when it was fetched, seconds since 1970."""
+    """A cache entry. `at` is the time of its fetch, seconds since 1970."""
 
     value: Any
     at: float
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept, as one, so that a state and its place never come apart.
+    """Everything that is stored, as one document, so that a state and its position never come apart.
 
     `known_at` is when the state was last known to be current, seconds since 1970.
     """
@@ -53,22 +53,22 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store(Protocol):
-    """A place for one text. The methods are called in a thread; what they raise is told as StoreFailed.
+    """Storage for one document. Methods are called in a thread; their exceptions are reported as StoreFailed.
 
-    A save that failed is tried again. A store that has a method `close` is closed with its client.
+    A failed save is retried. A store with a method `close` is closed with its client.
     """
 
     def load(self) -> bytes | None:
-        """What was saved last; None or nothing (`b""`) if nothing was, or if it was cleared."""
+        """Return the last saved document; None or `b""` if there is none."""
 
     def save(self, document: bytes) -> None:
-        """Takes the place of what was there, wholly or not at all. `b""` clears it."""
+        """Replace the document, completely or not at all. `b""` clears it."""
 
 
 class FileStore:
-    """A file, replaced as a whole. Only its owner can read it: what is in it is a user's.
+    """A file that is replaced as a whole, and readable by its owner only.
 
-    It is one program's at a time. A second one is told so: each of them would put its own place in the other's place.
+    One program uses it at a time; a second one gets an error, because each would overwrite the other's position.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,7 +76,7 @@ class FileStore:
         self._lock: int | None = None
 
     def load(self) -> bytes | None:
-        """What was saved last; None if nothing was."""
+        """Return the last saved document; None if there is none."""
         self._take()
         try:
             return self._path.read_bytes()
@@ -84,9 +84,11 @@ class FileStore:
             return None
 
     def save(self, document: bytes) -> None:
-        """Takes the place of what was there, wholly or not at all."""
+        """Replace the document, completely or not at all."""
         self._take()
-        number, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")  # readable by us alone
+        number, name = tempfile.mkstemp(
+            dir=self._path.parent, prefix=f".{self._path.name}."
+        )  # readable by its owner only
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(document)
@@ -99,13 +101,13 @@ class FileStore:
             raise
 
     def close(self) -> None:
-        """Lets go of it, so that another program may have it."""
+        """Release the file for another program."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def _take(self) -> None:
-        """Holds a lock on a file beside it, which ends with the process. BlockingIOError if another program has it."""
+        """Lock a file beside it until the process ends. Raise BlockingIOError if another program has the lock."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._lock is not None or sys.platform == "win32":
             return
@@ -121,24 +123,24 @@ class FileStore:
 
 
 class Keeper:
-    """The place up to which the program has had everything, with the state there, and the store that keeps it."""
+    """The position up to which the program has processed everything, the state there, and the store of both."""
 
     def __init__(self, store: Store | None, user_id: str | None, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._writing: asyncio.Task[None] | None = None  # the last write; each begins after the one before
-        self._waits = False  # whether it has not begun
-        self._hung: asyncio.Future[None] | None = None  # a write that did not end in time
+        self._writing: asyncio.Task[None] | None = None  # the last write; writes run one after the other
+        self._waits = False  # whether the write has not begun
+        self._hung: asyncio.Future[None] | None = None  # a write that exceeded its deadline
         self._failures = 0
         self._again_at = 0.0
         self.changed = False
-        self.loaded = store is None  # before the store was read, what is there is not ours to replace
+        self.loaded = store is None  # an unread store must not be replaced
         self.settled_at: float | None = None
         self.last_event_id: str | None = None
         self.state = UserState(user_id or "")
 
     def settle(self, output: Output) -> None:
-        """The program has had this; a program that is started again goes on behind it."""
+        """Record that the program has processed an event; a restarted program continues after it."""
         self.settled_at = self._clock()
         match output:
             case Event():
@@ -158,13 +160,13 @@ class Keeper:
             self.changed = True
 
     def start_over(self, user_id: str) -> None:
-        """It is another user now."""
+        """Begin anew for another user."""
         self.last_event_id = None
         self.state = UserState(user_id)
         self.changed = True
 
     def read_again(self, momentum: Momentum) -> None:
-        """The momentum was read."""
+        """Record that the momentum was read."""
         self.state.read_again(momentum)
         self.changed = True
 
@@ -178,7 +180,7 @@ class Keeper:
         return self.changed and at >= self._again_at
 
     async def load(self, user_id: str | None) -> Document | None:
-        """What is there for this user, or for whoever it will be if that is not known. Raises StoreFailed."""
+        """Return the stored document of this user, or of any user while it is not known. Raise StoreFailed."""
         if self._store is None:
             return None
         try:
@@ -188,23 +190,23 @@ class Keeper:
         self.loaded = True
         try:
             document = msgspec.json.decode(text, type=Document) if text else None
-        except msgspec.MsgspecError as error:  # half of it, or somebody else's: it is replaced
+        except msgspec.MsgspecError as error:  # incomplete, or of another program: it is replaced
             raise _failed(error) from error
         if document is None or document.version != VERSION or user_id not in (None, document.user_id):
             return None
         return document
 
     def take_over(self, document: Document) -> None:
-        """Goes on where a document of this user says that it was."""
+        """Continue from a document of this user."""
         self.state = UserState(document.user_id)
         if document.state is not None:
             self.state.begin(document.state)
             self.last_event_id = document.last_event_id
 
     async def save(self, describe: Callable[[UserState, str | None], Document | None]) -> None:
-        """Keeps what `describe` makes of the settled place when it is written. Raises StoreFailed.
+        """Save what `describe` returns for the processed position at the time of writing. Raise StoreFailed.
 
-        A write is never cancelled, nor begun beside another: a caller that is cancelled only does not wait for it.
+        A write is never cancelled, and no second one runs beside it: a cancelled caller only stops waiting.
         """
         if self._store is None:
             return
@@ -219,7 +221,7 @@ class Keeper:
         return None if document is None else msgspec.json.encode(document)
 
     async def clear(self) -> None:
-        """Empty the store. Raises StoreFailed."""
+        """Empty the store. Raise StoreFailed."""
         self.last_event_id = None
         self.state = UserState("")
         self.changed = False
@@ -229,7 +231,7 @@ class Keeper:
             await asyncio.shield(self._writing)
 
     async def close(self) -> None:
-        """Lets go of the store, once what is being written is. Raises StoreFailed."""
+        """Release the store after the running write. Raise StoreFailed."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
         close = getattr(self._store, "close", None)
@@ -243,10 +245,10 @@ class Keeper:
         before = self._writing
         self._waits = True
         self._writing = asyncio.ensure_future(self._write(before, text))
-        self._writing.add_done_callback(lambda task: task.exception())  # told to whoever waits, if anybody does
+        self._writing.add_done_callback(lambda task: task.exception())  # raised to the callers that wait
 
     async def _write(self, before: asyncio.Task[None] | None, text: Callable[[], bytes | None]) -> None:
-        """Writes once the write before has ended. What could not be written is still to be saved."""
+        """Write once the previous write has ended. On failure the changes stay unsaved."""
         if before is not None:
             await asyncio.wait([before])
         if self._writing is asyncio.current_task():

@@ -1,4 +1,4 @@
-"""What has come and the program has not taken yet, and who waits for it."""
+"""Events that have arrived and that the program has not read yet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MOST_WAITING = 10_000
 
 
 class Stream:
-    """Outputs in order. `settle` is called with each once the program has had it.
+    """Events and resyncs in order. `settle` is called with each once the program has processed it.
 
-    Once `finished`, no more will come: because of `end`, or because the program wanted it so.
+    Once `finished`, no more will come: because of `end`, or because the program closed the client.
     """
 
     def __init__(self, settle: Callable[[Output], None]) -> None:
@@ -30,26 +30,26 @@ class Stream:
 
     @property
     def _iterating(self) -> bool:
-        """Whether there is an iterator that the program still holds."""
+        """Return whether there is an iterator that the program still references."""
         return self._iterator is not None and self._iterator() is not None
 
     @property
     def empty(self) -> bool:
-        """Whether the program has had everything."""
+        """Return whether the program has processed everything."""
         return not self._waiting
 
     @property
     def full(self) -> bool:
-        """Whether no more should come before the program takes some."""
+        """Return whether reading from the socket should pause until the program catches up."""
         return self._iterating and len(self._waiting) >= _MOST_WAITING
 
     @property
     def filled(self) -> bool:
-        """Whether the program still has half of it to take."""
+        """Return whether the program still has half of the limit to read."""
         return self._iterating and len(self._waiting) > _MOST_WAITING // 2
 
     def add(self, output: Output) -> None:
-        """It came. Where nobody iterated, the program has had it; where nobody does any longer, it waits a while."""
+        """Add an event. Without any iterator so far it counts as processed; if there was one, it waits for a while."""
         if not self._iterating and not self._waiting:
             self._settle(output)
             return
@@ -58,7 +58,7 @@ class Stream:
             self._settle(self._waiting.popleft())
 
     def ack(self, output: Output) -> None:
-        """The program has had everything up to this."""
+        """Record that the program has processed everything up to this."""
         if output in self._waiting:
             last = None
             while last is not output:
@@ -66,26 +66,26 @@ class Stream:
                 self._settle(last)
 
     def forget(self) -> None:
-        """What waits is another user's."""
+        """Drop everything that waits: it is another user's."""
         self._waiting.clear()
 
     def begin(self) -> Events:
-        """What comes from now on, and what waits. It takes over from another iterator, if there is one."""
+        """Start an iterator of everything that waits or comes; it replaces an earlier one."""
         events = Events(self)
         self._iterator = weakref.ref(events)
         return events
 
     def holds(self, events: Events) -> bool:
-        """Whether this is the iterator."""
+        """Return whether this is the current iterator."""
         return self._iterator is not None and self._iterator() is events
 
     def release(self, events: Events) -> None:
-        """The program has left its loop."""
+        """Note that the program has left its loop."""
         if self.holds(events):
             self._iterator = None
 
     async def next(self, events: Events, last: Output | None) -> Event | Resync | None:
-        """What comes after `last`, which the program has had; None at the end. Raises Ended."""
+        """Return what follows `last`, which the program has processed; None at the end. Raise Ended."""
         if last is not None and self._waiting and self._waiting[0] is last:
             self._settle(self._waiting.popleft())
         while True:
@@ -102,30 +102,30 @@ class Stream:
             self._settle(self._waiting.popleft())
 
     async def tell(self) -> None:
-        """Something may have changed for those who wait."""
+        """Wake the callers that wait for a condition."""
         async with self._changed:
             self._changed.notify_all()
 
     async def finish(self, why: Ended | None) -> None:
-        """No more will come: the reason, or None where the program wanted it so."""
+        """End the stream with an error, or with None if the program closed it."""
         self.finished = True
         self.end = self.end or why
         await self.tell()
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits until something is so, or no more will come."""
+        """Wait until a condition holds, or the stream ends."""
         async with self._changed:
             await self._changed.wait_for(lambda: reached() or self.finished)
 
     async def surely(self, reached: Callable[[], bool]) -> None:
-        """Waits until something is so. Raises Ended, or Offline where the client was closed, if it will not be."""
+        """Wait until a condition holds. Raise Ended, or Offline if the client was closed, when it cannot."""
         await self.until(reached)
         if not reached():
             raise self.end or Offline("The client was closed.")
 
 
 class Events(AsyncIterator[Event | Resync]):
-    """The events of a client, in order. Ends where another iterator takes over, or the client is closed."""
+    """The events of a client, in order. It ends when another iterator replaces it, or the client is closed."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -142,6 +142,6 @@ class Events(AsyncIterator[Event | Resync]):
         return self._last
 
     async def aclose(self) -> None:
-        """Leaves the rest to the next iterator."""
+        """Leave the rest to the next iterator."""
         self._stream.release(self)
         await self._stream.tell()

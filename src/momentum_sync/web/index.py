@@ -1,4 +1,4 @@
-"""`/`: where everything is; and `/docs`: the HTTP API, from its own description."""
+"""`/`, an index of everything, and `/docs`, the HTTP API rendered from its description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGES = ((f"{ROOT}/user.html", "a user's page"), (f"{ROOT}/coach.html", "a coac
 
 
 def mount_index(api: FastAPI, *, pages: bool) -> None:
-    """Serves both, beside the pages if those are on."""
+    """Serve both, and link to the pages if they are served."""
     places = dict((*(_PAGES if pages else ()), *_PLACES))
 
     async def index(request: Request) -> Response:

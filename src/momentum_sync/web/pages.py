@@ -1,4 +1,4 @@
-"""The pages for a user and for a coach: files, on the JavaScript SDK, that ask nobody but this server for anything."""
+"""The pages for a user and for a coach: static files on the JavaScript SDK, without requests to other servers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class _Pages(StaticFiles):
 
 
 def mount(api: FastAPI) -> None:
-    """Serves the pages, and beside them the SDK that they are made with."""
+    """Serve the pages and the SDK that they use."""
     pages = Path(str(resources.files("momentum_sync"))) / "web"
     api.mount(f"{ROOT}/sdk", _Pages(directory=_sdk(pages)))
     api.mount(ROOT, _Pages(directory=pages / "static"))
 
 
 def _sdk(pages: Path) -> Path:
-    """The JavaScript SDK, which a wheel carries inside the package and a checkout in `clients/js`."""
+    """Return the folder of the JavaScript SDK, which a wheel has inside the package and a checkout in `clients/js`."""
     inside = pages / "sdk"
     return inside if inside.is_dir() else pages.parents[2] / "clients" / "js" / "src"

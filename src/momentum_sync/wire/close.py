@@ -1,6 +1,6 @@
-"""The close codes of the contract: number, word, sentence, and what a client does then.
+"""The close codes of the contract: code, reason, and the reaction of a client.
 
-The sentence is the reason in the close frame, which RFC 6455 limits to 123 bytes.
+The reason stands in the close frame, where RFC 6455 limits it to 123 bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Verdict = Literal["come_back", "fresh_token", "later", "end"]
 
 
 class Close(Enum):
-    """Why the server ends a connection."""
+    """A reason to end a connection."""
 
     GOING_AWAY = (1001, "the server is going away; come back with your last_event_id", "come_back")
     TOO_BIG = (1009, "a frame was larger than the server takes", "end")

@@ -28,10 +28,7 @@ class ServerAnswer(ServerMessage, kw_only=True):
 
 
 class SubscriptionConfirmed(ServerAnswer, tag="subscription_confirmed", kw_only=True):
-    """The subscription is live; these are all channels now held.
-
-    `reason` is why there was no resume: `expired`, `history_changed` or `unknown_id`.
-    """
+    """The subscription is live; these are all subscribed channels."""
 
     channels: list[str]
     user_id: str | None
@@ -49,7 +46,7 @@ class RealtimeEvent(ServerMessage, tag="realtime_event", kw_only=True):
 
 
 class Heartbeat(ServerMessage, tag="heartbeat", kw_only=True):
-    """The feed runs, and is late by so many milliseconds.
+    """The feed runs, with this lag.
 
     `position` is how far it has come for this client, with no event for it in between: resume from there.
     """
@@ -66,7 +63,7 @@ class TokenExpiring(ServerMessage, tag="token_expiring", kw_only=True):
 
 
 class Authenticated(ServerAnswer, tag="authenticated", kw_only=True):
-    """A fresh token was taken; channels that it does not give are `refused`."""
+    """The fresh token is in use; channels that it does not grant are `refused`."""
 
     expires_at: str | None
     refused: list[str] = []
@@ -77,7 +74,7 @@ class Pong(ServerAnswer, tag="pong", kw_only=True):
 
 
 class Error(ServerAnswer, tag="error", kw_only=True):
-    """A message could not be met; the connection stays open."""
+    """A message failed; the connection stays open."""
 
     code: str
     error: str

@@ -1,7 +1,7 @@
-"""The protocol as an AsyncAPI 3 document, made of the types that the server and the SDK read messages by.
+"""The native protocol as an AsyncAPI 3 document, printed from the message types.
 
-`script/spec` writes it to `spec/asyncapi.yaml`; a test holds the two together. The form: AsyncAPI 3.0.0, with its
-WebSockets binding 0.1.0.
+`script/spec` writes it to `spec/asyncapi.yaml`, and a test compares the two. Format: AsyncAPI 3.0.0 with its WebSockets
+binding 0.1.0.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def document(version: str, protocol: Protocol) -> Document:
 
 
 def _to_ecma(schema: Any) -> None:
-    """Patterns as JSON Schema has them: its `$` is what Python's `\\Z` is."""
+    r"""Rewrite patterns as JSON Schema has them: its `$` is Python's `\Z`."""
     if isinstance(schema, dict):
         if isinstance(schema.get("pattern"), str):
             schema["pattern"] = schema["pattern"].replace(r"\Z", "$")
