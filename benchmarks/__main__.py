@@ -1,4 +1,4 @@
-"""Measures side by side on this machine, and prints a table. With --write, docs/performance.* are made of it."""
+"""Measures side by side on this machine, and prints a table. With --write it also writes docs/performance.*."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
-    """Reads the command line, measures, and says it in a table."""
+    """Parse the command line, measure, and print a table."""
     told = "\n".join(f"  {name:16} {(module.__doc__ or '').splitlines()[0]}" for name, module in MEASURES.items())
     parser = argparse.ArgumentParser(
         prog="script/bench",
@@ -72,13 +72,13 @@ def main() -> None:
         before = len(lines)
         try:
             lines.extend(MEASURES[name].measure(bench))
-        except (Exception, SystemExit) as error:  # the others take long, and say what they say without it
+        except (Exception, SystemExit) as error:  # the others take long and do not need it
             failed.append(name)
             if isinstance(error, SystemExit):
                 console.print(f"[red]{name}:[/] {escape(str(error))}", highlight=False)
             else:
                 console.print_exception()
-        gc.collect()  # measures switch it off, and sockets that one held on to are not for the next
+        gc.collect()  # measures switch it off, and sockets of one must not stay open in the next
         console.print(table(lines[before:]))
     when = datetime.now(UTC).date().isoformat()
     numbers = {
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _replace(page: Path, table: str) -> None:
-    """Puts the table between its marks on the page."""
+    """Put the table between its marks on the page."""
     marks = "<!-- script/bench --write -->", "<!-- end -->"
     old = page.read_text(encoding="utf-8")
     new = re.sub(f"{marks[0]}.*{marks[1]}", lambda _: f"{marks[0]}\n{table}{marks[1]}", old, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""What a server takes of its core when little happens: 5,000 connections and heartbeats; and the seed's normal load."""
+"""CPU of a server when little happens: 5,000 connections with heartbeats; and under the seed's normal load."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 import psycopg
 import uvloop
 
-from benchmarks.environment import serving, stage, token, user
+from benchmarks.environment import environment, serving, token, user
 from benchmarks.load_clients import connect, handshake
 from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 
-SECONDS = 25.0  # one heartbeat and one ping of each
-RATE = 50  # updates a second, each of them two events
+SECONDS = 25.0  # one heartbeat and one ping for each
+RATE = 50  # updates per second, two events each
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Percent of one core."""
+    """Return the percentage of one core."""
     prepare_process()
     seconds = 2.0 if bench.quick else SECONDS
     for connections, rate, what, most in (
@@ -29,22 +29,22 @@ def measure(bench: Bench) -> Iterator[Line]:
     ):
         (connected,) = bench.sizes(connections)
         values = []
-        with stage(connected) as (conninfo, folder):
+        with environment(connected) as (conninfo, folder):
             for _ in bench.rounds(f"{connected:,} connections, {what}, for {seconds:.0f} s"):
                 with serving(conninfo, folder) as server:
                     requests = [handshake(server.url, token(index)) for index in range(connected)]
-                    with uvloop.run(connect(server.url, requests)) as crowd:
-                        crowd.rest(1.0)
+                    with uvloop.run(connect(server.url, requests)) as clients:
+                        clients.rest(1.0)
                         before = cpu_seconds(server.pid)
                         with writing(conninfo, rate, seconds, connected):
-                            crowd.rest(seconds)
+                            clients.rest(seconds)
                         values.append((cpu_seconds(server.pid) - before) / seconds * 100)
         yield Line(f"a core at {connected:,} connections, {what}", "%", values, most=most)
 
 
 @contextmanager
 def writing(conninfo: str, rate: int, seconds: float, users: int) -> Iterator[None]:
-    """Writes, at a steady pace, beside what is done within."""
+    """Write at a steady pace while the block runs."""
     thread = threading.Thread(target=_write, args=(conninfo, rate, seconds, users))
     thread.start()
     try:

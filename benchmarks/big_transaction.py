@@ -1,7 +1,8 @@
-"""One UPDATE of 100,000 rows: when its last event is with its client, and what it does to everybody else.
+"""One UPDATE of 100,000 rows: the time until its last event is delivered, and the delay for everybody else.
 
-Events go out in the order of the commits, so whoever commits after it waits until it has been sent. An admin reads all
-of it; others write meanwhile, and wait for their own events.
+Events are sent in commit order, so a later commit waits until the large transaction has been sent. An admin reads all
+of
+it; other users write meanwhile and wait for their own events.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 import psycopg
 import websockets
 
-from benchmarks.environment import PATH, Server, serving, stage, token, user
+from benchmarks.environment import PATH, Server, environment, serving, token, user
 from benchmarks.machine import prepare_process, resident
 from benchmarks.report import Bench, Line
 
@@ -26,12 +27,12 @@ TIMEOUT_S = 300.0
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """The transaction updates users of its own; the others are written all the while."""
+    """Run the transaction on users of its own while the others write."""
     prepare_process()
     (rows,) = bench.sizes(ROWS)
     last, others, most = [], [], []
     for _ in bench.rounds(f"one transaction of {rows:,} rows"):
-        with stage(rows + OTHERS) as (conninfo, folder), serving(conninfo, folder) as server:
+        with environment(rows + OTHERS) as (conninfo, folder), serving(conninfo, folder) as server:
             took, waits, grew = asyncio.run(_run(server, conninfo, rows))
             last.append(took)
             others.append(statistics.quantiles(waits, n=100)[98])
@@ -84,8 +85,8 @@ async def _run(server: Server, conninfo: str, rows: int) -> tuple[float, list[fl
         websockets.connect(f"{address}?client_id=others&channels={watched}", additional_headers=admin) as some,
     ):
         for socket in (everything, some):
-            await asyncio.wait_for(socket.recv(), TIMEOUT_S)  # its greeting: what commits from now on comes as an event
-        async with asyncio.TaskGroup() as tasks:  # what fails in one of them ends the others, and is told
+            await asyncio.wait_for(socket.recv(), TIMEOUT_S)  # its opening: later commits arrive as events
+        async with asyncio.TaskGroup() as tasks:  # a failure of one ends the others and is raised
             hearing = tasks.create_task(hear_others(some))
             writing = tasks.create_task(write_others())
             committing = tasks.create_task(commit())

@@ -1,4 +1,4 @@
-"""The measures as a picture: of each that has an aim, how far it is; of the sizes, how the cost grows."""
+"""The measures as a chart: distance to the aims, and growth of the cost with size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LABEL = 470
 _ROW = 22
 _BAR = 12
 _LETTERS = 72
-_MOST = 3.0  # times the aim, beyond which a bar is cut
+_MOST = 3.0  # multiple of the aim at which a bar is cut
 _GOOD, _BAD, _INK, _LINE = "#2f855a", "#c05621", "#1a202c", "#a0aec0"
 
 
 def svg(lines: Sequence[Line]) -> str:
-    """An SVG document."""
+    """Return an SVG document."""
     aimed = [line for line in lines if line.reached is not None]
     sizes = [line for line in lines if line.unit == "µs"]
     frames = [line for line in sizes if line.what.startswith("a frame")]
@@ -56,7 +56,7 @@ def _aims(lines: Sequence[Line], top: int) -> Iterator[str]:
 
 
 def _of_aim(line: Line) -> float:
-    """How many times as good as it should be."""
+    """Return the measured value as a multiple of its aim, above 1 if it is better."""
     measured = line.value if line.ratio is None else line.ratio
     if line.least is not None:
         return measured / line.least

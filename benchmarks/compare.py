@@ -1,7 +1,8 @@
-"""This project beside what one writes without it: FastAPI, asyncpg's LISTEN and the seed's triggers (peers/listen.py).
+"""This project beside a server written without it: FastAPI, asyncpg's LISTEN and the seed's triggers (peers/listen.py).
 
-Both have the same database, clients and load, and a core of their own. The peer promises nothing of what is promised
-here, so this is what the promises cost, or do not.
+Both have the same database, clients and load, and a core of their own. The peer gives none of this project's
+guarantees,
+so the difference is their cost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import psycopg
 import uvloop
 
 from benchmarks import latency
-from benchmarks.environment import SECRET, Server, serving, stage, switch, token, user
+from benchmarks.environment import SECRET, Server, environment, serving, switch, token, user
 from benchmarks.fan_out import REST_S
 from benchmarks.load_clients import connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
@@ -29,7 +30,7 @@ from benchmarks.report import Bench, Line
 from benchmarks.triggers import OURS, SEED
 
 CONNECTIONS = 1000
-RATE = 200  # what the peer can bear
+RATE = 200  # as many as the peer can handle
 SECONDS = 10.0
 EVENTS = 100
 WARM_UP = 5
@@ -37,12 +38,12 @@ PEER = "FastAPI, LISTEN"
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """From the write to the client, and the fan-out of one event, in turns."""
+    """Measure latency and fan-out of both in turns."""
     prepare_process()
     (connections,) = bench.sizes(CONNECTIONS)
     rate, seconds = (RATE, SECONDS) if connections == CONNECTIONS else (connections, 2.0)
     ours, theirs, frames, their_frames = [], [], [], []
-    with stage(connections) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as connection:
+    with environment(connections) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute(Path(__file__).with_name("peers").joinpath("seed.sql").read_text(encoding="utf-8"))
         for _ in bench.rounds(f"beside {PEER}: {connections:,} connections"):
             switch(connection, on=OURS, off=SEED)
@@ -64,7 +65,7 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 @contextmanager
 def peer(conninfo: str) -> Iterator[Server]:
-    """The peer, answering, on the server's core."""
+    """Run the peer on the server's core."""
     dsn = f"postgresql://postgres@/postgres?host={psycopg.conninfo.conninfo_to_dict(conninfo)['host']}"
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -85,25 +86,25 @@ def peer(conninfo: str) -> Iterator[Server]:
                     raise SystemExit("The peer did not start.") from None
         yield Server(f"http://127.0.0.1:{port}", process.pid)
     finally:
-        process.kill()  # at SIGTERM it would wait for its clients
+        process.kill()  # at SIGTERM it waits for its clients
         process.wait()
 
 
 def fan(server: Server, connections: int, conninfo: str) -> float:
-    """Frames a second of the server's core: one score changes, everybody is an admin."""
+    """Return frames per second of the server's core when one score changes and every client is an admin."""
     requests = [
         handshake(server.url, token(index, role="admin"), channels="momentum_updates:all")
         for index in range(connections)
     ]
-    with uvloop.run(connect(server.url, requests)) as crowd, psycopg.connect(conninfo, autocommit=True) as connection:
+    with uvloop.run(connect(server.url, requests)) as clients, psycopg.connect(conninfo, autocommit=True) as connection:
         before = 0.0
         for number in range(WARM_UP + EVENTS):
             if number == WARM_UP:
                 before = cpu_seconds(server.pid)
-            day = (datetime.now(UTC) - timedelta(days=number + 1)).date().isoformat()  # by which they know the event
+            day = (datetime.now(UTC) - timedelta(days=number + 1)).date().isoformat()  # identifies the event
             connection.execute(
                 "update public.daily_engagement_scores set score_date = %s where user_id = %s", (day, user(0))
             )
-            crowd.until_all(day.encode())
-        crowd.rest(REST_S)
+            clients.until_all(day.encode())
+        clients.rest(REST_S)
         return EVENTS * connections / (cpu_seconds(server.pid) - before)

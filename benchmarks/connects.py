@@ -1,8 +1,9 @@
-"""How many clients can come in a second: with a token, rights and a snapshot each; then resuming.
+"""Connects per second, each with a token, grants and a snapshot; and resumes.
 
-A client counts as there when its snapshot has come, or its resume with the two events that it missed. It resumes with
-the token that it has, as one that lost the network does, and with another, as after an hour. One at a time is timed at
-100 a second; and at last all come at once, in the moment after the server has begun again.
+A client counts once its snapshot has arrived, or its resume with the two events that it missed. It resumes with the
+same
+token, as after a network failure, and with another, as after an hour. Single connects are timed at 100 per second; in
+the end all clients reconnect at once after a restart of the server.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from urllib.request import urlopen
 import psycopg
 import uvloop
 
-from benchmarks.environment import serving, stage, token
-from benchmarks.load_clients import Crowd, connect, handshake
+from benchmarks.environment import environment, serving, token
+from benchmarks.load_clients import LoadClients, connect, handshake
 from benchmarks.machine import prepare_process
 from benchmarks.report import Bench, Line
 
@@ -29,11 +30,11 @@ MISSED = (b'"previous_id"', 2)  # a score's change and its invalidation
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """In each round every client connects, leaves, misses a change, and comes back; four times."""
+    """Let every client connect, leave, miss a change and reconnect, four times."""
     prepare_process()
     (clients,) = bench.sizes(CLIENTS)
     first, resumed, renewed, once, storm = [], [], [], [], []
-    with stage(clients) as (conninfo, folder):
+    with environment(clients) as (conninfo, folder):
         for _ in bench.rounds(f"{clients:,} clients connect, resume, and resume at once"):
             tokens = [token(index) for index in range(clients)]
             with serving(conninfo, folder) as server:
@@ -58,7 +59,7 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 
 def change(conninfo: str) -> None:
-    """Everybody's score."""
+    """Change everybody's score."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("update public.daily_engagement_scores set final_score = (final_score + 1)::integer % 100")
 
@@ -66,17 +67,17 @@ def change(conninfo: str) -> None:
 def _all(
     url: str, tokens: list[str], ids: list[str], until: tuple[bytes, int], at_once: int = 32
 ) -> tuple[list[str], float, float]:
-    """Where each stands, how many came a second, and after how many seconds the last one had."""
+    """Return the positions, connects per second, and the seconds until the last one was live."""
     requests = [handshake(url, token, last=last) for token, last in zip(tokens, ids, strict=True)]
     began = time.monotonic()
-    with uvloop.run(connect(url, requests, until=until, at_once=at_once)) as crowd:
+    with uvloop.run(connect(url, requests, until=until, at_once=at_once)) as clients:
         took = time.monotonic() - began
     _until_gone(url)
-    return crowd.ids, len(ids) / took, took
+    return clients.ids, len(ids) / took, took
 
 
 def _until_gone(url: str) -> None:
-    """Waits until the server has seen all of them leave, which is work, too."""
+    """Wait until the server has closed all of them, which is work, too."""
     ends_at = time.monotonic() + 60
     while json.loads(urlopen(f"{url}/sync/health", timeout=10).read())["connected_clients"]:
         if time.monotonic() > ends_at:
@@ -85,19 +86,19 @@ def _until_gone(url: str) -> None:
 
 
 def _paced(url: str, tokens: list[str], ids: list[str]) -> float:
-    """Seconds that 99 of a hundred take at most, when they come at a steady pace."""
+    """Return the 99th percentile of connect times at a steady pace, in seconds."""
     requests = [handshake(url, token, last=last) for token, last in zip(tokens, ids, strict=False)]
 
     async def come() -> list[float]:
         began = time.monotonic()
 
-        async def one(index: int) -> Crowd:
+        async def one(index: int) -> LoadClients:
             await asyncio.sleep(max(0.0, began + index / A_SECOND - time.monotonic()))
             return await connect(url, [requests[index]], until=MISSED)
 
         crowds = await asyncio.gather(*(one(index) for index in range(len(requests))))
-        for crowd in crowds:
-            crowd.close()
-        return [crowd.took[0] for crowd in crowds]
+        for clients in crowds:
+            clients.close()
+        return [clients.took[0] for clients in crowds]
 
     return statistics.quantiles(uvloop.run(come()), n=100)[98]

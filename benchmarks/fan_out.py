@@ -1,8 +1,8 @@
-"""One event to many sockets: frames a second on one core, beside a C program that does nothing but send().
+"""One event to many sockets: frames per second of one core, beside a C program that only calls send().
 
-Every event is committed alone, and the next when all have it, so that no two frames share a send. Both are counted by
-the processor time of the process that sends: of the server all that an event costs it, from the WAL to the log. They
-take turns, a fraction of a second each: on a virtual machine a system call may cost half as much again a minute later.
+Every event is committed alone, and the next one when all clients have it, so that no two frames share a send. Both are
+counted by the CPU time of the sending process: for the server, everything from the WAL to the log. They take turns, a
+fraction of a second each, because the cost of system calls on a virtual machine changes by half within minutes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import psycopg
 import uvloop
 from psycopg.rows import TupleRow
 
-from benchmarks.environment import Server, serving, stage, token
-from benchmarks.load_clients import Crowd, connect, handshake
+from benchmarks.environment import Server, environment, serving, token
+from benchmarks.load_clients import LoadClients, connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 
-FRAMES = 50_000  # a turn
+FRAMES = 50_000  # seconds of a turn
 TURNS = 6
-REST_S = 0.2  # what an event costs goes on after its last frame: the log has it 50 ms later
+REST_S = 0.2  # the append follows 50 ms after the last frame
 PAD = 74
 """So that a frame is about 300 bytes, as a score's is."""
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """For 1,000 and 5,000 sockets."""
+    """Measure 1,000 and 5,000 sockets."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")
@@ -40,16 +40,16 @@ def measure(bench: Bench) -> Iterator[Line]:
     for sockets in bench.sizes(1000, 5000):
         events, turns = (2, 1) if bench.quick else (FRAMES // sockets, TURNS)
         with (
-            stage(sockets) as (conninfo, folder),
+            environment(sockets) as (conninfo, folder),
             serving(conninfo, folder) as server,
-            everyone(server, sockets) as crowd,
-            Floor(compiler, folder, sockets, warm_up(conninfo, crowd)) as floor,
+            everyone(server, sockets) as clients,
+            Floor(compiler, folder, sockets, warm_up(conninfo, clients)) as floor,
         ):
-            run(conninfo, server, crowd, events)
+            run(conninfo, server, clients, events)
             floor.run(events)
             ours, beside = [], []
             for _ in bench.rounds(f"fan-out to {sockets:,} sockets, in {turns} turns with its floor"):
-                spent = [(run(conninfo, server, crowd, events), floor.run(events)) for _ in range(turns)]
+                spent = [(run(conninfo, server, clients, events), floor.run(events)) for _ in range(turns)]
                 ours.append(turns * events * sockets / sum(seconds for seconds, _ in spent))
                 beside.append(turns * events * sockets / sum(seconds for _, seconds in spent))
         yield Line(
@@ -57,8 +57,8 @@ def measure(bench: Bench) -> Iterator[Line]:
         )  # fmt: skip
 
 
-def everyone(server: Server, sockets: int) -> Crowd:
-    """All of them as admins, on the channel of all scores."""
+def everyone(server: Server, sockets: int) -> LoadClients:
+    """Connect all of them as admins, on the channel of all scores."""
     requests = [
         handshake(server.url, token(index, role="admin"), channels="momentum_updates:all") for index in range(sockets)
     ]
@@ -66,7 +66,7 @@ def everyone(server: Server, sockets: int) -> Crowd:
 
 
 def publish(connection: psycopg.Connection[TupleRow], mark: str, pad: int = PAD) -> None:
-    """One event to all of them."""
+    """Publish one event to all of them."""
     connection.execute(
         "select momentum.publish(array['momentum_updates:all'], jsonb_build_object("
         "'event_type', 'momentum_score_updated', 'pad', repeat('x', %s), 'mark', %s::text))",
@@ -74,29 +74,29 @@ def publish(connection: psycopg.Connection[TupleRow], mark: str, pad: int = PAD)
     )
 
 
-def warm_up(conninfo: str, crowd: Crowd) -> int:
-    """A few events ahead, that no snapshot be left to pass; then the bytes of one frame."""
+def warm_up(conninfo: str, clients: LoadClients) -> int:
+    """Publish events until every snapshot boundary has passed. Return the bytes of one frame."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         for number in range(5):
-            before = crowd.bytes
+            before = clients.bytes
             publish(connection, f"warm {number}")
-            crowd.until_all(f"warm {number}".encode())
-    return (crowd.bytes - before) // len(crowd)
+            clients.until_all(f"warm {number}".encode())
+    return (clients.bytes - before) // len(clients)
 
 
-def run(conninfo: str, server: Server, crowd: Crowd, events: int) -> float:
-    """Seconds of the server's core for so many events to all."""
+def run(conninfo: str, server: Server, clients: LoadClients, events: int) -> float:
+    """Return the CPU seconds of the server for this many events to all."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         before = cpu_seconds(server.pid)
         for number in range(events):
             publish(connection, f"mark {number:06}")
-            crowd.until_all(f"mark {number:06}".encode())
-        crowd.rest(REST_S)
+            clients.until_all(f"mark {number:06}".encode())
+        clients.rest(REST_S)
         return cpu_seconds(server.pid) - before
 
 
 class Floor:
-    """The C program, with as many sockets connected to it."""
+    """The C program, with as many sockets."""
 
     def __init__(self, compiler: str, folder: Path, sockets: int, size: int) -> None:
         program = folder / "floor"
@@ -105,7 +105,7 @@ class Floor:
         try:
             os.sched_setaffinity(self._process.pid, SERVER_CORES)
             port = self._answer()
-            self.crowd = Crowd([socket.create_connection(("127.0.0.1", port)) for _ in range(sockets)], [], [])
+            self.clients = LoadClients([socket.create_connection(("127.0.0.1", port)) for _ in range(sockets)], [], [])
         except BaseException:
             self._process.kill()
             raise
@@ -114,18 +114,18 @@ class Floor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.crowd.close()
+        self.clients.close()
         self._process.terminate()
         self._process.wait()
 
     def run(self, events: int) -> float:
-        """Seconds of its core for the same."""
+        """Return its CPU seconds for as many frames."""
         assert self._process.stdin is not None
         spent = 0.0
         for number in range(events):
             mark = f"mark {number:06}"
             print(mark, file=self._process.stdin, flush=True)
-            self.crowd.until_all(mark.encode())
+            self.clients.until_all(mark.encode())
             spent += self._answer() / 1e9
         return spent
 

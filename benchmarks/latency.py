@@ -1,8 +1,9 @@
-"""From the write to the client: 1,000 connections, 1,000 writes a second, beside a bare reader of the same WAL.
+"""Latency from the write to the client: 1,000 connections, 1,000 writes per second, beside a bare reader of the WAL.
 
-Every write updates one user's score through the triggers and is timed from the moment when the statement is sent, so
-the commit is in it, for the client and for the floor alike. The floor is a process that reads a second slot, decodes
-each message, and does nothing else. Server and reader share one core; PostgreSQL, clients and writer have the rest.
+Every write updates one user's score through the triggers and is timed from sending the statement, so the commit is part
+of it, for the client and for the floor alike. The floor is a process that reads a second slot, decodes each message,
+and
+does nothing else. Server and reader share one core; PostgreSQL, clients and writer have the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import psycopg
 import uvloop
 
-from benchmarks.environment import serving, stage, token, user
+from benchmarks.environment import environment, serving, token, user
 from benchmarks.load_clients import CONNECTING_AT_ONCE, handshake
 from benchmarks.machine import SERVER_CORES, pin, prepare_process
 from benchmarks.report import Bench, Line
@@ -38,14 +39,14 @@ READER_SLOT = "bare_reader"
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 AT_MOST = {50.0: 1.5, 99.0: 3.0}
 
-# A write is known everywhere by its user and its score.
+# User and score identify a write everywhere.
 Write = tuple[int, int]
 SnapshotBoundary = dict[Write, float]
 SCORE = re.compile(rb'"user_id" ?: ?"00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score" ?: ?(\d+)\.(\d\d)')
 
 
 def found(data: bytes) -> Iterator[Write]:
-    """The writes that the score events in these bytes are of."""
+    """Return the writes whose score events are in these bytes."""
     for index, whole, hundredths in SCORE.findall(data):
         yield int(index, 16), int(whole) * 100 + int(hundredths)
 
@@ -54,7 +55,7 @@ def found(data: bytes) -> Iterator[Write]:
 
 
 class Client(asyncio.Protocol):
-    """A socket that notes when it saw which write. It reads frames no further than it must."""
+    """A socket that records when it saw which write. It parses frames no further than necessary."""
 
     def __init__(self, index: int, url: str, seen: SnapshotBoundary) -> None:
         self.live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -63,11 +64,11 @@ class Client(asyncio.Protocol):
         self._kept = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks for the upgrade."""
+        """Request the upgrade."""
         transport.write(self._request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        """Frames, whole or in parts: an event counts when its closing bytes are there."""
+        """Take whole or partial frames: an event counts when its closing bytes are there."""
         now = time.monotonic()
         data = self._kept + data
         end = data.rfind(b'"}')
@@ -78,7 +79,7 @@ class Client(asyncio.Protocol):
             self.live.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """A client that is lost spoils the run."""
+        """Fail the run: a lost client invalidates it."""
         if not self.live.done():
             self.live.set_exception(exc or ConnectionError("closed before it was live"))
 
@@ -106,7 +107,7 @@ async def _clients(url: str, connections: int, pipe: Connection) -> None:
 
 
 def clients(url: str, connections: int, pipe: Connection) -> None:
-    """The process of all clients: says when they are live, and, when told, what they saw."""
+    """Run all clients in one process: report when they are live and, when asked, what they saw."""
     prepare_process()
     uvloop.run(_clients(url, connections, pipe))
 
@@ -134,7 +135,7 @@ async def _reader(conninfo: str, pipe: Connection) -> None:
 
 
 def reader(conninfo: str, pipe: Connection) -> None:
-    """The process of the bare replication reader, on the core where the server reads."""
+    """Run the bare replication reader on the core of the server."""
     pin(SERVER_CORES)
     prepare_process()
     uvloop.run(_reader(conninfo, pipe))
@@ -165,7 +166,7 @@ async def _writer(conninfo: str, connections: int, rate: int, seconds: float, pi
 
 
 def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection) -> None:
-    """The process that writes at a steady rate and notes when it sent what."""
+    """Write at a steady rate and record the times."""
     prepare_process()
     uvloop.run(_writer(conninfo, connections, rate, seconds, pipe))
 
@@ -174,11 +175,11 @@ def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Con
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Percentiles of the client beside those of the floor."""
+    """Measure percentiles of the client beside those of the floor."""
     (connections,) = bench.sizes(CONNECTIONS)
     rate, seconds = (RATE, SECONDS) if connections == CONNECTIONS else (connections, 2.0)
     runs = []
-    with stage(connections) as (conninfo, folder):
+    with environment(connections) as (conninfo, folder):
         for _ in bench.rounds(f"{connections:,} connections, {rate:,} writes/s for {seconds:.0f} s"):
             with serving(conninfo, folder) as server:
                 runs.append(run(conninfo, server.url, connections, rate, seconds))
@@ -186,7 +187,7 @@ def measure(bench: Bench) -> Iterator[Line]:
 
 
 def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> Iterator[Line]:
-    """Of each percentile; a run is the floor's times and the clients'."""
+    """Return a line for each percentile; a run has the times of floor and clients."""
     for percentile in PERCENTILES:
         floor = [percentile_of(at_reader, percentile) * 1000 for at_reader, _ in runs]
         ours = [percentile_of(at_client, percentile) * 1000 for _, at_client in runs]
@@ -197,7 +198,7 @@ def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> 
 def run(
     conninfo: str, url: str, connections: int, rate: int, seconds: float, *, floor: bool = True
 ) -> tuple[list[float], list[float]]:
-    """One round: seconds from the write to the floor, and to its client, of each write after the warming up.
+    """Return seconds from the write to the floor, and to its client, of each write after the warm-up.
 
     Without the `floor` there is no reader, and its list is empty.
     """
@@ -218,7 +219,7 @@ def run(
         for index in (0, 2, 1) if floor else (0, 1):
             processes[index].start()
             if index != 1:
-                pipes[index].recv()  # it is live
+                pipes[index].recv()  # the client is live
         sent, _ = pipes[1].recv()
         time.sleep(SETTLE_S)
         for index in (0, 2) if floor else (0,):
@@ -238,7 +239,7 @@ def run(
 
 @contextmanager
 def _slot(conninfo: str) -> Iterator[None]:
-    """The reader's slot, made for the round, so that it has nothing to read from before."""
+    """Create the reader's slot for the round, so that it has no backlog."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (READER_SLOT,))
     yield
@@ -255,5 +256,5 @@ def _took(writes: list[Write], sent: SnapshotBoundary, seen: SnapshotBoundary) -
 
 
 def percentile_of(values: list[float], percentile: float) -> float:
-    """Of the values, in their unit."""
+    """Return a percentile of values, in their unit."""
     return statistics.quantiles(values, n=1000)[round(percentile * 10) - 1]

@@ -1,6 +1,6 @@
-"""Many clients in one process, as cheap as they can be made: raw sockets that are read and hardly looked at.
+"""Many clients in one process, as cheap as possible: raw sockets whose data is hardly parsed.
 
-A client that decoded each frame would cost more than the server that sends it, and on two cores be what is measured.
+A client that decoded each frame would cost more than the server, and on two cores be what is measured.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
 _CHUNK = 256 * 1024
 _LONGEST_MARK = 64
 _PING = b"\x89\x00"
-_PONG = b"\x8a\x80\0\0\0\0"  # masked, as what a client sends must be
+_PONG = b"\x8a\x80\0\0\0\0"  # masked, as frames of clients must be
 
 
 def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
-    """The request that opens a connection."""
+    """Return the request that opens a connection."""
     query = f"client_id={client}"
     if channels:
         query += f"&channels={channels}"
@@ -38,10 +38,10 @@ def handshake(url: str, token: str, *, client: str = "c", channels: str = "", la
     ).encode()
 
 
-class Crowd:
-    """Sockets that are live.
+class LoadClients:
+    """Live sockets.
 
-    `took` is how long each was in getting so, in seconds, `ids` where each stands, `bytes` what `until_all` has read.
+    `took` is the connect time of each in seconds, `ids` the position of each, `bytes` the data read by `until_all`.
     """
 
     def __init__(self, sockets: list[socket.socket], took: list[float], ids: list[str]) -> None:
@@ -55,7 +55,7 @@ class Crowd:
         for number in self._by_number:
             self._epoll.register(number, select.EPOLLIN)
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> LoadClients:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -65,16 +65,17 @@ class Crowd:
         return len(self.sockets)
 
     def close(self) -> None:
-        """Hangs up, all of them."""
+        """Close all sockets."""
         self._epoll.close()
         for each in self.sockets:
             each.close()
 
     def until_all(self, mark: bytes, *, timeout: float = 60.0, rest: float = 0.0) -> tuple[float, float]:
-        """Reads until every socket has had the mark: when the first and when the last had it, by the monotonic clock.
+        """Read until every socket has received the mark. Return the monotonic times of the first and the last.
 
-        With a `rest` in seconds it lets data gather: on one machine a reader that waits for each frame has the sender
-        pay for waking it, which no reader on a network does.
+        With a `rest` in seconds data can gather: on one machine a reader that waits for each frame makes the sender pay
+        for
+        waking it, which a reader on a network does not.
         """
         assert len(mark) <= _LONGEST_MARK
         waiting, first, ends_at = len(self.sockets), 0.0, time.monotonic() + timeout
@@ -102,7 +103,7 @@ class Crowd:
         return first, time.monotonic()
 
     def rest(self, seconds: float) -> None:
-        """Reads for so long, and answers pings."""
+        """Read for this long, and answer pings."""
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             for number, _ in self._epoll.poll(left):
@@ -120,8 +121,8 @@ async def connect(
     *,
     until: tuple[bytes, int] = (b'"initial_state"', 1),
     at_once: int = CONNECTING_AT_ONCE,
-) -> Crowd:
-    """Opens a connection with each request, and reads of each until what it waits for has come so many times."""
+) -> LoadClients:
+    """Open a connection with each request, and read each until the awaited bytes have arrived this many times."""
     loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(at_once)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
 
@@ -143,4 +144,4 @@ async def connect(
 
     opened = await asyncio.gather(*(one(request) for request in requests))
     sockets, took, ids = zip(*opened, strict=True)
-    return Crowd(list(sockets), list(took), list(ids))
+    return LoadClients(list(sockets), list(took), list(ids))

@@ -1,4 +1,4 @@
-"""The machine that measures: its cores, what a process has used of them, and what it holds of memory. Linux only."""
+"""The machine: its cores, and CPU time and memory of processes. Linux only."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LOAD_CORES = set(_CORES[1:]) or SERVER_CORES
 
 
 def pin(cores: set[int]) -> None:
-    """Keeps this process, and those that it starts from now on, on these cores."""
+    """Keep this process, and those that it starts from now on, on these cores."""
     os.sched_setaffinity(0, cores)
 
 
 def prepare_process() -> None:
-    """Lets a measuring process have many sockets, and keeps it from pausing for garbage that it does not make."""
+    """Raise the limit of open files, and disable garbage collection pauses of the measuring process."""
     gc.disable()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds of processor time that the process and all its threads have used so far."""
+    """Return the CPU seconds used by a process and all its threads."""
     spent = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         spent += int((task / "schedstat").read_text(encoding="ascii").split()[0])
@@ -37,7 +37,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that the process holds now."""
+    """Return the resident memory of a process in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -45,7 +45,7 @@ def resident(pid: int) -> int:
 
 
 def described() -> str:
-    """In a few words, for whoever reads the numbers."""
+    """Describe the machine in a few words."""
     model = next(
         (
             line.partition(":")[2].strip()

@@ -1,4 +1,4 @@
-"""What was measured: lines with a number beside another of the same run, as a table, as JSON, and against its aim."""
+"""Results: values beside others of the same run, as a table, as JSON, and against their aims."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One measure, a value a round. `beside` was measured in the same run; the ratio is of the medians.
+    """One measure, with a value for each round. `beside` was measured in the same run; the ratio is of the medians.
 
-    The aim is for the ratio where there is one, else for the median: at least `least`, at most `most`.
+    The aim applies to the ratio if there is one, else to the median: at least `least`, at most `most`.
     """
 
     what: str
@@ -27,22 +27,22 @@ class Line:
 
     @property
     def value(self) -> float:
-        """The median of the rounds."""
+        """Return the median of the rounds."""
         return statistics.median(self.values)
 
     @property
     def beside_value(self) -> float | None:
-        """The median of what it is measured beside."""
+        """Return the median of the value measured beside it."""
         return statistics.median(self.beside_values) if self.beside_values else None
 
     @property
     def ratio(self) -> float | None:
-        """Of the two."""
+        """Return the ratio of both."""
         return self.value / self.beside_value if self.beside_value else None
 
     @property
     def reached(self) -> bool | None:
-        """Whether the aim is; None where there is none."""
+        """Return whether the aim is reached; None without an aim."""
         measured = self.value if self.ratio is None else self.ratio
         if self.least is not None:
             return measured >= self.least
@@ -50,13 +50,13 @@ class Line:
 
     @property
     def aim(self) -> str:
-        """In words."""
+        """Return the aim in words."""
         if self.least is not None:
             return f"≥ {_number(self.least)}"
         return "" if self.most is None else f"≤ {_number(self.most)}"
 
     def as_json(self) -> dict[str, object]:
-        """Everything of it."""
+        """Return all fields."""
         return {
             "what": self.what,
             "unit": self.unit,
@@ -73,7 +73,7 @@ class Line:
 
 
 class Bench:
-    """How a run measures: so many rounds, or one small one if it only is to show that everything works."""
+    """The size of a run: a number of rounds, or one small round that only shows that everything works."""
 
     def __init__(self, *, rounds: int, quick: bool, console: Console) -> None:
         self._rounds = 1 if quick else rounds
@@ -81,22 +81,22 @@ class Bench:
         self._console = console
 
     def rounds(self, what: str) -> Iterator[int]:
-        """The numbers of the rounds, told as they come."""
+        """Yield the numbers of the rounds, with progress."""
         for number in range(1, self._rounds + 1):
             self.tell(f"{what} ({number}/{self._rounds})")
             yield number
 
     def sizes(self, *sizes: int) -> tuple[int, ...]:
-        """These; one small one in a quick run."""
+        """Return these sizes; one small one in a quick run."""
         return (max(2, sizes[0] // 20),) if self.quick else sizes
 
     def tell(self, text: str) -> None:
-        """Progress, on standard error."""
+        """Report progress on standard error."""
         self._console.print(f"[dim]… {text}[/dim]", highlight=False)
 
 
 def table(lines: Sequence[Line]) -> Table:
-    """For a terminal."""
+    """Return a table for a terminal."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "measured", "", "beside", "", "ratio", "aim", ""):
         made.add_column(name, justify="left" if not name else "right")
@@ -109,7 +109,7 @@ def table(lines: Sequence[Line]) -> Table:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The same for a page."""
+    """Return the same table for a page."""
     rows = ["| what | measured | beside it | ratio | aim | |", "|---|---:|---:|---:|---:|---|"]
     for line in lines:
         beside = "" if line.beside_value is None else f"{_number(line.beside_value)} ({line.beside})"

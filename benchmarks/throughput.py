@@ -1,8 +1,8 @@
-"""Distinct events to distinct users, through capture, log and gateway on one core, as fast as they go.
+"""Distinct events to distinct users, through capture, log and gateway on one core, as fast as possible.
 
-The events are committed while the server is stopped, so that nothing but reading them is measured; then it goes on,
-and the clock runs until every user has had its last event and the log has all of them. Beside it `pg_recvlogical`
-drains the same WAL to /dev/null, on the same core.
+The events are committed while the server is stopped, so that only reading them is measured; then it continues, and the
+clock runs until every user has its last event and the log has all of them. Beside it `pg_recvlogical` drains the same
+WAL to /dev/null, on the same core.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import psycopg
 import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
-from benchmarks.environment import Server, programs, serving, stage, token
-from benchmarks.load_clients import Crowd, connect, handshake
+from benchmarks.environment import Server, environment, programs, serving, token
+from benchmarks.load_clients import LoadClients, connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 
 USERS = 1000
-EVENTS = 50  # for each user, in as many transactions
+EVENTS = 50  # for each user, one in each transaction
 SLOT = "drained"
 LOG_TIMEOUT_S = 120.0
 REST_S = 0.005
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """With 1,000 users connected."""
+    """Measure with 1,000 users connected."""
     prepare_process()
     (users,) = bench.sizes(USERS)
-    with stage(users) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as writer:
+    with environment(users) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as writer:
         writer.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (SLOT,))
         ours, beside, spent = [], [], []
         with serving(conninfo, folder) as server:
             requests = [handshake(server.url, token(index)) for index in range(users)]
-            with uvloop.run(connect(server.url, requests)) as crowd:
+            with uvloop.run(connect(server.url, requests)) as clients:
                 for number in bench.rounds(f"{EVENTS * users:,} events to {users:,} users"):
-                    rate, cpu = run(writer, server, crowd, number)
+                    rate, cpu = run(writer, server, clients, number)
                     ours.append(rate)
                     spent.append(cpu)
                     beside.append(drain(conninfo, folder, EVENTS * users))
@@ -49,9 +49,9 @@ def measure(bench: Bench) -> Iterator[Line]:
     yield Line("events, of the server's core alone", "events/s", spent, least=30_000)
 
 
-def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -> tuple[float, float]:
-    """Events a second on the clock, and by the server's processor time."""
-    total = EVENTS * len(crowd)
+def run(writer: psycopg.Connection, server: Server, clients: LoadClients, number: int) -> tuple[float, float]:
+    """Return events per second of wall-clock time, and of the server's CPU time."""
+    total = EVENTS * len(clients)
     (before,) = writer.execute("select last_number from momentum.stream").fetchone() or (0,)
     os.kill(server.pid, signal.SIGSTOP)
     try:
@@ -67,7 +67,7 @@ def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -
         spent, began = cpu_seconds(server.pid), time.monotonic()
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    crowd.until_all(f"end {number:06}".encode(), rest=REST_S)
+    clients.until_all(f"end {number:06}".encode(), rest=REST_S)
     while True:
         (logged,) = writer.execute("select last_number from momentum.stream").fetchone() or (0,)
         if logged - before >= total:
@@ -79,7 +79,7 @@ def run(writer: psycopg.Connection, server: Server, crowd: Crowd, number: int) -
 
 
 def drain(conninfo: str, folder: Path, total: int) -> float:
-    """Events a second of a bare reader of the same WAL. It reads up to where the WAL ends now."""
+    """Return events per second of a bare reader of the same WAL, up to its present end."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         (end,) = connection.execute("select pg_current_wal_lsn()::text").fetchone() or ("",)
         given = conninfo_to_dict(conninfo)

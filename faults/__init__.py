@@ -1,5 +1,5 @@
-"""Randomised histories under faults, against a witness of their own: a seed, and a verdict.
+"""Random histories under faults, judged by an independent witness: a seed in, a verdict out.
 
-`workload` writes, `nemesis` breaks things, `clients` come and go, `witness` tells what was committed from PostgreSQL's
-own `test_decoding`, `checker` compares. `python -m faults --help`.
+`workload` writes, `nemesis` injects faults, `clients` connect and disconnect, `witness` reads from PostgreSQL's
+`test_decoding` what was committed, `checker` compares. `python -m faults --help`.
 """

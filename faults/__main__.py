@@ -1,8 +1,8 @@
 """Random histories under faults, judged by an independent witness.
 
-python -m faults                      one history of 30 seconds, with a seed of the clock's
-python -m faults --seed 7             that history's schedule again
-python -m faults --minutes 30         one after another, for so long
+python -m faults                      one history of 30 seconds, with a random seed
+python -m faults --seed 7             the same schedule again
+python -m faults --minutes 30         one after another, for this long
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from faults.nemesis import FAULTS
 
 
 def main() -> None:
-    """Reads the command line; the exit status is 1 if anything was wrong."""
+    """Parse the command line and run. The exit status is 1 if anything was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,7 @@ def main() -> None:
         verdicts.append(verdict)
         _tell(verdict, given.seconds)
         if verdict.wrong and given.logs:
-            break  # the file is of this one
+            break  # this run writes the file
         seed += 1
     _sum_up(verdicts)
     raise SystemExit(1 if any(verdict.wrong for verdict in verdicts) else 0)

@@ -1,9 +1,9 @@
-"""The verdict: what one client received, against what the witness saw.
+"""The verdict: a client's record against the witness's.
 
-A client's record is a list of what it received, in order. Between two snapshots it must be exactly the witness's
-events for its channels, in their order, each once; resumes change nothing of that. Which events a snapshot holds
-already is told by its rows: of every row, the events that did not come are the first ones, and after them the row
-looked as the snapshot shows it. Pure: no clock, no chance, no I/O.
+A record lists what the client received, in order. Between two snapshots it must be exactly the witness's events on its
+channels, in their order, each once; resumes change nothing. The rows of a snapshot show which events it contains: of
+every row, the missing events are the first ones, and after them the row looks as in the snapshot. Pure: no clock, no
+random numbers, no I/O.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ Rows = Mapping[tuple[str, str], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Change:
-    """An event that must reach whoever holds one of its channels.
+    """An event that must reach every subscriber of one of its channels.
 
     `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
-    nothing), `at` seconds since 1970 of the commit.
+    nothing),
+    `at` the time of the commit, seconds since 1970.
     """
 
     what: tuple[object, ...]
@@ -33,7 +34,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The client was given a state. `rows` is what it shows, by kind and id; `at` seconds since 1970."""
+    """A state that the client received. `rows` is its content by kind and id; `at` seconds since 1970."""
 
     rows: Rows
     at: float
@@ -41,21 +42,21 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Came:
-    """An event came. `what` as the witness names it."""
+    """An event that the client received. `what` as the witness names it."""
 
     what: tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Invalidated:
-    """Cache keys came."""
+    """Cache keys that the client received."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Held:
-    """From here on the client holds the channels for certain (`on`), or no longer for certain."""
+    """From here on the client certainly has the channels (`on`), or may have lost them."""
 
     channels: frozenset[str]
     on: bool
@@ -66,11 +67,12 @@ Record = Snapshot | Came | Invalidated | Held
 
 @dataclass
 class Client:
-    """Who it is: its user, all channels it ever has, whether it is shown rows in a snapshot; and what it received.
+    """A client: its user, all channels it ever has, whether snapshots show it rows; and what it received.
 
-    `unversioned_until` is when notifications' policies were last changed, in seconds since 1970. Events from before
-    that carry no version of their row. They are judged by the row as it is when they are given, and withheld if it has
-    changed again since: its later event comes instead. One that takes a row away carries its last version.
+    `unversioned_until` is when the policies of notifications last changed, in seconds since 1970. Earlier events carry
+    no
+    version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later event
+    follows. An event that takes a row away carries its last version.
     """
 
     name: str
@@ -82,10 +84,10 @@ class Client:
 
 
 class Branch(list[Change]):
-    """A history that a TRUNCATE has ended: `emptied` is the kind of row that it took away.
+    """A history that a TRUNCATE has ended: `emptied` is the kind of row that it removed.
 
-    TRUNCATE is not MVCC-safe: a query that began before it, and waited for it, finds the table empty, and is told of
-    what was committed in between. The server ends such a history at once, and everybody begins anew.
+    TRUNCATE is not MVCC-safe: a query that began before it, and waited for it, finds the table empty and sees what was
+    committed in between. The server ends such a history at once, and every client starts afresh.
     """
 
     emptied: str | None = None
@@ -100,15 +102,16 @@ class _Segment:
 
 
 def expected(client: Client, changes: Iterable[Change]) -> list[Change]:
-    """The witness's events on the client's channels."""
+    """Return the witness's events on the client's channels."""
     return [change for change in changes if change.channels & client.channels]
 
 
 def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list[str]:
-    """What is wrong with the client's record, where history was cut off and went on elsewhere.
+    """Return errors in the client's record, where history was cut off and continued elsewhere.
 
-    `branches` are the histories that there were, the last of them the one that holds in the end. Everything between two
-    snapshots must be as one of them has it; what follows the last snapshot, as the last one has it, to its end.
+    `branches` are the histories that existed, the surviving one last. Everything between two snapshots must agree with
+    one of
+    them; what follows the last snapshot with the last one, to its end.
     """
     if len(branches) == 1:
         return check(client, branches[0])
@@ -123,9 +126,9 @@ def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list
 
 
 def check(client: Client, changes: Sequence[Change], *, ended: bool = True) -> list[str]:
-    """What is wrong with the client's record, as sentences; none when it is as it must be.
+    """Return errors in the client's record as sentences; none if it is correct.
 
-    One that has not `ended` may have been cut off anywhere.
+    A record that has not `ended` may stop anywhere.
     """
     wanted = expected(client, changes)
     where = {change.what: index for index, change in enumerate(wanted)}

@@ -1,4 +1,4 @@
-"""Clients that come and go, read or do not, come back with an old id, and write down what they are given."""
+"""Clients that connect and disconnect, read or do not, resume from old ids, and record what they receive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from faults.checker import Came, Client, Held, Invalidated, Record, Snapshot
 
 _PATH = "/functions/v1/realtime-momentum-sync"
-_SILENT_S = 4.0  # the servers' heartbeat is a second
+_SILENT_S = 4.0  # the servers' heartbeat interval is one second
 _OPEN_S = 5.0
 
 
@@ -35,18 +35,18 @@ class Walker:
         }  # fmt: skip
         self._token = jwt.encode(claims, secret, algorithm="HS256")
         self._last: str | None = None
-        self._known: list[tuple[str, int]] = []  # ids, and how long the record was when they were had
+        self._known: list[tuple[str, int]] = []  # ids, and the length of the record at each
         self._previous = ""
         self._greeted = False
         self._calm = False
         self.broken: list[str] = []
 
     def calm_down(self) -> None:
-        """From now on it connects and stays."""
+        """Connect and stay from now on."""
         self._calm = True
 
     async def live(self) -> None:
-        """Connects again and again, until cancelled."""
+        """Connect again and again, until cancelled."""
         while True:
             try:
                 if not self._calm and self._last and self._chance.random() < 0.1:
@@ -54,11 +54,11 @@ class Walker:
                 else:
                     await self._one_connection()
             except (OSError, TimeoutError, websockets.WebSocketException, httpx.HTTPError):
-                pass  # the network is what it is; what it costs is seen in the record
+                pass  # network errors are expected; their effect shows in the record
             await asyncio.sleep(self._chance.uniform(0.05, 0.4))
 
     def _choose_place(self) -> None:
-        """Most come back with the last id, some with none, some with one from before."""
+        """Choose the id to resume from: mostly the last one, at times none or an older one."""
         choice = 1.0 if self._calm else self._chance.random()
         if choice < 0.08:
             self._last = None
@@ -91,14 +91,14 @@ class Walker:
             if self._calm or not self._greeted:
                 continue
             if self._chance.random() < 0.01:
-                await asyncio.sleep(self._chance.uniform(0.5, 2.5))  # the phone is busy
+                await asyncio.sleep(self._chance.uniform(0.5, 2.5))  # a phone that is busy
             elif self._chance.random() < 0.02 and not self._extra:
                 off = await self._toggle(socket, off)
         if self._chance.random() < 0.7:
             socket.transport.abort()
 
     async def _toggle(self, socket: ClientConnection, off: str | None) -> str | None:
-        """Leaves a channel, or takes it again."""
+        """Leave a channel, or take it again."""
         channel = off or self._chance.choice([f"notifications:{self.client.user}", f"interventions:{self.client.user}"])
         ref = self._chance.randrange(1 << 30)
         await socket.send(
@@ -112,7 +112,7 @@ class Walker:
                 self._take(message)
                 if message.get("ref") == ref:
                     break
-        if message["type"] == "error":  # the database was away: what it held before, it holds
+        if message["type"] == "error":  # the database was away: the channels are as before
             return off
         if off:
             self._note(Held(frozenset({channel}), on=True))
@@ -144,7 +144,7 @@ class Walker:
             self.resumes += 1
             self._greeted = True
             self._previous = self._last or ""
-            # All of its channels are its again, from the place that it brought.
+            # All of its channels are confirmed again, from the position that it resumed from.
             self._note(Held(self.client.channels, on=True))
         elif self._last and not message.get("reason"):
             self.broken.append(f"{self.client.name}: no resume, and no reason")
@@ -187,7 +187,7 @@ class Walker:
 
 
 def _what(event: dict[str, Any]) -> tuple[object, ...]:
-    """An event as the witness names it."""
+    """Return an event as the witness names it."""
     kind, user = event["event_type"], event["user_id"]
     if kind.startswith("momentum_score"):
         old = None if kind.endswith(("created", "deleted")) else event["previous_state"]
@@ -199,7 +199,7 @@ def _what(event: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _rows(state: dict[str, Any], client: Client) -> dict[tuple[str, str], tuple[str, ...]]:
-    """What a snapshot shows, by row."""
+    """Return the content of a snapshot, by row."""
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     momentum = state["momentum"]
     if momentum["has_data"]:

@@ -40,24 +40,24 @@ class Database:
 
     @property
     def conninfo(self) -> str:
-        """A connection string for the primary itself, past the proxy."""
+        """Return the connection string of the primary itself, past the proxy."""
         return self.postgres.conninfo
 
     @property
     def servers_conninfo(self) -> str:
-        """The connection string that servers get: through the proxy, as their role."""
+        """Return the connection string of the servers: through the proxy, as their role."""
         parts = conninfo_to_dict(self.postgres.conninfo)
         return make_conninfo(host="127.0.0.1", port=str(self.proxy.port), dbname=parts["dbname"], user=SERVER)
 
     def close(self) -> None:
-        """Ends the clusters that took over."""
+        """Stop the clusters that took over."""
         self._stack.close()
 
     # Clocks
 
     @property
     def has_clocks(self) -> bool:
-        """Whether the clocks can be set."""
+        """Return whether clocks can be set."""
         return faketime() is not None
 
     def set_clock(self, whose: str, seconds: float) -> None:
@@ -67,7 +67,7 @@ class Database:
     # A copy
 
     async def copy(self) -> None:
-        """Copies the whole data directory, taken while PostgreSQL is stopped."""
+        """Copy the whole data directory while PostgreSQL is stopped."""
         await self._stop("fast")
         kept = self._kept()
         if kept.exists():
@@ -139,7 +139,7 @@ class Database:
 
 
 def faketime() -> Path | None:
-    """The library that sets a process's clock, if it is installed."""
+    """Return the library that sets a process's clock, if it is installed."""
     return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 

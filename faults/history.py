@@ -32,7 +32,7 @@ _SETTLED_S = 60.0
 
 @dataclass
 class Verdict:
-    """What one history showed. `wrong` is empty when everything was as it must be."""
+    """The result of one history. `wrong` is empty if everything was correct."""
 
     seed: int
     wrong: list[str] = field(default_factory=list)
@@ -49,10 +49,11 @@ def run(
     seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None,
     settle: float = _SETTLED_S,
 ) -> Verdict:  # fmt: skip
-    """One history of so many seconds, on a PostgreSQL of its own.
+    """Run one history of this many seconds, on a PostgreSQL of its own.
 
-    `only` names the faults to take, `settle` is how many seconds clients may need at the end, `logs` keeps what the
-    servers said.
+    `only` names the faults to inject, `settle` is the time that clients may need at the end in seconds, `logs` keeps
+    the
+    servers' output.
     """
     with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
         migrate(postgres.conninfo, tell=lambda _: None)
@@ -136,12 +137,12 @@ async def _run(
 
 
 def _prepare(conninfo: str, chance: Random) -> tuple[list[str], str]:
-    """Users (the last two are a coach and an admin), and the day that all rows are of."""
+    """Return users (the last two are a coach and an admin), and the day of all rows."""
     users = [str(UUID(int=chance.getrandbits(128), version=4)) for _ in range(_USERS + 2)]
     with psycopg.connect(conninfo, autocommit=True) as connection:
         for user in users:
             connection.execute("insert into auth.users (id) values (%s)", (user,))
-        # Before any day to which the database's clock is set back.
+        # Earlier than any day to which the database's clock is set back.
         row = connection.execute("select (current_date - 5)::text").fetchone()
     assert row is not None
     return users, str(row[0])
@@ -160,7 +161,7 @@ def _clients(users: Sequence[str]) -> list[tuple[Client, str | None]]:
 
 
 async def _until_settled(clients: Sequence[Client], branches: Sequence[Sequence[Change]], settle: float) -> list[str]:
-    """Waits until everyone has what the witness saw last, or what it folds to; names those who do not get there."""
+    """Wait until every client has the witness's last event; return those that do not get there."""
     waiting = list(clients)
     ends = time.monotonic() + settle
     while waiting and time.monotonic() < ends:
@@ -182,7 +183,7 @@ def _judge(conninfo: str, walkers: Sequence[Walker], branches: Sequence[Sequence
 
 
 def _select(conninfo: str, user: str) -> Rows:
-    """The rows as the user may SELECT them, as far as a snapshot shows them."""
+    """Return the rows that the user may SELECT, in the form of a snapshot."""
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     with psycopg.connect(conninfo) as connection:
         connection.execute(

@@ -1,14 +1,14 @@
-"""A server with one defect on purpose, to show that the checker notices it: `python -m faults.mutations NAME serve …`.
+"""A server with one deliberate defect, which the checker must detect: `python -m faults.mutations NAME serve …`.
 
-stitch   a snapshot is taken to hold whatever had begun when it was read
-dedup    what the slot repeats after a crash is taken for new
-order    now and then an event overtakes the one before it
-sight    whoever has a channel gets every event on it
-review   what was granted stays granted, whatever becomes of the policies
-marks    an id's number alone says where a client is
-truncate a truncated table is an event like others
-silence  connections that say nothing are waited for
-pins     connections have the settings that their role gives them
+stitch   a snapshot counts as containing every transaction that had begun
+dedup    events that the slot repeats after a crash count as new
+order    every tenth event is sent after the next
+sight    no event is checked
+review   grants are never reviewed
+marks    positions are compared by their offset alone
+truncate a TRUNCATE is an ordinary event
+silence  database connections have no deadlines
+pins     connections have the settings of their role
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from momentum_sync.gateway.hub import Hub
 
 
 def stitch() -> None:
-    """Ignores what was under way."""
+    """Ignore the transactions in progress."""
     Snapshot.sees = lambda snapshot, xid: xid < snapshot.xmax  # type: ignore[method-assign, assignment]
 
 
 def dedup() -> None:
-    """Forgets how far the log has come."""
+    """Forget how far the log has come."""
     real = Sequencer.message
 
     def message(sequencer: Sequencer, heard: Message) -> Event | None:
@@ -51,7 +51,7 @@ def dedup() -> None:
 
 
 def order() -> None:
-    """Keeps every tenth event back until the next has gone."""
+    """Hold every tenth event back until the next is sent."""
     real = Hub.event
     kept: list[Event] = []
 
@@ -67,12 +67,12 @@ def order() -> None:
 
 
 def sight() -> None:
-    """Asks the database about no event."""
+    """Check no event in the database."""
     Cursor.must_check = lambda cursor, event: False  # type: ignore[method-assign, assignment]
 
 
 def review() -> None:
-    """Does not listen when policies change."""
+    """Ignore changes of policies."""
     Hub._control = lambda hub, event: None  # type: ignore[method-assign, assignment]
 
 
@@ -118,7 +118,7 @@ def silence() -> None:
 
 
 def pins() -> None:
-    """Pins nothing but the path that the server's own statements need."""
+    """Pin only the path that the server's own statements need."""
     connection.PINNED = {"search_path": "pg_catalog,pg_temp"}
     real = connection.pinned
 

@@ -1,4 +1,4 @@
-"""What goes wrong: servers, PostgreSQL and the network, each mistreated in turn by a schedule that a seed gives."""
+"""Faults of servers, PostgreSQL and the network, by a schedule that a seed determines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import psycopg
 from faults.database import SERVER, Database
 from faults.proxy import Proxy
 
-_UNDER_WAY_S = 2.0  # for transactions that began before the policies changed
+_UNDER_WAY_S = 2.0  # time for transactions that began before the policies changed
 _READY_S = 60.0
 _ROOT = Path(__file__).resolve().parents[1]
 _HOSTILE = {
@@ -43,7 +43,7 @@ FAULTS = {
 class Servers:
     """Server processes behind a proxy: one that serves, at times another that waits.
 
-    `ready` is how many seconds one may take to become what is waited for.
+    `ready` is the time in seconds that one may take to reach a state.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Servers:
         self.ready = _READY_S
 
     def start(self) -> int:
-        """Starts one; returns its port."""
+        """Start a server. Return its port."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = int(free.getsockname()[1])
@@ -77,7 +77,7 @@ class Servers:
         return port
 
     async def until(self, port: int, *states: str) -> None:
-        """Waits until the server's capture is in one of the states."""
+        """Wait until the server's capture is in one of the states."""
         async with asyncio.timeout(self.ready), httpx.AsyncClient(timeout=2.0) as http:
             while True:
                 with suppress(httpx.HTTPError):
@@ -89,7 +89,7 @@ class Servers:
                 await asyncio.sleep(0.05)
 
     async def end(self, port: int, number: int) -> None:
-        """Ends one by a signal and waits for it."""
+        """End a server by a signal and wait for it."""
         self._proxy.ports.remove(port)
         process = self.processes.pop(port)
         process.send_signal(number)
@@ -97,19 +97,19 @@ class Servers:
 
     @property
     def serving(self) -> int:
-        """The port of the one that has served longest."""
+        """Return the port of the server that has served longest."""
         return next(iter(self.processes))
 
 
 class Nemesis:
-    """`faults` counts what was done, by its name."""
+    """Injects faults. `faults` counts them by name."""
 
     def __init__(self, servers: Servers, database: Database, proxy: Proxy, chance: Random) -> None:
         self._servers = servers
         self._database = database
         self._proxy = proxy
         self._chance = chance
-        self._picks = Random(chance.random())  # which connections: how many there are must not move the schedule
+        self._picks = Random(chance.random())  # chooses connections; their number must not change the schedule
         self.faults: Counter[str] = Counter()
         self.policies_changed_at = float("-inf")  # seconds since 1970, by the database's clock
         self._done_by: dict[str, Callable[[], Awaitable[None]]] = {
@@ -138,7 +138,7 @@ class Nemesis:
         }
 
     async def rage(self, seconds: float, only: list[str] | None = None) -> None:
-        """One fault after another, for so long."""
+        """Inject one fault after another for this long."""
         menu = [name for name in only or FAULTS if self._database.has_clocks or not name.startswith("clock")]
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
@@ -159,7 +159,7 @@ class Nemesis:
     async def kill_database_network(self) -> None:
         """Make connections half-open: neither side hears from the other again."""
         self._database.proxy.go_dead(self._picks, self._chance.choice((0.5, 1.1)))
-        await asyncio.sleep(1.0)  # long enough to be noticed missing
+        await asyncio.sleep(1.0)  # longer than the interval after which silence is noticed
         await self._servers.until(self._servers.serving, "live")
 
     async def slow_database(self) -> None:
@@ -179,7 +179,7 @@ class Nemesis:
         self._database.set_clock("database", -self._chance.choice((0.0, 60.0, 3600.0, 86_400.0, 2 * 86_400.0)))
         await asyncio.sleep(self._chance.uniform(1.0, 3.0))
 
-    # Histories that are cut off
+    # Histories that end
 
     async def truncate_table(self) -> None:
         table = self._chance.choice(("daily_engagement_scores", "coach_interventions", "momentum_notifications"))
@@ -209,7 +209,7 @@ class Nemesis:
         await asyncio.sleep(self._chance.uniform(1.0, 4.0))
         await self._servers.end(self._servers.serving, signal.SIGKILL)
         await self._database.restore()
-        # At times long enough for the new branch to give the numbers that were given on the one before.
+        # At times long enough for the new branch to assign offsets that the previous one had assigned.
         await asyncio.sleep(self._chance.uniform(0.0, 8.0))
         await self._servers.until(self._servers.start(), "live")
 
@@ -219,7 +219,7 @@ class Nemesis:
         await self._database.fail_over()
         await self._servers.until(self._servers.serving, "live")
 
-    # What operators do
+    # Operators' mistakes
 
     async def settings_on_roles(self) -> None:
         """Give the server's role settings that would break its connections."""
@@ -252,7 +252,7 @@ class Nemesis:
         return float(row[0])
 
     async def roll(self) -> None:
-        """The next server waits for the slot before the first is asked to go."""
+        """Start the next server, which waits for the slot, before the first is stopped."""
         old = self._servers.serving
         new = self._servers.start()
         await self._servers.until(new, "waiting", "live")
@@ -264,7 +264,7 @@ class Nemesis:
         await self._pause(process.pid)
 
     async def pause_sender(self) -> None:
-        """The feed stands still while everything else runs."""
+        """Stop the WAL sender while everything else runs."""
         with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             row = connection.execute(
                 "select active_pid from pg_replication_slots where slot_name = 'momentum_sync' and active"
@@ -291,7 +291,7 @@ class Nemesis:
         self._proxy.go_dead(self._picks, 0.4)
 
     async def hold_commits(self) -> None:
-        """Commits are in the WAL, and so on their way to clients, before any snapshot sees them."""
+        """Hold commits in the WAL, and so on their way to clients, before any snapshot sees them."""
         with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
             connection.execute("alter system set synchronous_standby_names = 'nobody'")
             connection.execute("select pg_reload_conf()")

@@ -1,4 +1,4 @@
-"""Policies that an operator may come to have, and what PostgreSQL says under them, asked as each caller by SELECTs."""
+"""Policies that an operator may create, and the rows visible under them, by SELECTs of each caller."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _AS_SHIPPED: dict[str, str] = {
     "momentum_notifications": "drop policy if exists v1 on momentum_notifications",
 }
 
-# By table: every column that an event carries, what names a row, and what tells one version of it from another.
+# By table: the columns of an event, the key of a row, and the columns that tell its versions apart.
 _COLUMNS = {
     "daily_engagement_scores": "id, user_id, score_date, momentum_state, final_score",
     "coach_interventions": "id, user_id, intervention_type, trigger_reason, status, scheduled_date",
@@ -99,14 +99,14 @@ class Caller:
 
     @property
     def claims(self) -> dict[str, object]:
-        """What the token says."""
+        """Return the token's claims."""
         app_metadata = {} if self.role is None else {"role": self.role}
         return {"sub": str(self.subject), "role": "authenticated", "aud": "authenticated", "app_metadata": app_metadata}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One version of a row: `key` is what its events say of it."""
+    """One version of a row: `key` has the fields of its events."""
 
     table: str
     id: str
@@ -115,7 +115,7 @@ class Row:
 
 
 class Oracle:
-    """PostgreSQL, asked as each of the callers. `admin` changes things, `asking` only SELECTs."""
+    """PostgreSQL, queried as each of the callers. `admin` changes things, `asking` only SELECTs."""
 
     def __init__(self, admin: Sql, asking: Sql, callers: Sequence[Caller]) -> None:
         self._admin = admin
@@ -123,30 +123,30 @@ class Oracle:
         self._callers = callers
 
     async def prepare(self) -> None:
-        """Users, and the operator's own table."""
+        """Create the users, and the operator's own table."""
         for caller in self._callers:
             await self._admin.execute("insert into auth.users (id) values (%s)", (caller.subject,))
         await self._admin.execute("create table buddies (one uuid, other uuid, primary key (one, other))")
         await self._admin.execute("grant select on buddies to authenticated")
 
     async def close(self) -> None:
-        """Closes the connection that asks."""
+        """Close the connection of the queries."""
         await self._asking.close()
 
     async def set_policies(self, table: str, name: str) -> None:
-        """Gives a table the policies of a variant, in one transaction."""
+        """Give a table the policies of a variant, in one transaction."""
         async with self._admin.transaction():
             for statement in f"{_AS_SHIPPED[table]};{VARIANTS[table][name]}".split(";"):
                 if statement.strip():
                     await self._admin.execute(statement.encode())
 
     async def seeing(self, row: Row) -> set[str]:
-        """The names of those who can SELECT the row now, with every column that its events carry."""
+        """Return the names of those who can SELECT the row now, with every column that its events carry."""
         found = await self._select(row.table, _COLUMNS[row.table], "id = %s", (row.id,))
         return {name for name, rows in found.items() if rows}
 
     async def may_have(self, caller: Caller, channel: str) -> tuple[bool, bool]:
-        """Whether the contract allows the caller a channel, and whether it must be granted."""
+        """Return whether the contract allows the caller a channel, and whether it must be granted."""
         kind, _, whose = channel.partition(":")
         if channel in ("interventions:coaches", "momentum_updates:all"):
             must = caller.role == "admin" or (caller.role == "coach" and channel == "interventions:coaches")
@@ -180,7 +180,7 @@ class Oracle:
         return found
 
     async def score(self, user: UUID) -> Row | None:
-        """The user's score of today, as it is."""
+        """Return the user's score of today."""
         row = await self._one(
             "select id, user_id, score_date, momentum_state, final_score from daily_engagement_scores"
             " where user_id = %s",
@@ -192,13 +192,13 @@ class Oracle:
         return Row("daily_engagement_scores", str(row[0]), str(row[1]), key)
 
     async def intervention(self, row_id: UUID) -> Row:
-        """An intervention, as it is."""
+        """Return an intervention."""
         row = await self._one("select id, user_id, trigger_reason from coach_interventions where id = %s", row_id)
         assert row is not None
         return Row("coach_interventions", str(row[0]), str(row[1]), (str(row[1]), str(row[0]), row[2]))
 
     async def notification(self, row_id: UUID) -> Row:
-        """A notification, as it is."""
+        """Return a notification."""
         row = await self._one("select id, user_id, title from momentum_notifications where id = %s", row_id)
         assert row is not None
         return Row("momentum_notifications", str(row[0]), str(row[1]), (str(row[1]), str(row[0]), row[2]))

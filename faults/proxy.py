@@ -1,7 +1,4 @@
-"""The network between clients and servers, to be mistreated.
-
-Connections are cut, go dead without a word, are slow, or lose a frame.
-"""
+"""The network between clients and servers, with faults: connections are cut, half-open or slow, or lose a frame."""
 
 from __future__ import annotations
 
@@ -14,12 +11,11 @@ _PACKET = 1500
 
 
 class Proxy:
-    """A port whose connections go to whichever of the servers takes them.
+    """A port whose connections go to the first server that accepts them.
 
-    `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's.
-
-    `delay` is what every 1,500 bytes take, in seconds, on either way. The next frame from a server that holds `lose` is
-    not carried on.
+    `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's. `delay` is the time that
+    every 1,500
+    bytes take, in seconds, in each direction. The next frame from a server that contains `lose` is dropped.
     """
 
     def __init__(self) -> None:
@@ -32,12 +28,12 @@ class Proxy:
         self.port = 0
 
     async def start(self) -> None:
-        """Listens."""
+        """Listen."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Ends everything."""
+        """Close everything."""
         assert self._server is not None
         self._server.close()
         self.cut(Random(0), share=1.0)
@@ -46,14 +42,14 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self, chance: Random, share: float) -> int:
-        """Resets a share of the connections on both sides; returns how many."""
+        """Reset a share of the connections on both sides. Return how many."""
         chosen = [pipe for pipe in self._pipes if chance.random() < share]
         for pipe in chosen:
             pipe.cut()
         return len(chosen)
 
     def go_dead(self, chance: Random, share: float) -> int:
-        """A share of the connections carries nothing from now on, and says nothing; returns how many."""
+        """Stop carrying data on a share of the connections, silently. Return how many."""
         chosen = [pipe for pipe in self._pipes if chance.random() < share]
         for pipe in chosen:
             pipe.dead.set()
@@ -72,7 +68,7 @@ class Proxy:
             self._tasks.add(task)
             try:
                 await pipe.run()
-            except asyncio.CancelledError:  # by `stop`, which waits for it
+            except asyncio.CancelledError:  # cancelled by `stop`, which waits for it
                 return
             finally:
                 self._pipes.discard(pipe)
@@ -145,11 +141,11 @@ class _Frames:
         return parts
 
     def _length(self) -> int:
-        """Of what is whole at the beginning; 0 if nothing is."""
+        """Return the length of the first whole unit; 0 if there is none."""
         held = self._held
         if not self._open:
             if not held.startswith(b"HTTP/1.1 101 "[: len(held)]):
-                return len(held)  # HTTP goes as it comes
+                return len(held)  # HTTP passes unchanged
             end = held.find(b"\r\n\r\n") + 4
             self._open = end >= 4
             return end if self._open else 0

@@ -1,12 +1,11 @@
-"""Random rights: what is delivered its receiver could SELECT; what could be SELECTed and was subscribed arrives.
+"""Random rights: a client receives exactly the events on its channels whose rows it can SELECT.
 
-Users, coaches and an admin hold sockets while rows, assignments, roles and an operator's policies change at random.
-After each transaction PostgreSQL itself is asked, as each of them, whether the row can be SELECTed; nothing of ours has
-a part in that.
+Users, coaches and an admin are connected while rows, assignments, roles and an operator's policies change at random.
+After each transaction PostgreSQL itself is queried, as each of them, for the row; the product has no part in that.
 
-python -m faults.rights                        500 deliveries, with a seed of the clock's
-python -m faults.rights --deliveries 10000     as many as are enough to believe it
-python -m faults.rights --seed 7               that run again
+python -m faults.rights                        500 deliveries, with a random seed
+python -m faults.rights --deliveries 10000     more deliveries
+python -m faults.rights --seed 7               the same run again
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from faults.mutations import MUTATIONS
 from faults.nemesis import Servers
 from faults.policies import SHIPPED, VARIANTS, Caller, Oracle, Row
 from faults.proxy import Proxy
-from faults.subscribers import SECRET, Ear
+from faults.subscribers import SECRET, Subscriber
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
@@ -43,7 +42,7 @@ Sql = AsyncConnection[tuple[object, ...]]
 
 @dataclass
 class Verdict:
-    """What one run showed. `wrong` is empty when everything was as it must be."""
+    """The result of one run. `wrong` is empty if everything was correct."""
 
     seed: int
     deliveries: int = 0
@@ -54,26 +53,28 @@ class Verdict:
 
 @dataclass
 class Told:
-    """An event that must come of a write: to whom it may go, and to whom it has to."""
+    """An event that must follow a write: who may receive it, and who must."""
 
     key: tuple[object, ...]
     channels: tuple[str, ...]
-    row: Row | None  # to look at again, while it is there
+    row: Row | None  # looked at again, while it exists
     may: set[str]
     must: set[str]
 
 
 class World:
-    """What is changed at random, and what is to be told of it."""
+    """Everything that is changed at random, and the events expected from it."""
 
-    def __init__(self, connection: Sql, oracle: Oracle, ears: list[Ear], chance: Random, verdict: Verdict) -> None:
+    def __init__(
+        self, connection: Sql, oracle: Oracle, subscribers: list[Subscriber], chance: Random, verdict: Verdict
+    ) -> None:
         self._db = connection
         self._oracle = oracle
-        self._ears = ears
+        self._ears = subscribers
         self._chance = chance
         self._verdict = verdict
-        self._users = [ear.caller.subject for ear in ears if ear.caller.name.startswith("user")]
-        self._coaches = [ear.caller.subject for ear in ears if ear.caller.name.startswith("coach")]
+        self._users = [ear.caller.subject for ear in subscribers if ear.caller.name.startswith("user")]
+        self._coaches = [ear.caller.subject for ear in subscribers if ear.caller.name.startswith("coach")]
         self._number = 0
         self._fence = 0
         self._final = False
@@ -82,7 +83,7 @@ class World:
         self.told: list[Told] = []
 
     async def batch(self) -> None:
-        """A few changes, and then everybody has what there was to be told, no more and no less."""
+        """Make a few changes, and check that everybody received the expected events and no others."""
         self.told = []
         self._final = False
         self._switched = set()
@@ -104,7 +105,7 @@ class World:
         self._judge(held)
 
     async def _look_again(self) -> None:
-        """Whoever may see a version now may be told of it; only who could see it all the time must be."""
+        """Extend the receivers: who may see a version now may receive it; who could see it all the time must."""
         for told in self.told:
             if told.row is not None:
                 seeing = await self._oracle.seeing(told.row)
@@ -151,7 +152,7 @@ class World:
     def _wrong(self, sentence: str) -> None:
         self._verdict.wrong.append(f"{sentence} (changed policies: {sorted(self.changed)})")
 
-    # Changes of rows. Each returns whether it must be the last of its batch: a version that is gone cannot be looked at
+    # Changes of rows. Each returns whether it must be the last of its batch: a deleted version cannot be looked at
     # again.
 
     async def write_score(self) -> bool:
@@ -243,7 +244,7 @@ class World:
         for told in self.told:
             if told.row is not None and told.row.id == row.id:  # an earlier version
                 told.row, self._final = None, True
-                if row.table in self._switched:  # then it came without its version, and this cannot be asked about
+                if row.table in self._switched:  # then the event carries no version, and this cannot be checked
                     told.must = set()
         self.told.append(Told((kind, False, *row.key), channels, row, set(seeing), set(seeing)))
 
@@ -256,7 +257,7 @@ class World:
     async def _tell_out_of_sight(
         self, kind: str, before: Row | None, after: Row, saw: set[str], channels: tuple[str, ...]
     ) -> bool:
-        """Where policies are changed, those who could see a row before and cannot now hear that it is gone."""
+        """Expect `out_of_sight` events, under changed policies, for those who could see a row before and cannot now."""
         if before is None or after.table not in self.changed:
             return False
         lost = saw - await self._oracle.seeing(after)
@@ -267,7 +268,7 @@ class World:
         self._number += 1
         return self._number
 
-    # Changes of rights
+    # Changes of grants
 
     async def change_policies(self) -> bool:
         table = self._chance.choice(sorted(VARIANTS))
@@ -278,7 +279,7 @@ class World:
         return False
 
     async def change_buddies(self) -> bool:
-        """A table of the operator's own, which a policy asks."""
+        """Change a table of the operator's own, which a policy reads."""
         one, other = self._chance.sample(self._users, 2)
         if self._chance.random() < 0.5:
             await self._db.execute("insert into buddies values (%s, %s) on conflict do nothing", (one, other))
@@ -326,9 +327,9 @@ async def _only(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> UUID:
 def run(
     seed: int, deliveries: int, *, mutation: str | None = None, seconds: float = 3600.0, logs: Path | None = None
 ) -> Verdict:
-    """Changes at random until so many deliveries were checked, or the seconds are over, or something is wrong.
+    """Change at random until this many deliveries were checked, the time is over, or something is wrong.
 
-    `logs` keeps what the server said.
+    `logs` keeps the server's output.
     """
     with short_folder() as folder, Embedded(folder) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
@@ -363,15 +364,15 @@ async def _run(seed: int, deliveries: int, seconds: float, conninfo: str, log: P
             await oracle.prepare()
             await servers.until(servers.start(), "live")
             subjects = [caller.subject for caller in callers[:_USERS]]
-            ears = [Ear(caller, subjects, f"127.0.0.1:{proxy.port}") for caller in callers]
-            for ear in ears:
+            subscribers = [Subscriber(caller, subjects, f"127.0.0.1:{proxy.port}") for caller in callers]
+            for ear in subscribers:
                 await ear.connect()
-            world = World(connection, oracle, ears, chance, verdict)
+            world = World(connection, oracle, subscribers, chance, verdict)
             while verdict.deliveries < deliveries and time.monotonic() < ends and not verdict.wrong:
                 await world.batch()
-                for ear in ears:
+                for ear in subscribers:
                     verdict.wrong += ear.broken
-            for ear in ears:
+            for ear in subscribers:
                 await ear.close()
             await oracle.close()
     finally:
@@ -387,7 +388,7 @@ def _uuid(chance: Random) -> UUID:
 
 
 def main() -> None:
-    """Reads the command line; the exit status is 1 if anything was wrong."""
+    """Parse the command line and run. The exit status is 1 if anything was wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m faults.rights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

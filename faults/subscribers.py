@@ -1,4 +1,4 @@
-"""Those who hold a socket and write down what they are told, and which channels they are told that they have."""
+"""Clients that record the events and the channels that they receive."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PATH = "/functions/v1/realtime-momentum-sync"
 _ANSWER_S = 20.0
 
 
-class Ear:
-    """One caller's connection. `wishes` are channels that it may ask for, `held` those that it has been told it has.
+class Subscriber:
+    """One caller's connection. `wishes` are channels that it may ask for, `held` those that it was granted.
 
-    `got` is what it was told of rows, `fresh` the channels taken since that was last judged.
+    `got` are the events received, `fresh` the channels granted since the last check.
     """
 
     def __init__(self, caller: Caller, users: Sequence[UUID], address: str) -> None:
@@ -50,7 +50,7 @@ class Ear:
         return jwt.encode({**self.caller.claims, "iat": now, "exp": now + 86400}, SECRET, algorithm="HS256")
 
     async def connect(self) -> None:
-        """Connects with the channels that it had, from the last event that it had."""
+        """Connect with its channels, and resume from its last event."""
         query = {"client_id": self.caller.name}
         more = sorted(channel for channel in self.held if str(self.caller.subject) not in channel)
         if more:
@@ -69,18 +69,18 @@ class Ear:
         self._reading = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """Leaves."""
+        """Disconnect."""
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         await self._socket.close()
 
     async def reconnect(self) -> None:
-        """Goes, and comes back to where it was."""
+        """Disconnect and resume."""
         await self.close()
         await self.connect()
 
     async def become(self, role: str | None) -> None:
-        """Takes a token of another role."""
+        """Use a token of another role."""
         self.caller.role = role
         answer = await self._ask({"type": "authenticate", "token": self._token()})
         if answer["type"] != "authenticated":
@@ -88,7 +88,7 @@ class Ear:
         self._lose(answer.get("refused", []))
 
     async def subscribe(self, channel: str) -> bool:
-        """Asks for a channel; whether it was granted."""
+        """Subscribe to a channel. Return whether it was granted."""
         answer = await self._ask({"type": "subscribe", "channels": [channel]})
         if answer["type"] == "subscription_confirmed":
             self.held = set(answer["channels"])
@@ -96,11 +96,11 @@ class Ear:
         return channel in self.held
 
     async def unsubscribe(self, channel: str) -> None:
-        """Leaves a channel."""
+        """Unsubscribe from a channel."""
         self.held = set((await self._ask({"type": "unsubscribe", "channels": [channel]}))["channels"])
 
     async def until_fence(self, number: int) -> None:
-        """Waits until it has heard what was published behind everything else."""
+        """Wait until it has received a marker published after everything else."""
         try:
             async with asyncio.timeout(_ANSWER_S):
                 while self._fence < number:

@@ -1,7 +1,7 @@
-"""What was committed, in order, by somebody who knows nothing of Momentum Sync.
+"""An independent record of what was committed, in order.
 
-PostgreSQL's `test_decoding` prints the changes of the rows on a slot of its own; what events they should have become is
-derived here from the contract, section 1. Neither our triggers' messages nor our decoder have a part in it.
+PostgreSQL's `test_decoding` prints the changes of rows on a slot of its own; the expected events are derived here from
+the contract, section 1. The product's triggers and decoder have no part in it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Row = dict[str, str | None]
 
 
 class Witness:
-    """What was committed.
+    """A record of what was committed.
 
-    Histories that were cut off, by a restored copy, a failover or a TRUNCATE, are kept beside.
+    Histories that were cut off, by a restored copy, a failover or a TRUNCATE, are kept separately.
     """
 
     def __init__(self, conninfo: str) -> None:
@@ -41,7 +41,7 @@ class Witness:
         self._cut_off: list[list[Change]] = []
 
     def begin(self) -> None:
-        """From now on the witness sees everything."""
+        """Record everything from now on."""
         with psycopg.connect(self._conninfo, autocommit=True) as connection:
             connection.execute("select pg_create_logical_replication_slot(%s, 'test_decoding')", (SLOT,))
 
@@ -50,11 +50,11 @@ class Witness:
         return [*self._cut_off, *self._peek()]
 
     def cut_off(self) -> None:
-        """What was committed up to now is about to be taken back to an earlier point, the slot with it."""
+        """Note that the database is about to be taken back to an earlier point, with the slot."""
         self._cut_off += self._peek()
 
     def follow(self, conninfo: str, upto: str) -> None:
-        """Another cluster takes over, which has what was committed below the LSN `upto`, and no slot of ours."""
+        """Note that another cluster takes over, with everything committed below `upto`, without the slot."""
         before = self._peek(upto)[-1]
         self.cut_off()
         self._before, self._conninfo = before, conninfo
@@ -75,7 +75,7 @@ class Witness:
                     for change in transaction:
                         if isinstance(change, Change):
                             changes.append(replace(change, at=at))
-                        else:  # its rows are gone; those of other tables stay what they were
+                        else:  # its rows are gone; those of other tables stay
                             branch = Branch(changes)
                             branch.emptied = change
                             ended.append(branch)

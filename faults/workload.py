@@ -1,4 +1,4 @@
-"""Writers: random transactions over the rows of a few users, for as long as they are wanted."""
+"""Writers: random transactions on the rows of a few users, until stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Writers:
             thread.start()
 
     def _number(self) -> int:
-        """A hundredth of a score that no other score of this run has, so that events can be told apart."""
+        """Return a hundredth of a score that no other score of this run has, so that events can be told apart."""
         return next(self._scores) % 10_000
 
     @contextmanager
@@ -69,7 +69,7 @@ class Writers:
                 self._idle.notify_all()
 
     def stop(self) -> None:
-        """No more is written."""
+        """Stop writing."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
@@ -81,7 +81,7 @@ class Writers:
                     while not self._stopped.wait(chance.random() * _PAUSE_S * 2):
                         with self._turn():
                             self._transaction(connection, chance)
-            except psycopg.Error:  # what was committed is the witness's to say
+            except psycopg.Error:  # the witness decides what was committed
                 self._stopped.wait(0.2)
 
     def _transaction(self, connection: Sql, chance: Random) -> None:

@@ -1,1 +1,1 @@
-"""What a stranger, or a database that is not what it seems, may send: bytes at random, steered by what they reach."""
+"""Random bytes, guided by coverage, for everything that parses input of clients or of the database."""

@@ -1,11 +1,11 @@
-"""Throws bytes at random at what reads them, steered by coverage, until something breaks or the time is over.
+"""Feeds random bytes, guided by coverage, until something breaks or the time is over.
 
-python -m fuzz frames                what a client may send
-python -m fuzz replication           what the database may send, and ids that clients bring
+python -m fuzz frames                frames of a client
+python -m fuzz replication           messages of the database, and ids of clients
 python -m fuzz http                  requests made from the OpenAPI description, with every check of schemathesis
-python -m fuzz frames --seconds 600  for so long; else 30
+python -m fuzz frames --seconds 600  for this long; default 30
 
-`frames` and `replication` need atheris, which there is for Linux on x86-64; what they find is in a file `crash-…`.
+`frames` and `replication` need atheris, which exists for Linux on x86-64; findings are in a file `crash-…`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def coverage(target: str, seconds: int, rest: list[str]) -> None:
-    """Runs libFuzzer on a target; it ends the process, with status 0 if nothing was found."""
+    """Run libFuzzer on a target. It ends the process, with status 0 if nothing was found."""
     try:
         import atheris
     except ModuleNotFoundError:
@@ -29,7 +29,7 @@ def coverage(target: str, seconds: int, rest: list[str]) -> None:
     with atheris.instrument_imports(include=["momentum_sync", "websockets"]):
         module = importlib.import_module(f"fuzz.{target}")
 
-    async def fuzz(corpus: str) -> None:  # a loop for what asks for the running one
+    async def fuzz(corpus: str) -> None:  # some code asks for the running event loop
         atheris.Setup(
             [sys.argv[0], f"-max_total_time={seconds}", "-max_len=8192", "-print_final_stats=1", *rest, corpus],
             module.one,
@@ -43,7 +43,7 @@ def coverage(target: str, seconds: int, rest: list[str]) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(
         prog="python -m fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

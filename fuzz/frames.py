@@ -1,7 +1,8 @@
-"""A client's bytes, from the end of the handshake on: through `websockets`, the socket's protocol, and its session.
+"""A client's bytes after the handshake: through `websockets`, the socket's protocol, and its session.
 
-Nothing may escape, what goes out is whole frames of JSON, and what is kept of the client, what is written for it and
-the time that it takes are bounded: also for a flood, the same bytes over and over.
+No exception may escape, the output is whole frames of JSON, and buffers, output and time are bounded: also for a flood
+of
+the same bytes.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ _USER = UUID(int=1)
 _MOST_WAITING = 256 * 1024
 _FLOOD = 64 * 1024
 _MOST_WRITTEN = 256 * 1024
-_MOST_S = 1.0  # of the processor, for one input: a flood is cut off within milliseconds
+_MOST_S = 1.0  # CPU seconds for one input: a flood is cut off within milliseconds
 
 
 def _sent(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
-    """A client's frame under a mask of zeros, so that what is changed at random in it is changed in the payload."""
+    """Return a client's frame under a mask of zeros, so that random changes of it are changes of the payload."""
     assert len(payload) < 126
     return bytes((0x80 * fin | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
@@ -94,13 +95,13 @@ class _Wire(asyncio.Transport):
         self.closing = True
 
     def pause_reading(self) -> None:
-        """Nobody reads."""
+        """Do nothing: nobody reads."""
 
     def resume_reading(self) -> None:
-        """Nobody reads."""
+        """Do nothing: nobody reads."""
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """There is none."""
+        """Do nothing: there is no buffer."""
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -181,7 +182,7 @@ def _one(data: bytes) -> None:
 
 
 def _check(written: bytes) -> None:
-    """What the server sent is whole frames, and each text a message."""
+    """Check that the server's output is whole frames, and each text a message."""
     client = ClientProtocol(parse_uri("ws://fuzz"), state=State.OPEN, max_size=None)
     assert client.side is CLIENT
     client.receive_data(written)

@@ -1,6 +1,6 @@
 """A real server on a real PostgreSQL, and schemathesis: requests made from the server's own OpenAPI description.
 
-As `service_role`, whom no rate bounds; that a user gets only what is the user's is tested elsewhere.
+It acts as `service_role`, which has no rate limit; other tests check that users get only their own data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from momentum_sync.settings import read
 
 _SECRET = "a-secret-for-fuzzing-with-more-than-32-bytes"
 _USER = UUID(int=1)
-# A body of over 64 KiB is refused before anybody looks whether it is valid.
+# A body above 64 KiB is refused before it is validated.
 _CONFIGURATION = """
 [checks]
 negative_data_rejection.expected-statuses = ["400", "401", "403", "404", "405", "409", "413", "422", "429"]
@@ -29,7 +29,7 @@ positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409",
 
 
 def run(seconds: int, rest: list[str]) -> int:
-    """Lets schemathesis loose for so long; its exit status. `rest` goes to it."""
+    """Run schemathesis for this long. Return its exit status; `rest` are its further arguments."""
     observe.configure(level="ERROR")
     with short_folder() as folder, Embedded(folder) as postgres:
         migrate(postgres.conninfo, tell=lambda _: None)

@@ -1,4 +1,4 @@
-"""The replication stream's payloads, from the wire to an event: broken ones are named so, whole ones are kept whole."""
+"""Payloads of the replication stream, from the wire to an event: malformed ones are rejected, others kept whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SEEDS = [
 
 
 def one(data: bytes) -> None:
-    """One payload, within a transaction; and as the id that a client brings."""
+    """Feed one payload, within a transaction; and as the id that a client sends."""
     sequencer = Sequencer(offset=6, place=(0, 0), near_xid=9)
     sequencer.begin(Begin(7, 0.0, 9))
     try:

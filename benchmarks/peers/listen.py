@@ -1,9 +1,10 @@
-"""What one writes without us: FastAPI, one LISTEN, and a set of sockets a channel. On the seed's triggers (seed.sql).
+"""A server written without this project: FastAPI, one LISTEN, and a set of sockets per channel, on the seed's triggers.
 
-It does what such servers do, no less: a token is checked, a user gets the own channels, an admin all scores, the state
-at first and then what is notified. It promises nothing: what comes while a client is away is gone.
+It does what such servers do: verify a token, give users their own channels and admins all scores, send the state and
+then
+notifications. It guarantees nothing: events during an absence are lost.
 
-    uvicorn benchmarks.peers.listen:app        with DATABASE_URL and JWT_SECRET
+uvicorn benchmarks.peers.listen:app        with DATABASE_URL and JWT_SECRET
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ queues: dict[str, set[asyncio.Queue[str]]] = defaultdict(set)
 
 
 def notified(_connection: object, _pid: int, channel: str, payload: str) -> None:
-    """Hands what PostgreSQL notified of to the channel's clients; a slow client loses it."""
+    """Pass a notification to the channel's clients; a slow client loses it."""
     if channel == "cache_invalidation":
         channel = f"cache_invalidation:{json.loads(payload)['user_id']}"
     for queue in queues.get(channel, ()):
@@ -39,7 +40,7 @@ def notified(_connection: object, _pid: int, channel: str, payload: str) -> None
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """A pool for snapshots, and one connection that listens; LISTEN takes no pattern, so a user's is added by need."""
+    """Hold a pool for snapshots, and one connection that listens; users' channels are added on demand."""
     app.state.pool = await asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=1, max_size=8)
     app.state.listener = await asyncpg.connect(os.environ["DATABASE_URL"])
     for channel in ("momentum_updates:all", "cache_invalidation"):
@@ -54,7 +55,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 async def state(user_id: str) -> dict[str, Any] | None:
-    """The user's score of today."""
+    """Return the user's score of today."""
     row = await app.state.pool.fetchrow(
         "select score_date, momentum_state, final_score from public.daily_engagement_scores"
         " where user_id = $1 order by score_date desc limit 1",
@@ -64,7 +65,7 @@ async def state(user_id: str) -> dict[str, Any] | None:
 
 
 async def send(socket: WebSocket, user: str, queue: asyncio.Queue[str]) -> None:
-    """The state, then what comes."""
+    """Send the state, then notifications."""
     await socket.send_text(json.dumps({"type": "initial_state", "momentum": await state(user)}, default=float))
     while True:
         payload = await queue.get()
@@ -73,7 +74,7 @@ async def send(socket: WebSocket, user: str, queue: asyncio.Queue[str]) -> None:
 
 @app.websocket(_PATH)
 async def follow(socket: WebSocket) -> None:
-    """One client: the state, then what is notified on its channels."""
+    """Serve one client."""
     token = socket.headers.get("authorization", "").removeprefix("Bearer ")
     try:
         claims = jwt.decode(token, os.environ["JWT_SECRET"], algorithms=["HS256"], options={"verify_aud": False})

@@ -78,8 +78,8 @@ class Settings(BaseSettings):
     """Time that the log keeps events, and so the time that a client may be away and resume; rounded up to days."""
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins of web pages that may connect, comma-separated, beside the server's own; `*`: any. Clients without an Origin
-    may always connect."""
+    """Origins of web pages that may connect, comma-separated, beside the server's own; `*`: any. Clients without an
+    Origin may always connect."""
 
     jwt_audience: str = "authenticated"
     """Required `aud` of tokens that have one."""
@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     """Concurrent WebSockets of one user."""
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for HTTP requests. Beside them there are at most 8 for snapshots, grants and event checks, 8 for
-    the log, and 3 for capture and metrics."""
+    """Database connections for HTTP requests. Beside them there are at most 8 for snapshots, grants and event checks, 8
+    for the log, and 3 for capture and metrics."""
 
     heartbeat: timedelta = timedelta(seconds=25)
     """Interval of heartbeats to clients. Mobile networks drop connections that are idle for 30 s."""

@@ -19,16 +19,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from faults.proxy import Proxy
 from momentum_sync import metrics
-from momentum_sync.capture import reader, slot
 from momentum_sync.capture.preflight import check
-from momentum_sync.database import pool
 from momentum_sync.database.connection import connect
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
-from momentum_sync.eventlog import table
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
-from tests.fixtures.server import Server, Start, sign, until_state
+from tests.fixtures.server import Bounds, Server, Start, sign, until_state
 from tests.server.test_capture import until_logged
 
 ALL = 1.1  # of the connections
@@ -52,16 +49,12 @@ async def behind_a_proxy(start: Start, database: str) -> AsyncIterator[tuple[Ser
 
 
 async def test_connections_to_the_database_that_go_silent_are_given_up(
-    start: Start, database: str, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: str, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
     """The stream, the log's connections and the callers' connections all become half-open."""
-    for module, name in (
-        (reader, "_SILENT_S"),
-        (table, "_WORK_S"),
-        (pool, "_CUT_AFTER_S"),
-        (slot, "_ANSWER_TIMEOUT_S"),
-    ):
-        monkeypatch.setattr(module, name, 3.0)
+    bounds("capture", silence_s=3.0, answer_s=3.0)
+    bounds("log", work_s=3.0)
+    bounds("queries", cut_s=3.0)
     async with behind_a_proxy(start, database) as (server, proxy), server.live(user) as client:
         add_notification(db, user, title="before")
         before = (await client.next())["event"]

@@ -1,7 +1,7 @@
-// What a browser tells of the network and the page. Elsewhere nothing does, and the program calls `reconnectNow` itself.
+// Events of the browser's network and page. Other runtimes have none, so programs there call `reconnectNow`.
 
 /**
- * Listens; returns what ends that.
+ * Listen to the browser. Returns a function that stops.
  * @param {() => void} wake the network is back, or the page is looked at again
  * @param {() => void} leave the page may be gone in a moment
  * @param {() => void} offline there is no network

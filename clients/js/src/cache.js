@@ -1,21 +1,21 @@
-// What a program has fetched, until the server says that it is no longer true.
+// A cache of values that the program fetches, dropped when the server invalidates them.
 
 import { FetchFailed } from "./errors.js";
 
 const MOST_FETCHES = 3;
 
 /**
- * What is kept of a key. `at` is when it was fetched, milliseconds since 1970.
+ * A cache entry. `at` is the time of its fetch, milliseconds since 1970.
  * @typedef {object} Entry
  * @property {unknown} value
  * @property {number} at
  */
 
 /**
- * Values by key. Whoever asks for a key while it is being fetched shares the fetch.
+ * Values by key. Concurrent requests for a key share one fetch.
  *
- * What is there stays good while the client is offline, for want of better; when it is back, whatever was invalidated
- * meanwhile is dropped before anything else happens, and everything where that cannot be known.
+ * Values stay available while the client is offline. On reconnect, keys that were invalidated meanwhile are dropped
+ * before anything else happens; if they cannot be known, all keys are dropped.
  */
 export class Cache {
   /** @type {Map<string, Entry>} */
@@ -38,10 +38,10 @@ export class Cache {
   }
 
   /**
-   * The value of a key, fetched if it is not there. What `fetch` throws is thrown, and nothing is kept; FetchFailed if it
-   * does not come `within` so many milliseconds. A `persistent` value outlives the program, in the client's store, and
-   * must come back from JSON as it was (null, booleans, finite numbers, texts, arrays, plain objects): TypeError if it
-   * does not.
+   * Return the value of a key, fetching it if it is missing. Rethrows what `fetch` throws, caching nothing; throws
+   * FetchFailed if the fetch exceeds `within` milliseconds. A `persistent` value is kept in the client's store across
+   * restarts and must survive JSON unchanged (null, booleans, finite numbers, strings, arrays, plain objects), else
+   * TypeError.
    * @template T
    * @param {string} key
    * @param {() => T | Promise<T>} fetch
@@ -61,7 +61,7 @@ export class Cache {
   }
 
   /**
-   * What is there, and when it was fetched.
+   * Return the cached value and the time of its fetch.
    * @param {string} key
    * @returns {Entry | undefined}
    */
@@ -70,7 +70,7 @@ export class Cache {
   }
 
   /**
-   * Lets go of keys; whether one of them was persistent.
+   * Drop keys. Returns whether one of them was persistent.
    * @param {Iterable<string>} keys
    */
   drop(keys) {
@@ -98,7 +98,7 @@ export class Cache {
   }
 
   /**
-   * What a store had kept, where nothing newer is there.
+   * Add the entries of a store, where there is nothing newer.
    * @param {Record<string, Entry>} entries
    */
   restore(entries) {
@@ -136,7 +136,7 @@ export class Cache {
         const at = this.#clock();
         const value = await fetch();
         if (persistent && !isJson(value)) {
-          // Rather now, to whoever asks, than when all of it is saved.
+          // Throw to this caller, not later when everything is saved.
           throw new TypeError(`What was fetched for ${key} is not what comes back from JSON, and cannot be kept.`);
         }
         if (mine()) {
@@ -148,7 +148,7 @@ export class Cache {
           return value;
         }
         if (generation !== this.#generation) return value;
-        // It was invalidated meanwhile, and may be from before.
+        // The key was invalidated during the fetch, so the value may be stale.
         const newer = this.#entries.get(key);
         if (newer !== undefined) return /** @type {T} */ (newer.value);
         const others = this.#fetching.get(key); // of whoever came after that
@@ -183,7 +183,7 @@ async function inTime(key, fetch, within) {
 }
 
 /**
- * Whether a value comes back from JSON as it was: undefined, NaN, dates and objects of classes do not.
+ * Return whether a value survives JSON unchanged: undefined, NaN, dates and class instances do not.
  * @param {any} value
  * @returns {boolean}
  */

@@ -1,7 +1,7 @@
-// The client: live, offline-proof momentum data of one user.
+// The client: live momentum data of one user, also offline.
 //
-// It connects, comes back by itself for as long as it is open, and keeps its place. Every failure is a typed error, told
-// to listeners of "error" and to `log`; nothing is printed.
+// It connects, reconnects for as long as it is open, and keeps its position. Every failure is a typed error, passed to
+// listeners of "error" and to `log`; nothing is printed.
 
 import { listenToBrowser } from "./browser.js";
 import { address, connect, fresh, isOpen, randomId, subject, webSocket } from "./connection.js";
@@ -26,25 +26,25 @@ import { Reporter } from "./reporter.js";
 /** @import { Connection } from "./connection.js" */
 
 /**
- * What listeners are called with.
+ * The arguments of listeners.
  * @typedef {object} ClientEvents
  * @property {Event} event a committed change
- * @property {Resync} resync the stream begins anew: events may be missing before it
- * @property {State} state the state is another
- * @property {string[]} invalidated cache keys that have just been dropped
- * @property {ClientError} error something failed; the client goes on, unless it is an Ended
+ * @property {Resync} resync the stream starts afresh: events before it may be missing
+ * @property {State} state the state has changed
+ * @property {string[]} invalidated cache keys that were just dropped
+ * @property {ClientError} error something failed; the client continues, unless the error is Ended
  */
 
 /**
  * @typedef {object} Options
- * @property {string | null} [userId] whose data, where it is not the token's own
- * @property {string} [clientId] names the device; a second connection with the same user and name replaces the first
- * @property {string[]} [channels] asked for beside the user's own
- * @property {Store | null} [store] keeps place, state, persistent cache and outbox across restarts
+ * @property {string | null} [userId] whose data to read, if the token does not say or acts for somebody else
+ * @property {string} [clientId] name of the device; a second connection with the same user and name replaces the first
+ * @property {string[]} [channels] channels beside the user's own
+ * @property {Store | null} [store] keeps position, state, persistent cache entries and outbox across restarts
  * @property {number} [patience] milliseconds without a message after which the feed counts as frozen (heartbeats: 25 s)
  * @property {(level: "info" | "warning", message: string) => void} [log]
  * @property {() => number} [clock] milliseconds since 1970
- * @property {any} [WebSocket] where the runtime has none, such as the one of the package `ws`
+ * @property {any} [WebSocket] for runtimes without one, such as that of the package `ws`
  * @property {typeof fetch} [fetch]
  * @property {AbortSignal} [signal] closes the client
  */
@@ -89,7 +89,7 @@ export class Client {
   /**
    * @param {string} url the server's root
    * @param {string | (() => string | Promise<string>)} token a token, or what gives one: it is called for each
-   *   connection, and when the token is about to expire
+   * connection, and before the token expires
    * @param {Options} [options]
    */
   constructor(url, token, options = {}) {
@@ -114,7 +114,7 @@ export class Client {
     }
   }
 
-  // What a program asks for
+  // The program's side
 
   /** Reads the store and connects, in the background. */
   start() {
@@ -142,8 +142,8 @@ export class Client {
   }
 
   /**
-   * Logs out: closes the client, and nothing of the user stays, here or in the store. What was marked and not sent is
-   * gone, too; `flush` waits for it. Throws StoreFailed if the store cannot be cleared.
+   * Log out: close the client and delete everything of the user, here and in the store. Changes that are not sent yet
+   * are lost; call `flush` first to send them. Throws StoreFailed if the store cannot be cleared.
    */
   async clear() {
     this.#stop();
@@ -180,8 +180,8 @@ export class Client {
   }
 
   /**
-   * What is known now. Notifications that were marked as read are not in it, told to the server or not. It is the same
-   * object for as long as nothing changes.
+   * The present state. Notifications marked as read are not in it, even before the server knows. The object stays the
+   * same until something changes.
    * @returns {State}
    */
   get state() {
@@ -192,7 +192,7 @@ export class Client {
   getState = () => this.state;
 
   /**
-   * Calls when the state is another. Returns what ends that.
+   * Call the listener when the state has changed. Returns a function that removes it.
    * @param {() => void} listener
    * @returns {() => void}
    */
@@ -219,7 +219,7 @@ export class Client {
   }
 
   /**
-   * Calls the listener with what happens. Returns what ends that.
+   * Call the listener with events of this kind. Returns a function that removes it.
    * @template {keyof ClientEvents} Name
    * @param {Name} name
    * @param {(payload: ClientEvents[Name]) => void} listener
@@ -239,11 +239,11 @@ export class Client {
   }
 
   /**
-   * Every event from now on, in commit order, across all that happens to the connection; and each `Resync`.
+   * Return an iterator of every further event, in commit order, across disconnects, and of each `Resync`.
    *
-   * An event counts as had once the next one is asked for, or `ack` was called with it: with a store, a program that is
-   * started again goes on there, and so does the next iterator. Throws Ended where the client does not come back by
-   * itself. Another iterator takes over, and ends this one.
+   * An event counts as processed once the next one is requested, or after `ack`: with a store, a restarted program, and
+   * the next iterator, continue after it. Throws Ended if the client does not reconnect any more. A second iterator
+   * ends the first.
    * @returns {AsyncIterableIterator<Event | Resync>}
    */
   events() {
@@ -251,7 +251,7 @@ export class Client {
   }
 
   /**
-   * The program is done with this: for one that leaves its loop on purpose, lest it comes again.
+   * Acknowledge an event as processed, for a program that leaves its loop and does not want it again.
    * @param {Event | Resync} event
    */
   ack(event) {
@@ -259,7 +259,7 @@ export class Client {
   }
 
   /**
-   * Waits until the state is current. Throws Ended, or Offline where the client was closed, if it will not be.
+   * Wait until the state is current. Throws Ended, or Offline if the client was closed.
    * @returns {Promise<State>}
    */
   async waitUntilLive() {
@@ -268,9 +268,9 @@ export class Client {
   }
 
   /**
-   * Resolves once it is kept; the server is told now or, offline, later. What the server has against it, is told to
-   * listeners of "error". Throws TypeError if it is no UUID, StoreFailed if there is a store and it could not be kept
-   * there: it is told to the server as long as the program runs, and the store is tried again.
+   * Mark a notification as read. Resolves once the mark is stored; the server is told now or later. A refusal is passed
+   * to listeners of "error". Throws TypeError if the id is not a UUID, StoreFailed if the mark could not be stored: it
+   * is sent for as long as the program runs, and the store is retried.
    * @param {string} notificationId
    */
   async markNotificationRead(notificationId) {
@@ -284,13 +284,13 @@ export class Client {
     }
   }
 
-  /** Waits until the server has taken everything that was marked. Throws as `waitUntilLive`. */
+  /** Wait until the server has confirmed every mark. Throws as `waitUntilLive`. */
   async flush() {
     await this.#known.stream.surely(() => this.#known.outbox.waiting.length === 0);
   }
 
   /**
-   * The momentum with what events do not carry: its breakdown and count. Throws Offline or RequestFailed.
+   * Return the momentum with its breakdown and count, which events do not carry. Throws Offline or RequestFailed.
    * @returns {Promise<Momentum>}
    */
   async requestMomentumUpdate() {
@@ -300,8 +300,8 @@ export class Client {
   }
 
   /**
-   * Asks for channels, now and whenever it connects; offline, with the next connection. Throws RequestFailed if one of
-   * them is not granted; then none of them is held.
+   * Subscribe to channels, now and on each reconnect; offline, with the next connection. Throws RequestFailed if one of
+   * them is not granted; then none is subscribed to.
    * @param {string[]} channels
    */
   async subscribe(channels) {
@@ -319,7 +319,7 @@ export class Client {
   }
 
   /**
-   * Lets go of channels.
+   * Unsubscribe from channels.
    * @param {string[]} channels
    */
   async unsubscribe(channels) {
@@ -337,7 +337,7 @@ export class Client {
     if (connection !== null && !this.#checkFrozen()) void this.#once("probe", () => this.#probe(connection));
   }
 
-  // The connection, again and again
+  // Connecting and reconnecting
 
   async #run() {
     await this.#known.load();
@@ -391,7 +391,7 @@ export class Client {
   }
 
   /**
-   * One connection, to its end; what ended it.
+   * Run one connection to its end, and return what ended it.
    * @returns {Promise<ClientError>}
    */
   async #connect() {
@@ -507,7 +507,7 @@ export class Client {
     }
   }
 
-  /** What the program wants is another than what the address asked for, if it has asked meanwhile. */
+  /** Correct the subscriptions if the program changed its wishes while connecting. */
   async #greeted() {
     const more = this.#wanted.filter((channel) => !this.#askedFor.includes(channel));
     const less = this.#askedFor.filter((channel) => !this.#wanted.includes(channel));
@@ -517,7 +517,7 @@ export class Client {
   }
 
   /**
-   * Says so, together with what goes in the next moment.
+   * Acknowledge keys, several of the next moment in one message.
    * @param {string[]} keys
    */
   #isGone(keys) {
@@ -530,7 +530,7 @@ export class Client {
     });
   }
 
-  /** Reads the momentum where events do not say what it is, until what is read is not older than they. */
+  /** Read the momentum where events do not determine it, until the answer is no older than they. */
   async #readAgain() {
     while (this.#known.following.state.unsure && this.#known.following.online) {
       await this.requestMomentumUpdate().catch((error) => this.#teller.report(error));
@@ -551,7 +551,7 @@ export class Client {
   }
 
   /**
-   * Does something, unless it is under way already.
+   * Run work in the background, unless it is running already.
    * @param {string} name
    * @param {() => Promise<void>} work
    */

@@ -31,9 +31,9 @@ const TERMINATE_AFTER_MS = 2_000;
 const TOKEN_TIMEOUT_MS = 30_000;
 
 /**
- * The socket's address on a server with this root. Throws TypeError if `url` is none.
+ * Return the WebSocket address on a server with this root URL. Throws TypeError if `url` is not a URL.
  *
- * Written by hand, because React Native's URL cannot do it.
+ * It does not use URL, because React Native's implementation is incomplete.
  * @param {string} url
  * @param {Record<string, string | null>} query
  * @param {string[]} channels
@@ -49,7 +49,7 @@ export function address(url, query, channels) {
 }
 
 /**
- * Whether what goes to this address can be read on the way: it is not encrypted, and leaves the machine.
+ * Return whether traffic to this address is readable by others: unencrypted, and beyond this machine.
  * @param {string} target
  */
 export function isOpen(target) {
@@ -57,7 +57,7 @@ export function isOpen(target) {
 }
 
 /**
- * Whose token it is, by its own word, which the server checks; null if it does not say.
+ * Return the user that a token claims, which the server verifies; null if it claims none.
  * @param {string} token
  * @returns {string | null}
  */
@@ -71,7 +71,7 @@ export function subject(token) {
 }
 
 /**
- * The text in base64 of either alphabet: not every runtime has `atob`.
+ * Decode base64 of either alphabet: not every runtime has `atob`.
  * @param {string} encoded
  */
 function fromBase64(encoded) {
@@ -119,7 +119,7 @@ export class Connection {
   }
 
   /**
-   * Has `take` called with each text; what that throws ends the connection.
+   * Call `take` with each message; an exception of it ends the connection.
    * @param {(text: string) => void} take
    */
   listen(take) {
@@ -137,7 +137,7 @@ export class Connection {
   }
 
   /**
-   * Sends, if there still is somebody; whoever listens hears of it if not.
+   * Send a message. If the connection is gone, the listener learns of it.
    * @param {Record<string, unknown>} message
    */
   send(message) {
@@ -145,7 +145,7 @@ export class Connection {
   }
 
   /**
-   * Sends, and waits for the answer. Throws Offline or RequestFailed.
+   * Send a message and return its answer. Throws Offline or RequestFailed.
    * @param {Record<string, unknown>} message
    * @returns {Promise<any>}
    */
@@ -168,7 +168,7 @@ export class Connection {
   }
 
   /**
-   * Hands an answer to whoever asked; whether anybody had.
+   * Pass an answer to the caller that waits for it. Returns whether there was one.
    * @param {any} message
    */
   answered(message) {
@@ -178,7 +178,7 @@ export class Connection {
   }
 
   /**
-   * Ends the connection and every question, and does not wait for the network to agree.
+   * Close the connection and fail all open questions, without waiting for the network.
    * @param {ClientError} why
    */
   end(why) {
@@ -200,7 +200,7 @@ export class Connection {
 }
 
 /**
- * What a close code means.
+ * Return the error for a close code.
  * @param {number} code
  * @param {string} reason
  */
@@ -211,7 +211,7 @@ function lost(code, reason) {
 }
 
 /**
- * A token, asked for where it is given by a function. Throws TokenUnavailable.
+ * Return a token, calling the provider if it is a function. Throws TokenUnavailable.
  * @param {string | (() => string | Promise<string>)} token
  * @returns {Promise<string>}
  */
@@ -241,9 +241,9 @@ export async function fresh(token) {
 }
 
 /**
- * An open connection. Throws Ended, Rejected or ConnectionLost.
+ * Open a connection. Throws Ended, Rejected or ConnectionLost.
  *
- * A browser does not tell why a handshake failed, so the same token asks again over HTTP.
+ * Browsers hide why a handshake failed, so the reason is requested over HTTP with the same token.
  * @param {string} target
  * @param {string} token
  * @param {{WebSocket: typeof WebSocket, fetch: typeof fetch | undefined, url: string, userId: string | null,
@@ -278,7 +278,7 @@ export async function connect(target, token, { WebSocket, fetch, url, userId, si
 }
 
 /**
- * Why the server does not take a connection.
+ * Return why the server refuses a connection.
  * @param {string} url
  * @param {string} token
  * @param {string | null} userId
@@ -314,7 +314,7 @@ async function refusal(url, token, userId, fetch, signal) {
 }
 
 /**
- * The WebSocket that is given, or the runtime's. Throws Ended if there is none.
+ * Return the given WebSocket, or the runtime's. Throws Ended if there is none.
  * @param {any} given
  * @returns {typeof WebSocket}
  */

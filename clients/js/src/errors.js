@@ -1,4 +1,4 @@
-// What a program that uses the SDK is told. The client goes on by itself, unless the error is an Ended.
+// The errors of the SDK. The client continues by itself, unless the error is Ended.
 
 /** The root of the SDK's errors. `message` is one sentence for a person. */
 export class ClientError extends Error {
@@ -59,7 +59,7 @@ export class Gap extends ClientError {
   name = "Gap";
 }
 
-/** The server sent what is no message of the protocol. */
+/** The server sent something that is not a message of the protocol. */
 export class NotUnderstood extends ClientError {
   name = "NotUnderstood";
 }
@@ -93,7 +93,7 @@ export class Offline extends ClientError {
   name = "Offline";
 }
 
-/** The client does not come back by itself. */
+/** The client does not reconnect. */
 export class Ended extends ClientError {
   name = "Ended";
 

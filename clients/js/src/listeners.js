@@ -1,6 +1,6 @@
-// Whoever wants to be told. EventTarget is not in every runtime.
+// Listeners by kind. Not every runtime has EventTarget.
 
-/** Listeners by the name of what they are told of. */
+/** Listeners by kind. */
 export class Listeners {
   /** @type {Map<string, Set<(payload: any) => void>>} */
   #byName = new Map();
@@ -22,7 +22,7 @@ export class Listeners {
   }
 
   /**
-   * Whether anybody wants to be told of this.
+   * Return whether there is a listener of this kind.
    * @param {string} name
    */
   has(name) {
@@ -39,7 +39,7 @@ export class Listeners {
 }
 
 /**
- * Calls what is the program's. What it throws is no reason not to go on, and surfaces where uncaught errors do.
+ * Call a listener. An exception does not stop the client, and surfaces as an uncaught error.
  * @param {() => void} call
  */
 export function carefully(call) {

@@ -1,7 +1,7 @@
-// The messages of the protocol that are data of the program's, as types. They are on the wire as they are here.
+// Types of the protocol's data that programs see. On the wire they have the same form.
 
 /**
- * A user's latest score. What is absent or null is not known: an event carries no count and no breakdown.
+ * A user's latest score. Absent and null fields are unknown: an event carries no count and no breakdown.
  * @typedef {object} Momentum
  * @property {string} user_id
  * @property {boolean} has_data
@@ -41,7 +41,7 @@
  */
 
 /**
- * A user's state, as it is kept.
+ * A user's state, as it is stored.
  * @typedef {object} Saved
  * @property {Momentum | null} momentum
  * @property {Intervention[]} interventions
@@ -50,7 +50,7 @@
  */
 
 /**
- * What was published, with its own fields.
+ * The fields of a published event.
  * @typedef {Record<string, any> & {event_type: string, user_id?: string, timestamp?: string}} Fields
  */
 

@@ -9,9 +9,9 @@ const ATTEMPTS = 5;
 const held = new Set();
 
 /**
- * A store in a file, replaced as a whole. Only its owner can read it: what is in it is a user's.
+ * A file that is replaced as a whole, and readable by its owner only.
  *
- * It is one program's at a time. A second one is told so: each of them would put its own place in the other's place.
+ * One program uses it at a time; a second one gets an error, because each would overwrite the other's position.
  */
 export class FileStore {
   #path;
@@ -92,7 +92,7 @@ export class FileStore {
   }
 
   /**
-   * Takes away the lock of a process that is gone; one that was made meanwhile is put back.
+   * Remove the lock of a process that is gone; one that was created meanwhile is put back.
    * @param {number} holder
    */
   async #breakLock(holder) {

@@ -1,4 +1,4 @@
-// What the program has done and the server does not know yet: kept in order, sent a few at a time, each once.
+// Changes that the server does not have yet: kept in order, sent a few at a time, each once.
 
 const A_SECOND = 10; // servers take 20 messages a second
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
@@ -23,7 +23,7 @@ export class Outbox {
   }
 
   /**
-   * Done now; what waits already waits on. Throws TypeError if it is no UUID.
+   * Add a mark; one that waits already keeps its place. Throws TypeError if the id is not a UUID.
    * @param {string} id
    */
   add(id) {
@@ -33,7 +33,7 @@ export class Outbox {
   }
 
   /**
-   * What is to be sent now, and then is under way until it is `done` or the connection `lost`. No more than ten a second.
+   * Return marks to send now. They are under way until `done`, `later` or `lost`. At most ten per second are returned.
    * @param {number} now in milliseconds
    */
   take(now) {
@@ -48,7 +48,7 @@ export class Outbox {
   }
 
   /**
-   * The server has answered, and will not say otherwise.
+   * Remove a mark that the server has confirmed or refused for good.
    * @param {string} id
    */
   done(id) {
@@ -57,20 +57,20 @@ export class Outbox {
   }
 
   /**
-   * The server could not do it now.
+   * Return a mark to the queue, because the server could not handle it now.
    * @param {string} id
    */
   later(id) {
     this.#underWay.delete(id);
   }
 
-  /** Nobody knows what became of what was under way: it is sent again, which changes nothing if it had been. */
+  /** Return all marks under way to the queue. The server may have them; repeating is harmless. */
   lost() {
     this.#underWay.clear();
   }
 
   /**
-   * What a store had kept, before what was added since.
+   * Add the marks of a store, before those added since.
    * @param {string[]} waiting
    */
   restore(waiting) {

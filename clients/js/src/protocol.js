@@ -1,4 +1,4 @@
-// What a client knows, without its socket: where it stands, what came, and what that means for the program.
+// The client's side of the protocol, without its socket: position, received messages, and their meaning.
 // The rules are those of spec/vectors/following.json, close.json and backoff.json.
 
 import { Gap, NotUnderstood } from "./errors.js";
@@ -10,7 +10,8 @@ import { UserState } from "./state.js";
 /** @typedef {"come_back" | "fresh_token" | "later" | "end"} Verdict */
 
 /**
- * A committed change, on the channel it came by. `fields` are its own; `type`, `userId` and `timestamp` are among them,
+ * A committed change, on the channel that delivered it. `fields` are its own; `type`, `userId` and `timestamp` are
+ * among them,
  * and empty where an operator published without them.
  * @typedef {object} Event
  * @property {"event"} kind
@@ -23,8 +24,8 @@ import { UserState } from "./state.js";
  */
 
 /**
- * The stream begins anew here: events may be missing before it, and the state was read as it is now. `reason` is null
- * for the first time, else why it could not go on: `expired`, `history_changed`, `unknown_id` or `gap`.
+ * The stream starts afresh here: events before it may be missing, and the state was read anew. `reason` is null at the
+ * first start, else why the stream could not continue: `expired`, `history_changed`, `unknown_id` or `gap`.
  * @typedef {object} Resync
  * @property {"resync"} kind
  * @property {string} id
@@ -40,7 +41,7 @@ import { UserState } from "./state.js";
  */
 
 /**
- * What the server says to a message of ours, or of the token.
+ * An answer of the server to a message, or its notice that the token expires.
  * @typedef {object} Answer
  * @property {"answer"} kind
  * @property {Record<string, any> & {type: string}} message
@@ -49,8 +50,8 @@ import { UserState } from "./state.js";
 /** @typedef {Event | Resync | Invalidated | Answer} Output */
 
 /**
- * What is known of the user now, and how current that is: where `status` is not `live`, all of it was current at `since`,
- * milliseconds since 1970 (null: never).
+ * The present data of the user, and how current they are. Where `status` is not `live`, everything was current at
+ * `since`, milliseconds since 1970 (null: never).
  * @typedef {object} State
  * @property {Status} status
  * @property {number | null} since
@@ -81,7 +82,7 @@ const VERDICTS = {
 };
 
 /**
- * What to do after a close code, or after an HTTP status that came in a socket's place.
+ * Return the reaction to a close code, or to an HTTP status of a failed handshake.
  * @param {number} code
  * @returns {Verdict}
  */
@@ -90,7 +91,7 @@ export function verdict(code) {
 }
 
 /**
- * Milliseconds to wait after so many failures in a row: full jitter, 20 s at most.
+ * Return the milliseconds to wait after a number of failures in a row: full jitter, at most 20 s.
  * @param {number} failures
  * @param {number} chance between 0 and 1
  */
@@ -99,10 +100,11 @@ export function pause(failures, chance) {
 }
 
 /**
- * One client's place in the stream. Times are milliseconds: `now` since 1970, `at` on a clock that only goes forward.
+ * One client's position in the stream. Times are milliseconds: `now` since 1970, `at` on a monotonic clock.
  *
- * `lastEventId` is the last event that came; `position` is how far the server says that the stream has come for this
- * client, with no event for it in between: from there it resumes. `since` is when what it knows was last known to be current, where it is not live. `userId` is null until known.
+ * `lastEventId` is the id of the last received event; `position` is how far the server's stream has come for this
+ * client, with no event for it in between: a reconnect resumes from there. `since` is when the data were last known to
+ * be current, while the status is not live. `userId` is null until known.
  */
 export class Protocol {
   #heardAt = 0;
@@ -132,7 +134,7 @@ export class Protocol {
   }
 
   /**
-   * Goes on where a store says that it was.
+   * Continue from a stored position.
    * @param {string} userId
    * @param {string | null} lastEventId
    * @param {number | null} since
@@ -150,7 +152,7 @@ export class Protocol {
   }
 
   /**
-   * The socket is there; the greeting is not.
+   * Note that the socket is open, and the subscription is not confirmed yet.
    * @param {number} now
    * @param {number} at
    */
@@ -160,7 +162,7 @@ export class Protocol {
   }
 
   /**
-   * The socket is gone.
+   * Note that the socket is gone.
    * @param {number} now
    */
   lost(now) {
@@ -170,7 +172,7 @@ export class Protocol {
   }
 
   /**
-   * The client does not come back.
+   * Note that the client does not reconnect any more.
    * @param {number} now
    */
   ended(now) {
@@ -179,7 +181,7 @@ export class Protocol {
   }
 
   /**
-   * Whether nothing came for longer than `patience` milliseconds.
+   * Return whether nothing arrived for longer than `patience` milliseconds.
    * @param {number} at
    * @param {number} patience
    */
@@ -188,7 +190,7 @@ export class Protocol {
   }
 
   /**
-   * The place is of no use; the next connection begins with a snapshot.
+   * Drop the position; the next connection begins with a snapshot.
    * @param {string} reason
    */
   forget(reason) {
@@ -202,7 +204,7 @@ export class Protocol {
   }
 
   /**
-   * What is known now, without the notifications that the user has read.
+   * Return the present data, without notifications that the user has read.
    * @param {{has(id: string): boolean}} without
    * @returns {State}
    */
@@ -213,7 +215,7 @@ export class Protocol {
   }
 
   /**
-   * A text frame. Throws Gap where an event is missing before it, NotUnderstood where it is no message.
+   * Handle a message. Throws Gap if an event is missing before it, NotUnderstood if it is not a message.
    * @param {string} text
    * @param {number} now
    * @param {number} at
@@ -348,7 +350,7 @@ const ANSWERS = new Set([
 ]);
 
 /**
- * What each type of message must have for the client to go on from it.
+ * The fields that each type of message must have.
  * @type {Record<string, (message: any) => boolean>}
  */
 const READABLE = {

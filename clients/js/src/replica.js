@@ -1,4 +1,4 @@
-// All that a client knows and keeps of its user: place, state, cache, outbox, and what the program has yet to take.
+// Everything that a client knows and stores of its user: position, state, cache, outbox, events not read yet.
 
 import { Cache } from "./cache.js";
 import { Protocol } from "./protocol.js";
@@ -17,7 +17,7 @@ export class Replica {
   #ahead = 0;
   #report;
   #dropped;
-  /** @type {Document | null} what the store has of whoever it is of */
+  /** @type {Document | null} stored data of a user not known yet */
   #pending = null;
   /** Whether the user has logged out: nothing is taken over or kept any longer. */
   #over = false;
@@ -86,7 +86,7 @@ export class Replica {
   }
 
   /**
-   * Goes on where the store says that this user was; of another's nothing is shown, nor kept any longer.
+   * Continue from the stored position of this user. Data of another user are neither shown nor kept.
    * @param {string} userId
    */
   #takeOver(userId) {
@@ -127,7 +127,7 @@ export class Replica {
   }
 
   /**
-   * The socket is there.
+   * Note that the socket is open.
    * @param {number} at milliseconds on a clock that only goes forward
    */
   opened(at) {
@@ -136,8 +136,8 @@ export class Replica {
   }
 
   /**
-   * Whether nothing came for longer than `patience` milliseconds, or the machine slept for so long: a clock that only goes
-   * forward may stand still meanwhile, and the other one then runs ahead of it.
+   * Return whether nothing arrived for longer than `patience` milliseconds, or the machine slept that long: a monotonic
+   * clock may stand still meanwhile, and the wall clock then runs ahead of it.
    * @param {number} at
    * @param {number} patience
    */
@@ -146,8 +146,8 @@ export class Replica {
   }
 
   /**
-   * A text frame; throws as `Protocol.receive`. It may say how far the stream is: a program that has had all events goes on
-   * from there.
+   * Handle a message; throws as `Protocol.receive`. A heartbeat may advance the position of a program that has
+   * processed all events.
    * @param {string} text
    * @param {number} at milliseconds on a clock that only goes forward
    */
@@ -159,13 +159,13 @@ export class Replica {
   }
 
   /**
-   * Whose connection it will be, by the token's own word: enough to let go of what is another's.
+   * Prepare for the user that the token claims: data of another user are dropped at once.
    * @param {string | null} userId
    */
   isFor(userId) {
     const wanted = this.#userId ?? userId;
     if (wanted === null) {
-      // As of `service_role`, unless the token only does not say whose it is.
+      // As of `service_role`; a token may also not name its user.
       if (this.following.userId === null) this.#takeOver("");
       return;
     }
@@ -201,7 +201,7 @@ export class Replica {
   }
 
   /**
-   * It is another user's now.
+   * Begin anew for another user.
    * @param {string} userId
    */
   #startOver(userId) {
@@ -217,7 +217,7 @@ export class Replica {
   }
 
   /**
-   * The momentum was read; false if it may be older than the last event.
+   * Take over a momentum that was read; false if it may be older than the last event.
    * @param {Momentum} momentum
    */
   readAgain(momentum) {
@@ -228,7 +228,7 @@ export class Replica {
   }
 
   /**
-   * The server has answered. What was read is not unread, also before the event that says so has come.
+   * Remove a mark that the server has answered. The notification stays read before its event arrives.
    * @param {string} id
    * @param {boolean} gone
    */

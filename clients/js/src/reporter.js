@@ -1,4 +1,4 @@
-// What a program is told: of failures, of events, and of a state that is another.
+// Reports failures, events and changes of the state to the program.
 
 import { Ended, Gap, NotUnderstood, Rejected, RequestFailed, StoreFailed } from "./errors.js";
 import { Listeners, carefully } from "./listeners.js";
@@ -71,7 +71,7 @@ export class Reporter {
     if (channels.length > 0) this.report(new RequestFailed("forbidden", `Not allowed to have ${channels.join(", ")}.`));
   }
 
-  /** Tells of the state, if it is another than was told last. */
+  /** Report the state if it has changed since the last report. */
   tellState() {
     if (!this.#listeners.has("state")) return;
     const { state } = this;

@@ -7,7 +7,7 @@ const UNREAD = new Set(["pending", "sent", "delivered"]);
 const MOST_NOTIFICATIONS = 1_000;
 const LATE = "~"; // behind every date
 
-// The types of the fields that events of the app's own tables have.
+// Types of the fields of the app's events.
 const TEXT = ["string"];
 const TEXT_OR_NULL = ["string", "null"];
 const SCORE = {
@@ -46,8 +46,8 @@ const LEFT_OUT = { title: "", message: "", trigger_reason: "", action_data: null
 /**
  * One user's momentum, open interventions, and unread notifications.
  *
- * `unsure` is set where events do not say what the latest score is: when it was deleted, or moved to another day. The
- * momentum must be read again then.
+ * `unsure` is set where events do not determine the latest score: it was deleted, or moved to another day. The momentum
+ * must be read again then.
  */
 export class UserState {
   /** @type {Map<string, Intervention>} */
@@ -55,7 +55,7 @@ export class UserState {
   /** @type {Map<string, Notification>} */
   #notifications = new Map();
   /**
-   * Since the last read: of each day the last event. A read that is older than they is found out by them.
+   * The last event of each day since the last read. They reveal a read that is older.
    * @type {Map<string, Fields>}
    */
   #days = new Map();
@@ -87,7 +87,7 @@ export class UserState {
   }
 
   /**
-   * Takes over a snapshot, or what was kept of one.
+   * Take over a snapshot, or a stored state.
    * @param {{momentum: Momentum | null, interventions: Intervention[] | {interventions: Intervention[]} | null,
    *   notifications: Notification[], unsure?: boolean}} snapshot
    */
@@ -102,7 +102,7 @@ export class UserState {
   }
 
   /**
-   * All of it, for a store.
+   * Return the state to store.
    * @returns {Saved}
    */
   saved() {
@@ -111,7 +111,7 @@ export class UserState {
   }
 
   /**
-   * An event after the snapshot and all before it. Whether anything changed; nothing does for other users'.
+   * Apply the next event. Returns whether anything changed; events of other users change nothing.
    * @param {Fields} event
    * @returns {boolean}
    */
@@ -139,7 +139,7 @@ export class UserState {
   }
 
   /**
-   * It is not there any more.
+   * Remove a notification.
    * @param {string} notificationId
    */
   forgetNotification(notificationId) {
@@ -147,10 +147,10 @@ export class UserState {
   }
 
   /**
-   * Takes over a momentum that was read after the last event; false if it may be older than that event.
+   * Take over a momentum that was read after the last event; false if it may be older than that event.
    *
-   * A change can be told before those who read can see it. Where a later day may have been moved away, the same must be
-   * read twice.
+   * An event may arrive before its change is visible to readers. Where a later day may have been moved away, the same
+   * momentum must be read twice.
    * @param {Momentum} momentum
    */
   readAgain(momentum) {
@@ -246,7 +246,7 @@ export class UserState {
 }
 
 /**
- * Whether an event has what one of its name has: one of the operator's own may not.
+ * Return whether an event has the fields of its type: an operator's own event may not.
  * @param {Fields} event
  * @param {Record<string, string[]>} types
  */

@@ -1,4 +1,4 @@
-// Where a client keeps its place, its state, its cache and its outbox across restarts.
+// Stores position, state, cache and outbox of a client across restarts.
 
 import { StoreFailed } from "./errors.js";
 import { UserState } from "./state.js";
@@ -11,8 +11,8 @@ const VERSION = 1;
 const RETRY_MS = [1_000, 2_000, 5_000, 15_000, 60_000];
 
 /**
- * A place for one text, which `save` replaces wholly or not at all; the empty text clears it. What the methods throw is
- * told as StoreFailed, and a save is tried again. `close` is called with the client's.
+ * Storage for one string, which `save` replaces completely or not at all; an empty string clears it. Exceptions are
+ * reported as StoreFailed, and a save is retried. `close` is called when the client is closed.
  * @typedef {object} Store
  * @property {() => string | null | Promise<string | null>} load
  * @property {(text: string) => void | Promise<void>} save
@@ -20,7 +20,7 @@ const RETRY_MS = [1_000, 2_000, 5_000, 15_000, 60_000];
  */
 
 /**
- * What is kept, as one, so that a state and its place never come apart.
+ * Everything that is stored, as one document, so that a state and its position never come apart.
  * @typedef {object} Document
  * @property {number} version
  * @property {string} user_id
@@ -51,7 +51,7 @@ export class LocalStore {
   }
 }
 
-/** The place up to which the program has had everything, with the state there, and the store that keeps it. */
+/** The position up to which the program has processed everything, the state there, and the store of both. */
 export class Keeper {
   #store;
   #clock;
@@ -82,7 +82,7 @@ export class Keeper {
   }
 
   /**
-   * The program has had this; a program that is started again goes on behind it.
+   * Record that the program has processed an event; a restarted program continues after it.
    * @param {Output} output
    */
   settle(output) {
@@ -95,7 +95,7 @@ export class Keeper {
   }
 
   /**
-   * The stream has come this far, and the program has had all of it.
+   * Advance to a position when the program has processed all events before it.
    * @param {string} position
    */
   advance(position) {
@@ -105,7 +105,7 @@ export class Keeper {
   }
 
   /**
-   * It is another user now.
+   * Begin anew for another user.
    * @param {string} userId
    */
   startOver(userId) {
@@ -120,7 +120,7 @@ export class Keeper {
   }
 
   /**
-   * Whether something waits to be saved, and the last failure is long enough ago.
+   * Return whether unsaved changes are due, given the last failure.
    * @param {number} at milliseconds on a clock that only goes forward
    */
   isDue(at) {
@@ -128,7 +128,7 @@ export class Keeper {
   }
 
   /**
-   * What is there for this user, or for whoever it will be if that is not known. Throws StoreFailed.
+   * Return the stored document of this user, or of any user while it is not known. Throws StoreFailed.
    * @param {string | null} userId
    * @returns {Promise<Document | null>}
    */
@@ -154,7 +154,7 @@ export class Keeper {
   }
 
   /**
-   * Goes on where a document of this user says that it was.
+   * Continue from a document of this user.
    * @param {Document} document
    */
   takeOver(document) {
@@ -165,7 +165,7 @@ export class Keeper {
   }
 
   /**
-   * Keeps the settled place, after whatever is being saved, once it is known whose it is. Throws StoreFailed.
+   * Save the processed position, after the running save, once the user is known. Throws StoreFailed.
    * @param {Protocol} following
    * @param {number | null} knownAt
    * @param {Record<string, Entry>} cache
@@ -207,12 +207,12 @@ export class Keeper {
   }
 
   /**
-   * Writes, after whatever is being written. What could not be is still to be saved.
+   * Write once the previous write has ended. On failure the changes stay unsaved.
    * @param {Store} store
    * @param {string} text
    */
   #write(store, text) {
-    // The first part of a save is synchronous: a page that is being closed gets no further.
+    // The first part of a save is synchronous, because a closing page does not run the rest.
     const saved = this.#idle ? attempt(() => store.save(text)) : this.#saving.then(() => attempt(() => store.save(text)));
     this.#idle = false;
     this.#saving = saved.then(
@@ -249,7 +249,7 @@ async function attempt(work) {
 }
 
 /**
- * Throws for a document of which parts are not what they are to be: somebody else wrote it, or half of it is lost.
+ * Throw for a document that is incomplete or of another program.
  * @param {any} document
  */
 function check({ user_id: userId, last_event_id: place, known_at: knownAt, state, cache, outbox }) {

@@ -1,4 +1,4 @@
-// What has come and the program has not taken yet, and who waits for it.
+// Events that have arrived and that the program has not read yet.
 
 import { Offline } from "./errors.js";
 
@@ -7,7 +7,7 @@ import { Offline } from "./errors.js";
 
 const MOST_WAITING = 10_000;
 
-/** Outputs in order. `settle` is called with each once the program has had it. */
+/** Events and resyncs in order. `settle` is called with each once the program has processed it. */
 export class Stream {
   #settle;
   /** @type {Output[]} */
@@ -25,7 +25,7 @@ export class Stream {
     this.#settle = settle;
   }
 
-  /** Whether the program has had everything. */
+  /** Whether the program has processed everything. */
   get empty() {
     return this.#waiting.length === 0;
   }
@@ -41,7 +41,7 @@ export class Stream {
   }
 
   /**
-   * It came. Where nobody ever iterated, the program has had it; where nobody does any longer, it waits a while.
+   * Add an event. Without any iterator so far it counts as processed; if there was one, it waits for a while.
    * @param {Output} output
    */
   add(output) {
@@ -54,7 +54,7 @@ export class Stream {
   }
 
   /**
-   * The program has had everything up to this.
+   * Record that the program has processed everything up to this.
    * @param {Output} output
    */
   ack(output) {
@@ -73,10 +73,10 @@ export class Stream {
     this.#waiting = [];
   }
 
-  /** What comes from now on, and what waits. It takes over from another iterator, if there is one. */
+  /** Start an iterator of everything that waits or comes; it replaces an earlier one. */
   begin() {
     const events = new Events(this);
-    // An iterator that the program has let go of without a word is not waited for, where the runtime can tell.
+    // An iterator that the program dropped silently does not hold the stream, if the runtime can tell.
     this.#iterator = typeof WeakRef === "function" ? new WeakRef(events) : { deref: () => events };
     this.tell();
     return events;
@@ -87,7 +87,7 @@ export class Stream {
   }
 
   /**
-   * Whether this is the iterator.
+   * Return whether this is the current iterator.
    * @param {Events} events
    */
   holds(events) {
@@ -95,7 +95,7 @@ export class Stream {
   }
 
   /**
-   * The program has left its loop.
+   * Note that the program has left its loop.
    * @param {Events} events
    */
   release(events) {
@@ -104,7 +104,7 @@ export class Stream {
   }
 
   /**
-   * What comes after `last`, which the program has had; undefined at the end. Throws Ended.
+   * Return what follows `last`, which the program has processed; undefined at the end. Throws Ended.
    * @param {Events} events
    * @param {Event | Resync | undefined} last
    * @returns {Promise<Event | Resync | undefined>}
@@ -130,7 +130,7 @@ export class Stream {
   }
 
   /**
-   * No more will come: the reason, or null where the program wanted it so.
+   * End the stream with an error, or with null if the program closed it.
    * @param {Ended | null} why
    */
   finish(why) {
@@ -140,7 +140,7 @@ export class Stream {
   }
 
   /**
-   * Waits until something is so, or no more will come.
+   * Wait until a condition holds, or the stream ends.
    * @param {() => boolean} reached
    * @returns {Promise<void>}
    */
@@ -157,7 +157,7 @@ export class Stream {
   }
 
   /**
-   * Waits until something is so. Throws Ended, or Offline where the client was closed, if it will not be.
+   * Wait until a condition holds. Throws Ended, or Offline if the client was closed, when it cannot.
    * @param {() => boolean} reached
    */
   async surely(reached) {
@@ -167,7 +167,7 @@ export class Stream {
 }
 
 /**
- * The events of a client, in order. Ends where another iterator takes over, or the client is closed.
+ * The events of a client, in order. It ends when another iterator replaces it, or the client is closed.
  * @implements {AsyncIterableIterator<Event | Resync>}
  */
 export class Events {
