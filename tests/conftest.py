@@ -1,4 +1,4 @@
-"""Fixtures are plugins by subject."""
+"""Fixtures, as plugins by subject."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def tree(path: str) -> ast.Module:
 
 
 def imports(path: str) -> Iterator[str]:
-    """Whatever a file imports, by full name, at the top or within a function."""
+    """Yield everything that a file imports, by full name, at the top or within a function."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,7 +47,7 @@ def imports(path: str) -> Iterator[str]:
 
 
 def ours(path: str) -> set[str]:
-    """The parts of the package that a file imports: `eventlog`, `errors`, …"""
+    """Return the parts of the package that a file imports: `eventlog`, `errors`, …"""
     return {name.split(".")[1] for name in imports(path) if name.startswith("momentum_sync.")}
 
 
@@ -58,7 +58,7 @@ def test_architecture_md_says_which_files_are_pure() -> None:
 
 @pytest.mark.parametrize("path", PURE)
 def test_a_pure_file_imports_no_io_and_asks_neither_clock_nor_chance(path: str) -> None:
-    allowed = {"os"} if path == "settings.py" else set()  # whose defaults depend on who runs it
+    allowed = {"os"} if path == "settings.py" else set()  # its defaults depend on the user that runs it
     used = {name.split(".")[0] for name in imports(path) if not name.startswith("urllib.parse.")}
     assert used & IO <= allowed
     assert "observe" not in ours(path)
@@ -196,7 +196,7 @@ def test_architecture_md_names_every_module_and_none_that_is_not_there() -> None
 
 
 def lines(node: ast.AST) -> int:
-    """How long a function or file is, docstrings not counted."""
+    """Return the length of a function or file in lines, without docstrings."""
     count = 0
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         assert node.end_lineno is not None
@@ -251,7 +251,7 @@ def test_no_word_for_what_is_put_off() -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path != "tasks.py"])
 def test_a_task_is_ended_by_tasks_end(path: str) -> None:
-    """A cancellation may be lost, so whoever waits for a cancelled task uses `tasks.end`. Timers are another thing."""
+    """A cancellation may be lost, so tasks are cancelled by `tasks.end` only. Timers are something else."""
     source = (PACKAGE / path).read_text(encoding="utf-8")
     for name in re.findall(r"\b(\w+)\.cancel\(\)", source):
         timer = re.search(

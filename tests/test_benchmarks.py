@@ -1,4 +1,4 @@
-"""The benchmarks measure: some run here from end to end, and a line says what it should. No number is asserted."""
+"""The benchmarks run: some from end to end, and the report says what it should. No number is asserted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed: the SDK alone by default; pages, their SDK and migrations are in the wheel."""
+"""The installed package: the SDK alone by default; the wheel has pages, JavaScript SDK and migrations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked, with nothing beside it but what the SDK depends on."""
+    """Return the unpacked wheel, with only the SDK's dependencies beside it."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)],

@@ -1,4 +1,4 @@
-"""What is locked: by hash, and not below what is known to be broken."""
+"""Locked requirements: by hash, and not below versions with known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCKED = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
 
-# The first versions without what is named beside them; `script/audit` asks for all that is known, where it can.
+# The first versions without the named vulnerability; `script/audit` queries for all known ones, where it can.
 AT_LEAST = {
     "pyjwt": ((2, 13), "CVE-2026-48523, GHSA-xgmm-8j9v-c9wx: a JWK taken for an HMAC secret, an allow-list passed by"),
 }

@@ -1,4 +1,4 @@
-"""The protocol as it is written down: printed from the code, in the form of AsyncAPI, and what is really sent."""
+"""The printed specification: current, valid AsyncAPI, and equal to the real messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def vectors(name: str) -> list[dict[str, Any]]:
 
 
 def test_the_messages_of_the_vectors_are_those_of_the_document() -> None:
-    """What the SDKs' tests take for a server's message is one; what the server refuses is refused here as well."""
+    """Every server message of the vectors is valid, and every message that the server refuses is not."""
     for case in vectors("following"):
         for step in case["steps"]:
             if "receive" in step and step.get("error") != "NotUnderstood" and step["receive"]["type"] != "weather":
@@ -68,7 +68,7 @@ def test_the_messages_of_the_vectors_are_those_of_the_document() -> None:
                 case["message"],
                 validate_formats=True,
             )
-            # That one of two fields is needed, a schema of both does not say.
+            # The schema cannot say that one of two fields is required.
             assert valid is ("code" not in case) or case["name"] == "an acknowledgement of nothing", case["name"]
 
 

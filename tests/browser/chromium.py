@@ -1,4 +1,4 @@
-"""The browser, and how it is started."""
+"""Starting the browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of the README: a demo, and its pages as a coach's desktop and a user's phone show them."""
+"""The README's screenshots: the demo's pages on a coach's desktop and a user's phone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CARE = """
 
 
 def main() -> None:
-    """Writes docs/*.png."""
+    """Write docs/*.png."""
     if CHROMIUM is None:
         raise SystemExit("There is no Chromium on this machine. Debian and Ubuntu: sudo apt install chromium")
     with short_folder() as folder:

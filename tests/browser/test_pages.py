@@ -1,4 +1,4 @@
-"""The pages in a real Chromium, by what a person does and sees. Skipped, and saying so, where there is no Chromium."""
+"""The pages in a real Chromium, by the actions and observations of a person. Skipped with a reason without Chromium."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
-    """A window whose pages must not complain, and must not ask anybody but the server for anything."""
+    """Return a browser context whose pages must log no error and contact no other server."""
     context = browser.new_context(locale="en-GB", timezone_id="UTC")
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -52,7 +52,7 @@ def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
     context.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     yield context
-    gone = ("ERR_CONNECTION_REFUSED", "Unexpected response code: 503")  # a server that is away, or not ready yet
+    gone = ("ERR_CONNECTION_REFUSED", "Unexpected response code: 503")  # the server may be away or starting
     assert [text for text in complaints if not text.endswith(gone)] == []
     assert hosts == {urlsplit(demo.links[0]).netloc}
 
@@ -83,7 +83,7 @@ def notify(demo: Demo, title: str) -> None:
 
 
 def until_read(page: Page, conninfo: str, title: str) -> None:
-    """Waits until a notification is opened in the database; the page shows it as read before."""
+    """Wait until a notification is opened in the database; the page shows it as read before."""
     ends_at = time.monotonic() + 20
     with psycopg.connect(conninfo, autocommit=True) as connection:
         while True:
@@ -102,7 +102,7 @@ def test_a_user_sees_momentum_change_and_reads_what_there_is_to_read(demo: Demo,
     sql(demo, f"{TODAYS} and user_id = {AMARA}", 81.5, "Rising")
     expect(page.get_by_role("img", name="Momentum 81.5 of 100: Rising")).to_be_visible()
     expect(page.locator("#state")).to_have_text("▲ Rising")
-    # The history is read again, because the server says that it is another.
+    # The history is read again, because the epoch has changed.
     page.get_by_text("As a table").click()
     expect(page.locator("#trend tbody tr")).to_have_count(30)
     expect(page.locator("#trend tbody tr").first).to_contain_text("81.5")
@@ -134,7 +134,7 @@ def test_without_a_connection_the_page_opens_and_keeps_what_is_done(demo: Demo, 
     sql(demo, f"{TODAYS} and user_id = {AMARA}", 64.5, "Steady")
     expect(page.get_by_role("img", name="Momentum 64.5 of 100: Steady")).to_be_visible()
     page.wait_for_function("() => navigator.serviceWorker.controller !== null")
-    page.reload()  # now what it is made of has gone through the worker
+    page.reload()  # now the service worker has cached the page
     expect(page.get_by_role("status")).to_have_text("live")
     expect(page.locator("#trend svg")).to_be_visible()
     port = int(urlsplit(demo.links[1]).netloc.rsplit(":", 1)[1])
@@ -204,7 +204,7 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#queue tr")).to_have_count(1)
     sql(demo, "update coach_interventions set status = 'completed' where intervention_type = 'escalation'")
     expect(page.locator("#queue tr")).to_have_count(1)
-    expect(page.locator("#queue")).to_contain_text("check in")  # a filter for what is gone lets go
+    expect(page.locator("#queue")).to_contain_text("check in")  # a filter for a person who is gone is reset
 
 
 def test_a_coachs_page_is_opened_again_and_without_a_connection(demo: Demo, page: Page) -> None:
@@ -229,7 +229,7 @@ def test_a_coachs_page_is_opened_again_and_without_a_connection(demo: Demo, page
     expect(page.locator("#care")).to_contain_text("Amara")
     expect(page.locator("[data-state=Steady]")).to_contain_text("5")
     expect(page.locator("#days svg")).to_be_visible()
-    # What is kept is kept for one token's owner.
+    # Stored data belong to the owner of one token.
     address, given = demo.links[0].split("#")
     page.goto("about:blank")
     page.goto(f"{address}#{given.replace('access_token=', 'access_token=x.')}")
@@ -262,7 +262,7 @@ def test_one_person_in_detail_by_keyboard(demo: Demo, page: Page) -> None:
 def test_by_screen_reader_in_any_light_and_on_any_screen(
     demo: Demo, browser: Browser, link: int, viewport: Any, scheme: Any
 ) -> None:
-    """axe-core's rules for WCAG 2.2 AA, and nothing to scroll sideways for."""
+    """The pages pass axe-core's rules for WCAG 2.2 AA and do not scroll sideways."""
     notify(demo, "Read me")
     page = browser.new_page(viewport=viewport, color_scheme=scheme)
     page.goto(demo.links[link])
@@ -410,7 +410,7 @@ def test_the_queue_can_be_read_on_a_phone(demo: Demo, browser: Browser) -> None:
 
 
 def test_what_the_pages_may_do(demo: Demo) -> None:
-    """Nothing but their own scripts and styles, and this server."""
+    """The pages may use their own scripts and styles and this server, nothing else."""
     root = demo.links[0].split("#")[0].removesuffix("coach.html")
     for path in ("coach.html", "user.js", "sdk/index.js"):
         headers = httpx.get(root + path).headers

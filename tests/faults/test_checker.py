@@ -1,4 +1,4 @@
-"""The checker against records made by hand: what is right passes, and each kind of wrong is named."""
+"""The checker on records made by hand: correct ones pass, and each kind of error is named."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_before_a_branch_is_lost_its_events_are_right_and_afterwards_those_of_th
 
 
 def test_a_snapshot_that_waited_for_a_truncate_may_find_the_table_empty() -> None:
-    """The history ends there; in one that goes on it is a loss."""
+    """The history ends there; in one that continues it is a loss."""
     client = Client("c", "u", NOTES | SCORES, True, [snapshot(), *came(2), snapshot()])
     ended = Branch(HISTORY[:2])
     assert check_branches(client, [ended, []]) != []

@@ -1,4 +1,4 @@
-"""A short random history as it must be, and broken servers that must be found out."""
+"""A short random history must be correct, and the checker must detect broken servers."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_each_condition_around_the_database(fault: str) -> None:
 
 @pytest.mark.parametrize("mutation", sorted(TELLING))
 def test_a_broken_server_is_found_out(mutation: str) -> None:
-    """By the fault that brings its defect to light, so that a few short histories are enough."""
-    for seed in range(5, 11):  # whether a fault hits at a telling moment is chance, and rarer on a busy machine
+    """The fault that reveals the defect is injected, so that a few short histories are enough."""
+    for seed in range(5, 11):  # whether a fault hits at a revealing moment is chance, and rarer on a busy machine
         verdict = run(seed, 8.0, mutation=mutation, only=[TELLING[mutation]], settle=5.0)
         if any("did not settle" not in sentence for sentence in verdict.wrong):
             return

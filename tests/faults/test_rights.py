@@ -1,4 +1,4 @@
-"""A short run of random rights as it must be, and two servers that leak and must be found out."""
+"""A short run of random rights must be correct, and two servers that leak must be detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short runs of the fuzzing commands, and the same targets with what hypothesis comes up with."""
+"""Short runs of the fuzzing commands, and the same targets with inputs of hypothesis."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_http_with_every_check_of_schemathesis() -> None:
 
 
 def _mutated(module: ModuleType) -> st.SearchStrategy[bytes]:
-    """Seeds of a target, cut, joined and changed in places, or anything at all."""
+    """Return seeds of a target, cut, joined and changed in places, or arbitrary bytes."""
     seeds = st.sampled_from(module.SEEDS)
 
     @st.composite
@@ -70,7 +70,7 @@ async def test_frames() -> None:
 
 
 def test_the_targets_notice_what_they_are_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that lets an exception through, and one that keeps what it should not."""
+    """A decoder that leaks an exception, and one that keeps too much, are detected."""
     seed = replication.SEEDS[3]
     monkeypatch.setattr(replication, "decode", lambda data: 1 / 0)
     with pytest.raises(ZeroDivisionError):

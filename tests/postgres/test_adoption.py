@@ -1,4 +1,4 @@
-"""Databases that have something already: the app's tables, the seed's own implementation, an earlier version."""
+"""Migration of databases that have the app's tables, the seed's own implementation, or an earlier version."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def facts(conninfo: str, query: str) -> dict[str, str]:
 
 
 def rows(conninfo: str) -> list[object]:
-    """The app's data."""
+    """Insert the app's data."""
     with psycopg.connect(conninfo) as connection:
         return [connection.execute(f"select * from public.{table} order by id".encode()).fetchall() for table in TABLES]
 
@@ -121,7 +121,7 @@ def fill(conninfo: str) -> UUID:
 
 @pytest.fixture
 def app(empty_database: str) -> str:
-    """The seed's app, with rows and with the seed's implementation, before it has heard of us."""
+    """Return the seed's app, with rows and the seed's implementation, before it is adopted."""
     run(empty_database, text("database/bootstrap.sql"), APP)
     fill(empty_database)
     run(empty_database, SEED)
@@ -129,7 +129,7 @@ def app(empty_database: str) -> str:
 
 
 def quiet(conninfo: str, *, again: bool = False) -> list[str]:
-    """Migrate; return what that told."""
+    """Migrate. Return the reported lines."""
     told: list[str] = []
     migrate(conninfo, tell=told.append, again=again)
     return told
@@ -137,7 +137,7 @@ def quiet(conninfo: str, *, again: bool = False) -> list[str]:
 
 def test_all_ways_end_in_the_same_objects(cluster: str) -> None:
     def earlier(conninfo: str) -> None:
-        """As the present files' forerunners left it."""
+        """Apply the files of the previous version."""
         run(conninfo, text("database/bootstrap.sql"), *EARLIER.values())
         run(
             conninfo,
@@ -177,7 +177,7 @@ def test_all_ways_end_in_the_same_objects(cluster: str) -> None:
             before(conninfo)
             quiet(conninfo)
             ends[name] = facts(conninfo, ENDS)
-            ends[name].pop("function momentum_set_updated_at()", None)  # belongs to tables that are made
+            ends[name].pop("function momentum_set_updated_at()", None)  # belongs to tables that the migrations create
             ends[name].pop("function momentum.has_changed_policies(text)")  # a constant that says which policies differ
     fresh = ends.pop("fresh")
     assert len(fresh) > 100
@@ -193,7 +193,7 @@ def test_adoption_takes_nothing_away(app: str) -> None:
     assert rows(app) == data
     changed = {name for name, fact in before.items() if after.get(name) != fact}
     assert changed == {
-        # What asked nobody, or believed what users write about themselves: the seed's two holes, and its triggers.
+        # The seed's two holes, a function without a check and a policy on user_metadata, and its triggers.
         "policy coach_interventions: Coaches can view all interventions",
         *(
             name
@@ -233,7 +233,7 @@ def test_the_app_writes_and_reads_as_before(app: str) -> None:
 
 
 def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
-    """Of the three tables one has a right that no shipped policy gives."""
+    """One of the three tables has a right that no shipped policy grants."""
     told = quiet(app)
     with psycopg.connect(app) as connection:
         changed = connection.execute("select table_name from momentum.policies where changed").fetchall()
@@ -243,7 +243,7 @@ def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
         " permissive (auth.uid() = assigned_coach_id)"
     ]
     assert any("two events in place of one" in line for line in told)
-    assert quiet(app) == []  # told when something was applied; after that `--status` says it
+    assert quiet(app) == []  # reported when something was applied; later by `--status`
     assert set(told) & set(status(app))
 
 
@@ -295,7 +295,7 @@ def test_what_differs_is_told(app: str, change: str, says: str) -> None:
 def test_a_table_of_another_shape_is_refused_and_nothing_changes(
     empty_database: str, change: str, named: str, recorded: bool
 ) -> None:
-    """By `migrate`, and by whichever of our files the Supabase CLI would begin with."""
+    """`migrate` refuses, and so does each file that the Supabase CLI could begin with."""
     app = empty_database
     policies = (
         'drop policy "Users can view own interventions" on coach_interventions;' if "user_id type" in change else ""
@@ -376,7 +376,7 @@ def test_applied_by_hand_each_file_leaves_the_session_as_it_was(empty_database: 
 
 
 def test_uninstall_leaves_an_app_as_it_was(empty_database: str) -> None:
-    """All but the admins' and coaches' policies, which are ours and go, had been there."""
+    """Only the policies of admins and coaches are the product's, and are dropped."""
     run(empty_database, text("database/bootstrap.sql"), APP)
     fill(empty_database)
     before, data = facts(empty_database, APPS), rows(empty_database)
@@ -466,7 +466,7 @@ def test_what_has_our_names_and_is_not_ours_is_refused(empty_database: str, thei
 
 
 def test_uninstall_leaves_what_others_put_beside_ours(database: str) -> None:
-    """It fails, and says what of theirs is in the way."""
+    """It fails, and names the objects of others that are in the way."""
     run(database, "create function momentum.mine() returns int language sql return 1")
     before = facts(database, APPS)
     with pytest.raises(Unsuitable, match=r"momentum\.mine"):
@@ -553,7 +553,7 @@ def test_a_partitioned_table_is_adopted_again_and_again(empty_database: str) -> 
 
 
 def test_an_unlogged_table_is_refused(empty_database: str) -> None:
-    """Its rows are in no WAL."""
+    """The WAL has no rows of unlogged tables."""
     unlogged = (
         "alter publication supabase_realtime drop table momentum_notifications;"
         "alter table momentum_notifications set unlogged"

@@ -27,7 +27,7 @@ APP_OWNER = "owner_of_the_app"
 
 @pytest.fixture
 def attacker(db: Sql) -> Iterator[str]:
-    """A role that may log in, and nothing else."""
+    """Return a role that may only log in."""
     db.execute(sql.SQL("create role {} login").format(sql.Identifier(ATTACKER)))
     try:
         yield ATTACKER
@@ -37,7 +37,7 @@ def attacker(db: Sql) -> Iterator[str]:
 
 @contextmanager
 def armed(database: str, role: str) -> Iterator[Sql]:
-    """A session of the role, with domains in pg_temp that are named as types and have code in their constraints."""
+    """Return a session of the role, with domains in pg_temp named as types, whose constraints run code."""
     with psycopg.connect(make_conninfo(database, user=role), autocommit=True) as session:
         session.execute(
             sql.SQL(

@@ -1,4 +1,4 @@
-"""The log's table: appended by its holder alone, kept by day, asked for what a snapshot has not seen."""
+"""The log: appended to by the holder of the checkpoint, partitioned by day, searched for unseen events."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Open = Callable[..., Awaitable[Writer]]
 
 @pytest_asyncio.fixture
 async def open_log(database: str) -> AsyncIterator[Open]:
-    """Opens another writer of the log."""
+    """Return a function that opens another writer of the log."""
     writers: list[Writer] = []
 
     async def opened(slot: str = "s", limits: LogLimits | None = None) -> Writer:
@@ -286,7 +286,7 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Writ
     db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset in (1, 3)")
     assert len(await keep_partitions(log.connections, retention=timedelta(days=2))) == 1
     assert (await log.acquire(FACTS)).epoch == first.epoch
-    # The clock had gone back: what is left of before 3 is of no use.
+    # The clock had gone back: events before 3 that remain are useless.
     assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
     assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
     make()
@@ -442,7 +442,7 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
 async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since_the_oldest_transaction(
     log: Writer, db: Sql
 ) -> None:
-    """One transaction is open since before all of these events."""
+    """One transaction has been open since before all of these events."""
     await log.acquire(FACTS)
     for start in range(0, 40_000, 10_000):
         await log.write(

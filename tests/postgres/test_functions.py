@@ -1,4 +1,4 @@
-"""What a client asks the database for, and whom it answers."""
+"""The database functions that serve clients, and their checks of the caller."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The installed schema against what Supabase's database advisor warns of, as queries of our own.
+"""The installed schema against rules of Supabase's database advisor, as queries written here.
 
-The numbers are the advisor's names of its rules. What it calls an exposed schema is `public`: what is there,
-anybody can reach who has the public API key.
+The numbers are the advisor's names of its rules. Its exposed schema is `public`, which everybody with the public API
+key
+can reach.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def test_the_advisor_finds_nothing(db: Sql, rule: str, query: str) -> None:
 
 
 def test_each_rule_finds_what_it_looks_for(db: Sql) -> None:
-    """The queries are ours: here is one of each kind that they must not overlook."""
+    """Each query finds an example of what it must not overlook."""
     db.execute(
         "create table public.open (user_id uuid, password text); grant select on public.open to anon;"
         "create function public.loose() returns int language sql security definer as 'select 1';"
@@ -115,7 +116,7 @@ def test_clients_cannot_look_into_momentum(db: Sql) -> None:
 
 
 def test_more_than_one_permissive_policy_stands_only_where_each_is_a_rule_of_its_own(db: Sql) -> None:
-    """0006 warns of several for one role and action, for speed; here an operator can drop one and leave the rest."""
+    """Rule 0006 warns of several for one role and action, for speed; here an operator can drop just one."""
     rows = db.execute(
         "select tablename, cmd, count(*) from pg_policies"
         " where schemaname = 'public' and permissive = 'PERMISSIVE' and 'authenticated' = any(roles)"
@@ -129,7 +130,7 @@ def test_more_than_one_permissive_policy_stands_only_where_each_is_a_rule_of_its
 
 
 def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
-    """What runs as its owner is a trigger, or only the server's own role may call it."""
+    """A function that runs as its owner is a trigger, or only the server's role may call it."""
     rows = db.execute(
         FUNCTIONS.format("p.prosecdef and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)").encode()
     ).fetchall()

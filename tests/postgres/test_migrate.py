@@ -1,4 +1,4 @@
-"""The runner, its bookkeeping with the Supabase CLI, and a database laid out as Supabase lays it out."""
+"""The migration runner, its bookkeeping shared with the Supabase CLI, and a database with Supabase's layout."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str, monk
 def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer has one of the tables and wants the next while the migration has that and wants the first."""
+    """A writer holds one table and wants the next, while the migration holds that and wants the first."""
     again = "update supabase_migrations.schema_migrations set statements = array['another text']"
     with psycopg.connect(database, autocommit=True) as writer, ThreadPoolExecutor() as elsewhere:
         user = new_user(writer)
@@ -178,9 +178,9 @@ def test_tables_that_the_app_has_already_are_kept(empty_database: str) -> None:
 
 @pytest.fixture
 def supabase(cluster: str) -> Iterator[tuple[str, str]]:
-    """A database as Supabase has it: roles and publication there, `auth` somebody else's, `postgres` no superuser.
+    """Yield a database with Supabase's layout: `auth` has another owner, `postgres` is no superuser.
 
-    Yields the conninfo of its owner, and that of a superuser.
+    Yields the connection strings of its owner and of a superuser.
     """
     with temporary_database(cluster) as conninfo, psycopg.connect(conninfo, autocommit=True) as admin:
         for role, attributes in {
@@ -248,7 +248,7 @@ def test_supabases_layout(supabase: tuple[str, str]) -> None:
 
 
 def _auth(admin: psycopg.Connection[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    """Everything of `auth`, and the publication's and the roles' own rows, as they stand in the catalog."""
+    """Return everything in `auth`, the publication and the roles, as in the catalog."""
     return [
         *admin.execute(
             "select oid, relowner, relacl::text, relrowsecurity, relnatts from pg_class"

@@ -1,4 +1,4 @@
-"""Row level security as it stands, and the grants of channels that follow it."""
+"""Row level security, and the grants of channels that follow it."""
 
 from __future__ import annotations
 

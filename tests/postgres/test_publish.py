@@ -1,4 +1,4 @@
-"""`momentum.publish`: what an operator may rely on, and the two switches beside it."""
+"""`momentum.publish`: its guarantees, and the two switches beside it."""
 
 from __future__ import annotations
 

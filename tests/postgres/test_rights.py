@@ -1,4 +1,4 @@
-"""Channels held and asked, policies that change, tokens that were revoked: the database's part."""
+"""Granted and checked channels, changed policies, revoked tokens: the database's part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHANGED = {
 
 
 def grants(database: str, subject: UUID | None, *channels: str, app_role: str | None = None, **more: Any) -> Answer:
-    """What the server is told when it asks as a caller, under its own role."""
+    """Return the grants that the server reads as a caller, under its own role."""
     claims = {"sub": str(subject), "iat": 2_000_000_000, "app_metadata": {"role": app_role}, **more}
     with psycopg.connect(make_conninfo(database, user=SERVER_ROLE)) as connection:
         connection.execute("select momentum.become('authenticated', %s)", (json.dumps(claims),))
@@ -123,7 +123,7 @@ def test_a_broken_look_does_not_fail_the_operators_statement(db: Sql) -> None:
 
 
 def test_versions_of_a_row_go_with_its_events_as_far_as_policies_may_ask(db: Sql, user: UUID) -> None:
-    """Under the shipped policies that is the last version of a row that is gone: it cannot be SELECTed any more."""
+    """Under the shipped policies only the last version of a deleted row is carried: it cannot be selected any more."""
     coach = new_user(db)
     db.execute("select pg_create_logical_replication_slot('raw', 'test_decoding')")
     change = "update coach_interventions set assigned_coach_id = %s"

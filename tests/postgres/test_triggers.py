@@ -1,4 +1,4 @@
-"""Each trigger with each operation: what it publishes, and on which channels."""
+"""Each trigger with each operation: published events, and their channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def of_type(found: list[tuple[list[str], dict[str, object]]], prefix: str) -> li
 
 
 def made_at(db: Sql, table: str) -> str:
-    """When the one row of a table was made, as events say it."""
+    """Return the creation time of the only row of a table, in the format of events."""
     row = db.execute(f"select momentum_rfc3339(created_at) from {table}".encode()).fetchone()
     assert row is not None
     return str(row[0])

@@ -1,4 +1,4 @@
-"""A database, a server, a network that can be mistreated, and an SDK."""
+"""A database, a server, a network with faults, and an SDK."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.server.test_cli import clean
 
 @dataclass
 class World:
-    """A user, whose program reaches a server through a network."""
+    """A user whose program reaches a server through a network with faults."""
 
     user: UUID
     database: str
@@ -38,7 +38,7 @@ class World:
 
     @property
     def url(self) -> str:
-        """Where the program finds its server, whichever it is."""
+        """Return the address of the present server for the program."""
         return f"http://127.0.0.1:{self.network.port}"
 
     @asynccontextmanager
@@ -46,7 +46,7 @@ class World:
         self, *, token: str | list[str] | None = None, patience: float = 60.0, channels: list[str] | None = None,
         store: bool = False, user_id: str | None = None, client_id: str | None = None, store_failures: int = 0,
     ) -> AsyncIterator[Driver]:  # fmt: skip
-        """One run of a program that follows the user."""
+        """Run a program that follows the user."""
         tokens = token if isinstance(token, list) else [token or sign(self.user)]
         async with self.sdk.start() as driver:
             await driver.do(
@@ -61,7 +61,7 @@ class World:
 async def world(
     request: pytest.FixtureRequest, start: Start, database: str, user: UUID, tmp_path: Path
 ) -> AsyncIterator[World]:
-    """A server that can be stopped and started behind a network, and one of the SDKs."""
+    """Yield a server that can be stopped and started behind a network, and one of the SDKs."""
     if reason := drivers.missing(request.param):
         pytest.skip(reason)
     network = Proxy()
@@ -94,7 +94,7 @@ class Process:
         self._running: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
-        """Starts it, and waits until it takes sockets."""
+        """Start the server, and wait until it takes connections."""
         world = self._world
         port = free_port()
         environment = {
@@ -117,7 +117,7 @@ class Process:
         world.network.ports = [port]
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the server with SIGKILL."""
         if self._running is not None:
             self._running.kill()
             self._running.wait()
@@ -125,7 +125,7 @@ class Process:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     import socket
 
     with socket.socket() as free:
@@ -135,7 +135,7 @@ def free_port() -> int:
 
 @pytest_asyncio.fixture
 async def process(world: World) -> AsyncIterator[Process]:
-    """A server in a process of its own."""
+    """Yield a server in a process of its own."""
     running = Process(world)
     await running.start()
     yield running

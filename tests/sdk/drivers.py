@@ -1,4 +1,4 @@
-"""The SDKs, each in a program of its own that is told what to do: Python, Node, and a page in a real Chromium."""
+"""The SDKs, each in a program that takes commands: Python, Node, and a page in a real Chromium."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Happened = dict[str, Any]
 
 
 class Driver:
-    """One run of a program with an SDK. What it says is `seen`, in order."""
+    """One run of a program with an SDK. `seen` has its output in order."""
 
     def __init__(self, tell: Callable[[str], Any]) -> None:
         self._tell = tell
@@ -37,17 +37,17 @@ class Driver:
         self._more = asyncio.Condition()
 
     async def happened(self, text: str) -> None:
-        """The program says something."""
+        """Record an output of the program."""
         async with self._more:
             self.seen.append(json.loads(text))
             self._more.notify_all()
 
     async def do(self, what: str, **more: Any) -> None:
-        """Tells the program to do something."""
+        """Send the program a command."""
         await self._tell(json.dumps({"do": what, **more}))
 
     async def until(self, wanted: Callable[[Happened], Any]) -> Happened:
-        """The next thing that is so, after those that were waited for before."""
+        """Return the next output that satisfies a condition, after those awaited before."""
         try:
             async with asyncio.timeout(TIMEOUT_S), self._more:
                 while True:
@@ -62,7 +62,7 @@ class Driver:
             raise AssertionError("it did not come; at last came\n  " + "\n  ".join(map(str, self.seen[-20:]))) from None
 
     async def come(self, what: Callable[[], Any], expected: object) -> None:
-        """Waits until all that was said comes to what is expected. The state is ahead of the events."""
+        """Wait until the output equals what is expected. The state is ahead of the events."""
         try:
             async with asyncio.timeout(TIMEOUT_S), self._more:
                 await self._more.wait_for(lambda: what() == expected)
@@ -70,7 +70,7 @@ class Driver:
             assert what() == expected
 
     async def state(self, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-        """The next state that is so; the latest one counts, if it is."""
+        """Return the next state that satisfies a condition; the latest one counts, if it does."""
         for one in reversed(self.seen):
             if "state" in one:
                 if wanted(one["state"]):
@@ -79,22 +79,22 @@ class Driver:
         return dict((await self.until(lambda one: "state" in one and wanted(one["state"])))["state"])
 
     async def live(self) -> dict[str, Any]:
-        """Waits until it is live."""
+        """Wait until it is live."""
         return await self.state(lambda state: state["status"] == "live")
 
     def all(self, name: str) -> list[Any]:
-        """All that was said under a name."""
+        """Return all outputs under a name."""
         return [one[name] for one in self.seen if name in one]
 
 
 class Sdk(Protocol):
-    """How a program is started, again and again; what it keeps in its store stays."""
+    """Starts a program repeatedly; its store stays."""
 
     def start(self) -> Any:
-        """`async with sdk.start() as driver`: one run, killed at the end."""
+        """Run the program once: `async with sdk.start() as driver`; it is killed at the end."""
 
     def store(self, folder: Path) -> str:
-        """What the program calls its store."""
+        """Return the program's name for its store."""
 
 
 class Program:
@@ -136,7 +136,7 @@ class Program:
 
 
 class Chromium:
-    """A page. Its origin is another than the server's, as an app's is."""
+    """A page. Its origin differs from the server's, like that of an app."""
 
     def __init__(self, context: BrowserContext, origin: str) -> None:
         self._context = context
@@ -170,7 +170,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[tuple[Chromium, str]]:
-    """The browser, and the origin of its pages."""
+    """Yield the browser, and the origin of its pages."""
     files = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(JAVASCRIPT)))
     thread = threading.Thread(target=files.serve_forever, daemon=True)
     thread.start()
@@ -187,18 +187,18 @@ async def chromium() -> AsyncIterator[tuple[Chromium, str]]:
 
 
 def python() -> Program:
-    """The Python SDK."""
+    """Yield the Python SDK."""
     return Program(sys.executable, "-m", "tests.sdk.python_driver")
 
 
 def node() -> Program:
-    """The JavaScript SDK in Node."""
+    """Yield the JavaScript SDK in Node."""
     assert NODE is not None
     return Program(NODE, str(JAVASCRIPT / "test" / "driver_node.js"))
 
 
 def missing(name: str) -> str | None:
-    """Why an SDK cannot be tested on this machine; None if it can, and in CI, where it must."""
+    """Return why an SDK cannot be tested on this machine; None if it can, and in CI, where it must."""
     if "CI" in os.environ:
         return None
     if name == "node" and (NODE is None or not (JAVASCRIPT / "node_modules").is_dir()):

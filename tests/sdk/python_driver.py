@@ -1,4 +1,4 @@
-"""The Python SDK told what to do, as `clients/js/test/driver.js` is: commands in, what happens out, as JSON lines."""
+"""The Python SDK under commands, like `clients/js/test/driver.js`: JSON lines in and out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(**happened: Any) -> None:
 
 
 class Failing(FileStore):
-    """A file on a disk that is full for so many writes."""
+    """A file on a disk that is full for a number of writes."""
 
     def __init__(self, path: str, times: int) -> None:
         super().__init__(path)
@@ -49,7 +49,7 @@ class Driver:
         task.add_done_callback(self.tasks.discard)
 
     async def token(self) -> str:
-        """`!fail` is a provider that fails, `!hold` one that answers when it is released, with the token after it."""
+        """Return a token: `!fail` is a provider that fails, `!hold` one that answers when it is released."""
         self.asked += 1
         write(token=self.asked)
         token = self.tokens.pop(0) if len(self.tokens) > 1 else self.tokens[0]

@@ -1,6 +1,6 @@
-"""A snapshot folded with the events after it equals the tables, for random histories of every operation on them.
+"""A snapshot folded with the events after it equals the tables, for random histories of every operation.
 
-Both SDKs fold the same events; what they come to is held against what the database answers then.
+Both SDKs fold the same events; the results are compared with the database.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ console.log(JSON.stringify(states));
 
 
 class History:
-    """One user's rows, changed at random, with another user who gets some of them."""
+    """One user's rows, changed at random, and another user who gets some of them."""
 
     def __init__(self, db: Sql, chance: random.Random) -> None:
         self._db = db
@@ -54,7 +54,7 @@ class History:
         return self.user if self._chance.random() < share else self._other
 
     def step(self) -> None:
-        """One operation on one of the tables."""
+        """Apply one operation to one of the tables."""
         self._chance.choice([self._score, self._notification, self._intervention])()
 
     def _run(self, *choices: tuple[str, tuple[object, ...]]) -> None:
@@ -138,7 +138,7 @@ class History:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        """As `initial_state` has it."""
+        """Return the snapshot in the form of `initial_state`."""
         row = self._db.execute(_SNAPSHOT, {"user_id": self.user}).fetchone()
         assert row is not None
         momentum, interventions, notifications = (json.loads(text) for text in row[2:5])
@@ -146,7 +146,7 @@ class History:
 
 
 def shown(state: dict[str, Any]) -> dict[str, Any]:
-    """What of a state is held against the tables: all but the times at which something was asked or written."""
+    """Return the part of a state that is compared: everything but times of reads and writes."""
     momentum, interventions = state["momentum"], state["interventions"]
     rows = interventions if isinstance(interventions, list) else interventions["interventions"]
     has = momentum is not None and momentum.get("has_data")
@@ -200,7 +200,7 @@ async def test_the_fold_equals_the_tables(db: Sql, seed: int) -> None:
 
 
 def python(history: dict[str, Any]) -> dict[str, Any]:
-    """As the Python SDK folds it; where events do not say what the momentum is, it is read, twice at most."""
+    """Fold with the Python SDK; where events do not determine the momentum it is read, twice at most."""
     state = UserState(history["user"])
     state.begin(
         msgspec.convert(
@@ -216,7 +216,7 @@ def python(history: dict[str, Any]) -> dict[str, Any]:
 
 
 async def javascript(histories: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As the JavaScript SDK folds it."""
+    """Fold with the JavaScript SDK."""
     assert NODE is not None
     process = await asyncio.create_subprocess_exec(
         NODE, "--input-type=module", "-e", _FOLD, cwd=JAVASCRIPT,

@@ -1,4 +1,4 @@
-"""What is the Python SDK's own: stores, errors of the program, closing, and that nothing is printed."""
+"""The Python SDK's own features: stores, errors of the program, closing, and that nothing is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both SDKs do, against a real server, under the same faults: in Python, in Node, and in a real Chromium."""
+"""The behaviour of both SDKs on a real server under the same faults: in Python, Node, and a real Chromium."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ async def test_the_cache(world: World, db: Sql) -> None:
 
 
 async def test_an_invalidation_is_acknowledged_once_the_entry_is_gone(world: World, db: Sql) -> None:
-    """The server confirms what it was told; the program's store has let go of it by then."""
+    """The server confirms acknowledgements; the program's store has let go of it by then."""
     add_score(db, world.user, score=1)
     key = f"momentum:trend:{world.user}"
     async with world.serve(), world.client(store=True) as driver:
@@ -453,7 +453,7 @@ async def portal(world: World, status: str) -> AsyncIterator[None]:
 
 
 async def test_a_captive_portal_has_no_last_word(world: World, db: Sql) -> None:
-    """Whatever it answers, the client stays, and with it what the user has done."""
+    """The client stays, and with it the user's changes, whatever the answer is."""
     unread = str(add_notification(db, world.user))
     async with world.serve(), world.client(store=True) as driver:
         await driver.live()
@@ -530,7 +530,7 @@ async def test_on_a_shared_device_nobody_is_shown_anothers_state(world: World, d
         await driver.do("close")
         await driver.until(lambda one: one.get("closed"))
     world.network.ports = []
-    async with world.client(store=True, token="!fail") as driver:  # whoever it is, there is no token to be had
+    async with world.client(store=True, token="!fail") as driver:  # no token is available for any user
         await driver.until(lambda one: one.get("error") == "TokenUnavailable")
         await driver.until(lambda one: one.get("token") == 2)
         assert [state["momentum"] for state in driver.all("state")] == [None] * len(driver.all("state"))

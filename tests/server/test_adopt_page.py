@@ -1,8 +1,4 @@
-"""`docs/adopt.md`, command by command, from its first line to its last, on each of its three databases.
-
-The Supabase CLI cannot be had from a registry. In its place stands a script that does what `supabase db push` does with
-files: those whose versions are not recorded are run in order and recorded, statement by statement.
-"""
+"""Every command of docs/adopt.md, run as it is printed."""
 
 from __future__ import annotations
 
@@ -124,7 +120,7 @@ def reader(tmp_path: Path, empty_database: str) -> Reader:
 
 
 def supabase_project(reader: Reader) -> None:
-    """What Supabase has, and the app's tables."""
+    """Create what Supabase has, and the app's tables."""
     with psycopg.connect(reader.database, autocommit=True) as connection:
         connection.execute(text("database/bootstrap.sql").encode())
         connection.execute((ROOT / "tests" / "fixtures" / "app.sql").read_text(encoding="utf-8").encode())

@@ -1,4 +1,4 @@
-"""A server on the seed's app: its clients get their events, and its policies decide who sees what."""
+"""A server on the seed's app: its clients get their events, and its policies decide about each caller."""
 
 from __future__ import annotations
 

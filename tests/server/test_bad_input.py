@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets the contract's error; nothing crashes, nothing leaks, others notice nothing."""
+"""Invalid input of clients gets the contract's error; nothing crashes, nothing leaks, others are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One UPDATE of many rows: bounded memory, nobody who reads is lost, and what comes after it comes."""
+"""One UPDATE of many rows: memory stays bounded, no client that reads is disconnected, and later events arrive."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
 
 
 async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start: Start, own_cluster: Embedded) -> None:
-    """A commit is in the WAL before it can be seen. A client that is told of it reads again, and keeps what it gets."""
+    """A commit is in the WAL before it can be seen. A client that receives the event reads again, and keeps the answer."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user, other = new_user(db), new_user(db)
@@ -295,7 +295,7 @@ async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start
                     asyncio.ensure_future(http.post(f"/sync/{what}", json={"user_id": str(user)}))
                     for what in ("momentum", "history", "notifications", "interventions")
                 ]
-                async with server.http(sign(other)) as others:  # whose data nobody has changed
+                async with server.http(sign(other)) as others:  # a user whose data have not changed
                     answer = await others.post("/sync/momentum", json={"user_id": str(other)})
                     assert answer.status_code == 200
                 assert not [one for one in asked if one.done()]

@@ -35,7 +35,7 @@ class Demo:
 
 
 def command() -> list[str]:
-    """What `script/demo` runs once everything is installed, as the README says it."""
+    """Return the command that `script/demo` runs once everything is installed."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(r"^script/demo$", readme, re.MULTILINE)
     script = (ROOT / "script" / "demo").read_text(encoding="utf-8")
@@ -70,7 +70,7 @@ def reads(address: str | urllib.request.Request) -> str:
 
 
 def target(link: str) -> str:
-    """Where a short link leads."""
+    """Return the target of a short link."""
     parts = urlsplit(link)
     with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
         connection.request("GET", parts.path)

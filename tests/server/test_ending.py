@@ -1,4 +1,4 @@
-"""A server that is told to end: nothing is cut off, everybody is told to come back, the slot is left confirmed."""
+"""A server that is told to end: nothing is cut off, every client gets 1012, the slot is confirmed."""
 
 from __future__ import annotations
 

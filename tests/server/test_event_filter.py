@@ -1,4 +1,4 @@
-"""What is delivered is what the caller could SELECT: policies that change, rows that come into sight and leave it."""
+"""Delivered events are those whose rows the caller could SELECT: changed policies, rows that become visible or hidden."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ HIDDEN = (
 async def test_a_version_that_was_hidden_stays_so_when_the_row_can_be_seen_again(
     server: Server, db: Sql, user: UUID, coach: UUID, changed_before: bool
 ) -> None:
-    """A coach who comes back is not told of what coaches could not see meanwhile."""
+    """A coach who resumes does not get events that coaches could not see meanwhile."""
     async with coaching(server, coach, "interventions:coaches") as client:
         await events(client, db)
         last = client.seen[-1]["event"]["id"]
@@ -362,7 +362,7 @@ def intervene(conninfo: str, user: UUID, coach: UUID) -> None:
 async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
     start: Start, own_cluster: Embedded
 ) -> None:
-    """As where it waits for a standby: nobody can SELECT its rows, and nobody is told of them before."""
+    """As where it waits for a standby: nobody can SELECT its rows, and nobody gets their events before."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         coach, user = new_user(db), new_user(db)

@@ -105,7 +105,7 @@ async def test_slow_requests_over_http_leave_connections_to_others(
 
 
 class Raw:
-    """A socket whose frames are made by hand, and that reads only when it is told to."""
+    """A socket with handmade frames, which reads only on request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

@@ -1,4 +1,4 @@
-"""Who asks for too much, too slowly or too often is turned away, and nobody else notices."""
+"""Excessive, slow and frequent requests are refused, and nobody else is affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Bounds, Server, 
 
 @asynccontextmanager
 async def raw(server: Server) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection of bytes."""
+    """Open a connection of bytes."""
     address = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -31,7 +31,7 @@ async def raw(server: Server) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def error_in(answer: bytes) -> tuple[int, str]:
-    """The status and the code of an answer in the contract's form."""
+    """Return status and code of an answer in the contract's form."""
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
@@ -128,7 +128,7 @@ REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.mark.parametrize("at_once", [3, 10_000])
 async def test_answers_that_nobody_reads_are_given_up(start: Start, bounds: Bounds, at_once: int) -> None:
-    """A few requests wait for their answers for a while; very many are not even kept."""
+    """A few pipelined requests wait for their answers; very many are not kept."""
     bounds("http", answer_s=0.5)
     bounds("http", kernel_bytes=4096)
     loop = asyncio.get_running_loop()
@@ -141,7 +141,7 @@ async def test_answers_that_nobody_reads_are_given_up(start: Start, bounds: Boun
             async with asyncio.timeout(TIMEOUT_S):
                 with pytest.raises(ConnectionError):
                     await loop.sock_sendall(client, REQUEST * at_once)
-                    while True:  # a reset is told to who writes
+                    while True:  # a write reveals the reset
                         await loop.sock_sendall(client, b"\r\n")
                         await asyncio.sleep(0.01)
         assert (await http.get("/sync/health")).status_code == 200
@@ -201,7 +201,7 @@ async def test_the_messages_of_all_of_a_users_sockets_count_together(
     bounds("users", frames=Rate(10, 0.01))
     async with start() as server, server.live(other) as somebody, AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(server.live(user, client_id=name)) for name in "ab"]
-        for client in (one, two) * 5:  # fewer than each of them may alone
+        for client in (one, two) * 5:  # fewer than each connection may send alone
             assert (await client.ask({"type": "ping"}))["type"] == "pong"
         await two.send({"type": "ping"})
         assert (await two.closed())[0] == 4429

@@ -1,4 +1,4 @@
-"""Histories that break where no slot, system or timeline says so: restored copies, truncated tables, lower counters."""
+"""Histories that break without a sign in slot, system or timeline: restored copies, TRUNCATE, lower counters."""
 
 from __future__ import annotations
 

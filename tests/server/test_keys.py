@@ -1,4 +1,4 @@
-"""Tokens by a published key set: a real issuer over HTTP, whose keys change."""
+"""Tokens verified by a published key set: a real issuer over HTTP, whose keys change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAKERS: dict[str, Any] = {
 
 
 class Issuer:
-    """An issuer; `answer` is what it gives for its key set, and `asked` how often it was."""
+    """An issuer; `answer` is its key set, and `asked` counts requests."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, b"{}")
@@ -57,7 +57,7 @@ class Issuer:
                     issuer.answer = (200, b"the reader went away")
 
             def log_message(self, *args: object) -> None:
-                """Nothing to tell."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -95,7 +95,7 @@ def authenticator(issuer: Issuer) -> Authenticator:
 
 @pytest.fixture
 def eager(issuer: Issuer) -> Authenticator:
-    """One that fetches keys again whenever it may."""
+    """Return an authenticator that fetches keys again at every opportunity."""
     return Authenticator(TokenRules(issuer=f"{issuer.url}/auth/v1"), KeyLimits(retry_s=0.0, fresh_s=0.0))
 
 

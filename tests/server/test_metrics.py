@@ -1,4 +1,4 @@
-"""What Prometheus is told: real numbers after real traffic, under names that the dashboard asks for."""
+"""The metrics: real numbers after real traffic, under the names that the dashboard uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Samples = dict[tuple[str, str], float]
 
 
 async def scrape(server: Server) -> Samples:
-    """Each sample's value, by its name and the value of its label."""
+    """Return each sample's value, by its name and label value."""
     async with server.http(apikey=SERVICE_KEY) as http:
         answer = await http.get("/metrics")
     assert answer.status_code == 200
@@ -154,7 +154,7 @@ async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: 
         add_score(db, user)
         db.execute("select pg_logical_emit_message(true, 'momentum_sync', 'no JSON')")
         await client.until("realtime_event")
-        assert db.execute(rows).fetchall() == []  # nothing on the way of an event
+        assert db.execute(rows).fetchall() == []  # nothing on the path of an event
         add_notification(db, user)
         await client.until("realtime_event")
     found = db.execute(rows).fetchall()

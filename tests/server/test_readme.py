@@ -1,4 +1,4 @@
-"""What the README has a newcomer do in an app, as it stands there: build, install, run the examples."""
+"""The README's instructions for an app, as printed: build, install, run the examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `script/build` makes, in a folder of a newcomer's."""
+    """Return the output of `script/build`, in a newcomer's folder."""
     done = subprocess.run([ROOT / "script" / "build"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     folder = tmp_path_factory.mktemp("newcomer")
@@ -33,13 +33,13 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install_line(program: str) -> list[str]:
-    """The README's line, without what it says of it."""
+    """Return the README's command without its comment."""
     (line,) = re.findall(rf"^{program} install .*?(?=  +#)", README, re.MULTILINE)
     return [word.strip("'") for word in line.split()]
 
 
 async def done(*command: str, cwd: Path) -> None:
-    """Runs a command to its end, which must be a good one."""
+    """Run a command to its end, with exit status 0."""
     process = await asyncio.create_subprocess_exec(*command, cwd=cwd, stdout=PIPE, stderr=STDOUT)
     async with asyncio.timeout(300):
         said, _ = await process.communicate()
@@ -47,7 +47,7 @@ async def done(*command: str, cwd: Path) -> None:
 
 
 async def follows(command: list[str], folder: Path, server: Server, db: Sql, user: UUID) -> None:
-    """Runs a program until it has told of a score that was written while it ran."""
+    """Run a program until it has reported a score that was written while it ran."""
     env = {"PATH": os.environ["PATH"], "HOME": str(folder), "MOMENTUM_URL": server.url, "MOMENTUM_TOKEN": sign(user)}
     process = await asyncio.create_subprocess_exec(*command, cwd=folder, env=env, stdout=PIPE, stderr=STDOUT)
     assert process.stdout is not None
@@ -85,7 +85,7 @@ async def test_javascript_as_it_stands_there(dist: Path, server: Server, db: Sql
     shutil.copytree(dist / "dist", folder / "dist")
     shutil.copy(ROOT / "examples" / "follow.mjs", folder)
     await done(*install_line("npm"), "--silent", cwd=folder)
-    await done("npm", "install", "ws", "--silent", cwd=folder)  # as it says for old Node
+    await done("npm", "install", "ws", "--silent", cwd=folder)  # as the README says for old versions of Node
     assert (folder / "node_modules" / "momentum-sync" / "types" / "index.d.ts").is_file()
     await follows([NODE, "follow.mjs"], folder, server, db, user)
 

@@ -1,4 +1,4 @@
-"""Coming back: everything that was missed and nothing else, whole or not at all, over whichever server answers."""
+"""Resumes: exactly the missed events, or none, from any server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Message = dict[str, Any]
 
 
 def fields(message: Message) -> Message:
-    """An event as it is told to a client, whichever of the two messages carries it."""
+    """Return an event's fields, whichever of the two messages carries it."""
     event: Message = message.get("event", message)
     return event
 
 
 async def events(client: Client, count: int) -> list[Message]:
-    """The next `count` events, as they come; nothing else may come between."""
+    """Return the next `count` events; nothing else may arrive in between."""
     found: list[Message] = []
     while len(found) < count:
         message = await client.next()
@@ -44,18 +44,18 @@ async def events(client: Client, count: int) -> list[Message]:
 
 
 async def quiet(client: Client) -> None:
-    """Nothing has come that was not read."""
+    """Assert that every message was read."""
     assert (await client.ask({"type": "ping"}))["type"] == "pong"
 
 
 def chained(messages: list[Message], first: str) -> None:
-    """Each event names the one before it."""
+    """Assert that each event names the one before it."""
     ids = [first, *(fields(message)["id"] for message in messages)]
     assert [fields(message)["previous_id"] for message in messages] == ids[:-1]
 
 
 async def resumed(client: Client, replayed: int) -> list[Message]:
-    """The confirmation of a resume, and what it brings."""
+    """Return the confirmation of a resume, and its events."""
     confirmed = await client.next()
     assert confirmed["type"] == "subscription_confirmed"
     assert (confirmed["resumed"], confirmed["replayed"]) == (True, replayed)
@@ -99,7 +99,7 @@ async def test_nothing_missed_is_a_resume_too(server: Server, db: Sql, user: UUI
 
 
 async def test_straight_after_the_snapshot(server: Server, database: str, db: Sql, user: UUID) -> None:
-    """What the snapshot had not seen, though it began long before, comes with the resume; what it had seen does not."""
+    """Events that the snapshot lacks arrive with the resume, even of old transactions; others do not."""
     with psycopg.connect(database) as old:
         add_notification(old, user, title="began before")
         add_notification(db, user, title="in the snapshot")
@@ -368,7 +368,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
     token = sign(user)
 
     async def come_back(last: str) -> int:
-        """How many questions it took."""
+        """Reconnect. Return the number of questions that it took."""
         asked.clear()
         async with server.connect(token, last_event_id=last) as client:
             assert (await client.next())["resumed"] is True
@@ -395,7 +395,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
 
 
 async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db: Sql, user: UUID) -> None:
-    """`channels` with what PostgreSQL cannot take never gets this far; a claim might."""
+    """Handshakes reject channels that PostgreSQL cannot store; a claim might still fail."""
     pool = CallerPool(server.settings.database_url or "", QueryLimits(), size=2)
     authorizer = Authorizer(pool, SCHEMA, most=10, up_to_date=lambda: True)
     await pool.open()

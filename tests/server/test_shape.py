@@ -1,4 +1,4 @@
-"""The shape that keeps it fast, whatever the machine: what is not done for an event, and not kept for a connection."""
+"""Properties that keep the server fast on any machine: bounded work per event, bounded memory per connection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGE = str(Path(momentum_sync.__file__).parent)
 
 
 def tasks_of_the_server() -> list[str]:
-    """The server's own tasks, by what they do."""
+    """Return the names of the server's own tasks."""
     coroutines = [task.get_coro() for task in asyncio.all_tasks()]
     codes = [code for each in coroutines if (code := getattr(each, "cr_code", None)) is not None]
     return sorted(code.co_qualname for code in codes if code.co_filename.startswith(PACKAGE))

@@ -1,7 +1,7 @@
-"""No token, no content of a message or an event, no name of a person or device is in any log line, or told to others.
+"""No log line and no answer to others has a token, the content of a message or an event, or a name.
 
-The server runs as anybody would run it, at its most talkative; clients say things that it must not repeat, in every
-place where something can be said, and what it and its PostgreSQL wrote is searched for them.
+The server runs at its most verbose level; clients send a marker wherever they can, and the output of server and
+PostgreSQL is searched for it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.fixtures.postgres import add_intervention, add_notification, add_scor
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, TIMEOUT_S, sign
 from tests.server.test_cli import clean
 
-MARK = "xq7secretq7x"  # in whatever must not be repeated
+MARK = "xq7secretq7x"  # marks everything that must not be repeated
 
 
 @asynccontextmanager
 async def talkative(postgres: Embedded, folder: Path) -> AsyncIterator[tuple[str, Path]]:
-    """A server's address, and the file with all that it says."""
+    """Yield a server's address, and the file with its output."""
     said = folder / "said"
     environment = clean(folder, {
         "DATABASE_URL": postgres.conninfo, "SUPABASE_JWT_SECRET": SECRET, "SUPABASE_ANON_KEY": ANON_KEY,
@@ -53,7 +53,7 @@ async def talkative(postgres: Embedded, folder: Path) -> AsyncIterator[tuple[str
 
 
 async def say_everything(url: str, user: UUID, token: str) -> list[str]:
-    """Says the mark wherever a client can say something; the answers that somebody else got meanwhile."""
+    """Send the marker wherever a client can. Return the answers that another client received meanwhile."""
     http_url = httpx.URL(url)
     address = f"ws://{http_url.host}:{http_url.port}{PATH}"
     forged = sign(user)[:-4] + "AAAA"
@@ -117,7 +117,7 @@ async def test_nothing_is_repeated_that_a_client_or_a_row_says() -> None:
                 add_score(db, user)
                 intervention = add_intervention(db, user)
                 answers = await say_everything(url, user, token)
-                # What the log cannot take, what nobody published, a lost connection: all of it is told of.
+                # An unstorable event, a malformed message and a lost connection are all logged.
                 db.execute("alter table momentum.event_log add constraint picky check (event::text not like '%quirk%')")
                 db.execute(
                     "update coach_interventions set trigger_reason = %s where id = %s", (f"quirk {MARK}", intervention)

@@ -1,4 +1,4 @@
-"""`momentum-sync tail`: what happens, in a terminal or for another program, across runs."""
+"""`momentum-sync tail`: output for terminals and programs, across runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.test_cli import clean, run
 
 @asynccontextmanager
 async def tail(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A tail that runs; killed at the end, if it still does."""
+    """Run a tail, killed at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "momentum_sync", "tail", *arguments, cwd=folder,
         env=clean(folder, {"SUPABASE_JWT_SECRET": SECRET, **environment}),

@@ -1,4 +1,4 @@
-"""Each message of the contract, section 2, over a real socket from a client that uses nothing of ours."""
+"""Each message of the contract, section 2, over a real socket, from a client that shares no code with the server."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ OWN = SCHEMA.own(UUID(int=1))
 
 
 class Database:
-    """Stands in for the pool: notes who asks, and answers that the channels are granted, as `held` or `asked`."""
+    """Stands in for the pool: records callers, and answers that the channels are granted, held or checked."""
 
     def __init__(self) -> None:
         self.asked_by: list[Identity] = []

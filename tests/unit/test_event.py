@@ -1,4 +1,4 @@
-"""Ids are opaque to clients and exact for us; what they bring back is read with care."""
+"""Positions and events: opaque to clients, exact for the server, parsed with care."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_why_there_is_no_resume() -> None:
     "text",
     [
         "'; drop table x",
-        "1234abcd-101-1f",  # nobody was given it
+        "1234abcd-101-1f",  # never sent
         "1234abcd-07-1f",
         "1234abcd-7",
         "1234abcd-7-01f",
         "1234abcd-7-1f.5.9.8_6.0_1A.a",
-        "1234abcd-7-1f.5.9.9.0_1A.a",  # under way, and above the snapshot
+        "1234abcd-7-1f.5.9.9.0_1A.a",  # in progress, and above the snapshot
         "1234abcd-7-1f.9.5..0_1A.a",
         "1234abcd-7-1f.0.5..0_1A.a",
         "1234abcd-7-1f.5.99999999999999999999..0_1A.a",

@@ -1,4 +1,4 @@
-"""What a client asks for when it connects."""
+"""The request of a client that connects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One event to all who hold its channels: built once, sent once, in a chain that each can check."""
+"""One event to all subscribers of its channels: encoded once, written once, in a verifiable chain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PER_USER = frozenset({"cache_invalidation"})
 
 
 class Counting(NativeDialect):
-    """The native dialect, which counts what it encodes and may be made to fail."""
+    """The native dialect, with a count of encodings, which can be made to fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Wire:
         self.closing = self.closing or why
 
     def taken(self) -> list[dict[str, Any]]:
-        """The messages so far, however many were written at once."""
+        """Return the messages so far, however many were written at once."""
         messages = []
         for data in self.data:
             while data:
@@ -94,7 +94,7 @@ class Wire:
 
 
 def payload(data: bytes) -> tuple[bytes, bytes]:
-    """What is in the first frame, and what follows it."""
+    """Return the content of the first frame, and the data after it."""
     begins, length = 2, data[1]
     if length > 125:
         begins = 4 if length == 126 else 10
@@ -103,7 +103,7 @@ def payload(data: bytes) -> tuple[bytes, bytes]:
 
 
 class World:
-    """A feed, a hub, and events on them."""
+    """A feed and a hub."""
 
     def __init__(self, *, limit: int = 100, per_user: int = 100, coalesced: int = 16 * 1024) -> None:
         self.feed = LocalFeed(Window(1_000_000))
@@ -159,7 +159,7 @@ class World:
     def publish_together(
         self, *each: tuple[str, ...], xid: int = 50, body: bytes = b'{"event_type":"x"}'
     ) -> list[Event]:
-        """Events on these channels, of one turn."""
+        """Publish events on these channels as one batch."""
         first = self.feed.offset + 1
         events = [
             Event.build(
@@ -182,7 +182,7 @@ def whole_ids(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def shortened(event_id: str) -> str:
-    """Without the mark of the event's commit."""
+    """Return an id without the mark."""
     return "-".join(event_id.split("-")[:2])
 
 

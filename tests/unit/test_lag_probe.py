@@ -1,4 +1,4 @@
-"""The lag_probe: what a beat that comes back, or does not, says of the feed."""
+"""The lag probe: what its return, or absence, says about the feed."""
 
 from __future__ import annotations
 

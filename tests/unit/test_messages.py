@@ -1,4 +1,4 @@
-"""What crosses the socket."""
+"""Messages of the native protocol."""
 
 from __future__ import annotations
 

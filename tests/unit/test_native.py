@@ -1,4 +1,4 @@
-"""A conversation, with literals: no socket, no database, no clock."""
+"""A native session, with literals: no socket, no database, no clock."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def sent(session: Session) -> list[dict[str, Any]]:
 
 
 def deliver(session: Session, *events: Event) -> list[dict[str, Any]]:
-    """Deliver events as a connection does; the messages."""
+    """Deliver events as a connection does. Return the messages."""
     messages = []
     for each in events:
         ids = session.cursor.deliver(each)
@@ -121,12 +121,12 @@ def deliver(session: Session, *events: Event) -> list[dict[str, Any]]:
 
 
 def payload(frame: bytes) -> bytes:
-    """What is in a frame of a server: RFC 6455, section 5.2."""
+    """Return the content of a server's frame: RFC 6455, section 5.2."""
     return frame[2 if frame[1] < 126 else 4 if frame[1] == 126 else 10 :]
 
 
 def receive(session: Session, message: dict[str, Any] | bytes, gateway: Gateway = GATEWAY) -> list[dict[str, Any]]:
-    """Handle a message to its end; the answers."""
+    """Handle a message completely. Return the answers."""
     text = message if isinstance(message, bytes) else json.dumps(message).encode()
     work = session.receive(text, gateway)
     if work is not None:

@@ -1,4 +1,4 @@
-"""What is told of errors: where and of which kind, never a value."""
+"""Log lines of errors: place and kind, never a value."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SECRET = "Amara's secret"
 
 
 class Quoting(psycopg.errors.CheckViolation):
-    """As PostgreSQL words it: the row is in the error."""
+    """An error in PostgreSQL's wording, with the row in it."""
 
     def __str__(self) -> str:
         return f"new row violates check constraint\nDETAIL: Failing row contains ({SECRET})."
 
 
 async def leave_an_exception_behind() -> None:
-    """asyncio tells of it by a message that is formatted already."""
+    """Let asyncio log an exception in a message that is formatted already."""
 
     async def fail() -> None:
         raise ValueError(SECRET)
@@ -40,7 +40,7 @@ async def leave_an_exception_behind() -> None:
 
 @contextmanager
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is written to standard error."""
+    """Return the lines on standard error."""
     written = io.StringIO()
     root = logging.getLogger()
     handlers = list(root.handlers)

@@ -1,4 +1,4 @@
-"""The decoder, on bytes made by hand from the protocol's description and on bytes made by chance."""
+"""The decoder, on bytes written from the protocol's description and on random bytes."""
 
 from __future__ import annotations
 

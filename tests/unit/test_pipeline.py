@@ -1,6 +1,6 @@
-"""What capture makes of a turn's payloads, and the order in which log, slot and listeners hear of it.
+"""The pipeline's handling of payloads, and the order of its effects on log, slot and subscribers.
 
-The stream and the log are stand-ins that note what they are told; the rest is real.
+Stream and log are stand-ins that record calls; the rest is real.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Told:
         self.told.append(("slot", struct.unpack("!cQQQqB", payload)[2]))
 
     def resume(self) -> None:
-        """Reading was never paused."""
+        """Do nothing: reading was never paused."""
 
 
 def wal(payload: bytes) -> bytes:
@@ -72,7 +72,7 @@ def keepalive(end: int, *, reply: bool = False) -> bytes:
 
 
 class Heard:
-    """Listens to the feed, which must stand at each event when that is handed over."""
+    """A subscriber that checks that the feed is at each event when it is delivered."""
 
     def __init__(self, feed: LocalFeed, *, fails_at: int = 0) -> None:
         self._feed = feed
@@ -179,7 +179,7 @@ def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
         assert stuck.for_ever is None
     for _ in range(2):
         stuck.begins()
-        stuck.failed(missing)  # not even begun, which is another place
+        stuck.failed(missing)  # not even begun, which is another LSN
         assert stuck.for_ever is None
     stuck.failed(missing)
     assert stuck.for_ever is missing

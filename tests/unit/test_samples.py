@@ -1,4 +1,4 @@
-"""A part of what was delivered, every failure, and never more than fits."""
+"""Sampling: a part of the delivered events, every failure, and a bounded number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits unsent, over all connections."""
+"""Unsent bytes over all connections."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_at_a_time_goes_beyond_the_limit_and_those_who_read_are_never_stoppe
     for name in ("a", "b", "c"):
         send_budget.wait_for_turn(name, lambda name=name: ready.append(name))  # type: ignore[misc]
     assert (ready, send_budget.has_turn("a"), send_budget.has_turn("b")) == (["a"], True, False)
-    send_budget.done("a")  # and it read all of it
+    send_budget.done("a")  # it has read everything
     assert ready == ["a", "b"]
     send_budget.grew("b", 50)  # it does not read
     send_budget.done("b")

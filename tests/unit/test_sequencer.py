@@ -1,4 +1,4 @@
-"""Numbers are dense, and the same whenever the slot repeats itself."""
+"""Offsets are dense, and the same whenever the slot repeats itself."""
 
 from __future__ import annotations
 

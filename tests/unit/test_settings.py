@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what a wrong one is told."""
+"""Settings: their sources, and the messages of wrong ones."""
 
 from __future__ import annotations
 

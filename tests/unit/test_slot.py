@@ -1,6 +1,6 @@
-"""How much of the replication stream is taken in a turn, and what is done with it when the stream ends.
+"""The payloads taken from the stream in one turn, and at its end.
 
-The connection is a stand-in that says what libpq would; the rest is real.
+The connection is a stand-in with libpq's answers; the rest is real.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from momentum_sync.limits import CaptureLimits
 
 
 class Libpq:
-    """Stands in for a connection whose buffer holds these payloads, and then says 0, or that the stream ended."""
+    """Stands in for a connection that has these payloads buffered, and then returns 0, or that the stream ended."""
 
     socket = -1
     error_message = b"gone"
@@ -43,7 +43,7 @@ class Libpq:
 async def taken(
     monkeypatch: pytest.MonkeyPatch, held: Libpq, *, turns: int = 50, limits: CaptureLimits | None = None
 ) -> tuple[Stream, list[list[bytes]]]:
-    """What is taken in each of the next turns."""
+    """Return the payloads taken in each of the next turns."""
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "add_reader", lambda *_: None)
     monkeypatch.setattr(loop, "remove_reader", lambda *_: None)

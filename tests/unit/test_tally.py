@@ -1,4 +1,4 @@
-"""What a load counts: each event once, in order, after the one before it."""
+"""The tally of a load: each event once, in order, after the one before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tasks end."""
+"""Ending tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from momentum_sync.tasks import end, first_of
 
 
 async def deaf(times: int, ended: list[int]) -> None:
-    """Goes on after so many cancellations, as `asyncio.wait_for` of Python 3.11 may have it."""
+    """Continue after a number of cancellations, as `asyncio.wait_for` of Python 3.11 may."""
     for _ in range(times):
         try:
             await asyncio.get_running_loop().create_future()
@@ -59,7 +59,7 @@ async def test_nothing_to_end_and_an_error_that_nobody_asks_for() -> None:
 
 
 async def test_a_task_that_ends_tasks_is_not_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The innermost swallows a cancellation; whoever waits for it is cancelled again meanwhile."""
+    """The innermost task swallows a cancellation while the task that ends it is cancelled itself."""
     monkeypatch.setattr(tasks, "_AGAIN_S", 0.02)
     swallowed: list[int] = []
     inner = asyncio.ensure_future(deaf(2, swallowed))

@@ -1,4 +1,4 @@
-"""Each way a token can be wrong, and those in which it is right."""
+"""Each way in which a token is invalid, and those in which it is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots and transaction ids, beside what PostgreSQL's documentation says of them."""
+"""Snapshots and transaction ids, compared with PostgreSQL's documentation."""
 
 from __future__ import annotations
 

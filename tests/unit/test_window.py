@@ -1,4 +1,4 @@
-"""The window against a plain list: what a snapshot has not seen, and what was evicted."""
+"""The window compared with a plain list: unseen events, and eviction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache: one fetch for all who ask, nothing kept that may be from before."""
+"""The cache: one fetch for all callers, and no stale value kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from momentum_sync.sdk.store import Entry
 
 
 class Source:
-    """What is fetched from: each fetch waits to be released, and gives the next number."""
+    """A fetch function: each call waits to be released, and returns the next number."""
 
     def __init__(self) -> None:
         self.fetches = 0
@@ -46,7 +46,7 @@ async def test_one_fetch_for_all_who_ask(cache: Cache) -> None:
     source = Source()
     asked = [asyncio.ensure_future(cache.get("k", source.fetch)) for _ in range(5)]
     await source.began(1)
-    asked[0].cancel()  # who has lost interest takes nothing from the others
+    asked[0].cancel()  # a cancelled caller does not affect the others
     source.gates[0].set_result(None)
     assert await asyncio.gather(*asked[1:]) == [1, 1, 1, 1]
     assert (source.fetches, cache.peek("k")) == (1, Entry(1, 7.0))

@@ -1,4 +1,4 @@
-"""What waits for a program, and from which event on it would be told again."""
+"""Events that wait for a program, and the event from which they would be delivered again."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def cases(name: str) -> list[Any]:
 
 
 def bare(value: Any) -> Any:
-    """Without what is null, which may be absent."""
+    """Return the object without null fields, which may be absent."""
     if isinstance(value, dict):
         return {name: bare(inner) for name, inner in value.items() if inner is not None}
     return [bare(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -120,7 +120,7 @@ def test_backoff(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("messages"))
 def test_messages(case: dict[str, Any]) -> None:
-    """What a client sends, as the server reads it."""
+    """The server reads messages as a client sends them."""
     text = case.get("text") or json.dumps(case["message"])
     if "code" in case:
         with pytest.raises(messages.BadMessage) as raised:
