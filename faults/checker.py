@@ -215,7 +215,7 @@ def _invalidation(client: Client, change: Change, keys: tuple[str, ...] | None) 
 
 
 def _complete(client: Client, segment: _Segment, wanted: Sequence[Change], *, whole: bool) -> Iterable[str]:
-    """What is missing: up to the last event that came, or up to the end for the last segment."""
+    """Return missing events: up to the last received one, or up to the end for the last segment."""
     came = set(segment.came)
     end = len(wanted) if whole else segment.came[-1] + 1 if segment.came else 0
     rows: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -270,7 +270,7 @@ def _complete_row(
 
 
 def adds_up(client: Client, changes: Sequence[Change], held: Rows) -> bool:
-    """Whether the client's last snapshot with all that came after it is what the tables hold.
+    """Return whether the client's last snapshot with the later events equals the tables.
 
     What belongs to a channel that it had left in between is left out.
     """

@@ -9,7 +9,7 @@ _NEEDED = ("typer", "fastapi", "psycopg", "uvicorn")
 
 
 def main() -> None:
-    """Runs the command line. Without the extra `server`, says what to install, with exit status 2."""
+    """Run the command line. Without the extra `server`, print what to install and exit with status 2."""
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         print(
             f"momentum-sync: the server is not installed ({', '.join(missing)} cannot be found); only the SDK is.\n"

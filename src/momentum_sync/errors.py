@@ -50,10 +50,14 @@ class RequestError(MomentumError):
 
 
 class BadRequest(RequestError):
+    """The request is malformed."""
+
     status = 400
 
 
 class Unauthenticated(RequestError):
+    """There is no token, or it is invalid."""
+
     status = 401
 
     def __init__(self, sentence: str, code: str = "unauthenticated") -> None:
@@ -61,6 +65,8 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
+    """The caller is authenticated, and not allowed."""
+
     status = 403
 
     def __init__(self, sentence: str, code: str = "forbidden") -> None:
@@ -68,6 +74,8 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
+    """There is no such thing, or the caller may not see it."""
+
     status = 404
 
     def __init__(self, sentence: str, code: str = "not_found") -> None:
@@ -75,18 +83,26 @@ class NotFound(RequestError):
 
 
 class TooLarge(RequestError):
+    """The request is too large."""
+
     status = 413
 
 
 class Unprocessable(RequestError):
+    """The request is well-formed, with a missing or wrong field."""
+
     status = 422
 
 
 class TooMany(RequestError):
+    """The caller exceeds a rate."""
+
     status = 429
 
 
 class Unavailable(RequestError):
+    """The server cannot answer now; the same request may succeed later."""
+
     status = 503
 
     def __init__(self, sentence: str, code: str = "unavailable") -> None:

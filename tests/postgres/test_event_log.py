@@ -283,14 +283,14 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Writ
 
     make()
     await log.write([event(offset) for offset in range(1, 6)], confirmed=210)
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset in (1, 3)")
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number in (1, 3)")
     assert len(await keep_partitions(log.connections, retention=timedelta(days=2))) == 1
     assert (await log.acquire(FACTS)).epoch == first.epoch
     # The clock had gone back: events before 3 that remain are useless.
     assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
     assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
     make()
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where offset > 3")
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number > 3")
     await keep_partitions(log.connections, retention=timedelta(days=2))
     assert (await log.acquire(FACTS)).epoch == first.epoch
     assert await log.after(first.epoch, 4, ["c"], below=6, most=9) is None
@@ -418,7 +418,7 @@ async def test_a_position_is_known_by_its_commit_and_after_retention_by_the_comm
             f" momentum.event_log for values from ('{today - timedelta(days=days)} 00:00:00+00')"
             f" to ('{today - timedelta(days=days - 1)} 00:00:00+00')"
         )
-    db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where offset <= 2")
+    db.execute("update momentum.event_log set logged_at = logged_at - interval '3 days' where number <= 2")
     await keep_partitions(log.connections, retention=timedelta(days=1))
     assert await log.mark_of(standing.epoch, 1) is None
     assert await log.mark_of(standing.epoch, 2) == events[1].mark

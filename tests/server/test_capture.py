@@ -280,7 +280,7 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
 
 
 async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start: Start, own_cluster: Embedded) -> None:
-    """A commit is in the WAL before it can be seen. A client that receives the event reads again, and keeps the answer."""
+    """A commit is in the WAL before it is visible. A client that receives the event reads, and keeps the answer."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user, other = new_user(db), new_user(db)

@@ -172,7 +172,7 @@ async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_tu
 ) -> None:
     """A byte now and then is enough to stay connected, but not to keep what all others wait for."""
     db.execute("update momentum.settings set max_event_bytes = 16777216")
-    bounds("delivery", turn_s=2.0)
+    bounds("delivery", turn_s=2.0, stall_s=0.5)
     bounds("sockets", close_slow_s=0.5)
     total = 1024 * 1024
     large = json.dumps({"event_type": "large", "text": "x" * 14_000_000})
@@ -186,7 +186,6 @@ async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_tu
         db.execute("select momentum.publish(array['b', 'c'], '{\"event_type\": \"small\"}')")
         for client in (dribbler, reader):
             await client.until("realtime_event")  # it follows
-        bounds("delivery", stall_s=0.5)
         dribbler.socket.transport.pause_reading()
         db.execute("select momentum.publish(array['b'], %s)", (large,))
 

@@ -101,7 +101,9 @@ async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_i
     )
     async with AsyncExitStack() as clients:
         ending = AsyncExitStack()
-        running = await ending.enter_async_context(servers.server(settings, database, stopped=asyncio.Event()))
+        running = await ending.enter_async_context(
+            servers.server(settings, database, stopped=asyncio.Event(), limits=bounds.limits)
+        )
         server = Server(running.url, settings)
         await until_state(server, "live")
         connected = [await clients.enter_async_context(server.live(user, client_id=str(n))) for n in range(40)]

@@ -1,4 +1,4 @@
-"""Delivered events are those whose rows the caller could SELECT: changed policies, rows that become visible or hidden."""
+"""Delivered events are those whose rows the caller could SELECT, also under changed policies."""
 
 from __future__ import annotations
 

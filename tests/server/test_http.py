@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from momentum_sync.gateway import snapshot
+from momentum_sync.domain.reads import SQL, overview_query
 from tests.fixtures.postgres import As, Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Server, Start, sign
 
@@ -320,11 +320,11 @@ async def test_an_overview_reads_no_rows_that_the_policies_would_leave_out(db: S
     for subject, role in ((user, None), (coach, "coach")):
         with acting(subject, app_role=role) as connection:
             connection.execute("select set_config('momentum.changed', 'none', true)")
-            row = connection.execute(snapshot._SQL["overview_users"]).fetchone()
+            row = connection.execute(SQL["overview_users"]).fetchone()
             assert row is not None
             assert user in row[0]
             asked = {"days": 30, "people": 10, "interventions": 10, "users": row[0]}
-            connection.execute(snapshot.overview_query(some=True, all_interventions=row[1]), asked)
+            connection.execute(overview_query(some=True, all_interventions=row[1]), asked)
             read = connection.execute(
                 "select seq_scan, idx_tup_fetch from pg_stat_xact_user_tables where relname = 'daily_engagement_scores'"
             ).fetchone()

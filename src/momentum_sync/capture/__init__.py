@@ -1,0 +1,1 @@
+"""From the WAL: the replication slot, offsets, and the checkpoint."""

@@ -1,0 +1,1 @@
+"""PostgreSQL for all parts: connections, migrations, queries as a caller."""

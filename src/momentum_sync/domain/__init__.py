@@ -1,0 +1,1 @@
+"""The momentum app: its tables, channels, messages, reads and routes."""

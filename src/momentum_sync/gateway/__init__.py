@@ -1,0 +1,1 @@
+"""To the sockets: connections, delivery, HTTP."""

@@ -36,6 +36,7 @@ class BoundedHttp(HttpToolsProtocol):
     limits: HttpLimits
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the deadline of the first request."""
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's class does not derive from it
         self._head = 0
         self._answering = self._receiving = self._refused = False
@@ -45,10 +46,12 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the deadline."""
         self._within(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Pass data to uvicorn within the bounds."""
         if self._is_over():
             return
         self._head += len(data)
@@ -64,20 +67,24 @@ class BoundedHttp(HttpToolsProtocol):
         return self._refused or self.transport.is_closing()
 
     def handle_websocket_upgrade(self) -> None:
+        """Hand the connection to the WebSocket's protocol."""
         self._within(None)  # the WebSocket has its own deadline for the handshake
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
         self._refuse(400)
 
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
+        """Start the deadline of a request."""
         self._receiving = True
         self._within(self.limits.request_s)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """Bound pipelined requests."""
         self._head = 0
         if len(self.pipeline) >= self.limits.pipelined:
             # uvicorn reads on after each answer, however many requests wait, and they would fill memory.
@@ -86,15 +93,18 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """Count the body separately from the head."""
         self._head = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Start the deadline of the answer."""
         self._answering, self._receiving = True, False
         self._within(self.limits.answer_s)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """End the deadline of the answer once the client has read it."""
         super().on_response_complete()
         self._answering = not self.cycle.response_complete  # the last of pipelined requests
         # uvicorn calls an answer complete when it is written, whether or not the client reads.

@@ -78,6 +78,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set up the outgoing side."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._open.add(self)
         self.dialect = self.gateway.native
@@ -85,6 +86,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.write = self._delivery.write
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Release everything that the connection holds."""
         self._open.discard(self)
         self._enter(ConnectionState.CLOSED)
         if self._opening is not None:  # its answers are of no use; it may have ended
@@ -99,6 +101,7 @@ class WebSocketProtocol(asyncio.Protocol):
             observe.disconnected(None if closing is None else closing.code)
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes within the bounds."""
         limits = self.gateway.limits.sockets
         if self._session is not None:
             self._session.heard(time.monotonic())
@@ -131,13 +134,16 @@ class WebSocketProtocol(asyncio.Protocol):
             self._end()
 
     def eof_received(self) -> None:
+        """Close the socket."""
         self._frames.receive_eof()
         self._end()
 
     def pause_writing(self) -> None:
+        """Note that the transport's buffer is full."""
         self._delivery.pause()
 
     def resume_writing(self) -> None:
+        """Note that the transport's buffer is nearly empty."""
         self._delivery.resume()
 
     def shutdown(self) -> None:

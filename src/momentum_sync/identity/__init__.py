@@ -1,0 +1,1 @@
+"""Callers: tokens, granted channels, visible events."""

@@ -1,0 +1,1 @@
+"""Pages on the JavaScript SDK."""

@@ -1,0 +1,1 @@
+"""Protocols spoken on a WebSocket."""
