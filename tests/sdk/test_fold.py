@@ -21,7 +21,7 @@ from tests.fixtures.postgres import Sql, new_user
 from tests.sdk.drivers import JAVASCRIPT, NODE, missing
 
 HISTORIES = 200
-_SNAPSHOT = queries.load("momentum_sync.gateway")["snapshot"]
+_SNAPSHOT = queries.load("momentum_sync.domain")["snapshot"]
 _KINDS = ("celebration", "momentum_drop", "consistency_reminder", "custom", "coach_intervention")
 _FOLD = """
 import { readFileSync } from "node:fs";
