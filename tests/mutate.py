@@ -1,8 +1,8 @@
 """Mutation testing of the pure modules: `script/mutate [MODULE …]`.
 
 mutmut makes single changes to a module (a comparison, a constant, an argument left out), and only the module's own unit
-tests run. A change that no test notices is printed. Changes that cannot be noticed, because the program behaves the same,
-are listed with a reason in `tests/equivalent_mutants.txt`. Texts of messages are not changed.
+tests run. A change that no test notices is printed. Changes that cannot be noticed, because the program behaves the
+same, are listed with a reason in `tests/equivalent_mutants.txt`. Texts of messages are not changed.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 from momentum_sync.eventlog.status import CAPTURE_TRANSITIONS
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, DELIVERY_TRANSITIONS
+from momentum_sync.sdk.protocol import CLIENT_TRANSITIONS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "momentum_sync"
@@ -99,7 +100,7 @@ def test_imports_run_from_both_ends_to_the_log_and_from_the_domain_to_the_engine
     if part == "wire":
         assert needs <= {"wire", "errors"}
     elif part == "sdk":
-        assert needs <= {"sdk", "wire", "errors", "tasks", "domain"}
+        assert needs <= {"sdk", "wire", "errors", "tasks", "states", "domain"}
         assert {name for name in imports(path) if name.startswith("momentum_sync.domain")} <= {
             f"momentum_sync.domain.messages{rest}" for rest in ("", *(f".{name}" for name in MESSAGE_NAMES))
         }
@@ -152,13 +153,21 @@ TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
         ("eventlog/status: CaptureState", CAPTURE_TRANSITIONS),
         ("gateway/connection_states: ConnectionState", CONNECTION_TRANSITIONS),
         ("gateway/connection_states: DeliveryState", DELIVERY_TRANSITIONS),
+        ("sdk/protocol: ClientStatus", CLIENT_TRANSITIONS),
     ],
 )
 def test_architecture_md_draws_the_states(title: str, transitions: Mapping[Enum, Set[Enum]]) -> None:
-    table = TEXT.split(f"(`{title}`):")[1].split("|---|---|")[1].split("\n\n")[0]
+    table = re.split(rf"\(`{title}`[^)]*\)[^:]*:", TEXT)[1].split("|---|---|")[1].split("\n\n")[0]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.strip().splitlines()]
     drawn = {state: set(filter(None, map(str.strip, after.split(",")))) for state, after in rows}
     assert drawn == {state.value: {after.value for after in then} for state, then in transitions.items()}
+
+
+def test_the_javascript_client_has_the_same_states() -> None:
+    source = (ROOT / "clients" / "js" / "src" / "protocol.js").read_text(encoding="utf-8")
+    table = source.split("const TRANSITIONS = {")[1].split("};")[0]
+    drawn = {state: set(re.findall(r'"(\w+)"', after)) for state, after in re.findall(r"(\w+): \[(.*?)\]", table)}
+    assert drawn == {state.value: {after.value for after in then} for state, then in CLIENT_TRANSITIONS.items()}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from momentum_sync.errors import (
 )
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.client import Client
-from momentum_sync.sdk.protocol import Event, Resync, State, Status
+from momentum_sync.sdk.protocol import ClientStatus, Event, Resync, State
 from momentum_sync.sdk.state import Saved
 from momentum_sync.sdk.store import Entry, FileStore, Store
 
@@ -31,6 +31,7 @@ __all__ = [
     "Cache",
     "Client",
     "ClientError",
+    "ClientStatus",
     "ConnectionLost",
     "Ended",
     "Entry",
@@ -50,7 +51,6 @@ __all__ = [
     "Resync",
     "Saved",
     "State",
-    "Status",
     "Store",
     "StoreFailed",
     "TokenUnavailable",

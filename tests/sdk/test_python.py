@@ -294,3 +294,10 @@ def test_the_codes_that_end_a_client_are_the_servers() -> None:
     listed = re.search(r"OWN_CODES = new Set\(\[(.*?)\]\)", javascript, re.DOTALL)
     assert listed is not None
     assert set(re.findall(r'"(\w+)"', listed[1])) == connection.OWN_CODES
+
+
+async def test_one_string_in_place_of_a_list_of_channels_is_refused() -> None:
+    client = Client("http://127.0.0.1:1", "token")
+    for call in (client.subscribe, client.unsubscribe):
+        with pytest.raises(TypeError, match="list of names"):
+            await call("interventions:coaches")

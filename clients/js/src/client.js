@@ -4,7 +4,7 @@
 // listeners of "error" and to `log`; nothing is printed.
 
 import { listenToBrowser } from "./browser.js";
-import { address, connect, fresh, isOpen, randomId, subject, webSocket } from "./connection.js";
+import { address, checkNames, connect, fresh, isOpen, randomId, subject, webSocket } from "./connection.js";
 import {
   ClientError,
   ConnectionLost,
@@ -65,13 +65,13 @@ export class Client {
   #patience;
   #clock;
   #wanted;
-  #known;
+  #replica;
   /** @type {string[]} */
   #askedFor = [];
   #tokenSent = "";
   /** @type {Connection | null} */
   #connection = null;
-  #teller;
+  #reporter;
   /** @type {(() => void) | null} */
   #hurry = null;
   #woken = false;
@@ -101,16 +101,16 @@ export class Client {
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
     this.#wanted = [...new Set(options.channels ?? [])];
-    this.#teller = new Reporter(options.log, () => this.#known.state);
-    this.#known = new Replica(
+    this.#reporter = new Reporter(options.log, () => this.#replica.state);
+    this.#replica = new Replica(
       options.store ?? null,
       userId,
       this.#clock,
-      (error) => this.#teller.report(error),
-      (keys) => this.#teller.emit("invalidated", keys),
+      (error) => this.#reporter.report(error),
+      (keys) => this.#reporter.emit("invalidated", keys),
     );
     if (isOpen(target)) {
-      this.#teller.warn(`${url} is not encrypted: whoever is on the way reads the token and the data; use https://`);
+      this.#reporter.warn(`${url} is not encrypted: whoever is on the way reads the token and the data; use https://`);
     }
   }
 
@@ -123,7 +123,7 @@ export class Client {
     this.#ticker = setInterval(() => this.#tick(), Math.min(TICK_MS, this.#patience / 4));
     this.#untie = listenToBrowser(
       () => this.reconnectNow(),
-      () => void this.#known.save(),
+      () => void this.#replica.save(),
       () => this.#connection?.end(new ConnectionLost("There is no network.")),
     );
     const { signal } = this.#options;
@@ -137,8 +137,8 @@ export class Client {
 
   /** Ends the connection, saves the place, and lets go of the store. */
   async close() {
-    if (this.#stop() || this.#known.keeper.changed) await this.#known.save();
-    await this.#known.keeper.close().catch((error) => this.#teller.report(error));
+    if (this.#stop() || this.#replica.keeper.changed) await this.#replica.save();
+    await this.#replica.keeper.close().catch((error) => this.#reporter.report(error));
   }
 
   /**
@@ -148,7 +148,7 @@ export class Client {
   async clear() {
     this.#stop();
     try {
-      await this.#known.clear();
+      await this.#replica.clear();
     } finally {
       this.#tell();
       await this.close();
@@ -161,9 +161,9 @@ export class Client {
     this.#end();
     this.#connection?.end(new ConnectionLost("The program has closed the connection."));
     this.#hurry?.();
-    this.#known.following.lost(this.#clock());
+    this.#replica.protocol.lost(this.#clock());
     this.#tell();
-    this.#known.stream.finish(null);
+    this.#replica.stream.finish(null);
     return true;
   }
 
@@ -176,7 +176,7 @@ export class Client {
 
   /** What the program has fetched, until the server says that it is no longer true. */
   get cache() {
-    return this.#known.cache;
+    return this.#replica.cache;
   }
 
   /**
@@ -185,7 +185,7 @@ export class Client {
    * @returns {State}
    */
   get state() {
-    return this.#teller.state;
+    return this.#reporter.state;
   }
 
   /** `state` as a function, for React: `useSyncExternalStore(client.onStateChange, client.getState)`. */
@@ -200,22 +200,22 @@ export class Client {
 
   /** Whose data it is; null until that is known, and for a connection without a user. */
   get userId() {
-    return this.#known.following.userId || null;
+    return this.#replica.protocol.userId || null;
   }
 
   /** The channels that are held, as the server confirmed them last. */
   get channels() {
-    return [...this.#known.following.channels];
+    return [...this.#replica.protocol.channels];
   }
 
   /** How many notifications were marked as read that the server has not heard of yet. */
   get pendingCount() {
-    return this.#known.outbox.waiting.length;
+    return this.#replica.outbox.waiting.length;
   }
 
   /** Milliseconds by which the server's feed was late at the last heartbeat. */
   get lagMs() {
-    return this.#known.following.lagMs;
+    return this.#replica.protocol.lagMs;
   }
 
   /**
@@ -225,7 +225,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   addEventListener(name, listener) {
-    this.#teller.add(name, listener);
+    this.#reporter.add(name, listener);
     return () => this.removeEventListener(name, listener);
   }
 
@@ -235,7 +235,7 @@ export class Client {
    * @param {(payload: ClientEvents[Name]) => void} listener
    */
   removeEventListener(name, listener) {
-    this.#teller.remove(name, listener);
+    this.#reporter.remove(name, listener);
   }
 
   /**
@@ -247,7 +247,7 @@ export class Client {
    * @returns {AsyncIterableIterator<Event | Resync>}
    */
   events() {
-    return this.#known.stream.begin();
+    return this.#replica.stream.begin();
   }
 
   /**
@@ -255,7 +255,7 @@ export class Client {
    * @param {Event | Resync} event
    */
   ack(event) {
-    this.#known.stream.ack(event);
+    this.#replica.stream.ack(event);
   }
 
   /**
@@ -263,7 +263,7 @@ export class Client {
    * @returns {Promise<State>}
    */
   async waitUntilLive() {
-    await this.#known.stream.surely(() => this.#known.following.status === "live");
+    await this.#replica.stream.surely(() => this.#replica.protocol.status === "live");
     return this.state;
   }
 
@@ -274,19 +274,19 @@ export class Client {
    * @param {string} notificationId
    */
   async markNotificationRead(notificationId) {
-    this.#known.outbox.add(notificationId);
-    this.#known.keep();
+    this.#replica.outbox.add(notificationId);
+    this.#replica.keep();
     this.#tell();
-    const kept = await this.#known.save();
+    const kept = await this.#replica.save();
     this.#post();
-    if (!kept && this.#known.keeper.keeps) {
+    if (!kept && this.#replica.keeper.keeps) {
       throw new StoreFailed("It is marked, but would be forgotten if the program ended now.");
     }
   }
 
   /** Wait until the server has confirmed every mark. Throws as `waitUntilLive`. */
   async flush() {
-    await this.#known.stream.surely(() => this.#known.outbox.waiting.length === 0);
+    await this.#replica.stream.surely(() => this.#replica.outbox.waiting.length === 0);
   }
 
   /**
@@ -295,7 +295,7 @@ export class Client {
    */
   async requestMomentumUpdate() {
     const { data } = await this.#ask({ type: "request_momentum_update" });
-    if (this.#known.readAgain(data)) this.#tell();
+    if (this.#replica.readAgain(data)) this.#tell();
     return data;
   }
 
@@ -305,7 +305,8 @@ export class Client {
    * @param {string[]} channels
    */
   async subscribe(channels) {
-    const held = this.#known.following.online ? this.#known.following.channels : this.#wanted;
+    checkNames(channels);
+    const held = this.#replica.protocol.online ? this.#replica.protocol.channels : this.#wanted;
     const fresh = [...new Set(channels)].filter((one) => !held.includes(one) || !this.#wanted.includes(one));
     this.#wanted = [...new Set([...this.#wanted, ...fresh])];
     if (fresh.length === 0) return;
@@ -323,6 +324,7 @@ export class Client {
    * @param {string[]} channels
    */
   async unsubscribe(channels) {
+    checkNames(channels);
     this.#wanted = this.#wanted.filter((channel) => !channels.includes(channel));
     await this.#ask({ type: "unsubscribe", channels }).catch((error) => {
       if (!(error instanceof Offline)) throw error;
@@ -340,7 +342,7 @@ export class Client {
   // Connecting and reconnecting
 
   async #run() {
-    await this.#known.load();
+    await this.#replica.load();
     if (!this.#open) return;
     this.#tell();
     let failures = 0;
@@ -349,24 +351,24 @@ export class Client {
       const error = await this.#connect();
       if (!this.#open) return;
       const now = this.#clock();
-      failures = this.#known.following.online && performance.now() - began > STEADY_MS ? 1 : failures + 1;
-      this.#known.following.lost(now);
-      this.#known.outbox.lost();
-      this.#teller.report(error);
+      failures = this.#replica.protocol.online && performance.now() - began > STEADY_MS ? 1 : failures + 1;
+      this.#replica.protocol.lost(now);
+      this.#replica.outbox.lost();
+      this.#reporter.report(error);
       if (error instanceof Ended) {
         this.#end();
-        if (FORBIDDEN.includes(error.code)) this.#known.forget();
-        this.#known.following.ended(now);
-        await this.#known.save();
+        if (FORBIDDEN.includes(error.code)) this.#replica.forget();
+        this.#replica.protocol.ended(now);
+        await this.#replica.save();
         this.#tell();
-        this.#known.stream.finish(error);
+        this.#replica.stream.finish(error);
         return;
       }
       this.#tell();
       const code = error instanceof Rejected ? error.status : error instanceof ConnectionLost ? error.code : null;
       if (code !== null && verdict(code) === "later") failures = Math.max(failures, LATER);
       if (!(error instanceof FeedFrozen)) await this.#pause(pause(failures, Math.random()));
-      while (this.#open && this.#known.stream.filled) await this.#pause(TICK_MS);
+      while (this.#open && this.#replica.stream.filled) await this.#pause(TICK_MS);
     }
   }
 
@@ -399,19 +401,19 @@ export class Client {
       const WebSocket = webSocket(this.#options.WebSocket);
       const token = (this.#tokenSent = await fresh(this.#token));
       if (!this.#open) return new ConnectionLost("The program has closed the connection.");
-      this.#known.isFor(subject(token));
+      this.#replica.isFor(subject(token));
       this.#askedFor = [...this.#wanted];
       const { userId, clientId, fetch = globalThis.fetch } = this.#options;
-      const query = { user_id: userId, client_id: clientId, last_event_id: this.#known.following.connecting() };
+      const query = { user_id: userId, client_id: clientId, last_event_id: this.#replica.protocol.connecting() };
       const environment = { WebSocket, fetch, url: this.#url, userId, signal: this.#closing.signal };
       const connection = await connect(address(this.#url, query, this.#askedFor), token, environment);
-      this.#known.opened(performance.now());
+      this.#replica.opened(performance.now());
       this.#woken = false;
       this.#connection = connection;
       if (!this.#open) connection.end(new ConnectionLost("The program has closed the connection."));
       connection.listen((text) => this.#take(text, connection));
       const error = await connection.ended;
-      if (error instanceof Gap) this.#known.greeted(); // it may be of another user
+      if (error instanceof Gap) this.#replica.greeted(); // it may be of another user
       return error;
     } catch (error) {
       if (error instanceof ClientError) return error;
@@ -426,28 +428,28 @@ export class Client {
    * @param {Connection} connection
    */
   #take(text, connection) {
-    for (const output of this.#known.receive(text, performance.now())) {
+    for (const output of this.#replica.receive(text, performance.now())) {
       if (output.kind === "answer") {
         this.#answered(output.message, connection);
         continue;
       }
       let persistent = false;
       if (output.kind === "resync") {
-        this.#teller.emit("invalidated", this.cache.clear());
+        this.#reporter.emit("invalidated", this.cache.clear());
         persistent = true;
       } else if (output.kind === "invalidated") {
         persistent = this.cache.drop(output.keys);
-        this.#teller.emit("invalidated", output.keys);
+        this.#reporter.emit("invalidated", output.keys);
       }
       if (!this.#open) return; // a listener has closed it
-      this.#known.stream.add(output);
-      if (output.kind === "event" || output.kind === "resync") this.#teller.emit(output.kind, output);
-      const kept = persistent ? this.#known.save() : Promise.resolve();
+      this.#replica.stream.add(output);
+      if (output.kind === "event" || output.kind === "resync") this.#reporter.emit(output.kind, output);
+      const kept = persistent ? this.#replica.save() : Promise.resolve();
       if (output.kind === "invalidated") void kept.then(() => this.#isGone(output.keys));
     }
-    if (this.#known.following.state.unsure) void this.#once("read again", () => this.#readAgain());
+    if (this.#replica.protocol.state.unsure) void this.#once("read again", () => this.#readAgain());
     this.#tell();
-    if (this.#known.stream.full) {
+    if (this.#replica.stream.full) {
       connection.end(new ConnectionLost("The program does not take its events; the connection waits for it."));
     }
   }
@@ -458,18 +460,18 @@ export class Client {
    */
   #answered(message, connection) {
     const { type, ref, refused = [] } = message;
-    if (type !== "error") this.#teller.reportRefused(refused);
+    if (type !== "error") this.#reporter.reportRefused(refused);
     if (type === "token_expiring") {
       void this.#once("renew", () => this.#renew());
     } else if (type === "subscription_confirmed" && ref === undefined) {
-      this.#known.greeted();
+      this.#replica.greeted();
       void this.#greeted();
     } else if (type === "notification_marked_read") {
-      this.#known.read(message.notification_id, true);
+      this.#replica.read(message.notification_id, true);
     } else if (type === "error" && typeof ref === "string" && ref.startsWith("read:")) {
       this.#refused(ref.slice("read:".length), message);
     } else if (!connection.answered(message) && type === "error") {
-      this.#teller.report(new RequestFailed(message.code, message.error));
+      this.#reporter.report(new RequestFailed(message.code, message.error));
     }
   }
 
@@ -478,12 +480,12 @@ export class Client {
    * @param {any} message
    */
   #refused(id, message) {
-    this.#teller.report(new RequestFailed(message.code, message.error));
+    this.#reporter.report(new RequestFailed(message.code, message.error));
     if (!ABOUT_THE_ENTRY.includes(message.code)) {
-      this.#known.outbox.later(id);
+      this.#replica.outbox.later(id);
       return;
     }
-    this.#known.read(id, message.code === "not_found");
+    this.#replica.read(id, message.code === "not_found");
     this.#tell();
   }
 
@@ -494,15 +496,15 @@ export class Client {
    * @returns {Promise<any>}
    */
   async #ask(message) {
-    if (this.#connection === null || !this.#known.following.online) throw new Offline("There is no connection now.");
+    if (this.#connection === null || !this.#replica.protocol.online) throw new Offline("There is no connection now.");
     return this.#connection.ask(message);
   }
 
   /** Sends what waits in the outbox, a few at a time. */
   #post() {
     const connection = this.#connection;
-    if (connection === null || !this.#known.following.online) return;
-    for (const id of this.#known.outbox.take(performance.now())) {
+    if (connection === null || !this.#replica.protocol.online) return;
+    for (const id of this.#replica.outbox.take(performance.now())) {
       connection.send({ type: "mark_notification_read", notification_id: id, ref: `read:${id}` });
     }
   }
@@ -511,8 +513,8 @@ export class Client {
   async #greeted() {
     const more = this.#wanted.filter((channel) => !this.#askedFor.includes(channel));
     const less = this.#askedFor.filter((channel) => !this.#wanted.includes(channel));
-    if (more.length > 0) await this.#ask({ type: "subscribe", channels: more }).catch((error) => this.#teller.report(error));
-    if (less.length > 0) await this.#ask({ type: "unsubscribe", channels: less }).catch((error) => this.#teller.report(error));
+    if (more.length > 0) await this.#ask({ type: "subscribe", channels: more }).catch((error) => this.#reporter.report(error));
+    if (less.length > 0) await this.#ask({ type: "unsubscribe", channels: less }).catch((error) => this.#reporter.report(error));
     this.#post();
   }
 
@@ -532,9 +534,9 @@ export class Client {
 
   /** Read the momentum where events do not determine it, until the answer is no older than they. */
   async #readAgain() {
-    while (this.#known.following.state.unsure && this.#known.following.online) {
-      await this.requestMomentumUpdate().catch((error) => this.#teller.report(error));
-      if (this.#known.following.state.unsure) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
+    while (this.#replica.protocol.state.unsure && this.#replica.protocol.online) {
+      await this.requestMomentumUpdate().catch((error) => this.#reporter.report(error));
+      if (this.#replica.protocol.state.unsure) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
     }
   }
 
@@ -546,7 +548,7 @@ export class Client {
       this.#tokenSent = token;
       await this.#ask({ type: "authenticate", token });
     } catch (error) {
-      this.#teller.report(/** @type {ClientError} */ (error));
+      this.#reporter.report(/** @type {ClientError} */ (error));
     }
   }
 
@@ -571,13 +573,13 @@ export class Client {
     if (this.#connection !== null) this.#checkFrozen();
     if (this.#toAcknowledge.size > 0) this.#isGone([]);
     this.#post();
-    if (!this.#known.loaded) void this.#once("load", () => this.#known.loadAgain());
-    else if (this.#known.keeper.isDue(performance.now())) void this.#known.save();
+    if (!this.#replica.loaded) void this.#once("load", () => this.#replica.loadAgain());
+    else if (this.#replica.keeper.isDue(performance.now())) void this.#replica.save();
   }
 
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
   #checkFrozen() {
-    if (!this.#known.frozen(performance.now(), this.#patience)) return false;
+    if (!this.#replica.frozen(performance.now(), this.#patience)) return false;
     this.#connection?.end(new FeedFrozen(`Nothing has come for more than ${this.#patience / 1000} s.`));
     return true;
   }
@@ -592,8 +594,8 @@ export class Client {
   }
 
   #tell() {
-    this.#known.stream.tell();
-    this.#teller.tellState();
+    this.#replica.stream.tell();
+    this.#reporter.tellState();
   }
 }
 

@@ -328,3 +328,11 @@ export function webSocket(given) {
 export function randomId() {
   return Array.from({ length: 4 }, () => Math.random().toString(36).slice(2, 10)).join("-");
 }
+
+/**
+ * Refuse one string, which is a sequence of characters.
+ * @param {string[]} channels
+ */
+export function checkNames(channels) {
+  if (typeof channels === "string") throw new TypeError(`channels is a list of names: ["${channels}"]`);
+}

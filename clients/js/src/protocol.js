@@ -100,6 +100,17 @@ export function pause(failures, chance) {
 }
 
 /**
+ * The state machine of a client, as ARCHITECTURE.md draws it.
+ * @type {Record<Status, Status[]>}
+ */
+const TRANSITIONS = {
+  offline: ["catching_up", "live", "ended"],
+  catching_up: ["live", "offline", "ended"],
+  live: ["catching_up", "offline", "ended"],
+  ended: [],
+};
+
+/**
  * One client's position in the stream. Times are milliseconds: `now` since 1970, `at` on a monotonic clock.
  *
  * `lastEventId` is the id of the last received event; `position` is how far the server's stream has come for this
@@ -133,6 +144,14 @@ export class Protocol {
     this.lagMs = 0;
   }
 
+  /** @param {Status} status */
+  #enter(status) {
+    if (status !== this.status && !TRANSITIONS[this.status].includes(status)) {
+      throw new Error(`a defect: ${this.status} -> ${status}`);
+    }
+    this.status = status;
+  }
+
   /**
    * Continue from a stored position.
    * @param {string} userId
@@ -145,7 +164,7 @@ export class Protocol {
     this.since = since;
   }
 
-  /** A connection is asked for: the id to bring. */
+  /** Begin connecting. Returns the id to resume from. */
   connecting() {
     this.#broughtId = this.position;
     return this.position;
@@ -168,7 +187,7 @@ export class Protocol {
   lost(now) {
     if (!this.online) return;
     if (this.status === "live" || this.since === null) this.since = Math.min(this.#heardAt, now);
-    this.status = "offline";
+    this.#enter("offline");
   }
 
   /**
@@ -177,7 +196,7 @@ export class Protocol {
    */
   ended(now) {
     this.lost(now);
-    this.status = "ended";
+    this.#enter("ended");
   }
 
   /**
@@ -265,9 +284,9 @@ export class Protocol {
       }
       this.#toCome = message.resumed ? message.replayed : 0;
       this.since ??= now;
-      this.status = "catching_up";
+      this.#enter("catching_up");
       if (message.resumed) {
-        this.lastEventId = this.#broughtId; // what comes next follows what was brought
+        this.lastEventId = this.#broughtId; // the next event follows the position that was sent
         this.#caughtUp();
       } else if (this.#broughtId !== null) this.#reason = message.reason ?? "unknown_id";
     }
@@ -326,9 +345,9 @@ export class Protocol {
     this.position = message.position ?? message.last_event_id;
     if (message.lag_ms > LATE_MS) {
       this.since ??= this.#heardAt - message.lag_ms;
-      this.status = "catching_up";
+      this.#enter("catching_up");
     } else if (this.#toCome === 0 || !this.#came) {
-      this.#toCome = 0; // some of what is to come may not be for us
+      this.#toCome = 0; // some of the replayed events may be for others
       this.#caughtUp();
     }
     this.#came = false;
@@ -336,7 +355,7 @@ export class Protocol {
 
   #caughtUp() {
     if (this.#toCome > 0) return;
-    this.status = "live";
+    this.#enter("live");
     this.since = null;
   }
 }

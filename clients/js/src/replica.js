@@ -35,7 +35,7 @@ export class Replica {
     this.#clock = clock;
     this.#report = report;
     this.#dropped = dropped;
-    this.following = new Protocol(userId);
+    this.protocol = new Protocol(userId);
     this.keeper = new Keeper(store, userId, clock);
     this.stream = new Stream((output) => this.keeper.settle(output));
     this.outbox = new Outbox();
@@ -44,7 +44,7 @@ export class Replica {
 
   /** What is known now. Notifications that were marked as read are not in it, told to the server or not. */
   get state() {
-    return this.following.known(this.outbox);
+    return this.protocol.known(this.outbox);
   }
 
   /** Something changed that the store is to keep; it is saved within a second. */
@@ -76,7 +76,7 @@ export class Replica {
     if (this.loaded || this.#over || (this.#loads & (this.#loads - 1)) !== 0) return; // after 1, 2, 4, 8, … times
     try {
       const document = await this.keeper.load(this.#userId);
-      if (document === null || this.#over || document.user_id !== this.following.userId) return;
+      if (document === null || this.#over || document.user_id !== this.protocol.userId) return;
       this.cache.restore(document.cache);
       this.outbox.restore(document.outbox);
       this.keep();
@@ -94,8 +94,8 @@ export class Replica {
     if (document?.user_id !== userId) return false;
     this.#pending = null;
     this.keeper.takeOver(document);
-    this.following.restore(document.user_id, this.keeper.lastEventId, document.known_at);
-    if (document.state !== null) this.following.state.begin(document.state);
+    this.protocol.restore(document.user_id, this.keeper.lastEventId, document.known_at);
+    if (document.state !== null) this.protocol.state.begin(document.state);
     this.cache.restore(document.cache);
     this.outbox.restore(document.outbox);
     return true;
@@ -104,22 +104,22 @@ export class Replica {
   /** Saves what the program has had, if the store has been read. Whether that is kept now. */
   async save() {
     if (!this.loaded || this.#over) return false;
-    let knownAt = this.following.status === "live" ? this.#clock() : this.following.since;
+    let knownAt = this.protocol.status === "live" ? this.#clock() : this.protocol.since;
     if (!this.stream.empty) knownAt = this.keeper.settledAt;
     try {
-      await this.keeper.save(this.following, knownAt, this.cache.saved(), this.outbox.waiting);
+      await this.keeper.save(this.protocol, knownAt, this.cache.saved(), this.outbox.waiting);
     } catch (error) {
       this.#report(/** @type {ClientError} */ (error));
       return false;
     }
-    return this.following.userId !== null;
+    return this.protocol.userId !== null;
   }
 
   /** Forgets everything of everybody, here and in the store. Throws StoreFailed. */
   async clear() {
     this.#over = true;
     this.#pending = null;
-    this.following = new Protocol(this.#userId);
+    this.protocol = new Protocol(this.#userId);
     this.outbox = new Outbox();
     this.#dropped(this.cache.forget());
     this.stream.forget();
@@ -132,7 +132,7 @@ export class Replica {
    */
   opened(at) {
     this.#ahead = this.#clock() - at;
-    this.following.opened(this.#clock(), at);
+    this.protocol.opened(this.#clock(), at);
   }
 
   /**
@@ -142,7 +142,7 @@ export class Replica {
    * @param {number} patience
    */
   frozen(at, patience) {
-    return this.#clock() - at - this.#ahead > patience || this.following.frozen(at, patience);
+    return this.#clock() - at - this.#ahead > patience || this.protocol.frozen(at, patience);
   }
 
   /**
@@ -152,8 +152,8 @@ export class Replica {
    * @param {number} at milliseconds on a clock that only goes forward
    */
   receive(text, at) {
-    const outputs = this.following.receive(text, this.#clock(), at);
-    const { position } = this.following;
+    const outputs = this.protocol.receive(text, this.#clock(), at);
+    const { position } = this.protocol;
     if (outputs.length === 0 && position !== null && this.stream.empty) this.keeper.advance(position);
     return outputs;
   }
@@ -166,22 +166,22 @@ export class Replica {
     const wanted = this.#userId ?? userId;
     if (wanted === null) {
       // As of `service_role`; a token may also not name its user.
-      if (this.following.userId === null) this.#takeOver("");
+      if (this.protocol.userId === null) this.#takeOver("");
       return;
     }
-    if (this.following.userId === null) {
+    if (this.protocol.userId === null) {
       if (!this.#takeOver(wanted)) {
-        this.following.userId = this.following.state.userId = this.keeper.state.userId = wanted;
+        this.protocol.userId = this.protocol.state.userId = this.keeper.state.userId = wanted;
       }
-    } else if (this.following.userId !== wanted) {
-      this.following = new Protocol(wanted);
+    } else if (this.protocol.userId !== wanted) {
+      this.protocol = new Protocol(wanted);
       this.#startOver(wanted);
     }
   }
 
   /** Whose connection it is, by the server's word. */
   greeted() {
-    const userId = this.following.userId ?? "";
+    const userId = this.protocol.userId ?? "";
     const pending = this.#pending;
     this.#pending = null;
     if (pending?.user_id === userId) {
@@ -194,9 +194,9 @@ export class Replica {
 
   /** The caller may not have it: nothing of it stays, here or in the store, but what the user has done. */
   forget() {
-    const { userId } = this.following;
+    const { userId } = this.protocol;
     if (userId === null) return;
-    this.following = new Protocol(userId);
+    this.protocol = new Protocol(userId);
     this.#letGo(userId);
   }
 
@@ -221,7 +221,7 @@ export class Replica {
    * @param {Momentum} momentum
    */
   readAgain(momentum) {
-    if (!this.following.state.readAgain(momentum)) return false;
+    if (!this.protocol.state.readAgain(momentum)) return false;
     this.keeper.state.readAgain(momentum);
     this.keep();
     return true;
@@ -235,7 +235,7 @@ export class Replica {
   read(id, gone) {
     this.outbox.done(id);
     if (gone) {
-      this.following.state.forgetNotification(id);
+      this.protocol.state.forgetNotification(id);
       this.keeper.state.forgetNotification(id);
     }
     this.keep();

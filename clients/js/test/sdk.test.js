@@ -211,3 +211,9 @@ test("a mark that could not be kept is not called kept", async () => {
   assert.equal(client.pendingCount, 1);
   await client.close();
 });
+
+test("one string in place of a list of channels is refused", async () => {
+  const client = new Client("http://127.0.0.1:1", "token", { WebSocket: class {} });
+  await assert.rejects(client.subscribe("interventions:coaches"), { name: "TypeError", message: /list of names/ });
+  await assert.rejects(client.unsubscribe("interventions:coaches"), TypeError);
+});

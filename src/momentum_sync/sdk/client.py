@@ -21,7 +21,7 @@ from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, Reques
 from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.callbacks import through
-from momentum_sync.sdk.connection import Connection, Token, address, connect, fresh, is_open, subject
+from momentum_sync.sdk.connection import Connection, Token, address, check_names, connect, fresh, is_open, subject
 from momentum_sync.sdk.protocol import Answer, Event, Invalidated, Resync, State, pause, verdict
 from momentum_sync.sdk.replica import Replica
 from momentum_sync.sdk.reporter import LOG, Reporter
@@ -58,7 +58,7 @@ class Client:
     Example:
         async with Client("https://sync.example.com", fresh_token) as client:
             async for event in client.events():
-                print(event.type, client.state.momentum)
+                print(event, client.state.momentum)
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Client:
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
         self._client_id = client_id or str(uuid.uuid4())
         self._wanted = list(dict.fromkeys(channels))
-        self._teller = Reporter(on_error)
+        self._reporter = Reporter(on_error)
         self._patience = patience
         self._clock = clock
-        self._replica = Replica(store, self._user_id, clock, self._teller.report)
+        self._replica = Replica(store, self._user_id, clock, self._reporter.report)
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -96,7 +96,13 @@ class Client:
     # The program's side
 
     async def start(self) -> None:
-        """Read the store and connect, in the background."""
+        """Read the store and connect, in the background.
+
+        Example:
+            client = Client("https://sync.example.com", fresh_token)
+            await client.start()
+            await client.close()
+        """
         if self._started:
             raise RuntimeError("A client is started once.")
         self._started = True
@@ -135,7 +141,7 @@ class Client:
             else:
                 await self._replica.save()
         finally:
-            self._replica.following.lost(self._clock())
+            self._replica.protocol.lost(self._clock())
             await self._replica.stream.finish(None)
             await self._replica.close()
 
@@ -159,12 +165,12 @@ class Client:
     @property
     def user_id(self) -> str | None:
         """Return the user whose data it is; None until it is known, and for a connection without a user."""
-        return self._replica.following.user_id or None
+        return self._replica.protocol.user_id or None
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Return the channels that the server confirmed last."""
-        return self._replica.following.channels
+        return self._replica.protocol.channels
 
     @property
     def pending_count(self) -> int:
@@ -174,7 +180,7 @@ class Client:
     @property
     def lag_ms(self) -> int:
         """Return the lag of the server's feed at the last heartbeat, in milliseconds."""
-        return self._replica.following.lag_ms
+        return self._replica.protocol.lag_ms
 
     def events(self) -> Events:
         """Return an iterator of every further event, in commit order, and of each `Resync`.
@@ -188,7 +194,7 @@ class Client:
 
         Example:
             async for event in client.events():
-                print(event.type)
+                print(event)
         """
         return self._replica.stream.begin()
 
@@ -231,7 +237,7 @@ class Client:
         Example:
             state = await client.wait_until_live()
         """
-        await self._replica.stream.surely(lambda: self._replica.following.status == "live")
+        await self._replica.stream.surely(lambda: self._replica.protocol.status == "live")
         return self.state
 
     async def mark_notification_read(self, notification_id: str) -> None:
@@ -288,13 +294,18 @@ class Client:
     async def subscribe(self, channels: Sequence[str]) -> None:
         """Subscribe to channels, now and on each reconnect; offline, with the next connection.
 
+        Args:
+            channels: names of channels.
+
         Raises:
             RequestFailed: one of them is not granted; then none is subscribed to.
+            TypeError: `channels` is one string.
 
         Example:
-            await client.subscribe("interventions:coaches")
+            await client.subscribe(["interventions:coaches"])
         """
-        held = self._replica.following.channels if self._replica.following.online else self._wanted
+        check_names(channels)
+        held = self._replica.protocol.channels if self._replica.protocol.online else self._wanted
         new = [one for one in dict.fromkeys(channels) if one not in held or one not in self._wanted]
         self._wanted += [one for one in new if one not in self._wanted]
         try:
@@ -309,9 +320,16 @@ class Client:
     async def unsubscribe(self, channels: Sequence[str]) -> None:
         """Unsubscribe from channels.
 
+        Args:
+            channels: names of channels.
+
+        Raises:
+            TypeError: `channels` is one string.
+
         Example:
-            await client.unsubscribe("interventions:coaches")
+            await client.unsubscribe(["interventions:coaches"])
         """
+        check_names(channels)
         self._wanted = [channel for channel in self._wanted if channel not in channels]
         with suppress(Offline):
             await self._ask({"type": "unsubscribe", "channels": list(channels)})
@@ -333,20 +351,20 @@ class Client:
             began = time.monotonic()
             error = await self._once()
             now = self._clock()
-            failures = 1 if self._replica.following.online and time.monotonic() - began > _STEADY_S else failures + 1
-            self._replica.following.lost(now)
+            failures = 1 if self._replica.protocol.online and time.monotonic() - began > _STEADY_S else failures + 1
+            self._replica.protocol.lost(now)
             self._replica.outbox.lost()
-            self._teller.report(error)
+            self._reporter.report(error)
             if isinstance(error, Ended):
                 if error.code in (_FORBIDDEN, Close.NOT_ALLOWED.code):
                     self._replica.forget()
-                self._replica.following.ended(now)
+                self._replica.protocol.ended(now)
                 await self._replica.save()
                 await self._replica.stream.finish(error)
                 return
             await self._replica.stream.tell()
             if isinstance(error, errors.MessageTooLarge):
-                self._replica.following.forget("too_large")  # it would fail again
+                self._replica.protocol.forget("too_large")  # it would fail again
                 failures = max(failures, _LATER)
             if verdict(getattr(error, "status", None) or getattr(error, "code", None)) == "later":
                 failures = max(failures, _LATER)
@@ -367,7 +385,7 @@ class Client:
             token = self._token_sent = await fresh(self._token)
             self._replica.is_for(subject(token))
             self._asked_for = list(self._wanted)
-            last = self._replica.following.connecting()
+            last = self._replica.protocol.connecting()
             query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last}
             connection = await connect(address(self._url, query, self._asked_for), token)
             self._replica.opened(time.monotonic())
@@ -412,20 +430,20 @@ class Client:
                     self._spawn(self._gone(keys, kept=persistent))
                 case Event():
                     self._replica.stream.add(output)
-        if self._replica.following.state.unsure:
+        if self._replica.protocol.state.unsure:
             self._spawn_once("read again", self._read_again())
         await self._replica.stream.tell()
 
     def _answered(self, message: wire.ServerMessage) -> None:
         connection = self._connection
         if isinstance(message, wire.Authenticated):
-            self._teller.report_refused(message.refused)
+            self._reporter.report_refused(message.refused)
         match message:
             case wire.TokenExpiring():
                 self._spawn_once("renew", self._renew())
             case wire.SubscriptionConfirmed(ref=None):
                 self._replica.greeted()
-                self._teller.report_refused(message.refused)
+                self._reporter.report_refused(message.refused)
                 self._spawn(self._greeted())
             case domain.NotificationMarkedRead():
                 self._replica.read(message.notification_id)
@@ -435,10 +453,10 @@ class Client:
                 pass
             case _ if connection is None or not connection.answered(message):
                 if isinstance(message, wire.Error):
-                    self._teller.report(RequestFailed(message.code, message.error))
+                    self._reporter.report(RequestFailed(message.code, message.error))
 
     def _refused(self, notification_id: str, message: wire.Error) -> None:
-        self._teller.report(RequestFailed(message.code, message.error))
+        self._reporter.report(RequestFailed(message.code, message.error))
         if message.code in _ABOUT_THE_ENTRY:
             self._replica.read(notification_id, gone=message.code == "not_found")
         else:
@@ -447,14 +465,14 @@ class Client:
     # Out
 
     async def _ask(self, message: dict[str, object]) -> wire.ServerMessage:
-        if self._connection is None or not self._replica.following.online:
+        if self._connection is None or not self._replica.protocol.online:
             raise Offline("There is no connection now.")
         return await self._connection.ask(message)
 
     async def _post(self) -> None:
         """Send what waits in the outbox, a few at a time."""
         connection = self._connection
-        if connection is not None and self._replica.following.online:
+        if connection is not None and self._replica.protocol.online:
             for notification_id in self._replica.outbox.take(time.monotonic()):
                 message = {"type": "mark_notification_read", "notification_id": notification_id}
                 await connection.send({**message, "ref": f"read:{notification_id}"})
@@ -468,7 +486,7 @@ class Client:
             if less := [one for one in self._asked_for if one not in self._wanted]:
                 await self._ask({"type": "unsubscribe", "channels": less})
         except ClientError as error:
-            self._teller.report(error)
+            self._reporter.report(error)
         await self._post()
 
     async def _gone(self, keys: Sequence[str], *, kept: bool) -> None:
@@ -480,12 +498,12 @@ class Client:
 
     async def _read_again(self) -> None:
         """Read the momentum where events do not determine it, until the answer is no older than they."""
-        while self._replica.following.state.unsure and self._replica.following.online:
+        while self._replica.protocol.state.unsure and self._replica.protocol.online:
             try:
                 await self.request_momentum_update()
             except ClientError as error:
-                self._teller.report(error)
-            if self._replica.following.state.unsure:
+                self._reporter.report(error)
+            if self._replica.protocol.state.unsure:
                 await asyncio.sleep(_TICK_S)
 
     async def _renew(self) -> None:
@@ -496,7 +514,7 @@ class Client:
                 self._token_sent = token
                 await self._ask({"type": "authenticate", "token": token})
         except ClientError as error:
-            self._teller.report(error)
+            self._reporter.report(error)
 
     # The clock
 

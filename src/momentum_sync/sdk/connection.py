@@ -207,3 +207,9 @@ def subject(token: str) -> str | None:
     except (IndexError, ValueError, KeyError, TypeError):
         return None
     return found.lower() if isinstance(found, str) else None
+
+
+def check_names(channels: Sequence[str]) -> None:
+    """Refuse one string, which is a sequence of characters."""
+    if isinstance(channels, str):
+        raise TypeError(f"channels is a list of names: [{channels!r}]")

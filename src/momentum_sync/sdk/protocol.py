@@ -6,18 +6,36 @@ those of `spec/vectors/following.json`, `close.json` and `backoff.json`, which t
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 from momentum_sync.domain import messages as domain
 from momentum_sync.domain.messages import Intervention, Momentum, Notification
 from momentum_sync.errors import Gap, NotUnderstood
 from momentum_sync.sdk.state import Saved, UserState
+from momentum_sync.states import enter
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close, Verdict
 
-Status = Literal["offline", "catching_up", "live", "ended"]
+
+class ClientStatus(StrEnum):
+    """State of a client. It compares equal to its value, such as `"live"`."""
+
+    OFFLINE = "offline"
+    CATCHING_UP = "catching_up"
+    LIVE = "live"
+    ENDED = "ended"
+
+
+CLIENT_TRANSITIONS: Mapping[ClientStatus, Set[ClientStatus]] = {
+    ClientStatus.OFFLINE: {ClientStatus.CATCHING_UP, ClientStatus.LIVE, ClientStatus.ENDED},
+    ClientStatus.CATCHING_UP: {ClientStatus.LIVE, ClientStatus.OFFLINE, ClientStatus.ENDED},
+    ClientStatus.LIVE: {ClientStatus.CATCHING_UP, ClientStatus.OFFLINE, ClientStatus.ENDED},
+    ClientStatus.ENDED: set(),
+}
+"""`catching_up`: subscribed, and events that were missed are still to come, or the feed is late."""
 
 NOBODY = ""
 """Whose data a connection without a user has, as of `service_role`."""
@@ -98,7 +116,7 @@ class State(NamedTuple):
     seconds since 1970 (None: never).
     """
 
-    status: Status
+    status: ClientStatus
     since: float | None
     momentum: Momentum | None
     interventions: tuple[Intervention, ...]
@@ -127,7 +145,7 @@ class Protocol:
         self.state = UserState(user_id or "")
         self.last_event_id: str | None = None
         self.position: str | None = None
-        self.status: Status = "offline"
+        self.status = ClientStatus.OFFLINE
         self.since: float | None = None
         self.channels: tuple[str, ...] = ()
         self.lag_ms = 0
@@ -137,6 +155,9 @@ class Protocol:
         self._came = False
         self._asked_with: str | None = None
         self._reason: str | None = None
+
+    def _enter(self, status: ClientStatus) -> None:
+        self.status = enter(self.status, status, CLIENT_TRANSITIONS)
 
     def restore(self, user_id: str, last_event_id: str | None, since: float | None) -> None:
         """Continue from a stored position."""
@@ -158,13 +179,15 @@ class Protocol:
     def lost(self, now: float) -> None:
         """Note that the socket is gone."""
         if self.online:
-            self.since = min(self._heard_at, now) if self.status == "live" or self.since is None else self.since
-            self.status = "offline"
+            self.since = (
+                min(self._heard_at, now) if self.status is ClientStatus.LIVE or self.since is None else self.since
+            )
+            self._enter(ClientStatus.OFFLINE)
 
     def ended(self, now: float) -> None:
         """Note that the client does not reconnect any more."""
         self.lost(now)
-        self.status = "ended"
+        self._enter(ClientStatus.ENDED)
 
     def frozen(self, at: float, patience: float) -> bool:
         """Return whether nothing arrived for longer than `patience` seconds."""
@@ -178,7 +201,7 @@ class Protocol:
     @property
     def online(self) -> bool:
         """Return whether the subscription is confirmed."""
-        return self.status in ("live", "catching_up")
+        return self.status in (ClientStatus.LIVE, ClientStatus.CATCHING_UP)
 
     def known(self, *, without: Container[str]) -> State:
         """Return the present data, without notifications that the user has read."""
@@ -229,7 +252,7 @@ class Protocol:
                 raise Gap("The token is another user's than what was kept.")
             self._to_come = message.replayed if message.resumed else 0
             self.since = self.since if self.since is not None else now
-            self.status = "catching_up"
+            self._enter(ClientStatus.CATCHING_UP)
             if message.resumed:
                 self.last_event_id = self._asked_with  # the next event follows the position that was sent
                 self._caught_up()
@@ -275,7 +298,7 @@ class Protocol:
         self.position = message.position or message.last_event_id
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since
-            self.status = "catching_up"
+            self._enter(ClientStatus.CATCHING_UP)
         elif not (self._to_come and self._came):  # some of the replayed events may be for others
             self._to_come = 0
             self._caught_up()
@@ -283,5 +306,5 @@ class Protocol:
 
     def _caught_up(self) -> None:
         if self._to_come == 0:
-            self.status = "live"
+            self._enter(ClientStatus.LIVE)
             self.since = None

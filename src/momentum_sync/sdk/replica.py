@@ -33,7 +33,7 @@ class Replica:
         self._loads = 0
         self._ahead = 0.0
         self._pending: Document | None = None  # stored data of a user not known yet
-        self.following = Protocol(user_id)
+        self.protocol = Protocol(user_id)
         self.keeper = Keeper(store, user_id, clock)
         self.stream = Stream(self.keeper.settle)
         self.outbox = Outbox()
@@ -47,7 +47,7 @@ class Replica:
     @property
     def state(self) -> State:
         """Return the present state. Notifications marked as read are not in it, even before the server knows."""
-        return self.following.known(without=self.outbox)
+        return self.protocol.known(without=self.outbox)
 
     def keep(self) -> None:
         """Note a change to be stored; it is saved within a second."""
@@ -78,7 +78,7 @@ class Replica:
         except ClientError as error:
             self._report(error)
             return
-        if document is not None and document.user_id == self.following.user_id and not self._over:
+        if document is not None and document.user_id == self.protocol.user_id and not self._over:
             self.cache.restore(document.cache)
             self.outbox.restore(document.outbox)
             self.keep()
@@ -94,9 +94,9 @@ class Replica:
             return False
         self._pending = None
         self.keeper.take_over(document)
-        self.following.restore(document.user_id, self.keeper.last_event_id, document.known_at)
+        self.protocol.restore(document.user_id, self.keeper.last_event_id, document.known_at)
         if document.state is not None:
-            self.following.state.begin(document.state)
+            self.protocol.state.begin(document.state)
         self.cache.restore(document.cache)
         self.outbox.restore(document.outbox)
         return True
@@ -111,14 +111,14 @@ class Replica:
         except ClientError as error:
             self._report(error)
             return False
-        return self.following.user_id is not None
+        return self.protocol.user_id is not None
 
     def _describe(self, state: UserState, last_event_id: str | None) -> Document | None:
-        if self._over or self.following.user_id is None:
+        if self._over or self.protocol.user_id is None:
             return None
-        known_at = self._clock() if self.following.status == "live" else self.following.since
+        known_at = self._clock() if self.protocol.status == "live" else self.protocol.since
         return Document(
-            user_id=self.following.user_id,
+            user_id=self.protocol.user_id,
             last_event_id=last_event_id,
             known_at=known_at if self.stream.empty else self.keeper.settled_at,
             state=state.saved() if last_event_id is not None else None,
@@ -137,7 +137,7 @@ class Replica:
         """Delete everything, here and in the store."""
         self._over = True
         self._pending = None
-        self.following = Protocol(self._user_id)
+        self.protocol = Protocol(self._user_id)
         self.outbox = Outbox()
         self.cache.forget()
         self.stream.forget()
@@ -150,22 +150,22 @@ class Replica:
     def opened(self, at: float) -> None:
         """Note that the socket is open. `at` is monotonic seconds."""
         self._ahead = self._clock() - at
-        self.following.opened(self._clock(), at)
+        self.protocol.opened(self._clock(), at)
 
     def frozen(self, at: float, patience: float) -> bool:
         """Return whether nothing arrived for longer than `patience` seconds, or the machine slept that long.
 
         A monotonic clock may stand still while the machine sleeps; the wall clock then runs ahead of it.
         """
-        return self._clock() - at - self._ahead > patience or self.following.frozen(at, patience)
+        return self._clock() - at - self._ahead > patience or self.protocol.frozen(at, patience)
 
     def receive(self, text: str | bytes, at: float) -> list[Output]:
         """Handle a message; raises as `Protocol.receive`. `at` is monotonic seconds.
 
         A heartbeat may advance the position of a program that has processed all events.
         """
-        outputs = self.following.receive(text, self._clock(), at)
-        position = self.following.position
+        outputs = self.protocol.receive(text, self._clock(), at)
+        position = self.protocol.position
         if not outputs and position is not None and self.stream.empty:
             self.keeper.advance(position)
         return outputs
@@ -174,19 +174,19 @@ class Replica:
         """Prepare for the user that the token claims: data of another user are dropped at once."""
         wanted = self._user_id or user_id
         if wanted is None:
-            if self.following.user_id is None:
+            if self.protocol.user_id is None:
                 self._take_over(NOBODY)  # as of `service_role`; a token may also not name its user
             return
-        if self.following.user_id is None:
+        if self.protocol.user_id is None:
             if not self._take_over(wanted):
-                self.following.user_id = self.following.state.user_id = self.keeper.state.user_id = wanted
-        elif self.following.user_id != wanted:
-            self.following = Protocol(wanted)
+                self.protocol.user_id = self.protocol.state.user_id = self.keeper.state.user_id = wanted
+        elif self.protocol.user_id != wanted:
+            self.protocol = Protocol(wanted)
             self._start_over(wanted)
 
     def greeted(self) -> None:
         """Note the user that the server confirmed."""
-        user_id = self.following.user_id or ""
+        user_id = self.protocol.user_id or ""
         pending, self._pending = self._pending, None
         if pending is not None and pending.user_id == user_id:  # the token did not name its user
             self.cache.restore(pending.cache)
@@ -197,9 +197,9 @@ class Replica:
 
     def forget(self) -> None:
         """Delete everything but the user's own changes: the caller may not have it."""
-        user_id = self.following.user_id
+        user_id = self.protocol.user_id
         if user_id is not None:
-            self.following = Protocol(user_id)
+            self.protocol = Protocol(user_id)
             self._let_go(user_id)
 
     def _start_over(self, user_id: str) -> None:
@@ -214,7 +214,7 @@ class Replica:
 
     def read_again(self, momentum: Momentum) -> bool:
         """Take over a momentum that was read; False if it may be older than the last event."""
-        taken = self.following.state.read_again(momentum)
+        taken = self.protocol.state.read_again(momentum)
         if taken:
             self.keeper.read_again(momentum)
         return taken
@@ -223,6 +223,6 @@ class Replica:
         """Remove a mark that the server has answered. The notification stays read before its event arrives."""
         self.outbox.done(notification_id)
         if gone:
-            self.following.state.forget_notification(notification_id)
+            self.protocol.state.forget_notification(notification_id)
             self.keeper.state.forget_notification(notification_id)
         self.keep()
