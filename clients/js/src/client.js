@@ -4,7 +4,7 @@
 // listeners of "error" and to `log`; nothing is printed.
 
 import { listenToBrowser } from "./browser.js";
-import { address, checkNames, connect, fresh, isOpen, randomId, subject, webSocket } from "./connection.js";
+import { address, checkNames, connect, fresh, isOpen, randomId, subject, webSocket, without } from "./connection.js";
 import {
   ClientError,
   ConnectionLost,
@@ -305,16 +305,15 @@ export class Client {
    * @param {string[]} channels
    */
   async subscribe(channels) {
-    checkNames(channels);
     const held = this.#replica.protocol.online ? this.#replica.protocol.channels : this.#wanted;
-    const fresh = [...new Set(channels)].filter((one) => !held.includes(one) || !this.#wanted.includes(one));
+    const fresh = [...new Set(checkNames(channels))].filter((one) => !held.includes(one) || !this.#wanted.includes(one));
     this.#wanted = [...new Set([...this.#wanted, ...fresh])];
     if (fresh.length === 0) return;
     try {
       await this.#ask({ type: "subscribe", channels: fresh });
     } catch (error) {
       if (error instanceof Offline) return;
-      this.#wanted = this.#wanted.filter((channel) => !fresh.includes(channel));
+      this.#wanted = without(this.#wanted, fresh);
       throw error;
     }
   }
@@ -324,14 +323,13 @@ export class Client {
    * @param {string[]} channels
    */
   async unsubscribe(channels) {
-    checkNames(channels);
-    this.#wanted = this.#wanted.filter((channel) => !channels.includes(channel));
+    this.#wanted = without(this.#wanted, checkNames(channels));
     await this.#ask({ type: "unsubscribe", channels }).catch((error) => {
       if (!(error instanceof Offline)) throw error;
     });
   }
 
-  /** The network is back, or the program was asleep: do not wait any longer, and see whether the socket lives. */
+  /** Reconnect without delay, and check an open socket, after the network or the machine was away. */
   reconnectNow() {
     const connection = this.#connection;
     if (this.#hurry !== null) this.#hurry();

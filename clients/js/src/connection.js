@@ -330,9 +330,19 @@ export function randomId() {
 }
 
 /**
- * Refuse one string, which is a sequence of characters.
+ * Return the channels. Throws TypeError for one string, which is a sequence of characters.
  * @param {string[]} channels
  */
 export function checkNames(channels) {
   if (typeof channels === "string") throw new TypeError(`channels is a list of names: ["${channels}"]`);
+  return channels;
+}
+
+/**
+ * Return the channels that are not among `others`.
+ * @param {string[]} channels
+ * @param {string[]} others
+ */
+export function without(channels, others) {
+  return channels.filter((channel) => !others.includes(channel));
 }
