@@ -58,7 +58,8 @@ def test_the_wheel_holds_pages_sdk_and_migrations(wheel: Path) -> None:
     assert len(list((package / "supabase" / "migrations").glob("*.sql"))) == 6
     metadata = next(wheel.glob("*.dist-info")) / "METADATA"
     needed = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.startswith("Requires-Dist")]
-    assert sorted(re.split("[<>]", line.split()[1])[0] for line in needed if "extra" not in line) == ["msgspec", "websockets"]
+    names = sorted(re.split("[<>]", line.split()[1])[0] for line in needed if "extra" not in line)
+    assert names == ["msgspec", "websockets"]
 
 
 def test_what_is_installed_finds_its_pages_and_migrations(wheel: Path) -> None:
