@@ -74,8 +74,7 @@ class LoadClients:
         """Read until every socket has received the mark. Return the monotonic times of the first and the last.
 
         With a `rest` in seconds data can gather: on one machine a reader that waits for each frame makes the sender pay
-        for
-        waking it, which a reader on a network does not.
+        for waking it, which a reader on a network does not.
         """
         assert len(mark) <= _LONGEST_MARK
         waiting, first, ends_at = len(self.sockets), 0.0, time.monotonic() + timeout

@@ -20,8 +20,7 @@ class Change:
     """An event that must reach every subscriber of one of its channels.
 
     `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
-    nothing),
-    `at` the time of the commit, seconds since 1970.
+    nothing), `at` the time of the commit, seconds since 1970.
     """
 
     what: tuple[object, ...]
@@ -70,9 +69,8 @@ class Client:
     """A client: its user, all channels it ever has, whether snapshots show it rows; and what it received.
 
     `unversioned_until` is when the policies of notifications last changed, in seconds since 1970. Earlier events carry
-    no
-    version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later event
-    follows. An event that takes a row away carries its last version.
+    no version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later
+    event follows. An event that takes a row away carries its last version.
     """
 
     name: str
@@ -110,8 +108,7 @@ def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list
     """Return errors in the client's record, where history was cut off and continued elsewhere.
 
     `branches` are the histories that existed, the surviving one last. Everything between two snapshots must agree with
-    one of
-    them; what follows the last snapshot with the last one, to its end.
+    one of them; what follows the last snapshot with the last one, to its end.
     """
     if len(branches) == 1:
         return check(client, branches[0])

@@ -52,8 +52,7 @@ def run(
     """Run one history of this many seconds, on a PostgreSQL of its own.
 
     `only` names the faults to inject, `settle` is the time that clients may need at the end in seconds, `logs` keeps
-    the
-    servers' output.
+    the servers' output.
     """
     with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
         migrate(postgres.conninfo, tell=lambda _: None)

@@ -1,8 +1,7 @@
 """A server written without this project: FastAPI, one LISTEN, and a set of sockets per channel, on the seed's triggers.
 
 It does what such servers do: verify a token, give users their own channels and admins all scores, send the state and
-then
-notifications. It guarantees nothing: events during an absence are lost.
+then notifications. It guarantees nothing: events during an absence are lost.
 
 uvicorn benchmarks.peers.listen:app        with DATABASE_URL and JWT_SECRET
 """

@@ -2,21 +2,21 @@
 --
 -- Creates: those of the three tables that are missing, with constraints, indexes, policies, grants, and `updated_at`
 --   kept by the function public.momentum_set_updated_at().
--- Changes in your tables: none. A table that is there stays as it is, with its policies and grants; if it lacks a
---   column that is needed, this file is refused and nothing is changed.
--- Locks: none on tables that are there; auth.users while a table that references it is made.
+-- Changes in your tables: none. Existing tables stay as they are, with their policies and grants; if one lacks a needed
+-- column, this file fails and changes nothing.
+-- Locks: none on existing tables; auth.users while a table that references it is created.
 -- Needs: auth.users (id uuid), auth.uid(), auth.jwt(), roles anon, authenticated, service_role; the role that owns
 --   schema public.
 -- Undo: `drop table`, which drops the data. `momentum-sync uninstall` leaves the tables.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
--- The app's own tables are adopted only if they are what this works with: a trigger that reads a column which is not there
--- would fail the app's writes.
+-- Existing tables are adopted only if they have the columns that the triggers read: a trigger that reads a missing
+-- column would fail the app's writes.
 do $$
 declare
     wrong text;
@@ -72,8 +72,8 @@ begin
             using errcode = 'undefined_column',
                 hint = 'Nothing was changed. Add or alter the columns, or rename a table that is something else.';
     end if;
-    -- The same for what would be replaced without being ours: a schema of the name, and functions, where none of our
-    -- versions was applied.
+    -- The same for objects of others that would be replaced: a schema or functions of these names, if no version of
+    -- these migrations was applied.
     if to_regclass('momentum.installed') is null then
         select string_agg(distinct o.name, ', ' order by o.name) into wrong
         from (
@@ -107,13 +107,13 @@ end;
 $$;
 revoke all on function public.momentum_set_updated_at() from public, anon, authenticated;
 
--- Each table is made whole or not at all. Supabase grants everything in public to every role by default: nobody reads
--- without a token, and those with one get what the policies speak of. Whoever may put a trigger on a table has everybody
--- who writes there run it, a superuser, too, so service_role may not. auth.uid() and auth.jwt() stand in sub-selects so
--- that they are asked once a query and not once a row. The coach's role is in app_metadata, which only the service can
--- write; user_metadata can be edited by the user and proves nothing.
+-- Each table is created completely or not at all. Supabase grants everything in public to every role by default; here
+-- callers without a token may read nothing, and others what the policies allow. A role that may create triggers on a
+-- table can have its code run by everybody who writes there, even a superuser, so service_role may not. auth.uid() and
+-- auth.jwt() are in sub-selects, so that they are evaluated once a query and not once a row. The coach's role is in
+-- app_metadata, which only the service can write; users can edit user_metadata, so it proves nothing.
 
--- A day of a user.
+-- A user's score of one day.
 do $$
 begin
     if to_regclass('public.daily_engagement_scores') is not null then
@@ -151,7 +151,7 @@ begin
 end;
 $$;
 
--- What a user is told.
+-- Notifications to a user.
 do $$
 begin
     if to_regclass('public.momentum_notifications') is not null then
@@ -206,7 +206,7 @@ begin
 end;
 $$;
 
--- What a coach does for a user.
+-- A coach's work for a user.
 do $$
 begin
     if to_regclass('public.coach_interventions') is not null then

@@ -8,8 +8,8 @@
 -- Undo: `alter table … replica identity default`; `alter publication supabase_realtime drop table …`. `momentum-sync
 --   uninstall` leaves both, because the app's own clients may need them.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 

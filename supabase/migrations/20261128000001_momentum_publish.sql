@@ -1,21 +1,21 @@
--- Publishing: the one way for an event to leave the database, its settings, and the server's work on its log.
+-- Publishing: the only way for an event to leave the database, its settings, and maintenance of the log.
 --
 -- Creates: schema momentum with the functions that publish, the tables settings and installed, the function
 --   public.momentum_rfc3339(timestamptz).
--- Changes in your tables: none. If one of them lacks a column that the triggers of the next file read, this file is
---   refused and nothing is changed.
+-- Changes in your tables: none. If one of them lacks a column that the triggers of the next file read, this file fails
+-- and changes nothing.
 -- Locks: none on your tables.
 -- Needs: the three tables; their owner.
--- Undo: `momentum-sync uninstall`, which leaves tables and data.
+-- Undo: `momentum-sync uninstall`, which keeps tables and data.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
--- The app's own tables are adopted only if they are what this works with: a trigger that reads a column which is not there
--- would fail the app's writes.
+-- Existing tables are adopted only if they have the columns that the triggers read: a trigger that reads a missing
+-- column would fail the app's writes.
 do $$
 declare
     wrong text;
@@ -71,8 +71,8 @@ begin
             using errcode = 'undefined_column',
                 hint = 'Nothing was changed. Add or alter the columns, or rename a table that is something else.';
     end if;
-    -- The same for what would be replaced without being ours: a schema of the name, and functions, where none of our
-    -- versions was applied.
+    -- The same for objects of others that would be replaced: a schema or functions of these names, if no version of
+    -- these migrations was applied.
     if to_regclass('momentum.installed') is null then
         select string_agg(distinct o.name, ', ' order by o.name) into wrong
         from (
@@ -112,13 +112,14 @@ $$;
 
 -- Publishing ----------------------------------------------------------------------------------------------------------
 
--- Nothing in it is for those who come through the API: neither `anon` nor `authenticated` may look inside.
+-- Nothing in it is for callers of the API: neither `anon` nor `authenticated` has a privilege on it.
 create schema if not exists momentum;
 revoke all on schema momentum from public, anon, authenticated;
 grant usage on schema momentum to service_role;
 
--- The time in an event and in an answer: UTC, RFC 3339, milliseconds. In public, because callers' own reads use it.
--- A body after `return` is parsed when it is made, with the search_path of then, and put in place where it is called.
+-- The format of times in events and answers: UTC, RFC 3339, milliseconds. In public, because reads under a caller's
+-- role use it. PostgreSQL parses a body after `return` when the function is created, under the search_path of that
+-- moment, and inlines it.
 create or replace function public.momentum_rfc3339(moment timestamptz) returns text
 language sql
 stable
@@ -126,9 +127,9 @@ return to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 revoke all on function public.momentum_rfc3339(timestamptz) from public, anon;
 grant execute on function public.momentum_rfc3339(timestamptz) to authenticated, service_role;
 
--- What an operator switches, in its one row: `update momentum.settings set notify = true`. Custom parameters would need
--- a superuser, whom Supabase does not give. The server takes no more than the upper bounds of an event's limits from the
--- WAL, so none may be set higher.
+-- Settings of the operator, in one row: `update momentum.settings set notify = true`. Custom parameters would need a
+-- superuser, which Supabase does not provide. The server accepts no larger events from the WAL than the upper bounds
+-- here.
 create table if not exists momentum.settings (
     single boolean primary key default true check (single),
     notify boolean not null default false,
@@ -143,8 +144,8 @@ grant select on momentum.settings to service_role;
 drop policy if exists "Service role reads settings" on momentum.settings;
 create policy "Service role reads settings" on momentum.settings for select to service_role using (true);
 
--- The switch `notify`, for whoever LISTENs in SQL. NOTIFY carries at most 7,999 bytes and names of at most 63, and it
--- fails a commit when its queue is full, so what does not fit is shortened or left out.
+-- The setting `notify`, for clients that LISTEN in SQL. NOTIFY carries at most 7,999 bytes and names of at most 63, and
+-- fails a commit when its queue is full, so larger events are shortened or omitted.
 create or replace function momentum.notify(channels text[], event jsonb) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -175,11 +176,11 @@ begin
 end;
 $$;
 
--- What an event's way depends on, as functions that are constants: `momentum.notifies()`, whether the switch `notify` is
--- on, and `momentum.has_changed_policies(table)`, whether a table's policies are not those made here. PostgreSQL puts the
--- constant in place of the call, so that asking costs a writer nothing; a SELECT would cost 17 us, as much as all the
--- rest of a trigger. They are made anew in the transaction that changes what they are made from, and count for statements
--- of others that lock a table after it has committed, as every statement of a policy does.
+-- Two settings as constant functions: `momentum.notifies()`, whether the setting `notify` is on, and
+-- `momentum.has_changed_policies(table)`, whether a table's policies differ from those created here. PostgreSQL inlines
+-- the constant, so reading it costs a writer nothing; a SELECT would cost 17 us, as much as the rest of a trigger. They
+-- are replaced in the transaction that changes their source, and apply to statements of others that lock a table after
+-- its commit, as every statement about a policy does.
 create or replace function momentum.keep_constants() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -189,10 +190,10 @@ declare
     settings momentum.settings;
     as_shipped text[] := '{}';
 begin
-    -- Not an advisory lock, which anybody may hold.
+    -- Not an advisory lock, which any role may hold.
     perform s.single from momentum.settings s for update;
     if to_regclass('momentum.policies') is not null then
-        -- Locked, so that a snapshot from before another's change is an error and not the last word.
+        -- Locked, so that a snapshot older than a concurrent change raises an error instead of winning.
         for policy in select p.table_name, p.changed from momentum.policies p order by p.table_name for share loop
             if not policy.changed then
                 as_shipped := as_shipped || policy.table_name;
@@ -234,15 +235,15 @@ create or replace trigger momentum_settings_constants
     for each statement execute function momentum.constants_may_have_changed();
 select momentum.keep_constants();
 
--- An event on its way, where nothing but that is to be done: a logical message, written to the WAL with the caller's
--- transaction and read back in commit order. Both must be JSON already: nothing here looks, and what is not is lost. Put in
--- place where a trigger assigns it.
+-- The fast path of publishing: a logical message, written to the WAL with the caller's transaction and read back in
+-- commit order. Both arguments must be JSON already: this function does not check, and capture discards anything else.
+-- Inlined into triggers.
 create or replace function momentum.emit(channels text, event text) returns pg_lsn
 language sql
 return pg_logical_emit_message(true, 'momentum_sync', '{"channels": ' || channels || ', "event": ' || event || '}');
 
--- Whether arrays and objects of a JSON text are nested more than so many levels deep. Brackets within strings do not count.
--- The text is peeled: each round takes away the innermost pairs.
+-- Return whether arrays and objects of a JSON text are nested more than `levels` deep. Brackets within strings do not
+-- count. Each round of the loop removes the innermost pairs.
 create or replace function momentum.is_deeper(json_text text, levels integer) returns boolean
 language plpgsql
 immutable
@@ -253,7 +254,7 @@ declare
     brackets text;
 begin
     if length(json_text) - length(translate(json_text, '{[', '')) <= levels then
-        return false;  -- nearly always
+        return false;  -- the common case
     end if;
     brackets := translate(regexp_replace(
         regexp_replace(json_text, '"(?:[^"\\]|\\.)*"', '', 'g'), '[^][{}]+', '', 'g'), '{}', '[]');
@@ -265,8 +266,8 @@ begin
 end;
 $$;
 
--- Return an event that keeps to the limits: the largest fields, and those nested too deeply, are left out and named in
--- `omitted`. `left_out` names fields that the caller has left out already, because they alone were too large.
+-- Return an event within the limits: the largest fields, and those nested too deeply, are omitted and listed in
+-- `omitted`. `left_out` lists fields that the caller has omitted already, because they alone were too large.
 create or replace function momentum.fit(event jsonb, left_out text[] default '{}') returns jsonb
 language plpgsql
 stable
@@ -282,7 +283,7 @@ begin
         return event;
     end if;
     for field in
-        -- What is too large goes whatever its depth, which would take long to find.
+        -- Oversized fields are omitted whatever their depth, which would take long to determine.
         select f.key, octet_length(f.value::text) as bytes, case
             when octet_length(f.value::text) > momentum.max_event_bytes() then true
             else momentum.is_deeper(f.value::text, momentum.max_event_depth() - 1) end as never_fits
@@ -300,8 +301,8 @@ begin
 end;
 $$;
 
--- Return the versions of a row, as it `was` and `is`, for policies to be held against; null where they are more than the
--- log should keep. Rights are then asked of the row itself.
+-- Return the versions of a row, `was` and `is`, on which policies are evaluated; null if they are larger than the log
+-- should keep. Then policies are evaluated on the row itself.
 create or replace function momentum.row_versions(was anyelement, becomes anyelement) returns jsonb
 language plpgsql
 stable
@@ -322,8 +323,8 @@ exception when program_limit_exceeded or out_of_memory then
 end;
 $$;
 
--- The last version of a row that is gone, whatever the policies will be when its event is read. Of one that is more than
--- the log should keep only the user, for whom the policies as shipped ask.
+-- Return the last version of a deleted row, because policies may have changed when its event is read. Of a row larger
+-- than the log should keep, only the user is returned, which is all that the shipped policies need.
 create or replace function momentum.last_version(was anyelement, user_id uuid) returns jsonb
 language sql
 stable
@@ -332,9 +333,9 @@ as $$
     select coalesce(momentum.row_versions(was, null), jsonb_build_object('was', jsonb_build_object('user_id', user_id)))
 $$;
 
--- The one way for an event to leave the database. Any trigger of the operator's may call it; a trigger function
--- that runs for ordinary users needs `security definer`. `id`, `previous_id` and `channel` are the server's to fill in.
--- `rows` are versions of the row that an event speaks of, as it `was` and `is`, where policies must be held against them.
+-- The only way for an event to leave the database. Triggers of the operator may call it; a trigger function that runs
+-- for ordinary users needs `security definer`. The server adds `id`, `previous_id` and `channel`. `rows` has the
+-- versions of the event's row, `was` and `is`, if policies must be evaluated on them.
 create or replace function momentum.publish(channels text[], event jsonb, rows jsonb default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -383,24 +384,24 @@ begin
 end;
 $$;
 
--- What the triggers and `publish` call, and the settings decide: for whoever may publish.
+-- Helpers of the triggers and of `publish`, for roles that may publish.
 grant execute on function
     momentum.publish(text[], jsonb, jsonb), momentum.notify(text[], jsonb), momentum.notifies(), momentum.fit(jsonb, text[]),
     momentum.is_deeper(text, integer), momentum.max_event_bytes(), momentum.max_event_depth(), momentum.max_channels()
     to service_role;
 
--- The server's log, and a check of what is installed ------------------------------------------------------------------
+-- The log, and a check of the installation ------------------------------------------------------------------
 
--- The mark of a commit, by which ids tell an event from another one that has its number on another branch of history.
+-- Return the mark of a commit, which tells events with the same offset on different branches of history apart.
 create or replace function momentum.mark(commit_lsn pg_lsn, committed_at timestamptz) returns bigint
 language sql
 immutable
 return ((mod(commit_lsn - '0/0'::pg_lsn, 4294967296))::bigint
     # ((extract(epoch from committed_at) * 1000000)::bigint & 4294967295));
 
--- Make the log's partitions of the days around today, and drop those that hold nothing younger than `retention` (null:
--- none). Return the names of those dropped. The log belongs to the owner of the tables, so that nothing which the
--- server's role could leave there ever runs with an owner's rights; the days are PostgreSQL's, as are the rows' times.
+-- Create the log's partitions of the days around today, and drop those with no row younger than `retention` (null: drop
+-- none). Return the names of the dropped ones. The log belongs to the owner of the tables, so that the server's role
+-- can leave no code there that runs with an owner's rights. Days and row times are by PostgreSQL's clock.
 create or replace function momentum.keep_partitions(retention interval) returns text[]
 language plpgsql
 security definer
@@ -419,11 +420,11 @@ begin
         raise exception 'momentum.keep_partitions got retention %; it must not be negative', retention
             using errcode = 'invalid_parameter_value';
     end if;
-    lock table momentum.stream in share update exclusive mode;  -- not an advisory lock, which anybody may hold
+    lock table momentum.stream in share update exclusive mode;  -- not an advisory lock, which any role may hold
     for day in select today + ahead from generate_series(-1, 2) as ahead loop
         continue when to_regclass(format('momentum_log.%I', 'event_log_' || to_char(day, 'YYYYMMDD'))) is not null;
         begin
-            -- A table, then its attachment, which blocks no append as `create table ... partition of` does.
+            -- First the table, then its attachment: unlike `create table ... partition of`, this blocks no append.
             execute format('create table momentum_log.%I (like momentum.event_log including defaults)',
                 'event_log_' || to_char(day, 'YYYYMMDD'));
             execute format(
@@ -442,7 +443,7 @@ begin
         order by c.relname
     loop
         exit when oldest is null or part.day >= oldest;
-        if cardinality(dropped) = 0 then  -- as an append does: the table first, then the row of the stream
+        if cardinality(dropped) = 0 then  -- the same order as an append: the table first, then the row of the stream
             lock table momentum.event_log in access exclusive mode;
         end if;
         update momentum.stream s set kept_from = last.number + 1, kept_mark = last.mark
@@ -460,15 +461,15 @@ begin
 end;
 $$;
 
--- What these migrations made, as they made it: so that a function or a trigger which was changed, disabled or dropped
--- since can be told from what publishes.
+-- The functions and triggers as these migrations created them, to detect those that were changed, disabled or dropped
+-- since.
 create table if not exists momentum.installed (
     name text primary key,
     definition text not null
 );
 alter table momentum.installed enable row level security;
 
--- The functions and triggers that publishing depends on, as they are now. What changes with a setting is left out.
+-- The present functions and triggers that publishing depends on, without those that change with a setting.
 create or replace function momentum.definitions() returns table (name text, definition text)
 language sql
 stable
@@ -500,9 +501,9 @@ as $$
             'notification_truncate_trigger')
 $$;
 
--- Return what keeps events from being published: `problems` are functions and triggers that are not as installed;
--- `foreign_triggers` are AFTER triggers of others that run before ours. Such a trigger that changes the row again makes
--- the later version's event come first, and the earlier version's last.
+-- Return obstacles to publishing: `problems` are functions and triggers that are not as installed; `foreign_triggers`
+-- are AFTER triggers of others that run before the publishing ones. If such a trigger changes the row again, the event
+-- of the later version is published before that of the earlier one.
 create or replace function momentum.check_publishing() returns jsonb
 language sql
 stable
@@ -534,9 +535,9 @@ as $$
                     'intervention_realtime_trigger', 'notification_realtime_trigger')), '[]'))
 $$;
 
--- The end of each of these files. Everything belongs to the owner of the tables, whoever runs them: functions that run with
--- their owner's rights then have no more than the tables need, and what is put in place of calls is so for one owner only.
--- Nobody may call what he was not given, and what was made is recorded.
+-- The last step of each file. Everything belongs to the owner of the tables, whoever runs the file: functions with
+-- their owner's rights then have no more than the tables need, and PostgreSQL inlines only between objects of one
+-- owner. Privileges that were not granted explicitly are revoked, and the created objects are recorded.
 create or replace function momentum.settle() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -1,21 +1,21 @@
--- Every change of the three tables becomes an event, in the transaction that made it; what clients ask for; metrics.
+-- Triggers that publish every change of the three tables, functions that clients call, and metrics.
 --
 -- Creates: seven triggers on the three tables with their functions; public.get_realtime_momentum_state(uuid),
 --   get_realtime_interventions(uuid), subscribe_to_momentum_channels(uuid), log_realtime_event(…),
---   cleanup_realtime_metrics(), the table public.realtime_event_metrics unless it is there. Functions and triggers of
---   these names that were there are replaced: they handed any user's data to whoever asked.
+-- cleanup_realtime_metrics(), the table public.realtime_event_metrics unless it exists. Existing functions and triggers
+-- of these names are replaced: they gave any user's data to every caller.
 -- Changes in your tables: the triggers. Data, policies and grants stay.
 -- Locks: each of the three tables for a moment, against writers.
 -- Needs: 20261128000001_momentum_publish; the tables' owner.
--- Undo: `momentum-sync uninstall`, which leaves tables and data.
+-- Undo: `momentum-sync uninstall`, which keeps tables and data.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
--- Functions of these names with other arguments or results would stay beside ours, or be in their way.
+-- Functions of these names with other arguments or results would remain beside the new ones, or conflict with them.
 do $$
 declare
     other regprocedure;
@@ -46,18 +46,17 @@ $$;
 
 -- Triggers ------------------------------------------------------------------------------------------------------------
 
--- They run as their owner, because whoever writes a row need not be one who may publish.
+-- They run as their owner, because roles that write rows need not be allowed to publish.
 --
--- A deleted row can no longer be SELECTed, so its event carries its last version. Where an operator has changed the
--- policies, each event carries the version of the row that it speaks of, and an update may
--- take a row out of somebody's sight: an event `…_deleted` that is `out_of_sight` goes before it, for those alone to
--- whom this happens.
+-- A deleted row can no longer be selected, so its event carries its last version. Where an operator has changed the
+-- policies, each event carries the version of its row, and an update may make a row invisible to some callers: an event
+-- `…_deleted` with `out_of_sight` precedes it, for those callers only.
 --
--- The writer pays for every statement and every variable here. So a trigger first asks whether all is as it mostly is, and
--- then does its work in one expression, of functions that PostgreSQL puts in place of their calls; all else is for a
--- function of its own. Scores change most. Their JSON is made by `format`: json_build_object looks up how to write each of
--- its arguments, names too, which costs a writer more than all the rest. `to_json` quotes what may need it, and writes a
--- date as ISO whatever the writer's `datestyle`.
+-- The writer pays for every statement and every variable here. So a trigger first tests for the common case, which is
+-- one expression of functions that PostgreSQL inlines; everything else is in a function of its own. Scores change most.
+-- Their JSON is made by `format`: json_build_object looks up the output function of each argument, names included,
+-- which costs a writer more than the rest. `to_json` quotes where needed, and writes dates as ISO whatever the writer's
+-- `datestyle`.
 
 create or replace function momentum.score_json(
     event_type text, user_id uuid, score_date date, momentum_state text, final_score numeric, previous_state text,
@@ -94,7 +93,7 @@ return json_build_object(
     'created_at', public.momentum_rfc3339(created_at),
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
--- The keys of a user's score of one day, and the one among them that is of that day alone: members of a list.
+-- The cache keys of a user's score of one day as members of a JSON array, and the key of that day alone.
 create or replace function momentum.breakdown_key_json(user_id uuid, score_date date) returns text
 language sql
 stable
@@ -113,8 +112,8 @@ return format(
     '{"event_type": "cache_invalidation", "user_id": "%s", "cache_keys": [%s], "timestamp": "%s"}',
     user_id, cache_keys, public.momentum_rfc3339(clock_timestamp()));
 
--- A score changed: for the user who has it now, and, where it had been another's, for that one. `was` and `becomes` are the
--- row before and after; one of them is null when it was made or deleted.
+-- Publish a changed score to its user and, if it moved, to its previous user. `was` and `becomes` are the row before
+-- and after; one of them is null if it was inserted or deleted.
 create or replace function momentum.publish_score(
     was public.daily_engagement_scores, becomes public.daily_engagement_scores
 ) returns void
@@ -173,7 +172,7 @@ begin
 end;
 $$;
 
--- The same of an intervention. One that becomes another's is a change to the coaches, who may see all of them.
+-- Publish a changed intervention. One that moves to another user is an update for the coaches, who may see all of them.
 create or replace function momentum.publish_intervention(
     was public.coach_interventions, becomes public.coach_interventions
 ) returns void
@@ -240,7 +239,7 @@ begin
 end;
 $$;
 
--- Whether an app shows a notification of this type to its user.
+-- Return whether an app shows a notification of this type to its user.
 create or replace function momentum.is_user_facing(notification_type text) returns boolean
 language sql
 immutable
@@ -264,8 +263,8 @@ return json_build_object(
     'created_at', public.momentum_rfc3339(created_at),
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
--- The same of a notification. `notification_removed` is for the user who had it: it was deleted, is another user's now, or
--- is no longer of a type that an app shows.
+-- Publish a changed notification. `notification_removed` goes to the user who had it: it was deleted, moved to another
+-- user, or is no longer of a type that an app shows.
 create or replace function momentum.publish_notification(
     was public.momentum_notifications, becomes public.momentum_notifications
 ) returns void
@@ -280,7 +279,7 @@ declare
     too_long text[] := array_remove(array[
         case when octet_length(becomes.title) > momentum.max_event_bytes() then 'title' end,
         case when octet_length(becomes.message) > momentum.max_event_bytes() then 'message' end,
-        -- The size in the row is that of the compressed value, at best one in 255.
+        -- The size in the row is that of the compressed value, as little as 1/255 of it.
         case when pg_column_size(becomes.action_data) > momentum.max_event_bytes() / 256
                 and octet_length(becomes.action_data::text) > momentum.max_event_bytes()
             then 'action_data' end], null);
@@ -390,7 +389,7 @@ create or replace trigger notification_realtime_trigger
     after insert or update or delete on public.momentum_notifications
     for each row execute function public.publish_push_notification();
 
--- A TRUNCATE has no rows to tell of: the history ends with it, and every client reads the tables anew.
+-- A TRUNCATE names no rows: the epoch ends, and every client gets a new snapshot.
 create or replace function momentum.publish_truncate() returns trigger
 language plpgsql
 security definer
@@ -414,7 +413,7 @@ create or replace trigger notification_truncate_trigger
     after truncate on public.momentum_notifications
     for each statement execute function momentum.publish_truncate();
 
--- Always: also for what a subscription applies, and for sessions with `session_replication_role = replica`.
+-- ENABLE ALWAYS: also for rows that a subscription applies, and in sessions with `session_replication_role = replica`.
 alter table public.daily_engagement_scores
     enable always trigger momentum_score_realtime_trigger,
     enable always trigger momentum_cache_invalidation_trigger,
@@ -426,10 +425,11 @@ alter table public.momentum_notifications
     enable always trigger notification_realtime_trigger,
     enable always trigger notification_truncate_trigger;
 
--- What a client asks for ----------------------------------------------------------------------------------------------
+-- Functions that clients call
+-- ----------------------------------------------------------------------------------------------
 
--- They read as the caller, under row level security. The answer to one who may not ask is the same for a
--- user who exists and for one who does not.
+-- They read as the caller, under row level security. A caller without rights gets the same answer for an existing and a
+-- missing user.
 
 create or replace function public.get_realtime_momentum_state(target_user_id uuid) returns jsonb
 language plpgsql
@@ -546,7 +546,8 @@ begin
         alter table public.realtime_event_metrics enable row level security;
         revoke all on public.realtime_event_metrics from anon, authenticated;
         grant select, insert, update, delete, truncate on public.realtime_event_metrics to service_role;
-        -- Whoever may put a trigger on a table has everybody who writes there run it, a superuser, too.
+        -- A role that may create triggers on a table can have its code run by everybody who writes there, even a
+        -- superuser.
         revoke trigger, references on public.realtime_event_metrics from service_role;
         create policy "Service role manages event metrics" on public.realtime_event_metrics
             for all to service_role using (true) with check (true);
@@ -580,7 +581,7 @@ as $$
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
 $$;
 
--- Deletes what is older than the setting `metrics_retention`; returns how many rows that was.
+-- Delete rows older than the setting `metrics_retention`. Return their number.
 create or replace function public.cleanup_realtime_metrics() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp

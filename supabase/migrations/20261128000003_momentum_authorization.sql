@@ -1,4 +1,4 @@
--- Who may see what: policies for coaches and admins, grants of channels, revocation, and what the policies say.
+-- Authorization: policies for coaches and admins, grants of channels, revocation, and fingerprints of the policies.
 --
 -- Creates: functions public.momentum_caller_role(), momentum_is_unbound(), momentum_may_act_for(uuid),
 --   momentum_must_act_for(uuid), momentum_grant(text); tables momentum.policies and momentum.revocations with their
@@ -9,18 +9,18 @@
 --   themselves: it takes it from app_metadata now.
 -- Locks: each of the three tables for a moment, exclusively, where a policy is added.
 -- Needs: 20261128000002_momentum_triggers; the tables' owner.
--- Undo: `momentum-sync uninstall`, which leaves tables and data.
+-- Undo: `momentum-sync uninstall`, which keeps tables and data.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
 -- Who the caller is ---------------------------------------------------------------------------------------------------
 
--- Who the caller is within the coaching organisation. It is read from app_metadata, which only the service
--- can write; user_metadata can be edited by the user and proves nothing.
+-- Return the caller's role in the coaching organisation, from app_metadata, which only the service can write. Users can
+-- edit user_metadata, so it proves nothing.
 create or replace function public.momentum_caller_role() returns text
 language sql
 stable
@@ -31,7 +31,7 @@ $$;
 revoke all on function public.momentum_caller_role() from public, anon;
 grant execute on function public.momentum_caller_role() to authenticated, service_role;
 
--- Whether row level security does not bind the caller: service_role, the owner of the tables.
+-- Return whether the caller is exempt from row level security: service_role, the owner of the tables.
 create or replace function public.momentum_is_unbound() returns boolean
 language sql
 stable
@@ -45,8 +45,7 @@ as $$
         where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
 $$;
 
--- Whether the caller may do for this user what the user may: the user, an admin, and whoever row level security does
--- not bind.
+-- Return whether the caller may act for this user: the user, an admin, and callers exempt from row level security.
 create or replace function public.momentum_may_act_for(target uuid) returns boolean
 language sql
 stable
@@ -78,10 +77,10 @@ grant execute on function
     public.momentum_may_act_for(uuid), public.momentum_is_unbound(), public.momentum_must_act_for(uuid)
     to authenticated, service_role;
 
--- What people are called -----------------------------------------------------------------------------------------------
+-- Display names -----------------------------------------------------------------------------------------------
 
--- The name by which a user is shown, asked as the caller; null where the caller is not to know it. Replace it with one that
--- reads the app's profiles: row level security applies, and these files never replace it again.
+-- Return the display name of a user under the caller's role; null if the caller may not know it. Replace it with a
+-- function that reads the app's profiles: row level security applies, and these files never replace it again.
 do $$
 begin
     if to_regprocedure('public.momentum_display_name(uuid)') is null then
@@ -99,8 +98,8 @@ $$;
 
 -- Policies for coaches and admins -------------------------------------------------------------------------------------
 
--- An expression of a policy in one of the forms that mean the same: who asks, in a sub-select or not, on the left or on the
--- right; the role in app_metadata, read here or by our function.
+-- Return an expression of a policy in normal form: with or without a sub-select, with the operands of a comparison in
+-- one order, and with the role in app_metadata read by expression or by function.
 create or replace function momentum.canonical(expression text) returns text
 language sql
 immutable
@@ -145,8 +144,8 @@ begin
         create policy "Admins can view all interventions" on public.coach_interventions
             for select to authenticated using ((select public.momentum_caller_role()) = 'admin');
     end if;
-    -- The seed's form takes the role from what users can edit themselves, where it proves nothing. The policy stays the
-    -- app's, and asks no function of ours. One that the app has made another of is told, and left.
+    -- The seed's form reads the role from user_metadata, which users can edit. The policy stays the app's and calls no
+    -- function of these migrations. A modified one is reported and kept.
     if exists (
         select from pg_policy p
         where p.polrelid = 'public.coach_interventions'::regclass and p.polname = 'Coaches can view all interventions'
@@ -157,7 +156,7 @@ begin
         alter policy "Coaches can view all interventions" on public.coach_interventions
             using (((select auth.jwt()) -> 'app_metadata' ->> 'role') = 'coach');
     end if;
-    -- As an earlier version of ours made it, with a function that `uninstall` removes.
+    -- As an earlier version of these migrations created it, with a function that `uninstall` removes.
     if exists (
         select from pg_policy p
         where p.polrelid = 'public.coach_interventions'::regclass
@@ -176,17 +175,17 @@ begin
 end;
 $$;
 
--- Policies: as made here, or changed since ----------------------------------------------------------------------------
+-- Policies: as shipped, or changed since ----------------------------------------------------------------------------
 
--- The policies decide who gets which event; this is how the server knows what they say without a query an event.
+-- The policies decide who gets which event. Their fingerprints let the server know this without a query for each event.
 --
--- As made here, they give users, coaches and admins their rows by what a token says, but for one: a coach sees the
--- scores of assigned users, and assignments are rows. So a channel is *held* when the token alone gives it, and *asked*
--- when rows or an operator's own policies have a say; of what is asked the server has the database say of each event,
--- as the caller, whether the caller may see it, before it hands the event on.
+-- As shipped, they grant rows by the token alone, with one exception: a coach sees the scores of assigned users, and
+-- assignments are rows. So a channel is *held* if the token alone grants it, and *asked* if rows or an operator's own
+-- policies decide; on an asked channel the server has the database check each event, as the caller, before it is
+-- delivered.
 
--- The policies that hold for the SELECTs of an authenticated caller, whatever they are called; one that gives only
--- service_role something gives such a caller nothing.
+-- The policies that apply to SELECTs of an authenticated caller, whatever their names; one for service_role only does
+-- not.
 create or replace function momentum.policies_of(target regclass) returns text
 language sql
 stable
@@ -206,7 +205,7 @@ as $$
         '(auth.role() = ''service_role''::text)', '((auth.jwt() ->> ''role''::text) = ''service_role''::text)')
 $$;
 
--- What decides which rows and columns of a table an authenticated caller may SELECT, as it is.
+-- The present policies and privileges that decide which rows and columns of a table an authenticated caller may select.
 create or replace function momentum.describe_policies(target text) returns text
 language sql
 stable
@@ -216,7 +215,7 @@ as $$
         'row level security ' || c.relrowsecurity,
         'readable ' || (has_table_privilege('authenticated', c.oid, 'select')
             and has_schema_privilege('authenticated', 'public', 'usage')),
-        -- A policy of the scores asks for assignments; where nobody may read those, nobody can SELECT a score.
+        -- A policy of the scores reads assignments; if callers may not read those, no score can be selected.
         'assignments ' || (
             select count(*) = 2 and bool_and(has_column_privilege('authenticated', a.attrelid, a.attnum, 'select'))
             from pg_catalog.pg_attribute a
@@ -231,8 +230,8 @@ as $$
     where c.oid = to_regclass(format('public.%I', target))
 $$;
 
--- The same as these migrations make it, in the words of this PostgreSQL: told from policies made anew on an empty
--- table, because those on the real one may have been altered.
+-- The same as shipped, in the spelling of this PostgreSQL: read from policies created on an empty table, because those
+-- on the real table may have been altered.
 create or replace function momentum.shipped_policies(target text) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -290,8 +289,8 @@ create or replace trigger momentum_policies_constants
     after insert or update or delete on momentum.policies
     for each statement execute function momentum.constants_may_have_changed();
 
--- Begins anew with what the policies are and what these files make of them. A statement a table, and the shipped ones
--- first: telling them drops a table, which is when the event trigger of the next file looks, too.
+-- Record the present and the shipped policies. One statement for each table, the shipped ones first: reading them drops
+-- a table, which fires the event trigger of the next file, too.
 create or replace function momentum.reset_policies() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -310,7 +309,7 @@ end;
 $$;
 select momentum.reset_policies();
 
--- Writes down what the policies say now, and tells every gateway if that is new. Where it cannot be told, they count as
+-- Record the present policies, and notify every gateway if they differ. If that cannot be determined, they count as
 -- changed.
 create or replace function momentum.note_policies() returns void
 language plpgsql
@@ -338,7 +337,7 @@ begin
     if exists (
         select from momentum.policies p where p.changed <> momentum.has_changed_policies(p.table_name)
     ) then
-        perform momentum.keep_constants();  -- a table restored without its triggers, or emptied
+        perform momentum.keep_constants();  -- a table was restored without its triggers, or emptied
     end if;
     if is_new then
         perform momentum.publish(
@@ -347,7 +346,7 @@ begin
 end;
 $$;
 
--- The server calls it once a second. Whoever holds a table is not waited for, but looked at the next time.
+-- The server calls it once a second. It does not wait for locks on a table, which is checked at the next call.
 create or replace function momentum.check_policies() returns void
 language plpgsql
 security definer
@@ -361,9 +360,9 @@ $$;
 
 -- The grant of a channel ----------------------------------------------------------------------------------------------
 
--- Whether the caller may have a channel, asked under the caller's role and claims and so under the policies: `held`,
--- `asked` (each event of it must be asked about) or null. The server says in `momentum.changed` which tables have
--- changed policies; who asks without it is told the more careful answer.
+-- Return whether the caller may have a channel, under the caller's role, claims and policies: `held`, `asked` (each
+-- event must be checked) or null. The server lists tables with changed policies in `momentum.changed`; without it the
+-- more careful answer is returned.
 create or replace function public.momentum_grant(channel text) returns text
 language plpgsql
 stable
@@ -384,9 +383,9 @@ declare
     visible boolean;
 begin
     if public.momentum_is_unbound() then
-        return 'held';  -- an operator's own channels, too
+        return 'held';  -- also an operator's own channels
     elsif channel = 'cache_invalidation' then
-        return by_token;  -- the gateway hands on the keys of the connection's own user only
+        return by_token;  -- the gateway delivers the keys of the connection's own user only
     elsif source is null then
         return null;
     elsif channel = 'interventions:coaches' then
@@ -411,7 +410,7 @@ $$;
 revoke all on function public.momentum_grant(text) from public, anon;
 grant execute on function public.momentum_grant(text) to authenticated, service_role;
 
--- Whom the server works for, and revocation ---------------------------------------------------------------------------
+-- Acting as a caller, and revocation ---------------------------------------------------------------------------
 
 create table if not exists momentum.revocations (
     user_id uuid primary key,
@@ -420,8 +419,8 @@ create table if not exists momentum.revocations (
 alter table momentum.revocations enable row level security;
 grant select, insert, update on momentum.revocations to service_role;
 
--- Ends what a user's tokens give: every gateway closes the user's connections when it reads this in the log, and no
--- token issued until now opens anything again. A token issued later does, so ban the user where tokens are issued, too.
+-- Revoke a user's tokens: every gateway closes the user's connections when it reads this in the log, and tokens issued
+-- until now are refused. Later tokens are accepted, so ban the user at the issuer, too.
 create or replace function momentum.revoke(target uuid) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -437,8 +436,8 @@ begin
 end;
 $$;
 
--- Which tables have changed policies, for `momentum.changed`; an error for a token that was revoked. `iat` counts whole
--- seconds, so a token of the second of the revocation is refused; one that does not say when it was issued, too.
+-- Return the tables with changed policies, for `momentum.changed`. Raise an error for a revoked token. `iat` has whole
+-- seconds, so a token of the second of the revocation is refused, as is one without `iat`.
 create or replace function momentum.admit(claims jsonb) returns text
 language plpgsql
 stable
@@ -458,7 +457,7 @@ begin
 end;
 $$;
 
--- Makes the rest of the transaction the caller's, as PostgREST does.
+-- Run the rest of the transaction under the caller's role and claims, as PostgREST does.
 create or replace function momentum.become(caller_role text, claims text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- Changed policies are noticed in the transaction that changes them. Optional: without it, within a second.
+-- Detection of changed policies in the transaction that changes them. Optional: without it they are detected within a
+-- second.
 --
 -- Creates: the event trigger momentum_policies with its function.
 -- Changes in your tables: none.
@@ -7,15 +8,15 @@
 --   trigger is left out.
 -- Undo: `drop event trigger momentum_policies`, or `momentum-sync uninstall`.
 
--- PostgreSQL's own names come first and the session's temporary schema last, so that nobody's objects stand in for them
--- while this file runs. What is there already is no news.
+-- pg_temp comes last in search_path, so that no object of a session can replace one of PostgreSQL while this file runs.
+-- Notices about existing objects are suppressed.
 set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
--- The same at once, in the transaction that changes a policy: so the word of it stands in the WAL before any event
--- that the new policy is for. Whatever is wrong with it, the operator's statement goes on. What was dropped, and on what
--- rights were granted, an event trigger is not told; of all else only what is ours is looked at.
+-- Check the policies in the transaction that changes one, so that the notice precedes, in the WAL, every event that the
+-- new policy applies to. An error here never fails the operator's statement. Event triggers do not see the objects of
+-- DROP and GRANT; of other statements only those on the app's tables are checked.
 create or replace function momentum.policies_may_have_changed() returns event_trigger
 language plpgsql
 security definer
@@ -57,7 +58,7 @@ begin
             'REVOKE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE', 'DROP FUNCTION', 'DROP ROUTINE')
         execute function momentum.policies_may_have_changed();
 exception when insufficient_privilege then
-    null;  -- it takes a superuser; without it changed policies are noticed within a second, as `migrate` says
+    null;  -- it needs a superuser; without it changed policies are detected within a second, as `migrate` reports
 end;
 $$;
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.domain.tables import SCHEMA
-from momentum_sync.eventlog.envelope import Malformed, is_deeper, open_envelope
+from momentum_sync.eventlog.envelope import (
+    MAX_CHANNELS,
+    MAX_DEPTH,
+    MAX_EVENT,
+    MAX_NAME,
+    MAX_ROWS,
+    Malformed,
+    is_deeper,
+    open_envelope,
+)
 from momentum_sync.eventlog.event import Event, key_of
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.eventlog.resume import ResumeRefused, resume_position
@@ -125,6 +134,8 @@ def test_a_row_that_is_gone_comes_in_the_envelope() -> None:
         (b"[" * 5 + b"]" * 5, 5, False), (b"[" * 6 + b"]" * 6, 5, True), (b"[]" * 50, 5, False),
         (b'"' + b"[" * 50 + b'"', 5, False), (b'{"a\\"[[[[[[[[": ' + b"[1]" + b"}", 5, False),
         (b'["\\\\", ' + b"[" * 5 + b"]" * 6, 5, True), (b"[" * 1_000_000, 5, True),
+        (b"[" * 5 + b"]" * 5 + b"[]", 5, False), (b"[]" + b"[" * 5 + b"]" * 5, 5, False),
+        (b"[[]" + b"[" * 5 + b"]" * 6, 5, True), (b"[{" * 3 + b"}]" * 3, 5, True),
     ],
 )  # fmt: skip
 def test_depth_counts_brackets_outside_of_strings(text: bytes, levels: int, deeper: bool) -> None:
@@ -158,3 +169,93 @@ def test_only_an_invalidation_has_cache_keys_and_no_more_than_are_kept() -> None
         for channel in ("c", "cache_invalidation")
     ]
     assert [len(event.cache_keys) for event in made] == [0, 1_000]
+
+
+def test_an_event_has_the_parts_that_it_was_built_from() -> None:
+    body = b'{"event_type": "x", "user_id": "u", "cache_keys": ["k"], "out_of_sight": true}'
+    event = Event.build(
+        offset=7, place=(30, 2), xid=9, committed_at=1.5, channels=("a", "b"), body=body, rows=b'{"was": {}}'
+    )  # fmt: skip
+    assert (event.offset, event.commit_lsn, event.commit_index, event.xid, event.committed_at) == (7, 30, 2, 9, 1.5)
+    assert (event.channels, event.keys, event.body, event.rows) == (("a", "b"), ("a", "b"), body, b'{"was": {}}')
+    assert (event.event_type, event.user_id, event.cache_keys) == ("x", "u", ())
+    assert (event.out_of_sight, event.places) == (True, None)
+
+
+def built(body: object, channels: tuple[str, ...] = ("c",), rows: bytes | None = None) -> Event:
+    return Event.build(
+        offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=channels, body=json.dumps(body).encode(), rows=rows,
+        per_user=SCHEMA.per_user_channels,
+    )  # fmt: skip
+
+
+def test_fields_of_other_types_are_left_aside() -> None:
+    event = built({"event_type": 7, "user_id": 7, "out_of_sight": 1})
+    assert (event.event_type, event.user_id, event.out_of_sight) == ("", None, False)
+    assert built({"user_id": "u" * MAX_NAME}).user_id == "u" * MAX_NAME
+    assert built({"user_id": "u" * (MAX_NAME + 1)}).user_id is None
+    assert built({"cache_keys": ["a", 7, "b"]}, ("cache_invalidation",)).cache_keys == ("a", "b")
+    assert built({"cache_keys": "abc"}, ("cache_invalidation",)).cache_keys == ()
+
+
+def test_the_size_grows_with_each_part() -> None:
+    plain = built({"a": "b"})
+    assert plain.size >= len(plain.body) + 500
+    assert built({"a": "bcd"}).size == plain.size + 2
+    assert built({"a": "b"}, ("c", "de")).size == plain.size + 2
+    assert built({"a": "b"}, rows=b"{}").size == plain.size + 2
+
+
+def test_places_of_many_channels_are_indexed() -> None:
+    assert built({}, tuple("abcdefgh")).places is None
+    assert built({}, tuple("abcdefghi")).places == {name: place for place, name in enumerate("abcdefghi")}
+
+
+def content(*, channels: object = ("a",), event: object = None) -> bytes:
+    return json.dumps({"channels": channels, "event": event or {}}).encode()
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("at_the_limit", "beyond"),
+    [
+        (content() + b" " * (MAX_EVENT + MAX_ROWS - len(content())), b" "),
+        (content(event={"a": nested(MAX_DEPTH)}), None),
+        (content(channels=[str(number) for number in range(MAX_CHANNELS)]), None),
+        (content(channels=["\N{SNOWMAN}" * MAX_NAME]), None),
+    ],
+    ids=["bytes", "depth", "channels", "name"],
+)
+def test_an_envelope_is_taken_up_to_each_limit(at_the_limit: bytes, beyond: bytes | None) -> None:
+    open_envelope(at_the_limit)
+    if beyond is not None:
+        with pytest.raises(Malformed, match="83886081 bytes"):
+            open_envelope(at_the_limit + beyond)
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (content(event={"a": nested(MAX_DEPTH + 1)}), "256 levels"),
+        (content(channels=[str(number) for number in range(MAX_CHANNELS + 1)]), "10001 channels"),
+        (content(channels=["a" * (MAX_NAME + 1)]), "channel name"),
+        (content(channels=[]), "no channel"),
+        (content(event={"a": "\0"}), r"U\+0000"),
+        (content(event=[1]), "not an object"),
+        (b'{"channels": ["a"], "event": {}, "rows": []}', "rows are not an object"),
+        (b"{}", "missing required field `channels`"),
+    ],
+)
+def test_a_refusal_says_why(refused: bytes, said: str) -> None:
+    with pytest.raises(Malformed, match=said):
+        open_envelope(refused)
+
+
+def test_a_backslash_before_u0000_is_text() -> None:
+    assert open_envelope(content(event={"a": "\\u0000"})).body == b'{"a": "\\\\u0000"}'

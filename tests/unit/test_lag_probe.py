@@ -39,3 +39,12 @@ def test_beats_of_others_and_of_before_mean_nothing() -> None:
     assert not lag_probe.read(mine.encode(), 12.0)
     assert lag_probe.next(12.0) != mine
     assert lag_probe.lag(13.0) == 3.0, "owed since the one that was lost"
+
+
+def test_probes_are_numbered_and_there_is_no_lag_before_the_first() -> None:
+    lag_probe = LagProbe("a")
+    assert lag_probe.lag(7.0) == 0.0
+    for number in (1, 2, 3):
+        beat = lag_probe.next(float(number))
+        assert beat == f"a:{number}"
+        assert lag_probe.read(beat.encode(), float(number))

@@ -106,3 +106,13 @@ def test_the_transaction_id_is_widened() -> None:
     event = sequencer.message(Message(True, "momentum_sync", envelope("a")))
     assert event is not None
     assert event.xid == 2**32 + 7
+
+
+def test_indexes_count_every_message_of_ours_and_events_carry_what_the_envelope_had() -> None:
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1, per_user=frozenset({"c"}))
+    assert not sequencer.in_transaction
+    whole = b'{"channels": ["c"], "event": {"user_id": "u"}, "rows": {"was": {}}}'
+    events = read(sequencer, [(10, [whole, b"no envelope", whole, whole]), (20, [whole])])
+    assert [(event.commit_lsn, event.commit_index) for event in events] == [(10, 0), (10, 2), (10, 3), (20, 0)]
+    assert {(event.rows, event.keys) for event in events} == {(b'{"was": {}}', ("c:u",))}
+    assert [event.committed_at for event in events] == [10.0, 10.0, 10.0, 20.0]

@@ -34,6 +34,12 @@ def test_an_id_is_widened_to_the_nearest(near: int, distance: int) -> None:
     assert widen(xid % 2**32, near) == xid
 
 
+@pytest.mark.parametrize("near", [2**33, 2**33 + 2**31])
+def test_an_id_half_the_range_away_is_taken_as_it_is(near: int) -> None:
+    """Both candidates are equally near, and PostgreSQL never lets ids drift so far apart."""
+    assert abs(widen((near + 2**31) % 2**32, near) - near) == 2**31
+
+
 def test_an_early_id_is_not_widened_below_zero() -> None:
     assert widen(2**32 - 1, 5) == 2**32 - 1
 
@@ -47,7 +53,7 @@ def test_lsn_as_postgresql_writes_it() -> None:
     assert lsn.text(0x16B374D848) == "16/B374D848"
 
 
-@pytest.mark.parametrize("text", ["", "1", "/", "1/", "/1", "x/y", "123456789/0", "0/123456789"])
+@pytest.mark.parametrize("text", ["", "1", "/", "1/", "/1", "x/y", "123456789/0", "0/123456789", "+1/0", "1/0x1"])
 def test_what_is_no_lsn(text: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
+    with pytest.raises(ValueError, match="is not a log sequence number"):
         lsn.parse(text)

@@ -90,3 +90,48 @@ def test_pages_of_any_size_bring_all_that_follows_in_order_and_once(
         found += page
         place = upto
     assert found == [e for e in events if e.offset > offset and set(e.keys) & set(asked)]
+
+
+def test_a_new_window_is_empty_and_begins_at_one() -> None:
+    window = Window(1)
+    assert (len(window), window.size, window.first, window.last, window.mark(0)) == (0, 0, 1, 0, 0)
+    assert window.reaches(Snapshot.parse("1:1:"))
+    assert window.first_unseen(Snapshot.parse("1:1:"), "a") is None
+    window.add(event(1, 5, ("a",)))
+    assert len(window) == 1, "the log does not have it yet"
+    assert window.first_unseen(Snapshot.parse("5:5:"), "a") == 1
+
+
+def test_an_event_and_its_mark_are_found_by_offset() -> None:
+    window = Window(1_000_000)
+    window.restart(first=5, ceiling=0, before=77)
+    events = [event(offset, 5, ("a",)) for offset in (5, 6)]
+    for added in events:
+        window.add(added)
+    assert [window.at(offset) for offset in (4, 5, 6, 7)] == [None, *events, None]
+    assert [window.mark(offset) for offset in (3, 4, 5, 6, 7)] == [None, 77, events[0].mark, events[1].mark, None]
+    assert [window.holds_after(offset) for offset in (3, 4, 5)] == [False, True, True]
+
+
+def test_eviction_stops_at_the_limit_and_remembers_the_mark_before_the_first() -> None:
+    events = [event(offset, 5, ("a",)) for offset in (1, 2, 3)]
+    window = Window(2 * events[0].size)
+    window.restart(first=1, ceiling=0)
+    for added in events[:2]:
+        window.add(added)
+    window.durable(3)
+    assert (len(window), window.first) == (2, 1), "exactly as many bytes as are allowed"
+    window.add(events[2])
+    assert (len(window), window.first, window.mark(1)) == (2, 2, events[0].mark)
+    assert window.holds_after(1)
+    assert not window.holds_after(0)
+
+
+def test_a_restart_forgets_what_was_held() -> None:
+    window = Window(1_000_000)
+    window.restart(first=1, ceiling=50)
+    window.add(event(1, 60, ("a",)))
+    window.restart(first=9, ceiling=7)
+    assert (len(window), window.size, window.first, window.last, window.mark(8)) == (0, 0, 9, 8, None)
+    assert window.count_after(0, "a", None) == 0
+    assert window.reaches(Snapshot.parse("8:8:"))

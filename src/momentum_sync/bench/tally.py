@@ -30,8 +30,7 @@ class Tally:
     """One run. Times are seconds of one clock; an event is identified by the number that it carries.
 
     `took` is how long publishing took. `delays` count from when an event was due, whether or not it could be written
-    then, so
-    that a server or a database that cannot keep up is not hidden.
+    then, so that a server or a database that cannot keep up is not hidden.
     """
 
     def __init__(self) -> None:

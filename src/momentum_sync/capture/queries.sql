@@ -17,8 +17,8 @@ select
     current_database() || ' ' || extract(epoch from pg_postmaster_start_time()) as database
 
 -- name: log
--- Whether the log is there in this version, whose the app's tables are, whether all of the functions are there, and whether
--- the role has what the server needs: privileges on the log, those functions, and its callers' roles.
+-- Whether the log exists in this version, who owns the app's tables, whether all functions exist, and whether the role
+-- has the privileges that the server needs: on the log, on those functions, and on its callers' roles.
 with functions as (
     select p.oid
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
@@ -55,15 +55,15 @@ left join (
 ) on c.relname = 'event_log'
 
 -- name: log_slot
--- The slot that the log belongs to, if it is another than ours and still there. A database that was copied from another as
--- its template has the log of that one, whose slot is none of its own.
+-- The slot that the log belongs to, if it is another one that still exists. A database created from a template has a
+-- copy of the template's log, whose slot belongs to the template.
 select s.slot
 from momentum.stream s
 join pg_catalog.pg_replication_slots r on r.slot_name = s.slot and r.database = current_database()
 where s.slot <> %(slot)s
 
 -- name: slot
--- What an older PostgreSQL has no column for is null.
+-- Columns that an older PostgreSQL lacks are null.
 select
     r.database::text, r.database = current_database() as ours, r.plugin::text, r.active_pid,
     (select a.backend_start::text from pg_catalog.pg_stat_activity a where a.pid = r.active_pid) as active_since,
@@ -98,8 +98,8 @@ select pg_terminate_backend(%(pid)s)
 select pg_drop_replication_slot(%(slot)s)
 
 -- name: checkpoint
--- Where the history stands; whether the log still holds what it should: both ends of it are there, or nothing is due; and
--- whether a table was truncated, with which a history ends. Slots of other databases may have the same name.
+-- The checkpoint; whether the log has its first and last event, or has none; and whether the last event is a TRUNCATE,
+-- with which an epoch ends. Slots of other databases may have the same name.
 select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_mark, last_number,
     last_lsn::text, last_index, last_mark,
     exists (
@@ -143,8 +143,8 @@ on conflict (single) do update set
     last_mark = excluded.last_mark, holder = excluded.holder
 
 -- name: next_xid
--- The transaction id that comes next, and which run of PostgreSQL counts them: when it started, and when it last threw its
--- statistics away, which it does after a crash of one of its processes.
+-- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time
+-- at which it last reset its statistics, which happens after the crash of one of its processes.
 select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
     (extract(epoch from pg_postmaster_start_time()) * 1000000
         + coalesce(extract(epoch from (select w.stats_reset from pg_stat_wal w)) * 1000000, 0))::bigint & 4294967295

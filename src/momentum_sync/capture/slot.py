@@ -121,8 +121,7 @@ async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused)
     """Return whether the slot can never get past the error.
 
     Before PostgreSQL 18 decoding looks the publication up as of each change. One that was dropped and recreated is
-    missing
-    for the changes in between, for ever.
+    missing for the changes in between, for ever.
     """
     if not error.names_publication:
         return True

@@ -31,8 +31,7 @@ def migrate(
     """Apply missing migrations, as `supabase db push` would. A second run changes nothing.
 
     Existing tables of the app keep their policies and grants; at the end each difference from the shipped ones is
-    listed
-    with its cost.
+    listed with its cost.
     """
     with explained():
         if plan + status + (again or server_role is not None) > 1:

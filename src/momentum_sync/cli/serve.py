@@ -20,8 +20,7 @@ def serve(**given: object) -> None:
     """Run the server until Ctrl-C or SIGTERM; a second one ends it at once.
 
     Settings are also read from the environment and .env; options take precedence. Keep secrets there: other users of
-    the
-    machine can read a command line.
+    the machine can read a command line.
     """
     with explained():
         run(read(**given))

@@ -69,8 +69,7 @@ def tail(
 
     Reconnects by itself and resumes without a gap; if it cannot know that nothing was missed, it says so. Needs a token
     (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: the user's own for --user, that of service_role
-    for
-    --all and --channel.
+    for --all and --channel.
     """
     with explained():
         if token is None and (user is None) != (everyone or bool(channel)):

@@ -1,5 +1,5 @@
--- What Supabase would have had: roles, schema auth, publication. Each part is made only where it is
--- missing, so on Supabase this changes nothing.
+-- Roles, schema auth and publication, as Supabase has them. Each is created only if it is missing, so on Supabase this
+-- changes nothing.
 
 do $$
 declare

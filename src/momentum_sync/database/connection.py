@@ -122,8 +122,7 @@ async def _check(connection: AsyncConnection[TupleRow]) -> None:
     """Check a pooled connection before use. Raise psycopg.OperationalError if it has ended.
 
     An idle connection has something to read only if it has ended or was notified. So the usual query, which costs a
-    round
-    trip before each use, is sent only then.
+    round trip before each use, is sent only then.
     """
     if _has_something_to_read(connection.fileno()):
         async with bounded(connection, _CHECK_TIMEOUT_S):
@@ -148,8 +147,7 @@ async def bounded(connection: AsyncConnection[TupleRow], seconds: float) -> Asyn
     """Cut the connection if the block takes longer than `seconds`.
 
     Cancelling the task is not enough: psycopg then asks the server to cancel and waits for its answer, on a connection
-    that
-    may be dead. Shutting the socket down ends the wait at once, with psycopg.OperationalError.
+    that may be dead. Shutting the socket down ends the wait at once, with psycopg.OperationalError.
     """
     timer = asyncio.get_running_loop().call_later(seconds, cut, connection.pgconn)
     try:

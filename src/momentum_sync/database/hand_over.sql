@@ -1,6 +1,6 @@
--- Gives a role what is ours and belongs to a superuser, and nothing of anybody else's, so that the role can migrate. ALTER … OWNER and GRANT run none
--- of the role's code. Settings `momentum.hand_over_…` of the transaction have its name, and the names of our tables and
--- functions in schema public.
+-- Gives a role the product's objects that belong to a superuser, and no others, so that the role can migrate. ALTER …
+-- OWNER and GRANT run no code of the role. The settings `momentum.hand_over_…` of the transaction have its name, and
+-- the names of the product's tables and functions in schema public.
 
 do $$
 declare
@@ -21,7 +21,7 @@ begin
     loop
         execute format('alter publication %s owner to %I', made, owner);
     end loop;
-    -- It would have a superuser's DDL run a function that the role may replace.
+    -- Otherwise a superuser's DDL would run a function that the role can replace.
     if exists (
         select from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
         where t.evtname = 'momentum_policies' and p.pronamespace = any (ours)

@@ -48,8 +48,7 @@ def migrate(
 
     Raises:
         Unsuitable: the database refuses, with the statement's message; a table has another shape, and nothing was
-            changed;
-            or a migration of the package was applied with another text.
+            changed; or a migration of the package was applied with another text.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'; set statement_timeout = 0")
@@ -186,8 +185,7 @@ def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Mi
     """Run a file in one transaction.
 
     It waits for a lock for less time than PostgreSQL takes to look for deadlocks, and starts over, for up to a minute.
-    So
-    no writer that holds one table and wants the next is cancelled because of a migration.
+    So no writer that holds one table and wants the next is cancelled because of a migration.
     """
     ends = time.monotonic() + _PATIENCE_S
     while True:

@@ -1,11 +1,11 @@
 -- name: applied
--- Versions and, where one statement is a whole file, as `migrate` writes it down, its text. The Supabase CLI writes down
--- each statement of a file.
+-- Versions, and the file's text if it is recorded as one statement, as `migrate` does. The Supabase CLI records each
+-- statement of a file.
 select version, case when cardinality(statements) = 1 then statements[1] end
 from supabase_migrations.schema_migrations
 
 -- name: there
--- Which parts of a migrated database are there: the bookkeeping, our tables, the event trigger, the app's own tables.
+-- Which parts of a migrated database exist: the bookkeeping, the product's tables, the event trigger, the app's tables.
 select
     to_regclass('supabase_migrations.schema_migrations') is not null as bookkeeping,
     to_regprocedure('momentum.settle()') is not null as momentum,
@@ -25,7 +25,7 @@ select
         where not exists (select from pg_publication where pubname = 'supabase_realtime')) as missing
 
 -- name: not_full
--- Tables of which Supabase's own clients do not get the whole old row.
+-- Tables of which Supabase's clients do not get the complete old row.
 select c.relname::text
 from pg_class c
 where c.oid in (
@@ -45,7 +45,7 @@ order by 1
 select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
 
 -- name: policy_names
--- Policies of the tables by the line that stands for them in `momentum.policies`.
+-- Policies of the tables, with their lines in `momentum.policies`.
 select c.relname::text, p.polname::text,
     case when p.polpermissive then 'permissive ' else 'restrictive ' end
         || coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true')
@@ -57,7 +57,7 @@ where c.oid in (
 order by 1, 2
 
 -- name: user_metadata
--- Policies that believe what users can write about themselves.
+-- Policies that trust user_metadata, which users can edit.
 select c.relname::text, p.polname::text
 from pg_policy p
 join pg_class c on c.oid = p.polrelid
@@ -77,7 +77,7 @@ where c.oid in (
 order by 1
 
 -- name: slots
--- Slots of this database that are ours: the log's, and the one that is configured.
+-- The product's slots in this database: the log's, and the configured one.
 select r.slot_name::text, r.active
 from pg_replication_slots r
 where r.database = current_database() and r.plugin = 'pgoutput' and r.slot_name = any (%(names)s)
@@ -89,7 +89,7 @@ select s.slot from momentum.stream s
 select pg_drop_replication_slot(%(slot)s)
 
 -- name: servers
--- Roles that were given what a server needs.
+-- Roles with the privileges of a server.
 select r.rolname::text
 from pg_roles r
 where not r.rolsuper and has_function_privilege(r.oid, 'momentum.become(text, text)', 'execute')
@@ -111,7 +111,8 @@ order by c.relname <> 'daily_engagement_scores'
 limit 1
 
 -- name: foreign
--- Something that is ours by its name and belongs to a role that is neither a superuser, nor us, nor one that we are.
+-- Objects with the product's names whose owner is no superuser, not the present role, and not one that it is a member
+-- of.
 select o.kind || ' ' || o.name, pg_get_userbyid(o.owner)::text
 from (
     select 'schema' as kind, n.nspname::text as name, n.nspowner as owner

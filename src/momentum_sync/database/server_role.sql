@@ -1,6 +1,6 @@
--- What a role needs to be the server's: no SUPERUSER, no BYPASSRLS, no REPLICATION, and none of the app's tables. It becomes
--- its callers, calls the functions of `momentum` that are made for it, and appends to the log. `%1$I` is the role; `%2$s` has
--- it have the rights of its callers only where it has become them.
+-- The privileges of the server's role: no SUPERUSER, BYPASSRLS or REPLICATION, and no privilege on the app's tables. It
+-- may SET ROLE to its callers' roles, call its functions in `momentum`, and append to the log. `%1$I` is the role;
+-- `%2$s` makes the memberships not inherit.
 grant authenticated, service_role to %1$I %2$s;
 grant usage on schema momentum to %1$I;
 revoke all on schema momentum_log from %1$I;
@@ -11,7 +11,7 @@ grant execute on function
 grant select, insert on momentum.event_log to %1$I;
 grant select, insert, update on momentum.stream to %1$I;
 
--- A policy without a condition costs a query nothing, and leaves its indexes in use.
+-- A policy without a condition costs nothing, and does not prevent index scans.
 do $$
 declare
     log regclass;

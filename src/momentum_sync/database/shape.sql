@@ -1,5 +1,5 @@
--- The app's own tables are adopted only if they are what this works with: a trigger that reads a column which is not there
--- would fail the app's writes.
+-- Existing tables are adopted only if they have the columns that the triggers read: a trigger that reads a missing
+-- column would fail the app's writes.
 do $$
 declare
     wrong text;
@@ -55,8 +55,8 @@ begin
             using errcode = 'undefined_column',
                 hint = 'Nothing was changed. Add or alter the columns, or rename a table that is something else.';
     end if;
-    -- The same for what would be replaced without being ours: a schema of the name, and functions, where none of our
-    -- versions was applied.
+    -- The same for objects of others that would be replaced: a schema or functions of these names, if no version of
+    -- these migrations was applied.
     if to_regclass('momentum.installed') is null then
         select string_agg(distinct o.name, ', ' order by o.name) into wrong
         from (

@@ -1,6 +1,6 @@
--- Takes out of a database what the migrations of Momentum Sync put there. The app's tables and their data stay, and with
--- them what a table needs: its policies, grants and the upkeep of `updated_at`. Nothing is dropped with CASCADE but the
--- partitions of the log: whatever of the operator's own depends on something here is named by the error.
+-- Removes what the migrations created. The app's tables stay with their data, policies, grants and the trigger of
+-- `updated_at`. Only partitions of the log are dropped with CASCADE: if an object of the operator depends on something
+-- here, the error names it.
 
 do $$
 begin
@@ -38,7 +38,7 @@ begin
     loop
         execute format('drop trigger %I on %s', made.name, made.of_table);
     end loop;
-    -- Ours ask our function; one of the app's own, of the same name, does not.
+    -- The shipped policies call a function of the product; an app's own policy of the same name does not.
     for made in
         select p.polname as name, p.polrelid::regclass as of_table
         from pg_policy p
@@ -70,7 +70,7 @@ begin
             'subscribe_to_momentum_channels', 'log_realtime_event', 'cleanup_realtime_metrics', 'momentum_rfc3339',
             'momentum_caller_role', 'momentum_is_unbound', 'momentum_may_act_for', 'momentum_must_act_for',
             'momentum_grant')
-        -- One that the operator has put in its place is the operator's.
+        -- A function that the operator replaced belongs to the operator.
         or p.oid = to_regprocedure('public.momentum_display_name(uuid)') and p.prosrc = 'select null::text'
         or p.oid = to_regprocedure('public.momentum_set_updated_at()')
             and not exists (select from pg_trigger t where t.tgfoid = p.oid);

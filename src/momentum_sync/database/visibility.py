@@ -3,8 +3,7 @@
 `pg_current_snapshot()` prints `xmin:xmax:xip,xip…`: transactions below xmin have ended, those at or above xmax had not
 become visible, those listed in xip were in progress. A transaction below xmax and not in xip is visible if it
 committed. Source: PostgreSQL, "System Information Functions", table "Transaction ID and Snapshot Information
-Functions";
-ids there are 64 bits wide and never wrap.
+Functions"; ids there are 64 bits wide and never wrap.
 """
 
 from __future__ import annotations

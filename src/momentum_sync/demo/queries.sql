@@ -1,5 +1,5 @@
 -- name: names
--- What people are called, where users find their own name and coaches everybody's. An app has a table of profiles for it.
+-- Display names: users see their own, coaches everybody's. A real app has a table of profiles.
 create table if not exists public.demo_people (user_id uuid primary key, name text not null);
 alter table public.demo_people enable row level security;
 revoke all on public.demo_people from anon, authenticated;
@@ -38,7 +38,7 @@ on conflict (user_id, score_date) do update set
 returning momentum_state
 
 -- name: past
--- A month of earlier days, made up once.
+-- A month of generated scores.
 insert into public.daily_engagement_scores (
     user_id, score_date, raw_score, normalized_score, final_score, momentum_state, events_count, breakdown)
 select %(user_id)s, current_date - d.ago::int, d.score, d.score, d.score,
@@ -56,7 +56,7 @@ values (
     current_date + %(in_days)s::int)
 
 -- name: advance_intervention
--- The one that waits longest goes a step further.
+-- The intervention that has waited longest advances.
 update public.coach_interventions
 set status = case status when 'scheduled' then 'in_progress' else 'completed' end,
     completed_at = case status when 'in_progress' then now() end
@@ -74,7 +74,8 @@ insert into public.momentum_notifications (
 values (%(user_id)s, %(notification_type)s, current_date, %(title)s, %(message)s, %(action_type)s, 'sent', now())
 
 -- name: forget
--- A demo that runs for days keeps what fits on its pages. What nobody read counts as read before it goes.
+-- A demo that runs for days keeps as much as its pages show. Unread notifications are marked as read before they are
+-- deleted.
 with old_interventions as (
     delete from public.coach_interventions where status = 'completed' and completed_at < now() - interval '2 minutes'
 ),

@@ -1,10 +1,10 @@
 -- name: seen
--- What this transaction sees, and a place in the WAL behind the commits of all that it sees.
+-- The snapshot boundary: the snapshot, and an LSN above the commits of everything that it sees.
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text
 
 -- name: snapshot
--- As `seen`, and what a user's connection begins with; nothing for a caller who may not act for the user. Of notifications
--- only what events speak of: one that is not user-facing would never be seen to change.
+-- As `seen`, with the snapshot of a user's connection; nothing for a caller who may not act for the user. Only
+-- user-facing notifications: no event would report a change of the others.
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
     case when mine then public.get_realtime_momentum_state(%(user_id)s)::text end,
     case when mine then public.get_realtime_interventions(%(user_id)s)::text end,
@@ -48,7 +48,7 @@ from (
 ) as n
 
 -- name: history
--- The user's days, oldest first.
+-- The user's scores, oldest first.
 select coalesce(json_agg(d.day order by d.score_date), '[]')::text,
     exists (select from public.daily_engagement_scores s where s.user_id = %(user_id)s)
 from (
@@ -61,7 +61,7 @@ from (
 ) as d
 
 -- name: names
--- What users are called, by the operator's own function, asked as the caller; those that it does not name are left out.
+-- Display names by the operator's own function, as the caller, without users for whom it returns null.
 select coalesce(jsonb_object_agg(n.user_id, n.name) filter (where n.name is not null), '{}')::text
 from (
     select wanted.user_id, public.momentum_display_name(wanted.user_id) as name
@@ -69,8 +69,8 @@ from (
 ) as n
 
 -- name: overview_users
--- Whose scores the policies as shipped leave the caller; null for all, or where the policies are changed. And whether
--- the caller has all interventions.
+-- Users whose scores the shipped policies let the caller see; null for all, or if the policies have changed. And
+-- whether the caller sees all interventions.
 select
     case
         when public.momentum_is_unbound() or r.role = 'admin'
@@ -86,8 +86,8 @@ from (
 ) as r
 
 -- name: overview
--- Whatever the caller may see of these days, of all users or, by index, of some: the latest score of each user, those
--- who need care first; how many were in which state on each day; and the open interventions, whenever they are.
+-- Everything that the caller may see of these days, of all users or, by index, of some: the latest score of each user,
+-- lowest first; the number of users in each state on each day; and all open interventions.
 with scores as materialized (
     select s.user_id, s.score_date, s.momentum_state, s.final_score
     from public.daily_engagement_scores s
@@ -120,7 +120,7 @@ contacts as (
 ),
 open_ones as (
     select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at,
-        to_jsonb(i) ->> 'scheduled_time' as scheduled_time  -- which an adopted table may not have
+        to_jsonb(i) ->> 'scheduled_time' as scheduled_time  -- an adopted table may lack this column
     from public.coach_interventions i
     where {interventions} and i.status in ('scheduled', 'in_progress')
     order by i.scheduled_date nulls last, i.created_at, i.id
@@ -146,7 +146,7 @@ select jsonb_build_object(
         from open_ones o), '[]'))::text
 
 -- name: mark_read
--- Clicked is further than opened, and the first opening is the one that counts.
+-- A clicked notification stays clicked, and the first time of opening stays.
 update public.momentum_notifications m
 set status = 'opened', opened_at = coalesce(m.opened_at, now())
 where m.id = %(notification_id)s and m.user_id = %(user_id)s and m.status not in ('opened', 'clicked')

@@ -94,6 +94,6 @@ def _checked(named: tuple[str, ...]) -> tuple[str, ...]:
     if len(channels) > MAX_CHANNELS:
         raise Malformed(f"not an envelope: {len(channels)} channels, more than `momentum.publish` writes")
     for name in channels:
-        if len(name) > MAX_NAME or "\0" in name:
-            raise Malformed("not an envelope: a channel name that PostgreSQL cannot store or index")
+        if len(name) > MAX_NAME:
+            raise Malformed(f"not an envelope: a channel name of more than {MAX_NAME} characters")
     return channels

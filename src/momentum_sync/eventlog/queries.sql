@@ -1,5 +1,5 @@
 -- name: mark_of
--- The commit of the event with a number in an epoch; no row if the log does not know it any longer.
+-- The mark of the event at an offset in an epoch; no row if the log no longer has it.
 select case when s.kept_from = %(offset)s + 1 then s.kept_mark
     else (
         select momentum.mark(l.commit_lsn, l.committed_at)
@@ -10,8 +10,8 @@ from momentum.stream s
 where s.epoch = %(epoch)s
 
 -- name: append
--- One statement, so one round trip and one commit. Whoever is no longer the holder adds nothing; the row lock
--- makes a new holder wait for an append under way.
+-- One statement, so one round trip and one commit. A process that is no longer the holder appends nothing; the row lock
+-- makes a new holder wait for a running append.
 with held as (
     update momentum.stream set
         confirmed_lsn = greatest(confirmed_lsn, %(confirmed_lsn)s::pg_lsn),
@@ -34,16 +34,15 @@ where holder = %(holder)s
 returning slot
 
 -- name: first_unseen
--- The first event below a number, of the history that the log holds from `kept_from`, that a snapshot does not see: those
--- are of the transactions that were under way, and of later ones. A range over everything since the oldest of them would be
--- days of events where one has been open for days.
+-- The first event below an offset that a snapshot does not see: of a transaction in progress, or a later one. A range
+-- scan from the oldest of them would cover days of events if a transaction has been open for days.
 select min(number)
 from momentum.event_log
 where (xid >= %(xmax)s or xid = any (%(under_way)s::bigint[]))
     and number >= (select kept_from from momentum.stream) and number < %(below)s and keys && %(keys)s
 
 -- name: reaches
--- Whether the log holds all that follows a number, in the history that goes on: its very next event is there.
+-- Whether the log has everything that follows an offset in the present epoch: the next event exists.
 select s.epoch = %(epoch)s and s.kept_from <= %(offset)s + 1
     and exists (select from momentum.event_log where number = %(offset)s + 1)
 from momentum.stream s
@@ -58,7 +57,7 @@ from (
 ) as counted
 
 -- name: after
--- Events in order, up to the one with which their bytes exceed `most`.
+-- Events in order, up to the first with which their bytes exceed `most`.
 select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
 from (
     select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
@@ -75,7 +74,7 @@ where before <= %(most)s
 order by number
 
 -- name: newest
--- From the last one back, as far as `most` bytes go.
+-- From the last event backwards, up to `most` bytes.
 select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
 from (
     select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,

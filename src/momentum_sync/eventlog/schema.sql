@@ -1,13 +1,13 @@
--- The server's own tables: the log of events and where capture stands. Run by every `migrate`; each statement does
--- nothing, and waits for nothing, the second time.
+-- The server's own tables: the event log and the checkpoint. Every `migrate` runs this file; a second run changes
+-- nothing and waits for no lock.
 --
--- They belong to the owner of the app's tables. The server's role has privileges on them and no ownership, so it can leave
--- nothing there (a trigger, a rule, a default) that the owner's next `migrate` would run.
+-- They belong to the owner of the app's tables. The server's role has privileges and no ownership, so it cannot create
+-- a trigger, a rule or a default there that the owner's next `migrate` would run.
 
 create schema if not exists momentum;
 
--- A log of an earlier version, or one that belongs to a lesser role, is made anew: dropping runs nothing of that role's.
--- Clients are told that the history changed, and begin with a snapshot.
+-- A log of an earlier version, or of another owner, is dropped and recreated: DROP runs no code of that role. Clients
+-- learn `history_changed` and get a snapshot.
 do $$
 declare
     owner oid := (select c.relowner from pg_class c where c.oid = 'public.daily_engagement_scores'::regclass);
@@ -35,8 +35,8 @@ end;
 $$;
 revoke all on schema momentum_log from public;
 
--- One row an event, in the order in which the transactions committed. `momentum.keep_partitions` makes a partition for each
--- UTC day of logged_at ahead, and drops expired ones.
+-- One row for each event, in commit order. `momentum.keep_partitions` creates a partition for each UTC day of logged_at
+-- in advance, and drops expired ones.
 create table if not exists momentum.event_log (
     number bigint not null,
     commit_lsn pg_lsn not null,
@@ -51,8 +51,8 @@ create table if not exists momentum.event_log (
     primary key (number, logged_at)
 ) partition by range (logged_at);
 
--- The history that numbers count in, its last event, the number from which on the log holds all of it and the mark of the
--- event before that (0: the history begins there), who writes it now, and how far the slot may have been confirmed:
+-- The checkpoint: the epoch, its last event, the offset from which on the log is complete and the mark of the event
+-- before that (0: the epoch begins there), the holder's fencing token, and how far the slot may have been confirmed:
 -- never further than the log is complete. Retention may empty the log; this row stays.
 create table if not exists momentum.stream (
     single boolean primary key default true check (single),
@@ -81,12 +81,12 @@ begin
             execute format('alter table %s owner to %I', made, owner);
         end if;
     end loop;
-    -- xid grows with the log but for a little disorder: a block range index costs an append nothing.
+    -- xid grows almost monotonically with the log, so a block range index is enough and costs appends nothing.
     if to_regclass('momentum.event_log_xid_idx') is null then
         create index event_log_xid_idx on momentum.event_log
             using brin (xid int8_minmax_multi_ops) with (pages_per_range = 16, autosummarize = on);
     end if;
-    -- Where a client's missed events are found. A short pending list keeps reading quick; it costs an append a tenth.
+    -- For a client's missed events. A short pending list keeps reads fast; it costs an append a tenth.
     if to_regclass('momentum.event_log_keys_idx') is null then
         create index event_log_keys_idx on momentum.event_log
             using gin (keys) with (gin_pending_list_limit = 256);
@@ -94,7 +94,7 @@ begin
 end;
 $$;
 
--- Another PostgreSQL may word the shipped policies otherwise.
+-- Another version of PostgreSQL may print the shipped policies differently.
 do $$
 begin
     if exists (
@@ -105,8 +105,8 @@ begin
 end;
 $$;
 
--- Nobody reads them but the owner, and the server's role by a policy of its own. The publication has no table: capture
--- reads logical messages only, and those belong to no publication.
+-- Only the owner reads them, and the server's role by a policy of its own. The publication has no table: capture reads
+-- logical messages only, which belong to no publication.
 do $$
 begin
     if not (select c.relrowsecurity from pg_class c where c.oid = 'momentum.event_log'::regclass) then

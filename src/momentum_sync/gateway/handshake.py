@@ -85,8 +85,7 @@ def check_origin(
     Args:
         origin: the `Origin` header; only pages send it.
         hosts: the names by which the client addressed this server, in `Host` and, behind a proxy, in
-            `X-Forwarded-Host`.
-            No page can set either.
+            `X-Forwarded-Host`. No page can set either.
         allowed: origins that the operator allows.
         loopback: allow pages of this machine, on which web apps are developed.
     """

@@ -38,8 +38,7 @@ class Identity:
     """An authenticated caller.
 
     `subject` is None for `service_role`. `claims` is the JSON that the database gets; `expires_at` is seconds since
-    1970,
-    None for an API key that is not a token.
+    1970, None for an API key that is not a token.
     """
 
     role: str

@@ -21,8 +21,7 @@ class Cache:
     """Values by key. Concurrent requests for a key share one fetch.
 
     Values stay available while the client is offline. On reconnect, keys that were invalidated meanwhile are dropped
-    before
-    anything else happens; if they cannot be known, all keys are dropped.
+    before anything else happens; if they cannot be known, all keys are dropped.
     """
 
     def __init__(self, clock: Callable[[], float], kept: Callable[[], None]) -> None:
@@ -43,8 +42,7 @@ class Cache:
             key: the cache key, as it stands in `cache_invalidation` messages.
             fetch: function without arguments, plain or async, that returns the value.
             persistent: keep the value in the client's store across restarts. It must survive JSON unchanged: None,
-                bool, int,
-                finite float, str, list, and dict with str keys.
+                bool, int, finite float, str, list, and dict with str keys.
             within: deadline of the fetch in seconds.
 
         Raises:

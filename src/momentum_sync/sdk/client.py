@@ -45,9 +45,8 @@ class Client:
 
     Args:
         url: root URL of the server.
-        token: a JWT, or a function, plain or async, that returns one. It is called for each connection, and before
-            the token
-            expires.
+        token: a JWT, or a function, plain or async, that returns one. It is called for each connection, and before the
+            token expires.
         user_id: whose data to read, if the token does not say or acts for somebody else.
         client_id: name of this device. A second connection with the same name replaces the first.
         channels: channels beside the user's own.
@@ -186,8 +185,7 @@ class Client:
         """Return an iterator of every further event, in commit order, and of each `Resync`.
 
         It spans disconnects. An event counts as processed once the next one is requested, or after `ack`: with a store,
-        a
-        restarted program, and the next iterator, continue after it. A second iterator ends the first.
+        a restarted program, and the next iterator, continue after it. A second iterator ends the first.
 
         Raises:
             Ended: the client does not reconnect any more.
@@ -206,7 +204,7 @@ class Client:
 
         Example:
             client.ack(event)
-            break
+                break
         """
         self._replica.stream.ack(event)
 

@@ -134,8 +134,7 @@ class Protocol:
     Attributes:
         last_event_id: id of the last received event.
         position: how far the server's stream has come for this client, with no event for it in between. A reconnect
-            resumes
-            from there.
+            resumes from there.
         since: when the data were last known to be current, while the status is not `live`.
         user_id: the user; None until known.
     """

@@ -41,8 +41,7 @@ class UserState:
     """One user's momentum, open interventions, and unread notifications.
 
     `unsure` is set where events do not determine the latest score: it was deleted, or moved to another day. The
-    momentum
-    must be read again then.
+    momentum must be read again then.
     """
 
     def __init__(self, user_id: str) -> None:
@@ -113,8 +112,7 @@ class UserState:
         """Take over a momentum that was read after the last event; False if it may be older than that event.
 
         An event may arrive before its change is visible to readers. Where a later day may have been moved away, the
-        same
-        momentum must be read twice.
+        same momentum must be read twice.
         """
         if self._is_older(momentum):
             return False
