@@ -2,7 +2,7 @@
 
 mutmut makes single changes to a module (a comparison, a constant, an argument left out), and only the module's own unit
 tests run. A change that no test notices is printed. Changes that cannot be noticed, because the program behaves the
-same, are listed with a reason in `tests/equivalent_mutants.txt`. Texts of messages are not changed.
+same, are listed with a reason in `tests/equivalent_mutants.txt`. The texts of errors are left alone.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ only_mutate = ["src/momentum_sync/{module}.py"]
 pytest_add_cli_args_test_selection = {tests}
 also_copy = ["spec"]
 """
+_SENTENCE = re.compile(r"""f?"[^"]*"|str\((?:error|bad)\)|\bsentence\b""")
 _RUN = """\
 import mutmut.mutation.mutators as mutators
 kept = [each for each in mutators.mutation_operators if "string" not in each[1].__name__]
@@ -115,7 +116,20 @@ def mutate(module: str) -> Result:
         if not results:
             raise SystemExit(f"{module}: mutmut made no mutants:\n{ran[-2000:]}")
         unnoticed = [mutant for mutant, state in results if state in ("survived", "no tests", "suspicious")]
-        return Result(len(results), [Mutant(each, _change(_mutmut(folder, "show", each))) for each in unnoticed])
+        survivors = [Mutant(each, _change(_mutmut(folder, "show", each))) for each in unnoticed]
+        texts = [mutant for mutant in survivors if _is_text(mutant.change)]
+        return Result(len(results) - len(texts), [mutant for mutant in survivors if mutant not in texts])
+
+
+def _is_text(change: str) -> bool:
+    """Return whether a change replaces or drops the sentence of an error and nothing else."""
+    before, _, after = change.partition(" => ")
+    for found in _SENTENCE.finditer(before):
+        if found.group() in ("sentence", "str(error)", "str(bad)") or " " in found.group():
+            head, tail = before[: found.start()], before[found.end() :]
+            if after in (f"{head}None{tail}", f"{head}{tail}"):
+                return True
+    return False
 
 
 def _mutmut(folder: Path, *arguments: str) -> str:

@@ -48,7 +48,7 @@ class Schema:
         own_channels: the channels of every user, with `{user_id}` where the user's id stands.
         shared_channels: channels with rows of many users, granted by what the caller is and not by a row.
         per_user_channels: channels whose events go to the connections of the event's `user_id` only.
-        grant: SQL function in `public` that takes a channel and returns `granted`, `asked` or null for the caller.
+        grant: SQL function in `public` that takes a channel and returns `granted`, `checked` (each event) or null.
         may_act_for: SQL function in `public` that takes a user's id and returns whether the caller may act for it.
     """
 

@@ -105,6 +105,7 @@ begin
     return new;
 end;
 $$;
+comment on function public.momentum_set_updated_at() is 'Trigger function: set `updated_at` to the time of the transaction.';
 revoke all on function public.momentum_set_updated_at() from public, anon, authenticated;
 
 -- Each table is created completely or not at all. Supabase grants everything in public to every role by default; here

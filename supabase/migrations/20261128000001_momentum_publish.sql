@@ -124,6 +124,12 @@ create or replace function public.momentum_rfc3339(moment timestamptz) returns t
 language sql
 stable
 return to_char(moment at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
+comment on function public.momentum_rfc3339(timestamptz) is 'Return a time as events and answers carry it: UTC, RFC 3339, milliseconds.
+
+Args:
+    moment: the time.
+Example:
+    select public.momentum_rfc3339(now())';
 revoke all on function public.momentum_rfc3339(timestamptz) from public, anon;
 grant execute on function public.momentum_rfc3339(timestamptz) to authenticated, service_role;
 
@@ -333,9 +339,6 @@ as $$
     select coalesce(momentum.row_versions(was, null), jsonb_build_object('was', jsonb_build_object('user_id', user_id)))
 $$;
 
--- The only way for an event to leave the database. Triggers of the operator may call it; a trigger function that runs
--- for ordinary users needs `security definer`. The server adds `id`, `previous_id` and `channel`. `rows` has the
--- versions of the event's row, `was` and `is`, if policies must be evaluated on them.
 create or replace function momentum.publish(channels text[], event jsonb, rows jsonb default null) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -383,6 +386,20 @@ begin
     end if;
 end;
 $$;
+comment on function momentum.publish(text[], jsonb, jsonb) is 'Publish an event: it is delivered when the transaction commits, and only then.
+
+It is the only way for an event to leave the database. An operator''s trigger may call it; a trigger function that runs
+for ordinary users needs `security definer`. The server adds `id`, `previous_id` and `channel` to the event.
+
+Args:
+    channels: 1 to `max_channels` names of at most 200 characters. A client that has several gets the event once.
+    event: a JSON object of at most `max_event_bytes`, nested at most `max_event_depth` levels (momentum.settings).
+    rows: the versions of the row that the event is about, `was` and `is`, for policies that must be evaluated on them.
+Raises:
+    invalid_parameter_value: no channel, a null or too long one, or the event is not an object.
+    program_limit_exceeded: a limit of momentum.settings.
+Example:
+    select momentum.publish(array[''announcements''], jsonb_build_object(''event_type'', ''maintenance'', ''at'', now()))';
 
 -- Helpers of the triggers and of `publish`, for roles that may publish.
 grant execute on function
@@ -399,9 +416,8 @@ immutable
 return ((mod(commit_lsn - '0/0'::pg_lsn, 4294967296))::bigint
     # ((extract(epoch from committed_at) * 1000000)::bigint & 4294967295));
 
--- Create the log's partitions of the days around today, and drop those with no row younger than `retention` (null: drop
--- none). Return the names of the dropped ones. The log belongs to the owner of the tables, so that the server's role
--- can leave no code there that runs with an owner's rights. Days and row times are by PostgreSQL's clock.
+-- The log belongs to the owner of the tables, so that the server's role can leave no code there that runs with an
+-- owner's rights. This function does for the role what takes an owner.
 create or replace function momentum.keep_partitions(retention interval) returns text[]
 language plpgsql
 security definer
@@ -460,6 +476,19 @@ begin
     return dropped;
 end;
 $$;
+comment on function momentum.keep_partitions(interval) is 'Create the log''s partitions of the days around today, and drop those with no row younger than `retention`.
+
+The server calls it every hour. Days and the times of rows are by PostgreSQL''s clock.
+
+Args:
+    retention: how long events are kept, not negative; null drops nothing.
+Returns:
+    the names of the dropped partitions.
+Raises:
+    invalid_parameter_value: `retention` is negative.
+    lock_not_available: the log was in use for half a second.
+Example:
+    select momentum.keep_partitions(interval ''14 days'')';
 
 -- The functions and triggers as these migrations created them, to detect those that were changed, disabled or dropped
 -- since.
@@ -501,9 +530,6 @@ as $$
             'notification_truncate_trigger')
 $$;
 
--- Return obstacles to publishing: `problems` are functions and triggers that are not as installed; `foreign_triggers`
--- are AFTER triggers of others that run before the publishing ones. If such a trigger changes the row again, the event
--- of the later version is published before that of the earlier one.
 create or replace function momentum.check_publishing() returns jsonb
 language sql
 stable
@@ -534,6 +560,14 @@ as $$
                     'momentum_score_realtime_trigger', 'momentum_cache_invalidation_trigger',
                     'intervention_realtime_trigger', 'notification_realtime_trigger')), '[]'))
 $$;
+comment on function momentum.check_publishing() is 'Return what stands in the way of publishing, as an object of two arrays.
+
+`problems` are functions and triggers that are not as the migrations created them. `foreign_triggers` are AFTER triggers
+of others that run before the publishing ones: if one changes the row again, the event of the later version is
+published before that of the earlier one.
+
+Example:
+    select momentum.check_publishing()';
 
 -- The last step of each file. Everything belongs to the owner of the tables, whoever runs the file: functions with
 -- their owner's rights then have no more than the tables need, and PostgreSQL inlines only between objects of one

@@ -171,6 +171,7 @@ begin
     return null;
 end;
 $$;
+comment on function public.publish_momentum_update() is 'Trigger function: publish a changed score to its user and to `momentum_updates:all`.';
 
 -- Publish a changed intervention. One that moves to another user is an update for the coaches, who may see all of them.
 create or replace function momentum.publish_intervention(
@@ -238,6 +239,7 @@ begin
     return null;
 end;
 $$;
+comment on function public.publish_intervention_notification() is 'Trigger function: publish a changed intervention to its user and to `interventions:coaches`.';
 
 -- Return whether an app shows a notification of this type to its user.
 create or replace function momentum.is_user_facing(notification_type text) returns boolean
@@ -335,6 +337,7 @@ begin
     return null;
 end;
 $$;
+comment on function public.publish_push_notification() is 'Trigger function: publish a changed notification that an app shows to its user.';
 
 create or replace function public.invalidate_momentum_cache() returns trigger
 language plpgsql
@@ -370,6 +373,7 @@ begin
     return null;
 end;
 $$;
+comment on function public.invalidate_momentum_cache() is 'Trigger function: publish the cache keys that a changed score invalidates.';
 
 revoke all on function
     public.publish_momentum_update(), public.publish_intervention_notification(),
@@ -465,6 +469,17 @@ begin
         'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
+comment on function public.get_realtime_momentum_state(uuid) is 'Return the latest momentum of a user: `has_data`, and if true `score_date`, `momentum_state`, `final_score`,
+`events_count`, `breakdown`, `last_updated`.
+
+It reads as the caller, under row level security, and answers alike for an existing and a missing user without rights.
+
+Args:
+    target_user_id: the user.
+Raises:
+    insufficient_privilege: the caller may not act for the user and sees no score of theirs.
+Example:
+    select public.get_realtime_momentum_state(''11111111-1111-4111-8111-111111111111'')';
 
 create or replace function public.get_realtime_interventions(target_user_id uuid) returns jsonb
 language plpgsql
@@ -497,6 +512,16 @@ begin
         'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
+comment on function public.get_realtime_interventions(uuid) is 'Return the interventions of a user that are scheduled or in progress, by date, those without a date last.
+
+It reads as the caller, under row level security.
+
+Args:
+    target_user_id: the user.
+Raises:
+    insufficient_privilege: the caller may not act for the user and sees no intervention of theirs.
+Example:
+    select public.get_realtime_interventions(''11111111-1111-4111-8111-111111111111'')';
 
 create or replace function public.subscribe_to_momentum_channels(target_user_id uuid) returns jsonb
 language plpgsql
@@ -515,6 +540,14 @@ begin
         'timestamp', public.momentum_rfc3339(now()));
 end;
 $$;
+comment on function public.subscribe_to_momentum_channels(uuid) is 'Return the channels of a user. It subscribes to nothing: pass the names to a client.
+
+Args:
+    target_user_id: the user.
+Raises:
+    insufficient_privilege: the caller may not act for the user.
+Example:
+    select public.subscribe_to_momentum_channels(''11111111-1111-4111-8111-111111111111'')';
 
 revoke all on function
     public.get_realtime_momentum_state(uuid), public.get_realtime_interventions(uuid),
@@ -580,8 +613,19 @@ as $$
     values (
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
 $$;
+comment on function public.log_realtime_event(text, text, uuid, integer, integer, boolean, text) is 'Add a row to `realtime_event_metrics`; for the service only.
 
--- Delete rows older than the setting `metrics_retention`. Return their number.
+Args:
+    p_event_type: the event''s type.
+    p_channel_name: its channel.
+    p_user_id: its user.
+    p_payload_size: bytes.
+    p_processing_time_ms: milliseconds.
+    p_success: whether it was delivered.
+    p_error_message: what failed.
+Example:
+    select public.log_realtime_event(''score_recalculated'', ''jobs'', p_processing_time_ms => 12)';
+
 create or replace function public.cleanup_realtime_metrics() returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -595,6 +639,11 @@ begin
     return deleted;
 end;
 $$;
+comment on function public.cleanup_realtime_metrics() is 'Delete the rows of `realtime_event_metrics` that are older than `metrics_retention` in momentum.settings. Return their
+number. The server calls it every hour.
+
+Example:
+    select public.cleanup_realtime_metrics()';
 
 revoke all on function
     public.log_realtime_event(text, text, uuid, integer, integer, boolean, text), public.cleanup_realtime_metrics()

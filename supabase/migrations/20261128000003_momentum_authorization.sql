@@ -19,8 +19,7 @@ set client_min_messages = warning;
 
 -- Who the caller is ---------------------------------------------------------------------------------------------------
 
--- Return the caller's role in the coaching organisation, from app_metadata, which only the service can write. Users can
--- edit user_metadata, so it proves nothing.
+-- Only the service can write app_metadata. Users can edit user_metadata, so it proves nothing.
 create or replace function public.momentum_caller_role() returns text
 language sql
 stable
@@ -28,10 +27,13 @@ set search_path = pg_catalog, pg_temp
 as $$
     select auth.jwt() -> 'app_metadata' ->> 'role'
 $$;
+comment on function public.momentum_caller_role() is 'Return the caller''s role in the coaching organisation, `coach`, `admin` or null, from the token''s `app_metadata`.
+
+Example:
+    select public.momentum_caller_role()';
 revoke all on function public.momentum_caller_role() from public, anon;
 grant execute on function public.momentum_caller_role() to authenticated, service_role;
 
--- Return whether the caller is exempt from row level security: service_role, the owner of the tables.
 create or replace function public.momentum_is_unbound() returns boolean
 language sql
 stable
@@ -44,8 +46,11 @@ as $$
         select from pg_catalog.pg_class c
         where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
 $$;
+comment on function public.momentum_is_unbound() is 'Return whether the caller is exempt from row level security: service_role, and the owner of the tables.
 
--- Return whether the caller may act for this user: the user, an admin, and callers exempt from row level security.
+Example:
+    select public.momentum_is_unbound()';
+
 create or replace function public.momentum_may_act_for(target uuid) returns boolean
 language sql
 stable
@@ -56,6 +61,12 @@ as $$
         or coalesce(public.momentum_caller_role() = 'admin', false)
         or public.momentum_is_unbound())
 $$;
+comment on function public.momentum_may_act_for(uuid) is 'Return whether the caller may act for a user: the user, an admin, and callers exempt from row level security.
+
+Args:
+    target: the user; null is nobody.
+Example:
+    select public.momentum_may_act_for(''11111111-1111-4111-8111-111111111111'')';
 
 create or replace function public.momentum_must_act_for(target uuid) returns void
 language plpgsql
@@ -69,6 +80,14 @@ begin
     end if;
 end;
 $$;
+comment on function public.momentum_must_act_for(uuid) is 'Raise an error unless the caller may act for a user.
+
+Args:
+    target: the user.
+Raises:
+    insufficient_privilege: the caller may not.
+Example:
+    select public.momentum_must_act_for(''11111111-1111-4111-8111-111111111111'')';
 
 revoke all on function
     public.momentum_may_act_for(uuid), public.momentum_is_unbound(), public.momentum_must_act_for(uuid)
@@ -79,8 +98,7 @@ grant execute on function
 
 -- Display names -----------------------------------------------------------------------------------------------
 
--- Return the display name of a user under the caller's role; null if the caller may not know it. Replace it with a
--- function that reads the app's profiles: row level security applies, and these files never replace it again.
+-- It runs under the caller's role, so row level security applies. These files never replace it again.
 do $$
 begin
     if to_regprocedure('public.momentum_display_name(uuid)') is null then
@@ -89,6 +107,14 @@ begin
         stable
         set search_path = pg_catalog, pg_temp
         as 'select null::text';
+        comment on function public.momentum_display_name(uuid) is 'Return the display name of a user, as far as the
+caller may know it; null otherwise. As installed, it returns null: replace it with a function that reads the app''s
+profiles.
+
+Args:
+    target: the user.
+Example:
+    select public.momentum_display_name(''11111111-1111-4111-8111-111111111111'')';
         revoke all on function public.momentum_display_name(uuid) from public, anon;
         grant execute on function public.momentum_display_name(uuid) to authenticated, service_role;
     end if;
@@ -180,8 +206,8 @@ $$;
 -- The policies decide who gets which event. Their fingerprints let the server know this without a query for each event.
 --
 -- As shipped, they grant rows by the token alone, with one exception: a coach sees the scores of assigned users, and
--- assignments are rows. So a channel is *held* if the token alone grants it, and *asked* if rows or an operator's own
--- policies decide; on an asked channel the server has the database check each event, as the caller, before it is
+-- assignments are rows. So a channel is *granted* if the token alone grants it, and *checked* if rows or an operator's own
+-- policies decide; on a checked channel the server has the database check each event, as the caller, before it is
 -- delivered.
 
 -- The policies that apply to SELECTs of an authenticated caller, whatever their names; one for service_role only does
@@ -307,6 +333,10 @@ begin
     end loop;
 end;
 $$;
+comment on function momentum.reset_policies() is 'Record the present policies, and those that the migrations create, anew. The migrations call it.
+
+Example:
+    select momentum.reset_policies()';
 select momentum.reset_policies();
 
 -- Record the present policies, and notify every gateway if they differ. If that cannot be determined, they count as
@@ -346,7 +376,6 @@ begin
 end;
 $$;
 
--- The server calls it once a second. It does not wait for locks on a table, which is checked at the next call.
 create or replace function momentum.check_policies() returns void
 language plpgsql
 security definer
@@ -357,12 +386,14 @@ begin
     perform momentum.note_policies();
 end;
 $$;
+comment on function momentum.check_policies() is 'Record changed policies, and have every gateway ask for the grants of its callers again. The server calls it once a
+second. A table that is locked is checked at the next call.
+
+Example:
+    select momentum.check_policies()';
 
 -- The grant of a channel ----------------------------------------------------------------------------------------------
 
--- Return whether the caller may have a channel, under the caller's role, claims and policies: `held`, `asked` (each
--- event must be checked) or null. The server lists tables with changed policies in `momentum.changed`; without it the
--- more careful answer is returned.
 create or replace function public.momentum_grant(channel text) returns text
 language plpgsql
 stable
@@ -379,11 +410,11 @@ declare
         when 'notifications' then 'momentum_notifications' end;
     tables text := coalesce(nullif(current_setting('momentum.changed', true), ''), '*');
     changed boolean := tables = '*' or source = any (string_to_array(tables, ','));
-    by_token text := case when changed then 'asked' else 'held' end;
+    by_token text := case when changed then 'checked' else 'granted' end;
     visible boolean;
 begin
     if public.momentum_is_unbound() then
-        return 'held';  -- also an operator's own channels
+        return 'granted';  -- also an operator's own channels
     elsif channel = 'cache_invalidation' then
         return by_token;  -- the gateway delivers the keys of the connection's own user only
     elsif source is null then
@@ -401,11 +432,21 @@ begin
     end if;
     execute format('select exists (select from public.%I t where t.user_id = $1)', source)
         into visible using subject::uuid;
-    return case when visible then case when kind = 'interventions' then by_token else 'asked' end end;
+    return case when visible then case when kind = 'interventions' then by_token else 'checked' end end;
 exception when insufficient_privilege then
     return null;
 end;
 $$;
+comment on function public.momentum_grant(text) is 'Return whether the caller may have a channel, under the caller''s role, claims and policies.
+
+The server lists the tables with changed policies in `momentum.changed`; without it the more careful answer is returned.
+
+Args:
+    channel: the channel.
+Returns:
+    `granted`; `checked`, if the database must decide each event; null, if the caller may not have it.
+Example:
+    select public.momentum_grant(''interventions:coaches'')';
 
 revoke all on function public.momentum_grant(text) from public, anon;
 grant execute on function public.momentum_grant(text) to authenticated, service_role;
@@ -419,8 +460,6 @@ create table if not exists momentum.revocations (
 alter table momentum.revocations enable row level security;
 grant select, insert, update on momentum.revocations to service_role;
 
--- Revoke a user's tokens: every gateway closes the user's connections when it reads this in the log, and tokens issued
--- until now are refused. Later tokens are accepted, so ban the user at the issuer, too.
 create or replace function momentum.revoke(target uuid) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -435,9 +474,17 @@ begin
         array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target), null::jsonb);
 end;
 $$;
+comment on function momentum.revoke(uuid) is 'Revoke a user''s tokens. Every gateway closes the user''s connections when it reads this in the log, and tokens issued
+until now are refused. Later ones are accepted, so ban the user at the issuer, too.
 
--- Return the tables with changed policies, for `momentum.changed`. Raise an error for a revoked token. `iat` has whole
--- seconds, so a token of the second of the revocation is refused, as is one without `iat`.
+Args:
+    target: the user.
+Raises:
+    null_value_not_allowed: no user.
+Example:
+    select momentum.revoke(''11111111-1111-4111-8111-111111111111'')';
+
+-- `iat` has whole seconds, so a token of the second of the revocation is refused.
 create or replace function momentum.admit(claims jsonb) returns text
 language plpgsql
 stable
@@ -456,8 +503,15 @@ begin
     return (select coalesce(string_agg(p.table_name, ','), 'none') from momentum.policies p where p.changed);
 end;
 $$;
+comment on function momentum.admit(jsonb) is 'Return the names of the tables with changed policies, comma-separated, or `none`. The server calls it for each caller.
 
--- Run the rest of the transaction under the caller's role and claims, as PostgREST does.
+Args:
+    claims: the token''s claims. One without `iat` counts as issued in 1970.
+Raises:
+    invalid_authorization_specification: the token was revoked.
+Example:
+    select momentum.admit(''{"sub": "11111111-1111-4111-8111-111111111111", "iat": 1}'')';
+
 create or replace function momentum.become(caller_role text, claims text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -468,6 +522,15 @@ begin
     perform set_config('role', caller_role, true);
 end;
 $$;
+comment on function momentum.become(text, text) is 'Run the rest of the transaction under a caller''s role and claims, as PostgREST does.
+
+Args:
+    caller_role: `authenticated` or `service_role`.
+    claims: the token''s claims as JSON.
+Raises:
+    invalid_authorization_specification: the token was revoked.
+Example:
+    select momentum.become(''authenticated'', ''{"sub": "11111111-1111-4111-8111-111111111111"}'')';
 
 grant execute on function momentum.revoke(uuid) to service_role;
 

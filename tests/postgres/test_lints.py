@@ -1,8 +1,7 @@
 """The installed schema against rules of Supabase's database advisor, as queries written here.
 
 The numbers are the advisor's names of its rules. Its exposed schema is `public`, which everybody with the public API
-key
-can reach.
+key can reach.
 """
 
 from __future__ import annotations
@@ -145,3 +144,31 @@ def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
             (name,),
         ).fetchall()
         assert holders == [("momentum_server",)]
+
+
+# Those that a client, an operator or the server calls, and those of the seed.
+DESCRIBED = """
+select p.oid::regprocedure::text, obj_description(p.oid, 'pg_proc'), p.pronargs > 0, p.prosrc ~ 'raise exception',
+    p.prorettype in ('trigger'::regtype, 'event_trigger'::regtype)
+from pg_proc p
+where not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+    and (p.pronamespace = 'public'::regnamespace
+        or p.pronamespace = 'momentum'::regnamespace and p.proname in (
+            'publish', 'keep_partitions', 'check_publishing', 'check_policies', 'reset_policies', 'revoke', 'admit',
+            'become'))
+order by 1
+"""
+
+
+def test_every_public_function_is_described_and_its_example_runs(db: Sql) -> None:
+    found = db.execute(DESCRIBED.encode()).fetchall()
+    assert len(found) == 25
+    for name, text, takes_arguments, raises, is_trigger in found:
+        assert text, name
+        assert ("\nArgs:\n" in text) == takes_arguments, name
+        assert not raises or "\nRaises:\n" in text, name
+        summary, _, example = text.partition("\nExample:\n")
+        assert summary[0].isupper(), name
+        assert bool(example) != is_trigger, name
+        if example:
+            db.execute(f"begin; {example}; rollback".encode())

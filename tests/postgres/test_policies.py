@@ -100,7 +100,7 @@ def test_updated_at_is_kept(db: Sql) -> None:
 def may(connection: Sql, channel: str) -> bool:
     row = connection.execute("select public.momentum_grant(%s)", (channel,)).fetchone()
     assert row is not None
-    assert row[0] in ("held", "asked", None)
+    assert row[0] in ("granted", "checked", None)
     return row[0] is not None
 
 

@@ -38,12 +38,12 @@ def test_as_shipped_the_token_gives_all_but_the_scores_of_assigned_users(db: Sql
     add_score(db, user)
     add_intervention(db, user, coach=coach)
     own = [f"{kind}:{user}" for kind in ("momentum_updates", "interventions", "notifications")]
-    assert set(grants(database, user, *own, "cache_invalidation").values()) == {"held"}
+    assert set(grants(database, user, *own, "cache_invalidation").values()) == {"granted"}
     assert grants(database, coach, *own, "interventions:coaches", app_role="coach") == {
-        own[0]: "asked", own[1]: "held", own[2]: None, "interventions:coaches": "held",
+        own[0]: "checked", own[1]: "granted", own[2]: None, "interventions:coaches": "granted",
     }  # fmt: skip
     assert grants(database, uuid4(), *own, "momentum_updates:all", app_role="admin") == {
-        own[0]: "held", own[1]: "held", own[2]: "held", "momentum_updates:all": "held",
+        own[0]: "granted", own[1]: "granted", own[2]: "granted", "momentum_updates:all": "granted",
     }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_changed_policies_have_each_event_asked_about(db: Sql, database: str, us
     }
     db.execute(CHANGED[table].encode())
     assert grants(database, user, *channels.values()) == {
-        channel: "asked" if of == table else "held" for of, channel in channels.items()
+        channel: "checked" if of == table else "granted" for of, channel in channels.items()
     }
     assert set(grants(database, uuid4(), *channels.values()).values()) == {None}
 
@@ -67,7 +67,7 @@ def test_who_asks_without_the_server_is_told_the_more_careful_answer(db: Sql, us
             "select set_config('role', 'authenticated', true), set_config('request.jwt.claims', %s, true)",
             (json.dumps({"sub": str(user)}),),
         )
-        assert db.execute("select public.momentum_grant(%s)", (f"notifications:{user}",)).fetchone() == ("asked",)
+        assert db.execute("select public.momentum_grant(%s)", (f"notifications:{user}",)).fetchone() == ("checked",)
 
 
 def test_a_change_is_told_in_its_own_transaction_and_once(db: Sql, published: Published) -> None:
@@ -171,8 +171,8 @@ def test_no_token_from_before_the_revocation_opens_anything(db: Sql, database: s
     for iat in (0, revoked_at - 60, revoked_at, None):
         with pytest.raises(psycopg.errors.InvalidAuthorizationSpecification):
             grants(database, user, channel, iat=iat)
-    assert grants(database, user, channel, iat=revoked_at + 1) == {channel: "held"}
-    assert grants(database, other, f"notifications:{other}", iat=0) == {f"notifications:{other}": "held"}
+    assert grants(database, user, channel, iat=revoked_at + 1) == {channel: "granted"}
+    assert grants(database, other, f"notifications:{other}", iat=0) == {f"notifications:{other}": "granted"}
     db.execute("update momentum.revocations set revoked_at = now() + interval '1 year'")
     db.execute("select momentum.revoke(%s)", (user,))
     assert db.execute("select revoked_at > now() + interval '1 day' from momentum.revocations").fetchone() == (True,)

@@ -36,7 +36,7 @@ create function public.house_acts_for(who uuid) returns boolean language sql sta
     set search_path = pg_catalog, pg_temp as $$ select who = auth.uid() $$;
 create function public.house_grant(channel text) returns text language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select case channel when 'house:' || auth.uid() then 'held' when 'alarms' then 'asked' end $$;
+    select case channel when 'house:' || auth.uid() then 'granted' when 'alarms' then 'checked' end $$;
 
 create function public.publish_room() returns trigger language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$ begin

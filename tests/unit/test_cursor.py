@@ -125,3 +125,20 @@ def test_rewinding_records_the_offset_alone() -> None:
     before = made.last_id
     made.rewind(42)
     assert (made.offset, made.last_id) == (42, before)
+
+
+def test_a_cursor_is_at_no_position_before_it_begins() -> None:
+    made = Cursor("u", PER_USER)
+    assert (made.epoch, made.offset, made.last_id, made.boundary) == ("", 0, "", None)
+    assert (made.channels, made.checked) == ({}, set())
+
+
+def test_ids_name_the_channel_they_were_delivered_on() -> None:
+    ids = cursor("b", "c", boundary=None).deliver(event(8, "a", "b", "c"))
+    assert ids == ("abcdef01-8-8", "abcdef01-7-7", "b")
+
+
+def test_an_unsubscribed_channel_is_checked_no_longer() -> None:
+    made = cursor("a", "b", checked=frozenset({"a", "b"}))
+    made.unsubscribe(["a"])
+    assert made.checked == {"b"}

@@ -94,3 +94,76 @@ def test_an_origin_that_is_no_web_page_may_where_it_is_listed(origin: str) -> No
     handshake.check_origin(origin, ["here:1"], (origin,))
     with pytest.raises(Forbidden):
         handshake.check_origin(origin, ["here:1"], ())
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ({"user_id": "7"}, "invalid_user_id"),
+        ({"client_id": "a" * 201}, "too_long"),
+        ({"channels": "a" * 201}, "too_long"),
+        ({"channels": ",".join(map(str, range(501)))}, "too_long"),
+        ({"client_id": "a\n"}, "invalid_text"),
+        ({"channels": "a,b\n"}, "invalid_text"),
+    ],
+)
+def test_a_refused_query_is_told_apart_by_code(query: dict[str, str], code: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        handshake.connect_request(query, USER)
+    assert refused.value.code == code
+    assert str(refused.value).endswith(".")
+
+
+def test_a_query_at_the_limits() -> None:
+    channels = ["a" * 200, *map(str, range(499))]
+    read = handshake.connect_request({"client_id": "c" * 200, "channels": ",".join(channels)}, USER)
+    assert (read.client_id, read.channels) == ("c" * 200, channels)
+
+
+def test_an_address_that_cannot_be_read() -> None:
+    with pytest.raises(BadRequest) as refused:
+        handshake.address("http://[/ws")
+    assert refused.value.code == "bad_address"
+    assert handshake.address(f"{PREFIX}?client_id=&user_id=u") == {"client_id": "", "user_id": "u"}
+
+
+def test_a_repeated_header_has_a_code() -> None:
+    with pytest.raises(BadRequest) as refused:
+        handshake.only("Host", ["a", "b"])
+    assert refused.value.code == "repeated_header"
+
+
+def test_pages_of_this_machine_may_where_that_is_allowed() -> None:
+    for origin in ("http://localhost:5173", "https://127.0.0.1", "http://[::1]:80"):
+        handshake.check_origin(origin, ["here:1"], (), loopback=True)
+        with pytest.raises(Forbidden) as refused:
+            handshake.check_origin(origin, ["here:1"], ())
+        assert refused.value.code == "forbidden_origin"
+        assert origin in str(refused.value)
+    for origin in ("http://elsewhere.example", "null"):
+        with pytest.raises(Forbidden):
+            handshake.check_origin(origin, ["here:1"], (), loopback=True)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://here/path", "http://here?query", "http://here#fragment", "http://user@here", "http://here/p?q#f",
+        "ftp://here", "http://", "//here",
+    ],
+)  # fmt: skip
+def test_what_is_more_or_less_than_an_origin_may_not(origin: str) -> None:
+    with pytest.raises(Forbidden):
+        handshake.check_origin(origin, ["here"], ("ftp:", "https://here/"))
+
+
+def test_a_slash_or_dot_at_the_end_makes_no_difference() -> None:
+    handshake.check_origin("http://here", [], ("http://here/",))
+    handshake.check_origin("http://here.", [], ("http://here",))
+    handshake.check_origin("http://here", ["HERE."], ())
+
+
+def test_a_refusal_quotes_no_more_than_a_part_of_a_long_origin() -> None:
+    with pytest.raises(Forbidden) as refused:
+        handshake.check_origin("http://" + "a" * 1000, [], ())
+    assert len(str(refused.value)) < 700

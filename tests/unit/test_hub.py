@@ -105,7 +105,9 @@ def payload(data: bytes) -> tuple[bytes, bytes]:
 class World:
     """A feed and a hub."""
 
-    def __init__(self, *, limit: int = 100, per_user: int = 100, coalesced: int = 16 * 1024) -> None:
+    def __init__(
+        self, *, limit: int = 100, per_user: int = 100, coalesced: int = 16 * 1024, large: int = 64 * 1024
+    ) -> None:
         self.feed = LocalFeed(Window(1_000_000))
         self.dialect = Counting()
         self.changed_by: list[tuple[int, UUID | None]] = []
@@ -115,7 +117,7 @@ class World:
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             grants_changed=lambda *change: self.changed_by.append(change),
             grants_missed=lambda: self.missed.append(self.feed.epoch),
-            delivered=self.note, limits=DeliveryLimits(coalesced_bytes=coalesced),
+            delivered=self.note, limits=DeliveryLimits(coalesced_bytes=coalesced, large_bytes=large),
         )  # fmt: skip
         self.broken: list[bool] = []
         self.feed.begin(Beginning("abcdef01", 0, 0, 100, 9, 1))
@@ -640,3 +642,110 @@ def test_a_stream_that_repeats_other_events_than_it_brought_has_another_history(
     )  # fmt: skip
     with pytest.raises(HistoryForked):
         world.feed.publish([again])
+
+
+def test_a_subscriber_of_the_later_channels_gets_the_event_once() -> None:
+    world = World()
+    first, later, careful = world.join("a"), world.join("b", "c"), world.join("b", "c", checked=("d",))
+    world.publish("a", "b", "c")
+    assert [len(wire.taken()) for wire in (first, later, careful)] == [1, 1, 1]
+    assert world.delivered[-1][1] == 3
+
+
+def test_an_event_out_of_sight_is_for_checked_channels_alone() -> None:
+    world = World()
+    plain, checked, elsewhere = world.join("a"), world.join("a", checked=("a",)), world.join("a", checked=("b",))
+    event = world.publish("a", body=b'{"event_type":"x","out_of_sight":true}')
+    assert [wire.data for wire in (plain, checked, elsewhere)] == [[], [], []]
+    assert [wire.held_back for wire in (plain, checked, elsewhere)] == [[], [(event.offset - 1, False)], []]
+
+
+@pytest.mark.parametrize("checked", [(), ("b",)], ids=["plain", "careful"])
+def test_only_a_large_event_waits_for_room(checked: tuple[str, ...]) -> None:
+    body, larger = b'{"event_type":"x"}', b'{"event_type":"xx"}'
+    world = World(large=len(body))
+    wire = world.join("a", checked=checked)
+    wire.room = 0
+    world.publish("a", body=body)
+    assert (len(wire.taken()), wire.held_back) == (1, [])
+    event = world.publish("a", body=larger)
+    assert (len(wire.taken()), wire.held_back) == (0, [(event.offset - 1, False)])
+    wire.room = len(larger)
+    world.publish("a", body=larger)
+    assert len(wire.taken()) == 1
+
+
+@pytest.mark.parametrize("checked", [(), ("b",)], ids=["plain", "careful"])
+def test_invalidated_keys_are_to_be_acknowledged(checked: tuple[str, ...]) -> None:
+    world = World()
+    user = uuid4()
+    wire, plain = world.join("cache_invalidation", user=user, checked=checked), world.join("a")
+    body = json.dumps({"event_type": "cache_invalidation", "user_id": str(user), "cache_keys": ["k", "l"]})
+    world.publish("cache_invalidation", body=body.encode())
+    world.publish("a")
+    assert (wire.acks, plain.acks) == (["k", "l"], [])
+
+
+def test_the_bytes_of_all_channels_are_counted() -> None:
+    world = World()
+    wires = [world.join("a"), world.join("b"), world.join("a", checked=("c",)), world.join("a", checked=("c",))]
+    world.publish("a", "b")
+    assert world.delivered[-1][1:3] == (4, sum(len(wire.data[0]) for wire in wires))
+
+
+def test_careful_subscribers_share_frames_once_their_boundary_has_passed() -> None:
+    world = World()
+    wires = [world.join("a", checked=("c",)) for _ in range(3)]
+    world.publish("a")
+    world.publish("a")
+    assert len(world.dialect.encoded) == 2
+    assert {id(wire.data[-1]) for wire in wires} == {id(wires[0].data[-1])}
+
+
+def test_a_frame_up_to_the_limit_is_kept_for_subscribers_at_the_same_position() -> None:
+    def published(limit: int) -> tuple[int, int]:
+        """Return how often an event was encoded for three at two positions, in turn, and the longest frame."""
+        world = World(coalesced=limit)
+        wires = [world.join(*channels) for channels in (("b",), ("a", "b"), ("b",))]
+        world.publish("a")
+        wires[1].data.clear()
+        world.dialect.encoded.clear()
+        world.publish("b")
+        return len(world.dialect.encoded), max(len(wire.data[0]) for wire in wires)
+
+    encoded, longest = published(16 * 1024)
+    assert (encoded, published(longest)[0], published(1)[0]) == (2, 2, 3)
+
+
+def test_a_frame_as_long_as_the_limit_is_written_at_once() -> None:
+    world = World()
+    wire = world.join("a")
+    world.publish("a")
+    world = World(coalesced=len(wire.data[0]))
+    wire = world.join("a")
+    world.publish_together(("a",), ("a",))
+    assert len(wire.data) == 2
+
+
+def test_a_careful_subscriber_that_fails_is_closed_and_the_next_gets_the_event() -> None:
+    world = World()
+    first, second = world.join("a", checked=("b",)), world.join("a", checked=("b",))
+
+    def fails(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    first.write = fails
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert (first.closing, second.closing) == (Close.RESTART, None)
+    assert len(second.taken()) == 1
+    assert world.delivered[-1][1] == 1
+
+
+def test_frames_collected_for_a_subscriber_that_fails_are_dropped() -> None:
+    world = World()
+    wire = world.join("a")
+    world.dialect.fails_at = 2
+    with pytest.raises(ZeroDivisionError):
+        world.publish_together(("a",), ("a",), ("nobody's",))
+    assert (wire.closing, wire.data) == (Close.RESTART, [])

@@ -22,11 +22,12 @@ from momentum_sync.errors import Forbidden, NotFound, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.dialects.native import NativeDialect, Session, Work
+from momentum_sync.gateway.dialects.native import COMMANDS, Command, NativeDialect, Session, Work
 from momentum_sync.identity.channels import Granted
-from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import DeliveryIds
 
 USER = UUID("00000000-0000-4000-8000-000000000001")
 CHANNELS = SCHEMA.own(USER)
@@ -59,6 +60,7 @@ class Gateway:
         self.renewed = renewed
         self.time = 1001.0
         self.forbids = False
+        self.calls: list[object] = []
 
     def now(self) -> float:
         return self.time
@@ -68,9 +70,11 @@ class Gateway:
 
     async def authenticate(self, token: str) -> Identity:
         assert self.renewed is not None
+        self.calls.append(token)
         return self.renewed
 
     async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+        self.calls.append((identity, user_id, list(channels)))
         if self.forbids:
             raise Forbidden("This token does not allow acting for that user.")
         return self.granted or Granted(list(channels))
@@ -86,11 +90,16 @@ def identity(expires_at: float | None = 10_000.0, user: UUID = USER) -> Identity
 
 
 def make(
-    *, now: float = 1000.0, expires_at: float | None = 10_000.0, heartbeat: float = 25.0, user_id: UUID | None = USER
+    *,
+    now: float = 1000.0,
+    expires_at: float | None = 10_000.0,
+    heartbeat: float = 25.0,
+    user_id: UUID | None = USER,
+    dialect: NativeDialect = DIALECT,
 ) -> Session:
     cursor = Cursor(str(USER), SCHEMA.per_user_channels)
     return Session(
-        identity(expires_at), user_id, "phone", cursor, DIALECT, SocketLimits(), heartbeat=heartbeat, now=now, at=now
+        identity(expires_at), user_id, "phone", cursor, dialect, SocketLimits(), heartbeat=heartbeat, now=now, at=now
     )
 
 
@@ -450,3 +459,92 @@ def test_a_clock_that_goes_back_costs_nothing(now: float) -> None:
     session = live()
     assert session.take_frame(now)
     assert session.closing is None
+
+
+def test_a_dialect_has_the_messages_of_the_protocol_and_of_the_application() -> None:
+    dialect = NativeDialect([*commands(READS), *(Command(each.kind, each.run) for each in COMMANDS)], MOMENTUM.encoders)
+    session = make(dialect=dialect)
+    begin(session)
+    session.to_send()
+    assert receive(session, {"type": "ping", "ref": 1})[0]["type"] == "pong"
+    assert receive(session, {"type": "mark_notification_read", "notification_id": str(UUID(int=3))})
+    for channel, kind in (("cache_invalidation", "cache_invalidation"), (CHANNELS[0], "realtime_event")):
+        ids = DeliveryIds("e-2", "e-1", channel)
+        assert json.loads(payload(dialect.encode(event(8, channel=channel), ids, 1.0)))["type"] == kind
+    bare = NativeDialect()
+    ids = DeliveryIds("e-2", "e-1", "cache_invalidation")
+    assert json.loads(payload(bare.encode(event(8), ids, 1.0)))["type"] == "realtime_event"
+    session = make(dialect=bare)
+    assert receive(session, {"type": "request_momentum_update"})[0]["code"] == "unknown_type"
+
+
+def test_every_answer_repeats_the_ref() -> None:
+    session = live()
+    (confirmed,) = receive(session, {"type": "subscribe", "channels": ["a"], "ref": 1})
+    assert (confirmed["ref"], confirmed["resumed"], confirmed["replayed"]) == (1, False, 0)
+    (error,) = receive(session, {"type": "nonsense", "ref": 2})
+    assert (error["code"], error["ref"]) == ("unknown_type", 2)
+    many = [str(number) for number in range(499)]
+    for start in "abcde":
+        answers = receive(session, {"type": "subscribe", "channels": [start + name for name in many], "ref": start})
+    assert (answers[0]["code"], answers[0]["ref"]) == ("too_many_channels", "e")
+    session.receive_binary(1001.0)
+    (error,) = sent(session)
+    assert (error["code"], error.get("ref")) == ("binary_frame", None)
+    session.report_lost(["a"], 1001.0)
+    assert sent(session)[0].get("ref") is None
+
+
+def test_errors_say_in_a_sentence_what_is_wrong() -> None:
+    session = live()
+    said = [
+        *receive(session, {"type": "nonsense"}),
+        *receive(session, {"type": "subscribe", "channels": ["a"]}, Gateway(granted=Granted([]))),
+        *receive(
+            session, {"type": "subscribe", "channels": ["a"]}, Gateway(granted=Granted([str(n) for n in range(2001)]))
+        ),
+        *receive(session, {"type": "authenticate", "token": "t"}, Gateway(renewed=identity(user=UUID(int=9)))),
+        *receive(session, {"type": "mark_notification_read", "notification_id": str(UUID(int=0))}),
+    ]
+    session.receive_binary(1001.0)
+    session.report_lost(["a"], 1001.0)
+    for error in (*said, *sent(session)):
+        assert error["type"] == "error"
+        assert error["error"].endswith("."), error
+
+
+def test_grants_are_asked_for_the_callers_identity_and_user() -> None:
+    session = live()
+    gateway = Gateway(renewed=identity(9000.0))
+    receive(session, {"type": "subscribe", "channels": ["a", "b", "a"]}, gateway)
+    before = session.identity
+    receive(session, {"type": "authenticate", "token": "fresh"}, gateway)
+    held = [*CHANNELS, "a", "b"]
+    assert gateway.calls == [(before, USER, ["a", "b"]), "fresh", (session.identity, USER, held)]
+    assert session.identity is gateway.renewed
+
+
+def test_a_token_without_an_end_takes_over() -> None:
+    session = live(expires_at=1030.0)
+    (answer,) = receive(session, {"type": "authenticate", "token": "t"}, Gateway(renewed=identity(None)))
+    assert answer["expires_at"] is None
+    session.tick(1e9, 1000.0, 0, None)
+    assert session.closing is None
+
+
+def test_before_it_is_open_a_session_counts_silence_and_sends_no_heartbeat() -> None:
+    session = make()
+    assert (session.is_silent(1001.0), session.is_silent(1041.0)) == (False, True)
+    session.tick(1030.0, 1030.0, 0, None)
+    assert sent(session) == []
+
+
+def test_the_next_tick_is_no_later_than_the_tokens_end() -> None:
+    session = live(expires_at=1030.0)
+    due = session.tick(1000.0, 1000.0, 0, None)
+    assert due <= 1030.0
+    at = 1000.0
+    while session.closing is None:
+        at = session.tick(at, at, 0, None)
+    assert session.closing is Close.TOKEN
+    assert at == 1030.0 + LEEWAY_S

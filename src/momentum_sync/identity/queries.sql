@@ -3,7 +3,7 @@
 select
     %(user_id)s::uuid is null or public.{may_act_for}(%(user_id)s::uuid),
     coalesce(array_agg(channel order by place) filter (where granted is not null), '{{}}'),
-    coalesce(array_agg(channel) filter (where granted = 'asked'), '{{}}'),
+    coalesce(array_agg(channel) filter (where granted = 'checked'), '{{}}'),
     pg_current_snapshot()::text
 from (
     select channel, place, public.{grant}(channel) as granted
