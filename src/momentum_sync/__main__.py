@@ -12,8 +12,8 @@ def main() -> None:
     """Run the command line. Without the extra `server`, print what to install and exit with status 2."""
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         print(
-            f"momentum-sync: the server is not installed ({', '.join(missing)} cannot be found); only the SDK is.\n"
-            "  In a checkout: pip install '.[server]'. Of a wheel: pip install './momentum_sync-….whl[server]'.",
+            f"momentum-sync: only the SDK is installed, not the server (missing: {', '.join(missing)}).\n"
+            "  In a checkout: pip install '.[server]'. From a wheel: pip install './momentum_sync-….whl[server]'.",
             file=sys.stderr,
         )
         raise SystemExit(2)

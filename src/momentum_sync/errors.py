@@ -15,8 +15,8 @@ MomentumError
 │   ├── FeedFrozen        heartbeats are missing
 │   ├── Rejected          the server refused the connection: `status` and `code`
 │   ├── TokenUnavailable  the token provider raised
-│   ├── MessageTooLarge   a message exceeds the client's limit; the state is read anew
-│   ├── Gap               an event is missing, which must not happen; the state is read anew
+│   ├── MessageTooLarge   a message exceeds the client's limit; the client reads a new snapshot
+│   ├── Gap               an event is missing, which must not happen; the client reads a new snapshot
 │   ├── NotUnderstood     a message is not one of the protocol
 │   ├── RequestFailed     the server answered a message with `error`: `code`
 │   ├── StoreFailed       the store could not be read or written
@@ -122,7 +122,7 @@ class ClientError(MomentumError):
 
 
 class ConnectionLost(ClientError):
-    """The network or the server is gone. `code` is the close code, if there was one."""
+    """The connection to the server was lost. `code` is the close code, if there was one."""
 
     def __init__(self, sentence: str, code: int | None = None) -> None:
         super().__init__(sentence)
@@ -147,11 +147,11 @@ class TokenUnavailable(ClientError):
 
 
 class MessageTooLarge(ClientError):
-    """The server sent a message above the client's limit; the state is read anew."""
+    """The server sent a message above the client's limit; the client reads a new snapshot."""
 
 
 class Gap(ClientError):
-    """An event does not follow the one before it; the state is read anew."""
+    """An event does not follow the previous one; the client reads a new snapshot."""
 
 
 class NotUnderstood(ClientError):

@@ -1,4 +1,4 @@
-"""Every bound and timeout of the server, in one object that is passed to the parts.
+"""Every bound and timeout of the server, in one object that is passed to its components.
 
 Settings are what an operator chooses; these values follow from the design and are the same everywhere. A test passes
 its own, such as `Limits(delivery=DeliveryLimits(stall_s=1.0))`. Names end in their unit: `_s` seconds, `_bytes` bytes;
@@ -23,7 +23,7 @@ class CaptureLimits:
     """Bounds of the process that reads the replication slot."""
 
     backoff_s: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-    """Pauses between runs that fail one after the other."""
+    """Pauses after consecutive failed runs."""
 
     steady_s: float = 10.0
     """A run that lasts longer resets the backoff."""
@@ -32,40 +32,40 @@ class CaptureLimits:
     """Pause before another attempt at a slot that another instance reads."""
 
     slot_elsewhere_s: float = 5.0
-    """Longer than a broken stream of this process can hold the slot: another instance must have it."""
+    """Time after which a held slot must belong to another instance: a broken stream of this one frees it earlier."""
 
     probe_interval_s: float = 1.0
     """Interval of lag probes and of status messages to PostgreSQL."""
 
     silence_s: float = 20.0
-    """A probe arrives every second, and PostgreSQL sends a keepalive every 15 s within a large transaction."""
+    """Time without data after which the stream is restarted. Probes arrive every second, keepalives every 15 s."""
 
     slot_check_interval_s: float = 5.0
     """Interval at which the state of the slot is read for health."""
 
     slot_checks_per_trigger_check: int = 3
-    """Triggers and functions are checked once in so many checks of the slot."""
+    """Checks of the slot per check of triggers and functions."""
 
     stuck_failures: int = 3
     """Equal errors at the same LSN after which the slot is replaced."""
 
     settle_notice_s: float = 5.0
-    """Wait for transactions of the previous epoch before the operator is told which."""
+    """Wait for transactions of the previous epoch before a warning names them."""
 
     settle_interval_s: float = 0.1
-    """Interval at which capture asks whether those transactions have ended."""
+    """Interval at which capture checks whether those transactions have ended."""
 
     idle_confirm_interval_s: float = 10.0
-    """The slot is confirmed this often while no events come, so that PostgreSQL can remove WAL."""
+    """Interval of slot confirmations while there are no events, so that PostgreSQL can remove WAL."""
 
     append_batch: int = 2_000
-    """Events of one append."""
+    """Most events in one append."""
 
     append_gather_s: float = 0.05
     """Wait for more events before an append: a batch of one costs as much as one of a hundred."""
 
     pending_bytes: int = 16 * 1024 * 1024
-    """Events that may wait for the log before reading the stream pauses."""
+    """Bytes of events waiting for the log above which reading of the stream pauses."""
 
     frames_per_turn: int = 100
     """Frames decoded in one iteration of the event loop."""
@@ -80,7 +80,7 @@ class CaptureLimits:
     """Interval at which the database compares its policies with those it knows."""
 
     policy_check_failures: int = 5
-    """Consecutive failed comparisons after which the operator is told."""
+    """Consecutive failed comparisons after which an error is logged."""
 
     answer_s: float = 30.0
     """Deadline for PostgreSQL's answer to a replication command."""
@@ -97,13 +97,13 @@ class LogLimits:
     """Wait for a free connection."""
 
     work_s: float = 30.0
-    """Deadline of a write, for networks on which PostgreSQL's own timeout does not arrive."""
+    """Deadline of a write, in case the network drops PostgreSQL's own timeout error."""
 
     read_s: float = 10.0
     """Deadline of a read."""
 
     page_rows: int = 1_000
-    """Events of one page."""
+    """Most events in one page."""
 
     first_span: int = 20_000
     """Offsets that the first query of a page covers. Each further query covers four times as many."""
@@ -115,13 +115,13 @@ class LogLimits:
     """Events loaded into the window when capture starts."""
 
     preload_bytes: int = 16 * 1024 * 1024
-    """Bytes of those events."""
+    """Most bytes of those events."""
 
     count_rows: int = 100_000
-    """Events that are counted for `replayed` at most."""
+    """Most events that are counted for `replayed`."""
 
     snapshot_attempts: int = 5
-    """Attempts at finding a snapshot's place in a window that moves meanwhile."""
+    """Attempts to locate a snapshot in the window while the window advances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,46 +141,46 @@ class QueryLimits:
     """Statement timeout of an HTTP read."""
 
     cut_s: float = 15.0
-    """Deadline after which the connection is closed, where PostgreSQL's own timeouts do not arrive."""
+    """Deadline after which the connection is closed, in case the network drops PostgreSQL's own timeout error."""
 
     batch_s: float = 5.0
-    """Deadline of all questions that share a round trip."""
+    """Deadline of all queries that share a round trip."""
 
     slow_from_s: float = 0.25
-    """A question that takes longer moves its caller to the slow lane."""
+    """A query that takes longer moves its caller to the slow lane."""
 
     slow_request_s: float = 1.0
     """The same for an HTTP read, including the network."""
 
     answer_s: float = 30.0
-    """Wait of a caller for an answer."""
+    """Longest wait of a caller for a result."""
 
     slow_for_s: float = 30.0
     """Time that a caller stays in the slow lane."""
 
     slow_callers: int = 1_000
-    """Callers remembered as slow."""
+    """Most callers remembered as slow."""
 
     round_trips: int = 2
-    """Round trips under way in one lane."""
+    """Concurrent round trips in a shared lane."""
 
     slow_round_trips: int = 4
-    """Round trips under way in the slow lane."""
+    """Concurrent round trips in the slow lane."""
 
     per_caller: int = 2
     """Concurrent HTTP reads of one caller."""
 
     batch: int = 50
-    """Questions that share a round trip."""
+    """Most queries that share a round trip."""
 
     batch_per_caller: int = 2
-    """Questions of one caller among them."""
+    """Most queries of one caller among them."""
 
     scan: int = 1_000
-    """Waiting questions that are looked at to fill a round trip."""
+    """Waiting queries that are examined to fill a round trip."""
 
     batch_work_s: float = 0.5
-    """Work of the database that one round trip should take."""
+    """Target for the database time of one round trip."""
 
     visibility_pauses_s: tuple[float, ...] = (
         0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.0, 1.0, 1.0,
@@ -210,16 +210,16 @@ class DeliveryLimits:
     """Bounds of a connection's outgoing side."""
 
     stall_s: float = 10.0
-    """A client that reads nothing for this long is closed as too slow."""
+    """Time without reading after which a client is closed as too slow."""
 
     turn_s: float = 30.0
-    """Time to read an event that exceeds the send budget of all connections."""
+    """Time for a client to read an event that exceeds the total send budget."""
 
     uncounted_bytes: int = 4 * 1024
     """Bytes that asyncio may buffer before the connection counts as waiting."""
 
     page_bytes: int = 64 * 1024
-    """Bytes of events written to a connection that catches up before others get their turn."""
+    """Bytes written to a connection that catches up before the next connection gets its turn."""
 
     smallest_page_bytes: int = 1024
     """First page after the database took too long over a larger one. Each further page is twice as large."""
@@ -231,7 +231,7 @@ class DeliveryLimits:
     """Bytes collected for one write of a connection within one iteration of the event loop."""
 
     admitted_at_once: int = 16
-    """Connections that continue at once when the send budget has room again."""
+    """Connections that resume at the same time when the send budget has room again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +248,7 @@ class SocketLimits:
     """Wait for the client's close frame."""
 
     close_slow_s: float = 15.0
-    """The same for a client that is too slow: it has to read what was sent before."""
+    """The same for a client that is too slow: it must first read the data already sent."""
 
     slice_bytes: int = 2 * 1024
     """Received bytes that are parsed before rates are checked: some hundred of the smallest frames."""
@@ -263,7 +263,7 @@ class SocketLimits:
     """Resolution of timers. Connections wake together: waking for each alone costs as much as its work."""
 
     frames: Rate = Rate(100, 20)
-    """Frames of one connection."""
+    """Rate limit for the frames of one connection."""
 
     unreadable_in_a_row: int = 5
     """Unreadable messages after which the connection ends with 4400."""
@@ -275,7 +275,7 @@ class SocketLimits:
     """Channels of one connection."""
 
     expiry_notice_s: float = 60.0
-    """Time before a token expires at which the client is told."""
+    """Time before a token's expiry at which the client gets `token_expiring`."""
 
     ping_interval_s: float = 25.0
     """Longest interval of pings: proxies close connections that are idle for 30 s."""
@@ -284,7 +284,7 @@ class SocketLimits:
     """Share of the ping interval after which a client without an answer is gone."""
 
     pong_s: float = 5.0
-    """The same in seconds at least."""
+    """Lower bound of that time, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,16 +292,16 @@ class HttpLimits:
     """Bounds of HTTP connections."""
 
     request_s: float = 10.0
-    """Time for a complete request, from the connection or the first byte."""
+    """Time to receive a complete request, from the connect or its first byte."""
 
     answer_s: float = 60.0
-    """Time from there until the client has the answer."""
+    """Time from the complete request until the client has read the response."""
 
     linger_s: float = 5.0
     """Time that a refused client may go on sending: closing at once would reset the connection before it reads why."""
 
     head_bytes: int = 32 * 1024
-    """Size of a request's head. A coach's channels are all in the address."""
+    """Size of request line and headers. The URL of a coach contains all channels."""
 
     body_bytes: int = 64 * 1024
     """Size of a request's body."""
@@ -310,10 +310,10 @@ class HttpLimits:
     """Requests that wait for the answer to the one before."""
 
     connections: int = 1_000
-    """HTTP connections beside the sockets."""
+    """HTTP connections, in addition to the WebSockets."""
 
     events_bytes: int = 256 * 1024
-    """Bytes of one answer of `/sync/events`."""
+    """Size of one response of `/sync/events`."""
 
     kernel_bytes: int = 256 * 1024
     """Kernel send buffer of a connection. It is outside the send budget, and hides a client that stopped reading."""

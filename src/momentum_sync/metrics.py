@@ -77,7 +77,7 @@ class Spread:
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 EVENTS = Count(
-    "momentum_events", "Events that came out of the database, in the order of their commits.", "type",
+    "momentum_events", "Events read from the database, in commit order.", "type",
     [
         "momentum_score_created", "momentum_score_updated", "momentum_score_deleted", "intervention_created",
         "intervention_updated", "intervention_deleted", "push_notification", "notification_removed",
@@ -88,18 +88,19 @@ FRAMES = Count("momentum_frames_sent", "WebSocket messages written to clients.")
 BYTES = Count("momentum_bytes_sent", "Bytes of those messages, with their frames.")
 DELAY = Spread(
     "momentum_commit_to_send_seconds",
-    "From the commit, by the database's clock, to the last socket an event was written to, by the server's.", _SECONDS,
+    "Time from the commit (database clock) to the event's last socket write (server clock).", _SECONDS,
 )  # fmt: skip
-APPEND = Spread("momentum_log_append_seconds", "How long the log took for a batch of events.", _SECONDS)
-GREETINGS = Count(
-    "momentum_greetings", "How connections began: a resume, a snapshot, or a snapshot because there was no resume.",
+APPEND = Spread("momentum_log_append_seconds", "Duration of appending a batch of events to the log.", _SECONDS)
+OPENINGS = Count(
+    "momentum_openings",
+    "Connections by how they began: a resume, a snapshot, or a snapshot because a resume was refused for this reason.",
     "outcome", ["resumed", "snapshot", "unknown_id", "history_changed", "expired"],
 )  # fmt: skip
 REPLAYED = Spread(
-    "momentum_resume_events", "How many events a resume brought.", (0, 1, 2, 5, 10, 50, 100, 500, 1000, 10_000)
+    "momentum_resume_events", "Events replayed by a resume.", (0, 1, 2, 5, 10, 50, 100, 500, 1000, 10_000)
 )
 CLOSES = Count(
-    "momentum_closes", "Connections that ended, by close code; `client` where the server did not close them.", "code",
+    "momentum_closes", "Closed connections by close code; `client` if the client or the network closed them.", "code",
     ["client", "1001", "1009", "1012", "4400", "4401", "4403", "4409", "4410", "4413", "4429"],
 )  # fmt: skip
 REFUSALS = Count(
@@ -111,28 +112,30 @@ REFUSALS = Count(
         "expired",
     ],
 )  # fmt: skip
-SIGHT = Count(
-    "momentum_asked_events", "Events on `asked` channels: the caller may see them, or they were withheld.", "outcome",
+CHECKED_EVENTS = Count(
+    "momentum_checked_events",
+    "Events checked for a caller on channels that are checked per event: seen or withheld.",
+    "outcome",
     ["seen", "withheld"],
 )  # fmt: skip
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
-CAPTURE_BREAKS = Count("momentum_capture_breaks", "How often capture lost its stream or the log, and began again.")
+CAPTURE_BREAKS = Count("momentum_capture_breaks", "Restarts of capture after an error of the stream or the log.")
 
 # Read at each scrape.
 READ = {
     "momentum_connections": "Connections that are open and admitted.",
-    "momentum_subscriptions": "Channels held, over all connections.",
-    "momentum_channels": "Different channels held.",
-    "momentum_queue_bytes": "Bytes that wait for clients who have not read them yet.",
+    "momentum_subscriptions": "Subscriptions to channels, over all connections.",
+    "momentum_channels": "Distinct channels with subscribers.",
+    "momentum_queue_bytes": "Unsent bytes of all connections.",
     "momentum_window_bytes": "Bytes of the newest events in memory.",
     "momentum_capture_live": "1 while the feed runs.",
-    "momentum_capture_lag_seconds": "By how much the feed is behind, by its lag_probe.",
-    "momentum_slot_retained_bytes": "WAL that the replication slot holds back; -1 where the database does not say.",
-    "momentum_draining": "1 while the server sends its clients away.",
+    "momentum_capture_lag_seconds": "Lag of the feed, measured by the lag probe.",
+    "momentum_slot_retained_bytes": "WAL that the replication slot retains; -1 if unknown.",
+    "momentum_draining": "1 while the server is shutting down.",
 }
 
 _KEPT = (
-    EVENTS, FRAMES, BYTES, DELAY, APPEND, GREETINGS, REPLAYED, CLOSES, REFUSALS, SIGHT, FAILURES, CAPTURE_BREAKS,
+    EVENTS, FRAMES, BYTES, DELAY, APPEND, OPENINGS, REPLAYED, CLOSES, REFUSALS, CHECKED_EVENTS, FAILURES, CAPTURE_BREAKS,
 )  # fmt: skip
 
 

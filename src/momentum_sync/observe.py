@@ -81,7 +81,7 @@ class _Libraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        template = str(record.msg).strip().partition("\n")[0] if record.args else "a library complains"
+        template = str(record.msg).strip().partition("\n")[0] if record.args else "message of a library"
         _log.log(record.levelno, template, logger=record.name, **_told(error))
 
 
@@ -126,12 +126,12 @@ def development_secret() -> None:
 
 def capture_began(slot: str, epoch: str, number: int) -> None:
     """Log that capture holds the slot and continues after an event."""
-    _log.info("capture began", slot=slot, epoch=epoch, number=number)
+    _log.info("capture started", slot=slot, epoch=epoch, offset=number)
 
 
 def capture_live(slot: str, number: int) -> None:
     """Log that everything written before capture began has been read."""
-    _log.info("capture live", slot=slot, number=number)
+    _log.info("capture live", slot=slot, offset=number)
 
 
 def slot_lost(slot: str, why: str) -> None:
@@ -141,27 +141,29 @@ def slot_lost(slot: str, why: str) -> None:
 
 def slot_may_be_stuck(said: str) -> None:
     """Record a stream error that may be permanent; after three of them the slot is recreated."""
-    _log.warning("slot may be stuck", said=said)
+    _log.warning("slot may be stuck", error=said)
 
 
 def publishing(problems: Sequence[str], foreign_triggers: Sequence[str]) -> None:
     """Log changed problems that stop publishing and triggers that may reorder events."""
     if problems:
-        _log.error("events are not published", problems=problems, mend="momentum-sync migrate --again")
+        _log.error("events are not published", problems=problems, fix="momentum-sync migrate --again")
     if foreign_triggers:
-        _log.warning("triggers run before ours", triggers=foreign_triggers, see="README.md, Your own triggers")
+        _log.warning(
+            "triggers run before the publishing trigger", triggers=foreign_triggers, see="README.md, Your own events"
+        )
     if not problems and not foreign_triggers:
         _log.info("events are published")
 
 
 def policies_unwatched(error: BaseException, times: int) -> None:
     """Record that checking policies failed `times` times in a row, so changes may be noticed late."""
-    _log.error("policies are not watched", said=described(error), times=times, see="select * from pg_locks")
+    _log.error("policy changes are not detected", error=described(error), failures=times, see="select * from pg_locks")
 
 
 def slot_unknown(error: BaseException) -> None:
     """Log that the state of the slot could not be read."""
-    _log.debug("slot unknown", said=described(error))
+    _log.debug("slot state unknown", error=described(error))
 
 
 def waits_for_transactions(below: int) -> None:
@@ -176,19 +178,19 @@ def history_broke(epoch: str, why: str) -> None:
 
 def slot_busy(said: str) -> None:
     """Log that another instance reads the slot and this one waits."""
-    _log.info("waiting for the slot", said=said)
+    _log.info("waiting for the slot", error=said)
 
 
 def capture_broke(error: BaseException, pause: float) -> None:
     """Log that the stream or the log failed; capture starts again after `pause` seconds."""
     metrics.CAPTURE_BREAKS.add()
-    _log.warning("capture broke", said=described(error), again_in_s=pause)
+    _log.warning("capture failed", error=described(error), retry_in_s=pause)
 
 
 def malformed_message(said: str, size: int) -> None:
     """Log a logical message with the product's prefix that could not be read and is skipped."""
     metrics.FAILURES.add()
-    _log.error("malformed logical message", said=said, bytes=size)
+    _log.error("malformed logical message", error=said, bytes=size)
 
 
 def migrated(line: str) -> None:
@@ -198,17 +200,17 @@ def migrated(line: str) -> None:
 
 def housekeeping_failed(error: BaseException) -> None:
     """Log that maintenance of partitions or metrics failed and is retried."""
-    _log.warning("housekeeping failed", said=described(error))
+    _log.warning("housekeeping failed", error=described(error))
 
 
 def metrics_unwritten(error: BaseException, count: int) -> None:
     """Log rows of `realtime_event_metrics` that could not be written and are lost."""
-    _log.warning("metrics not written", rows=count, said=described(error))
+    _log.warning("metrics not written", rows=count, error=described(error))
 
 
 def metrics_dropped(count: int) -> None:
     """Log how many rows of `realtime_event_metrics` had no room so far."""
-    _log.warning("metrics left out", rows=count)
+    _log.warning("metrics dropped", rows=count)
 
 
 def partitions_dropped(names: list[str]) -> None:
@@ -218,12 +220,12 @@ def partitions_dropped(names: list[str]) -> None:
 
 def keys_unavailable(url: str, error: BaseException) -> None:
     """Log that the issuer's signing keys could not be fetched; known ones stay in use."""
-    _log.warning("signing keys unavailable", url=url, said=described(error))
+    _log.warning("signing keys unavailable", url=url, error=described(error))
 
 
 def connected(channels: int, outcome: str, replayed: int) -> None:
-    """Count a live client. `outcome` is a value of `metrics.GREETINGS`, `replayed` the events of a resume."""
-    metrics.GREETINGS.add(value=outcome)
+    """Count a live client. `outcome` is a value of `metrics.OPENINGS`, `replayed` the events of a resume."""
+    metrics.OPENINGS.add(value=outcome)
     if outcome == "resumed":
         metrics.REPLAYED.add(replayed)
     _log.debug("connected", channels=channels, outcome=outcome, replayed=replayed)
@@ -264,8 +266,8 @@ def sent(frames: int, size: int) -> None:
 
 def checked(seen: int, withheld: int) -> None:
     """Count events that the database allowed and withheld."""
-    metrics.SIGHT.add(seen, "seen")
-    metrics.SIGHT.add(withheld, "withheld")
+    metrics.CHECKED_EVENTS.add(seen, "seen")
+    metrics.CHECKED_EVENTS.add(withheld, "withheld")
 
 
 def appended(seconds: float) -> None:
@@ -275,15 +277,15 @@ def appended(seconds: float) -> None:
 
 def policy_failed(table: str, error: BaseException) -> None:
     """Log a policy that raised an error on a row version; the caller does not get the event."""
-    _log.warning("policy failed", table=table, said=described(error))
+    _log.warning("policy failed", table=table, error=described(error))
 
 
 def failed(where: str, error: BaseException) -> None:
     """Log a defect: an exception that nothing handles. The client got a general answer."""
     metrics.FAILURES.add()
-    _log.error("failed", where=where, **_told(error))
+    _log.error("unhandled exception", where=where, **_told(error))
 
 
 def demo_waits(error: BaseException) -> None:
     """Log that the demo's simulation lost the database and retries."""
-    _log.warning("demo waits for the database", said=described(error))
+    _log.warning("demo waits for the database", error=described(error))

@@ -46,10 +46,10 @@ class Settings(BaseSettings):
     )  # fmt: skip
 
     database_url: str | None = Field(None, validation_alias=AliasChoices("database_url", "DATABASE_URL"))
-    """libpq URL of a PostgreSQL >= 15. Unset: an embedded one under the data directory."""
+    """libpq URL of a PostgreSQL >= 15. Unset: an embedded PostgreSQL under the data directory."""
 
     capture_url: str | None = None
-    """URL of the same database for reading the WAL, so that no other role needs REPLICATION. Unset: DATABASE_URL."""
+    """URL of the same database with a role for reading the WAL; only it needs REPLICATION. Unset: DATABASE_URL."""
 
     supabase_url: str | None = Field(None, validation_alias=AliasChoices("supabase_url", "SUPABASE_URL"))
     """Issuer of the tokens; its keys are fetched from /auth/v1/.well-known/jwks.json."""
@@ -75,17 +75,18 @@ class Settings(BaseSettings):
     """Directory of the embedded PostgreSQL and the development secret."""
 
     retention: timedelta = timedelta(days=7)
-    """Time that the log keeps events, and so the time that a client may be away and resume; rounded up to days."""
+    """How long the log keeps events, and so how long a client may be offline and still resume; rounded up to days."""
 
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins of web pages that may connect, comma-separated, beside the server's own; `*`: any. Clients without an
+    """Origins of web pages that may connect, comma-separated, in addition to the server's own; `*`: any. Clients
+    without an
     Origin may always connect."""
 
     jwt_audience: str = "authenticated"
-    """Required `aud` of tokens that have one."""
+    """Required `aud` claim; tokens without `aud` are accepted."""
 
     token_in_query: bool = False
-    """Accept `?access_token=`. Off by default, because proxies log addresses."""
+    """Accept `?access_token=`. Off by default, because proxies log URLs."""
 
     pages: bool = True
     """Serve the pages for a user and for a coach under /pages. They contain no data without a token."""
@@ -103,7 +104,7 @@ class Settings(BaseSettings):
     """Memory for the newest events."""
 
     send_buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
-    """Unsent bytes of one client, above which it falls behind and is sent more only as it reads."""
+    """Unsent bytes of one client above which it stops following the feed and catches up as it reads."""
 
     send_total_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024)
     """Unsent bytes of all clients together."""
@@ -115,14 +116,14 @@ class Settings(BaseSettings):
     """Concurrent WebSockets of one user."""
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for HTTP requests. Beside them there are at most 8 for snapshots, grants and event checks, 8
+    """Database connections for HTTP requests. The server opens up to 8 more for snapshots, grants and event checks, 8
     for the log, and 3 for capture and metrics."""
 
     heartbeat: timedelta = timedelta(seconds=25)
     """Interval of heartbeats to clients. Mobile networks drop connections that are idle for 30 s."""
 
     drain: timedelta = timedelta(seconds=10)
-    """Time over which connections are closed when the server stops, so that clients do not all reconnect at once."""
+    """Time over which client connections are closed at shutdown, so that clients do not all reconnect at once."""
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
@@ -145,7 +146,7 @@ class Settings(BaseSettings):
             return value
         found = duration(value)
         if found is None:
-            raise ValueError(f"{value} is no duration; write a number with s, m, h or d: 12h")
+            raise ValueError(f"{value} is not a duration; write a number with s, m, h or d, such as 12h")
         return found
 
     @field_validator("retention", "heartbeat", "drain", mode="after")
@@ -168,10 +169,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         if self.capture_url is not None and self.database_url is None:
-            raise ValueError("MOMENTUM_CAPTURE_URL is for the database of DATABASE_URL, which is not set")
+            raise ValueError("MOMENTUM_CAPTURE_URL is set but DATABASE_URL is not; both must name the same database")
         if self.development and self.host not in _LOOPBACK:
             raise ValueError(
-                f"MOMENTUM_HOST={self.host} would open a server without a secret to others;"
+                f"MOMENTUM_HOST={self.host} would expose a server without a JWT secret to the network;"
                 " set SUPABASE_JWT_SECRET or SUPABASE_URL first"
             )
         if self.host not in _LOOPBACK:
@@ -181,8 +182,8 @@ class Settings(BaseSettings):
             ):
                 if secret is not None and len(secret.get_secret_value().encode()) < least:
                     raise ValueError(
-                        f"{name} is shorter than {least} bytes and can be guessed;"
-                        f" set a longer one, or MOMENTUM_HOST=127.0.0.1 instead of {self.host}"
+                        f"{name} is shorter than {least} bytes, which is too easy to guess;"
+                        f" set a longer one, or MOMENTUM_HOST=127.0.0.1 in place of {self.host}"
                     )
         return self
 
@@ -200,7 +201,7 @@ class Settings(BaseSettings):
         ]
         if given:
             raise Unsuitable(
-                f"DATABASE_URL is not set, and with {given[0]} no embedded PostgreSQL takes its place.",
+                f"DATABASE_URL is not set, and an embedded PostgreSQL is not used together with {given[0]}.",
                 "Set DATABASE_URL=postgresql://user:password@host:5432/database to the database of the app.",
             )
 
@@ -245,5 +246,5 @@ def read(**given: object) -> Settings:
         said = first["msg"].removeprefix("Value error, ")
         raise Unsuitable(
             f"{named}: {said}." if name else f"{said}.",
-            "Set it in the environment or in .env; `momentum-sync serve --help` lists what there is.",
+            "Set it in the environment or in .env; `momentum-sync serve --help` lists all settings.",
         ) from error

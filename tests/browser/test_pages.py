@@ -103,7 +103,7 @@ def test_a_user_sees_momentum_change_and_reads_what_there_is_to_read(demo: Demo,
     expect(page.get_by_role("img", name="Momentum 81.5 of 100: Rising")).to_be_visible()
     expect(page.locator("#state")).to_have_text("▲ Rising")
     # The history is read again, because the epoch has changed.
-    page.get_by_text("As a table").click()
+    page.get_by_text("Show as a table").click()
     expect(page.locator("#trend tbody tr")).to_have_count(30)
     expect(page.locator("#trend tbody tr").first).to_contain_text("81.5")
     sql(demo, f"{TODAYS} and user_id = {AMARA}", 21, "NeedsCare")
@@ -179,7 +179,7 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#care")).to_contain_text("20.0 ▼ Needs care")
     expect(page.locator("[data-state=Rising]")).to_contain_text("5")
     # The days are the database's count.
-    page.locator("#days").get_by_text("As a table").click()
+    page.locator("#days").get_by_text("Show as a table").click()
     expect(page.locator("#days tbody tr")).to_have_count(30)
     expect(page.locator("#days tbody tr").first.locator("td")).to_have_text(["5", "0", "1"])
     sql(demo, "delete from coach_interventions")

@@ -435,7 +435,7 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
     for wrong in (known._replace(logged=6), known._replace(logged_mark=1)):
         standing = await log.acquire(FACTS, known=wrong)
         assert standing.begins
-        assert standing.broke == "the log does not hold what it held: it was restored from a copy"
+        assert standing.broke == "the log has lost events that it held before: it was restored from a copy"
         db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
 
 

@@ -44,8 +44,8 @@ def test_too_old() -> None:
 
 def test_not_migrated(empty_database: str) -> None:
     assert complaint(empty_database) == (
-        "The database is not migrated, or not to this version.",
-        "momentum-sync migrate",
+        "The database is not migrated to this version.",
+        "Run: momentum-sync migrate",
     )
 
 
@@ -74,13 +74,13 @@ def plain_role(database: str) -> Iterator[str]:
 
 def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_role: str) -> None:
     sentence, hint = complaint(plain_role)
-    assert sentence == "The role Plain Role may not replicate."
+    assert sentence == "The role Plain Role lacks REPLICATION."
     assert "MOMENTUM_CAPTURE_URL" in hint
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute(hint.removeprefix("As a superuser: ").partition(" or ")[0].encode())
     sentence, hint = complaint(plain_role)
     assert sentence.startswith("The role Plain Role lacks privileges that the server needs: ")
-    assert hint == "As postgres, who owns the tables: momentum-sync migrate --server-role 'Plain Role'"
+    assert hint == "As postgres, the owner of the tables, run: momentum-sync migrate --server-role 'Plain Role'"
     with pytest.raises(Unsuitable, match="above row level security"):
         migrate(database, tell=lambda _: None, server_role="Plain Role")
     with psycopg.connect(database, autocommit=True) as admin:
@@ -100,7 +100,7 @@ def test_functions_that_are_missing(database: str) -> None:
         admin.execute("drop function momentum.become(text, text)")
     assert complaint(database) == (
         "Functions of this version are missing in schema momentum.",
-        "momentum-sync migrate --again",
+        "Run: momentum-sync migrate --again",
     )
 
 
@@ -112,7 +112,7 @@ def test_two_roles_share_the_work(database: str, empty_database: str) -> None:
             preflight.check(server, "momentum_sync", capture=capture)
         finally:
             admin.execute(f"alter role {CAPTURE_ROLE} reset timezone")
-    with pytest.raises(Unsuitable, match="may not replicate"):
+    with pytest.raises(Unsuitable, match="lacks REPLICATION"):
         preflight.check(server, "momentum_sync")
     with pytest.raises(Unsuitable, match="not the same database"):
         preflight.check(server, "momentum_sync", capture=empty_database)

@@ -154,13 +154,13 @@ async def test_the_page(reader: Reader, section: str, before: Callable[[Reader],
         assert "adopt public.coach_interventions, as it is" in reader.said
         assert reader.said.rstrip().endswith("The database is up to date.")
     if section == "Plain PostgreSQL":
-        await reader.follow("An event of your own")
+        await reader.follow("Publishing your own events")
         assert re.search(r"^ey[\w-]+\.ey[\w-]+\.[\w-]+$", reader.said, re.MULTILINE)
     with psycopg.connect(reader.database) as connection:
         roles = connection.execute("select raw_app_meta_data ->> 'role' from auth.users").fetchall()
     if section.startswith("The seed"):
         assert roles == [("coach",)]
-    await reader.follow("Taking it out")
+    await reader.follow("Uninstalling")
     assert "removed triggers, functions" in reader.said
     with psycopg.connect(reader.database) as connection:
         left = connection.execute("select from pg_replication_slots where database = current_database()").fetchall()
@@ -169,6 +169,6 @@ async def test_the_page(reader: Reader, section: str, before: Callable[[Reader],
 
 def test_every_block_of_the_page_belongs_to_a_way_that_is_tested() -> None:
     assert {name for name, blocks in SECTIONS.items() if blocks} == {
-        "A Supabase project", "Plain PostgreSQL", "The seed's own implementation", "An event of your own",
-        "Taking it out",
+        "A Supabase project", "Plain PostgreSQL", "The seed's own implementation", "Publishing your own events",
+        "Uninstalling",
     }  # fmt: skip

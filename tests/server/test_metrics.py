@@ -71,8 +71,8 @@ async def test_what_happened_is_in_the_numbers(server: Server, db: Sql, user: UU
     assert grew("momentum_commit_to_send_seconds_count") >= 3
     assert 0 <= grew("momentum_commit_to_send_seconds_sum") < 10
     assert grew("momentum_log_append_seconds_count") >= 1
-    assert grew("momentum_greetings_total", "snapshot") == 3
-    assert grew("momentum_greetings_total", "resumed") == 1
+    assert grew("momentum_openings_total", "snapshot") == 3
+    assert grew("momentum_openings_total", "resumed") == 1
     assert grew("momentum_resume_events_sum") == 1
     assert grew("momentum_closes_total", "client") == 4
     assert grew("momentum_refusals_total", "unauthenticated") == 1

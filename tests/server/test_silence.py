@@ -124,7 +124,7 @@ async def test_nothing_is_repeated_that_a_client_or_a_row_says() -> None:
                 )
                 db.execute("select pg_logical_emit_message(true, 'momentum_sync', %s)", (f"no envelope: {MARK}",))
                 async with asyncio.timeout(TIMEOUT_S):
-                    while "capture broke" not in said.read_text() or "malformed" not in said.read_text():
+                    while "capture failed" not in said.read_text() or "malformed" not in said.read_text():
                         await asyncio.sleep(0.05)
                 db.execute("alter table momentum.event_log drop constraint picky")
                 written = said.read_text()
@@ -133,5 +133,5 @@ async def test_nothing_is_repeated_that_a_client_or_a_row_says() -> None:
         assert secret not in written, secret
         assert not any(secret in answer for answer in answers), secret
     assert token not in of_postgres
-    for kept in ("listening", "capture broke", "CheckViolation (23514)", "malformed logical message"):
+    for kept in ("listening", "capture failed", "CheckViolation (23514)", "malformed logical message"):
         assert kept in written

@@ -103,8 +103,8 @@ async def test_what_cannot_work_is_said(tmp_path: Path, server: Server, user: UU
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    assert "Whose events?" in said()
-    assert "Whose events?" in said("--user", str(user), "--all")
+    assert "Neither a user nor a token was given" in said()
+    assert "Neither a user nor a token was given" in said("--user", str(user), "--all")
     assert "is no condition" in said("--user", str(user), "--where", "x")
     assert "is not the root of a server" in said("--user", str(user), "--url", "nowhere")
     wrong = await asyncio.to_thread(lambda: said("--user", str(user), secret="another-secret-of-more-than-32-bytes"))

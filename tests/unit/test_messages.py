@@ -179,7 +179,7 @@ def test_close_codes_are_those_of_the_contract() -> None:
     assert {close.code for close in Close if close.verdict == "come_back"} == {1001, 1012, 4409, 4429}
     for close in Close:
         assert len(close.reason.encode()) <= 123
-        assert (close.verdict == "come_back") == ("come back with your last_event_id" in close.reason)
+        assert (close.verdict == "come_back") == ("reconnect with your last_event_id" in close.reason)
 
 
 def test_an_id_of_a_notification_is_a_uuid() -> None:

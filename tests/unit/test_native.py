@@ -48,7 +48,7 @@ class Reads(MomentumReads):
 
     async def mark_read(self, identity: Identity, user_id: UUID, notification_id: UUID) -> None:
         if notification_id.int == 0:
-            raise NotFound("There is no such notification.")
+            raise NotFound("The notification does not exist.")
         self.marked.append(notification_id)
 
 

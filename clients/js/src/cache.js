@@ -137,7 +137,7 @@ export class Cache {
         const value = await fetch();
         if (persistent && !isJson(value)) {
           // Throw to this caller, not later when everything is saved.
-          throw new TypeError(`What was fetched for ${key} is not what comes back from JSON, and cannot be kept.`);
+          throw new TypeError(`The persistent value for ${key} does not survive a JSON round trip.`);
         }
         if (mine()) {
           this.#entries.set(key, { value, at });

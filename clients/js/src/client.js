@@ -118,13 +118,13 @@ export class Client {
 
   /** Reads the store and connects, in the background. */
   start() {
-    if (this.#started) throw new Error("A client is started once.");
+    if (this.#started) throw new Error("A client can be started only once.");
     this.#started = this.#open = true;
     this.#ticker = setInterval(() => this.#tick(), Math.min(TICK_MS, this.#patience / 4));
     this.#untie = listenToBrowser(
       () => this.reconnectNow(),
       () => void this.#replica.save(),
-      () => this.#connection?.end(new ConnectionLost("There is no network.")),
+      () => this.#connection?.end(new ConnectionLost("The browser is offline.")),
     );
     const { signal } = this.#options;
     const close = () => void this.close();
@@ -280,7 +280,7 @@ export class Client {
     const kept = await this.#replica.save();
     this.#post();
     if (!kept && this.#replica.keeper.keeps) {
-      throw new StoreFailed("It is marked, but would be forgotten if the program ended now.");
+      throw new StoreFailed("The mark could not be stored and would be lost if the program ended now.");
     }
   }
 
@@ -448,7 +448,7 @@ export class Client {
     if (this.#replica.protocol.state.unsure) void this.#once("read again", () => this.#readAgain());
     this.#tell();
     if (this.#replica.stream.full) {
-      connection.end(new ConnectionLost("The program does not take its events; the connection waits for it."));
+      connection.end(new ConnectionLost("The program does not read its events; the client reconnects when it does."));
     }
   }
 
@@ -494,7 +494,7 @@ export class Client {
    * @returns {Promise<any>}
    */
   async #ask(message) {
-    if (this.#connection === null || !this.#replica.protocol.online) throw new Offline("There is no connection now.");
+    if (this.#connection === null || !this.#replica.protocol.online) throw new Offline("The client is not connected.");
     return this.#connection.ask(message);
   }
 
@@ -578,7 +578,7 @@ export class Client {
   /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
   #checkFrozen() {
     if (!this.#replica.frozen(performance.now(), this.#patience)) return false;
-    this.#connection?.end(new FeedFrozen(`Nothing has come for more than ${this.#patience / 1000} s.`));
+    this.#connection?.end(new FeedFrozen(`Nothing was received for more than ${this.#patience / 1000} s.`));
     return true;
   }
 

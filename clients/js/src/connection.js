@@ -187,7 +187,7 @@ export class Connection {
     this.#over = true;
     socket.onmessage = socket.onclose = null;
     for (const { reject } of this.#answers.values()) {
-      reject(new Offline("The connection went away before the answer came."));
+      reject(new Offline("The connection was lost before the answer arrived."));
     }
     this.#answers.clear();
     socket.close();
@@ -206,7 +206,7 @@ export class Connection {
  */
 function lost(code, reason) {
   if (verdict(code) === "end") return new Ended(code, reason || "closed");
-  if (code === 1005 || code === 1006) return new ConnectionLost("The connection broke.");
+  if (code === 1005 || code === 1006) return new ConnectionLost("The connection was lost.");
   return new ConnectionLost(`The server closed the connection: ${reason || "closed"} (${code}).`, code);
 }
 
@@ -235,7 +235,7 @@ export async function fresh(token) {
     }
   }
   if (typeof given !== "string" || !/^[!-~]+$/.test(given)) {
-    throw new TokenUnavailable("What was given is no token: a token is a text without blanks.");
+    throw new TokenUnavailable("The token is invalid: it must be a non-empty ASCII string without spaces.");
   }
   return given;
 }
@@ -300,7 +300,7 @@ async function refusal(url, token, userId, fetch, signal) {
       body: JSON.stringify(body),
       signal: patience.signal,
     });
-    if (response.ok) return new ConnectionLost("The server did not take the socket.");
+    if (response.ok) return new ConnectionLost("The server accepts HTTP requests but rejected the WebSocket.");
     const { error } = await response.json();
     if (typeof error?.code !== "string" || typeof error.message !== "string") return unreachable;
     if (verdict(response.status) === "end" && OWN_CODES.has(error.code)) return new Ended(response.status, error.message);
@@ -321,7 +321,7 @@ async function refusal(url, token, userId, fetch, signal) {
 export function webSocket(given) {
   const found = given ?? globalThis.WebSocket;
   if (found !== undefined) return found;
-  throw new Ended(0, "This runtime has no WebSocket: give one, `new Client(url, token, { WebSocket })`, as of `ws`");
+  throw new Ended(0, "This runtime has no WebSocket; pass one, such as that of the package ws: `new Client(url, token, { WebSocket })`");
 }
 
 /** A name for the device. Not a secret: not every runtime has `crypto.randomUUID`. */
@@ -334,7 +334,7 @@ export function randomId() {
  * @param {string[]} channels
  */
 export function checkNames(channels) {
-  if (typeof channels === "string") throw new TypeError(`channels is a list of names: ["${channels}"]`);
+  if (typeof channels === "string") throw new TypeError(`channels must be a list of names, such as ["${channels}"]`);
   return channels;
 }
 

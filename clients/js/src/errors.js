@@ -13,7 +13,7 @@ export class ClientError extends Error {
   }
 }
 
-/** The network, or the server, went away. */
+/** The connection to the server was lost. */
 export class ConnectionLost extends ClientError {
   name = "ConnectionLost";
 
@@ -28,12 +28,12 @@ export class ConnectionLost extends ClientError {
   }
 }
 
-/** Nothing came for longer than heartbeats leave. */
+/** Nothing was received for longer than the heartbeat interval allows. */
 export class FeedFrozen extends ClientError {
   name = "FeedFrozen";
 }
 
-/** The server did not take the connection. */
+/** The server rejected the connection with an HTTP error. */
 export class Rejected extends ClientError {
   name = "Rejected";
 
@@ -49,12 +49,12 @@ export class Rejected extends ClientError {
   }
 }
 
-/** The token provider failed; `cause` is what with. */
+/** The token provider failed; `cause` is its error. */
 export class TokenUnavailable extends ClientError {
   name = "TokenUnavailable";
 }
 
-/** An event does not follow the one before it; the state is read anew. */
+/** An event does not follow the previous one; the client reads a new snapshot. */
 export class Gap extends ClientError {
   name = "Gap";
 }
@@ -78,17 +78,17 @@ export class RequestFailed extends ClientError {
   }
 }
 
-/** The store could not be read or written; `cause` is why. The client goes on without it. */
+/** The store could not be read or written; `cause` is the error. The client continues without it. */
 export class StoreFailed extends ClientError {
   name = "StoreFailed";
 }
 
-/** A fetch for the cache took too long. Nothing is kept of it. */
+/** A fetch for the cache exceeded its deadline. Nothing is cached. */
 export class FetchFailed extends ClientError {
   name = "FetchFailed";
 }
 
-/** What was asked for needs a connection, and there is none now. */
+/** The call needs a connection, and there is none. */
 export class Offline extends ClientError {
   name = "Offline";
 }

@@ -28,7 +28,7 @@ export class Outbox {
    */
   add(id) {
     const plain = String(id).toLowerCase();
-    if (!UUID.test(plain)) throw new TypeError(`${id} is not the id of a notification.`);
+    if (!UUID.test(plain)) throw new TypeError(`${id} is not a notification id; it must be a UUID.`);
     this.#waiting.add(plain);
   }
 

@@ -280,7 +280,7 @@ export class Protocol {
         this.userId = userId;
         this.state = new UserState(userId);
         this.forget("another_user");
-        throw new Gap("The token is another user's than what was kept.");
+        throw new Gap("The token belongs to another user than the stored state.");
       }
       this.#toCome = message.resumed ? message.replayed : 0;
       this.since ??= now;

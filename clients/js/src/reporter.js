@@ -68,7 +68,7 @@ export class Reporter {
 
   /** @param {string[]} channels that the server does not grant */
   reportRefused(channels) {
-    if (channels.length > 0) this.report(new RequestFailed("forbidden", `Not allowed to have ${channels.join(", ")}.`));
+    if (channels.length > 0) this.report(new RequestFailed("forbidden", `Not allowed to subscribe to ${channels.join(", ")}.`));
   }
 
   /** Report the state if it has changed since the last report. */

@@ -267,7 +267,7 @@ function check({ user_id: userId, last_event_id: place, known_at: knownAt, state
     Object.values(cache).every((entry) => isObject(entry) && "value" in entry && typeof entry.at === "number") &&
     Array.isArray(outbox) &&
     outbox.every(isText);
-  if (!whole) throw new Error("what it holds was not written by this client");
+  if (!whole) throw new Error("its content was not written by this client");
 }
 
 /** @param {unknown} error */

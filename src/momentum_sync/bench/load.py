@@ -135,12 +135,14 @@ async def _connect(
         said = error.response.body.decode(errors="replace") if error.response.body else ""
         raise Unsuitable(
             f"The server refused a connection: {error.response.status_code} {said}",
-            "401: give the server's own SUPABASE_JWT_SECRET. 429 or 503: fewer --connections, or a moment's patience.",
+            "On 401, set the server's own SUPABASE_JWT_SECRET. On 429 or 503, use fewer --connections, or try again"
+            " later.",
         ) from error
     except (OSError, TimeoutError, websockets.WebSocketException) as error:
         raise Unsuitable(
-            f"Of {len(users)} connections {len(tally.connected)} were made: {str(error) or type(error).__name__}.",
-            "Is the server at --url? Has it room for so many: MOMENTUM_MAX_CONNECTIONS, `ulimit -n` here and there?",
+            f"Only {len(tally.connected)} of {len(users)} connections were opened:"
+            f" {str(error) or type(error).__name__}.",
+            "Check --url, MOMENTUM_MAX_CONNECTIONS, and `ulimit -n` on both machines.",
         ) from error
     finally:  # after one failure the others stop
         await end(*connecting)
@@ -208,6 +210,6 @@ async def _publish(
     except* psycopg.Error as errors:
         said = str(errors.exceptions[0]).strip().splitlines()[0]
         raise Unsuitable(
-            f"The database did not take an event: {said}",
-            "DATABASE_URL must be of a role that may call momentum.publish: the owner of the tables, or service_role.",
+            f"The database rejected an event: {said}",
+            "Set DATABASE_URL for a role that may call momentum.publish: the owner of the tables, or service_role.",
         ) from errors

@@ -205,11 +205,11 @@ class Checkpoints:
     ) -> str | None:
         """Return why the history in the log does not go on with this slot; None if it does."""
         if row.system_identifier != facts.system_identifier:
-            return "the database is another system"
+            return "the database has another system identifier"
         if row.timeline != facts.timeline:
             return "the database is on another timeline"
         if row.slot != facts.slot:
-            return "the slot is another"
+            return "the replication slot has another name"
         if facts.confirmed_lsn > lsn.parse(row.confirmed_lsn):
             return "the slot was recreated or advanced"
         if not row.whole:
@@ -219,5 +219,5 @@ class Checkpoints:
         if known is None or known.epoch != row.epoch or known.logged + 1 < row.kept_from:
             return None
         if await self._log.mark_at(connection, row.epoch, known.logged) != known.logged_mark:
-            return "the log does not hold what it held: it was restored from a copy"
+            return "the log has lost events that it held before: it was restored from a copy"
         return None

@@ -72,7 +72,7 @@ def decode(data: bytes | memoryview) -> Frame:
                 end, _, reply = _KEEPALIVE.unpack(frame[1:])
                 return Keepalive(end, bool(reply))
     except (IndexError, struct.error, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a frame of the replication stream is broken: {error}") from None
+        raise ProtocolError(f"a frame of the replication stream is malformed: {error}") from None
     raise ProtocolError(f"unknown frame {frame[0]:#04x} in the replication stream")
 
 
@@ -81,11 +81,11 @@ def _payload(frame: bytes) -> Begin | Message | Commit | None:
         case 0x4D:  # M
             end = frame.find(b"\0", _PREFIX)
             if end < 0 or len(frame) < end + 5:
-                raise ProtocolError("a logical message is cut short")
+                raise ProtocolError("a logical message is truncated")
             (length,) = _LENGTH.unpack_from(frame, end + 1)
             content = frame[end + 5 :]
             if len(content) != length:
-                raise ProtocolError(f"a logical message of {length} bytes came with {len(content)}")
+                raise ProtocolError(f"a logical message declares {length} bytes but has {len(content)}")
             return Message(bool(frame[_PAYLOAD + 1] & 1), frame[_PREFIX:end].decode(), content)
         case 0x42:  # B
             lsn, at, xid = _BEGIN.unpack(frame[_PAYLOAD + 1 :])

@@ -68,8 +68,8 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
         _check_server(server.version, server.wal_level, server.encoding)
         if not server.may_replicate:
             raise Unsuitable(
-                f"The role {server.role} may not replicate.",
-                f"As a superuser: alter role {_identifier(server.role)} with replication; or give a role that may in"
+                f"The role {server.role} lacks REPLICATION.",
+                f"As a superuser: alter role {_identifier(server.role)} with replication; or set a role that has it in"
                 " MOMENTUM_CAPTURE_URL.",
             )
         _check_slot(connection, server, slot)
@@ -85,27 +85,30 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
         if log.database != server.database:
             raise Unsuitable(
                 "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
-                "Give the same host, port and database in both; only the user is another.",
+                "Use the same host, port and database in both; only user and password may differ.",
             )
         _check_log(connection, log, slot)
 
 
 def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
     if not log.is_there:
-        raise Unsuitable("The database is not migrated, or not to this version.", "momentum-sync migrate")
+        raise Unsuitable("The database is not migrated to this version.", "Run: momentum-sync migrate")
     if not log.is_whole:
-        raise Unsuitable("Functions of this version are missing in schema momentum.", "momentum-sync migrate --again")
+        raise Unsuitable(
+            "Functions of this version are missing in schema momentum.", "Run: momentum-sync migrate --again"
+        )
     if not log.is_equipped:
         raise Unsuitable(
             f"The role {log.role} lacks privileges that the server needs: on momentum.event_log, momentum.stream, their"
             " functions, or to become authenticated and service_role.",
-            f"As {log.app_owner}, who owns the tables: momentum-sync migrate --server-role {_quoted(log.role)}",
+            f"As {log.app_owner}, the owner of the tables, run:"
+            f" momentum-sync migrate --server-role {_quoted(log.role)}",
         )
     other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
     if other is not None:
         raise Unsuitable(
-            f"The log of this database belongs to the slot {other[0]}, which is still there.",
-            f"Set MOMENTUM_SLOT={other[0]}, or drop it: select pg_drop_replication_slot('{other[0]}');",
+            f"The event log of this database belongs to the replication slot {other[0]}, which still exists.",
+            f"Set MOMENTUM_SLOT={other[0]}, or drop that slot: select pg_drop_replication_slot('{other[0]}');",
         )
 
 
@@ -114,7 +117,7 @@ def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) ->
     if held is None and server.slots >= server.max_slots:
         raise Unsuitable(
             f"All {server.max_slots} replication slots of the server are in use.",
-            "Drop one that nobody needs (select pg_drop_replication_slot('…');), or as a superuser: "
+            "Drop an unused slot (select pg_drop_replication_slot('…');), or as a superuser: "
             f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
         )
     if server.senders >= server.max_senders:
@@ -124,8 +127,8 @@ def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) ->
         )
     if held is not None and (not held.ours or held.plugin != "pgoutput"):
         raise Unsuitable(
-            f"The replication slot {slot} belongs to something else ({held.plugin}, database {held.database}).",
-            f"Choose another name for ours: MOMENTUM_SLOT={slot}_2",
+            f"The replication slot {slot} belongs to another program (plugin {held.plugin}, database {held.database}).",
+            f"Choose another name: MOMENTUM_SLOT={slot}_2",
         )
 
 
@@ -137,13 +140,13 @@ def _check_server(version: int, wal_level: str, encoding: str) -> None:
         )
     if wal_level != "logical":
         raise Unsuitable(
-            f"wal_level is {wal_level}, and changes can be read only with logical.",
+            f"wal_level is {wal_level}, but reading changes requires logical.",
             "As a superuser: alter system set wal_level = 'logical'; then restart PostgreSQL.",
         )
     if encoding != "UTF8":
         raise Unsuitable(
-            f"The database is encoded in {encoding}; events are UTF-8.",
-            "create database … encoding 'UTF8' template template0; and move the data there.",
+            f"The database encoding is {encoding}, but events require UTF8.",
+            "Move the data to a new database: create database … encoding 'UTF8' template template0;",
         )
 
 

@@ -152,7 +152,7 @@ async def _held(conninfo: str, slot: str, limits: CaptureLimits) -> Held:
     async with _asking(conninfo, limits) as connection:
         held = await _slot(connection, slot)
     if held is None or not held.confirmed_lsn:
-        raise CaptureError(f"the slot {slot} went away while it was opened")
+        raise CaptureError(f"the slot {slot} was dropped while it was opened")
     return held
 
 
@@ -248,7 +248,7 @@ class Stream:
             self._pgconn.put_copy_data(payload)
             self._pgconn.flush()
         except psycopg.Error as error:
-            raise CaptureError(f"the replication connection is gone: {summary(str(error))}") from error
+            raise CaptureError(f"the replication connection was lost: {summary(str(error))}") from error
 
     def _readable(self) -> None:
         try:

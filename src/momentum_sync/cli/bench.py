@@ -33,29 +33,31 @@ EXIT_NOT_WHOLE = 1
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="The server's root.")] = "http://127.0.0.1:8787",
-    connections: Annotated[int, typer.Option(min=1, help="Clients, each of a user made up for it.")] = 100,
-    rate: Annotated[float, typer.Option(min=0.1, help="Events a second, over all clients.")] = 100.0,
-    seconds: Annotated[str, typer.Option(help="For how long: a number with s, m or h.")] = "10s",
-    fill: Annotated[int, typer.Option(min=0, max=1_000_000, help="Bytes that make an event bigger.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    url: Annotated[str, typer.Option(help="Root URL of the server.")] = "http://127.0.0.1:8787",
+    connections: Annotated[int, typer.Option(min=1, help="Number of clients, each with a made-up user.")] = 100,
+    rate: Annotated[float, typer.Option(min=0.1, help="Events per second, over all clients.")] = 100.0,
+    seconds: Annotated[str, typer.Option(help="Duration of the load: a number with s, m or h.")] = "10s",
+    fill: Annotated[int, typer.Option(min=0, max=1_000_000, help="Filler bytes added to each event.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Put load on a server and show latency, order and completeness, from the write to the client.
+    """Load-test a server and show latency, order and completeness, from the write to the client.
 
     Publishes through DATABASE_URL, which must be the server's database (unset: the embedded PostgreSQL), for made-up
-    users. Their tokens are signed with SUPABASE_JWT_SECRET, which must be the server's, too. No table of the app is
-    written to; one event in a hundred gets its row in realtime_event_metrics. Exits with status 1 if an event was lost,
-    duplicated or out of order, or a client was disconnected. This process is all of the clients: at thousands of events
-    per second it measures itself.
+    users. Their tokens are signed with SUPABASE_JWT_SECRET, which must also be the server's. No table of the app is
+    written; up to MOMENTUM_METRICS_PER_SECOND delivered events per second get a row in realtime_event_metrics. Exits
+    with status 1 if an event was lost, duplicated or out of order, or a client was disconnected. This process simulates
+    all clients: at thousands of events per second it becomes the bottleneck.
     """
     with explained():
         settings = read()
         lasts = duration(seconds)
         if lasts is None:
-            raise Unsuitable(f"--seconds {seconds} is no duration.", "Write a number with s, m or h: 30s")
+            raise Unsuitable(f"--seconds {seconds} is not a duration.", "Write a number with s, m or h, such as 30s")
         load = Load(connections, rate, lasts.total_seconds(), fill)
         if load.events < 1:
-            raise Unsuitable(f"At {rate:g} events a second nothing happens in {seconds}.", "Take a longer --seconds.")
+            raise Unsuitable(
+                f"At {rate:g} events per second, no event is due within {seconds}.", "Increase --seconds or --rate."
+            )
         _check_health(url)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -77,8 +79,8 @@ def _check_health(url: str) -> None:
         status = answer.json()["status"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise Unsuitable(
-            f"No Momentum Sync answers at {url}: {str(error) or type(error).__name__}.",
-            "Start one (momentum-sync serve), or give the root of another: --url http://127.0.0.1:8787",
+            f"No Momentum Sync server answers at {url}: {str(error) or type(error).__name__}.",
+            "Start one (momentum-sync serve), or give the root URL of another: --url http://127.0.0.1:8787",
         ) from error
     if status == "unhealthy":
         raise Unsuitable(f"The server at {url} is unhealthy.", f"See why: curl {url.rstrip('/')}/sync/health")
@@ -97,7 +99,7 @@ def _database(settings: Settings) -> Iterator[str]:
 
 def _token_maker(settings: Settings) -> Callable[[UUID], str]:
     secret = secret_of(
-        settings, "Run the load against a server with a SUPABASE_JWT_SECRET of its own, and give it here."
+        settings, "Use a server that is configured with SUPABASE_JWT_SECRET, and set the same secret here."
     )
     return lambda user: sign(secret, user, Role.user, _TOKENS_LAST, audience=settings.jwt_audience)
 
@@ -145,11 +147,11 @@ def _table(load: Load, tally: Tally) -> Table:
     table = Table(box=None, title=f"{load.connections:,} connections, {load.rate:,g} events/s for {load.seconds:g} s")
     for name in ("milliseconds", "p50", "p95", "p99", "p99.9", "highest"):
         table.add_column(name, justify="left" if name == "milliseconds" else "right")
-    for name, values in (("connect, to the snapshot", tally.connected), ("write due → client", tally.delays)):
+    for name, values in (("connect to snapshot", tally.connected), ("write due → client", tally.delays)):
         measured = spread([value * 1000 for value in values])
         table.add_row(name, *([f"{value:,.2f}" for value in measured] if measured else ["-"] * 5))
     table.add_section()
-    outcome = f"lost {tally.lost:,}, twice {tally.twice:,}, gaps {tally.gaps:,}, out of order {tally.disordered:,}"
+    outcome = f"lost {tally.lost:,}, duplicated {tally.twice:,}, gaps {tally.gaps:,}, out of order {tally.disordered:,}"
     pace = f"{tally.sent:,} events in {tally.took:,.1f} s"
     late = tally.took > load.seconds * _LATE
     table.add_row(f"[red]{pace}: the database did not keep up[/]" if late else pace, *[""] * 5)

@@ -37,17 +37,22 @@ _TRY_THIS = (
 
 
 def demo(
-    port: Annotated[int | None, typer.Option(help="0: any that is free. [env: MOMENTUM_PORT; 8787]")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Holds the demo's own Postgres, in `demo`. [env: MOMENTUM_DATA_DIR]")
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0: any free one. [env: MOMENTUM_PORT; default: 8787]")
     ] = None,
-    pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two changes.")] = 0.7,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory whose subdirectory `demo` holds the demo's PostgreSQL. [env: MOMENTUM_DATA_DIR]"),
+    ] = None,
+    pace: Annotated[float, typer.Option(min=0.01, help="Seconds between changes.")] = 0.7,
     reset: Annotated[
-        bool, typer.Option("--reset", help="Begin with a new world: the demo's data are deleted.")
+        bool, typer.Option("--reset", help="Delete the demo's data and start with a new simulation.")
     ] = False,
-    log_level: Annotated[str | None, typer.Option(help="[env: MOMENTUM_LOG_LEVEL; WARNING here]")] = "WARNING",
+    log_level: Annotated[
+        str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR. [default: WARNING]")
+    ] = "WARNING",
 ) -> None:
-    """Start a PostgreSQL, the server and a small simulation; print links to its pages.
+    """Start a PostgreSQL, the server and a small simulation; print links to the pages.
 
     It never touches DATABASE_URL, and listens on loopback only.
     """
@@ -71,7 +76,7 @@ def demo(
         with _alone(home):
             if reset:
                 shutil.rmtree(home / "postgres", ignore_errors=True)
-            print(f"The demo's data are in {home}; `momentum-sync demo --reset` deletes them.", file=sys.stderr)
+            print(f"The demo's data is in {home}; `momentum-sync demo --reset` deletes it.", file=sys.stderr)
             print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
             with server.database(settings, again=True) as conninfo:
                 uvloop.run(_demo(settings, conninfo, pace, server.development_secret(home)))
@@ -88,8 +93,9 @@ def _alone(home: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Unsuitable(
-                "A demo is running already, on the same data.",
-                "Use that one, end it with Ctrl-C, or give this one data of its own: --port 0 --data-dir <folder>",
+                "A demo with the same data directory is already running.",
+                "Use that demo, stop it with Ctrl-C, or give this one another directory:"
+                " --port 0 --data-dir <directory>",
             ) from None
         yield
 
@@ -139,16 +145,16 @@ def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:
 
 def _welcome(url: str, links: Mapping[str, tuple[str, str]], conninfo: str) -> str:
     """Return the text that the terminal shows."""
-    lines = ["", "Momentum Sync runs. Open, side by side:", ""]
+    lines = ["", "Momentum Sync is running. Open these pages side by side:", ""]
     lines += [f"  {url}/demo/{name:<8} {who}" for name, (who, _) in links.items()]
     lines += [
         "",
-        "Change something yourself, with any client of PostgreSQL:",
+        "Change something yourself, with any PostgreSQL client:",
         "",
         f'  psql "{conninfo}"',
         f"  {_TRY_THIS.format(PEOPLE[0].id)}",
         "",
-        "Ctrl-C ends it; the data stay.",
+        "Ctrl-C stops the demo; its data is kept.",
         "",
     ]
     return "\n".join(lines)

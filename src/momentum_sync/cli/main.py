@@ -11,8 +11,8 @@ from momentum_sync.cli import bench, demo, migrate, serve, tail, token, uninstal
 
 app = typer.Typer(
     name="momentum-sync",
-    help="Committed changes in PostgreSQL on the screens of those who may see them: in commit order, none lost, "
-    "none twice, within milliseconds.",
+    help="Deliver committed changes in PostgreSQL to the clients that may see them: in commit order, without loss or "
+    "duplicates, within milliseconds.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich would take `[env: …]` for markup
     add_completion=False,

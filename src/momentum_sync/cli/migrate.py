@@ -17,15 +17,17 @@ from momentum_sync.settings import Settings, read
 
 def migrate(
     database_url: Annotated[
-        str | None, typer.Option(help="Postgres to migrate. [env: DATABASE_URL; unset: the embedded one]")
+        str | None, typer.Option(help="PostgreSQL to migrate. [env: DATABASE_URL; unset: the embedded one]")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would happen, and change nothing.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Print what is there, and change nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be done, and change nothing.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Print the state of the migrations, and change nothing.")
+    ] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Apply all migrations again; this repairs changed functions and triggers.")
     ] = False,
     server_role: Annotated[
-        str | None, typer.Option(help="A role that gets what `serve` needs, and nothing more; see SECURITY.md.")
+        str | None, typer.Option(help="Role to grant exactly the privileges that `serve` needs; see SECURITY.md.")
     ] = None,
 ) -> None:
     """Apply missing migrations, as `supabase db push` would. A second run changes nothing.
@@ -35,7 +37,9 @@ def migrate(
     """
     with explained():
         if plan + status + (again or server_role is not None) > 1:
-            raise Unsuitable("--plan and --status change nothing, and go with nothing else.", "Give one of them alone.")
+            raise Unsuitable(
+                "--plan and --status cannot be combined with other options of migrate.", "Give only one of them."
+            )
         with database(read(database_url=database_url)) as conninfo:
             if plan or status:
                 for line in adoption.plan(conninfo) if plan else adoption.status(conninfo):

@@ -17,10 +17,10 @@ from momentum_sync.settings import Settings, read, unknown
 
 @with_options
 def serve(**given: object) -> None:
-    """Run the server until Ctrl-C or SIGTERM; a second one ends it at once.
+    """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once.
 
-    Settings are also read from the environment and .env; options take precedence. Keep secrets there: other users of
-    the machine can read a command line.
+    Settings are also read from the environment and .env; options take precedence. Keep secrets in the environment or
+    .env: other users of the machine can read a command line.
     """
     with explained():
         run(read(**given))

@@ -39,43 +39,46 @@ from momentum_sync.tasks import end
 _ALL = ("momentum_updates:all", "interventions:coaches")
 _TOKENS_LAST = timedelta(hours=1)
 _COLOURS = {"Rising": "green", "Steady": "blue", "NeedsCare": "yellow"}
-_REFUSED = "Give the server's own SUPABASE_JWT_SECRET, or a --token that it takes."
-_OTHERS = "Try another token, or other channels."
+_REFUSED = "Set the server's own SUPABASE_JWT_SECRET, or give a --token that it accepts."
+_OTHERS = "Use another token, or other channels."
 _PASSING = (ConnectionLost, FeedFrozen, Rejected, TokenUnavailable)
 _PLAIN = ("event_type", "user_id", "timestamp")
 
 
 def tail(
-    url: Annotated[str, typer.Option(help="The server's root.")] = "http://127.0.0.1:8787",
-    user: Annotated[UUID | None, typer.Option(help="Whose events: the id in auth.users.")] = None,
-    everyone: Annotated[bool, typer.Option("--all", help="Scores and interventions of all users.")] = False,
-    channel: Annotated[list[str] | None, typer.Option(help="One more channel; may be repeated.")] = None,
+    url: Annotated[str, typer.Option(help="Root URL of the server.")] = "http://127.0.0.1:8787",
+    user: Annotated[UUID | None, typer.Option(help="User whose events are shown: the id in auth.users.")] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Show scores and interventions of all users.")] = False,
+    channel: Annotated[list[str] | None, typer.Option(help="Additional channel; may be repeated.")] = None,
     kind: Annotated[
-        list[str] | None, typer.Option("--type", help="Only events of this type, as 'intervention_*'; may be repeated.")
+        list[str] | None,
+        typer.Option("--type", help="Show only events of this type, such as 'intervention_*'; may be repeated."),
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Only events with this field, as state_changed=true; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Show only events with this field value, such as state_changed=true; may be repeated."),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="MOMENTUM_TOKEN", help="A token; else one is signed with the project's secret.")
+        str | None,
+        typer.Option(envvar="MOMENTUM_TOKEN", help="Access token; if omitted, one is signed with SUPABASE_JWT_SECRET."),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="A file that keeps the place: the next run goes on where this one ends.")
+        Path | None, typer.Option(help="File that stores the position: the next run resumes where this one ends.")
     ] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line, for programs.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="Exit after this number of events.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")] = False,
 ) -> None:
-    """Show events as they are committed, of one user or of all.
+    """Show the events of one user or of all users as they are committed.
 
-    Reconnects by itself and resumes without a gap; if it cannot know that nothing was missed, it says so. Needs a token
-    (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: the user's own for --user, that of service_role
-    for --all and --channel.
+    Reconnects by itself and resumes without a gap; prints a notice where events may be missing. Needs a token (--token,
+    MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: a token of the user for --user, one of service_role for
+    --all and --channel.
     """
     with explained():
         if token is None and (user is None) != (everyone or bool(channel)):
             raise Unsuitable(
-                "Whose events?",
-                "momentum-sync tail --user <uuid>, momentum-sync tail --all, or with a --token of its own",
+                "Neither a user nor a token was given, or both --user and --all or --channel.",
+                "Run momentum-sync tail --user <uuid>, or momentum-sync tail --all, or give a --token.",
             )
         fits = _filter(kind or [], where or [])
         shown = _Json(sys.stdout) if as_json else _Lines(Console(highlight=False, soft_wrap=True))
@@ -84,7 +87,7 @@ def tail(
         try:
             asyncio.run(_tail(url, given, user, channels, state, fits, shown, count))
         except Ended as error:
-            raise Unsuitable(f"The server does not want this client: {error}.", _OTHERS) from None
+            raise Unsuitable(f"The server rejected this client for good: {error}.", _OTHERS) from None
         except BrokenPipeError:  # the reader is gone; nothing must be flushed to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
@@ -93,7 +96,7 @@ def tail(
 
 def _token_maker(user: UUID | None) -> Callable[[], str]:
     settings = read()
-    secret = secret_of(settings, "Give one: --token …, or MOMENTUM_TOKEN.")
+    secret = secret_of(settings, "Give a token: --token …, or MOMENTUM_TOKEN.")
     role = Role.service_role if user is None else Role.user
     return lambda: sign(secret, user, role, _TOKENS_LAST, audience=settings.jwt_audience)
 
@@ -104,7 +107,7 @@ def _filter(kinds: Sequence[str], conditions: Sequence[str]) -> Callable[[Event]
         name, equals, value = condition.partition("=")
         if not name or not equals:
             raise Unsuitable(
-                f"--where {condition} is no condition.", "Write a field and its value: --where status=sent"
+                f"--where {condition} is not a condition.", "Write a field and its value, such as --where status=sent"
             )
         wanted[name] = value
 
@@ -139,7 +142,7 @@ async def _tail(
                 refused.set_exception(Unsuitable(str(error), _REFUSED))
         elif isinstance(error, _PASSING):
             if not waiting.is_set():
-                said = f"momentum-sync: {error} Trying again, more slowly each time."
+                said = f"momentum-sync: {error} Reconnecting with increasing delay."
                 print(said, file=sys.stderr, flush=True)
                 waiting.set()
         elif not isinstance(error, Ended):

@@ -27,26 +27,34 @@ class Role(StrEnum):
 
 
 def token(
-    user: Annotated[UUID | None, typer.Option(help="Whose token: the id in auth.users. Not for service_role.")] = None,
-    role: Annotated[Role, typer.Option(help="coach and admin are app_metadata.role, as in Supabase.")] = Role.user,
-    expires: Annotated[str, typer.Option(help="For how long: a number with s, m, h or d.")] = "1h",
+    user: Annotated[
+        UUID | None, typer.Option(help="User of the token: the id in auth.users. Not for service_role.")
+    ] = None,
+    role: Annotated[
+        Role, typer.Option(help="Role of the token; coach and admin become app_metadata.role.")
+    ] = Role.user,
+    expires: Annotated[str, typer.Option(help="Lifetime: a number with s, m, h or d.")] = "1h",
 ) -> None:
     """Print a token signed with SUPABASE_JWT_SECRET, or with the development secret if there is none."""
     with explained():
         settings = read()
-        secret = secret_of(settings, "Sign in there, or set SUPABASE_JWT_SECRET to a secret that the server has too.")
+        secret = secret_of(
+            settings, "Sign in to the project to get a token, or set SUPABASE_JWT_SECRET to the server's secret."
+        )
         if (user is None) != (role is Role.service_role):
             raise Unsuitable(
-                "A token is a user's, and only service_role has none.",
+                "--user is required, except for service_role, which has no user.",
                 f"momentum-sync token --user <uuid>{'' if role is Role.service_role else f' --role {role}'}",
             )
         lifetime = duration(expires)
         if lifetime is None:
-            raise Unsuitable(f"--expires {expires} is no duration.", "Write a number with s, m, h or d: 1h")
+            raise Unsuitable(f"--expires {expires} is not a duration.", "Write a number with s, m, h or d, such as 1h")
     if settings.development:
         where = development_secret_path(settings.data_dir)
         typer.echo(
-            f"Signed with the development secret in {where}: only a server that uses it, too, takes it.", err=True
+            f"Signed with the development secret in {where}: only a server that uses the same secret accepts this"
+            " token.",
+            err=True,
         )
     typer.echo(sign(secret, user, role, lifetime, audience=settings.jwt_audience))
 
@@ -55,7 +63,10 @@ def secret_of(settings: Settings, otherwise: str) -> str:
     """Return the secret that signs the project's tokens. Raise Unsuitable, with alternatives, if there is none."""
     secret = token_rules(settings).secret
     if secret is None:
-        raise Unsuitable("Tokens of this project are signed by SUPABASE_URL, whose private key only it has.", otherwise)
+        raise Unsuitable(
+            "Only the issuer at SUPABASE_URL can sign tokens for this project, because it alone has the private key.",
+            otherwise,
+        )
     return secret
 
 

@@ -21,8 +21,8 @@ from momentum_sync.errors import Unsuitable
 _SQL = queries.load(__package__)
 _TABLES = ("daily_engagement_scores", "momentum_notifications", "coach_interventions")
 _FACTS = {
-    "row level security false": "row level security is off, so everybody with a token may read every row",
-    "readable false": "the role authenticated may not SELECT it, so clients get nothing of it",
+    "row level security false": "row level security is off, so any user with a token can read every row",
+    "readable false": "the role authenticated may not SELECT it, so clients get none of its rows",
 }
 
 
@@ -33,7 +33,7 @@ def plan(conninfo: str) -> list[str]:
         check_shape(connection)
         bookkeeping, _, _, tables, missing = _there(connection)
         applied = applied_versions(connection) if bookkeeping else {}
-        lines = [f"create {part}, which Supabase would have" for part in missing]
+        lines = [f"create {part}, which Supabase would provide" for part in missing]
         new = [migration for migration in migrations() if migration.version not in applied]
         if new:
             lines += [
@@ -63,7 +63,7 @@ def status(conninfo: str) -> list[str]:
             + (
                 "at once"
                 if event_trigger
-                else "within about a second: there is no event trigger, which takes a superuser"
+                else "within about a second: there is no event trigger, because creating one requires a superuser"
             )
         )
         publishing = list(publishing_problems(connection))
@@ -75,7 +75,7 @@ def _state(migration: Migration, applied: dict[str, str | None]) -> str:
         return "not applied"
     if applied[migration.version] is None:
         return "applied by another tool"
-    return "applied" if applied[migration.version] == migration.sql else "applied with another content"
+    return "applied" if applied[migration.version] == migration.sql else "applied with different content"
 
 
 def applied_versions(connection: Connection[TupleRow]) -> dict[str, str | None]:
@@ -130,8 +130,8 @@ def refuse_foreign(connection: Connection[TupleRow]) -> None:
     row = connection.execute(_SQL["foreign"], names).fetchone()
     if row is not None:
         raise Unsuitable(
-            f"{row[0]} belongs to {row[1]}, which could have its own code run by whoever migrates.",
-            f"Drop or rename it, or let it belong to whoever owns the tables; or migrate as {row[1]}.",
+            f"{row[0]} belongs to {row[1]}, which could use it to run code with the rights of the migrating role.",
+            f"Drop it, rename it or give it to the owner of the tables; or migrate as {row[1]}.",
         )
 
 
@@ -148,9 +148,9 @@ def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:
         refuse_foreign(connection)
     if owner is not None:
         raise Unsuitable(
-            f"The app's tables belong to {owner}, which is not a superuser, and you are one: functions that {owner} may"
+            f"The app's tables belong to {owner}, which is not a superuser, but you are one: functions that {owner} may"
             " replace would run with your rights.",
-            f"Connect as {owner}, and run the same command.",
+            f"Connect as {owner} and run the same command.",
         )
 
 
@@ -164,8 +164,8 @@ def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
         yield f"{problem}: events are not published; repair it with `momentum-sync migrate --again`"
     for trigger in row[1]:
         yield (
-            f"the trigger {trigger} runs before ours: if it updates the row, clients keep the older version;"
-            " rename it so that it sorts behind ours"
+            f"the trigger {trigger} runs before the publishing trigger: if it updates the row, clients keep the older"
+            " version; rename it so that it sorts after the publishing trigger"
         )
 
 
@@ -177,25 +177,25 @@ def differences(connection: Connection[TupleRow]) -> Iterator[str]:
         for line in sorted(has - should):
             name = names.get((table, line))
             if name is not None:
-                yield f'public.{table}: the policy "{name}" is not one of the shipped: {line}'
+                yield f'public.{table}: the policy "{name}" is not a shipped policy: {line}'
             elif line in _FACTS:
                 yield f"public.{table}: {_FACTS[line]}"
             elif line.startswith("role "):
-                yield "public.momentum_caller_role() is not as shipped"
+                yield "public.momentum_caller_role() differs from the shipped version"
         for line in sorted(should - has):
             if line.startswith(("permissive", "restrictive")):
                 yield f"public.{table}: lacks a shipped policy: {line}"
         yield (
-            f"public.{table}: because of that, an update there writes two events in place of one, and each event is"
-            " checked with a query for each caller who listens; the other tables are not affected"
+            f"public.{table}: because of these differences, an update writes two events instead of one, and each event"
+            " is checked with a query for each subscribed caller; other tables are not affected"
         )
     for (table,) in connection.execute(_SQL["not_full"]).fetchall():
         yield (
-            f"public.{table}: without replica identity full or outside the publication supabase_realtime;"
-            " postgres_changes of Supabase's clients need both"
+            f"public.{table}: lacks replica identity full or is not in the publication supabase_realtime;"
+            " Supabase clients that use postgres_changes need both"
         )
     for table, name in connection.execute(_SQL["user_metadata"]).fetchall():
-        yield f'public.{table}: the policy "{name}" believes user_metadata, which users can edit themselves'
+        yield f'public.{table}: the policy "{name}" trusts user_metadata, which users can edit themselves'
 
 
 def _lines(described: str) -> list[str]:

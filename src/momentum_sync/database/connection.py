@@ -31,7 +31,7 @@ Query = LiteralString | sql.Composed
 _CONNECT_TIMEOUT_S = 5
 _CHECK_TIMEOUT_S = 5.0
 _TRANSACTION_TIMEOUT = 17_00_00  # the first server_version_num that has it
-_DIRECT = "Give the direct address of PostgreSQL, not a pooler's: on Supabase host db.<project>.supabase.co, port 5432."
+_DIRECT = "Use the direct address of PostgreSQL, not a pooler: on Supabase, host db.<project>.supabase.co, port 5432."
 
 PINNED: Mapping[str, str] = MappingProxyType({
     "search_path": "pg_catalog,pg_temp",

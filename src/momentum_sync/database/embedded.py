@@ -122,8 +122,8 @@ class Embedded:
             blocked = _not_traversable(self._home)
             if blocked is not None:
                 raise Unsuitable(
-                    f"PostgreSQL does not run as root, and the user {_SYSTEM_USER} may not pass through {blocked}.",
-                    "Set MOMENTUM_DATA_DIR to a directory that other users can reach, or DATABASE_URL.",
+                    f"PostgreSQL does not run as root, and the user {_SYSTEM_USER} cannot enter {blocked}.",
+                    "Set MOMENTUM_DATA_DIR to a directory that other users can enter, or set DATABASE_URL.",
                 )
             for path in (self._home, self._sockets):
                 os.chown(path, self._owner.pw_uid, self._owner.pw_gid)
@@ -189,7 +189,7 @@ class Embedded:
                 os.waitpid(pid, os.WNOHANG)
             if time.monotonic() > deadline:
                 raise Unsuitable(
-                    f"PostgreSQL was killed, and nobody collects its process {pid}.",
+                    f"PostgreSQL was killed, and its process {pid} remains as a zombie.",
                     "Run the container with an init process (docker run --init), or restart it.",
                 )
             time.sleep(_COLLECT_EVERY_S)

@@ -40,7 +40,7 @@ def migrations() -> list[Migration]:
         version, _, name = path.stem.partition("_")
         found.append(Migration(version, name, path.read_text(encoding="utf-8")))
     if not found:
-        raise Unsuitable("The package holds no migrations.", "Install momentum-sync again.")
+        raise Unsuitable("The package contains no migrations.", "Reinstall momentum-sync.")
     return found
 
 

@@ -56,14 +56,15 @@ def migrate(
         try:
             applied = _apply(connection, tell, again=again)
             if not adoption.has_event_trigger(connection):
-                tell("no event trigger, which takes a superuser: changed policies are noticed within about a second")
+                tell("no event trigger (it requires a superuser): changed policies are noticed within about a second")
             if server_role is not None:
                 _equip(connection, server_role)
-                tell(f"{server_role} has what the server needs")
+                tell(f"{server_role} has the privileges that the server needs")
                 for table in adoption.may_add_triggers(connection):
                     tell(
-                        f"service_role, and so {server_role}, may create triggers on public.{table}, which all who"
-                        f" write there run; to end that: revoke trigger on public.{table} from service_role;"
+                        f"service_role, and therefore {server_role}, may create triggers on public.{table}, which run"
+                        f" with the rights of every writer; to prevent this: revoke trigger on public.{table} from"
+                        " service_role;"
                     )
             for line in adoption.publishing_problems(connection):
                 tell(line)
@@ -96,8 +97,8 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
     if len(other) > len(seeds) and not again:
         (first, *_) = [each for each in other if each not in seeds]
         raise Unsuitable(
-            f"{first.title} was applied with another text, from another version of Momentum Sync.",
-            "Apply all of ours anew: momentum-sync migrate --again",
+            f"{first.title} was applied with different content, by another version of Momentum Sync.",
+            "Apply all migrations again: momentum-sync migrate --again",
         )
     new = (
         [each for each in ours if each not in seeds]
@@ -122,8 +123,8 @@ def _check_owner(connection: Connection[TupleRow]) -> None:
     else:
         _hand_over(connection, owner)
         raise Unsuitable(
-            f"The app's tables belong to {owner}, which is not a superuser; migrate as that role, not as a superuser.",
-            f"It now owns the publication supabase_realtime and whatever was migrated before. Connect as"
+            f"The app's tables belong to {owner}, which is not a superuser; migrate as {owner}, not as a superuser.",
+            f"{owner} now owns the publication supabase_realtime and all objects of earlier migrations. Connect as"
             f" {sql.Identifier(owner).as_string()} and run: momentum-sync migrate --again",
         )
 
@@ -151,33 +152,36 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
     if found is None:
         raise Unsuitable(
             f"There is no role {role}.",
-            f"create role {named} login noinherit password '…'; grant {named} to {ourselves}; then this command again.",
+            f"create role {named} login noinherit password '…'; grant {named} to {ourselves}; then run this command"
+            " again.",
         )
     above, owns, ours = found
     if above or owns:
         raise Unsuitable(
-            f"The role {role} {'is above row level security' if above else 'owns tables of the app'}, and row level"
-            " security is to bind the server.",
+            f"The role {role} {'bypasses row level security' if above else 'owns tables of the app'}, but row level"
+            " security must apply to the server.",
             "Make another role for the server: create role momentum_server login noinherit password '…';",
         )
     if not ours:
         raise Unsuitable(
-            f"{ourselves} may not act for {role}.", f"grant {named} to {ourselves}; then this command again."
+            f"{ourselves} is not a member of {role}.", f"grant {named} to {ourselves}; then run this command again."
         )
     # Since PostgreSQL 16 inheritance is a property of the membership, before of the role.
     how = "with inherit false, set true" if connection.info.server_version >= 16_00_00 else ""
     template = text("database/server_role.sql")
     row = connection.execute("select format(%s, %s::text, %s::text)", (template, role, how)).fetchone()
     assert row is not None
-    _run(connection, f"what {role} needs", row[0])
+    _run(connection, f"granting privileges to {role}", row[0])
     inherits = connection.execute(
         "select pg_has_role(%(role)s, 'service_role', 'usage') or pg_has_role(%(role)s, 'authenticated', 'usage')",
         {"role": role},
     ).fetchone()
     if inherits != (False,):
         raise Unsuitable(
-            f"The role {role} has the rights of service_role all the time, by inheriting them.",
-            f"alter role {named} noinherit; revoke service_role, authenticated from {named}; then this command again.",
+            f"The role {role} inherits the privileges of service_role or authenticated, but must only use them after"
+            " SET ROLE.",
+            f"alter role {named} noinherit; revoke service_role, authenticated from {named}; then run this command"
+            " again.",
         )
 
 
@@ -195,8 +199,9 @@ def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Mi
         except errors.LockNotAvailable as error:
             if time.monotonic() > ends:
                 raise Unsuitable(
-                    f"{what} waited for {_PATIENCE_S:g} s for a table that somebody holds, and was rolled back.",
-                    "End the transaction that holds it (select * from pg_stat_activity), then `momentum-sync migrate`.",
+                    f"{what} waited {_PATIENCE_S:g} s for a lock on a table, and was rolled back.",
+                    "End the transaction that holds the lock (see pg_stat_activity), then run `momentum-sync migrate`"
+                    " again.",
                 ) from error
             time.sleep(_AGAIN_AFTER_S)
 
@@ -222,7 +227,7 @@ def _run_once(connection: Connection[TupleRow], what: str, script: str, record: 
     except psycopg.DatabaseError as error:
         raise Unsuitable(
             f"{what} failed and was rolled back: {_sentence(error)}.",
-            error.diag.message_hint or "Mend what the message names, then run `momentum-sync migrate` again.",
+            error.diag.message_hint or "Fix the cause, then run `momentum-sync migrate` again.",
         ) from error
 
 

@@ -155,7 +155,7 @@ class CallerPool:
         for pause in self._limits.visibility_pauses_s:
             await asyncio.sleep(pause)
             yield
-        raise Unavailable("A change is not visible yet; try again in a moment.")
+        raise Unavailable("A committed change is not visible to queries yet; try again in a moment.")
 
 
 class _Shared:
@@ -327,7 +327,7 @@ async def _in_time(semaphore: asyncio.Semaphore, seconds: float) -> AsyncIterato
         async with asyncio.timeout(seconds):
             await semaphore.acquire()
     except TimeoutError:
-        raise Unavailable("Too many of these requests are still running; try again in a moment.") from None
+        raise Unavailable("Too many requests of this user are still running; try again in a moment.") from None
     try:
         yield
     finally:
@@ -421,7 +421,7 @@ async def _connection(pool: Pool, seconds: float, *, frozen: bool = False) -> As
             )
             yield connection
     except errors.InsufficientPrivilege as error:
-        raise Forbidden("This token does not allow that.") from error
+        raise Forbidden("This token does not allow this operation.") from error
     except errors.InvalidAuthorizationSpecification as error:
         raise Unauthenticated("The token was revoked.", "token_revoked") from error
     except PoolTimeout as error:

@@ -51,9 +51,9 @@ begin
             and (a.attnotnull or not n.required)
             and replace(format_type(a.atttypid, null), 'character varying', 'text') = n.type_name);
     if wrong is not null then
-        raise exception 'tables of the app are not what Momentum Sync works with: it needs %', wrong
+        raise exception 'tables of the app lack columns that Momentum Sync needs: %', wrong
             using errcode = 'undefined_column',
-                hint = 'Nothing was changed. Add or alter the columns, or rename a table that is something else.';
+                hint = 'Nothing was changed. Add or alter the columns, or rename the table if it has another purpose.';
     end if;
     -- The same for objects of others that would be replaced: a schema or functions of these names, if no version of
     -- these migrations was applied.
@@ -72,8 +72,8 @@ begin
                 'momentum_must_act_for', 'momentum_grant')
         ) as o;
         if wrong is not null and to_regclass('momentum.settings') is null then
-            raise exception 'what Momentum Sync would make is there already, and is not ours: %', wrong
-                using errcode = 'duplicate_object', hint = 'Nothing was changed. Rename it.';
+            raise exception 'objects with names of Momentum Sync exist and were not created by it: %', wrong
+                using errcode = 'duplicate_object', hint = 'Nothing was changed. Rename or drop these objects.';
         end if;
     end if;
 end;

@@ -47,14 +47,17 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
         for name, active in slots:
             if active:
-                raise Unsuitable(f"A server reads the replication slot {name}.", "Stop it, then this command again.")
+                raise Unsuitable(
+                    f"A server is reading the replication slot {name}.",
+                    "Stop that server, then run this command again.",
+                )
         _drop(connection)
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
     for name, _ in slots:
         _drop_slot(conninfo if capture is None else capture, name, tell)
     tell("left public.daily_engagement_scores, momentum_notifications and coach_interventions: data, policies, grants")
     tell(
-        "left replica identity full and the publication supabase_realtime, because the app's own clients may need them;"
+        "left replica identity full and the publication supabase_realtime, because clients of the app may need them;"
         " to undo: alter table … replica identity default; alter publication supabase_realtime drop table …"
     )
     for server in servers:
@@ -76,8 +79,8 @@ def _drop(connection: Connection[TupleRow]) -> None:
                 connection.execute(_SQL["forget"], {"versions": versions, **given})
     except errors.DependentObjectsStillExist as error:
         raise Unsuitable(
-            f"Something of your own depends on Momentum Sync: {error.diag.message_detail}",
-            "Drop or change it first; nothing was removed.",
+            f"Other objects depend on Momentum Sync: {error.diag.message_detail}",
+            "Drop or change them first; nothing was removed.",
         ) from None
     except errors.InsufficientPrivilege as error:
         raise Unsuitable(
@@ -92,8 +95,8 @@ def _drop_slot(conninfo: str, name: str, tell: Callable[[str], None]) -> None:
             connection.execute(_SQL["drop_slot"], {"slot": name})
     except psycopg.Error as error:
         tell(
-            f"the replication slot {name} is still there and holds back WAL ({error.diag.message_primary or error});"
-            f" as a role that may replicate: select pg_drop_replication_slot('{name}')"
+            f"the replication slot {name} could not be dropped and retains WAL ({error.diag.message_primary or error});"
+            f" drop it as a role with REPLICATION: select pg_drop_replication_slot('{name}')"
         )
     else:
         tell(f"removed the replication slot {name}")

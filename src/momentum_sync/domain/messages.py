@@ -183,7 +183,7 @@ class InitialState(ServerMessage, tag="initial_state", kw_only=True):
 
 
 class CacheInvalidation(ServerMessage, tag="cache_invalidation", kw_only=True):
-    """The values of these cache keys are stale. It has its place in the order of events."""
+    """The values of these cache keys are stale. The message is ordered among the events."""
 
     cache_keys: list[str]
     id: str

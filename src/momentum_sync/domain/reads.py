@@ -18,7 +18,7 @@ from momentum_sync.identity.tokens import Identity
 SQL = queries.load(__package__)
 _MOST_PEOPLE = 500
 _MOST_INTERVENTIONS = 1_000
-_REFUSED = "This token does not allow that."
+_REFUSED = "This token does not allow this operation."
 
 
 class _Rows(NamedTuple):
@@ -94,7 +94,7 @@ class MomentumReads:
             await connection.execute(SQL["mark_read"], asked)
             row = await fetch_optional(connection, SQL["is_read"], asked)
         if row is None:
-            raise NotFound("There is no such notification.")
+            raise NotFound("The notification does not exist.")
         if not row[0]:
             raise Forbidden("This token does not allow changing that notification.")
 

@@ -37,7 +37,7 @@ def address(target: str) -> dict[str, str]:
     try:
         parts = urlsplit(target)
     except ValueError:
-        raise BadRequest("bad_address", "The address cannot be read.") from None
+        raise BadRequest("bad_address", "The URL is malformed.") from None
     if parts.path not in SOCKETS:
         raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
@@ -55,7 +55,7 @@ def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRe
     channels = [channel for channel in query.get("channels", "").split(",") if channel]
     texts = channels if client_id is None else [client_id, *channels]
     if len(channels) > _MAX_CHANNELS or any(len(text) > _MAX_TEXT for text in texts):
-        raise BadRequest("too_long", "`client_id`, or the list of channels, is longer than is taken.")
+        raise BadRequest("too_long", "`client_id` or the list of channels is too long.")
     if not all(_PRINTABLE.fullmatch(text) for text in texts):
         raise BadRequest("invalid_text", "`client_id` and `channels` must not contain control characters.")
     return ConnectRequest(user_id, client_id, channels, query.get("last_event_id"))
@@ -98,8 +98,8 @@ def check_origin(
         return
     if page is None or page not in {_origin(f"{page[0]}://{host}") for host in hosts if host}:
         raise Forbidden(
-            f"Pages of {origin[:200]} may not connect here. If it is the app's, start the server with"
-            f" MOMENTUM_ALLOWED_ORIGINS={origin[:200]}, or have the proxy pass `Host` on.",
+            f"Pages of {origin[:200]} may not connect to this server. If it is your app, start the server with"
+            f" MOMENTUM_ALLOWED_ORIGINS={origin[:200]}, or configure the proxy to forward `Host`.",
             "forbidden_origin",
         )
 

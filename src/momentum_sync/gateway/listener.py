@@ -22,9 +22,9 @@ from momentum_sync.errors import Unsuitable
 from momentum_sync.limits import HttpLimits, Limits
 
 _SAID = {
-    400: ("bad_request", "Bad Request", "This is no HTTP request."),
-    408: ("too_slow", "Request Timeout", "A request must be complete within {0.request_s:.0f} s."),
-    431: ("too_large", "Request Header Fields Too Large", "Address and headers have at most {0.head_bytes} bytes."),
+    400: ("bad_request", "Bad Request", "This is not an HTTP request."),
+    408: ("too_slow", "Request Timeout", "The request was not complete within {0.request_s:.0f} s."),
+    431: ("too_large", "Request Header Fields Too Large", "URL and headers exceed {0.head_bytes} bytes."),
     503: ("unavailable", "Service Unavailable", "Too many connections; try again in a moment."),
 }
 

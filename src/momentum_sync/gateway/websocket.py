@@ -120,7 +120,7 @@ class WebSocketProtocol(asyncio.Protocol):
         frames = self._frames
         frames.receive(data)
         if frames.has_bad_handshake:
-            self._reject(BadRequest("bad_handshake", "The request is too large, or no WebSocket handshake."))
+            self._reject(BadRequest("bad_handshake", "The request is too large or is not a WebSocket handshake."))
             return
         for event in frames.events():
             if isinstance(event, Request):

@@ -50,7 +50,7 @@ class Authenticator:
             if (refreshing := self._refresh()) is not None:
                 await asyncio.shield(refreshing)  # others wait for it, too, and the first caller may be gone
             if self._fetched_at == float("-inf") and self._url is not None:
-                raise Unavailable("The issuer's signing keys cannot be had; try again in a moment.") from None
+                raise Unavailable("The issuer's signing keys are unavailable; try again in a moment.") from None
             return verify(token, self._rules, self._keys, now=time.time())
 
     def _refresh(self) -> asyncio.Task[None] | None:
@@ -82,6 +82,6 @@ async def _fetch(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
         async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > limits.key_set_bytes:
-                raise ValueError("the key set is larger than any that is real")
+                raise ValueError("the key set is too large")
     found = jwt.PyJWKSet.from_dict(msgspec.json.decode(body, type=dict[str, Any])).keys
     return {key.key_id: key for key in found if key.key_id and key.public_key_use in (None, "sig")}

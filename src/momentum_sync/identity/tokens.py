@@ -77,7 +77,7 @@ def api_key(key: str, rules: TokenRules) -> Identity | None:
 def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
     """Return the identity that a token proves at `now`, seconds since 1970. Raise Unauthenticated, or UnknownKey."""
     if len(token) > _MAX_TOKEN:
-        raise Unauthenticated("The token is longer than any that is issued.", "invalid_token")
+        raise Unauthenticated("The token is too long.", "invalid_token")
     if rules.service_role_key and _same(token, rules.service_role_key):
         return service_role()
     try:
@@ -115,10 +115,10 @@ def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.Py
     algorithm = header.get("alg")
     if algorithm == "HS256":
         if rules.secret is None:
-            raise Unauthenticated("Tokens of this kind are not accepted here.", "invalid_token")
+            raise Unauthenticated("This server does not accept HS256 tokens.", "invalid_token")
         return rules.secret, algorithm
     if algorithm not in _SIGNED_WITH_A_KEY:
-        raise Unauthenticated("The token is signed in a way that is not accepted.", "invalid_token")
+        raise Unauthenticated("The signing algorithm of the token is not accepted.", "invalid_token")
     kid = header.get("kid")
     if not isinstance(kid, str) or kid not in keys:
         raise UnknownKey("The token is signed with an unknown key.", "invalid_token")
@@ -130,7 +130,7 @@ def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.Py
 def _check_times(claims: Mapping[str, Any], now: float) -> None:
     expires_at = _number(claims.get("exp"))
     if expires_at is None:
-        raise Unauthenticated("The token has no time at which it expires.", "invalid_token")
+        raise Unauthenticated("The token has no valid `exp` claim.", "invalid_token")
     if expires_at + LEEWAY_S <= now:
         raise Unauthenticated("The token has expired.", "token_expired")
     not_before = _number(claims.get("nbf", 0))
@@ -141,18 +141,18 @@ def _check_times(claims: Mapping[str, Any], now: float) -> None:
 def _check_origin(claims: Mapping[str, Any], rules: TokenRules, *, symmetric: bool) -> None:
     audience = claims.get("aud")
     if audience is not None and rules.audience not in (audience if isinstance(audience, list) else [audience]):
-        raise Unauthenticated("The token is meant for somebody else.", "invalid_token")
+        raise Unauthenticated("The token's `aud` claim is not the expected audience.", "invalid_token")
     issuer = claims.get("iss")
     # Supabase's own HS256 API keys name `supabase`, and many HS256 setups name nobody; a published key is only as
     # good as the issuer it was published for.
     if rules.issuer is not None and issuer != rules.issuer and not (symmetric and issuer in (None, "supabase")):
-        raise Unauthenticated("The token is from somebody else.", "invalid_token")
+        raise Unauthenticated("The token's `iss` claim is not the expected issuer.", "invalid_token")
 
 
 def _identity(claims: dict[str, Any]) -> Identity:
     role = claims.setdefault("role", "authenticated")
     if not isinstance(role, str) or role not in ROLES:
-        raise Unauthenticated("The token's role opens nothing here.", "invalid_token")
+        raise Unauthenticated("The token's `role` claim is not accepted.", "invalid_token")
     expires_at = float(claims["exp"])
     if _number(claims.get("iat")) is None:
         claims.pop("iat", None)
@@ -161,7 +161,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
     try:
         subject = UUID(claims["sub"])
     except (KeyError, ValueError, TypeError, AttributeError):
-        raise Unauthenticated("The token does not say whose it is.", "invalid_token") from None
+        raise Unauthenticated("The token's `sub` claim is not a user id.", "invalid_token") from None
     claims["sub"] = str(subject)
     return Identity(role, subject, _json(claims), expires_at)
 

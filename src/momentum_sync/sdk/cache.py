@@ -114,7 +114,7 @@ class Cache:
                 except (Cancelled, TimeoutError) as error:
                     raise FetchFailed(f"The fetch of {key} failed: {error}.") from error
                 if persistent and not _is_json(value):  # raise to this caller, not later when everything is saved
-                    raise TypeError(f"what was fetched for {key} is not what comes back from JSON, and cannot be kept")
+                    raise TypeError(f"the persistent value for {key} does not survive a JSON round trip")
                 if self._fetching.get(key) is task:
                     self._entries[key] = Entry(value, at)
                     if persistent:

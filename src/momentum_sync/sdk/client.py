@@ -74,7 +74,9 @@ class Client:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if is_open(address(url, {}, ())):
-            LOG.warning("%s is not encrypted: whoever is on the way reads the token and the data; use https://", url)
+            LOG.warning(
+                "%s is not encrypted, so others on the network can read the token and the data; use https://", url
+            )
         self._url = url
         self._token = token
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
@@ -103,7 +105,7 @@ class Client:
             await client.close()
         """
         if self._started:
-            raise RuntimeError("A client is started once.")
+            raise RuntimeError("A client can be started only once.")
         self._started = True
         self._spawn(self._run())
         self._spawn(self._watch())
@@ -259,7 +261,7 @@ class Client:
         kept = self._started and await self._replica.save()
         await self._post()
         if not kept and self._replica.keeper.keeps:
-            raise errors.StoreFailed("It is marked, but would be forgotten if the program ended now.")
+            raise errors.StoreFailed("The mark could not be stored and would be lost if the program ended now.")
 
     async def flush(self) -> None:
         """Wait until the server has confirmed every mark.
@@ -464,7 +466,7 @@ class Client:
 
     async def _ask(self, message: dict[str, object]) -> wire.ServerMessage:
         if self._connection is None or not self._replica.protocol.online:
-            raise Offline("There is no connection now.")
+            raise Offline("The client is not connected.")
         return await self._connection.ask(message)
 
     async def _post(self) -> None:

@@ -127,7 +127,7 @@ class Connection:
         """Close the connection and fail all open questions."""
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(Offline("The connection went away before the answer came."))
+                answer.set_exception(Offline("The connection was lost before the answer arrived."))
         with suppress(OSError, TimeoutError):
             await self._socket.close()
 
@@ -149,7 +149,7 @@ async def connect(address: str, token: str) -> Connection:
     except (OSError, TimeoutError) as error:
         raise ConnectionLost(f"The server cannot be reached: {str(error) or type(error).__name__}.") from error
     except websockets.WebSocketException as error:  # whose text may quote sent data
-        raise ConnectionLost(f"The server is no WebSocket server: {type(error).__name__}.") from None
+        raise ConnectionLost(f"The server is not a WebSocket server: {type(error).__name__}.") from None
     return Connection(socket)
 
 
@@ -161,7 +161,7 @@ def _rejected(status: int, body: bytes) -> Rejected | Ended:
     try:
         fault = msgspec.json.decode(body, type=_Refusal).error
     except msgspec.MsgspecError:
-        return Rejected(status, "rejected", "Somebody between here and the server answered in its place.")
+        return Rejected(status, "rejected", "A proxy or another server answered instead of Momentum Sync.")
     if verdict(status) == "end" and fault.code in OWN_CODES:
         return Ended(status, fault.message)
     return Rejected(status, fault.code, fault.message)
@@ -169,9 +169,9 @@ def _rejected(status: int, body: bytes) -> Rejected | Ended:
 
 def _lost(error: websockets.ConnectionClosed) -> ClientError:
     if error.sent is not None and error.sent.code == Close.TOO_BIG.code and not error.rcvd_then_sent:
-        return MessageTooLarge(f"A message of more than {_MOST_BYTES} bytes came; the stream begins anew behind it.")
+        return MessageTooLarge(f"A message exceeds {_MOST_BYTES} bytes; the client continues with a new snapshot.")
     if error.rcvd is None:
-        return ConnectionLost("The connection broke.")
+        return ConnectionLost("The connection was lost.")
     code, reason = error.rcvd.code, error.rcvd.reason or "closed"
     if verdict(code) == "end":
         return Ended(code, reason)
@@ -190,7 +190,7 @@ async def fresh(token: Token) -> str:
         except Exception as error:
             raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
     if not isinstance(given, str) or not given or not given.isascii() or not given.isprintable() or " " in given:
-        raise TokenUnavailable("What was given is no token: a token is a text without blanks.")
+        raise TokenUnavailable("The token is invalid: it must be a non-empty ASCII string without spaces.")
     return given
 
 
@@ -212,4 +212,4 @@ def subject(token: str) -> str | None:
 def check_names(channels: Sequence[str]) -> None:
     """Refuse one string, which is a sequence of characters."""
     if isinstance(channels, str):
-        raise TypeError(f"channels is a list of names: [{channels!r}]")
+        raise TypeError(f"channels must be a list of names, such as [{channels!r}]")

@@ -215,7 +215,7 @@ class Protocol:
         try:
             message = domain.SERVER_MESSAGES.decode(text)
         except (ValueError, RecursionError) as error:
-            raise NotUnderstood(f"The server sent what is no message: {error}.") from error
+            raise NotUnderstood(f"The server sent an invalid message: {error}.") from error
         self._heard_at, self._steady = now, at
         match message:
             case None:
@@ -248,7 +248,7 @@ class Protocol:
             if user_id != self.user_id:
                 self.user_id, self.state = user_id, UserState(user_id)
                 self.forget("another_user")
-                raise Gap("The token is another user's than what was kept.")
+                raise Gap("The token belongs to another user than the stored state.")
             self._to_come = message.replayed if message.resumed else 0
             self.since = self.since if self.since is not None else now
             self._enter(ClientStatus.CATCHING_UP)
@@ -282,7 +282,7 @@ class Protocol:
     def _follow(self, event_id: str, previous: str) -> None:
         if previous != self.last_event_id:
             self.forget("gap")
-            raise Gap(f"The event {event_id} follows {previous}, which did not come.")
+            raise Gap(f"The event {event_id} follows {previous}, which was not received.")
         self.last_event_id = self.position = event_id
         self._came = True
         if self._to_come:
@@ -293,7 +293,7 @@ class Protocol:
         self.lag_ms = message.lag_ms
         if message.last_event_id != self.last_event_id:
             self.forget("gap")
-            raise Gap(f"The server has sent {message.last_event_id}, which did not come.")
+            raise Gap(f"The server has sent the event {message.last_event_id}, which was not received.")
         self.position = message.position or message.last_event_id
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since

@@ -32,4 +32,4 @@ class Reporter:
     def report_refused(self, channels: Sequence[str]) -> None:
         """Report channels that the server does not grant, if there are any."""
         if channels:
-            self.report(RequestFailed("forbidden", f"Not allowed to have {', '.join(channels)}."))
+            self.report(RequestFailed("forbidden", f"Not allowed to subscribe to {', '.join(channels)}."))

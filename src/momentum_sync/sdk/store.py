@@ -117,7 +117,7 @@ class FileStore:
         except OSError as error:
             os.close(lock)
             raise BlockingIOError(
-                error.errno, f"another program uses {self._path}; give each program a file of its own"
+                error.errno, f"another program uses {self._path}; give each program its own file"
             ) from None
         self._lock = lock
 
@@ -269,7 +269,7 @@ class Keeper:
     async def _answer(self, call: Callable[[], T]) -> T:
         """Call the store and return its answer, in time. A store that hangs is not called again until it answers."""
         if self._hung is not None and not self._hung.done():
-            raise TimeoutError("it still has not answered")
+            raise TimeoutError("an earlier call of the store has not returned yet")
         answer = asyncio.ensure_future(in_thread(call))
         done, _ = await asyncio.wait({answer}, timeout=_ANSWER_S)
         if not done:

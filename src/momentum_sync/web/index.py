@@ -12,10 +12,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from momentum_sync.web.pages import HEADERS, ROOT
 
 _PLACES = (
-    ("/sync/health", "is it well, and how far behind"),
+    ("/sync/health", "health and lag of the server"),
     ("/functions/v1/realtime-momentum-sync", "the WebSocket, also at /ws"),
     ("/docs", "the HTTP API"),
-    ("/openapi.json", "the same, for programs"),
+    ("/openapi.json", "the HTTP API as OpenAPI"),
     ("/metrics", "for Prometheus, with the service key"),
 )
 _PAGES = ((f"{ROOT}/user.html", "a user's page"), (f"{ROOT}/coach.html", "a coach's page"))
@@ -29,7 +29,7 @@ def mount_index(api: FastAPI, *, pages: bool) -> None:
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"name": "Momentum Sync", "version": api.version, "places": places})
         rows = "".join(f'<li><a href="{path}">{path}</a> {escape(what)}</li>' for path, what in places.items())
-        return _page("Momentum Sync", f"<p>Version {escape(api.version)}. Here is:</p><ul>{rows}</ul>")
+        return _page("Momentum Sync", f"<p>Version {escape(api.version)}. This server has:</p><ul>{rows}</ul>")
 
     async def docs() -> Response:
         return _page("HTTP API", _operations(api.openapi()))
@@ -51,7 +51,7 @@ def _page(title: str, body: str) -> HTMLResponse:
 def _operations(document: Mapping[str, Any]) -> str:
     """Render an OpenAPI document: each operation with its fields and its answers."""
     schemas = document.get("components", {}).get("schemas", {})
-    parts = ["<p>A token goes into <code>Authorization: Bearer …</code>, an API key into <code>apikey</code>.</p>"]
+    parts = ["<p>Send a token as <code>Authorization: Bearer …</code>, an API key as <code>apikey</code>.</p>"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
@@ -60,7 +60,7 @@ def _operations(document: Mapping[str, Any]) -> str:
             answers = ", ".join(
                 escape(f"{status} {one['description']}") for status, one in operation["responses"].items()
             )
-            parts.append(f"<p>Answers: {answers}.</p>")
+            parts.append(f"<p>Responses: {answers}.</p>")
     return "".join(parts)
 
 
@@ -71,6 +71,6 @@ def _fields(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     rows = []
     for field, said in schema.get("properties", {}).items():
         kinds = [one.get("format") or one.get("type", "") for one in said.get("anyOf", [said])]
-        needed = "" if field in schema.get("required", ()) else ", may be left out"
+        needed = "" if field in schema.get("required", ()) else ", optional"
         rows.append(f"<li><code>{escape(field)}</code>: {escape(' or '.join(kinds))}{needed}</li>")
     return f"<ul>{''.join(rows)}</ul>" if rows else ""

@@ -15,16 +15,16 @@ Verdict = Literal["come_back", "fresh_token", "later", "end"]
 class Close(Enum):
     """A reason to end a connection."""
 
-    GOING_AWAY = (1001, "the server is going away; come back with your last_event_id", "come_back")
-    TOO_BIG = (1009, "a frame was larger than the server takes", "end")
-    RESTART = (1012, "the server starts over; come back with your last_event_id", "come_back")
-    UNREADABLE = (4400, "one unreadable message after another", "end")
-    TOKEN = (4401, "the token is invalid or has expired; come back with a fresh one", "fresh_token")
+    GOING_AWAY = (1001, "the server is going away; reconnect with your last_event_id", "come_back")
+    TOO_BIG = (1009, "a frame exceeds the server's size limit", "end")
+    RESTART = (1012, "the server restarts; reconnect with your last_event_id", "come_back")
+    UNREADABLE = (4400, "too many consecutive unreadable messages", "end")
+    TOKEN = (4401, "the token is invalid or has expired; reconnect with a new one", "fresh_token")
     NOT_ALLOWED = (4403, "not allowed", "end")
-    TOO_SLOW = (4409, "too slow to read; come back with your last_event_id, nothing is lost", "come_back")
+    TOO_SLOW = (4409, "the client reads too slowly; reconnect with your last_event_id, no event is lost", "come_back")
     REPLACED = (4410, "replaced by a newer connection of the same client", "end")
     TOO_MANY_CONNECTIONS = (4413, "too many connections", "later")
-    TOO_MANY_MESSAGES = (4429, "too many messages; come back with your last_event_id", "come_back")
+    TOO_MANY_MESSAGES = (4429, "too many messages; reconnect with your last_event_id", "come_back")
 
     def __init__(self, code: int, reason: str, verdict: Verdict) -> None:
         self.code = code

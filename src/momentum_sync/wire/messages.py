@@ -114,7 +114,7 @@ class ClientMessages:
         if not isinstance(kind, str):
             return BadMessage("invalid_message", "The message has no `type`.", ref)
         if kind not in self._tags:
-            return BadMessage("unknown_type", f"`type` is none of {', '.join(self._tags)}.", ref)
+            return BadMessage("unknown_type", f"`type` must be one of {', '.join(self._tags)}.", ref)
         return BadMessage("invalid_field", f"`{kind}` has a wrong or missing field: {error}.", ref)
 
 

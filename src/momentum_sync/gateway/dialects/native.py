@@ -191,7 +191,7 @@ class Session:
 
     def receive_binary(self, now: float) -> None:
         """Answer a binary message with an error: the protocol has text messages only."""
-        self._receive_unreadable("binary_frame", "Messages are text frames; this one was binary.", now, None)
+        self._receive_unreadable("binary_frame", "Messages must be text frames; this frame is binary.", now, None)
 
     def _receive_unreadable(self, code: str, sentence: str, now: float, ref: Ref) -> None:
         self.send_error(code, sentence, now, ref)
@@ -231,7 +231,7 @@ class Session:
         """Subscribe to all wanted channels or, if some are not granted, to none."""
         refused = [channel for channel in wanted if channel not in granted.channels]
         if refused:
-            sentence = "Not allowed to have these channels; the others are unchanged."
+            sentence = "Not allowed to subscribe to these channels; the other channels are unchanged."
             self.send_error("forbidden", sentence, now, ref, refused=refused)
         elif self.cursor.exceeds(granted.channels, self._limits.channels):
             sentence = f"A connection holds at most {self._limits.channels} channels; the others are unchanged."
@@ -254,7 +254,7 @@ class Session:
     def report_lost(self, channels: Sequence[str], now: float) -> None:
         """Report that channels are no longer granted, if there are any."""
         if channels:
-            sentence = "Not allowed to have these channels any longer; the others are unchanged."
+            sentence = "No longer allowed on these channels; the other channels are unchanged."
             self.send_error("forbidden", sentence, now, None, refused=channels)
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:

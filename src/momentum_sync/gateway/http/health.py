@@ -64,7 +64,7 @@ def add_health(sync: APIRouter, gateway: Gateway) -> None:
 
     @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def state() -> Response:
-        """Return whether the server does what it promises. Needs no token."""
+        """Return the health of the server. Needs no token."""
         status = gateway.feed.status()
         verdict = judge(status, gateway.limits.lifecycle, draining=gateway.draining)
         body = Health(

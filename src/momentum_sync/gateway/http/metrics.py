@@ -43,7 +43,7 @@ def add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) ->
             authorization, apikey = credentials(request)
             caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=apikey)
             if caller.role != "service_role":
-                raise Forbidden("The metrics are for service_role.")
+                raise Forbidden("Only service_role may read the metrics.")
         return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     secured = [Security(BEARER), Security(API_KEY)]

@@ -138,6 +138,6 @@ def bound_bodies(api: FastAPI, most: int) -> None:
             # Bodies have one type here, so a request that names none is taken to have it.
             request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]
         if request.method == "POST" and (length is None or not length.isdigit() or int(length) > most):
-            error = TooLarge("too_large", f"A body has a Content-Length of at most {most} bytes.")
+            error = TooLarge("too_large", f"Send a Content-Length of at most {most} bytes.")
             return refusal(error.status, error.code, str(error))
         return await call_next(request)

@@ -127,9 +127,9 @@ function withTable(svg, heads, rows) {
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
   const scroll = element(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": "The numbers", "data-key": `numbers of ${heads.length}` },
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Data table", "data-key": `numbers of ${heads.length}` },
     table,
   );
-  const summary = element("summary", { "data-key": `table of ${heads.length}` }, "As a table");
+  const summary = element("summary", { "data-key": `table of ${heads.length}` }, "Show as a table");
   return element("figure", {}, svg, element("figcaption", {}, ...ORDER.map(badge)), element("details", {}, summary, scroll));
 }

@@ -155,8 +155,8 @@ function run({ client, ask }) {
         return element("li", { "data-state": state }, badge(state), ` ${number}`);
       }),
     );
-    const most = people.size >= MOST_PEOPLE ? `Those ${MOST_PEOPLE} with the lowest scores are shown. ` : "";
-    write(find("limits"), most + (people.size > MOST_CHANNELS ? `Scores are live for ${MOST_CHANNELS} of them.` : ""));
+    const most = people.size >= MOST_PEOPLE ? `Only the ${MOST_PEOPLE} people with the lowest scores are shown. ` : "";
+    write(find("limits"), most + (people.size > MOST_CHANNELS ? `Scores update live for ${MOST_CHANNELS} of them.` : ""));
     fill(find("days"), distribution(days));
     showQueue();
     openable();
@@ -171,7 +171,7 @@ function run({ client, ask }) {
     if (by) found.sort((a, b) => by({ ...a, name: nameOf(a.user_id) }, { ...b, name: nameOf(b.user_id) }));
     const shown = found.slice(0, peopleShown);
     write(find("people-count"), String(found.length));
-    fill(find("people"), ...lines(shown.map(person), text ? "Nobody of that name." : "Nobody."));
+    fill(find("people"), ...lines(shown.map(person), text ? "No person with that name." : "Nobody."));
     find("people-more").hidden = shown.length === found.length;
     write(find("people-more"), `Show ${Math.min(PEOPLE_A_PART, found.length - shown.length)} more of ${found.length - shown.length}`);
   }
@@ -216,7 +216,7 @@ function run({ client, ask }) {
   /** On a phone each cell stands under the other, with what it is. */
   function queued({ user_id: id, intervention_type: type, trigger_reason: reason, scheduled_date: date, scheduled_time: time, status }) {
     const when = date ? [dayOf(date), time].filter(Boolean).join(", ") : "no date";
-    const cells = { What: type.replaceAll("_", " "), Why: reason, When: when, Status: status.replaceAll("_", " ") };
+    const cells = { Type: type.replaceAll("_", " "), Reason: reason, Date: when, Status: status.replaceAll("_", " ") };
     const name = element("button", { type: "button", class: "plain", "data-key": `queue ${id}`, "data-person": id }, nameOf(id));
     return element(
       "tr",
@@ -235,7 +235,7 @@ function run({ client, ask }) {
     showNow(id);
     if (!find("detail").open) find("detail").showModal();
     const shown = await ask("/sync/history", { user_id: id, days: DAYS }).then(trend, (error) =>
-      element("p", { class: "soft" }, `The days cannot be read now: ${error.message}`),
+      element("p", { class: "soft" }, `The history cannot be loaded: ${error.message}`),
     );
     if (shownId === id) fill(find("detail-trend"), shown); // else another was chosen meanwhile
   }
@@ -245,7 +245,7 @@ function run({ client, ask }) {
     fill(find("detail-gauge"), gauge(score, state), element("p", { class: "centre" }, badge(state)));
     const own = [...queue.values()].filter((one) => one.user_id === id);
     const items = own.map((one) => element("li", {}, `${one.intervention_type.replaceAll("_", " ")}: ${one.trigger_reason}`));
-    fill(find("detail-interventions"), ...lines(items, "None is open."));
+    fill(find("detail-interventions"), ...lines(items, "No open interventions."));
   }
 
   find("detail-close").addEventListener("click", () => find("detail").close());

@@ -12,7 +12,7 @@ export const find = (id) => document.getElementById(id);
 /** A state in words. */
 export const words = (state) => WORDS[state] ?? "No data yet";
 
-const NO_SERVER = "The server cannot be reached now.";
+const NO_SERVER = "The server cannot be reached.";
 const KEPT = `momentum:${location.pathname}`;
 
 /**
@@ -117,7 +117,7 @@ export async function begin({ channels = [], roles = null } = {}) {
   }
   const { role, app_metadata: { role: appRole } = {} } = claims(token);
   if (roles !== null && role !== undefined && role !== "service_role" && !roles.includes(appRole)) {
-    signOut(`This page is for a ${roles.join(" or ")}; the token is a user’s. Give another one.`);
+    signOut(`This page requires the role ${roles.join(" or ")}, but the token has neither. Sign in with another token.`);
     return null;
   }
   const userId = address.get("user_id");
@@ -136,8 +136,8 @@ export async function begin({ channels = [], roles = null } = {}) {
     if (error.name === "Rejected" && error.status === 401) {
       isOut = true;
       void client.close();
-      signOut(error.code === "token_expired" ? "You are signed out: the token has expired." : "You are signed out: the server does not take this token.");
-    } else if (error.name === "StoreFailed") problem("This browser keeps nothing for later now: its storage is full or closed.");
+      signOut(error.code === "token_expired" ? "You are signed out: the token has expired." : "You are signed out: the server rejected the token.");
+    } else if (error.name === "StoreFailed") problem("This browser cannot store data for offline use: its storage is full or disabled.");
     else if (error.name === "RequestFailed" || error.name === "Rejected" || error.name === "Ended") problem(error.message);
   });
   showStatus(client.state, store !== null);
@@ -245,8 +245,8 @@ function showStatus({ status, since }, isKept) {
   find("status").dataset.state = status;
   write(find("status"), STATUS[status] + (stale && at ? ` since ${at}` : ""));
   find("notice").hidden = !stale;
-  const seen = at ? `What you see was so on ${at}.` : "There is no connection, and nothing is known yet.";
-  const done = isKept && status === "offline" && at ? " What you do now is kept, and sent when the connection is back." : "";
+  const seen = at ? `Shown as of ${at}.` : "There is no connection, and no data has been loaded yet.";
+  const done = isKept && status === "offline" && at ? " Your changes are stored and sent when the connection is back." : "";
   write(find("notice"), seen + done);
 }
 

@@ -30,7 +30,7 @@ function run({ client, ask }) {
     fill(find("state"), badge(momentum?.momentum_state));
     showBreakdown(momentum?.breakdown ?? null);
     showNotifications(notifications);
-    fill(find("interventions"), ...lines(interventions.map(intervention), "Nothing is planned."));
+    fill(find("interventions"), ...lines(interventions.map(intervention), "No interventions planned."));
     if (status === "live" && momentum?.has_data && !momentum.breakdown) detailsSoon();
     if (!drawn && client.userId !== null) {
       drawn = true;
@@ -47,10 +47,10 @@ function run({ client, ask }) {
 
   function showNotifications(notifications) {
     write(find("unread"), String(notifications.length));
-    fill(find("notifications"), ...lines(notifications.map(notification), "All read."));
+    fill(find("notifications"), ...lines(notifications.map(notification), "No unread notifications."));
     for (const button of find("notifications").querySelectorAll("button")) button.onclick = () => read(button.dataset.key);
     const waiting = client.state.status === "live" ? 0 : client.pendingCount;
-    write(find("to-send"), waiting > 0 ? `${waiting} read, to be sent when the connection is back` : "");
+    write(find("to-send"), waiting > 0 ? `${waiting} marked as read; sent when the connection is back` : "");
   }
 
   function read(id) {
@@ -100,7 +100,7 @@ function notification({ id, title, message }) {
     "li",
     {},
     element("div", {}, element("b", {}, title), element("p", {}, message)),
-    element("button", { type: "button", "data-key": id, "aria-label": `Mark as read: ${title}` }, "Read"),
+    element("button", { type: "button", "data-key": id, "aria-label": `Mark as read: ${title}` }, "Mark as read"),
   );
 }
 
