@@ -110,8 +110,12 @@ class _Wire(asyncio.Transport):
 class _Socket(WebSocketProtocol):
     """A socket whose work for the database fails at once."""
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _spawn(
+        self, work: Coroutine[object, object, None], inner: Coroutine[object, object, None] | None = None
+    ) -> asyncio.Task[None]:
         work.close()
+        if inner is not None:
+            inner.close()
         return cast("asyncio.Task[None]", None)
 
 

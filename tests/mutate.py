@@ -32,7 +32,7 @@ TESTS = {
     "database/visibility": ["test_visibility"],
     "eventlog/envelope": ["test_event", "test_sequencer"],
     "eventlog/event": ["test_event"],
-    "eventlog/feed": ["test_feed", "test_hub", "test_pipeline"],
+    "eventlog/feed": ["test_hub", "test_pipeline"],
     "eventlog/position": ["test_event"],
     "eventlog/resume": ["test_event"],
     "eventlog/samples": ["test_samples"],
@@ -102,7 +102,7 @@ def equivalent() -> dict[str, str]:
 
 def mutate(module: str) -> Result:
     """Make all changes to one module, and run its tests on each."""
-    tests = [path for name in TESTS[module] if (path := f"tests/unit/{name}.py") and (ROOT / path).exists()]
+    tests = [f"tests/unit/{name}.py" for name in TESTS[module]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("src", "spec", "tests/unit"):

@@ -143,15 +143,15 @@ def test_without_a_connection_the_page_opens_and_keeps_what_is_done(demo: Demo, 
     expect(page.get_by_role("status")).to_have_text(re.compile(r"offline since \d+ \w+ \d{4}"))
     page.reload()
     expect(page.get_by_role("status")).to_have_text(re.compile(r"offline since \d+ \w+ \d{4}"))
-    expect(page.locator("#notice")).to_contain_text("What you see was so on")
+    expect(page.locator("#notice")).to_contain_text("Shown as of")
     expect(page.get_by_role("img", name="Momentum 64.5 of 100: Steady")).to_be_visible()
     expect(page.locator("#trend svg")).to_be_visible()
     page.get_by_role("button", name="Mark as read: Read me").click()
     expect(page.locator("#unread")).to_have_text("0")
-    expect(page.locator("#to-send")).to_have_text("1 read, to be sent when the connection is back")
+    expect(page.locator("#to-send")).to_have_text("1 marked as read; sent when the connection is back")
     page.reload()
     expect(page.locator("#unread")).to_have_text("0")
-    expect(page.locator("#to-send")).to_have_text("1 read, to be sent when the connection is back")
+    expect(page.locator("#to-send")).to_have_text("1 marked as read; sent when the connection is back")
     again = start(demo.folder, port)
     try:
         page.evaluate("window.dispatchEvent(new Event('online'))")
@@ -197,10 +197,10 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#queue tr")).to_have_count(1)
     expect(page.locator("#queue")).to_contain_text("no answer")
     page.get_by_label("Status").select_option("all")
-    page.get_by_label("For or why").fill("FELL")
+    page.get_by_label("Person or reason").fill("FELL")
     expect(page.locator("#queue tr")).to_have_count(1)
-    page.get_by_label("For or why").fill("")
-    page.get_by_label("What").select_option("escalation")
+    page.get_by_label("Person or reason").fill("")
+    page.get_by_label("Type").select_option("escalation")
     expect(page.locator("#queue tr")).to_have_count(1)
     sql(demo, "update coach_interventions set status = 'completed' where intervention_type = 'escalation'")
     expect(page.locator("#queue tr")).to_have_count(1)
@@ -290,7 +290,7 @@ def test_a_page_without_a_token_asks_for_one(demo: Demo, context: BrowserContext
     page.goto(address)
     expect(page.get_by_role("status")).to_have_text("not signed in")
     token = dict(part.split("=", 1) for part in given.split("&"))["access_token"]
-    page.get_by_label("A token of yours").fill(token)
+    page.get_by_label("Your token").fill(token)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("status")).to_have_text("live")
 
@@ -299,9 +299,9 @@ def test_a_page_with_a_wrong_token_says_so(demo: Demo, browser: Browser) -> None
     page = browser.new_page()
     page.goto(demo.links[1].split("#")[0] + "#access_token=x.y.z")
     expect(page.get_by_role("status")).to_have_text("signed out")
-    expect(page.get_by_role("alert")).to_contain_text("does not take this token")
+    expect(page.get_by_role("alert")).to_contain_text("rejected the token")
     expect(page.locator("#notice")).to_be_hidden()
-    expect(page.get_by_label("A token of yours")).to_be_visible()
+    expect(page.get_by_label("Your token")).to_be_visible()
 
 
 def test_a_token_that_has_expired_signs_out(demo: Demo, browser: Browser) -> None:
@@ -315,7 +315,7 @@ def test_a_token_that_has_expired_signs_out(demo: Demo, browser: Browser) -> Non
     expect(page.get_by_role("status")).to_have_text("signed out")
     expect(page.get_by_role("alert")).to_contain_text("the token has expired")
     assert "kept" not in page.locator("body").inner_text()
-    page.get_by_label("A token of yours").fill(token)
+    page.get_by_label("Your token").fill(token)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("status")).to_have_text("live")
 
@@ -324,7 +324,7 @@ def test_a_users_token_on_the_coachs_page_says_so(demo: Demo, page: Page) -> Non
     coach, user = (link.split("#") for link in demo.links[:2])
     page.goto(f"{coach[0]}#{user[1]}")
     expect(page.get_by_role("status")).to_have_text("signed out")
-    expect(page.get_by_role("alert")).to_contain_text("This page is for a coach or admin")
+    expect(page.get_by_role("alert")).to_contain_text("This page requires the role coach or admin")
 
 
 def test_the_token_is_nowhere_that_outlives_the_tab(demo: Demo, page: Page) -> None:
@@ -372,9 +372,9 @@ def test_people_are_found_sorted_and_opened_by_their_row(demo: Demo, page: Page)
     sql(demo, f"{TODAYS} and user_id = {AMARA}", 70, "Rising")
     expect(page.locator("#people-count")).to_have_text("6")
     expect(page.locator("#people li").first).to_contain_text("Amara")
-    page.get_by_label("Order").select_option("high")
+    page.get_by_label("Sort by").select_option("high")
     expect(page.locator("#people li").last).to_contain_text("Amara")
-    page.get_by_label("Order").select_option("name")
+    page.get_by_label("Sort by").select_option("name")
     names = page.locator("#people li button").all_inner_texts()
     assert names == sorted(names)
     page.get_by_role("searchbox", name="Name").fill("chi")
@@ -402,8 +402,8 @@ def test_the_queue_can_be_read_on_a_phone(demo: Demo, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": PHONE["width"], "height": PHONE["height"]})
     page.goto(demo.links[0])
     expect(page.locator("#queue tr").first).to_be_visible()
-    expect(page.locator("#queue tr").first.locator("td[data-what=Why]")).to_be_visible()
-    box = page.locator("#queue tr").first.locator("td[data-what=Why]").bounding_box()
+    expect(page.locator("#queue tr").first.locator("td[data-what=Reason]")).to_be_visible()
+    box = page.locator("#queue tr").first.locator("td[data-what=Reason]").bounding_box()
     assert box is not None
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]

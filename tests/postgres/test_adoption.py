@@ -238,11 +238,11 @@ def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
     with psycopg.connect(app) as connection:
         changed = connection.execute("select table_name from momentum.policies where changed").fetchall()
     assert changed == [("coach_interventions",)]
-    assert [line for line in told if "is not one of the shipped" in line] == [
-        'public.coach_interventions: the policy "Coaches can view assigned interventions" is not one of the shipped:'
+    assert [line for line in told if "is not a shipped policy" in line] == [
+        'public.coach_interventions: the policy "Coaches can view assigned interventions" is not a shipped policy:'
         " permissive (auth.uid() = assigned_coach_id)"
     ]
-    assert any("two events in place of one" in line for line in told)
+    assert any("two events instead of one" in line for line in told)
     assert quiet(app) == []  # reported when something was applied; later by `--status`
     assert set(told) & set(status(app))
 
@@ -255,7 +255,7 @@ def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
         ("alter table daily_engagement_scores disable row level security", "row level security is off"),
         ("revoke select on momentum_notifications from authenticated", "may not SELECT it"),
         ('drop policy "Admins can view all scores" on daily_engagement_scores', "lacks a shipped policy"),
-        ("alter table momentum_notifications replica identity default", "without replica identity full"),
+        ("alter table momentum_notifications replica identity default", "lacks replica identity full"),
         (
             "create policy p on daily_engagement_scores for select"
             " using (auth.jwt() -> 'user_metadata' ->> 'role' = 'coach')",
@@ -263,7 +263,7 @@ def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
         ),
         (
             "create or replace function momentum_caller_role() returns text language sql return 'admin'",
-            "not as shipped",
+            "differs from the shipped version",
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_table_of_another_shape_is_refused_and_nothing_changes(
         with pytest.raises(Unsuitable) as refused:
             attempt(app)
         assert named in str(refused.value)
-        assert "rename a table that is something else" in refused.value.hint
+        assert "rename the table if it has another purpose" in refused.value.hint
     first = migrations()[2 if recorded else 0]
     with pytest.raises(psycopg.errors.UndefinedColumn) as error:
         run(app, first.sql)
@@ -336,7 +336,7 @@ def test_a_plan_and_a_status_change_nothing(empty_database: str) -> None:
     before = facts(empty_database, APPS)
     fresh = plan(empty_database)
     assert "create public.coach_interventions" in fresh
-    assert "create auth.users, which Supabase would have" in fresh
+    assert "create auth.users, which Supabase would provide" in fresh
     assert any(line.startswith("    Locks: ") for line in fresh)
     assert status(empty_database) == [f"{migration.title}: not applied" for migration in migrations()]
     assert facts(empty_database, APPS) == before
@@ -460,7 +460,7 @@ def test_what_has_our_names_and_is_not_ours_is_refused(empty_database: str, thei
     run(empty_database, text("database/bootstrap.sql"), APP, theirs)
     before = facts(empty_database, APPS)
     for attempt in (quiet, plan):
-        with pytest.raises(Unsuitable, match="is there already, and is not ours"):
+        with pytest.raises(Unsuitable, match="exist and were not created by it"):
             attempt(empty_database)
     assert facts(empty_database, APPS) == before
 

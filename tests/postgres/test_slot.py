@@ -81,7 +81,7 @@ def test_a_role_that_lacks_everything_is_led_to_all_of_it(database: str, plain_r
     sentence, hint = complaint(plain_role)
     assert sentence.startswith("The role Plain Role lacks privileges that the server needs: ")
     assert hint == "As postgres, the owner of the tables, run: momentum-sync migrate --server-role 'Plain Role'"
-    with pytest.raises(Unsuitable, match="above row level security"):
+    with pytest.raises(Unsuitable, match="bypasses row level security"):
         migrate(database, tell=lambda _: None, server_role="Plain Role")
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute('alter role "Plain Role" nobypassrls')
@@ -172,7 +172,7 @@ def test_a_slot_of_somebody_else(cluster: str, database: str) -> None:
         with psycopg.connect(elsewhere, autocommit=True) as connection:
             connection.execute("select pg_create_logical_replication_slot('theirs', 'pgoutput')")
         sentence, hint = complaint(database, "theirs")
-    assert "belongs to something else" in sentence
+    assert "belongs to another program" in sentence
     assert "MOMENTUM_SLOT=" in hint
 
 
@@ -183,7 +183,7 @@ def test_wal_level_and_what_the_command_line_makes_of_it() -> None:
             admin.execute("alter system set wal_level = replica")
         with Embedded(folder) as embedded:
             sentence, hint = complaint(embedded.conninfo)
-            assert sentence == "wal_level is replica, and changes can be read only with logical."
+            assert sentence == "wal_level is replica, but reading changes requires logical."
             assert "alter system set wal_level = 'logical'" in hint
             done = subprocess.run(
                 [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", embedded.conninfo],

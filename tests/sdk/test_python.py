@@ -203,7 +203,7 @@ async def test_what_does_not_come_back_from_json_is_not_kept(server: Server, use
     async def fetch() -> object:
         return value
 
-    with pytest.raises(TypeError, match="not what comes back from JSON"):
+    with pytest.raises(TypeError, match="does not survive a JSON round trip"):
         await client.cache.get("key", fetch, persistent=True)
     found = await client.cache.get("key", fetch)
     assert found == value or (isinstance(value, float) and math.isnan(found))

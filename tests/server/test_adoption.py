@@ -23,7 +23,7 @@ async def test_an_adopted_app_is_served(start: Start, empty_database: str) -> No
             db.execute((FIXTURES / script).read_text(encoding="utf-8").encode())
         user, helper = new_user(db), new_user(db)
         migrate(empty_database, tell=told.append, server_role=SERVER_ROLE)
-        assert [line for line in told if line.startswith("service_role, and so momentum_server")] != []
+        assert [line for line in told if line.startswith("service_role, and therefore momentum_server")] != []
         async with (
             start(conninfo=empty_database) as server,
             server.live(user) as client,

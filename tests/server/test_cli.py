@@ -83,15 +83,15 @@ def test_in_development_the_secret_is_kept_in_a_file_of_the_owners(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (("token",), {}, "A token is a user's"),
-        (("token", "--user", str(uuid4()), "--role", "service_role"), {}, "A token is a user's"),
-        (("token", "--user", str(uuid4()), "--expires", "soon"), {}, "no duration"),
-        (("token", "--user", str(uuid4())), {"SUPABASE_URL": "https://p.example"}, "private key only it has"),
+        (("token",), {}, "--user is required"),
+        (("token", "--user", str(uuid4()), "--role", "service_role"), {}, "--user is required"),
+        (("token", "--user", str(uuid4()), "--expires", "soon"), {}, "is not a duration"),
+        (("token", "--user", str(uuid4())), {"SUPABASE_URL": "https://p.example"}, "it alone has the private key"),
         (("serve", "--port", "99999"), {}, "MOMENTUM_PORT"),
-        (("serve", "--host", "0.0.0.0"), {}, "without a secret"),
+        (("serve", "--host", "0.0.0.0"), {}, "without a JWT secret"),
         (("serve",), {"MOMENTUM_RETENTION": "soon"}, "MOMENTUM_RETENTION"),
-        (("serve",), {"SUPABASE_ANON_KEY": "a"}, "no embedded PostgreSQL takes its place"),
-        (("migrate",), {"SUPABASE_URL": "https://p.example"}, "no embedded PostgreSQL takes its place"),
+        (("serve",), {"SUPABASE_ANON_KEY": "a"}, "an embedded PostgreSQL is not used together with"),
+        (("migrate",), {"SUPABASE_URL": "https://p.example"}, "an embedded PostgreSQL is not used together with"),
         (("serve",), {"SUPABASE_SERVICE_ROLE_KEY": ""}, "SUPABASE_SERVICE_ROLE_KEY is empty"),
         (("serve", "--service-role-key", ""), {}, "SUPABASE_SERVICE_ROLE_KEY is empty"),
         (("serve", "--database-url", "postgresql://127.0.0.1:1/x"), {}, 'at "127.0.0.1", port 1'),
@@ -157,7 +157,7 @@ async def test_bench_measures_a_running_server(tmp_path: Path, server: Server, d
     assert (numbers["sent"], numbers["lost"], numbers["twice"], numbers["gaps"]) == (200, 0, 0, 0)
     assert 0 < numbers["write_to_client_ms"]["p50"] <= numbers["write_to_client_ms"]["highest"]
     table = await asyncio.to_thread(lambda: run(*arguments[:-1], cwd=tmp_path, **environment))
-    assert "lost 0, twice 0, gaps 0, out of order 0" in table.stdout
+    assert "lost 0, duplicated 0, gaps 0, out of order 0" in table.stdout
     assert "publishing" in table.stderr
 
 
@@ -168,10 +168,10 @@ async def test_bench_says_what_is_wrong(tmp_path: Path, server: Server, database
 
     nobody = make_conninfo(database, user="authenticated_nobody")
     for done, words in (
-        (await asyncio.to_thread(bench, "--url", "http://127.0.0.1:1"), "No Momentum Sync answers"),
-        (await asyncio.to_thread(bench, "--rate", "0.1"), "nothing happens"),
+        (await asyncio.to_thread(bench, "--url", "http://127.0.0.1:1"), "No Momentum Sync server answers"),
+        (await asyncio.to_thread(bench, "--rate", "0.1"), "no event is due"),
         (await asyncio.to_thread(lambda: bench(secret="another-secret-of-more-than-32-bytes")), "SUPABASE_JWT_SECRET"),
-        (await asyncio.to_thread(lambda: bench(db=nobody)), "The database did not take an event"),
+        (await asyncio.to_thread(lambda: bench(db=nobody)), "The database rejected an event"),
     ):
         assert done.returncode == 2, done.stderr
         assert words in done.stderr

@@ -67,7 +67,7 @@ async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql,
                 await asyncio.sleep(0.01)  # until it has read them, whether or not the client has
         running.send_signal(signal.SIGTERM)
         code, why = await client.closed()
-        assert (code, "come back with your last_event_id" in why) == (1012, True)
+        assert (code, "reconnect with your last_event_id" in why) == (1012, True)
         events = [message["event"] for message in client.seen if message["type"] == "realtime_event"]
         assert [event["title"].split(":")[0] for event in events] == [str(number) for number in range(300)]
     assert await asyncio.to_thread(running.wait, 20) == 0

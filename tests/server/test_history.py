@@ -321,7 +321,7 @@ async def test_a_database_copied_as_a_template_is_served_beside_the_first(
     name = str(psycopg.conninfo.conninfo_to_dict(database)["dbname"])
     with temporary_database(cluster, like=name) as second:
         server, capture = (make_conninfo(second, user=role) for role in (SERVER_ROLE, CAPTURE_ROLE))
-        with pytest.raises(Unsuitable, match="belongs to something else") as unsuitable:
+        with pytest.raises(Unsuitable, match="belongs to another program") as unsuitable:
             check(server, "momentum_sync", capture=capture)
         assert "MOMENTUM_SLOT=momentum_sync_2" in unsuitable.value.hint
         check(server, "momentum_sync_2", capture=capture)

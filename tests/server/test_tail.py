@@ -105,7 +105,7 @@ async def test_what_cannot_work_is_said(tmp_path: Path, server: Server, user: UU
 
     assert "Neither a user nor a token was given" in said()
     assert "Neither a user nor a token was given" in said("--user", str(user), "--all")
-    assert "is no condition" in said("--user", str(user), "--where", "x")
+    assert "is not a condition" in said("--user", str(user), "--where", "x")
     assert "is not the root of a server" in said("--user", str(user), "--url", "nowhere")
     wrong = await asyncio.to_thread(lambda: said("--user", str(user), secret="another-secret-of-more-than-32-bytes"))
     assert "(HTTP 401, invalid_token)" in wrong
@@ -116,6 +116,6 @@ async def test_a_server_that_is_away_is_waited_for_and_said_once(tmp_path: Path,
     port = free_port()
     async with tail(tmp_path, "--user", str(user), "--url", f"http://127.0.0.1:{port}") as process:
         assert process.stderr is not None
-        assert "Trying again, more slowly each time." in (await process.stderr.readline()).decode()
+        assert "Reconnecting with increasing delay." in (await process.stderr.readline()).decode()
         async with start(port=port):
             assert (await process.stderr.readline()).decode() == "momentum-sync: connected\n"

@@ -479,4 +479,4 @@ async def test_a_server_that_ends_says_so(start: Start, user: UUID) -> None:
         while True:
             await socket.recv()
     assert socket.close_code == 1012
-    assert "come back with your last_event_id" in (socket.close_reason or "")
+    assert "reconnect with your last_event_id" in (socket.close_reason or "")

@@ -675,6 +675,16 @@ def test_only_a_large_event_waits_for_room(checked: tuple[str, ...]) -> None:
     assert len(wire.taken()) == 1
 
 
+def test_a_large_event_that_is_not_for_a_subscriber_needs_no_room() -> None:
+    world = World(large=1)
+    in_snapshot = world.join("a", boundary=SnapshotBoundary(Snapshot.parse("60:60:"), 1000, 0))
+    out_of_sight = world.join("a", checked=("b",))
+    for wire in (in_snapshot, out_of_sight):
+        wire.room = 0
+    world.publish("a", xid=50, body=b'{"event_type":"x","out_of_sight":true}')
+    assert [(wire.taken(), wire.held_back) for wire in (in_snapshot, out_of_sight)] == [([], []), ([], [])]
+
+
 @pytest.mark.parametrize("checked", [(), ("b",)], ids=["plain", "careful"])
 def test_invalidated_keys_are_to_be_acknowledged(checked: tuple[str, ...]) -> None:
     world = World()

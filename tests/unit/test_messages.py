@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 from momentum_sync.domain.commands import encode_cache_invalidation
 from momentum_sync.domain.messages import PROTOCOL, CacheInvalidationAck, MarkNotificationRead, RequestMomentumUpdate
 from momentum_sync.eventlog.event import Event
-from momentum_sync.wire import messages
+from momentum_sync.wire import from_server, messages
 from momentum_sync.wire.close import Close
 
 json_values = st.recursive(
@@ -186,3 +186,62 @@ def test_an_id_of_a_notification_is_a_uuid() -> None:
     notification = uuid4()
     text = json.dumps({"type": "mark_notification_read", "notification_id": str(notification)})
     assert DECODER.decode(text.encode()) == MarkNotificationRead(notification_id=notification)
+
+
+def test_a_decoder_of_some_types_knows_these_and_names_them() -> None:
+    decoder = messages.ClientMessages([messages.Ping, messages.Subscribe])
+    assert decoder.decode(b'{"type": "ping", "ref": 1}') == messages.Ping(ref=1)
+    with pytest.raises(messages.BadMessage, match=r"one of ping, subscribe\.") as unknown:
+        decoder.decode(b'{"type": "authenticate", "token": "t", "ref": 2}')
+    assert (unknown.value.code, unknown.value.ref) == ("unknown_type", 2)
+    with pytest.raises(messages.BadMessage, match=r"`subscribe` .*channels") as wrong:
+        decoder.decode(b'{"type": "subscribe", "channels": 7, "ref": 3}')
+    assert (wrong.value.code, wrong.value.ref) == ("invalid_field", 3)
+
+
+def test_a_decoder_of_server_messages_passes_over_types_of_newer_servers() -> None:
+    decoder = from_server.ServerMessages([from_server.Pong, from_server.Error])
+    pong = decoder.decode('{"type": "pong", "timestamp": "t", "ref": 1, "more": 2}')
+    assert pong == from_server.Pong(timestamp="t", ref=1)
+    assert decoder.decode(b'{"type": "of_tomorrow"}') is None
+    for wrong in ('{"type": "pong"}', '{"type": "error", "timestamp": "t"}', "{}", '{"type": 7}', "[]", "nonsense"):
+        with pytest.raises(ValueError, match=r".+"):
+            decoder.decode(wrong)
+
+
+def test_the_messages_of_a_module_are_those_that_it_declares_with_a_type() -> None:
+    found = messages.declared_in("momentum_sync.wire.messages", messages.ClientMessage)
+    assert found == [messages.Ping, messages.Subscribe, messages.Unsubscribe, messages.Authenticate]
+    assert [messages.tag_of(each) for each in found] == ["ping", "subscribe", "unsubscribe", "authenticate"]
+    imported = messages.declared_in("momentum_sync.domain.messages", messages.ClientMessage)
+    assert RequestMomentumUpdate in imported
+    assert messages.Ping not in imported
+
+
+def test_an_error_has_its_parts() -> None:
+    assert json.loads(messages.error("forbidden", "No.", 1.5, "r", refused=["a"])) == {
+        "type": "error", "code": "forbidden", "error": "No.", "refused": ["a"], "ref": "r",
+        "timestamp": "1970-01-01T00:00:01.500Z",
+    }  # fmt: skip
+    assert "ref" not in json.loads(messages.error("forbidden", "No.", 1.5))
+
+
+@pytest.mark.parametrize("length", [0, 125, 126, 65535, 65536])
+def test_the_length_of_a_frame(length: int) -> None:
+    payload = b"x" * length
+    assert messages.frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+
+
+def test_an_event_gets_its_ids() -> None:
+    ids = messages.DeliveryIds("e-2", "e-1", 'c"')
+    assert json.loads(messages.event_object(b"{}", ids)) == {"id": "e-2", "previous_id": "e-1", "channel": 'c"'}
+    whole = json.loads(messages.realtime_event(b'{"a":1}', ids, 2.0))
+    assert whole == {
+        "type": "realtime_event", "event": {"a": 1, "id": "e-2", "previous_id": "e-1", "channel": 'c"'},
+        "timestamp": "1970-01-01T00:00:02.000Z",
+    }  # fmt: skip
+
+
+def test_the_format_of_a_time() -> None:
+    assert messages.timestamp(0.0) == "1970-01-01T00:00:00.000Z"
+    assert messages.timestamp(1_800_000_000.0625) == "2027-01-15T08:00:00.062Z"

@@ -95,8 +95,9 @@ def test_other_good_tokens(more: dict[str, Any]) -> None:
     ],
 )
 def test_wrong_claims(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(Unauthenticated, match=said):
+    with pytest.raises(Unauthenticated, match=said) as refused:
         check(signed(**more))
+    assert refused.value.code == ("token_expired" if said == "expired" else "invalid_token")
 
 
 def encoded(part: object) -> str:
@@ -246,3 +247,68 @@ def test_bytes_that_are_no_text_are_no_token() -> None:
         api_key("\udcff", RULES)
     with pytest.raises(Unauthenticated):
         check("\udcff.a.b")
+
+
+def code(token: str, rules: TokenRules = RULES, keys: dict[str, jwt.PyJWK] | None = None) -> str:
+    with pytest.raises(Unauthenticated) as refused:
+        check(token, rules, keys)
+    assert str(refused.value).endswith(".")
+    return refused.value.code
+
+
+def test_refusals_have_codes() -> None:
+    keys = {"k": public("ES256")}
+    refused = [
+        code("x" * 20_000), code("a.b.c"), code(signed(SECRET * 2, "HS512")), code(signed(), TokenRules(issuer=ISSUER)),
+        code(signed(PRIVATE["ES256"], "ES256", {"kid": "other"}), keys=keys),
+        code(signed(PRIVATE["RS256"], "RS256", {"kid": "k"}), keys=keys),
+        code(signed(app_metadata={"a": "\0"})), code(signed(nbf=NOW + 6)),
+    ]  # fmt: skip
+    assert refused == ["invalid_token"] * 8
+    assert code(signed(exp=NOW - 5)) == "token_expired"
+    for key in ("", "another"):
+        with pytest.raises(Unauthenticated) as wrong:
+            api_key(key, RULES)
+        assert wrong.value.code == "invalid_api_key"
+        assert str(wrong.value).endswith(".")
+    with pytest.raises(Unauthenticated) as other:
+        bearer("Basic x")
+    assert other.value.code == "invalid_token"
+
+
+def test_a_token_may_be_as_long_as_the_limit() -> None:
+    def padded(size: int) -> str:
+        return signed(app_metadata={"a": "x" * size})
+
+    shortest = next(size for size in range(11_900, 12_300) if len(padded(size)) > 16 * 1024)
+    assert len(padded(shortest - 1)) <= 16 * 1024
+    assert check(padded(shortest - 1)).subject == USER
+    assert code(padded(shortest)) == "invalid_token"
+    service = "k" * 16 * 1024
+    assert check(service, TokenRules(service_role_key=service)).role == "service_role"
+    assert code(service + "k", TokenRules(service_role_key=service + "k")) == "invalid_token"
+
+
+def test_the_claims_that_the_database_gets() -> None:
+    found = json.loads(check(signed(sub=str(USER).upper(), iat=NOW, jti=7, iss="any")).claims)
+    assert found == {**claims(iat=NOW, jti=7, iss="any"), "sub": str(USER)}
+    assert "iat" not in json.loads(check(signed(iat="soon")).claims)
+    service = check(signed(role="service_role", sub=None))
+    assert (json.loads(service.claims), service.expires_at) == (claims(role="service_role", sub=None), NOW + 60)
+    assert json.loads(check("service").claims) == {"role": "service_role"}
+    assert json.loads(check(signed(role=None)).claims)["role"] == "authenticated"
+
+
+@pytest.mark.parametrize("nbf", [0, NOW + 5])
+def test_a_token_that_is_valid_from_now_on(nbf: float) -> None:
+    assert check(signed(nbf=nbf)).subject == USER
+
+
+def test_the_last_second_of_year_9999_is_a_time() -> None:
+    assert check(signed(exp=253_402_300_799)).expires_at == 253_402_300_799
+    assert code(signed(exp=253_402_300_800)) == "invalid_token"
+
+
+def test_the_audience_is_compared_whole() -> None:
+    assert code(signed(aud="authenticated-and-more")) == "invalid_token"
+    assert code(signed(aud="xauthenticatedx")) == "invalid_token"

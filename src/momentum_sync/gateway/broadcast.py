@@ -135,7 +135,8 @@ class Broadcast:
             if cursor.must_check(event):
                 subscriber.hold_back(event.offset - 1)
                 return
-            if len(event.body) > self._limits.large_bytes and not subscriber.has_room(len(event.body)):
+            large = len(event.body) > self._limits.large_bytes
+            if large and cursor.wants(event) and not subscriber.has_room(len(event.body)):
                 subscriber.hold_back(event.offset - 1)
                 return
             shared = cursor.boundary is None

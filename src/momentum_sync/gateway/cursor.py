@@ -123,6 +123,10 @@ class Cursor:
                 return channel
         return None
 
+    def wants(self, event: Event) -> bool:
+        """Return whether the event is on a subscribed channel and not in the snapshot."""
+        return not self.sees(event) and self.channel_of(event) is not None
+
     def must_check(self, event: Event) -> bool:
         """Return whether the database has to decide if the event may be delivered."""
         if not self.checked or self.sees(event):

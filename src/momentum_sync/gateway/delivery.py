@@ -263,10 +263,10 @@ class Delivery:
 
     def _lacks_room(self, events: list[Event]) -> bool:
         """Return whether a large event of the page has no room, and it is not this connection's turn."""
-        largest = max((len(event.body) for event in events), default=0)
-        budget = self._gateway.send_budget
-        large = largest > self._gateway.limits.delivery.large_bytes
-        return large and not budget.has_room(largest) and not budget.has_turn(self)
+        cursor, budget = self._connection.cursor, self._gateway.send_budget
+        large = self._gateway.limits.delivery.large_bytes
+        largest = max((len(each.body) for each in events if len(each.body) > large and cursor.wants(each)), default=0)
+        return largest > 0 and not budget.has_room(largest) and not budget.has_turn(self)
 
     def _ready(self) -> None:
         self._loop.call_soon(self.catch_up)
@@ -318,9 +318,11 @@ class Delivery:
                 observe.failed("catching up", error)
             self._connection.finish(close_for(error))
         finally:
-            self._question = None
-            self._resume_catching_up()
-        self.catch_up()
+            if self._question is asyncio.current_task():  # else an answer that was written has led to the next one
+                self._question = None
+                self._resume_catching_up()
+        if not self._gateway.send_budget.is_waiting(self):  # else the page would be asked for until there is room
+            self.catch_up()
 
     def _resume_catching_up(self) -> None:
         if self._state is DeliveryState.ASKING:

@@ -40,15 +40,17 @@ class Frames:
 
     Attributes:
         inbox: messages not handled yet; None stands for a binary one.
+        closed_with: close code of the server's own close frame; None before, and if the client closes.
     """
 
-    __slots__ = ("_binary", "_parts", "_pong", "_protocol", "inbox")
+    __slots__ = ("_binary", "_parts", "_pong", "_protocol", "closed_with", "inbox")
 
     def __init__(self, most: int) -> None:
         self._protocol = ServerProtocol(
             max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
         self.inbox: list[bytes | None] = []  # an empty deque is 600 bytes
+        self.closed_with: int | None = None
         self._parts: list[bytes] = []
         self._binary = False
         self._pong = b""
@@ -114,6 +116,7 @@ class Frames:
     def close(self, code: int, reason: str) -> None:
         """Send a close frame."""
         self._protocol.send_close(code, reason)
+        self.closed_with = code
 
     def to_send(self, *, hold_pongs: bool = False) -> list[bytes]:
         """Return the protocol's own data to write.

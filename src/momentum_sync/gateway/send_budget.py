@@ -64,6 +64,10 @@ class SendBudget:
         self._queue[connection] = ready
         self._next()
 
+    def is_waiting(self, connection: Hashable) -> bool:
+        """Return whether the connection waits for its turn or for room."""
+        return connection in self._queue
+
     def has_turn(self, connection: Hashable) -> bool:
         """Return whether the connection may exceed the total limit now."""
         return self._turn is connection

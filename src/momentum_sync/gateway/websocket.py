@@ -97,8 +97,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 timer.cancel()
         if self._session is not None:
             self.gateway.hub.leave(self)
-            closing = self._session.closing
-            observe.disconnected(None if closing is None else closing.code)
+            observe.disconnected(self._frames.closed_with)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes within the bounds."""
@@ -262,7 +261,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if needed is not None:
                 self._enter(ConnectionState.WORKING)
                 self._transport.pause_reading()
-                self._spawn(self._do(session, *needed))
+                self._spawn(self._do(session, *needed), needed[0])
                 break
         self.flush()
 
@@ -417,8 +416,10 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._aborter is None:
             self._aborter = self._loop.call_later(self.gateway.limits.sockets.close_s, self._transport.abort)
 
-    def _spawn(self, work: Work) -> asyncio.Task[None]:
+    def _spawn(self, work: Work, inner: Work | None = None) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
+        if inner is not None:  # a task that is cancelled before it begins would leave it never awaited
+            task.add_done_callback(lambda _: inner.close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

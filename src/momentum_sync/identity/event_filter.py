@@ -9,7 +9,6 @@ since, it must still be the version of the event.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -31,7 +30,8 @@ from momentum_sync.schema import Column, Schema, TableSpec
 
 _SQL = queries.load(__package__)
 _UNKNOWN = ("false", "true")
-_TYPES: Mapping[str, type] = {"uuid": UUID, "date": date}  # of columns whose text PostgreSQL might refuse to cast
+# Text that PostgreSQL would refuse to cast. Dates are left to it: it has more of them, such as `-infinity`.
+_TYPES: Mapping[str, type] = {"uuid": UUID}
 _NONE = msgspec.Raw(b"")
 T = TypeVar("T")
 
@@ -116,9 +116,12 @@ class EventFilter:
     def _names_a_row(self, event: Event) -> bool:
         """Return whether the event names a row. An operator's own event of the same type may not."""
         try:
-            self._keys[event.event_type].decode(event.body)
-            if event.rows is not None:
-                _rows.decode(event.rows)
+            if event.rows is None:
+                self._keys[event.event_type].decode(event.body)
+            else:
+                rows = _rows.decode(event.rows)
+                for version in filter(None, (bytes(rows.was), bytes(rows.is_))):
+                    _columns.decode(version)
         except msgspec.MsgspecError:
             return False
         return True

@@ -80,32 +80,31 @@ class UserState:
         """Return the state to store."""
         return Saved(self.momentum, list(self.interventions), list(self.notifications), self.unsure)
 
-    def fold(self, fields: Mapping[str, Any]) -> bool:
-        """Apply the next event. Return whether anything changed; events of other users change nothing."""
+    def fold(self, fields: Mapping[str, Any]) -> None:
+        """Apply the next event. Events of other users change nothing."""
         kind = _KINDS.get(fields.get("event_type"))
         if kind is None or fields.get("user_id") != self.user_id:
-            return False
+            return
         try:
             event = msgspec.convert(fields, kind)
         except msgspec.ValidationError:  # an operator's own event with one of these types: it describes no row
-            return False
+            return
         match event:
             case ScoreChanged(event_type="momentum_score_deleted"):
-                return self._score_deleted(event)
+                self._score_deleted(event)
             case ScoreChanged(momentum_state=None):  # too large for an event, so it must be read
                 self.unsure = True
-                return False
             case ScoreChanged():
-                return self._score(event)
+                self._score(event)
             case InterventionChanged():
-                return self._intervention(event)
+                self._intervention(event)
             case PushNotification():
-                return self._notification(event)
+                self._notification(event)
             case NotificationRemoved():
-                return self._notifications.pop(event.notification_id, None) is not None
+                self.forget_notification(event.notification_id)
 
     def forget_notification(self, notification_id: str) -> None:
-        """Remove a notification."""
+        """Remove a notification, if it is there."""
         self._notifications.pop(notification_id, None)
 
     def read_again(self, momentum: Momentum) -> bool:
@@ -133,12 +132,12 @@ class UserState:
         before, self._doubtful = self._doubtful, msgspec.structs.replace(momentum, timestamp=None)
         return not self.unsure or before != self._doubtful
 
-    def _score(self, event: ScoreChanged) -> bool:
+    def _score(self, event: ScoreChanged) -> None:
         self._days[event.score_date] = event
         now = self.momentum
         if now is not None and now.has_data and now.score_date is not None and event.score_date < now.score_date:
             self.unsure = True  # an earlier day changed, or the latest score was moved there
-            return False
+            return
         self.momentum = Momentum(
             user_id=self.user_id,
             has_data=True,
@@ -147,20 +146,18 @@ class UserState:
             final_score=event.final_score,
             last_updated=event.timestamp,
         )
-        return True
 
-    def _score_deleted(self, event: ScoreChanged) -> bool:
+    def _score_deleted(self, event: ScoreChanged) -> None:
         self._days[event.score_date] = event
         if self.momentum is not None and self.momentum.score_date == event.score_date:
             self.momentum = None
             self.unsure = True
-            return True
-        return False
 
-    def _intervention(self, event: InterventionChanged) -> bool:
+    def _intervention(self, event: InterventionChanged) -> None:
         key = event.intervention_id
         if event.event_type == "intervention_deleted" or event.status not in _OPEN:
-            return self._interventions.pop(key, None) is not None
+            self._interventions.pop(key, None)
+            return
         known = self._interventions.get(key)
         created = (
             event.timestamp if event.event_type == "intervention_created" else None
@@ -173,12 +170,12 @@ class UserState:
             trigger_reason=event.trigger_reason,
             created_at=event.created_at or (created if known is None else known.created_at),
         )
-        return True
 
-    def _notification(self, event: PushNotification) -> bool:
+    def _notification(self, event: PushNotification) -> None:
         key = event.notification_id
         if event.status not in _UNREAD:
-            return self._notifications.pop(key, None) is not None
+            self._notifications.pop(key, None)
+            return
         known = self._notifications.get(key)
         self._notifications[key] = Notification(
             id=key,
@@ -192,7 +189,6 @@ class UserState:
         )
         if len(self._notifications) > _MOST_NOTIFICATIONS:
             del self._notifications[self.notifications[-1].id]
-        return True
 
 
 def _by_date(one: Intervention) -> tuple[str, str, str]:
