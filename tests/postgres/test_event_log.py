@@ -309,9 +309,9 @@ async def test_a_log_has_one_slot(log: Writer, open_log: Open, database: str, db
     await log.acquire(FACTS)
     db.execute("select pg_create_logical_replication_slot('s', 'pgoutput')")
     second = await open_log("another")
-    with pytest.raises(FencedOff, match="belongs to the slot s"):
+    with pytest.raises(FencedOff, match="belongs to the replication slot s"):
         await second.acquire(replace(FACTS, slot="another"))
-    with pytest.raises(Unsuitable, match="belongs to the slot s") as unsuitable:
+    with pytest.raises(Unsuitable, match="belongs to the replication slot s") as unsuitable:
         check(database, "another")
     db.execute(unsuitable.value.hint.split("drop it: ")[1].encode())
     assert (await second.acquire(replace(FACTS, slot="another"))).offset == 0

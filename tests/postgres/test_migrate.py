@@ -293,7 +293,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
             ).fetchall()
             assert open_to_anon == []
             for role in ("project_owner", "postgres"):
-                with pytest.raises(Unsuitable, match="is to bind the server"):
+                with pytest.raises(Unsuitable, match="must apply to the server"):
                     migrate(owner, tell=told.append, server_role=role)
         with psycopg.connect(superuser, autocommit=True) as admin:
             rights = admin.execute(

@@ -82,7 +82,7 @@ async def test_a_flood_of_messages(server: Server, db: Sql, user: UUID, other: U
                 break
         code, reason = await client.closed()
         assert code == 4429
-        assert "come back" in reason
+        assert "reconnect" in reason
 
 
 @pytest.mark.parametrize("fragments", [1, 20])

@@ -163,7 +163,7 @@ def test_a_second_demo_says_that_one_runs(demo: Demo) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "running already" in done.stderr
+    assert "already running" in done.stderr
     assert "Traceback" not in done.stderr
 
 

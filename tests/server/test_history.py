@@ -301,7 +301,11 @@ async def test_triggers_of_others_that_run_before_ours_are_named(
     )
     told: list[str] = []
     migrate(database, tell=told.append)
-    assert [line for line in told if "runs before ours" in line] == [line for line in told if "a_first" in line] != []
+    assert (
+        [line for line in told if "runs before the publishing trigger" in line]
+        == [line for line in told if "a_first" in line]
+        != []
+    )
     assert not any("z_last" in line or "a_before" in line for line in told)
     async with start() as server, server.http() as http, asyncio.timeout(20):
         while not (health := (await http.get("/sync/health")).json())["publishing"]["foreign_triggers"]:

@@ -165,8 +165,9 @@ HOSTILE = {
     "standard_conforming_strings": "off", "row_security": "off", "quote_all_identifiers": "on",
     "default_transaction_isolation": "serializable", "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on", "statement_timeout": "1ms", "lock_timeout": "1ms",
-    "idle_in_transaction_session_timeout": "1ms", "idle_session_timeout": "500ms", "transaction_timeout": "1ms",
-    "wal_sender_timeout": "100ms",
+    "idle_in_transaction_session_timeout": "1ms", "idle_session_timeout": "500ms", "wal_sender_timeout": "100ms",
+    # PostgreSQL 17 and later. It is in force until the connection has pinned it with its first statement.
+    "transaction_timeout": "300ms",
 }  # fmt: skip
 
 
@@ -194,7 +195,11 @@ async def test_settings_that_a_role_a_database_or_the_environment_carries_change
         while time.monotonic() < ends:
             add_notification(db, user, title="🏃 gut gelaufen")
             assert (await client.until("realtime_event"))["event"]["title"] == "🏃 gut gelaufen"
-            answer = await http.post("/sync/notifications", json={"user_id": str(user)})
+            db.execute("begin; lock table public.momentum_notifications")
+            reading = asyncio.ensure_future(http.post("/sync/notifications", json={"user_id": str(user)}))
+            await asyncio.sleep(0.5)  # longer than a transaction may last
+            db.execute("rollback")
+            answer = await reading
             assert answer.status_code == 200, answer.text
             await asyncio.sleep(0.7)  # idle for longer than the role's sessions may be
         assert (await until_state(server, "live"))["status"] == "healthy"

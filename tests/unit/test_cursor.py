@@ -142,3 +142,9 @@ def test_an_unsubscribed_channel_is_checked_no_longer() -> None:
     made = cursor("a", "b", checked=frozenset({"a", "b"}))
     made.unsubscribe(["a"])
     assert made.checked == {"b"}
+
+
+def test_a_cursor_wants_what_is_on_its_channels_and_not_in_its_snapshot() -> None:
+    made = cursor("a")
+    wanted = [made.wants(each) for each in (event(8, "a"), event(8, "b"), event(8, "a", xid=11), event(8, "b", xid=11))]
+    assert wanted == [True, False, False, False]

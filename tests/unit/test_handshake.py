@@ -56,6 +56,7 @@ def test_any_target_is_ours_or_not_found(target: str) -> None:
         (["momentum.v1, bearer.a.b.c"], "a.b.c"),
         (["momentum.v1", "bearer.t"], "t"),
         (["bearer."], ""),
+        (["momentum.v1,bearer.t"], "t"),
     ],
 )
 def test_the_token_among_subprotocols(headers: list[str], token: str | None) -> None:

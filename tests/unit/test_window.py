@@ -87,6 +87,7 @@ def test_pages_of_any_size_bring_all_that_follows_in_order_and_once(
         page, upto = window.after(place, list(asked), most=most)
         assert upto > place
         assert sum(len(e.body) for e in page[:-1]) <= most
+        assert upto == window.last or sum(len(e.body) for e in page) > most, "no page ends before it is full"
         found += page
         place = upto
     assert found == [e for e in events if e.offset > offset and set(e.keys) & set(asked)]
@@ -135,3 +136,11 @@ def test_a_restart_forgets_what_was_held() -> None:
     assert (len(window), window.size, window.first, window.last, window.mark(8)) == (0, 0, 9, 8, None)
     assert window.count_after(0, "a", None) == 0
     assert window.reaches(Snapshot.parse("8:8:"))
+
+
+def test_a_key_whose_events_were_seen_does_not_end_the_search_of_the_next() -> None:
+    window = Window(1_000_000)
+    window.restart(first=1, ceiling=0)
+    window.add(event(1, 5, ("a",)))
+    window.add(event(2, 9, ("b",)))
+    assert window.first_unseen(Snapshot.parse("7:7:"), ["a", "b"]) == 2
