@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from benchmarks import (
     at_rest,
+    beside,
     big_transaction,
     compare,
     connects,
@@ -60,7 +61,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, with those of each round")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG")
     parser.add_argument("--write", action="store_true", help="bring docs/performance.{json,svg,md} up to date")
+    parser.add_argument(
+        "--beside", type=Path, metavar="CHECKOUT", help="compare quick rounds with those of another version"
+    )
     given = parser.parse_args()
+    if given.beside is not None:
+        beside.compare(given.beside.resolve(), given.what or list(MEASURES), rounds=given.rounds)
+        return
     if given.write and (given.what or given.quick):
         parser.error("--write is for all measures at their size: the page would lose the others")
     pin(LOAD_CORES)
