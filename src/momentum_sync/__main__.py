@@ -9,7 +9,7 @@ _NEEDED = ("typer", "fastapi", "psycopg", "uvicorn")
 
 
 def main() -> None:
-    """Run the command line. Without the extra `server`, print what to install and exit with status 2."""
+    """Run the command line. Without the extra `server`, print the install command and exit with status 2."""
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         print(
             f"momentum-sync: only the SDK is installed, not the server (missing: {', '.join(missing)}).\n"

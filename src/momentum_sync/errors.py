@@ -11,7 +11,7 @@ MomentumError
 │   ├── TooMany           429
 │   └── Unavailable       503  temporary; the same request may succeed later
 ├── ClientError           an error of the SDK; the client continues by itself, unless it is Ended
-│   ├── ConnectionLost    the network or the server is gone
+│   ├── ConnectionLost    the connection to the server was lost
 │   ├── FeedFrozen        heartbeats are missing
 │   ├── Rejected          the server refused the connection: `status` and `code`
 │   ├── TokenUnavailable  the token provider raised

@@ -47,7 +47,7 @@ async def opened(stack: AsyncExitStack, resource: _Resource) -> _Resource:
 
 @asynccontextmanager
 async def background(work: Coroutine[object, object, None], stopped: asyncio.Event) -> AsyncIterator[None]:
-    """Run work that never ends by itself. Set `stopped` if it does."""
+    """Run work that never ends on its own. Set `stopped` if it does."""
     task = asyncio.ensure_future(work)
     task.add_done_callback(lambda _: stopped.set())
     try:
@@ -60,7 +60,7 @@ async def background(work: Coroutine[object, object, None], stopped: asyncio.Eve
 
 @asynccontextmanager
 async def capturing(capture: Capture, stopped: asyncio.Event, limits: LifecycleLimits) -> AsyncIterator[None]:
-    """Run capture. At the end, confirm the slot behind what was read, if the database answers in time."""
+    """Run capture. At the end, confirm the slot up to the last message read, if the database answers in time."""
     task = asyncio.ensure_future(capture.run())
     task.add_done_callback(lambda _: stopped.set())
     try:

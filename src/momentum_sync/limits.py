@@ -1,6 +1,6 @@
 """Every bound and timeout of the server, in one object that is passed to its components.
 
-Settings are what an operator chooses; these values follow from the design and are the same everywhere. A test passes
+Settings are the operator's choices; these values follow from the design and are the same everywhere. A test passes
 its own, such as `Limits(delivery=DeliveryLimits(stall_s=1.0))`. Names end in their unit: `_s` seconds, `_bytes` bytes;
 all others are counts.
 """

@@ -50,7 +50,7 @@ _FRAMES = 8
 
 
 def described(error: BaseException) -> str:
-    """Return what may be logged of an error: messages of PostgreSQL and others may quote values and whole rows."""
+    """Return the loggable part of an error: messages of PostgreSQL and others may quote values and whole rows."""
     if isinstance(error, psycopg.Error):
         lines = (error.diag.message_primary or str(error)).strip().splitlines()
         of_the_connection = error.sqlstate is None and isinstance(error, psycopg.OperationalError)

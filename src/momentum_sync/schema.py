@@ -1,6 +1,6 @@
 """The tables and channels of an application, as the engine needs them.
 
-The engine delivers events and decides who may see them. It takes from here what it cannot know: which event types
+The engine delivers events and decides who may see them. It takes the app's own facts from here: which event types
 belong to which table, how an event names its row, and which channels a user has. `domain/` declares the momentum
 app; `tests/server/test_other_domain.py` declares another one in a single file.
 """
@@ -46,7 +46,7 @@ class Schema:
     Attributes:
         tables: the tables.
         own_channels: the channels of every user, with `{user_id}` where the user's id stands.
-        shared_channels: channels with rows of many users, granted by what the caller is and not by a row.
+        shared_channels: channels with rows of many users, granted by the caller's role and not by a row.
         per_user_channels: channels whose events go to the connections of the event's `user_id` only.
         grant: SQL function in `public` that takes a channel and returns `granted`, `checked` (each event) or null.
         may_act_for: SQL function in `public` that takes a user's id and returns whether the caller may act for it.

@@ -98,7 +98,7 @@ def development_secret_path(data_dir: Path) -> Path:
 
 
 def token_rules(settings: Settings) -> TokenRules:
-    """Return what a valid token looks like under these settings."""
+    """Return the requirements of valid tokens under these settings."""
     return TokenRules(
         secret=development_secret(settings.data_dir) if settings.development else _revealed(settings.jwt_secret),
         issuer=settings.issuer,

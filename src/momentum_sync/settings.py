@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _empty(cls, values: object) -> object:
-        """Reject empty secrets, which would open what they are to close. Other empty values count as unset."""
+        """Reject empty secrets, which would protect nothing. Other empty values count as unset."""
         if not isinstance(values, dict):
             return values
         for name, value in values.items():

@@ -9,7 +9,7 @@ _AGAIN_S = 5.0  # longer than an orderly end takes, in seconds
 
 
 async def end(*tasks: asyncio.Task[object]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they raise.
+    """Cancel tasks and wait until they have ended, ignoring their errors.
 
     One cancellation may not be enough. Before Python 3.12 `asyncio.wait_for`, with which psycopg_pool waits for a
     connection, swallows a cancellation that arrives together with the result (python/cpython#86296). So a task that
@@ -35,7 +35,7 @@ async def end(*tasks: asyncio.Task[object]) -> None:
 
 
 async def first_of(*work: Coroutine[object, object, None]) -> None:
-    """Run all coroutines until the first ends, and raise what it raised."""
+    """Run all coroutines until the first ends, and raise its error."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -289,7 +289,7 @@ begin
         return event;
     end if;
     for field in
-        -- Oversized fields are omitted whatever their depth, which would take long to determine.
+        -- Oversized fields are omitted at any depth; determining it would take long.
         select f.key, octet_length(f.value::text) as bytes, case
             when octet_length(f.value::text) > momentum.max_event_bytes() then true
             else momentum.is_deeper(f.value::text, momentum.max_event_depth() - 1) end as never_fits
@@ -417,7 +417,7 @@ return ((mod(commit_lsn - '0/0'::pg_lsn, 4294967296))::bigint
     # ((extract(epoch from committed_at) * 1000000)::bigint & 4294967295));
 
 -- The log belongs to the owner of the tables, so that the server's role can leave no code there that runs with an
--- owner's rights. This function does for the role what takes an owner.
+-- owner's rights. This function does the owner's work for the role.
 create or replace function momentum.keep_partitions(retention interval) returns text[]
 language plpgsql
 security definer
@@ -569,7 +569,8 @@ published before that of the earlier one.
 Example:
     select momentum.check_publishing()';
 
--- The last step of each file. Everything belongs to the owner of the tables, whoever runs the file: functions with
+-- The last step of each file. Everything belongs to the owner of the tables, also if another role runs the file:
+-- functions with
 -- their owner's rights then have no more than the tables need, and PostgreSQL inlines only between objects of one
 -- owner. Privileges that were not granted explicitly are revoked, and the created objects are recorded.
 create or replace function momentum.settle() returns void

@@ -203,7 +203,8 @@ $$;
 
 -- Policies: as shipped, or changed since ----------------------------------------------------------------------------
 
--- The policies decide who gets which event. Their fingerprints let the server know this without a query for each event.
+-- The policies decide the receivers of each event. Their fingerprints let the server know this without a query for each
+-- event.
 --
 -- As shipped, they grant rows by the token alone, with one exception: a coach sees the scores of assigned users, and
 -- assignments are rows. So a channel is *granted* if the token alone grants it, and *checked* if rows or an operator's own

@@ -91,7 +91,7 @@ export class Cache {
     return keys;
   }
 
-  /** As `clear`, because it is another user's now: what is being fetched is neither kept nor fetched again. */
+  /** As `clear`, because it is another user's now: values being fetched are neither kept nor fetched again. */
   forget() {
     this.#generation += 1;
     return this.clear();
@@ -109,7 +109,7 @@ export class Cache {
     }
   }
 
-  /** What a store is to keep. */
+  /** The entries for a store. */
   saved() {
     /** @type {Record<string, Entry>} */
     const saved = {};

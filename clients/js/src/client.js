@@ -57,7 +57,7 @@ const LATER = 6; // as after so many failures: the longest pause
 const ACKNOWLEDGE_AFTER_MS = 100; // servers take 20 messages a second
 const KEYS_A_MESSAGE = 500;
 
-/** A user's connection to a Momentum Sync server, and what it knows. */
+/** A user's connection to a Momentum Sync server, and the user's data. */
 export class Client {
   #url;
   #token;
@@ -88,7 +88,8 @@ export class Client {
 
   /**
    * @param {string} url the server's root
-   * @param {string | (() => string | Promise<string>)} token a token, or what gives one: it is called for each
+   * @param {string | (() => string | Promise<string>)} token a token, or a function that returns one: it is called for
+   * each
    * connection, and before the token expires
    * @param {Options} [options]
    */
@@ -174,7 +175,7 @@ export class Client {
     this.#untie();
   }
 
-  /** What the program has fetched, until the server says that it is no longer true. */
+  /** Fetched values, until the server invalidates them. */
   get cache() {
     return this.#replica.cache;
   }
@@ -198,7 +199,7 @@ export class Client {
    */
   onStateChange = (listener) => this.addEventListener("state", listener);
 
-  /** Whose data it is; null until that is known, and for a connection without a user. */
+  /** The user whose data it is; null until that is known, and for a connection without a user. */
   get userId() {
     return this.#replica.protocol.userId || null;
   }
@@ -268,7 +269,8 @@ export class Client {
   }
 
   /**
-   * Mark a notification as read. Resolves once the mark is stored; the server is told now or later. A refusal is passed
+   * Mark a notification as read. Resolves once the mark is stored; the server receives it now or later. A refusal is
+   * passed
    * to listeners of "error". Throws TypeError if the id is not a UUID, StoreFailed if the mark could not be stored: it
    * is sent for as long as the program runs, and the store is retried.
    * @param {string} notificationId
@@ -391,7 +393,7 @@ export class Client {
   }
 
   /**
-   * Run one connection to its end, and return what ended it.
+   * Run one connection to its end, and return the error that ended it.
    * @returns {Promise<ClientError>}
    */
   async #connect() {
@@ -498,7 +500,7 @@ export class Client {
     return this.#connection.ask(message);
   }
 
-  /** Sends what waits in the outbox, a few at a time. */
+  /** Sends the marks in the outbox, a few at a time. */
   #post() {
     const connection = this.#connection;
     if (connection === null || !this.#replica.protocol.online) return;

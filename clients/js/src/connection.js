@@ -11,7 +11,7 @@ import {
 } from "./errors.js";
 import { verdict } from "./protocol.js";
 
-/** Codes with which the server refuses a connection for good. Whatever else answers 403 is somebody on the way. */
+/** Codes with which the server refuses a connection for good. Any other 403 is from a proxy. */
 export const OWN_CODES = new Set([
   "bad_address",
   "bad_handshake",
@@ -110,7 +110,7 @@ export class Connection {
     socket.onclose = ({ code, reason }) => this.end(lost(code, reason));
     socket.onerror = () => {};
     /**
-     * Resolves with what ended the connection.
+     * Resolves with the error that ended the connection.
      * @type {Promise<ClientError>}
      */
     this.ended = new Promise((resolve) => {
@@ -137,7 +137,7 @@ export class Connection {
   }
 
   /**
-   * Send a message. If the connection is gone, the listener learns of it.
+   * Send a message. If the connection is lost, the listener gets the error.
    * @param {Record<string, unknown>} message
    */
   send(message) {

@@ -1,4 +1,4 @@
-// The errors of the SDK. The client continues by itself, unless the error is Ended.
+// The errors of the SDK. The client continues, unless the error is Ended.
 
 /** The root of the SDK's errors. `message` is one sentence for a person. */
 export class ClientError extends Error {

@@ -56,7 +56,7 @@ export class FileStore {
     await unlink(this.#beside("lock")).catch(() => {});
   }
 
-  /** Holds a file beside it that names this process; once, whoever asks. */
+  /** Holds a file beside it that names this process; once for all callers. */
   #take() {
     if (this.#closed) return Promise.reject(new Error(`${this.#path} was closed`));
     this.#taking ??= this.#lock().catch((error) => {
@@ -92,7 +92,7 @@ export class FileStore {
   }
 
   /**
-   * Remove the lock of a process that is gone; one that was created meanwhile is put back.
+   * Remove the lock of a process that has ended; one that was created meanwhile is put back.
    * @param {number} holder
    */
   async #breakLock(holder) {

@@ -12,7 +12,7 @@ export class Outbox {
   #second = 0;
   #left = A_SECOND;
 
-  /** What the server has not answered, in the order in which it was done. */
+  /** Marks that the server has not answered, in order. */
   get waiting() {
     return [...this.#waiting];
   }

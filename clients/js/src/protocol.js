@@ -24,7 +24,7 @@ import { UserState } from "./state.js";
  */
 
 /**
- * The stream starts afresh here: events before it may be missing, and the state was read anew. `reason` is null at the
+ * The stream starts afresh here: events before it may be missing, and the state was read again. `reason` is null at the
  * first start, else why the stream could not continue: `expired`, `history_changed`, `unknown_id` or `gap`.
  * @typedef {object} Resync
  * @property {"resync"} kind
@@ -60,7 +60,7 @@ import { UserState } from "./state.js";
  * @property {Notification[]} notifications
  */
 
-/** Whose data a connection without a user has, as of `service_role`. */
+/** The user of a connection without one, such as that of `service_role`. */
 const NOBODY = "";
 const LONGEST_PAUSE_MS = 20_000;
 const SHORTEST_PAUSE_MS = 500;
@@ -181,7 +181,7 @@ export class Protocol {
   }
 
   /**
-   * Note that the socket is gone.
+   * Note that the socket is closed.
    * @param {number} now
    */
   lost(now) {

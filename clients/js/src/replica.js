@@ -42,7 +42,7 @@ export class Replica {
     this.cache = new Cache(clock, () => this.keep());
   }
 
-  /** What is known now. Notifications that were marked as read are not in it, told to the server or not. */
+  /** The present data. Notifications that were marked as read are not in it, told to the server or not. */
   get state() {
     return this.protocol.known(this.outbox);
   }
@@ -52,12 +52,12 @@ export class Replica {
     this.keeper.changed = true;
   }
 
-  /** Whether the store has been read: before, what is there is not ours to replace. */
+  /** Whether the store has been read: before, its content must not be replaced. */
   get loaded() {
     return this.keeper.loaded;
   }
 
-  /** Takes over what the store has of this user. Where it cannot be read, that is tried again by `loadAgain`. */
+  /** Takes over the stored data of this user. Where it cannot be read, that is tried again by `loadAgain`. */
   async load() {
     try {
       const document = await this.keeper.load(this.#userId);
@@ -70,7 +70,7 @@ export class Replica {
     this.stream.tell();
   }
 
-  /** Reads a store that could not be read, into what has come since. */
+  /** Reads a store again that could not be read, and merges it with later data. */
   async loadAgain() {
     this.#loads += 1;
     if (this.loaded || this.#over || (this.#loads & (this.#loads - 1)) !== 0) return; // after 1, 2, 4, 8, … times
@@ -101,7 +101,7 @@ export class Replica {
     return true;
   }
 
-  /** Saves what the program has had, if the store has been read. Whether that is kept now. */
+  /** Saves the processed position and the data, if the store has been read. Whether that is kept now. */
   async save() {
     if (!this.loaded || this.#over) return false;
     let knownAt = this.protocol.status === "live" ? this.#clock() : this.protocol.since;
@@ -179,7 +179,7 @@ export class Replica {
     }
   }
 
-  /** Whose connection it is, by the server's word. */
+  /** The user of the connection, as the server confirmed it. */
   greeted() {
     const userId = this.protocol.userId ?? "";
     const pending = this.#pending;
@@ -192,7 +192,7 @@ export class Replica {
     this.keeper.state.userId = userId;
   }
 
-  /** The caller may not have it: nothing of it stays, here or in the store, but what the user has done. */
+  /** The caller may not have it: all of it is removed, here and in the store, except the user's own changes. */
   forget() {
     const { userId } = this.protocol;
     if (userId === null) return;
@@ -201,7 +201,7 @@ export class Replica {
   }
 
   /**
-   * Begin anew for another user.
+   * Start empty for another user.
    * @param {string} userId
    */
   #startOver(userId) {

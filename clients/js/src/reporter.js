@@ -14,7 +14,7 @@ export class Reporter {
   #log;
   #look;
   #listeners = new Listeners();
-  /** What was known at the last look, as an object and as a text. @type {State | null} */
+  /** The last reported data, as an object and as a text. @type {State | null} */
   #shown = null;
   #text = "";
   /** @type {State | null} */
@@ -80,7 +80,7 @@ export class Reporter {
     this.emit("state", state); // a listener that changes it has the others told of it before: they read `client.state`
   }
 
-  /** What is known, the same object for as long as it is the same. */
+  /** The present data: the same object while they are equal. */
   get state() {
     const state = this.#look();
     const text = JSON.stringify(state);

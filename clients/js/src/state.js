@@ -40,7 +40,7 @@ const NOTIFICATION = {
 };
 
 const REMOVED = { timestamp: TEXT, notification_id: TEXT };
-/** What stands for a field that was left out because it is too large. */
+/** Values for fields that were omitted because they are too large. */
 const LEFT_OUT = { title: "", message: "", trigger_reason: "", action_data: null, previous_status: null };
 
 /**

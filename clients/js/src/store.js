@@ -105,7 +105,7 @@ export class Keeper {
   }
 
   /**
-   * Begin anew for another user.
+   * Start empty for another user.
    * @param {string} userId
    */
   startOver(userId) {
@@ -196,7 +196,7 @@ export class Keeper {
     return this.#store === null ? Promise.resolve() : this.#write(this.#store, "");
   }
 
-  /** Lets go of the store, once what is being saved is. Throws StoreFailed. */
+  /** Closes the store after the save under way. Throws StoreFailed. */
   async close() {
     await this.#saving;
     try {

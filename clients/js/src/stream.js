@@ -68,7 +68,7 @@ export class Stream {
     return output;
   }
 
-  /** What waits is another user's. */
+  /** The waiting entries belong to another user. */
   forget() {
     this.#waiting = [];
   }
@@ -104,7 +104,7 @@ export class Stream {
   }
 
   /**
-   * Return what follows `last`, which the program has processed; undefined at the end. Throws Ended.
+   * Return the entries after `last`, which the program has processed; undefined at the end. Throws Ended.
    * @param {Events} events
    * @param {Event | Resync | undefined} last
    * @returns {Promise<Event | Resync | undefined>}
@@ -124,7 +124,7 @@ export class Stream {
     }
   }
 
-  /** Something may have changed for those who wait. */
+  /** Wakes all waiting calls. */
   tell() {
     for (const waiter of [...this.#waiters]) waiter();
   }

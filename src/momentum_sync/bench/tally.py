@@ -58,7 +58,7 @@ class Tally:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether everything arrived once and in order, and nobody was disconnected."""
+        """Return whether everything arrived once and in order, and no client was disconnected."""
         return not (self.lost or self.twice or self.gaps or self.disordered or self.closes)
 
     def live(self, client: int, took: float, last_event_id: str) -> None:

@@ -92,7 +92,7 @@ class _Row:
 
 
 class Checkpoints:
-    """Acquires the checkpoint of one slot's log, and checks that the log still holds what it says."""
+    """Acquires the checkpoint of one slot's log, and checks that the log still holds the events that it records."""
 
     def __init__(self, connections: LogConnections, log: EventLog, slot: str, limits: CaptureLimits) -> None:
         self._connections = connections
@@ -106,13 +106,13 @@ class Checkpoints:
         """Make this instance the writer of the log, and return where the history stands.
 
         The history goes on if the slot belongs to the same WAL as before, was confirmed no further than the log is
-        complete, and the log still holds what it should. Otherwise an epoch begins.
+        complete, and the log still holds all of its events. Otherwise an epoch begins.
 
         Args:
-            facts: what the slot says; the caller holds the slot.
+            facts: the state of the slot; the caller holds the slot.
             known: how far the feed of this process has followed the history. Events up to there need not be loaded,
                 and a log without events that the feed saw logged was restored from a copy.
-            broke: why the history ends here whatever the log holds, if the stream has shown it.
+            broke: why the history ends here regardless of the log, if the stream has shown it.
 
         Raises:
             FencedOff: the log belongs to another slot that still exists.

@@ -1,4 +1,4 @@
-"""Checks of what publishes, and probes of the stream, in the database while capture runs."""
+"""Checks of triggers, functions and policies, and probes of the stream, in the database while capture runs."""
 
 from __future__ import annotations
 

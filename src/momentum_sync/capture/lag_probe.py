@@ -1,6 +1,6 @@
 """The lag probe: a message that the server writes into the WAL and reads back.
 
-A probe takes an event's whole way: a transaction, its commit, the slot, the stream. When it comes back, everything
+A probe takes an event's whole way: a transaction, its commit, the slot, the stream. When it returns, everything
 committed before it has been read. One probe is under way at a time; how long it takes is the lag.
 """
 
@@ -41,7 +41,7 @@ class LagProbe:
         return True
 
     def lost(self, now: float) -> None:
-        """Note that the stream broke: the probe under way will not come back, and another is due from now on."""
+        """Note that the stream broke: the probe under way will not return, and another is due from now on."""
         self._under_way = None
         self._due_since = now if self._due_since is None else self._due_since
 

@@ -33,7 +33,7 @@ class Pipeline:
     """Decode, sequence, publish, append, confirm: from acquiring the slot to losing it.
 
     Attributes:
-        caught_up: set when a lag probe of this run has come back: everything that was sent before has been read.
+        caught_up: set when a lag probe of this run has returned: everything that was sent before has been read.
         unlogged_since: monotonic time since when an event has been waiting for the log; None if none is.
     """
 
@@ -98,7 +98,7 @@ class Pipeline:
         if events:
             self._publish(events)
         if events and _ends_history(events[-1]):
-            self.end()  # what follows belongs to the next epoch and is read again
+            self.end()  # later messages belong to the next epoch and are read again
             return
         for probe in probes:  # everything before it has been published
             if self._lag_probe.read(probe, time.monotonic()):
@@ -118,7 +118,7 @@ class Pipeline:
             return None
 
     def _publish(self, events: list[Event]) -> None:
-        self._feed.publish(events)  # before the log, which must not hold what clients never get
+        self._feed.publish(events)  # before the log, which must not contain events that clients never get
         self._pending += events
         self._pending_size += sum([event.size for event in events])
         self._work.set()
@@ -140,7 +140,8 @@ class Pipeline:
                 continue
             if self._pending:
                 if len(self._pending) < self._limits.append_batch and not self._ending:
-                    # A batch of one costs as much as one of a hundred, and nobody waits for it: until then the window
+                    # A batch of one costs as much as one of a hundred, and no client waits for it: until then the
+                    # window
                     # and the slot have the events.
                     await asyncio.sleep(self._limits.append_gather_s)
                 await self._append_next()

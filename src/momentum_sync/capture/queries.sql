@@ -17,7 +17,8 @@ select
     current_database() || ' ' || extract(epoch from pg_postmaster_start_time()) as database
 
 -- name: log
--- Whether the log exists in this version, who owns the app's tables, whether all functions exist, and whether the role
+-- Whether the log exists in this version, the owner of the app's tables, whether all functions exist, and whether the
+-- role
 -- has the privileges that the server needs: on the log, on those functions, and on its callers' roles.
 with functions as (
     select p.oid

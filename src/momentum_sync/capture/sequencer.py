@@ -1,9 +1,9 @@
 """Gives events their offsets, as a function of the log's last place and the WAL alone.
 
-A place is (LSN of the commit, index within the transaction), which a crash does not change. The slot repeats what was
-not confirmed: events at or below the last place in the log are dropped, the others get the offsets that follow, so a
-repeated event gets the offset that it had. Indexes count every message under the product's prefix, valid or not, so
-that a malformed one shifts nothing.
+A place is (LSN of the commit, index within the transaction), which a crash does not change. The slot repeats messages
+that were not confirmed: events at or below the last place in the log are dropped, the others get the offsets that
+follow, so a repeated event gets the offset that it had. Indexes count every message under the product's prefix, valid
+or not, so that a malformed one shifts nothing.
 """
 
 from __future__ import annotations

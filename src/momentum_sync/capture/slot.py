@@ -24,7 +24,7 @@ from momentum_sync.eventlog.status import SlotState
 from momentum_sync.limits import CaptureLimits
 
 _SQL = queries.load(__package__)
-# PostgreSQL ends a stream without a reader after this time, whatever the role's own settings say, and sends a keepalive
+# PostgreSQL ends a stream without a reader after this time, regardless of the role's settings, and sends a keepalive
 # after half of it.
 _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
@@ -88,8 +88,8 @@ async def ensure_slot(
         slot: name of the slot.
         limits: bounds.
         stuck: the error with which streaming from the slot has ended repeatedly.
-        before: the WAL sender of the previous stream. After a network failure it does not know yet that its client is
-            gone, and holds the slot.
+        before: the WAL sender of the previous stream. After a network failure it does not know yet that its client has
+            disconnected, and holds the slot.
 
     Returns:
         Why the slot could never be read again, if that was so.
@@ -216,7 +216,7 @@ class Stream:
             self._loop.remove_reader(self._socket)
 
     def resume(self) -> None:
-        """Continue reading, beginning with what libpq has buffered."""
+        """Continue reading, beginning with the frames that libpq has buffered."""
         if not self._reading and not self._ended.done():
             self._reading = True
             self._loop.add_reader(self._socket, self._readable)
@@ -243,7 +243,7 @@ class Stream:
                     self._pgconn.consume_input()
 
     def send(self, payload: bytes) -> None:
-        """Send a status. Raise CaptureError if the connection is gone."""
+        """Send a status. Raise CaptureError if the connection is lost."""
         try:
             self._pgconn.put_copy_data(payload)
             self._pgconn.flush()

@@ -155,7 +155,7 @@ class Capture:
             await asyncio.sleep(pause)
 
     def _learn_from(self, error: Exception) -> None:
-        """Record what the next run needs: a forked history, or a slot that may be stuck."""
+        """Record the values that the next run needs: a forked history, or a slot that may be stuck."""
         if isinstance(error, HistoryForked):
             self._forked = str(error)
         elif isinstance(error, StreamRefused) and error.is_final:
@@ -165,7 +165,7 @@ class Capture:
         self._stuck.forget()
 
     async def _watch_database(self) -> None:
-        """Keep the state of slot and triggers up to date, whoever reads the slot."""
+        """Keep the state of slot and triggers up to date, also while another instance reads the slot."""
         checks = 0
         while True:
             try:

@@ -70,9 +70,9 @@ def tail(
 ) -> None:
     """Show the events of one user or of all users as they are committed.
 
-    Reconnects by itself and resumes without a gap; prints a notice where events may be missing. Needs a token (--token,
-    MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: a token of the user for --user, one of service_role for
-    --all and --channel.
+    Reconnects automatically and resumes without a gap; prints a notice where events may be missing. Needs a token
+    (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: a token of the user for --user, one of
+    service_role for --all and --channel.
     """
     with explained():
         if token is None and (user is None) != (everyone or bool(channel)):
@@ -88,7 +88,7 @@ def tail(
             asyncio.run(_tail(url, given, user, channels, state, fits, shown, count))
         except Ended as error:
             raise Unsuitable(f"The server rejected this client for good: {error}.", _OTHERS) from None
-        except BrokenPipeError:  # the reader is gone; nothing must be flushed to it
+        except BrokenPipeError:  # the reader has exited; nothing must be flushed to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             raise SystemExit(130) from None

@@ -27,7 +27,7 @@ _FACTS = {
 
 
 def plan(conninfo: str) -> list[str]:
-    """Describe what `migrate` would do, line by line. Raises Unsuitable for what it would refuse."""
+    """Describe what `migrate` would do, line by line. Raise Unsuitable for a database that it would refuse."""
     with connect(conninfo, application_name="momentum-sync plan") as connection:
         refuse_lesser_owner(connection)
         check_shape(connection)

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL: settings pinned, waits bounded, errors without secrets.
 
-A role, a database or the environment may carry settings that change what the server reads or how long it may take
-(`alter role … set idle_session_timeout`, PGCLIENTENCODING). Every setting that matters is therefore given with the
-connection itself, as a startup parameter, which takes precedence over all of those. Unlike `SET` it leaves nothing
+A role, a database or the environment may carry settings that change the data that the server reads or the time that it
+may take (`alter role … set idle_session_timeout`, PGCLIENTENCODING). Every setting that matters is therefore given with
+the connection itself, as a startup parameter, which takes precedence over all of those. Unlike `SET` it leaves nothing
 behind in a session that a connection pooler shares with others.
 """
 
@@ -167,7 +167,7 @@ def connect(conninfo: str, *, application_name: str, name: str = "DATABASE_URL")
     """Open a connection for a command's own work, in autocommit.
 
     Raises:
-        Unsuitable: the connection failed. The message has host and port but no password; the hint says what to set.
+        Unsuitable: the connection failed. The message has host and port but no password; the hint names the setting.
     """
     check_conninfo(conninfo, name)
     return _opened(lambda: psycopg.connect(pinned(conninfo, application_name=application_name), autocommit=True), name)

@@ -40,7 +40,7 @@ def migrate(
     Args:
         conninfo: the database, as the owner of the app's tables.
         tell: called with one line about each step, and at the end about each difference of the app's tables.
-        again: apply all migrations again, which repairs what was changed since.
+        again: apply all migrations again, which repairs changed objects.
         server_role: a role that gets the privileges that the server needs, and no others.
 
     Returns:

@@ -1,6 +1,7 @@
 """Queries under a caller's role and claims.
 
-The database decides who may see what: every read for a client runs in a transaction with the caller's role and
+The database decides which rows a caller may see: every read for a client runs in a transaction with the caller's role
+    and
 `request.jwt.claims`, as in PostgREST, and row level security applies.
 
 Policies are the operator's SQL, and one may take seconds for one caller. So questions have lanes: for clients that
@@ -284,7 +285,7 @@ class _SlowCallers:
         waiting = self._waiting[claims]
         question = waiting.popleft()
         try:
-            if not question.answer.done():  # otherwise the caller is gone
+            if not question.answer.done():  # otherwise the caller was cancelled
                 await _answer_together(self.pool, [question], self, self.limits.cut_s)
         except _TooSlow:
             _fail([question], Unavailable("The database did not answer in time; try again in a moment."))

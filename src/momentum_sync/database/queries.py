@@ -26,7 +26,7 @@ def parse(text: str) -> Mapping[str, LiteralString]:
             raise ValueError(f"two statements are named {name}")
         if not body.strip():
             raise ValueError(f"the statement {name} is empty")
-        # The text is part of the package and never from a user, which is what psycopg means by a literal.
+        # The text is part of the package and never from a user, as psycopg requires of a literal.
         statements[name] = cast(LiteralString, body.strip().rstrip(";"))
     return statements
 

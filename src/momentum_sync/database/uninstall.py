@@ -1,4 +1,4 @@
-"""Removes from a database what the migrations created, and leaves the app's tables and data."""
+"""Removes the objects that the migrations created, and leaves the app's tables and data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
 
 
 def _drop(connection: Connection[TupleRow]) -> None:
-    """Drop what the migrations created and recorded, in one transaction."""
+    """Drop the objects that the migrations created and recorded, in one transaction."""
     seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
     try:
         with connection.transaction():

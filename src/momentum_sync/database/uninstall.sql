@@ -1,4 +1,5 @@
--- Removes what the migrations created. The app's tables stay with their data, policies, grants and the trigger of
+-- Removes the objects that the migrations created. The app's tables stay with their data, policies, grants and the
+-- trigger of
 -- `updated_at`. Only partitions of the log are dropped with CASCADE: if an object of the operator depends on something
 -- here, the error names it.
 

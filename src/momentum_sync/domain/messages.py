@@ -33,7 +33,7 @@ class MarkNotificationRead(ClientMessage, tag="mark_notification_read", kw_only=
 
 
 class CacheInvalidationAck(ClientMessage, tag="cache_invalidation_ack", kw_only=True):
-    """Acknowledges that keys are gone from a cache. Confirmed once for each key that was pending."""
+    """Acknowledges that keys were dropped from a cache. Confirmed once for each key that was pending."""
 
     ANSWERS = ("cache_invalidation_confirmed", "error")
 

@@ -29,7 +29,7 @@ class _Rows(NamedTuple):
 
 
 class MomentumReads:
-    """The app's reads. Each returns JSON, and raises RequestError for what cannot be done."""
+    """The app's reads. Each returns JSON, and raises RequestError if that is not possible."""
 
     def __init__(self, reads: CallerReads) -> None:
         self._reads = reads

@@ -1,8 +1,7 @@
 """The events that follow a position, from the window or else from the log.
 
-Both hold events without a gap, and the window evicts only what the log has. So the events after an offset are all in
-the
-window, or begin in the log and end at the window's first event.
+Both hold events without a gap, and the window evicts only events that the log has. So the events after an offset are
+all in the window, or begin in the log and end at the window's first event.
 
 A snapshot is stitched to the stream by transaction ids alone. An event may arrive before the snapshot is read and not
 be in it, because a commit is in the WAL before it is visible; and it may arrive long after and be in it. An event
@@ -88,7 +87,7 @@ class History:
         """Return events on any of the keys after `offset`, up to `most` bytes, wherever they are.
 
         Raises:
-            ResumeRefused: they are gone (`expired`), or the epoch has ended (`history_changed`).
+            ResumeRefused: they have expired (`expired`), or the epoch has ended (`history_changed`).
         """
         page = self.in_window(offset, keys, most=most)
         if page is None:

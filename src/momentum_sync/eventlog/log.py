@@ -113,7 +113,7 @@ class EventLog:
             most: bytes after which the page ends.
 
         Returns:
-            The page, or None if the log no longer holds what follows `offset`.
+            The page, or None if the log no longer holds all events after `offset`.
         """
         limits = self._limits
         async with self._connections.snapshot() as connection:

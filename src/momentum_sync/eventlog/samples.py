@@ -36,11 +36,11 @@ class Samples:
 
     Args:
         per_second: delivered events that are sampled on average, and ten times as many at once: all of them while
-            there are few, so that one who looks for an event finds it.
+            there are few, so that each of them can be found.
         clock: seconds on a monotonic clock.
 
     Attributes:
-        dropped: rows that had no room, because nobody could write.
+        dropped: rows that had no room, because they could not be written.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""The feed's status: what capture reports about itself, and gateways use for health, heartbeats and cached grants."""
+"""The feed's status: capture reports it, and gateways use it for health, heartbeats and cached grants."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ CAPTURE_TRANSITIONS: Mapping[CaptureState, Set[CaptureState]] = {
 class SlotState(NamedTuple):
     """State of the replication slot.
 
-    `state` is `reading`, `idle` (nobody reads it, and it retains WAL), `lost` (the WAL it needs is gone), `absent`
-    or `unknown` (the database was not asked yet, or does not answer). `retained` is the WAL that it retains, in bytes;
-    `reserve` how many more bytes it may retain before it is lost (None: as many as the disk has).
+    `state` is `reading`, `idle` (it has no reader, and retains WAL), `lost` (the WAL that it needs was removed),
+    `absent` or `unknown` (the database was not asked yet, or does not answer). `retained` is the WAL that it retains,
+    in bytes; `reserve` how many more bytes it may retain before it is lost (None: as many as the disk has).
     """
 
     state: str

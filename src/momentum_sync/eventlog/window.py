@@ -1,6 +1,6 @@
 """The window: the newest events in memory, bounded by bytes.
 
-It returns what follows an offset, and the first event that a snapshot does not see. Every entry has the highest
+It returns the events after an offset, and the first event that a snapshot does not see. Every entry has the highest
 transaction id up to it, so the search for the latter, from the newest event backwards, ends where all older events were
 visible to the snapshot anyway.
 """

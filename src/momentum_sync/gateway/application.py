@@ -15,7 +15,7 @@ from momentum_sync.schema import Schema
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotQuery:
-    """Queries that read what a connection begins with, as the caller.
+    """Queries that read the snapshot of a connection, as the caller.
 
     Both return `pg_current_snapshot()` and `pg_current_wal_insert_lsn()` as text; `of_user`, whose parameter is
     `user_id`, also one JSON text a field.
@@ -37,7 +37,7 @@ class Application:
 
     Attributes:
         schema: its tables and channels.
-        snapshot: what connections begin with.
+        snapshot: the snapshot of a connection.
         commands: makes the handlers of its own messages.
         encoders: encoders of channels whose events are not `realtime_event` messages.
         add_routes: adds its own routes under `/sync`.

@@ -36,7 +36,7 @@ class Broadcast:
         frames: frames written or collected.
         size: their bytes.
         matched: whether anybody subscribes to one of the channels.
-        delay: seconds from the commit to the last write; None if there was nobody.
+        delay: seconds from the commit to the last write; None if it had no subscribers.
         broken: the error of a connection that failed. It is closed and resumes; all others get the event.
     """
 
@@ -112,7 +112,7 @@ class Broadcast:
                 cursor.passed(event_id)
                 if cache_keys:
                     subscriber.expect_acks(cache_keys)
-                # The cursor is at this event: a subscriber that falls behind now is given what follows it.
+                # The cursor is at this event: a subscriber that falls behind now gets the events after it.
                 if alone:
                     subscriber.write(data)
                 else:

@@ -66,7 +66,7 @@ def close_for(error: Exception) -> Close:
         return Close.NOT_ALLOWED
     if isinstance(error, Unauthenticated):  # the token was revoked
         return Close.TOKEN
-    return Close.RESTART  # the client reconnects, and learns then what is possible
+    return Close.RESTART  # the client reconnects, and learns then whether a resume is possible
 
 
 class Delivery:
@@ -82,7 +82,7 @@ class Delivery:
         self._transport = transport
         self._gateway = gateway
         self._loop = asyncio.get_running_loop()
-        # Over TLS a frame is not what goes into the socket.
+        # Over TLS the socket gets encrypted records, not frames.
         plain = None if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket")
         self._file = -1 if plain is None else plain.fileno()
         self._state = DeliveryState.PENDING
@@ -111,30 +111,30 @@ class Delivery:
         return self._paused
 
     def begin(self) -> None:
-        """Give the connection what follows its cursor, then follow the feed."""
+        """Send the connection the events after its cursor, then follow the feed."""
         self._enter(DeliveryState.CATCHING_UP)
         self.catch_up()
 
     def end(self) -> None:
-        """Write nothing more; what is buffered may still be sent."""
+        """Write nothing more; buffered data may still be sent."""
         self._enter(DeliveryState.ENDED)
         self._direct = False
         if self._stall is not None:
             self._stall.cancel()
 
     def lost(self) -> None:
-        """Note that the socket is gone with its buffer."""
+        """Note that the socket is closed and its buffer discarded."""
         self.end()
         self._gateway.send_budget.lost(self)
 
     # Writing
 
     def has_room(self, size: int) -> bool:
-        """Return whether `size` bytes may be written even if the client reads none of them."""
+        """Return whether `size` bytes may be written even if the client does not read."""
         return self._gateway.send_budget.has_room(size)
 
     def write(self, data: bytes) -> None:
-        """Write whole frames. What the socket does not take stays a part of them: no copy for each connection.
+        """Write whole frames. Data that the socket does not take stays a part of them: no copy for each connection.
 
         asyncio sends at the end of the loop iteration, which costs as much again as the send itself; so frames bypass
         the transport while it buffers nothing.
@@ -232,7 +232,7 @@ class Delivery:
     # Catching up
 
     def catch_up(self) -> None:
-        """Give the connection the next page of what it missed, or let it follow the feed."""
+        """Give the connection the next page of missed events, or let it follow the feed."""
         try:
             self._catch_up()
         except Exception as error:  # it would stay behind, open and silent
@@ -360,7 +360,7 @@ class Delivery:
         self._give(page, {event.offset for event in unchecked} - visible, lost)
 
     def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
-        """Return whether the connection still needs what was asked. If not, it is asked again."""
+        """Return whether the connection still needs the answer. If not, it is asked again."""
         same = self._connection.identity is identity and keys == list(self._connection.cursor.channels.values())
         return same and self._state is DeliveryState.ASKING and not self._paused and not self._review
 

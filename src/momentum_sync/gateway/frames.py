@@ -64,14 +64,14 @@ class Frames:
         self._protocol.receive_eof()
 
     def events(self) -> Iterator[Request | Frame]:
-        """Yield what was parsed since the last call."""
+        """Yield the frames that were parsed since the last call."""
         for event in self._protocol.events_received():
             if isinstance(event, Request | Frame):
                 yield event
 
     @property
     def has_bad_handshake(self) -> bool:
-        """Return whether the request cannot be a handshake. What the protocol would answer is discarded."""
+        """Return whether the request cannot be a handshake. The protocol's own answers are discarded."""
         bad = self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is not None
         if bad:
             self._protocol.data_to_send()

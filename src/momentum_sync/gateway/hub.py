@@ -40,7 +40,7 @@ class Hub:
         grants_changed: called with the id of a transaction that changed the grants of all callers, or of one user,
             before anybody's grants are asked for again.
         grants_missed: called when such a change may have been missed.
-        delivered: called with what became of a batch of events.
+        delivered: called with the broadcasts of a batch of events.
         limits: bounds.
     """
 

@@ -72,7 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
+        """Refuse a request that is not HTTP."""
         self._refuse(400)
 
     # The parser's callbacks
@@ -156,7 +156,7 @@ async def listening(
 ) -> AsyncIterator[str]:
     """Serve HTTP and WebSockets, and yield the root's URL.
 
-    The socket is bound before uvicorn starts, so that the port is known, and an error names what to do.
+    The socket is bound before uvicorn starts, so that the port is known, and an error names the remedy.
 
     Args:
         api: the HTTP application.
@@ -196,7 +196,7 @@ async def listening(
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without handlers for the process's signals, which belong to whoever runs the server."""
+    """uvicorn without handlers for the process's signals, which belong to the program that runs the server."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -46,7 +46,7 @@ class Opening:
 
 
 class Opener:
-    """Opens connections. Its methods raise RequestError for what cannot be done."""
+    """Opens connections. Its methods raise RequestError if the connection cannot be opened."""
 
     def __init__(
         self, authorizer: Authorizer, feed: LocalFeed, history: History, schema: Schema, snapshot: SnapshotQuery

@@ -59,7 +59,7 @@ class SendBudget:
         """Call `ready` when it is the connection's turn, or when there may be room.
 
         One connection at a time may exceed the total limit, so that clients that read never wait for those that do not.
-        Its turn ends when the event has been sent and read, or the connection is gone.
+        Its turn ends when the event has been sent and read, or the connection is closed.
         """
         self._queue[connection] = ready
         self._next()
@@ -79,7 +79,7 @@ class SendBudget:
             self._next()
 
     def lost(self, connection: Hashable) -> None:
-        """Forget a connection that is gone."""
+        """Forget a closed connection."""
         self._queue.pop(connection, None)
         self.drained(connection)
 

@@ -34,7 +34,7 @@ class Subscriber(Protocol):
     Attributes:
         cursor: its position and subscriptions.
         dialect: its encoding.
-        write: writes whole frames; what the socket does not take at once is buffered.
+        write: writes whole frames; data that the socket does not take at once is buffered.
     """
 
     cursor: Cursor
@@ -47,7 +47,7 @@ class Subscriber(Protocol):
 
     @property
     def owner(self) -> Owner:
-        """Return whose it is."""
+        """Return the owner."""
 
     @property
     def client_id(self) -> str:
@@ -55,10 +55,10 @@ class Subscriber(Protocol):
 
     @property
     def follows(self) -> bool:
-        """Return whether it follows the feed. One that does not is given events from its cursor by itself."""
+        """Return whether it follows the feed. One that does not gets events from its own cursor."""
 
     def has_room(self, size: int) -> bool:
-        """Return whether `size` bytes may be written even if the client reads none of them."""
+        """Return whether `size` bytes may be written even if the client does not read."""
 
     def hold_back(self, offset: int, *, review: bool = False) -> None:
         """Stop following the feed after `offset`. With `review`, ask for the caller's grants before going on."""

@@ -220,7 +220,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._opening = None  # a finished task would be kept for as long as the connection lasts
         outcome = "resumed" if opening.state is None else opening.reason or "snapshot"
         observe.connected(len(opening.granted.channels), outcome, opening.replayed)
-        self._delivery.begin()  # what it missed goes out with the opening
+        self._delivery.begin()  # missed events go out with the opening
         self._transport.resume_reading()
         self._tick(ping=False)
         if self._state is ConnectionState.OPEN:  # messages that came with the handshake
@@ -304,7 +304,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @property
     def owner(self) -> Owner:
-        """Return whose connection it is."""
+        """Return the owner of the connection."""
         session = self._conversation
         return Owner(session.identity.role, session.identity.subject, session.user_id)
 
@@ -319,7 +319,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return self._delivery.follows
 
     def has_room(self, size: int) -> bool:
-        """Return whether `size` bytes may be written even if the client reads none of them."""
+        """Return whether `size` bytes may be written even if the client does not read."""
         return self._delivery.has_room(size)
 
     def hold_back(self, offset: int, *, review: bool = False) -> None:
@@ -368,7 +368,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._delivery.write_raw(pong)
 
     def _tick(self, *, ping: bool = True) -> None:
-        """Let the session do what is due, and come again when it says so."""
+        """Call the session's tick, and again at the time that it returns."""
         if self._ticker is not None:
             self._ticker.cancel()
         if self._has_ended():
@@ -406,7 +406,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._aborter = self._loop.call_later(patience, self._transport.abort)
 
     def _end(self) -> None:
-        """Close the socket: the closing handshake is done, or the client broke the protocol and was told."""
+        """Close the socket: the closing handshake is done, or the client broke the protocol and got an error."""
         if self._state is not ConnectionState.CLOSED:
             self._enter(ConnectionState.CLOSING)
         self._delivery.end()

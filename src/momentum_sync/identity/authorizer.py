@@ -89,7 +89,7 @@ class Authorizer:
         Args:
             identity: the caller.
             user_id: the user whose connection it is. Without one there are no channels that are delivered per user.
-            channels: what is asked for.
+            channels: the requested channels.
             lane: the lane of the question.
 
         Raises:

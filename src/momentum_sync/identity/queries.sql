@@ -1,5 +1,6 @@
 -- name: grants
--- Asked as the caller: whether it may act for a user, which of the channels it may have, and what this statement saw.
+-- Asked as the caller: whether it may act for a user, which of the channels it may have, and the snapshot of this
+-- statement.
 select
     %(user_id)s::uuid is null or public.{may_act_for}(%(user_id)s::uuid),
     coalesce(array_agg(channel order by place) filter (where granted is not null), '{{}}'),
@@ -38,7 +39,8 @@ select
     pg_current_snapshot()::text
 
 -- name: allowed_versions
--- Which of the given row versions the caller's policies allow, what the statement saw, and the policies that apply to the
+-- Which of the given row versions the caller's policies allow, the statement's snapshot, and the policies that apply to
+-- the
 -- caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive ones; null where the caller may
 -- not select from the table, or not every column.
 select

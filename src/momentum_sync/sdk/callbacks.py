@@ -33,7 +33,7 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise
     if not done:
-        task.cancel()  # the caller is gone
+        task.cancel()  # the caller was cancelled
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise TimeoutError(f"it did not answer within {seconds:g} s")
     if task.cancelled():
@@ -73,7 +73,7 @@ async def in_thread(call: Callable[[], T]) -> T:
             settle = partial(future.set_exception, told)
         except BaseException as error:  # SystemExit of the program's function must not end the event loop
             settle = partial(future.set_exception, RuntimeError(f"it raised {type(error).__name__}"))
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+        with suppress(RuntimeError):  # the loop is closed, so there is no waiter
             loop.call_soon_threadsafe(finish, settle)
 
     threading.Thread(target=run, name="momentum_sync callback", daemon=True).start()

@@ -241,7 +241,7 @@ class Client:
         return self.state
 
     async def mark_notification_read(self, notification_id: str) -> None:
-        """Mark a notification as read. Returns once the mark is stored; the server is told now or later.
+        """Mark a notification as read. Returns once the mark is stored; the server receives it now or later.
 
         If the server refuses the mark, `on_error` is called.
 
@@ -379,7 +379,7 @@ class Client:
         self._wake.clear()
 
     async def _once(self) -> ClientError:
-        """Run one connection to its end, and return what ended it."""
+        """Run one connection to its end, and return the error that ended it."""
         connection: Connection | None = None
         try:
             token = self._token_sent = await fresh(self._token)
@@ -470,7 +470,7 @@ class Client:
         return await self._connection.ask(message)
 
     async def _post(self) -> None:
-        """Send what waits in the outbox, a few at a time."""
+        """Send the marks in the outbox, a few at a time."""
         connection = self._connection
         if connection is not None and self._replica.protocol.online:
             for notification_id in self._replica.outbox.take(time.monotonic()):

@@ -90,7 +90,7 @@ class Connection:
             raise _lost(error) from error
 
     async def send(self, message: Mapping[str, object]) -> None:
-        """Send a message. If the connection is gone, the reader learns of it."""
+        """Send a message. If the connection is lost, the reader gets the error."""
         with suppress(websockets.ConnectionClosed):
             await self._socket.send(msgspec.json.encode(message).decode())
 

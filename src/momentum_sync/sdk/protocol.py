@@ -1,7 +1,8 @@
 """The client's side of the protocol, without its socket: position, received messages, and their meaning.
 
-The socket's side passes connections, messages and times in; it returns what the program is to receive. The rules are
-those of `spec/vectors/following.json`, `close.json` and `backoff.json`, which the JavaScript SDK follows as well.
+The socket's side passes connections, messages and times in; it returns the events and answers for the program. The
+rules are those of `spec/vectors/following.json`, `close.json` and `backoff.json`, which the JavaScript SDK follows as
+well.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """The stream starts afresh here: events before it may be missing, and the state was read anew.
+    """The stream starts afresh here: events before it may be missing, and the state was read again.
 
     `reason` is None at the first start, else why the stream could not continue: `expired`, `history_changed`,
     `unknown_id` or `gap`.
@@ -176,7 +177,7 @@ class Protocol:
         self._heard_at, self._steady = now, at
 
     def lost(self, now: float) -> None:
-        """Note that the socket is gone."""
+        """Note that the socket is closed."""
         if self.online:
             self.since = (
                 min(self._heard_at, now) if self.status is ClientStatus.LIVE or self.since is None else self.since

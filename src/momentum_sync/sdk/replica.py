@@ -203,7 +203,7 @@ class Replica:
             self._let_go(user_id)
 
     def _start_over(self, user_id: str) -> None:
-        """Begin anew for another user."""
+        """Start empty for another user."""
         self.outbox = Outbox()
         self._let_go(user_id)
 

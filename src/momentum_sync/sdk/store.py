@@ -160,7 +160,7 @@ class Keeper:
             self.changed = True
 
     def start_over(self, user_id: str) -> None:
-        """Begin anew for another user."""
+        """Start empty for another user."""
         self.last_event_id = None
         self.state = UserState(user_id)
         self.changed = True

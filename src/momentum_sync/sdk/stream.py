@@ -85,7 +85,7 @@ class Stream:
             self._iterator = None
 
     async def next(self, events: Events, last: Output | None) -> Event | Resync | None:
-        """Return what follows `last`, which the program has processed; None at the end. Raise Ended."""
+        """Return the entries after `last`, which the program has processed; None at the end. Raise Ended."""
         if last is not None and self._waiting and self._waiting[0] is last:
             self._settle(self._waiting.popleft())
         while True:

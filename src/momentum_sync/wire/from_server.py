@@ -40,7 +40,7 @@ class SubscriptionConfirmed(ServerAnswer, tag="subscription_confirmed", kw_only=
 
 
 class RealtimeEvent(ServerMessage, tag="realtime_event", kw_only=True):
-    """A committed change. `event` has what was published, and `id`, `previous_id` and `channel`."""
+    """A committed change. `event` has the published fields, and `id`, `previous_id` and `channel`."""
 
     event: dict[str, Any]
 

@@ -43,7 +43,7 @@ class ClientMessage(msgspec.Struct, kw_only=True):
     ref: Ref = None
 
     def problem(self) -> str | None:
-        """Return the sentence that says what its types do not: which fields it needs. None if it is complete."""
+        """Return a sentence about missing fields that the types do not require. None if it is complete."""
         return None
 
 
@@ -152,7 +152,7 @@ def _millisecond(milliseconds: int) -> bytes:
 
 
 def encode(kind: str, now: float, fields: dict[str, object], ref: Ref = None) -> bytes:
-    """Encode a message to a client: its type, its fields, the `ref` of what it answers, and the time."""
+    """Encode a message to a client: its type, its fields, the `ref` of the message that it answers, and the time."""
     message = {"type": kind, **fields}
     if ref is not None:
         message["ref"] = ref

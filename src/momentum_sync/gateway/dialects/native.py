@@ -89,7 +89,8 @@ class NativeDialect:
 class Session:
     """A conversation with one client.
 
-    `now` is seconds since 1970 and stands in messages; `at` is seconds on a monotonic clock and decides what is due.
+    `now` is seconds since 1970 and stands in messages; `at` is seconds on a monotonic clock and decides when something
+    is due.
 
     Attributes:
         identity: the caller.
@@ -271,7 +272,7 @@ class Session:
     # Time
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
-        """Do what is due. Return the monotonic time of the next tick, which is that of the next ping, too.
+        """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.
 
         `reached` is the feed's position while the connection follows it.
         """

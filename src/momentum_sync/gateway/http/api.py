@@ -45,7 +45,7 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
 
 
 def _add_unlisted(api: FastAPI) -> None:
-    """Add what the description of the API leaves out: itself under the prefix, and the addresses of sockets."""
+    """Complete the description of the API: itself under the prefix, and the addresses of sockets."""
 
     async def openapi() -> Response:
         return JSONResponse(api.openapi())

@@ -1,4 +1,4 @@
-"""`POST /sync/events`: what a resume would bring, in one answer, for a phone that wakes up in the background."""
+"""`POST /sync/events`: the events of a resume in one response, for a phone that wakes up in the background."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def add_events(sync: APIRouter, gateway: Gateway) -> None:
 
     @sync.post("/events", response_model=Missed, responses={**REFUSALS, 409: {"model": NoResume}})
     async def events(asked: Events, caller: Caller) -> Response:
-        """Return what a resume would bring: for a phone that wakes up in the background."""
+        """Return the events of a resume: for a phone that wakes up in the background."""
         if gateway.draining or not gateway.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
         try:

@@ -1,4 +1,4 @@
-"""`GET /sync/health`: whether the server does what it promises."""
+"""`GET /sync/health`: whether capture, delivery and publishing work."""
 
 from __future__ import annotations
 

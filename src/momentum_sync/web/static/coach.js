@@ -1,6 +1,7 @@
 // A coach's page: who needs care now, the live queue, the states over time, and one person in detail.
 //
-// The channels are held before everything is read, so a change is in what is read, or comes as an event, or both. What
+// The channels are held before everything is read, so a change is in the data read, or arrives as an event, or both.
+// What
 // comes while it is being read is folded in again afterwards.
 
 import { distribution, gauge, trend } from "./charts.js";
@@ -43,7 +44,7 @@ function run({ client, ask }) {
 
   // What is read
 
-  /** Has everything be read (again): now, after what is being read, or when there is a connection. */
+  /** Has everything be read (again): now, after the read under way, or after the next connect. */
   function readAll() {
     needed = true;
     if (meanwhile === null && client.state.status === "live") void readNow();
@@ -69,7 +70,7 @@ function run({ client, ask }) {
 
   const overview = () => ask("/sync/overview", { days: DAYS });
 
-  /** What was read once the people's channels are held: nothing comes between. */
+  /** The data read after the people's channels were subscribed: nothing comes between. */
   async function held(read) {
     const channels = read.people.slice(0, MOST_CHANNELS).map((one) => `momentum_updates:${one.user_id}`);
     const missing = channels.filter((channel) => !client.channels.includes(channel));
@@ -88,7 +89,7 @@ function run({ client, ask }) {
     keepSoon();
   }
 
-  /** What is shown is kept, for when there is no connection. */
+  /** The shown data is stored, for the time without a connection. */
   function keepSoon() {
     keepLater ??= setTimeout(() => {
       keepLater = null;
@@ -190,7 +191,7 @@ function run({ client, ask }) {
     );
   }
 
-  /** The whole of a row opens the person; its button is for the keyboard and for those who listen. */
+  /** The whole of a row opens the person; its button is for keyboards and screen readers. */
   function openable() {
     for (const row of document.querySelectorAll("[data-opens]")) row.onclick = () => showPerson(row.dataset.opens);
   }
@@ -213,7 +214,7 @@ function run({ client, ask }) {
 
   const place = (one) => `${one.scheduled_date ?? "~"} ${one.scheduled_time ?? "~"} ${one.id}`;
 
-  /** On a phone each cell stands under the other, with what it is. */
+  /** On a phone the cells are stacked, each with its label. */
   function queued({ user_id: id, intervention_type: type, trigger_reason: reason, scheduled_date: date, scheduled_time: time, status }) {
     const when = date ? [dayOf(date), time].filter(Boolean).join(", ") : "no date";
     const cells = { Type: type.replaceAll("_", " "), Reason: reason, Date: when, Status: status.replaceAll("_", " ") };

@@ -1,4 +1,4 @@
-// What both pages share: who looks at them, how the connection stands, and elements.
+// Shared by both pages: sign-in, connection status, and elements.
 
 import { subject } from "./sdk/connection.js";
 import { Client, LocalStore } from "./sdk/index.js";
@@ -16,7 +16,7 @@ const NO_SERVER = "The server cannot be reached.";
 const KEPT = `momentum:${location.pathname}`;
 
 /**
- * Who looks at the page: what stood behind `#` in its address, which browsers send to nobody. It leaves the address at
+ * The user of the page: the fragment of its URL, which browsers do not send. It leaves the address at
  * once, where it would be copied, bookmarked and kept in the history, and stays with the tab.
  */
 function whoLooks() {
@@ -28,7 +28,7 @@ function whoLooks() {
   return new URLSearchParams(sessionStorage.getItem(KEPT) ?? "");
 }
 
-/** What a token says of whom it is; nothing, where it cannot be read. */
+/** The claims of a token; nothing, where it cannot be read. */
 function claims(token) {
   try {
     const part = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
@@ -54,14 +54,14 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A state as a mark that needs no colour to be told from another. */
+/** A state as a mark that is distinguishable without colour. */
 export function badge(state) {
   const sign = element("span", { "aria-hidden": "true" }, SIGNS[state] ?? "○");
   return element("span", { class: "badge", "data-momentum": state ?? "" }, sign, ` ${words(state)}`);
 }
 
 /**
- * Puts children in an element where they differ from what is there. What has the focus keeps it, what was unfolded or
+ * Updates the children of an element where they differ. What has the focus keeps it, what was unfolded or
  * scrolled stays so: they are known again by `data-key`.
  */
 export function fill(target, ...children) {
@@ -77,15 +77,15 @@ export function fill(target, ...children) {
   if (focused !== undefined) focus(focused);
 }
 
-/** Focuses what has this key, wherever it is by now. */
+/** Focuses the element with this key, wherever it is now. */
 export const focus = (key) => document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
 
-/** Writes a text only where it is another: what is live is read aloud each time it is written. */
+/** Writes a text only where it is another: screen readers read a live region each time it is written. */
 export function write(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
-/** What draws, at most once a frame, whatever comes meanwhile. */
+/** Draws at most once a frame. */
 export function onceAFrame(draw) {
   let due = false;
   return () => {
@@ -102,8 +102,8 @@ export function onceAFrame(draw) {
 export const lines = (items, otherwise) => (items.length > 0 ? items : [element("li", { class: "soft" }, otherwise)]);
 
 /**
- * A client for whoever the address, or else a form, says that it is; and a function that asks the server over HTTP as
- * them. Without a token, or with one that does not open this page, the form is shown, and nothing else happens.
+ * Returns a client for the user of the URL or of the form, and a function that sends HTTP requests as that user. Without
+ * a token, or with one that this page does not accept, the form is shown, and nothing else happens.
  * @param {{channels?: string[], roles?: string[] | null}} [options] the roles that the page is for; null: any
  */
 export async function begin({ channels = [], roles = null } = {}) {
@@ -121,7 +121,7 @@ export async function begin({ channels = [], roles = null } = {}) {
     return null;
   }
   const userId = address.get("user_id");
-  // What is kept is kept for whose token it is, and for whose data: nobody else may find it.
+  // Data is stored per token subject and user, so that no other user finds it.
   const holder = subject(token);
   const name = `momentum-sync:${location.pathname}:${holder}:${userId ?? holder}`;
   const store = holder !== null && (await isFirst(name)) ? new LocalStore(name) : null;
@@ -144,7 +144,7 @@ export async function begin({ channels = [], roles = null } = {}) {
   return { client, ask: (path, body) => ask(path, body, token) };
 }
 
-/** What people are called, by the database's own function; asked for those who are not known yet. */
+/** Display names from the database's function; requested for unknown people only. */
 export class Names {
   #ask;
   #told;
@@ -182,12 +182,12 @@ export class Names {
   }
 }
 
-/** Says what is wrong; nothing, once it is mended. What ends the page's work stays said. */
+/** Shows an error; nothing, once it is mended. A final error stays. */
 export function problem(text) {
   if (find("sign-in").hidden) write(find("problem"), text);
 }
 
-/** Whether no other tab shows the same: what is kept is one tab's at a time. */
+/** Whether no other tab shows the same: the store belongs to one tab at a time. */
 function isFirst(name) {
   return new Promise((resolve) => {
     if (!navigator.locks) {

@@ -1,7 +1,7 @@
-// Keeps the pages for when there is no network, from the first visit on: what the server has comes first, and what it had
-// otherwise. Nothing that stands behind `#` or `?` in an address is kept, for there may be a token.
+// Stores the pages for use without a network, from the first visit on. The server's response comes first, the stored one
+// otherwise. Fragments and queries of URLs are not stored, because they may contain a token.
 
-const CACHE = "pages 0.1.0"; // what another version kept is deleted
+const CACHE = "pages 0.1.0"; // a change of its name deletes the caches of other versions
 const PATIENCE_MS = 4_000;
 const FILES = [
   "user.html",
@@ -51,9 +51,9 @@ async function freshOrKept(request) {
   const cache = await caches.open(CACHE);
   const kept = await cache.match(bare);
   try {
-    // Without a page of ours to show instead, whatever comes is waited for.
+    // Without a stored page, wait for the response.
     const response = await fetch(request, kept && { signal: AbortSignal.timeout(PATIENCE_MS) });
-    // Not what a proxy answers in the server's place; and a full storage is no reason to show what is old.
+    // Do not store a proxy's answer; a full storage is no reason to show old data.
     if (response.ok && kept && !response.redirected) await cache.put(bare, response.clone()).catch(() => {});
     return kept && response.status >= 500 ? kept : response;
   } catch (error) {

@@ -1,4 +1,4 @@
-// A user's page: the state as it is now, live or as it was known last, and what there is to read.
+// A user's page: the current or last known state, and unread notifications.
 
 import { gauge, trend } from "./charts.js";
 import { badge, begin, dayOf, element, fill, find, lines, Names, onceAFrame, write } from "./page.js";
