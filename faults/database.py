@@ -72,20 +72,20 @@ class Database:
         kept = self._kept()
         if kept.exists():
             await asyncio.to_thread(shutil.rmtree, kept)
-        await asyncio.to_thread(_copy, self.postgres._cluster, kept)
-        await asyncio.to_thread(self.postgres._start)
+        await asyncio.to_thread(_copy, self.postgres.cluster, kept)
+        await asyncio.to_thread(self.postgres.start)
 
     async def restore(self) -> None:
         """Replace the data directory by the copy: same system identifier, same timeline, older slots and log."""
         with self.writers.paused():
             await asyncio.to_thread(self.witness.cut_off)
             await self._stop("immediate")
-            await asyncio.to_thread(shutil.rmtree, self.postgres._cluster)
-            await asyncio.to_thread(_copy, self._kept(), self.postgres._cluster)
-            await asyncio.to_thread(self.postgres._start)
+            await asyncio.to_thread(shutil.rmtree, self.postgres.cluster)
+            await asyncio.to_thread(_copy, self._kept(), self.postgres.cluster)
+            await asyncio.to_thread(self.postgres.start)
 
     def _kept(self) -> Path:
-        return self.postgres._cluster.with_name("kept")
+        return self.postgres.cluster.with_name("kept")
 
     # A standby
 
@@ -108,7 +108,7 @@ class Database:
         standby._programs = standby._reachable_programs()
         parts = conninfo_to_dict(self.postgres.conninfo)
         standby._call(
-            "pg_basebackup", "-D", str(standby._cluster), "-R", "-X", "stream", "-c", "fast", "-h", str(parts["host"]),
+            "pg_basebackup", "-D", str(standby.cluster), "-R", "-X", "stream", "-c", "fast", "-h", str(parts["host"]),
             "-U", "postgres",
         )  # fmt: skip
         self._stack.enter_context(standby)
@@ -134,8 +134,7 @@ class Database:
             self.proxy.ports = [_socket(standby)]
 
     async def _stop(self, mode: str) -> None:
-        cluster = str(self.postgres._cluster)
-        await asyncio.to_thread(self.postgres._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", cluster)
+        await asyncio.to_thread(self.postgres.stop, mode)
 
 
 def faketime() -> Path | None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.server"]
+pytest_plugins = [
+    "tests.fixtures.postgres",
+    "tests.fixtures.server",
+    "tests.fixtures.cluster",
+    "tests.fixtures.demo",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -268,3 +268,10 @@ def test_a_task_is_ended_by_tasks_end(path: str) -> None:
         )
         nobody_waits = (path, name) in {("gateway/websocket.py", "_opening"), ("sdk/callbacks.py", "task")}
         assert timer or nobody_waits, f"{path}: {name}.cancel()"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=str)
+def test_tests_import_nothing_from_each_other(path: Path) -> None:
+    """What two of them need is a fixture, or a function in `tests/fixtures`."""
+    found = re.findall(r"^(?:from|import) (tests\.(?:\w+\.)*test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found == []

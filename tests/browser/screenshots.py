@@ -11,7 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from momentum_sync.database.embedded import short_folder
 from tests.browser.chromium import CHROMIUM, FLAGS
-from tests.server.test_demo import start
+from tests.fixtures.demo import start
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOTS = (

@@ -20,10 +20,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from momentum_sync import __version__
 from momentum_sync.web import pages
 from tests.browser.chromium import CHROMIUM, FLAGS
+from tests.fixtures.demo import Demo, start
 from tests.sdk.drivers import JAVASCRIPT, missing
-from tests.server.test_demo import Demo, demo, start
-
-__all__ = ["demo"]
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine; the pages were not looked at"

@@ -17,10 +17,10 @@ import pytest
 import pytest_asyncio
 
 from faults.proxy import Proxy
+from tests.fixtures.cli import clean
 from tests.fixtures.server import SECRET, Start, sign
 from tests.sdk import drivers
 from tests.sdk.drivers import Driver, Program
-from tests.server.test_cli import clean
 
 
 @dataclass

@@ -17,31 +17,9 @@ from momentum_sync.capture.slot import SlotFacts, read_slot_state
 from momentum_sync.capture.supervisor import Capture
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.limits import CaptureLimits
+from tests.fixtures.cluster import confirmed, hold_commits, release_commits, until_logged, until_resync, write_elsewhere
 from tests.fixtures.postgres import SERVER_ROLE, Sql, add_notification, new_user
 from tests.fixtures.server import Bounds, Server, Start, sign, until_state
-from tests.server.test_capture import (
-    confirmed,
-    hold_commits,
-    own_cluster,
-    release_commits,
-    until_logged,
-    write_elsewhere,
-)
-
-__all__ = ["own_cluster"]
-
-
-async def until_resync(server: Server, user: UUID, last: str, reason: str = "history_changed") -> str:
-    """Comes back until the server takes clients again, and is given a snapshot and the reason; the new last id."""
-    await until_state(server, "live")
-    async with server.connect(sign(user), last_event_id=last) as client:
-        told = await client.next()
-        assert (told["resumed"], told["reason"]) == (False, reason)
-        state = await client.next()
-        assert state["type"] == "initial_state"
-        new: str = state["last_event_id"]
-        assert new.split("-")[0] != last.split("-")[0]
-        return new
 
 
 def drop_slot(db: Sql) -> None:
@@ -118,12 +96,12 @@ async def test_another_timeline(start: Start, own_cluster: Embedded) -> None:
         user = new_user(db)
     async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
-    signal_file = own_cluster._cluster / "standby.signal"
-    await asyncio.to_thread(own_cluster._call, "pg_ctl", "stop", "-w", "-m", "fast", "-D", str(own_cluster._cluster))
+    signal_file = own_cluster.cluster / "standby.signal"
+    await asyncio.to_thread(own_cluster.stop, "fast")
     signal_file.touch()
     if own_cluster._owner is not None:
         os.chown(signal_file, own_cluster._owner.pw_uid, own_cluster._owner.pw_gid)
-    await asyncio.to_thread(own_cluster._start)
+    await asyncio.to_thread(own_cluster.start)
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         assert db.execute("select pg_promote()").fetchone() == (True,)
     async with start(conninfo=own_cluster.conninfo) as server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from uuid import UUID
 
@@ -14,35 +13,17 @@ import websockets
 
 from momentum_sync.database import pool as pools
 from momentum_sync.database.connection import Pool
-from momentum_sync.database.embedded import Embedded, short_folder
-from momentum_sync.database.migrate import migrate
+from momentum_sync.database.embedded import Embedded
+from tests.fixtures.cluster import (
+    confirmed,
+    hold_commits,
+    release_commits,
+    score_elsewhere,
+    until_logged,
+    write_elsewhere,
+)
 from tests.fixtures.postgres import Sql, add_notification, add_score, new_user
 from tests.fixtures.server import Server, Start, sign, until_state, until_stitched
-
-
-def logged(db: Sql) -> list[tuple[int, str | None]]:
-    """Number and kind of what is logged; the kind is None for an event without one."""
-    return [
-        (number, kind)
-        for number, kind in db.execute(
-            'select number, substring(event::text from \'"event_type" *: *"([a-z_]+)"\') from momentum.event_log'
-            " order by number"
-        )
-    ]
-
-
-async def until_logged(db: Sql, count: int) -> list[tuple[int, str | None]]:
-    async with asyncio.timeout(20):
-        while len(found := logged(db)) < count:
-            await asyncio.sleep(0.02)
-    return found
-
-
-def confirmed(db: Sql) -> int:
-    row = db.execute("select confirmed_flush_lsn - '0/0' from pg_replication_slots where database = current_database()")
-    value = row.fetchone()
-    assert value is not None
-    return int(value[0])
 
 
 async def test_events_are_logged_with_their_places_and_the_slot_is_confirmed_behind_them(
@@ -242,14 +223,6 @@ async def test_no_query_for_an_event(
         assert worked == []
 
 
-@pytest.fixture
-def own_cluster() -> Iterator[Embedded]:
-    """A cluster of the test's own, to be mistreated."""
-    with short_folder() as folder, Embedded(folder) as embedded:
-        migrate(embedded.conninfo, tell=lambda _: None)
-        yield embedded
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embedded, mode: str) -> None:
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
@@ -259,8 +232,7 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
         with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
             add_notification(db, user, title="before")
             before = (await client.until("realtime_event"))["event"]
-        cluster = str(own_cluster._cluster)
-        await asyncio.to_thread(own_cluster._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", cluster)
+        await asyncio.to_thread(own_cluster.stop, mode)
         health = await until_state(server, "broken")
         assert health["status"] == "unhealthy"
         with pytest.raises(websockets.InvalidStatus) as refused:
@@ -269,7 +241,7 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
         assert refused.value.response.status_code == 503
         await client.send({"type": "request_momentum_update"})
         assert (await client.until("error", "momentum_state_update"))["code"] == "unavailable"
-        await asyncio.to_thread(own_cluster._start)
+        await asyncio.to_thread(own_cluster.start)
         await until_state(server, "live")
         with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
             add_notification(db, user, title="after")
@@ -305,31 +277,6 @@ async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start
             assert (momentum["final_score"], [day["final_score"] for day in history]) == (60, [60])
             assert (await client.until("momentum_state_update"))["data"]["final_score"] == 60
             await writing
-
-
-def score_elsewhere(conninfo: str, user: UUID, score: float) -> None:
-    with psycopg.connect(conninfo, autocommit=True) as db:
-        db.execute("update daily_engagement_scores set final_score = %s where user_id = %s", (score, user))
-
-
-def hold_commits(db: Sql) -> None:
-    """From now on commits get into the WAL, and wait there for a standby that never comes before anybody sees them."""
-    db.execute("alter system set synchronous_standby_names = 'nobody'")
-    db.execute("select pg_reload_conf()")
-    while db.execute("show synchronous_standby_names").fetchone() != ("nobody",):
-        db.execute("select pg_reload_conf()")
-
-
-def release_commits(db: Sql) -> None:
-    """Has them go on."""
-    db.execute("alter system reset synchronous_standby_names")
-    db.execute("select pg_reload_conf()")
-
-
-def write_elsewhere(conninfo: str, user: UUID, title: str) -> UUID:
-    """A notification written on a connection of its own; returns when the commit does."""
-    with psycopg.connect(conninfo, autocommit=True) as writer:
-        return add_notification(writer, user, title=title)
 
 
 async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
@@ -19,20 +18,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from momentum_sync.settings import Settings, variable
+from tests.fixtures.cli import clean, run
 from tests.fixtures.server import SECRET, Server
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "momentum_sync", *arguments],
-        capture_output=True, text=True, timeout=120, cwd=cwd, env=clean(cwd, environment),
-    )  # fmt: skip
-
-
-def clean(cwd: Path, more: dict[str, str]) -> dict[str, str]:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MOMENTUM_", "SUPABASE_"))}
-    ours.pop("DATABASE_URL", None)
-    return {**ours, "MOMENTUM_DATA_DIR": str(cwd), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 
 @pytest.mark.parametrize("verb", ["demo", "serve", "migrate", "uninstall", "token", "tail", "bench"])

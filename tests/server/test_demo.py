@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import psycopg
-import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from momentum_sync.database.embedded import short_folder
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass
-class Demo:
-    process: subprocess.Popen[str]
-    links: list[str]
-    conninfo: str
-    folder: Path
-
-
-def command() -> list[str]:
-    """Return the command that `script/demo` runs once everything is installed."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"^script/demo$", readme, re.MULTILINE)
-    script = (ROOT / "script" / "demo").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^exec \.venv/bin/(momentum-sync demo .*)$", script, re.MULTILINE)
-    program, verb, rest = line.split()
-    assert (program, rest) == ("momentum-sync", '"$@"')
-    return [sys.executable, "-m", "momentum_sync", verb]
-
-
-def start(folder: Path, port: int = 0, *, reset: bool = False) -> Demo:
-    # A pace that leaves the database to the test: the first change comes with the start, the next after an hour.
-    process = subprocess.Popen(
-        [*command(), "--port", str(port), "--data-dir", str(folder), "--pace", "3600", *(["--reset"] if reset else [])],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
-    )  # fmt: skip
-    assert process.stdout is not None
-    said = ""
-    while "Ctrl-C" not in said:
-        line = process.stdout.readline()
-        assert line, process.communicate()
-        said += line
-    conninfo = re.search(r'psql "([^"]+)"', said)
-    assert conninfo is not None
-    links = [target(link) for link in re.findall(r"http://\S+", said)]
-    return Demo(process, links, conninfo[1], folder)
+from tests.fixtures.demo import Demo, command, start
 
 
 def reads(address: str | urllib.request.Request) -> str:
     with urllib.request.urlopen(address, timeout=20) as answer:
         text: str = answer.read().decode()
     return text
-
-
-def target(link: str) -> str:
-    """Return the target of a short link."""
-    parts = urlsplit(link)
-    with closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
-        connection.request("GET", parts.path)
-        answer = connection.getresponse()
-        answer.read()
-    assert (answer.status, answer.headers["Cache-Control"]) == (307, "no-store")
-    return f"http://{parts.netloc}{answer.headers['Location']}"
-
-
-@pytest.fixture
-def demo() -> Iterator[Demo]:
-    with short_folder() as folder:
-        demo = start(folder)
-        yield demo
-        demo.process.kill()
-        demo.process.communicate()
 
 
 def receive(socket: ClientConnection, kind: str) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import websockets
 
 from momentum_sync import server as servers
 from momentum_sync.settings import read
+from tests.fixtures.cli import clean
+from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import Sql, add_notification
 from tests.fixtures.server import SECRET, Bounds, Server, Start, sign, until_state
-from tests.server.test_capture import until_logged
-from tests.server.test_cli import clean
 
 
 @pytest.fixture

@@ -19,11 +19,9 @@ from momentum_sync.database.pool import CallerPool
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.limits import QueryLimits
+from tests.fixtures.cluster import hold_commits, release_commits
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import TIMEOUT_S, Client, Server, Start, sign, until_state
-from tests.server.test_capture import hold_commits, own_cluster, release_commits
-
-__all__ = ["own_cluster"]
 
 _marks = itertools.count(1)
 ASSIGNED_ONLY = (

@@ -23,6 +23,7 @@ from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import CaptureError, Unsuitable
 from momentum_sync.limits import CaptureLimits
+from tests.fixtures.cluster import until_logged, until_resync
 from tests.fixtures.postgres import (
     CAPTURE_ROLE,
     SERVER_ROLE,
@@ -34,10 +35,6 @@ from tests.fixtures.postgres import (
     temporary_database,
 )
 from tests.fixtures.server import Server, Start, sign, until_state, until_stitched
-from tests.server.test_breaks import until_resync
-from tests.server.test_capture import own_cluster, until_logged
-
-__all__ = ["own_cluster"]
 
 
 @contextmanager
@@ -47,24 +44,24 @@ def sql(cluster: Embedded) -> Iterator[Sql]:
 
 
 async def stop(cluster: Embedded, mode: str = "fast") -> None:
-    await asyncio.to_thread(cluster._call, "pg_ctl", "stop", "-w", "-m", mode, "-D", str(cluster._cluster))
+    await asyncio.to_thread(cluster.stop, mode)
 
 
 async def copy(cluster: Embedded) -> Path:
     """A copy of the whole data directory, taken while PostgreSQL is stopped."""
-    kept = cluster._cluster.with_name("kept")
+    kept = cluster.cluster.with_name("kept")
     await stop(cluster)
-    await asyncio.to_thread(_copy, cluster._cluster, kept)
-    await asyncio.to_thread(cluster._start)
+    await asyncio.to_thread(_copy, cluster.cluster, kept)
+    await asyncio.to_thread(cluster.start)
     return kept
 
 
 async def restore(cluster: Embedded, kept: Path) -> None:
     """Replace the data directory by the copy, with slot and log as they were."""
     await stop(cluster)
-    await asyncio.to_thread(shutil.rmtree, cluster._cluster)
-    await asyncio.to_thread(_copy, kept, cluster._cluster)
-    await asyncio.to_thread(cluster._start)
+    await asyncio.to_thread(shutil.rmtree, cluster.cluster)
+    await asyncio.to_thread(_copy, kept, cluster.cluster)
+    await asyncio.to_thread(cluster.start)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -368,11 +365,11 @@ async def test_a_publication_that_is_dropped_and_made_again_does_not_stop_captur
 
 async def test_a_read_replica_is_refused(own_cluster: Embedded) -> None:
     await stop(own_cluster)
-    signal_file = own_cluster._cluster / "standby.signal"
+    signal_file = own_cluster.cluster / "standby.signal"
     signal_file.touch()
     if own_cluster._owner is not None:
         os.chown(signal_file, own_cluster._owner.pw_uid, own_cluster._owner.pw_gid)
-    await asyncio.to_thread(own_cluster._start)
+    await asyncio.to_thread(own_cluster.start)
     with pytest.raises(Unsuitable, match="read replica") as unsuitable:
         check(own_cluster.conninfo, "momentum_sync")
     assert unsuitable.value.hint == "Set DATABASE_URL to the address of the primary."

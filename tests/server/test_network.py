@@ -24,9 +24,9 @@ from momentum_sync.database.connection import connect
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
+from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
 from tests.fixtures.server import Bounds, Server, Start, sign, until_state
-from tests.server.test_capture import until_logged
 
 ALL = 1.1  # of the connections
 

@@ -18,11 +18,9 @@ from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.limits import QueryLimits
+from tests.fixtures.cluster import hold_commits, release_commits, score_elsewhere, until_logged
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Bounds, Client, Server, Start, sign
-from tests.server.test_capture import hold_commits, own_cluster, release_commits, score_elsewhere, until_logged
-
-__all__ = ["own_cluster"]
 
 Message = dict[str, Any]
 

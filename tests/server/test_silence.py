@@ -21,9 +21,9 @@ import websockets
 
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
+from tests.fixtures.cli import clean
 from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, TIMEOUT_S, sign
-from tests.server.test_cli import clean
 
 MARK = "xq7secretq7x"  # marks everything that must not be repeated
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from tests.fixtures.cli import clean, run
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
 from tests.fixtures.server import SECRET, Server, Start, sign
 from tests.sdk.conftest import free_port
-from tests.server.test_cli import clean, run
 
 
 @asynccontextmanager

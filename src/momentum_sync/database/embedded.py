@@ -104,15 +104,30 @@ class Embedded:
                 os.close(self._users)
             if self._runs():
                 try:
-                    self._call("pg_ctl", "stop", "-w", "-m", "fast", "-D", str(self._cluster))
+                    self._stop("fast")
                 except Unsuitable:
                     if self._runs():  # otherwise it ended during the check, as after a kill
                         raise
 
-    def restart(self, mode: str) -> None:
-        """Stop the server and start it again. `mode` is pg_ctl's: `fast`, or `immediate` as after a crash."""
+    @property
+    def cluster(self) -> Path:
+        """Return PostgreSQL's data directory."""
+        return self._cluster
+
+    def start(self) -> None:
+        """Start the server again after `stop`."""
         with self._starting():
-            self._call("pg_ctl", "stop", "-w", "-m", mode, "-D", str(self._cluster))
+            self._start()
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server. `mode` is pg_ctl's: `fast`, or `immediate` as in a crash."""
+        with self._starting():
+            self._stop(mode)
+
+    def restart(self, mode: str) -> None:
+        """Stop the server and start it again."""
+        with self._starting():
+            self._stop(mode)
             self._start()
 
     def _make_home(self) -> None:
@@ -194,6 +209,9 @@ class Embedded:
                 )
             time.sleep(_COLLECT_EVERY_S)
         return False
+
+    def _stop(self, mode: str) -> None:
+        self._call("pg_ctl", "stop", "-w", "-m", mode, "-D", str(self._cluster))
 
     def _start(self) -> None:
         self._call(
