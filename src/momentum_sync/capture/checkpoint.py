@@ -125,7 +125,7 @@ class Checkpoints:
             if row is not None:
                 if row.slot != self._slot and row.slot_exists:
                     raise FencedOff(
-                        f"the log of this database belongs to the slot {row.slot}; drop that slot, or set"
+                        f"the event log of this database belongs to the replication slot {row.slot}; drop it, or set"
                         f" MOMENTUM_SLOT={row.slot}"
                     )
                 broke = broke or await self._break(connection, row, facts, known)

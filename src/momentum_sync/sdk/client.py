@@ -206,7 +206,7 @@ class Client:
 
         Example:
             client.ack(event)
-                break
+            break
         """
         self._replica.stream.ack(event)
 
