@@ -313,7 +313,7 @@ async def test_a_log_has_one_slot(log: Writer, open_log: Open, database: str, db
         await second.acquire(replace(FACTS, slot="another"))
     with pytest.raises(Unsuitable, match="belongs to the replication slot s") as unsuitable:
         check(database, "another")
-    db.execute(unsuitable.value.hint.split("drop it: ")[1].encode())
+    db.execute(unsuitable.value.hint.split("drop that slot: ")[1].encode())
     assert (await second.acquire(replace(FACTS, slot="another"))).offset == 0
 
 
