@@ -13,6 +13,7 @@ import httpx
 import jwt
 import pytest
 import websockets
+from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
@@ -437,19 +438,17 @@ async def test_pages_of_other_origins_may_not_connect_unless_listed(start: Start
             assert (await client.next())["type"] == "subscription_confirmed"
 
 
-async def test_an_origin_that_is_refused_is_told_to_the_operator_once(
-    start: Start, user: UUID, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_origin_that_is_refused_is_told_to_the_operator_once(start: Start, user: UUID) -> None:
     page = "https://app-of-ours.example"
-    async with start() as server:
-        for _ in range(2):
-            with pytest.raises(websockets.InvalidStatus) as refused:
-                async with server.connect(sign(user), headers={"Origin": page}):
-                    raise AssertionError("it was let in")
-            assert f"MOMENTUM_ALLOWED_ORIGINS={page}" in (refused.value.response.body or b"").decode()
-    told = [line for line in capfd.readouterr().out.splitlines() if "origin refused" in line]
-    assert len(told) == 1
-    assert f"MOMENTUM_ALLOWED_ORIGINS={page}" in told[0]
+    with capture_logs() as logged:
+        async with start() as server:
+            for _ in range(2):
+                with pytest.raises(websockets.InvalidStatus) as refused:
+                    async with server.connect(sign(user), headers={"Origin": page}):
+                        raise AssertionError("it was let in")
+                assert f"MOMENTUM_ALLOWED_ORIGINS={page}" in (refused.value.response.body or b"").decode()
+    told = [entry["setting"] for entry in logged if entry["event"] == "origin refused"]
+    assert told == [f"MOMENTUM_ALLOWED_ORIGINS={page}"]
 
 
 async def test_in_development_mode_pages_of_this_machine_may_connect(start: Start, user: UUID, tmp_path: Path) -> None:
