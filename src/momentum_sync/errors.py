@@ -130,7 +130,7 @@ class ConnectionLost(ClientError):
 
 
 class FeedFrozen(ClientError):
-    """Nothing arrived for longer than the interval of heartbeats allows."""
+    """No data arrived for longer than the interval of heartbeats allows."""
 
 
 class Rejected(ClientError):

@@ -168,6 +168,18 @@ async def test_a_row_that_leaves_somebodys_sight_is_gone_for_them_alone(server: 
             assert (await own.until("realtime_event"))["event"]["event_type"] == expected
 
 
+@pytest.mark.parametrize("day", ["-infinity", "0044-03-15 BC"])
+async def test_a_date_that_python_does_not_have_hides_no_event(
+    server: Server, db: Sql, user: UUID, coach: UUID, day: str
+) -> None:
+    add_score(db, user)
+    add_intervention(db, user, coach=coach)
+    async with coaching(server, coach, f"momentum_updates:{user}") as client:
+        add_score(db, user, day=f"date '{day}'")
+        event = (await client.until("realtime_event"))["event"]
+        assert (event["event_type"], event["channel"]) == ("momentum_score_created", f"momentum_updates:{user}")
+
+
 async def test_a_policy_that_hides_a_users_own_rows(server: Server, db: Sql, user: UUID) -> None:
     async with server.live(user) as client:
         db.execute(

@@ -61,8 +61,8 @@ export function badge(state) {
 }
 
 /**
- * Updates the children of an element where they differ. What has the focus keeps it, what was unfolded or
- * scrolled stays so: they are known again by `data-key`.
+ * Updates the children of an element where they differ. Focus, unfolded details and scroll positions
+ * are kept: elements are matched by `data-key`.
  */
 export function fill(target, ...children) {
   const beside = document.createElement("div");
