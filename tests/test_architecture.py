@@ -275,3 +275,19 @@ def test_tests_import_nothing_from_each_other(path: Path) -> None:
     """What two of them need is a fixture, or a function in `tests/fixtures`."""
     found = re.findall(r"^(?:from|import) (tests\.(?:\w+\.)*test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert found == []
+
+
+def test_no_module_keeps_state_that_outlives_its_server() -> None:
+    """State of a process is shared by every server and client in it, and by every test."""
+    kept = {"metrics.py", "sdk/callbacks.py"}  # process metrics; references to tasks until they end
+    mutable = ("[]", "{}", "set()", "dict()", "list()", "deque(", "defaultdict(", "WeakSet(", "WeakKeyDictionary(")
+    found = [
+        f"{path}:{node.lineno}"
+        for path in sorted(set(MODULES) - kept)
+        for node in tree(path).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        if ast.unparse(node.value).split(".")[-1].startswith(mutable)
+        if not ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target).isupper()
+    ]
+    assert not found
+    assert not [path for path in MODULES for node in ast.walk(tree(path)) if isinstance(node, ast.Global)]

@@ -329,6 +329,17 @@ class UserLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OriginLimits:
+    """Bounds of the log lines about origins that are refused. Anyone may send any origin, so both are needed."""
+
+    warnings: Rate = Rate(1, 1 / 600)
+    """Lines for one origin."""
+
+    most: int = 100
+    """Origins with a line in that time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LifecycleLimits:
     """Bounds of starting, housekeeping and stopping."""
 
@@ -375,4 +386,5 @@ class Limits:
     sockets: SocketLimits = field(default_factory=SocketLimits)
     http: HttpLimits = field(default_factory=HttpLimits)
     users: UserLimits = field(default_factory=UserLimits)
+    origins: OriginLimits = field(default_factory=OriginLimits)
     lifecycle: LifecycleLimits = field(default_factory=LifecycleLimits)

@@ -95,15 +95,9 @@ def unknown_setting(name: str) -> None:
     _log.warning("unknown setting", name=name, see="momentum-sync serve --help")
 
 
-_refused_origins: set[str] = set()
-_MOST_ORIGINS = 100
-
-
 def refused_origin(origin: str) -> None:
-    """Log a page of an origin that is not allowed, once for each origin, up to a limit."""
-    if origin not in _refused_origins and len(_refused_origins) < _MOST_ORIGINS:
-        _refused_origins.add(origin)
-        _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
+    """Log a page of an origin that is not allowed."""
+    _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
 
 
 def stopping(connections: int) -> None:

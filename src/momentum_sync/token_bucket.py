@@ -33,10 +33,11 @@ class TokenBucket:
 
 
 class TokenBuckets:
-    """A bucket for each key, forgotten once it is full again."""
+    """A bucket for each key, forgotten once it is full again. While there are `most` of them, other keys have none."""
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate, *, most: int | None = None) -> None:
         self._rate = rate
+        self._most = most
         self._buckets: dict[Hashable, TokenBucket] = {}  # the least recently used first
 
     def __len__(self) -> int:
@@ -44,12 +45,19 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float) -> bool:
         """Take a token of a key's bucket. Return False if there is none."""
-        bucket = self._buckets.pop(key, None) or TokenBucket(self._rate, now)
-        taken = bucket.take(now)
+        self._forget(now)
+        bucket = self._buckets.pop(key, None)
+        if bucket is None:
+            if self._most is not None and len(self._buckets) >= self._most:
+                return False
+            bucket = TokenBucket(self._rate, now)
         self._buckets[key] = bucket
+        return bucket.take(now)
+
+    def _forget(self, now: float) -> None:
+        """Forget the least recently used buckets that are full."""
         while self._buckets:
             oldest = next(iter(self._buckets))
             if not self._buckets[oldest].is_full(now):
                 break
             del self._buckets[oldest]
-        return taken

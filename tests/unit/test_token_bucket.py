@@ -46,3 +46,12 @@ def test_the_least_recently_used_key_is_looked_at_first() -> None:
         buckets.take("a", 0.2)
     assert buckets.take("c", 0.6)
     assert len(buckets) == 2, "b is full and forgotten; a is not full"
+
+
+def test_beyond_the_most_keys_another_key_has_no_bucket_until_one_is_forgotten() -> None:
+    buckets = TokenBuckets(Rate(burst=1, per_second=0.5), most=2)
+    assert [buckets.take(key, 0.0) for key in "abcab"] == [True, True, False, False, False]
+    assert len(buckets) == 2
+    assert not buckets.take("c", 1.9)
+    assert buckets.take("c", 2.0)
+    assert len(buckets) == 1

@@ -82,6 +82,7 @@ class Gateway:
         self.connects = TokenBuckets(limits.users.connects)
         self.requests = TokenBuckets(limits.users.requests)
         self.frames = TokenBuckets(limits.users.frames)
+        self.refused_origins = TokenBuckets(limits.origins.warnings, most=limits.origins.most)
 
     def drain(self) -> None:
         """Take no new connections from now on."""
@@ -99,7 +100,8 @@ class Gateway:
         try:
             handshake.check_origin(origin, hosts, options.allowed_origins, loopback=options.loopback_origins)
         except Forbidden:
-            observe.refused_origin(str(origin))
+            if self.refused_origins.take(origin, time.monotonic()):
+                observe.refused_origin(str(origin))
             raise
         if authorization is None:
             token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
