@@ -117,17 +117,14 @@ def test_two_runs_at_once_apply_everything_once(empty_database: str) -> None:
     assert applied == VERSIONS
 
 
-def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_PATIENCE_S", 0.05)
+def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str) -> None:
     with psycopg.connect(empty_database, autocommit=True) as holder:
         holder.execute("select pg_advisory_lock(%s)", (runner._LOCK,))
         with pytest.raises(Unsuitable, match="Another migration"):
-            migrate(empty_database, tell=lambda _: None)
+            migrate(empty_database, tell=lambda _: None, patience_s=0.05)
 
 
-def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(database: str) -> None:
     """A writer holds one table and wants the next, while the migration holds that and wants the first."""
     again = "update supabase_migrations.schema_migrations set statements = array['another text']"
     with psycopg.connect(database, autocommit=True) as writer, ThreadPoolExecutor() as elsewhere:
@@ -145,9 +142,8 @@ def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(
         writer.execute(again)
         writer.execute("begin")
         add_intervention(writer, user)
-        monkeypatch.setattr(runner, "_PATIENCE_S", 0.5)
         with pytest.raises(Unsuitable, match=r"waited 0\.5 s for a lock on a table"):
-            migrate(database, tell=lambda _: None, again=True)
+            migrate(database, tell=lambda _: None, again=True, patience_s=0.5)
 
 
 def test_bootstrap_leaves_what_is_there_alone(empty_database: str) -> None:

@@ -276,14 +276,14 @@ async def test_told_to_end_while_it_begins_capture_confirms_nothing_that_it_has_
         return await real(checkpoints, facts, **more)
 
     captures: list[Capture] = []
-    made = Capture.__init__
+    run = Capture.run
 
-    def kept(capture: Capture, *arguments: Any) -> None:
+    async def kept(capture: Capture) -> None:
         captures.append(capture)
-        made(capture, *arguments)
+        await run(capture)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Capture, "__init__", kept)
+        patched.setattr(Capture, "run", kept)
         patched.setattr(Checkpoints, "acquire", ended_meanwhile)
         async with start(live=False):
             pass

@@ -11,8 +11,7 @@ import psycopg
 import pytest
 import websockets
 
-from momentum_sync.database import pool as pools
-from momentum_sync.database.connection import Pool
+from momentum_sync.database.connection import Pool, using
 from momentum_sync.database.embedded import Embedded
 from tests.fixtures.cluster import (
     confirmed,
@@ -209,13 +208,13 @@ async def test_no_query_for_an_event(
             ).fetchone():
                 await asyncio.sleep(0.01)
         worked: list[object] = []
-        real = pools._connection
+        real = using
 
-        def counted(pool: Pool, **more: bool) -> object:
-            worked.append(more)
-            return real(pool, **more)
+        def counted(pool: Pool, seconds: float) -> object:
+            worked.append(pool)
+            return real(pool, seconds)
 
-        monkeypatch.setattr(pools, "_connection", counted)
+        monkeypatch.setattr("momentum_sync.database.pool.using", counted)
         for _ in range(20):
             add_notification(db, user)
         for _ in range(20):

@@ -17,7 +17,6 @@ import websockets
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from momentum_sync.errors import Unauthenticated, Unavailable
-from momentum_sync.identity import keys as module
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import TokenRules
 from momentum_sync.limits import KeyLimits
@@ -37,16 +36,19 @@ MAKERS: dict[str, Any] = {
 
 
 class Issuer:
-    """An issuer; `answer` is its key set, and `asked` counts requests."""
+    """An issuer; `answer` is its key set, and `asked` counts requests, which wait for `may_answer`."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, b"{}")
         self.asked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked += 1
+                issuer.may_answer.wait(20)
                 status, body = issuer.answer if self.path.endswith("/auth/v1/.well-known/jwks.json") else (404, b"")
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -149,23 +151,17 @@ async def test_many_at_once_ask_once(authenticator: Authenticator, issuer: Issue
 
 
 async def test_whoever_asks_first_and_goes_away_leaves_the_others_their_keys(
-    authenticator: Authenticator, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    authenticator: Authenticator, issuer: Issuer
 ) -> None:
     issuer.publish("RS256")
     token = issuer.sign("RS256")
-    fetching, go = asyncio.Event(), asyncio.Event()
-    real = module._fetch
-
-    async def slow(url: str, limits: KeyLimits) -> Any:
-        fetching.set()
-        await go.wait()
-        return await real(url, limits)
-
-    monkeypatch.setattr(module, "_fetch", slow)
+    issuer.may_answer.clear()
     first, other = (asyncio.ensure_future(authenticator.verify(token)) for _ in range(2))
-    await fetching.wait()
+    async with asyncio.timeout(20):
+        while not issuer.asked:
+            await asyncio.sleep(0.01)
     first.cancel()
-    go.set()
+    issuer.may_answer.set()
     assert (await other).subject == USER
     assert (first.cancelled(), issuer.asked) == (True, 1)
 

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from momentum_sync import tasks
 from momentum_sync.tasks import end, first_of
 
 
@@ -20,21 +19,17 @@ async def deaf(times: int, ended: list[int]) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def test_a_task_that_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
     swallowed: list[int] = []
     task = asyncio.ensure_future(deaf(3, swallowed))
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await end(task)
+        await end(task, again_s=0.01)
     assert task.cancelled()
     assert swallowed == [0, 1, 2]
 
 
-async def test_the_error_of_the_first_ends_the_others_even_if_one_does_not_hear(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tasks, "_AGAIN_S", 0.01)
+async def test_the_error_of_the_first_ends_the_others_even_if_one_does_not_hear() -> None:
     swallowed: list[int] = []
 
     async def broken() -> None:
@@ -43,7 +38,7 @@ async def test_the_error_of_the_first_ends_the_others_even_if_one_does_not_hear(
 
     async with asyncio.timeout(10):
         with pytest.raises(OSError, match="gone"):
-            await first_of(deaf(1, swallowed), broken())
+            await first_of(deaf(1, swallowed), broken(), again_s=0.01)
     assert swallowed == [0]
 
 
@@ -58,9 +53,8 @@ async def test_nothing_to_end_and_an_error_that_nobody_asks_for() -> None:
     assert isinstance(task.exception(), OSError)
 
 
-async def test_a_task_that_ends_tasks_is_not_kept_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_ends_tasks_is_not_kept_from_it() -> None:
     """The innermost task swallows a cancellation while the task that ends it is cancelled itself."""
-    monkeypatch.setattr(tasks, "_AGAIN_S", 0.02)
     swallowed: list[int] = []
     inner = asyncio.ensure_future(deaf(2, swallowed))
 
@@ -68,7 +62,7 @@ async def test_a_task_that_ends_tasks_is_not_kept_from_it(monkeypatch: pytest.Mo
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            await end(inner)
+            await end(inner, again_s=0.02)
 
     outer = asyncio.ensure_future(middle())
     await asyncio.sleep(0)

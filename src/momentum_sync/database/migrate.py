@@ -20,7 +20,7 @@ from momentum_sync.errors import Unsuitable
 
 # Any constant works; this one is "momentum" in ASCII.
 _LOCK = 0x6D6F6D656E74756D
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 _LOCK_TIMEOUT = "500ms"
 _AGAIN_AFTER_S = 0.2
 
@@ -33,7 +33,12 @@ alter table supabase_migrations.schema_migrations add column if not exists name 
 
 
 def migrate(
-    conninfo: str, *, tell: Callable[[str], None], again: bool = False, server_role: str | None = None
+    conninfo: str,
+    *,
+    tell: Callable[[str], None],
+    again: bool = False,
+    server_role: str | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> list[str]:
     """Apply missing migrations, each in one transaction. A second run at the same time waits for the first.
 
@@ -42,6 +47,7 @@ def migrate(
         tell: called with one line about each step, and at the end about each difference of the app's tables.
         again: apply all migrations again, which repairs changed objects.
         server_role: a role that gets the privileges that the server needs, and no others.
+        patience_s: seconds to wait for another run, and for the locks of each migration.
 
     Returns:
         The applied versions.
@@ -51,14 +57,14 @@ def migrate(
             changed; or a migration of the package was applied with another text.
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
-        connection.execute(f"set lock_timeout = '{_PATIENCE_S}s'; set statement_timeout = 0")
+        connection.execute(f"set lock_timeout = '{patience_s}s'; set statement_timeout = 0")
         _lock(connection)
         try:
-            applied = _apply(connection, tell, again=again)
+            applied = _apply(connection, tell, again=again, patience_s=patience_s)
             if not adoption.has_event_trigger(connection):
                 tell("no event trigger (it requires a superuser): changed policies are noticed within about a second")
             if server_role is not None:
-                _equip(connection, server_role)
+                _equip(connection, server_role, patience_s)
                 tell(f"{server_role} has the privileges that the server needs")
                 for table in adoption.may_add_triggers(connection):
                     tell(
@@ -85,11 +91,13 @@ def _lock(connection: Connection[TupleRow]) -> None:
         ) from error
 
 
-def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool) -> list[str]:
+def _apply(
+    connection: Connection[TupleRow], tell: Callable[[str], None], *, again: bool, patience_s: float
+) -> list[str]:
     adoption.check_shape(connection)
     _check_owner(connection)
-    _run(connection, "bootstrap", text("database/bootstrap.sql"))
-    _run(connection, "bookkeeping", _BOOKKEEPING)
+    _run(connection, "bootstrap", text("database/bootstrap.sql"), patience_s=patience_s)
+    _run(connection, "bookkeeping", _BOOKKEEPING, patience_s=patience_s)
     applied = adoption.applied_versions(connection)
     ours = migrations()
     other = [each for each in ours if each.version in applied and applied[each.version] not in (None, each.sql)]
@@ -106,9 +114,9 @@ def _apply(connection: Connection[TupleRow], tell: Callable[[str], None], *, aga
         else [each for each in ours if each.version not in applied]
     )
     for migration in new:
-        _run(connection, migration.title, migration.sql, record=migration)
+        _run(connection, migration.title, migration.sql, record=migration, patience_s=patience_s)
         tell(f"applied {migration.title}")
-    _run(connection, "event log", text("eventlog/schema.sql"))
+    _run(connection, "event log", text("eventlog/schema.sql"), patience_s=patience_s)
     return [migration.version for migration in new]
 
 
@@ -140,7 +148,7 @@ def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
         connection.execute(script.encode())
 
 
-def _equip(connection: Connection[TupleRow], role: str) -> None:
+def _equip(connection: Connection[TupleRow], role: str, patience_s: float) -> None:
     named, ourselves = (sql.Identifier(name).as_string() for name in (role, connection.info.user))
     found = connection.execute(
         "select r.rolsuper or r.rolbypassrls,"
@@ -171,7 +179,7 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
     template = text("database/server_role.sql")
     row = connection.execute("select format(%s, %s::text, %s::text)", (template, role, how)).fetchone()
     assert row is not None
-    _run(connection, f"granting privileges to {role}", row[0])
+    _run(connection, f"granting privileges to {role}", row[0], patience_s=patience_s)
     inherits = connection.execute(
         "select pg_has_role(%(role)s, 'service_role', 'usage') or pg_has_role(%(role)s, 'authenticated', 'usage')",
         {"role": role},
@@ -185,13 +193,15 @@ def _equip(connection: Connection[TupleRow], role: str) -> None:
         )
 
 
-def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Migration | None = None) -> None:
+def _run(
+    connection: Connection[TupleRow], what: str, script: str, *, patience_s: float, record: Migration | None = None
+) -> None:
     """Run a file in one transaction.
 
-    It waits for a lock for less time than PostgreSQL takes to look for deadlocks, and starts over, for up to a minute.
-    So no writer that holds one table and wants the next is cancelled because of a migration.
+    It waits for a lock for less time than PostgreSQL takes to look for deadlocks, and starts over, for up to
+    `patience_s`. So no writer that holds one table and wants the next is cancelled because of a migration.
     """
-    ends = time.monotonic() + _PATIENCE_S
+    ends = time.monotonic() + patience_s
     while True:
         try:
             _run_once(connection, what, script, record)
@@ -199,7 +209,7 @@ def _run(connection: Connection[TupleRow], what: str, script: str, *, record: Mi
         except errors.LockNotAvailable as error:
             if time.monotonic() > ends:
                 raise Unsuitable(
-                    f"{what} waited {_PATIENCE_S:g} s for a lock on a table, and was rolled back.",
+                    f"{what} waited {patience_s:g} s for a lock on a table, and was rolled back.",
                     "End the transaction that holds the lock (see pg_stat_activity), then run `momentum-sync migrate`"
                     " again.",
                 ) from error

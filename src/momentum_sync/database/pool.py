@@ -1,8 +1,7 @@
 """Queries under a caller's role and claims.
 
-The database decides which rows a caller may see: every read for a client runs in a transaction with the caller's role
-    and
-`request.jwt.claims`, as in PostgREST, and row level security applies.
+The database decides which rows a caller may see: every read for a client runs in a transaction with the caller's
+role and `request.jwt.claims`, as in PostgREST, and row level security applies.
 
 Policies are the operator's SQL, and one may take seconds for one caller. So questions have lanes: for clients that
 connect, for events, and for callers whose questions were slow lately. A question that exceeds its lane's timeout moves
@@ -223,9 +222,8 @@ class _Shared:
             except Exception as error:
                 late = isinstance(error, Unavailable) and time.monotonic() - began >= self._limits.batch_s
                 if late and len(batch) > 1 and not isinstance(error.__cause__, PoolTimeout):
-                    self._each = self._limits.batch_s / len(
-                        batch
-                    )  # together they took too long; each alone may be fast
+                    # Together they took too long; each alone may be fast.
+                    self._each = self._limits.batch_s / len(batch)
                     for question in batch:
                         self._slow.put(question)
                     return

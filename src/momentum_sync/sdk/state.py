@@ -24,7 +24,6 @@ from momentum_sync.domain.messages import (
 
 _OPEN = ("scheduled", "in_progress")
 _UNREAD = ("pending", "sent", "delivered")
-_MOST_NOTIFICATIONS = 1_000
 _KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification | NotificationRemoved]] = EVENTS
 
 
@@ -44,8 +43,9 @@ class UserState:
     momentum must be read again then.
     """
 
-    def __init__(self, user_id: str) -> None:
+    def __init__(self, user_id: str, *, most_notifications: int = 1_000) -> None:
         self.user_id = user_id
+        self._most_notifications = most_notifications
         self.momentum: Momentum | None = None
         self.unsure = False
         self._interventions: dict[str, Intervention] = {}
@@ -187,7 +187,7 @@ class UserState:
             status=event.status,
             created_at=event.created_at or (known.created_at if known is not None else event.timestamp),
         )
-        if len(self._notifications) > _MOST_NOTIFICATIONS:
+        if len(self._notifications) > self._most_notifications:
             del self._notifications[self.notifications[-1].id]
 
 

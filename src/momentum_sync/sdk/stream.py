@@ -11,17 +11,18 @@ from typing import Self
 from momentum_sync.errors import Ended, Offline
 from momentum_sync.sdk.protocol import Event, Output, Resync
 
-_MOST_WAITING = 10_000
-
 
 class Stream:
     """Events and resyncs in order. `settle` is called with each once the program has processed it.
 
+    An iterator that has `most` of them to read stops the reading from the socket; without one the oldest go.
+
     Once `finished`, no more will come: because of `end`, or because the program closed the client.
     """
 
-    def __init__(self, settle: Callable[[Output], None]) -> None:
+    def __init__(self, settle: Callable[[Output], None], *, most: int = 10_000) -> None:
         self._settle = settle
+        self._most = most
         self._waiting: deque[Output] = deque()
         self._iterator: weakref.ref[Events] | None = None
         self._changed = asyncio.Condition()
@@ -41,12 +42,12 @@ class Stream:
     @property
     def full(self) -> bool:
         """Return whether reading from the socket should pause until the program catches up."""
-        return self._iterating and len(self._waiting) >= _MOST_WAITING
+        return self._iterating and len(self._waiting) >= self._most
 
     @property
     def filled(self) -> bool:
         """Return whether the program still has half of the limit to read."""
-        return self._iterating and len(self._waiting) > _MOST_WAITING // 2
+        return self._iterating and len(self._waiting) > self._most // 2
 
     def add(self, output: Output) -> None:
         """Add an event. Without any iterator so far it counts as processed; if there was one, it waits for a while."""
@@ -54,7 +55,7 @@ class Stream:
             self._settle(output)
             return
         self._waiting.append(output)
-        if not self._iterating and len(self._waiting) > _MOST_WAITING:
+        if not self._iterating and len(self._waiting) > self._most:
             self._settle(self._waiting.popleft())
 
     def ack(self, output: Output) -> None:

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from momentum_sync.domain.messages import InitialState, Momentum, Notification
-from momentum_sync.sdk import state as sdk_state
 from momentum_sync.sdk.state import UserState
 
 USER = "u"
@@ -102,9 +101,8 @@ def test_the_end_of_an_intervention_that_is_not_there_changes_nothing() -> None:
     assert made.interventions == ()
 
 
-def test_notifications_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdk_state, "_MOST_NOTIFICATIONS", 3)
-    made = state()
+def test_notifications_are_bounded_and_the_oldest_goes() -> None:
+    made = UserState(USER, most_notifications=3)
     for number in (2, 1, 3):
         made.fold(notified(number))
     assert [each.id for each in made.notifications] == ["3", "2", "1"]

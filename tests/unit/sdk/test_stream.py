@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from momentum_sync import Ended, Event, Offline
-from momentum_sync.sdk import stream
 from momentum_sync.sdk.protocol import Invalidated, Output
 from momentum_sync.sdk.stream import Stream
 
@@ -22,13 +21,11 @@ def settled() -> list[str]:
 
 
 @pytest.fixture
-def waiting(settled: list[str], monkeypatch: pytest.MonkeyPatch) -> Stream:
-    monkeypatch.setattr(stream, "_MOST_WAITING", 4)
-
+def waiting(settled: list[str]) -> Stream:
     def settle(output: Output) -> None:
         settled.append(getattr(output, "id", ""))
 
-    return Stream(settle)
+    return Stream(settle, most=4)
 
 
 async def test_where_nobody_iterates_all_is_had(waiting: Stream, settled: list[str]) -> None:
