@@ -61,7 +61,10 @@ class Schema:
 
     def own(self, user_id: UUID | None) -> list[str]:
         """Return the channels that every connection of a user has; none without a user."""
-        return [] if user_id is None else [name.replace("{user_id}", str(user_id)) for name in self.own_channels]
+        if user_id is None:
+            return []
+        user = str(user_id)
+        return [name.replace("{user_id}", user) for name in self.own_channels]
 
     def table_of(self, event_type: str) -> TableSpec | None:
         """Return the table whose row an event type describes; None for an operator's own event."""

@@ -215,10 +215,9 @@ def _reporting(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:
             sum([broadcast.size for broadcast in broadcasts]),
             [broadcast.delay for broadcast in broadcasts if broadcast.delay is not None],
         )
+        samples.delivered((each.event, each.delay) for each in broadcasts if each.broken is None)
         for broadcast in broadcasts:
-            if broadcast.broken is None:
-                samples.delivered(broadcast.event, broadcast.delay)
-            else:
+            if broadcast.broken is not None:
                 samples.failed(broadcast.event, observe.described(broadcast.broken))
 
     return report

@@ -12,6 +12,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.identity.channels import Granted
+from momentum_sync.wire.messages import DeliveryIds
 
 PER_USER = frozenset({"keys"})
 SEEN = SnapshotBoundary(Snapshot.parse("10:20:12"), 500, 1)
@@ -135,7 +136,7 @@ def test_a_cursor_is_at_no_position_before_it_begins() -> None:
 
 def test_ids_name_the_channel_they_were_delivered_on() -> None:
     ids = cursor("b", "c", boundary=None).deliver(event(8, "a", "b", "c"))
-    assert ids == ("abcdef01-8-8", "abcdef01-7-7", "b")
+    assert ids == DeliveryIds("abcdef01-8-8", "abcdef01-7-7", "b")
 
 
 def test_an_unsubscribed_channel_is_checked_no_longer() -> None:

@@ -78,11 +78,10 @@ class Pipeline:
         lsn, reply = self._received, False
         for frame in [decode(payload) for payload in payloads]:
             match frame:
-                case Message(prefix=prefix) if prefix == PROBE:
-                    probes.append(frame.content)
                 case Message():
-                    event = self._event(frame)
-                    if event is not None:
+                    if frame.prefix == PROBE:
+                        probes.append(frame.content)
+                    elif (event := self._event(frame)) is not None:
                         events.append(event)
                         if _ends_history(event):
                             break

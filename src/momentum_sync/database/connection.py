@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import LiteralString
 
 import psycopg
-from psycopg import AsyncConnection, Connection, pq, sql
+from psycopg import AsyncConnection, Connection, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -26,7 +26,8 @@ from psycopg_pool import AsyncConnectionPool
 from momentum_sync.errors import Unsuitable
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
-Query = LiteralString | sql.Composed
+Query = LiteralString | bytes
+"""A statement. A composed one is rendered once, with `as_bytes()`: psycopg keeps the parsed form of text alone."""
 
 _CONNECT_TIMEOUT_S = 5
 _CHECK_TIMEOUT_S = 5.0

@@ -131,16 +131,19 @@ class CallerPool:
 
         Raises as `as_caller`; Unavailable also if the caller's own earlier questions take too long.
         """
-        question = _Question(caller, queries, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        question = _Question(caller, queries, loop.create_future())
         if self._slow.knows(caller):
             self._slow.put(question)
         else:
             self._lanes[lane].put(question)
+        # A timer of its own costs a tenth of `asyncio.timeout`, and every client that connects has one.
+        late = Unavailable("The database did not answer in time; try again in a moment.")
+        timer = loop.call_later(self._limits.answer_s, _fail, [question], late)
         try:
-            async with asyncio.timeout(self._limits.answer_s):
-                return await question.answer
-        except TimeoutError:
-            raise Unavailable("The database did not answer in time; try again in a moment.") from None
+            return await question.answer
+        finally:
+            timer.cancel()
 
     async def until_visible(self) -> AsyncIterator[None]:
         """Yield, with pauses between, until the caller stops: for work that waits for a commit to become visible.

@@ -10,7 +10,7 @@ import msgspec
 from psycopg import sql
 
 from momentum_sync.database import queries
-from momentum_sync.database.connection import fetch_one, fetch_optional
+from momentum_sync.database.connection import Query, fetch_one, fetch_optional
 from momentum_sync.errors import Forbidden, NotFound
 from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.identity.tokens import Identity
@@ -99,11 +99,15 @@ class MomentumReads:
             raise Forbidden("This token does not allow changing that notification.")
 
 
-def overview_query(*, some: bool, all_interventions: bool) -> sql.Composed:
+def overview_query(*, some: bool, all_interventions: bool) -> Query:
     """Return the query `overview`: of `some` users or of all, with or without everybody's interventions."""
-    return sql.SQL(SQL["overview"]).format(
-        scores=sql.SQL("s.user_id = any (%(users)s::uuid[])" if some else "true"),
-        interventions=sql.SQL("i.user_id = any (%(users)s::uuid[])" if some and not all_interventions else "true"),
+    return (
+        sql.SQL(SQL["overview"])
+        .format(
+            scores=sql.SQL("s.user_id = any (%(users)s::uuid[])" if some else "true"),
+            interventions=sql.SQL("i.user_id = any (%(users)s::uuid[])" if some and not all_interventions else "true"),
+        )
+        .as_bytes()
     )
 
 

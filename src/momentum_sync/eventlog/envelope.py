@@ -7,7 +7,6 @@ interpreter's recursion limit never decides.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import msgspec
 
@@ -33,7 +32,7 @@ class _Fields(msgspec.Struct, gc=False):
     rows: msgspec.Raw = _NO_ROWS
 
 
-class Envelope(NamedTuple):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """A validated envelope: the channels, the event's JSON object, and the JSON of the versions of its row, if any."""
 
     channels: tuple[str, ...]
@@ -66,10 +65,12 @@ def open_envelope(content: bytes) -> Envelope:
     Raises:
         Malformed: `momentum.publish` does not write such a message, or PostgreSQL could not store its parts.
     """
-    if len(content) > MAX_EVENT + MAX_ROWS:
-        raise Malformed(f"not an envelope: {len(content)} bytes, more than `momentum.publish` writes")
-    if is_deeper(content, MAX_DEPTH + 2):
-        raise Malformed(f"not an envelope: more than {MAX_DEPTH} levels of JSON")
+    size = len(content)
+    if size > 2 * MAX_DEPTH:  # a shorter one has no room for so many levels, and most are shorter
+        if size > MAX_EVENT + MAX_ROWS:
+            raise Malformed(f"not an envelope: {size} bytes, more than `momentum.publish` writes")
+        if is_deeper(content, MAX_DEPTH + 2):
+            raise Malformed(f"not an envelope: more than {MAX_DEPTH} levels of JSON")
     try:
         content.decode()  # msgspec does not validate the inside of a Raw
         fields = _decoder.decode(content)
@@ -88,6 +89,8 @@ def open_envelope(content: bytes) -> Envelope:
 
 def _checked(named: tuple[str, ...]) -> tuple[str, ...]:
     """Return the channels without duplicates, in order."""
+    if len(named) == 1 and len(named[0]) <= MAX_NAME:  # nearly every event
+        return named
     channels = tuple(dict.fromkeys(named))
     if not channels:
         raise Malformed("not an envelope: no channel")

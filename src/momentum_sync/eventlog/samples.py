@@ -5,7 +5,7 @@ They are collected here on the way of the events, and written later, in batches,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from uuid import UUID
 
@@ -49,12 +49,15 @@ class Samples:
         self._waiting: list[Sample] = []
         self.dropped = 0
 
-    def delivered(self, event: Event, delay: float | None) -> None:
-        """Sample a delivered event, `delay` seconds after its commit (None: it had no subscribers)."""
-        if self._bucket.take(self._clock()):
+    def delivered(self, events: Iterable[tuple[Event, float | None]]) -> None:
+        """Sample events delivered together, each with its seconds after the commit (None: it had no subscribers)."""
+        now = self._clock()
+        for event, delay in events:
+            if not self._bucket.take(now):
+                return
             if len(self._waiting) >= _MOST_DELIVERED:
                 self.dropped += 1
-                return
+                continue
             milliseconds = None if delay is None else max(0, round(delay * 1000))
             self._keep(event.event_type, event.channels, event.user_id, len(event.body), milliseconds, None)
 

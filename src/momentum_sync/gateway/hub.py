@@ -167,10 +167,8 @@ class Hub:
         """Broadcast an event on its channels, once to each subscriber. If `more` follow, collect the frames."""
         if CONTROL in event.channels:
             self._control(event)
-        broadcast = Broadcast(
-            event, f"{self._feed.epoch}-{event.offset}-{event.mark:x}", self._clock(), self._unwritten, self._limits,
-            keep=more,
-        )  # fmt: skip
+        event_id = f"{self._feed.epoch}-{event.offset}-{self._feed.mark:x}"
+        broadcast = Broadcast(event, event_id, self._clock(), self._unwritten, self._limits, keep=more)
         self._broadcasts.append(broadcast)
         for channel, key in zip(event.channels, event.keys, strict=True):
             slot = _slot(channel, key)

@@ -61,8 +61,8 @@ class Authorizer:
         # By a digest of the token's claims, which name the user: claims may have 16 KiB, and there may be 20,000 users.
         self._own: dict[bytes, _OwnGrants] = {}
         names = {"may_act_for": sql.Identifier(schema.may_act_for), "grant": sql.Identifier(schema.grant)}
-        self._grants_query = sql.SQL(_SQL["grants"]).format(**names)
-        self._may_act_for_query = sql.SQL(_SQL["may_act_for"]).format(**names)
+        self._grants_query = sql.SQL(_SQL["grants"]).format(**names).as_bytes()
+        self._may_act_for_query = sql.SQL(_SQL["may_act_for"]).format(**names).as_bytes()
 
     def changed(self, xid: int, user: UUID | None = None) -> None:
         """Note that a transaction changed policies, or revoked a user's tokens. Older answers do not count."""

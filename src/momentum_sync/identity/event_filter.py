@@ -259,19 +259,26 @@ def _queries_of(table: TableSpec) -> dict[str, Query]:
     of_rows = sql.SQL(_SQL["visible_rows"]).format(
         table=sql.Identifier(table.name), name=sql.Literal(table.name), key=columns(table.key),
         key_values=values(table.key), version=columns(table.version), version_values=values(table.version),
-    )  # fmt: skip
+    ).as_bytes()  # fmt: skip
     derived = {
-        kind: sql.SQL(_SQL["visible_derived"]).format(
-            table=sql.Identifier(table.name), key=columns(key), key_values=values(key)
-        )
+        kind: sql.SQL(_SQL["visible_derived"])
+        .format(table=sql.Identifier(table.name), key=columns(key), key_values=values(key))
+        .as_bytes()
         for kind, key in table.derived.items()
     }
     return {"": of_rows, **derived}
 
 
-def _evaluate(table: str, policies: tuple[str, str]) -> sql.Composed:
+def _evaluate(table: str, policies: tuple[str, str]) -> Query:
     """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in policies)
-    return sql.SQL(_SQL["allowed_versions"]).format(
-        permissive=permissive, restrictive=restrictive, type=sql.Identifier("public", table), row=sql.Identifier(table)
+    return (
+        sql.SQL(_SQL["allowed_versions"])
+        .format(
+            permissive=permissive,
+            restrictive=restrictive,
+            type=sql.Identifier("public", table),
+            row=sql.Identifier(table),
+        )
+        .as_bytes()
     )

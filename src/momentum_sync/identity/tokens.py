@@ -25,6 +25,7 @@ LEEWAY_S = 5.0
 
 _SIGNED_WITH_A_KEY = frozenset({"RS256", "ES256", "EdDSA"})
 _MAX_TOKEN = 16 * 1024
+_header_decoder = msgspec.json.Decoder(dict[str, Any])
 _UNSTORABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u(?:0000|[dD][89a-fA-F])")
 _YEAR_9999 = 253_402_300_799
 
@@ -108,7 +109,7 @@ def _same(given: str, key: str) -> bool:
 def _header(token: str) -> dict[str, Any]:
     """Return a token's header, which `jwt.decode` verifies. PyJWT's own function decodes the whole token twice."""
     encoded = token.partition(".")[0]
-    return msgspec.json.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=dict[str, Any])
+    return _header_decoder.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
 
 
 def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.PyJWK]) -> tuple[str | jwt.PyJWK, str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from operator import or_
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -148,7 +148,12 @@ def timestamp(now: float) -> str:
 def _millisecond(milliseconds: int) -> bytes:
     """Format a timestamp. Every message has one, and many messages share a millisecond."""
     seconds, rest = divmod(milliseconds, 1000)
-    return b"%b.%03dZ" % (datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode(), rest)
+    return b"%b.%03dZ" % (_second(seconds), rest)
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> bytes:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def encode(kind: str, now: float, fields: dict[str, object], ref: Ref = None) -> bytes:
@@ -165,7 +170,7 @@ def error(code: str, sentence: str, now: float, ref: Ref = None, **more: object)
     return encode("error", now, {"code": code, "error": sentence, **more}, ref)
 
 
-class DeliveryIds(NamedTuple):
+class DeliveryIds(msgspec.Struct, frozen=True, gc=False):
     """The id under which a connection gets an event, the id of the event before it, and the channel."""
 
     event_id: str
@@ -175,10 +180,9 @@ class DeliveryIds(NamedTuple):
 
 def event_object(body: bytes, ids: DeliveryIds) -> bytes:
     """Return an event's own JSON object with its ids added. The ids need no escaping."""
-    event_id, previous_id, channel = ids
     return b"".join((
-        body[:-1], b',"id":"' if len(body) > 2 else b'"id":"', event_id.encode(),
-        b'","previous_id":"', previous_id.encode(), b'","channel":', _encode(channel), b"}",
+        body[:-1], b',"id":"' if len(body) > 2 else b'"id":"', ids.event_id.encode(),
+        b'","previous_id":"', ids.previous_id.encode(), b'","channel":', _encode(ids.channel), b"}",
     ))  # fmt: skip
 
 
