@@ -1,16 +1,23 @@
-// A user's momentum in React: the client is a store outside of it, which is what `useSyncExternalStore` is for.
+// A user's momentum in React: the client is an external store, which is what `useSyncExternalStore` subscribes to.
 
 import { Client, LocalStore } from "momentum-sync";
 import { useEffect, useState, useSyncExternalStore } from "react";
 
-/** A client for as long as the component is there. `freshToken` gives a token of whoever is signed in. */
+/**
+ * Connects while the component is mounted. `freshToken` returns a token of the signed-in user; define it outside of the
+ * component or with `useCallback`, because another function is another connection.
+ */
 export function useMomentum(url, freshToken) {
-  const [client] = useState(() => new Client(url, freshToken, { store: new LocalStore("momentum") }));
+  // A client cannot be started again, and React may run an effect twice: each run has a client of its own. The first
+  // client is never started; its state is the empty one that is rendered until the effect runs.
+  const [client, setClient] = useState(() => new Client(url, freshToken));
   useEffect(() => {
-    client.start();
-    return () => void client.close();
-  }, [client]);
-  return [useSyncExternalStore(client.onStateChange, client.getState), client];
+    const running = new Client(url, freshToken, { store: new LocalStore("momentum") });
+    running.start();
+    setClient(running);
+    return () => void running.close();
+  }, [url, freshToken]);
+  return [useSyncExternalStore(client.onStateChange, client.getState, client.getState), client];
 }
 
 export function Momentum({ url, freshToken }) {

@@ -127,8 +127,6 @@ async def server(
         application: the application that is served.
     """
     limits = limits or Limits()
-    if settings.development:
-        observe.development_secret()
     async with AsyncExitStack() as stack:
         connections = await opened(stack, LogConnections(conninfo, limits.log))
         log = EventLog(connections, limits.log, application.schema.per_user_channels)

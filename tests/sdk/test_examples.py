@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +19,9 @@ from momentum_sync import Client
 from momentum_sync.sdk.cache import Cache
 from tests.fixtures.postgres import Sql, add_notification, add_score
 from tests.fixtures.server import Server, sign
+from tests.sdk.drivers import missing
 
+ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 20.0
 
 
@@ -99,3 +104,14 @@ async def coaching_client(server: Server, user: UUID, client: Client) -> Client:
     await coach.start()
     await coach.wait_until_live()
     return coach
+
+
+@pytest.mark.skipif(missing("node") is not None, reason=str(missing("node")))
+def test_the_example_is_clean_for_pyright_too() -> None:
+    pyright = ROOT / "clients" / "js" / "node_modules" / ".bin" / "pyright"
+    done = subprocess.run(
+        [pyright, "--pythonpath", sys.executable, "examples/follow.py"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 errors, 0 warnings" in done.stdout

@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 import typer
 import uvloop
 from fastapi import FastAPI
-from pydantic import SecretStr
 from starlette.responses import RedirectResponse, Response
 
 from momentum_sync import observe, server
@@ -65,7 +64,7 @@ def demo(
                 "database_url": None,
                 "capture_url": None,
                 "supabase_url": None,
-                "jwt_secret": SecretStr(server.development_secret(home)),
+                "jwt_secret": None,  # development mode, in which pages of this machine may connect
                 "anon_key": None,
                 "service_role_key": None,
                 "slot": "momentum_sync",

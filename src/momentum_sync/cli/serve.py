@@ -31,6 +31,8 @@ def run(settings: Settings) -> None:
     observe.configure(level=settings.log_level)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
+    if settings.development:
+        observe.development_secret()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most, most)
