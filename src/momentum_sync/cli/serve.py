@@ -31,8 +31,6 @@ def run(settings: Settings) -> None:
     observe.configure(level=settings.log_level)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
-    if settings.development:
-        observe.development_secret()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most, most)
@@ -42,6 +40,8 @@ def run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, conninfo: str) -> None:
+    if settings.development:
+        observe.development_secret()
     with stopped_by_signals() as stopped:
         async with server.server(settings, conninfo, stopped=stopped):
             await stopped.wait()
