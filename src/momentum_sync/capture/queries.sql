@@ -172,3 +172,45 @@ select momentum.check_policies()
 -- name: check_triggers
 select p.found -> 'problems', p.found -> 'foreign_triggers'
 from momentum.check_publishing() as p (found)
+
+-- name: types
+-- Types by id with all that they are made of: domains, elements, attributes. A type that no longer exists has no row.
+with recursive needed (oid) as (
+    select unnest(%(oids)s::oid[])
+    union
+    select part.oid
+    from needed
+    join pg_catalog.pg_type t on t.oid = needed.oid
+    cross join lateral (
+        select t.typbasetype as oid where t.typbasetype <> 0
+        union all
+        select t.typelem where t.typelem <> 0
+        union all
+        select a.atttypid from pg_catalog.pg_attribute a
+        where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+    ) part
+)
+select
+    t.oid::bigint,
+    t.typname::text,
+    t.typbasetype::bigint,
+    -- As PostgreSQL's get_element_type: a type such as point has elements, but is no array.
+    case when t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc then t.typelem::bigint else 0 end,
+    coalesce((select e.typdelim::text from pg_catalog.pg_type e where e.oid = t.typelem), ','),
+    coalesce(
+        (
+            select array_agg(a.attname::text order by a.attnum) from pg_catalog.pg_attribute a
+            where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        ),
+        '{}'
+    ),
+    coalesce(
+        (
+            select array_agg(a.atttypid::bigint order by a.attnum) from pg_catalog.pg_attribute a
+            where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        ),
+        '{}'
+    ),
+    t.typtype = 'c'
+from needed
+join pg_catalog.pg_type t on t.oid = needed.oid;
