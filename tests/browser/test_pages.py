@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,8 +16,6 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from momentum_sync import __version__
-from momentum_sync.web import pages
 from tests.browser.chromium import CHROMIUM, FLAGS
 from tests.fixtures.demo import Demo, start
 from tests.sdk.drivers import JAVASCRIPT, missing
@@ -334,7 +331,7 @@ def test_the_token_is_nowhere_that_outlives_the_tab(demo: Demo, page: Page) -> N
     assert "#" not in page.url
     token = demo.links[1].split("access_token=")[1]
     kept = page.evaluate(
-        "async () => { const cache = await caches.open('pages 0.1.0'); const keys = await cache.keys();"
+        "async () => { const [name] = await caches.keys(); const keys = await (await caches.open(name)).keys();"
         " return JSON.stringify([keys.map((one) => one.url), { ...localStorage }, document.cookie]); }"
     )
     assert token.split(".")[1] not in kept
@@ -352,15 +349,6 @@ def test_a_page_opens_without_a_network_from_the_first_visit_on(demo: Demo, page
     page.reload()
     expect(page.get_by_role("status")).to_have_text(re.compile("offline since"))
     expect(page.locator("#trend svg")).to_be_visible()
-
-
-def test_the_worker_keeps_every_file_of_the_pages() -> None:
-    static = Path(pages.__file__).parent / "static"
-    assert f'const CACHE = "pages {__version__}"' in (static / "sw.js").read_text(encoding="utf-8")
-    listed = set(re.findall(r'^  "([\w./-]+)",$', (static / "sw.js").read_text(encoding="utf-8"), re.MULTILINE))
-    there = {path.name for path in static.iterdir()} - {"sw.js"}
-    sdk = {f"sdk/{path.name}" for path in (JAVASCRIPT / "src").iterdir()} - {"sdk/node.js"}
-    assert listed == there | sdk
 
 
 def test_people_are_found_sorted_and_opened_by_their_row(demo: Demo, page: Page) -> None:

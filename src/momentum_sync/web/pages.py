@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 ROOT = "/pages"
+_WORKER = "sw.js"
+_NOT_FOR_PAGES = frozenset({"node.js"})
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -43,8 +48,33 @@ class _Pages(StaticFiles):
 def mount(api: FastAPI) -> None:
     """Serve the pages and the SDK that they use."""
     pages = Path(str(resources.files("momentum_sync"))) / "web"
-    api.mount(f"{ROOT}/sdk", _Pages(directory=_sdk(pages)))
-    api.mount(ROOT, _Pages(directory=pages / "static"))
+    static, sdk = pages / "static", _sdk(pages)
+    worker = service_worker(static, sdk)
+
+    @api.get(f"{ROOT}/{_WORKER}", include_in_schema=False)
+    async def answer_with_the_worker() -> Response:
+        return Response(worker, media_type="text/javascript", headers=HEADERS)
+
+    api.mount(f"{ROOT}/sdk", _Pages(directory=sdk))
+    api.mount(ROOT, _Pages(directory=static))
+
+
+def service_worker(static: Path, sdk: Path) -> str:
+    """Return the service worker, with the names of all files, and a cache whose name changes with any of them.
+
+    Browsers install a worker again only if its bytes change, so a worker that did not name the files' contents would
+    serve the pages of the version before.
+    """
+    files = {path.name: path for path in static.iterdir() if path.name != _WORKER}
+    files |= {f"sdk/{path.name}": path for path in sdk.iterdir() if path.name not in _NOT_FOR_PAGES}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{hashlib.sha256(files[name].read_bytes()).hexdigest()}\0".encode())
+    text = (static / _WORKER).read_text(encoding="utf-8")
+    for constant, value in (("CACHE", f"pages {digest.hexdigest()[:16]}"), ("FILES", sorted(files))):
+        text, found = re.subn(rf"(?m)^const {constant} = .*$", f"const {constant} = {json.dumps(value)};", text)
+        assert found == 1, constant
+    return text
 
 
 def _sdk(pages: Path) -> Path:

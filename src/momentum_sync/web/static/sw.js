@@ -1,32 +1,9 @@
 // Stores the pages for use without a network, from the first visit on. The server's response comes first, the stored one
 // otherwise. Fragments and queries of URLs are not stored, because they may contain a token.
 
-const CACHE = "pages 0.1.0"; // a change of its name deletes the caches of other versions
+const CACHE = "pages"; // replaced by the server with a name that changes with any file: the caches of others go
 const PATIENCE_MS = 4_000;
-const FILES = [
-  "user.html",
-  "coach.html",
-  "style.css",
-  "page.js",
-  "charts.js",
-  "user.js",
-  "coach.js",
-  "sdk/browser.js",
-  "sdk/cache.js",
-  "sdk/client.js",
-  "sdk/connection.js",
-  "sdk/errors.js",
-  "sdk/protocol.js",
-  "sdk/index.js",
-  "sdk/replica.js",
-  "sdk/listeners.js",
-  "sdk/messages.js",
-  "sdk/outbox.js",
-  "sdk/state.js",
-  "sdk/store.js",
-  "sdk/stream.js",
-  "sdk/reporter.js",
-];
+const FILES = ["user.html"]; // replaced by the server with the names of all files
 
 self.addEventListener("install", (event) => {
   self.skipWaiting();
