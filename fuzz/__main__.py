@@ -5,7 +5,7 @@ python -m fuzz replication           messages of the database, and ids of client
 python -m fuzz http                  requests made from the OpenAPI description, with every check of schemathesis
 python -m fuzz frames --seconds 600  for this long; default 30
 
-`frames` and `replication` need atheris, which exists for Linux on x86-64; findings are in a file `crash-…`.
+`frames` and `replication` need atheris, which exists for Linux on x86-64; it names the file with what it found.
 """
 
 from __future__ import annotations
@@ -28,10 +28,20 @@ def coverage(target: str, seconds: int, rest: list[str]) -> None:
 
     with atheris.instrument_imports(include=["momentum_sync", "websockets"]):
         module = importlib.import_module(f"fuzz.{target}")
+        importlib.import_module("momentum_sync.observe").configure(level="ERROR")
 
     async def fuzz(corpus: str) -> None:  # some code asks for the running event loop
+        findings = tempfile.mkdtemp(prefix="fuzz-") + "/"
         atheris.Setup(
-            [sys.argv[0], f"-max_total_time={seconds}", "-max_len=8192", "-print_final_stats=1", *rest, corpus],
+            [
+                sys.argv[0],
+                f"-max_total_time={seconds}",
+                "-max_len=8192",
+                "-print_final_stats=1",
+                f"-artifact_prefix={findings}",
+                *rest,
+                corpus,
+            ],
             module.one,
         )
         atheris.Fuzz()

@@ -21,7 +21,6 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, State
 from websockets.uri import parse_uri
 
-from momentum_sync import observe
 from momentum_sync.domain.application import MOMENTUM
 from momentum_sync.eventlog.feed import Beginning, LocalFeed
 from momentum_sync.eventlog.history import History
@@ -139,7 +138,6 @@ def _gateway() -> Gateway:
     )  # fmt: skip
 
 
-observe.configure(level="ERROR")
 _GATEWAY = _gateway()
 _Socket.gateway = _GATEWAY
 _CONFIG = Config(app="none:none", log_config=None)

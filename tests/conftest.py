@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import structlog
 
 pytest_plugins = [
     "tests.fixtures.postgres",
@@ -10,6 +13,14 @@ pytest_plugins = [
     "tests.fixtures.cluster",
     "tests.fixtures.demo",
 ]
+
+
+@pytest.fixture(autouse=True)
+def log_left_alone() -> Iterator[None]:
+    """Refuse a test that sets up the log for all tests after it, which would find no lines."""
+    before = structlog.get_config()["wrapper_class"]
+    yield
+    assert structlog.get_config()["wrapper_class"] is before
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+import structlog
 
 from momentum_sync import observe
 from momentum_sync.errors import CaptureError
@@ -51,6 +52,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
             yield written
         finally:
             root.handlers = handlers
+            structlog.reset_defaults()
 
 
 @pytest.mark.parametrize(
