@@ -1,8 +1,7 @@
 """One UPDATE of 100,000 rows: the time until its last event is delivered, and the delay for everybody else.
 
-Events are sent in commit order, so a later commit waits until the large transaction has been sent. An admin reads all
-of
-it; other users write meanwhile and wait for their own events.
+Events are sent in commit order, so a later commit waits until the large transaction has been sent. An admin receives
+all of its events; meanwhile other users write and wait for their own events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """This project beside a server written without it: FastAPI, asyncpg's LISTEN and the seed's triggers (peers/listen.py).
 
-Both have the same database, clients and load, and a core of their own. The peer gives none of this project's
-guarantees,
-so the difference is their cost.
+Both have the same database, clients and load, and a core of their own. The peer has no delivery guarantees, so the
+difference is the cost of this project's guarantees.
 """
 
 from __future__ import annotations

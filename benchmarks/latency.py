@@ -46,7 +46,7 @@ SCORE = re.compile(rb'"user_id" ?: ?"00000000-0000-4000-8000-([0-9a-f]{12})"[^{}
 
 
 def found(data: bytes) -> Iterator[Write]:
-    """Return the writes whose score events are in these bytes."""
+    """Yield a write for each score event in these bytes."""
     for index, whole, hundredths in SCORE.findall(data):
         yield int(index, 16), int(whole) * 100 + int(hundredths)
 
@@ -55,7 +55,7 @@ def found(data: bytes) -> Iterator[Write]:
 
 
 class Client(asyncio.Protocol):
-    """A socket that records when it saw which write. It parses frames no further than necessary."""
+    """A socket that records the arrival time of each write. It parses frames only as far as necessary."""
 
     def __init__(self, index: int, url: str, seen: SnapshotBoundary) -> None:
         self.live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -107,7 +107,7 @@ async def _clients(url: str, connections: int, pipe: Connection) -> None:
 
 
 def clients(url: str, connections: int, pipe: Connection) -> None:
-    """Run all clients in one process: report when they are live and, when asked, what they saw."""
+    """Run all clients in one process: send the connect time, then on request the arrival times and lost clients."""
     prepare_process()
     uvloop.run(_clients(url, connections, pipe))
 

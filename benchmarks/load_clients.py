@@ -1,6 +1,6 @@
-"""Many clients in one process, as cheap as possible: raw sockets whose data is hardly parsed.
+"""Many clients in one process at low cost: raw sockets that hardly parse their data.
 
-A client that decoded each frame would cost more than the server, and on two cores be what is measured.
+Clients that decoded each frame would cost more CPU than the server and, on two cores, limit the measurement.
 """
 
 from __future__ import annotations

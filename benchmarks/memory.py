@@ -22,7 +22,7 @@ def measure(bench: Bench) -> Iterator[Line]:
             for _ in bench.rounds(f"memory of {connections:,} connections"):
                 with serving(conninfo, folder) as server:
                     few = [handshake(server.url, token(index)) for index in range(20)]
-                    uvloop.run(connect(server.url, few)).close()  # allocated once, whatever the number of clients
+                    uvloop.run(connect(server.url, few)).close()  # allocated once, not per client
                     before = resident(server.pid)
                     requests = [handshake(server.url, token(index)) for index in range(connections)]
                     with uvloop.run(connect(server.url, requests)):

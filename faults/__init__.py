@@ -1,5 +1,5 @@
 """Random histories under faults, judged by an independent witness: a seed in, a verdict out.
 
-`workload` writes, `nemesis` injects faults, `clients` connect and disconnect, `witness` reads from PostgreSQL's
-`test_decoding` what was committed, `checker` compares. `python -m faults --help`.
+`workload` writes, `nemesis` injects faults, `clients` connect and disconnect, `witness` records the committed changes
+with PostgreSQL's `test_decoding`, and `checker` compares both. `python -m faults --help`.
 """

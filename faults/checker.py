@@ -1,6 +1,6 @@
 """The verdict: a client's record against the witness's.
 
-A record lists what the client received, in order. Between two snapshots it must be exactly the witness's events on its
+A record lists the client's messages, in order. Between two snapshots it must be exactly the witness's events on its
 channels, in their order, each once; resumes change nothing. The rows of a snapshot show which events it contains: of
 every row, the missing events are the first ones, and after them the row looks as in the snapshot. Pure: no clock, no
 random numbers, no I/O.
@@ -19,8 +19,8 @@ Rows = Mapping[tuple[str, str], tuple[str, ...]]
 class Change:
     """An event that must reach every subscriber of one of its channels.
 
-    `what` identifies it, `row` is the row that changed, `shown` what a snapshot shows of the row afterwards (None:
-    nothing), `at` the time of the commit, seconds since 1970.
+    `what` identifies it, `row` is the row that changed, `shown` is the row in snapshots afterwards (None: not shown),
+    and `at` is the time of the commit in seconds since 1970.
     """
 
     what: tuple[object, ...]
@@ -66,7 +66,7 @@ Record = Snapshot | Came | Invalidated | Held
 
 @dataclass
 class Client:
-    """A client: its user, all channels it ever has, whether snapshots show it rows; and what it received.
+    """A client: its user, all channels that it ever has, whether its snapshots have rows, and its record.
 
     `unversioned_until` is when the policies of notifications last changed, in seconds since 1970. Earlier events carry
     no version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later
@@ -84,8 +84,8 @@ class Client:
 class Branch(list[Change]):
     """A history that a TRUNCATE has ended: `emptied` is the kind of row that it removed.
 
-    TRUNCATE is not MVCC-safe: a query that began before it, and waited for it, finds the table empty and sees what was
-    committed in between. The server ends such a history at once, and every client starts afresh.
+    TRUNCATE is not MVCC-safe: a query that began before it, and waited for it, finds the table empty and sees the
+    commits in between. The server ends such a history at once, and every client starts afresh.
     """
 
     emptied: str | None = None
@@ -107,8 +107,8 @@ def expected(client: Client, changes: Iterable[Change]) -> list[Change]:
 def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list[str]:
     """Return errors in the client's record, where history was cut off and continued elsewhere.
 
-    `branches` are the histories that existed, the surviving one last. Everything between two snapshots must agree with
-    one of them; what follows the last snapshot with the last one, to its end.
+    `branches` are the histories that existed, the surviving one last. The records between two snapshots must agree with
+    one of them; the records after the last snapshot must agree with the surviving one, to its end.
     """
     if len(branches) == 1:
         return check(client, branches[0])
@@ -145,7 +145,7 @@ def check(client: Client, changes: Sequence[Change], *, ended: bool = True) -> l
 def _segments(
     client: Client, wanted: Sequence[Change], where: Mapping[tuple[object, ...], int], wrong: list[str]
 ) -> Iterable[_Segment]:
-    """Cuts the record at its snapshots; notes what is unknown, out of order, or twice."""
+    """Split the record at its snapshots. Add unknown, repeated and out-of-order events to `wrong`."""
     segment: _Segment | None = None
     keys: tuple[str, ...] | None = None
     off: dict[str, int] = {}
@@ -185,7 +185,7 @@ def _hold(segment: _Segment, record: Held, off: dict[str, int], wanted: Sequence
         if not record.on:
             off.setdefault(channel, place)
         elif channel in off:
-            # What lies between the last event before and the next one may be on either side of the confirmation.
+            # Events up to the next one on another channel may precede or follow the confirmation.
             since = off.pop(channel)
             _excuse(segment, wanted, channel, since, _next_on_others(wanted, channel, place))
 
@@ -221,7 +221,7 @@ def _complete(client: Client, segment: _Segment, wanted: Sequence[Change], *, wh
     for row, indexes in rows.items():
         within = [index for index in indexes if index < end]
         if within:
-            # Commits become visible in another order than the WAL's: a snapshot may hold what is after the last event.
+            # Commits become visible in another order than the WAL's: a snapshot may have changes after the last event.
             later = [wanted[index].shown for index in indexes if index >= end]
             yield from _complete_row(client, segment, wanted, came, row, within, later)
     if client.sees_rows:
@@ -240,7 +240,7 @@ def _complete_row(
     count = 0
     while count < len(indexes) and indexes[count] not in came:
         count += 1
-    # Withheld, because a later one took its place; see `Client`.
+    # Events that may be withheld, because a later event of the row follows; see `Client`.
     doubtful = row[0] == "notification"
     replaced = {
         index for index in indexes[:-1]
@@ -269,7 +269,7 @@ def _complete_row(
 def adds_up(client: Client, changes: Sequence[Change], held: Rows) -> bool:
     """Return whether the client's last snapshot with the later events equals the tables.
 
-    What belongs to a channel that it had left in between is left out.
+    Rows of channels that the client left in between are not compared.
     """
     after = {change.what: change for change in changes}
     rows: dict[tuple[str, str], tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""Clients that connect and disconnect, read or do not, resume from old ids, and record what they receive."""
+"""Clients that connect and disconnect, pause reading, resume from old ids, and record every message."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Walker:
             socket.transport.abort()
 
     async def _toggle(self, socket: ClientConnection, off: str | None) -> str | None:
-        """Leave a channel, or take it again."""
+        """Unsubscribe from a channel, or subscribe to it again."""
         channel = off or self._chance.choice([f"notifications:{self.client.user}", f"interventions:{self.client.user}"])
         ref = self._chance.randrange(1 << 30)
         await socket.send(

@@ -119,7 +119,7 @@ class Database:
                 pass
 
     async def fail_over(self) -> None:
-        """Stop the primary and promote the standby with what it has."""
+        """Promote the standby at the position that it has replayed, and stop the primary."""
         assert self._standby is not None
         standby, self._standby = self._standby, None
         with self.writers.paused():
@@ -143,7 +143,7 @@ def faketime() -> Path | None:
 
 
 def clock_environment(folder: Path, whose: str) -> dict[str, str]:
-    """Return the environment of a process whose clock `Database.set_clock` sets; empty without faketime."""
+    """Return the environment that lets `Database.set_clock` set a process's clock; empty without faketime."""
     library = faketime()
     if library is None:
         return {}

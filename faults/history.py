@@ -160,7 +160,7 @@ def _clients(users: Sequence[str]) -> list[tuple[Client, str | None]]:
 
 
 async def _until_settled(clients: Sequence[Client], branches: Sequence[Sequence[Change]], settle: float) -> list[str]:
-    """Wait until every client has the witness's last event; return those that do not get there."""
+    """Wait until the record of every client is complete. Return an error for each one that is late."""
     waiting = list(clients)
     ends = time.monotonic() + settle
     while waiting and time.monotonic() < ends:

@@ -186,7 +186,7 @@ class Nemesis:
         await self._execute(f"truncate {table}")
 
     async def _execute(self, *statements: str) -> None:
-        """Execute statements in a thread: they may wait for a lock whose holder waits for this event loop's proxies."""
+        """Execute statements in a thread: they may wait for a lock holder that waits for this event loop's proxies."""
 
         def run() -> None:
             with psycopg.connect(self._database.conninfo, autocommit=True) as connection:
@@ -232,7 +232,7 @@ class Nemesis:
             await self._execute(f"alter role {SERVER} reset all")
 
     async def slow_policy(self) -> None:
-        """Make a policy slow for one user. It changes nobody's rights."""
+        """Make a policy slow for one user, without changing any rights."""
         await self._execute(
             "do $$ begin execute format("
             "'create policy slow on momentum_notifications as restrictive for select to authenticated using ("

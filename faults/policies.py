@@ -91,7 +91,7 @@ _TABLES = {
 
 @dataclass
 class Caller:
-    """Somebody with a token: `role` is its `app_metadata.role`."""
+    """A caller with a token; `role` is the token's `app_metadata.role`."""
 
     name: str
     subject: UUID
@@ -115,7 +115,7 @@ class Row:
 
 
 class Oracle:
-    """PostgreSQL, queried as each of the callers. `admin` changes things, `asking` only SELECTs."""
+    """PostgreSQL, queried as each of the callers. `admin` changes users and policies; `asking` only SELECTs."""
 
     def __init__(self, admin: Sql, asking: Sql, callers: Sequence[Caller]) -> None:
         self._admin = admin
@@ -141,7 +141,7 @@ class Oracle:
                     await self._admin.execute(statement.encode())
 
     async def seeing(self, row: Row) -> set[str]:
-        """Return the names of those who can SELECT the row now, with every column that its events carry."""
+        """Return the names of the callers that can SELECT the row now, with every column that its events carry."""
         found = await self._select(row.table, _COLUMNS[row.table], "id = %s", (row.id,))
         return {name for name, rows in found.items() if rows}
 

@@ -11,7 +11,7 @@ _PACKET = 1500
 
 
 class Proxy:
-    """A port whose connections go to the first server that accepts them.
+    """A local port that forwards each connection to the first server that accepts it.
 
     `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's. `delay` is the time that
     every 1,500 bytes take, in seconds, in each direction. The next frame from a server that contains `lose` is dropped.

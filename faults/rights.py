@@ -1,7 +1,7 @@
-"""Random rights: a client receives exactly the events on its channels whose rows it can SELECT.
+"""Random rights: on its channels, a client receives exactly the events about rows that it can SELECT.
 
 Users, coaches and an admin are connected while rows, assignments, roles and an operator's policies change at random.
-After each transaction PostgreSQL itself is queried, as each of them, for the row; the product has no part in that.
+After each transaction the row is selected in PostgreSQL as each of them, without any code of the product.
 
 python -m faults.rights                        500 deliveries, with a random seed
 python -m faults.rights --deliveries 10000     more deliveries
@@ -53,7 +53,7 @@ class Verdict:
 
 @dataclass
 class Told:
-    """An event that must follow a write: who may receive it, and who must."""
+    """An event expected after a write, and the callers that `may` and those that `must` receive it."""
 
     key: tuple[object, ...]
     channels: tuple[str, ...]
@@ -105,7 +105,7 @@ class World:
         self._judge(held)
 
     async def _look_again(self) -> None:
-        """Extend the receivers: who may see a version now may receive it; who could see it all the time must."""
+        """Update the receivers: callers that see the version now are added to `may`, all others removed from `must`."""
         for told in self.told:
             if told.row is not None:
                 seeing = await self._oracle.seeing(told.row)
@@ -257,7 +257,7 @@ class World:
     async def _tell_out_of_sight(
         self, kind: str, before: Row | None, after: Row, saw: set[str], channels: tuple[str, ...]
     ) -> bool:
-        """Expect `out_of_sight` events, under changed policies, for those who could see a row before and cannot now."""
+        """Expect `out_of_sight` events, under changed policies, for callers that could see a row and cannot now."""
         if before is None or after.table not in self.changed:
             return False
         lost = saw - await self._oracle.seeing(after)

@@ -1,7 +1,7 @@
-"""An independent record of what was committed, in order.
+"""An independent record of the committed changes, in order.
 
 PostgreSQL's `test_decoding` prints the changes of rows on a slot of its own; the expected events are derived here from
-the contract, section 1. The product's triggers and decoder have no part in it.
+the contract, section 1. The product's triggers and decoder are not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = dict[str, str | None]
 
 
 class Witness:
-    """A record of what was committed.
+    """A record of the committed changes.
 
     Histories that were cut off, by a restored copy, a failover or a TRUNCATE, are kept separately.
     """
@@ -75,7 +75,7 @@ class Witness:
                     for change in transaction:
                         if isinstance(change, Change):
                             changes.append(replace(change, at=at))
-                        else:  # its rows are gone; those of other tables stay
+                        else:  # a TRUNCATE removed the rows of this table only
                             branch = Branch(changes)
                             branch.emptied = change
                             ended.append(branch)

@@ -40,7 +40,7 @@ class Writers:
             thread.start()
 
     def _number(self) -> int:
-        """Return a hundredth of a score that no other score of this run has, so that events can be told apart."""
+        """Return a score in hundredths that differs from all earlier ones, so that each event can be identified."""
         return next(self._scores) % 10_000
 
     @contextmanager
@@ -81,7 +81,7 @@ class Writers:
                     while not self._stopped.wait(chance.random() * _PAUSE_S * 2):
                         with self._turn():
                             self._transaction(connection, chance)
-            except psycopg.Error:  # the witness decides what was committed
+            except psycopg.Error:  # the witness knows whether it committed
                 self._stopped.wait(0.2)
 
     def _transaction(self, connection: Sql, chance: Random) -> None:

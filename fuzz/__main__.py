@@ -5,7 +5,7 @@ python -m fuzz replication           messages of the database, and ids of client
 python -m fuzz http                  requests made from the OpenAPI description, with every check of schemathesis
 python -m fuzz frames --seconds 600  for this long; default 30
 
-`frames` and `replication` need atheris, which exists for Linux on x86-64; it names the file with what it found.
+`frames` and `replication` need atheris, which exists for Linux on x86-64; it names the file with the finding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A client's bytes after the handshake: through `websockets`, the socket's protocol, and its session.
 
-No exception may escape, the output is whole frames of JSON, and buffers, output and time are bounded: also for a flood
-of
-the same bytes.
+No exception may escape, the output must be whole frames of JSON, and buffers, output and CPU time must stay bounded,
+also when the same bytes are repeated many times.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _MOST_S = 1.0  # CPU seconds for one input: a flood is cut off within millisecon
 
 
 def _sent(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
-    """Return a client's frame under a mask of zeros, so that random changes of it are changes of the payload."""
+    """Return a client's frame with a zero mask, so that a mutation of the frame is a mutation of the payload."""
     assert len(payload) < 126
     return bytes((0x80 * fin | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
 
@@ -74,7 +73,7 @@ SEEDS = [
 
 
 class _Wire(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """A transport that records the bytes written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class _Wire(asyncio.Transport):
 
 
 class _Socket(WebSocketProtocol):
-    """A socket whose work for the database fails at once."""
+    """A socket that discards its work in the database instead of running it."""
 
     def _spawn(
         self, work: Coroutine[object, object, None], inner: Coroutine[object, object, None] | None = None

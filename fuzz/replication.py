@@ -32,7 +32,7 @@ SEEDS = [
 
 
 def one(data: bytes) -> None:
-    """Feed one payload, within a transaction; and as the id that a client sends."""
+    """Feed the bytes as a payload within a transaction, and as an id that a client sends."""
     sequencer = Sequencer(offset=6, place=(0, 0), near_xid=9)
     sequencer.begin(Begin(7, 0.0, 9))
     try:

@@ -1,4 +1,4 @@
-"""The benchmarks run: some from end to end, and the report says what it should. No number is asserted."""
+"""The benchmarks run, some from end to end, and their report is correct. No measured value is asserted."""
 
 from __future__ import annotations
 

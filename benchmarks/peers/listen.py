@@ -1,7 +1,7 @@
 """A server written without this project: FastAPI, one LISTEN, and a set of sockets per channel, on the seed's triggers.
 
-It does what such servers do: verify a token, give users their own channels and admins all scores, send the state and
-then notifications. It guarantees nothing: events during an absence are lost.
+Like typical servers of this kind, it verifies a token, gives users their own channels and admins all scores, and sends
+the state and then notifications. It guarantees nothing: events published while a client is disconnected are lost.
 
 uvicorn benchmarks.peers.listen:app        with DATABASE_URL and JWT_SECRET
 """

@@ -1,5 +1,5 @@
--- The triggers as they were asked for at first: two NOTIFYs a score on channels of its user and of all, and one a cache
--- key, so six an update. They take the place of ours on the same table.
+-- The triggers of the original requirements: two NOTIFYs per score, on channels of its user and of all users, and one
+-- per cache key, so six per update. They replace Momentum Sync's triggers on the same table.
 
 create function public.seed_publish() returns trigger language plpgsql as $$
 declare

@@ -10,7 +10,7 @@ MomentumError
 │   ├── Unprocessable     422  well-formed, with a missing or wrong field
 │   ├── TooMany           429
 │   └── Unavailable       503  temporary; the same request may succeed later
-├── ClientError           an error of the SDK; the client continues by itself, unless it is Ended
+├── ClientError           an error of the SDK; the client recovers automatically, unless it is Ended
 │   ├── ConnectionLost    the connection to the server was lost
 │   ├── FeedFrozen        heartbeats are missing
 │   ├── Rejected          the server refused the connection: `status` and `code`
@@ -24,7 +24,7 @@ MomentumError
 │   ├── Offline           the call needs a connection
 │   └── Ended             the client does not reconnect: `code` and `reason` of the close
 ├── Unsuitable            the database or a setting does not fit; exit status 2
-├── CaptureError          the replication stream broke; capture restarts by itself
+├── CaptureError          the replication stream broke; capture restarts automatically
 │   └── SlotBusy          another instance reads the slot
 └── FencedOff             another instance has taken over the log
 """

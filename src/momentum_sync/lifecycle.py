@@ -55,6 +55,7 @@ async def background(work: Coroutine[object, object, None], stopped: asyncio.Eve
     finally:
         await end(task)
         if not task.cancelled():
+            # `end` ignores errors, but the error that ended this part must reach the caller.
             task.result()
 
 
@@ -136,6 +137,7 @@ async def drain(gateway: Gateway, seconds: float) -> None:
     observe.stopping(len(gateway.hub))
     connections = gateway.hub.connections
     every = limits.drain_interval_s
+    # A drain shorter than one interval closes all connections in one batch.
     batch = max(limits.drain_batch, ceil(len(connections) * every / max(seconds, every)))
     for count, connection in enumerate(connections, 1):
         connection.close(Close.RESTART)
@@ -154,6 +156,7 @@ def stopped_by_signals() -> Iterator[asyncio.Event]:
         stopped.set()
         for each in signals:
             loop.remove_signal_handler(each)
+            # For SIGINT the event loop restores KeyboardInterrupt, which would not end the process at once.
             signal.signal(each, signal.SIG_DFL)
 
     for each in signals:

@@ -349,6 +349,7 @@ class LifecycleLimits:
     housekeeping_retry_s: float = 60.0
     """The same after a failure."""
 
+    # uvicorn's `timeout_graceful_shutdown` takes whole seconds only.
     stop_s: int = 10
     """Wait for capture to write what it has read, and for HTTP requests to end."""
 

@@ -26,6 +26,7 @@ class Count:
         self.meaning = meaning
         self._label = label
         self._values = frozenset(values)
+        # Every series starts at 0, because Prometheus computes no increase for one that appears with its first count.
         self._counts: Counter[str] = Counter(dict.fromkeys(values, 0))
 
     def add(self, count: int = 1, value: str = "") -> None:
@@ -146,6 +147,7 @@ class Scrape(Collector):
     def __init__(self, readings: Mapping[str, Callable[[], float]]) -> None:
         assert readings.keys() == READ.keys()
         self._readings = readings
+        # The global registry would refuse the same names for a second server in one process.
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)

@@ -81,6 +81,7 @@ class _Libraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        # A message without arguments may be formatted already, with values in it.
         template = str(record.msg).strip().partition("\n")[0] if record.args else "message of a library"
         _log.log(record.levelno, template, logger=record.name, **_told(error))
 
@@ -97,6 +98,7 @@ def unknown_setting(name: str) -> None:
 
 def refused_origin(origin: str) -> None:
     """Log a page of an origin that is not allowed."""
+    # Any client can send an origin of any length.
     _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
 
 
@@ -208,7 +210,7 @@ def metrics_dropped(count: int) -> None:
 
 
 def partitions_dropped(names: list[str]) -> None:
-    """Log partitions of the log whose retention ended."""
+    """Log the partitions of the event log that were dropped after their retention."""
     _log.info("partitions dropped", names=names)
 
 

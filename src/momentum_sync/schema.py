@@ -1,6 +1,6 @@
 """The tables and channels of an application, as the engine needs them.
 
-The engine delivers events and decides who may see them. It takes the app's own facts from here: which event types
+The engine delivers events to the clients that may see them. It takes the app's own facts from here: which event types
 belong to which table, how an event names its row, and which channels a user has. `domain/` declares the momentum
 app; `tests/server/test_other_domain.py` declares another one in a single file.
 """
@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSpec:
-    """A table in the schema `public` whose rows events describe.
+    """A table in the schema `public` with rows that events describe.
 
     Attributes:
         name: the table.
@@ -47,7 +47,7 @@ class Schema:
         tables: the tables.
         own_channels: the channels of every user, with `{user_id}` where the user's id stands.
         shared_channels: channels with rows of many users, granted by the caller's role and not by a row.
-        per_user_channels: channels whose events go to the connections of the event's `user_id` only.
+        per_user_channels: channels that deliver an event only to the connections of its `user_id`.
         grant: SQL function in `public` that takes a channel and returns `granted`, `checked` (each event) or null.
         may_act_for: SQL function in `public` that takes a user's id and returns whether the caller may act for it.
     """
@@ -67,7 +67,7 @@ class Schema:
         return [name.replace("{user_id}", user) for name in self.own_channels]
 
     def table_of(self, event_type: str) -> TableSpec | None:
-        """Return the table whose row an event type describes; None for an operator's own event."""
+        """Return the table of the row that an event type describes; None for an operator's own event."""
         for table in self.tables:
             if event_type in table.event_types or event_type in table.derived:
                 return table

@@ -87,6 +87,7 @@ def development_secret(data_dir: Path) -> str:
     path = development_secret_path(data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
+        # The file gets its mode before the secret, so that other users cannot read it at any time.
         path.touch(mode=0o600, exist_ok=False)
         path.write_text(secrets.token_urlsafe(48), encoding="ascii")
     return path.read_text(encoding="ascii").strip()
@@ -128,6 +129,7 @@ async def server(
     """
     limits = limits or Limits()
     async with AsyncExitStack() as stack:
+        # The stack closes in reverse: capture's last append needs these connections.
         connections = await opened(stack, LogConnections(conninfo, limits.log))
         log = EventLog(connections, limits.log, application.schema.per_user_channels)
         feed = LocalFeed(Window(settings.window_bytes))
@@ -150,6 +152,7 @@ async def server(
         bound = (settings.host, settings.port, settings.max_connections)
         url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
         yield Running(url, api, capture.has_begun)
+        # Before the stack closes, so that capture still delivers events to clients that are not closed yet.
         await drain(gateway, settings.drain.total_seconds())
 
 
@@ -163,6 +166,7 @@ def _gateway(
     samples: Samples,
 ) -> Gateway:
     def up_to_date() -> bool:
+        # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
         status = feed.status()
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     retention: timedelta = timedelta(days=7)
     """How long the log keeps events, and so how long a client may be offline and still resume; rounded up to days."""
 
+    # Without NoDecode, pydantic-settings would parse the variable as JSON.
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of web pages that may connect, comma-separated, in addition to the server's own; `*`: any. Clients
     without an
@@ -97,6 +98,7 @@ class Settings(BaseSettings):
     metrics_per_second: float = Field(20.0, ge=0.0, le=1000.0)
     """Delivered events per second that get a row in `realtime_event_metrics`. Failures always get one."""
 
+    # PostgreSQL's rule for names of slots: lower-case letters, digits and underscores, at most 63.
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot: one for each database, shared by all servers of the database."""
 
@@ -164,6 +166,7 @@ class Settings(BaseSettings):
     @field_validator("supabase_url", mode="after")
     @classmethod
     def _no_slash(cls, value: str | None) -> str | None:
+        # The issuer is compared as text, so a second slash would refuse every token.
         return value.rstrip("/") if value else value
 
     @model_validator(mode="after")
@@ -176,6 +179,7 @@ class Settings(BaseSettings):
                 " set SUPABASE_JWT_SECRET or SUPABASE_URL first"
             )
         if self.host not in _LOOPBACK:
+            # The anon key grants nothing by itself, so its length does not matter.
             for secret, name, least in (
                 (self.jwt_secret, "SUPABASE_JWT_SECRET", _LEAST_SECRET),
                 (self.service_role_key, "SUPABASE_SERVICE_ROLE_KEY", _LEAST_KEY),

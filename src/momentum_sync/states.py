@@ -1,4 +1,4 @@
-"""A state machine whose transitions are declared once: ARCHITECTURE.md draws these tables, and a test compares them."""
+"""State machines with declared transitions. ARCHITECTURE.md shows the same tables, and a test compares them."""
 
 from __future__ import annotations
 

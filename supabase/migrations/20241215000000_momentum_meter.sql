@@ -22,8 +22,8 @@ declare
     wrong text;
 begin
     select string_agg(
-        format('%s.%s (%s%s)', n.table_name, n.column_name, n.type_name, case when n.required then ' not null' else '' end),
-        ', ' order by n.place)
+        format('%s.%s (%s%s)', n.table_name, n.column_name, n.type_name, case when n.required then ' not null' else ''
+        end), ', ' order by n.place)
     into wrong
     from (values
         (1, 'daily_engagement_scores', 'id', 'uuid', true),
@@ -109,8 +109,8 @@ comment on function public.momentum_set_updated_at() is 'Trigger function: set `
 revoke all on function public.momentum_set_updated_at() from public, anon, authenticated;
 
 -- Each table is created completely or not at all. Supabase grants everything in public to every role by default; here
--- callers without a token may read nothing, and others what the policies allow. A role that may create triggers on a
--- table can have its code run by everybody who writes there, even a superuser, so service_role may not. auth.uid() and
+-- callers without a token may read nothing, and others only the rows that the policies allow. A trigger runs with the
+-- privileges of the writer, even a superuser's, so service_role may not create triggers. auth.uid() and
 -- auth.jwt() are in sub-selects, so that they are evaluated once a query and not once a row. The coach's role is in
 -- app_metadata, which only the service can write; users can edit user_metadata, so it proves nothing.
 

@@ -55,7 +55,7 @@ $$;
 -- The writer pays for every statement and every variable here. So a trigger first tests for the common case, which is
 -- one expression of functions that PostgreSQL inlines; everything else is in a function of its own. Scores change most.
 -- Their JSON is made by `format`: json_build_object looks up the output function of each argument, names included,
--- which costs a writer more than the rest. `to_json` quotes where needed, and writes dates as ISO whatever the writer's
+-- which costs a writer more than the rest. `to_json` quotes where needed, and writes dates in ISO format under every
 -- `datestyle`.
 
 create or replace function momentum.score_json(
@@ -173,7 +173,7 @@ end;
 $$;
 comment on function public.publish_momentum_update() is 'Trigger function: publish a changed score to its user and to `momentum_updates:all`.';
 
--- Publish a changed intervention. One that moves to another user is an update for the coaches, who may see all of them.
+-- Publish a changed intervention. If it moves to another user, coaches get an update, because they may see all.
 create or replace function momentum.publish_intervention(
     was public.coach_interventions, becomes public.coach_interventions
 ) returns void
@@ -265,8 +265,8 @@ return json_build_object(
     'created_at', public.momentum_rfc3339(created_at),
     'timestamp', public.momentum_rfc3339(clock_timestamp()));
 
--- Publish a changed notification. `notification_removed` goes to the user who had it: it was deleted, moved to another
--- user, or is no longer of a type that an app shows.
+-- Publish a changed notification. `notification_removed` goes to the old row's user if the notification was deleted,
+-- moved to another user, or is no longer of a type that an app shows.
 create or replace function momentum.publish_notification(
     was public.momentum_notifications, becomes public.momentum_notifications
 ) returns void
@@ -467,10 +467,8 @@ begin
         'has_data', false,
         'message', 'No momentum data available for user',
         'timestamp', public.momentum_rfc3339(now()));
-end;
-$$;
-comment on function public.get_realtime_momentum_state(uuid) is 'Return the latest momentum of a user: `has_data`, and if true `score_date`, `momentum_state`, `final_score`,
-`events_count`, `breakdown`, `last_updated`.
+end; $$; comment on function public.get_realtime_momentum_state(uuid) is 'Return the latest momentum of a user:
+`has_data`, and if true `score_date`, `momentum_state`, `final_score`, `events_count`, `breakdown`, `last_updated`.
 
 It reads as the caller, under row level security, and answers alike for an existing and a missing user without rights.
 
@@ -510,9 +508,8 @@ begin
         'user_id', target_user_id,
         'interventions', coalesce(found_interventions, '[]'),
         'timestamp', public.momentum_rfc3339(now()));
-end;
-$$;
-comment on function public.get_realtime_interventions(uuid) is 'Return the interventions of a user that are scheduled or in progress, by date, those without a date last.
+end; $$; comment on function public.get_realtime_interventions(uuid) is 'Return the interventions of a user that are
+scheduled or in progress, by date, those without a date last.
 
 It reads as the caller, under row level security.
 
@@ -538,9 +535,8 @@ begin
             'cache_invalidation'),
         'user_id', target_user_id,
         'timestamp', public.momentum_rfc3339(now()));
-end;
-$$;
-comment on function public.subscribe_to_momentum_channels(uuid) is 'Return the channels of a user. It subscribes to nothing: pass the names to a client.
+end; $$; comment on function public.subscribe_to_momentum_channels(uuid) is 'Return the channels of a user. It
+subscribes to nothing: pass the names to a client.
 
 Args:
     target_user_id: the user.
@@ -579,14 +575,13 @@ begin
         alter table public.realtime_event_metrics enable row level security;
         revoke all on public.realtime_event_metrics from anon, authenticated;
         grant select, insert, update, delete, truncate on public.realtime_event_metrics to service_role;
-        -- A role that may create triggers on a table can have its code run by everybody who writes there, even a
-        -- superuser.
+        -- A trigger runs with the privileges of the writer, even a superuser's.
         revoke trigger, references on public.realtime_event_metrics from service_role;
         create policy "Service role manages event metrics" on public.realtime_event_metrics
             for all to service_role using (true) with check (true);
     elsif exists (
-        select from pg_policy p
-        where p.polrelid = 'public.realtime_event_metrics'::regclass and p.polname = 'Service role manages event metrics'
+        select from pg_policy p where p.polrelid = 'public.realtime_event_metrics'::regclass and p.polname = 'Service
+        role manages event metrics'
     ) and obj_description('public.realtime_event_metrics'::regclass, 'pg_class') is null and (
         select string_agg(a.attname, ' ' order by a.attnum) from pg_attribute a
         where a.attrelid = 'public.realtime_event_metrics'::regclass and a.attnum > 0 and not a.attisdropped
@@ -612,8 +607,8 @@ as $$
         event_type, channel_name, user_id, payload_size, processing_time_ms, success, error_message)
     values (
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
-$$;
-comment on function public.log_realtime_event(text, text, uuid, integer, integer, boolean, text) is 'Add a row to `realtime_event_metrics`; for the service only.
+$$; comment on function public.log_realtime_event(text, text, uuid, integer, integer, boolean, text) is 'Add a row to
+`realtime_event_metrics`; for the service only.
 
 Args:
     p_event_type: the event''s type.
@@ -637,10 +632,8 @@ begin
     delete from public.realtime_event_metrics m where m.created_at < now() - kept;
     get diagnostics deleted = row_count;
     return deleted;
-end;
-$$;
-comment on function public.cleanup_realtime_metrics() is 'Delete the rows of `realtime_event_metrics` that are older than `metrics_retention` in momentum.settings. Return their
-number. The server calls it every hour.
+end; $$; comment on function public.cleanup_realtime_metrics() is 'Delete the rows of `realtime_event_metrics` that are
+older than `metrics_retention` in momentum.settings. Return their number. The server calls it every hour.
 
 Example:
     select public.cleanup_realtime_metrics()';

@@ -17,7 +17,7 @@ set search_path = pg_catalog, pg_temp;
 set client_min_messages = warning;
 
 
--- Who the caller is ---------------------------------------------------------------------------------------------------
+-- The caller ----------------------------------------------------------------------------------------------------------
 
 -- Only the service can write app_metadata. Users can edit user_metadata, so it proves nothing.
 create or replace function public.momentum_caller_role() returns text
@@ -26,8 +26,8 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
     select auth.jwt() -> 'app_metadata' ->> 'role'
-$$;
-comment on function public.momentum_caller_role() is 'Return the caller''s role in the coaching organisation, `coach`, `admin` or null, from the token''s `app_metadata`.
+$$; comment on function public.momentum_caller_role() is 'Return the caller''s role in the coaching organisation,
+`coach`, `admin` or null, from the token''s `app_metadata`.
 
 Example:
     select public.momentum_caller_role()';
@@ -45,8 +45,8 @@ as $$
     ) or exists (
         select from pg_catalog.pg_class c
         where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
-$$;
-comment on function public.momentum_is_unbound() is 'Return whether the caller is exempt from row level security: service_role, and the owner of the tables.
+$$; comment on function public.momentum_is_unbound() is 'Return whether the caller is exempt from row level security:
+service_role, and the owner of the tables.
 
 Example:
     select public.momentum_is_unbound()';
@@ -60,8 +60,8 @@ as $$
         coalesce(target = auth.uid(), false)
         or coalesce(public.momentum_caller_role() = 'admin', false)
         or public.momentum_is_unbound())
-$$;
-comment on function public.momentum_may_act_for(uuid) is 'Return whether the caller may act for a user: the user, an admin, and callers exempt from row level security.
+$$; comment on function public.momentum_may_act_for(uuid) is 'Return whether the caller may act for a user: the user, an
+admin, and callers exempt from row level security.
 
 Args:
     target: the user; null is nobody.
@@ -207,20 +207,20 @@ $$;
 -- event.
 --
 -- As shipped, they grant rows by the token alone, with one exception: a coach sees the scores of assigned users, and
--- assignments are rows. So a channel is *granted* if the token alone grants it, and *checked* if rows or an operator's own
--- policies decide; on a checked channel the server has the database check each event, as the caller, before it is
+-- assignments are rows. So a channel is *granted* if the token alone grants it, and *checked* if rows or an operator's
+-- own policies decide; on a checked channel the server has the database check each event, as the caller, before it is
 -- delivered.
 
--- The policies that apply to SELECTs of an authenticated caller, whatever their names; one for service_role only does
--- not.
+-- The policies that apply to SELECTs of an authenticated caller, without their names. A policy for service_role only
+-- does not apply.
 create or replace function momentum.policies_of(target regclass) returns text
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 set quote_all_identifiers = off
 as $$
-    select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind, p.expression))
-    from (
+    select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind,
+    p.expression)) from (
         select case when p.polpermissive then 'permissive' else 'restrictive' end as kind,
             coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true') as expression
         from pg_policy p
@@ -332,9 +332,8 @@ begin
         values (name, wanted, coalesce(momentum.describe_policies(name), 'no such table'))
         on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
     end loop;
-end;
-$$;
-comment on function momentum.reset_policies() is 'Record the present policies, and those that the migrations create, anew. The migrations call it.
+end; $$; comment on function momentum.reset_policies() is 'Record the present policies, and those that the migrations
+create, anew. The migrations call it.
 
 Example:
     select momentum.reset_policies()';
@@ -385,10 +384,8 @@ set lock_timeout = '100ms'
 as $$
 begin
     perform momentum.note_policies();
-end;
-$$;
-comment on function momentum.check_policies() is 'Record changed policies, and have every gateway ask for the grants of its callers again. The server calls it once a
-second. A table that is locked is checked at the next call.
+end; $$; comment on function momentum.check_policies() is 'Record changed policies, and have every gateway ask for the
+grants of its callers again. The server calls it once a second. A table that is locked is checked at the next call.
 
 Example:
     select momentum.check_policies()';
@@ -436,9 +433,8 @@ begin
     return case when visible then case when kind = 'interventions' then by_token else 'checked' end end;
 exception when insufficient_privilege then
     return null;
-end;
-$$;
-comment on function public.momentum_grant(text) is 'Return whether the caller may have a channel, under the caller''s role, claims and policies.
+end; $$; comment on function public.momentum_grant(text) is 'Return whether the caller may have a channel, under the
+caller''s role, claims and policies.
 
 The server lists the tables with changed policies in `momentum.changed`; without it the more careful answer is returned.
 
@@ -473,10 +469,9 @@ begin
     on conflict (user_id) do update set revoked_at = greatest(r.revoked_at, excluded.revoked_at);
     perform momentum.publish(
         array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target), null::jsonb);
-end;
-$$;
-comment on function momentum.revoke(uuid) is 'Revoke a user''s tokens. Every gateway closes the user''s connections when it reads this in the log, and tokens issued
-until now are refused. Later ones are accepted, so ban the user at the issuer, too.
+end; $$; comment on function momentum.revoke(uuid) is 'Revoke a user''s tokens. Every gateway closes the user''s
+connections when it reads this in the log, and tokens issued until now are refused. Later ones are accepted, so ban the
+user at the issuer, too.
 
 Args:
     target: the user.
@@ -502,9 +497,8 @@ begin
         raise exception 'the token was revoked' using errcode = 'invalid_authorization_specification';
     end if;
     return (select coalesce(string_agg(p.table_name, ','), 'none') from momentum.policies p where p.changed);
-end;
-$$;
-comment on function momentum.admit(jsonb) is 'Return the names of the tables with changed policies, comma-separated, or `none`. The server calls it for each caller.
+end; $$; comment on function momentum.admit(jsonb) is 'Return the names of the tables with changed policies,
+comma-separated, or `none`. The server calls it for each caller.
 
 Args:
     claims: the token''s claims. One without `iat` counts as issued in 1970.
@@ -521,9 +515,8 @@ begin
     perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
     perform set_config('request.jwt.claims', claims, true);
     perform set_config('role', caller_role, true);
-end;
-$$;
-comment on function momentum.become(text, text) is 'Run the rest of the transaction under a caller''s role and claims, as PostgREST does.
+end; $$; comment on function momentum.become(text, text) is 'Run the rest of the transaction under a caller''s role and
+claims, as PostgREST does.
 
 Args:
     caller_role: `authenticated` or `service_role`.

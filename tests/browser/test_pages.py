@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
-    """Return a browser context whose pages must log no error and contact no other server."""
+    """Yield a browser context; its pages must log no error and contact no other server."""
     context = browser.new_context(locale="en-GB", timezone_id="UTC")
     complaints: list[str] = []
     hosts: set[str] = set()
@@ -173,7 +173,7 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#care")).to_contain_text("Amara")
     expect(page.locator("#care")).to_contain_text("20.0 ▼ Needs care")
     expect(page.locator("[data-state=Rising]")).to_contain_text("5")
-    # The days are the database's count.
+    # The database counts the states of each day.
     page.locator("#days").get_by_text("Show as a table").click()
     expect(page.locator("#days tbody tr")).to_have_count(30)
     expect(page.locator("#days tbody tr").first.locator("td")).to_have_text(["5", "0", "1"])
@@ -199,7 +199,7 @@ def test_a_coach_sees_who_needs_care_and_the_queue(demo: Demo, page: Page) -> No
     expect(page.locator("#queue tr")).to_have_count(1)
     sql(demo, "update coach_interventions set status = 'completed' where intervention_type = 'escalation'")
     expect(page.locator("#queue tr")).to_have_count(1)
-    expect(page.locator("#queue")).to_contain_text("check in")  # a filter for a person who is gone is reset
+    expect(page.locator("#queue")).to_contain_text("check in")  # the filter is reset when no row has its type
 
 
 def test_a_coachs_page_is_opened_again_and_without_a_connection(demo: Demo, page: Page) -> None:
@@ -209,11 +209,11 @@ def test_a_coachs_page_is_opened_again_and_without_a_connection(demo: Demo, page
     expect(page.locator("[data-state=Rising]")).to_contain_text("6")
     page.wait_for_function("() => navigator.serviceWorker.controller !== null")
     page.goto("about:blank")
-    sql(demo, f"{TODAYS} and user_id = {AMARA}", 20, "NeedsCare")  # while nobody looks
+    sql(demo, f"{TODAYS} and user_id = {AMARA}", 20, "NeedsCare")  # while the page is closed
     page.goto(demo.links[0])
     expect(page.get_by_role("status")).to_have_text("live")
     expect(page.locator("#care")).to_contain_text("Amara")
-    sql(demo, f"{TODAYS} and user_id <> {AMARA}", 50, "Steady")  # and it follows the scores, again
+    sql(demo, f"{TODAYS} and user_id <> {AMARA}", 50, "Steady")  # the page follows the scores again
     expect(page.locator("[data-state=Steady]")).to_contain_text("5")
     page.wait_for_function("() => Object.values(localStorage).some((text) => text.includes('Steady'))")
     demo.process.kill()

@@ -233,7 +233,7 @@ def test_the_app_writes_and_reads_as_before(app: str) -> None:
 
 
 def test_equivalent_policies_under_other_names_cost_nothing(app: str) -> None:
-    """One of the three tables has a right that no shipped policy grants."""
+    """One of the three tables has a policy that grants more than the shipped ones."""
     told = quiet(app)
     with psycopg.connect(app) as connection:
         changed = connection.execute("select table_name from momentum.policies where changed").fetchall()
@@ -295,7 +295,7 @@ def test_what_differs_is_told(app: str, change: str, says: str) -> None:
 def test_a_table_of_another_shape_is_refused_and_nothing_changes(
     empty_database: str, change: str, named: str, recorded: bool
 ) -> None:
-    """`migrate` refuses, and so does each file that the Supabase CLI could begin with."""
+    """`migrate` refuses the table, and so does each file that the Supabase CLI may apply first."""
     app = empty_database
     policies = (
         'drop policy "Users can view own interventions" on coach_interventions;' if "user_id type" in change else ""
@@ -387,7 +387,7 @@ def test_uninstall_leaves_an_app_as_it_was(empty_database: str) -> None:
     told: list[str] = []
     uninstall(empty_database, slot="momentum_test_slot", tell=told.append)
     after = facts(empty_database, APPS)
-    role = "policy coach_interventions: Coaches can view all interventions"  # the hole stays closed
+    role = "policy coach_interventions: Coaches can view all interventions"  # the corrected policy stays
     assert "app_metadata" in after.pop(role)
     assert "user_meta_data" in before.pop(role)
     assert after == before
@@ -398,7 +398,7 @@ def test_uninstall_leaves_an_app_as_it_was(empty_database: str) -> None:
         assert (
             connection.execute("select from pg_replication_slots where database = current_database()").fetchall() == []
         )
-    uninstall(empty_database, slot="momentum_test_slot", tell=told.append)  # nothing is there: nothing happens
+    uninstall(empty_database, slot="momentum_test_slot", tell=told.append)  # a second run removes nothing
     quiet(empty_database)
     assert adoption.plan(empty_database) == ["nothing: the database is up to date"]
 
@@ -466,7 +466,7 @@ def test_what_has_our_names_and_is_not_ours_is_refused(empty_database: str, thei
 
 
 def test_uninstall_leaves_what_others_put_beside_ours(database: str) -> None:
-    """It fails, and names the objects of others that are in the way."""
+    """It fails and names the foreign objects in the schema."""
     run(database, "create function momentum.mine() returns int language sql return 1")
     before = facts(database, APPS)
     with pytest.raises(Unsuitable, match=r"momentum\.mine"):

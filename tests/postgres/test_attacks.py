@@ -37,7 +37,7 @@ def attacker(db: Sql) -> Iterator[str]:
 
 @contextmanager
 def armed(database: str, role: str) -> Iterator[Sql]:
-    """Return a session of the role, with domains in pg_temp named as types, whose constraints run code."""
+    """Yield a session of the role, with domains in pg_temp that have names of types and run code in constraints."""
     with psycopg.connect(make_conninfo(database, user=role), autocommit=True) as session:
         session.execute(
             sql.SQL(
@@ -89,7 +89,7 @@ def test_a_writer_gains_nothing_by_the_triggers(
         db.execute("update momentum.settings set notify = true")
     db.execute(f"grant references, select on auth.users to {attacker}; grant usage on schema auth to {attacker}")
     with armed(database, attacker) as session:
-        session.execute("set search_path = public, pg_catalog, pg_temp")  # the attacker's own statements are no attack
+        session.execute("set search_path = public, pg_catalog, pg_temp")  # keeps pg_temp's types out of this session
         add_score(session, user)
         add_intervention(session, user)
         add_notification(session, user)
@@ -141,7 +141,7 @@ def test_the_servers_role_can_leave_nothing_where_an_owner_would_run_it(database
             session.execute(statement.encode())
 
 
-def test_what_an_earlier_server_role_left_on_the_log_is_not_run_by_migrate(db: Sql, database: str) -> None:
+def test_migrate_does_not_run_triggers_that_an_earlier_server_role_left_on_the_log(db: Sql, database: str) -> None:
     """An earlier version gave the log to the server's role, which could add a trigger."""
     db.execute(f"grant create on schema momentum to {SERVER_ROLE}")
     db.execute(f"alter table momentum.stream owner to {SERVER_ROLE}")
@@ -200,7 +200,7 @@ def test_a_superuser_does_not_migrate_the_tables_of_a_lesser_role(db: Sql, datab
             migrate(database, tell=lambda _: None, again=True)
         assert f'Connect as "{APP_OWNER}" and run: momentum-sync migrate --again' in unsuitable.value.hint
         told: list[str] = []
-        migrate(make_conninfo(database, user=APP_OWNER), tell=told.append, again=True)  # what the hint says
+        migrate(make_conninfo(database, user=APP_OWNER), tell=told.append, again=True)  # as the hint says
         assert [line for line in told if "not published" in line] == []
         assert is_no_superuser(db, APP_OWNER)
     finally:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: starts by itself, keeps its data, stops with its last user."""
+"""The embedded PostgreSQL: starts on demand, keeps its data, stops with its last user."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_as_root_it_runs_as_a_user_of_its_own_and_as_anyone_else_as_themselves()
 
 
 def test_an_ordinary_user_starts_it_too() -> None:
-    """As root the test becomes `nobody` in a child; root makes the programs reachable."""
+    """As root, the test runs a child process as `nobody`, with a copy of the programs that it can read."""
     with short_folder() as folder:
         if os.geteuid() != 0:
             with Embedded(folder) as embedded, psycopg.connect(embedded.conninfo) as connection:

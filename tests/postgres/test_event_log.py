@@ -130,7 +130,7 @@ async def test_a_broken_history_begins_another_epoch_with_numbers_that_go_on(log
     assert (other.offset, other.place) == (1, (0, 0))
 
 
-async def test_who_was_succeeded_appends_nothing(log: Writer, open_log: Open, db: Sql) -> None:
+async def test_an_instance_with_an_old_fencing_token_cannot_append(log: Writer, open_log: Open, db: Sql) -> None:
     await log.acquire(FACTS)
     await log.write([event(1)], confirmed=205)
     successor = await open_log()
@@ -178,7 +178,7 @@ async def test_events_of_a_history_that_ended_are_not_taken_for_ones_of_this(log
     assert await log.first_unseen(Snapshot.parse("10:20:12"), ["c"], below=9) == 2
 
 
-async def test_what_follows_a_number_comes_page_by_page_whole_or_not_at_all(log: Writer, db: Sql) -> None:
+async def test_events_after_an_offset_come_in_complete_pages_or_not_at_all(log: Writer, db: Sql) -> None:
     epoch = (await log.acquire(FACTS)).epoch
     history = [
         event(offset, xid=10 + offset, channels=(("c",), ("d", "c"), ("e",))[offset % 3], text="x" * 100)
@@ -286,7 +286,7 @@ async def test_what_retention_takes_is_no_damage_and_cannot_be_resumed(log: Writ
     db.execute("update momentum.event_log set logged_at = logged_at - interval '4 days' where number in (1, 3)")
     assert len(await keep_partitions(log.connections, retention=timedelta(days=2))) == 1
     assert (await log.acquire(FACTS)).epoch == first.epoch
-    # The clock had gone back: events before 3 that remain are useless.
+    # The clock was set back: the remaining events before offset 3 cannot be used.
     assert await log.after(first.epoch, 2, ["c"], below=6, most=9) is None
     assert await log.after(first.epoch, 3, ["c"], below=6, most=9) is not None
     make()
@@ -439,9 +439,7 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
         db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
 
 
-async def test_what_a_snapshot_has_not_seen_is_found_without_a_look_at_all_since_the_oldest_transaction(
-    log: Writer, db: Sql
-) -> None:
+async def test_events_unseen_by_a_snapshot_are_found_with_the_index_on_xid(log: Writer, db: Sql) -> None:
     """One transaction has been open since before all of these events."""
     await log.acquire(FACTS)
     for start in range(0, 40_000, 10_000):

@@ -131,7 +131,7 @@ def test_a_coach_reads_the_interventions_of_anybody(db: Sql, user: UUID, other: 
 
 def test_every_function_pins_its_search_path_and_none_is_open_to_the_public(db: Sql) -> None:
     rows = db.execute(
-        # A body that was parsed when the function was made looks no name up when it runs.
+        # A function with a parsed body looks up no names when it runs.
         "select p.oid::regprocedure::text,"
         " p.prosqlbody is not null or 'search_path=pg_catalog, pg_temp' = any (coalesce(p.proconfig, '{}')),"
         " has_function_privilege('anon', p.oid, 'execute')"

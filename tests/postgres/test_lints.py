@@ -25,7 +25,7 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname in ('public', 'momentum') and {}
 order by 1
 """
-# An expression asks who calls outside of a sub-select, and so once a row: what is left without `( SELECT …)`.
+# Match a call of an identity function outside of `( SELECT …)`, which PostgreSQL evaluates once per row.
 BARE_CALL = (
     "regexp_replace({}, '\\( SELECT [^()]*(\\([^()]*\\)[^()]*)* AS [^()]*\\)', '', 'g') ~ '(auth\\.|momentum_)\\w+\\('"
 )
@@ -46,7 +46,7 @@ BARE_CALL = (
         ("0010 security definer view", TABLES.format(
             "c.relkind = 'v' and not coalesce(c.reloptions::text like '%security_invoker=%', false)")),
         ("0011 function search path mutable", FUNCTIONS.format(
-            # A body that was parsed when the function was made has no search_path to look names up in.
+            # A function with a parsed body does not use search_path.
             "p.prosqlbody is null and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)")),
         ("0013 rls disabled in public", TABLES.format(
             "c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relispartition")),
@@ -86,7 +86,7 @@ def test_the_advisor_finds_nothing(db: Sql, rule: str, query: str) -> None:
 
 
 def test_each_rule_finds_what_it_looks_for(db: Sql) -> None:
-    """Each query finds an example of what it must not overlook."""
+    """Each query finds a deliberate violation of its rule."""
     db.execute(
         "create table public.open (user_id uuid, password text); grant select on public.open to anon;"
         "create function public.loose() returns int language sql security definer as 'select 1';"
@@ -115,7 +115,7 @@ def test_clients_cannot_look_into_momentum(db: Sql) -> None:
 
 
 def test_more_than_one_permissive_policy_stands_only_where_each_is_a_rule_of_its_own(db: Sql) -> None:
-    """Rule 0006 warns of several for one role and action, for speed; here an operator can drop just one."""
+    """Rule 0006 warns of several per role and action, for speed; here an operator can drop each one separately."""
     rows = db.execute(
         "select tablename, cmd, count(*) from pg_policies"
         " where schemaname = 'public' and permissive = 'PERMISSIVE' and 'authenticated' = any(roles)"
@@ -146,7 +146,7 @@ def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
         assert holders == [("momentum_server",)]
 
 
-# Those that a client, an operator or the server calls, and those of the seed.
+# Functions that a client, an operator or the server calls, and those of the seed.
 DESCRIBED = """
 select p.oid::regprocedure::text, obj_description(p.oid, 'pg_proc'), p.pronargs > 0, p.prosrc ~ 'raise exception',
     p.prorettype in ('trigger'::regtype, 'event_trigger'::regtype)

@@ -125,7 +125,7 @@ def test_a_lock_held_too_long_is_an_error_that_says_so(empty_database: str) -> N
 
 
 def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(database: str) -> None:
-    """A writer holds one table and wants the next, while the migration holds that and wants the first."""
+    """A writer has locked one table and waits for the next, which the migration holds while it waits for the first."""
     again = "update supabase_migrations.schema_migrations set statements = array['another text']"
     with psycopg.connect(database, autocommit=True) as writer, ThreadPoolExecutor() as elsewhere:
         user = new_user(writer)
@@ -133,12 +133,12 @@ def test_a_table_held_too_long_is_an_error_and_a_writer_goes_before_us(database:
         writer.execute("begin")
         add_intervention(writer, user)
         migrating = elsewhere.submit(migrate, database, tell=lambda _: None, again=True)
-        for number in range(20):  # until the migration has waited for us more than once
+        for number in range(20):  # until the migration has waited for the writer more than once
             while not writer.execute("select 1 from pg_locks where not granted").fetchone():
                 assert not migrating.done()
             add_score(writer, user, day=f"date '2026-01-01' + {number}")
         writer.execute("commit")
-        assert migrating.result(60) == VERSIONS[2:]  # the seed's versions are anybody's
+        assert migrating.result(60) == VERSIONS[2:]  # the seed's versions may have any text
         writer.execute(again)
         writer.execute("begin")
         add_intervention(writer, user)
@@ -270,7 +270,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
         create, grant, _ = unsuitable.value.hint.replace("…", "x").split("; ")
         with psycopg.connect(owner, autocommit=True) as connection:
             connection.execute(create.encode())
-            with psycopg.connect(superuser, autocommit=True) as admin:  # before PostgreSQL 16 nobody else may
+            with psycopg.connect(superuser, autocommit=True) as admin:  # before PostgreSQL 16 only a superuser may
                 admin.execute("create role their_capture login replication")
             with pytest.raises(Unsuitable, match="is not a member of their_server"):
                 equip()
@@ -279,7 +279,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
             preflight.check(server, "momentum_sync", capture=capture)
             assert any("changed policies are noticed within about a second" in line for line in told)
             assert connection.execute("select count(*) from momentum.policies where changed").fetchone() == (0,)
-            # The log is the owner's, so nothing of the server's role is needed to migrate.
+            # The log belongs to the owner, so migrating needs no membership in the server's role.
             connection.execute("revoke their_server from project_owner")
             assert migrate(owner, tell=told.append) == []
             connection.execute(grant.encode())
@@ -294,7 +294,7 @@ def test_an_owner_who_is_no_superuser_equips_the_servers_roles(supabase: tuple[s
         with psycopg.connect(superuser, autocommit=True) as admin:
             rights = admin.execute(
                 "select pg_has_role('their_server', 'service_role', 'usage'),"
-                " pg_has_role('their_server', 'service_role', case"  # before PostgreSQL 16, who is a member may
+                " pg_has_role('their_server', 'service_role', case"  # before PostgreSQL 16, any member may
                 " when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end),"
                 " has_table_privilege('their_server', 'public.daily_engagement_scores', 'select')"
             ).fetchone()
@@ -344,7 +344,7 @@ def test_a_role_that_may_not_is_told_which_may(supabase: tuple[str, str]) -> Non
     assert "role that owns the tables" in refused.value.hint
 
 
-def test_a_migration_that_was_applied_with_another_text_is_applied_anew_only_when_told(database: str) -> None:
+def test_a_migration_applied_with_another_text_is_applied_again_only_on_request(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
             "update supabase_migrations.schema_migrations set statements = array['another text'] where version = %s",

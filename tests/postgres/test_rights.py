@@ -61,7 +61,7 @@ def test_changed_policies_have_each_event_asked_about(db: Sql, database: str, us
     assert set(grants(database, uuid4(), *channels.values()).values()) == {None}
 
 
-def test_who_asks_without_the_server_is_told_the_more_careful_answer(db: Sql, user: UUID) -> None:
+def test_a_caller_that_asks_without_the_server_gets_checked_instead_of_granted(db: Sql, user: UUID) -> None:
     with db.transaction():
         db.execute(
             "select set_config('role', 'authenticated', true), set_config('request.jwt.claims', %s, true)",

@@ -1,4 +1,4 @@
-"""An unsuitable database gets one sentence and the command that mends it."""
+"""An unsuitable database is refused with one sentence and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_nothing_answers(database: str) -> None:
 
 
 def test_too_old() -> None:
-    # No server that old can be had here, so only the judgement is tried.
+    # No server of that version is available here, so only the check of the version number is tested.
     with pytest.raises(Unsuitable, match="PostgreSQL 14 is too old; 15 is the oldest"):
         preflight._check_server(14, "logical", "UTF8")
     preflight._check_server(15, "logical", "UTF8")

@@ -25,7 +25,7 @@ from tests.sdk.drivers import Driver, Program
 
 @dataclass
 class World:
-    """A user whose program reaches a server through a network with faults."""
+    """A user's program that reaches a server through a network with faults."""
 
     user: UUID
     database: str

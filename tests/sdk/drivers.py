@@ -62,7 +62,7 @@ class Driver:
             raise AssertionError("it did not come; at last came\n  " + "\n  ".join(map(str, self.seen[-20:]))) from None
 
     async def come(self, what: Callable[[], Any], expected: object) -> None:
-        """Wait until the output equals what is expected. The state is ahead of the events."""
+        """Wait until the output equals the expected value. The state may be ahead of the events."""
         try:
             async with asyncio.timeout(TIMEOUT_S), self._more:
                 await self._more.wait_for(lambda: what() == expected)

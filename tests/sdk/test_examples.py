@@ -36,7 +36,7 @@ EXAMPLES = [each for each in [*public(Client), *public(Cache)] if "Example:" in 
 
 
 class Shown(Exception):
-    """The example has printed something: an endless loop has done what it is to do."""
+    """Raised when an example prints something, to end an endless loop."""
 
 
 @pytest.mark.parametrize(("name", "member"), DOCUMENTED, ids=[name for name, _ in DOCUMENTED])

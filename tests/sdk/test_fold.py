@@ -39,7 +39,7 @@ console.log(JSON.stringify(states));
 
 
 class History:
-    """One user's rows, changed at random, and another user who gets some of them."""
+    """Random changes to rows of one user and, less often, of another user."""
 
     def __init__(self, db: Sql, chance: random.Random) -> None:
         self._db = db
@@ -200,7 +200,7 @@ async def test_the_fold_equals_the_tables(db: Sql, seed: int) -> None:
 
 
 def python(history: dict[str, Any]) -> dict[str, Any]:
-    """Fold with the Python SDK; where events do not determine the momentum it is read, twice at most."""
+    """Fold with the Python SDK. If the events do not determine the momentum, read it, twice at most."""
     state = UserState(history["user"])
     state.begin(
         msgspec.convert(

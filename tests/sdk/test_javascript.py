@@ -1,4 +1,4 @@
-"""The JavaScript SDK by its own tests: the vectors, its types, and what its package holds."""
+"""The JavaScript SDK's own tests: the vectors, its types, and the content of its package."""
 
 from __future__ import annotations
 

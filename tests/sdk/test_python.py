@@ -69,7 +69,7 @@ class Broken:
         raise OSError("No space left on device")
 
 
-async def test_a_store_that_fails_is_told_of_and_gone_without(server: Server, user: UUID) -> None:
+async def test_a_failing_store_is_reported_and_the_client_works_without_it(server: Server, user: UUID) -> None:
     told: list[ClientError] = []
     async with (
         asyncio.timeout(TIMEOUT_S),
@@ -165,7 +165,7 @@ async def test_a_plain_provider_may_block(server: Server, user: UUID) -> None:
         asyncio.timeout(TIMEOUT_S),
         Client(server.url, blocking_provider_for(user, entered, released)) as client,
     ):
-        while not entered.is_set():  # the loop goes on meanwhile
+        while not entered.is_set():  # the event loop continues meanwhile
             await asyncio.sleep(0)
         assert client.state.status == "offline"
         released.set()

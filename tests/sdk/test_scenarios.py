@@ -25,7 +25,7 @@ def set_score(db: Sql, user: UUID, score: float) -> None:
 
 
 def scores(driver: Driver) -> list[float]:
-    """Of the events that came, in order."""
+    """Return the scores of the received events, in order."""
     fields = [one["fields"] for one in driver.seen if str(one.get("event", "")).startswith("momentum_score_")]
     return [float(one["final_score"]) for one in fields]
 
@@ -147,7 +147,7 @@ async def test_a_token_that_expires_is_renewed_on_the_same_connection(world: Wor
     soon = sign(world.user, exp=int(time.time()) + 30)
     async with world.serve(), world.client(token=[soon, sign(world.user)]) as driver:
         await driver.live()
-        await driver.until(lambda one: one.get("token") == 2)  # it was told that the first expires within a minute
+        await driver.until(lambda one: one.get("token") == 2)  # after the warning that the first token expires
         set_score(db, world.user, 6)
         await until_score(driver, 6)
         assert driver.all("error") == []
@@ -193,7 +193,7 @@ async def test_connections_that_break_all_the_time(world: World, db: Sql) -> Non
 
 
 async def test_two_hours_asleep(world: World, db: Sql) -> None:
-    """The socket is dead and nobody has said so; what tells is the clock."""
+    """The socket is dead without a close; only the clock shows it."""
     add_score(db, world.user, score=0)
     async with world.serve(), world.client() as driver:
         await driver.live()
@@ -268,7 +268,7 @@ async def test_the_cache(world: World, db: Sql) -> None:
         await driver.until(lambda one: key in one.get("invalidated", []))
         await driver.do("peek", key=key)
         assert (await driver.until(lambda one: "peeked" in one))["peeked"] is None
-        # Invalidated while it is fetched: what came may be from before, and is fetched again.
+        # A value that is invalidated during its fetch may be stale, and is fetched again.
         await driver.do("get", key=key, value="second", hold=True)
         await driver.until(lambda one: one.get("fetched") == key)
         set_score(db, world.user, 3)
@@ -277,7 +277,7 @@ async def test_the_cache(world: World, db: Sql) -> None:
         await driver.until(lambda one: one.get("fetches") == 3)
         await driver.do("release", key=key)
         assert (await driver.until(lambda one: one.get("key") == key))["value"] == "second"
-        # Offline what is there stays.
+        # Offline, cached values stay available.
         world.network.ports = []
         world.network.cut(random.Random(0), share=1.0)
         await driver.state(lambda state: state["status"] == "offline")
@@ -286,7 +286,7 @@ async def test_the_cache(world: World, db: Sql) -> None:
 
 
 async def test_an_invalidation_is_acknowledged_once_the_entry_is_gone(world: World, db: Sql) -> None:
-    """The server confirms acknowledgements; the program's store has let go of it by then."""
+    """A key is acknowledged only after the program's store has dropped it."""
     add_score(db, world.user, score=1)
     key = f"momentum:trend:{world.user}"
     async with world.serve(), world.client(store=True) as driver:
@@ -357,7 +357,7 @@ async def test_channels_beside_the_users_own(world: World, db: Sql) -> None:
 async def test_channels_asked_for_while_it_connects(world: World, db: Sql) -> None:
     world.network.delay = 0.05
     async with world.serve(), world.client(token=sign(world.user, app_role="coach")) as driver:
-        await driver.until(lambda one: one.get("token") == 1)  # the address is made, and the greeting is not here
+        await driver.until(lambda one: one.get("token") == 1)  # the client is connecting and not yet confirmed
         await driver.do("subscribe", channels=["interventions:coaches"])
         await driver.live()
         async with asyncio.timeout(20):
@@ -430,7 +430,7 @@ async def test_where_nobody_listens_it_tries_again_with_growing_pauses(world: Wo
 
 @asynccontextmanager
 async def portal(world: World, status: str) -> AsyncIterator[None]:
-    """Somebody on the way who answers every request in words of its own, as the network of a hotel does."""
+    """Run a captive portal that answers every request with its own page, as in a hotel's network."""
     body = b"<html>Please accept our terms.</html>"
     head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
     answer = (head + "Access-Control-Allow-Origin: *\r\nConnection: close\r\n\r\n").encode() + body
@@ -453,7 +453,7 @@ async def portal(world: World, status: str) -> AsyncIterator[None]:
 
 
 async def test_a_captive_portal_has_no_last_word(world: World, db: Sql) -> None:
-    """The client stays, and with it the user's changes, whatever the answer is."""
+    """The client does not end, and keeps the user's changes, under every status that a portal answers with."""
     unread = str(add_notification(db, world.user))
     async with world.serve(), world.client(store=True) as driver:
         await driver.live()
@@ -474,7 +474,7 @@ async def test_a_captive_portal_has_no_last_word(world: World, db: Sql) -> None:
 
 
 async def test_a_client_that_is_closed_while_it_waits_for_a_token_opens_nothing(world: World, db: Sql) -> None:
-    """Its successor of the same name would be sent away for good."""
+    """A late connection would replace, and so end, the next client with the same `client_id`."""
     add_score(db, world.user, score=1)
     token = sign(world.user)
     async with world.serve(), world.client(token=["!hold", token], client_id="phone") as first:
@@ -534,14 +534,14 @@ async def test_on_a_shared_device_nobody_is_shown_anothers_state(world: World, d
         await driver.until(lambda one: one.get("error") == "TokenUnavailable")
         await driver.until(lambda one: one.get("token") == 2)
         assert [state["momentum"] for state in driver.all("state")] == [None] * len(driver.all("state"))
-    async with world.client(store=True) as driver:  # the same user finds all of it
+    async with world.client(store=True) as driver:  # the same user gets all stored data
         await driver.state(lambda state: state["momentum"] is not None)
         await driver.do("mark_read", id=unread)
         await driver.until(lambda one: one.get("kept") == unread)
         await driver.do("clear")
         await driver.until(lambda one: one.get("cleared"))
         assert (await driver.state(lambda _: True))["momentum"] is None
-    async with world.client(store=True) as driver:  # and after logging out, nothing
+    async with world.client(store=True) as driver:  # after a logout nothing is stored
         await driver.until(lambda one: one.get("error") == "ConnectionLost")
         assert (await driver.state(lambda _: True))["momentum"] is None
 
@@ -580,7 +580,7 @@ async def test_a_store_that_was_damaged_is_told_and_gone_without(world: World, d
 
 
 async def test_what_the_server_cannot_do_now_is_sent_again(world: World, db: Sql) -> None:
-    """Only what the server says of that notification drops it."""
+    """A mark is dropped only if the server rejects that notification."""
     unread = str(add_notification(db, world.user))
     async with world.serve(), world.client(store=True) as driver:
         await driver.live()
@@ -598,7 +598,7 @@ async def test_what_the_server_cannot_do_now_is_sent_again(world: World, db: Sql
 
 
 async def test_a_browser_that_says_that_it_is_offline_is_believed(world: World) -> None:
-    """Elsewhere nobody says so but the network."""
+    """Other runtimes have no such event and notice only the broken connection."""
     async with world.serve(), world.client() as driver:
         await driver.live()
         world.network.ports = []

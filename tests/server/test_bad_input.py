@@ -22,7 +22,7 @@ from tests.fixtures.server import PATH, TIMEOUT_S, Client, Server, sign
 
 @asynccontextmanager
 async def undisturbed(server: Server, db: Sql, other: UUID) -> AsyncIterator[None]:
-    """Another client that is live throughout, and hears of a change afterwards."""
+    """Check that another client stays live during the block and receives a change afterwards."""
     async with server.live(other) as bystander:
         yield
         assert (await bystander.ask({"type": "ping"}))["type"] == "pong"

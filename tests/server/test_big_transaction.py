@@ -58,5 +58,5 @@ async def test_many_rows_in_one_update(
         add_notification(db, user, title="after")
         assert (await one.until("realtime_event"))["event"]["title"] == "after"
         assert (await all_of_it.ask({"type": "ping"}))["type"] == "pong"
-    # What the log has not got yet stays in the window, beyond its limit; reading pauses until it has.
+    # Events that are not logged yet stay in the window, beyond its limit; reading pauses until they are logged.
     assert most <= limit + pending + 1024 * 1024

@@ -1,4 +1,4 @@
-"""Breaks in history: noticed by the server itself, told to every client, and followed by a snapshot."""
+"""Breaks in history: detected by the server, reported to every client, and followed by a snapshot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fixtures.server import Bounds, Server, Start, sign, until_state
 
 
 def drop_slot(db: Sql) -> None:
-    """Drops the slot under the server, as an operator might."""
+    """Drop the slot while the server uses it, as an operator might."""
     while True:
         db.execute(
             "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
@@ -109,7 +109,7 @@ async def test_another_timeline(start: Start, own_cluster: Embedded) -> None:
 
 
 async def test_another_system(start: Start, db: Sql, user: UUID) -> None:
-    """The database was restored from a dump, elsewhere: the rows came along, the WAL did not."""
+    """A dump that is restored on another system has the rows, but not the WAL."""
     async with start() as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
     db.execute("update momentum.stream set system_identifier = '7000000000000000001'")
@@ -185,7 +185,7 @@ async def test_the_slot_goes_on_while_the_database_is_busy_with_other_tables(
                 await asyncio.sleep(0.05)
 
 
-async def test_what_is_told_of_the_slot(start: Start, db: Sql, bounds: Bounds) -> None:
+async def test_health_reports_the_state_of_the_slot(start: Start, db: Sql, bounds: Bounds) -> None:
     bounds("capture", slot_check_interval_s=0.05)
     version = db.info.server_version
 
@@ -197,7 +197,7 @@ async def test_what_is_told_of_the_slot(start: Start, db: Sql, bounds: Bounds) -
                     return slot
                 await asyncio.sleep(0.02)
 
-    # Made before, as an earlier version made it: without a copy on standbys.
+    # A slot as an earlier version created it: without a copy on standbys.
     db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
     async with start() as server:
         slot = await until_slot(server, "reading")
@@ -209,17 +209,17 @@ async def test_what_is_told_of_the_slot(start: Start, db: Sql, bounds: Bounds) -
         assert kept == (True if version >= 170000 else None,)
 
 
-async def test_a_slot_that_nobody_reads_is_told_of(db: Sql) -> None:
+async def test_an_unread_slot_is_reported_as_idle(db: Sql) -> None:
     assert (await read_slot_state(db.info.dsn, "momentum_sync", CaptureLimits())).state == "absent"
     db.execute("select pg_create_logical_replication_slot('momentum_sync', 'pgoutput')")
     assert (await read_slot_state(db.info.dsn, "momentum_sync", CaptureLimits())).state == "idle"
 
 
-async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_there(
+async def test_clients_are_closed_when_another_instance_takes_over_the_slot(
     start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
     bounds("capture", slot_elsewhere_s=0.5)
-    bounds("capture", backoff_s=(1.0,))  # the one that waits is quicker
+    bounds("capture", backoff_s=(1.0,))  # the waiting instance gets the slot first
     async with start() as first, first.live(user) as client, start(live=False) as second:
         add_notification(db, user, title="read")
         last = (await client.next())["event"]["id"]
@@ -237,7 +237,7 @@ async def test_clients_of_an_instance_that_lost_the_slot_to_another_are_sent_the
 async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
     start: Start, own_cluster: Embedded, bounds: Bounds
 ) -> None:
-    """The old history had it, no snapshot shows it: nobody may be served before one does."""
+    """The old history has the event and no snapshot sees it: the server refuses clients until one does."""
     bounds("capture", log_check_interval_s=0.05)
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
@@ -262,7 +262,7 @@ async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(
                 assert [row["title"] for row in client.seen[1]["notifications"]] == ["held"]
 
 
-async def test_told_to_end_while_it_begins_capture_confirms_nothing_that_it_has_not_logged(
+async def test_a_stop_during_startup_confirms_no_event_that_is_not_logged(
     start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with start():

@@ -1,4 +1,4 @@
-"""Capture through what happens to it: PostgreSQL going away, another instance, a log that is slow."""
+"""Capture under failures: PostgreSQL stops, another instance takes over, the log is slow."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_the_slot_is_confirmed_only_behind_the_log_and_keepalives_are_answ
             add_notification(db, user)
             assert (await client.until("realtime_event"))["event"]["event_type"] == "momentum_score_created"
             assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
-            # Longer than wal_sender_timeout: a stream that answers nothing would be gone by then.
+            # Longer than wal_sender_timeout: PostgreSQL would have ended a stream that does not answer.
             await asyncio.to_thread(db.execute, "select pg_sleep(4)")
             assert confirmed(db) == before
         assert [kind for _, kind in await until_logged(db, 3)][-1] == "push_notification"
@@ -157,10 +157,10 @@ async def test_a_forged_message_deeper_or_larger_than_any_stops_nothing(server: 
         assert (await client.next())["event"]["event_type"] == "push_notification"
 
 
-async def test_what_json_takes_and_jsonb_does_not_is_no_event_and_stops_nothing(
+async def test_json_that_jsonb_rejects_is_no_event_and_does_not_stop_capture(
     server: Server, db: Sql, user: UUID
 ) -> None:
-    for text in ("\\u0000", "\\\\\\u0000", "\\ud83d", "\\\\u0000"):  # the last is a backslash, and is an event
+    for text in ("\\u0000", "\\\\\\u0000", "\\ud83d", "\\\\u0000"):  # the last is an escaped backslash, which is valid
         content = '{"channels":["x,\\"y\\\\"],"event":{"t":"' + text + '"}}'
         db.execute("select pg_logical_emit_message(true, 'momentum_sync', %s)", (content,))
     add_notification(db, user)
@@ -168,7 +168,7 @@ async def test_what_json_takes_and_jsonb_does_not_is_no_event_and_stops_nothing(
     assert db.execute("select channels from momentum.event_log order by number limit 1").fetchone() == (['x,"y\\'],)
 
 
-async def test_somebody_who_reads_the_log_for_long_holds_up_nothing(
+async def test_a_long_read_of_the_log_does_not_block_the_server(
     start: Start, database: str, db: Sql, user: UUID
 ) -> None:
     async with start():
@@ -223,11 +223,11 @@ async def test_no_query_for_an_event(
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embedded, mode: str) -> None:
+async def test_connections_survive_a_restart_of_postgres(start: Start, own_cluster: Embedded, mode: str) -> None:
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         user = new_user(db)
     async with start(conninfo=own_cluster.conninfo, heartbeat="0.2s") as server, server.live(user) as client:
-        await until_stitched(client)  # else it has to come back, because transaction ids may be given again
+        await until_stitched(client)  # else a restart closes it: transaction ids may be reused
         with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
             add_notification(db, user, title="before")
             before = (await client.until("realtime_event"))["event"]
@@ -250,8 +250,8 @@ async def test_postgres_goes_away_and_comes_back(start: Start, own_cluster: Embe
             assert len(another.seen[1]["notifications"]) == 2
 
 
-async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start: Start, own_cluster: Embedded) -> None:
-    """A commit is in the WAL before it is visible. A client that receives the event reads, and keeps the answer."""
+async def test_a_read_after_an_event_never_returns_older_data(start: Start, own_cluster: Embedded) -> None:
+    """A commit is in the WAL before it is visible, so a read after its event must wait until it is visible."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user, other = new_user(db), new_user(db)
@@ -266,7 +266,7 @@ async def test_who_hears_of_a_change_and_asks_is_not_given_what_was_before(start
                     asyncio.ensure_future(http.post(f"/sync/{what}", json={"user_id": str(user)}))
                     for what in ("momentum", "history", "notifications", "interventions")
                 ]
-                async with server.http(sign(other)) as others:  # a user whose data have not changed
+                async with server.http(sign(other)) as others:  # this user's data have not changed
                     answer = await others.post("/sync/momentum", json={"user_id": str(other)})
                     assert answer.status_code == 200
                 assert not [one for one in asked if one.done()]
@@ -306,7 +306,7 @@ async def test_the_stitch_with_a_commit_that_is_in_the_wal_and_not_yet_visible(
 async def test_snapshot_and_events_are_exact_whatever_commits_meanwhile(
     start: Start, database: str, db: Sql, user: UUID
 ) -> None:
-    """Rows are only ever added, so each must come once: in the snapshot, or as an event."""
+    """Rows are only added, so each must arrive exactly once: in the snapshot, or as an event."""
     stop = asyncio.Event()
 
     def write(writer: int) -> None:

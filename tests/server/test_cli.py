@@ -1,4 +1,4 @@
-"""The command line: help, tokens, and errors that say what to do."""
+"""The command line: help, tokens, and errors with their remedies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that read slowly, late or not at all: bounded memory, nothing lost, nobody else held up."""
+"""Clients that read slowly, late or not at all: memory is bounded, no event is lost, no other client is delayed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def clients_left(server: Server, count: int) -> None:
 
 
 async def titles(client: Client, count: int) -> tuple[list[str], str]:
-    """The titles of the next events, checked to be a chain, and the last id."""
+    """Return the titles of the next events, and the last id. Check that each event names the one before it."""
     found: list[str] = []
     last = client.seen[-1]["last_event_id"]
     while len(found) < count:
@@ -39,7 +39,7 @@ async def titles(client: Client, count: int) -> tuple[list[str], str]:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The most bytes that ever waited, for one connection and for all, as the backlog was told."""
+    """Return the highest numbers of unsent bytes so far, of one connection and of all, in the send budget."""
     most = [0, 0]
     real = SendBudget.grew
 
@@ -58,7 +58,7 @@ def write_many(db: Sql, user: UUID, count: int) -> None:
         add_notification(db, user, title=f"{number}:{TEXT}")
 
 
-async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_the_rest_when_it_comes_back(
+async def test_a_client_that_stops_reading_is_closed_delays_no_other_and_resumes_without_loss(
     start: Start, db: Sql, user: UUID, other: UUID, kept: list[int], bounds: Bounds
 ) -> None:
     bounds("delivery", stall_s=1.0)
@@ -69,7 +69,7 @@ async def test_a_client_that_reads_nothing_is_closed_holds_up_nobody_and_gets_th
         add_score(db, other)
         await quick.until("realtime_event")
         await clients_left(server, 1)
-        # What one write brings over the bound, and no second.
+        # One write may exceed the limit, but no second one follows.
         assert limit < kept[0] <= limit + 2 * len(TEXT)
         last = slow.seen[-1]["last_event_id"]
         slow.socket.transport.resume_reading()
@@ -103,7 +103,7 @@ async def test_a_client_that_reads_after_a_while_loses_neither_its_connection_no
         assert (await client.ask({"type": "ping"}))["type"] == "pong"
 
 
-async def test_what_all_hold_together_is_bounded(
+async def test_unsent_bytes_of_all_connections_are_bounded(
     start: Start, db: Sql, user: UUID, kept: list[int], bounds: Bounds
 ) -> None:
     bounds("delivery", stall_s=2.0)
@@ -121,8 +121,10 @@ async def test_what_all_hold_together_is_bounded(
                     assert (await client.closed())[0] == 4409
 
 
-async def test_one_who_asks_and_reads_no_answer_is_closed(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
-    """Answers are no events: they are not brought again, and must not pile up."""
+async def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(
+    start: Start, db: Sql, user: UUID, bounds: Bounds
+) -> None:
+    """Unlike events, answers cannot be sent again later, so they must not accumulate."""
     bounds("delivery", stall_s=60.0)
     add_score(db, user)
     db.execute("update daily_engagement_scores set breakdown = %s", (f'{{"x": "{"y" * 900_000}"}}',))
@@ -139,7 +141,7 @@ async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_come
 ) -> None:
     """Others hold the whole budget and read nothing.
 
-    One transaction has small and large events, on two channels of one.
+    One transaction has small and large events, on two channels of one client.
     """
     large = "x" * 150_000
     total = 1024 * 1024
@@ -167,10 +169,10 @@ async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_come
             assert [event["previous_id"] for event in came] == [last, *[event["id"] for event in came[:-1]]]
 
 
-async def test_who_reads_a_large_event_too_slowly_while_others_wait_loses_its_turn(
+async def test_a_slow_reader_of_a_large_event_is_closed_while_others_wait(
     start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
-    """A byte now and then is enough to stay connected, but not to keep what all others wait for."""
+    """A trickle of reads avoids the stall timeout, but does not extend a turn that other clients wait for."""
     db.execute("update momentum.settings set max_event_bytes = 16777216")
     bounds("delivery", turn_s=2.0, stall_s=0.5)
     bounds("sockets", close_slow_s=0.5)
@@ -225,7 +227,7 @@ async def test_a_connection_that_cannot_be_given_its_events_is_closed_and_not_le
             assert (await again.next())["replayed"] == 100 - len(read)
 
 
-async def test_pages_grow_again_after_one_that_took_a_policy_too_long(
+async def test_the_page_size_grows_again_after_a_page_with_a_slow_policy(
     server: Server, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Delivery] = []

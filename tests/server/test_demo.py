@@ -1,4 +1,4 @@
-"""The README's demo command as a subprocess, and clients that use nothing of the project."""
+"""The README's demo command as a subprocess, with clients that share no code with the project."""
 
 from __future__ import annotations
 

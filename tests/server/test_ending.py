@@ -1,4 +1,4 @@
-"""A server that is told to end: nothing is cut off, every client gets 1012, the slot is confirmed."""
+"""The shutdown of a server: all events are sent, every client gets 1012, the slot is confirmed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql,
             add_notification(db, user, title=f"{number}:{'x' * 2000}")
         async with server.http() as http, asyncio.timeout(20):
             while (await http.get("/sync/health")).json()["capture"]["last_event_id"].split("-")[1] != "300":
-                await asyncio.sleep(0.01)  # until it has read them, whether or not the client has
+                await asyncio.sleep(0.01)  # until the server has read them
         running.send_signal(signal.SIGTERM)
         code, why = await client.closed()
         assert (code, "reconnect with your last_event_id" in why) == (1012, True)
@@ -84,7 +84,7 @@ async def test_a_second_sigterm_ends_at_once(process: tuple[subprocess.Popen[byt
     running, server = process
     await until_answering(server)
     async with server.live(user) as client, server.live(user, client_id="other") as other:
-        client.socket.transport.pause_reading()  # so that the end has somebody to wait for
+        client.socket.transport.pause_reading()  # so that the shutdown waits for this client
         running.send_signal(signal.SIGTERM)
         assert (await other.closed())[0] == 1012
         running.send_signal(signal.SIGTERM)

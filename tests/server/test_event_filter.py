@@ -1,4 +1,4 @@
-"""Delivered events are those whose rows the caller could SELECT, also under changed policies."""
+"""Delivered events are those about rows that the caller could SELECT, also under changed policies."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def coach(db: Sql) -> UUID:
 
 @asynccontextmanager
 async def coaching(server: Server, coach: UUID, *channels: str) -> AsyncIterator[Client]:
-    """A coach's socket with these channels, its greeting read."""
+    """Connect a coach with these channels, and read the opening."""
     async with server.connect(sign(coach, app_role="coach"), channels=",".join(channels)) as client:
         await client.until("initial_state")
         yield client
 
 
 async def events(client: Client, db: Sql) -> list[dict[str, Any]]:
-    """The events until a mark that is published now, on channels that each of these clients has one of."""
+    """Publish a mark and return the events before it. Each of these clients has one of the mark's channels."""
     mark = str(next(_marks))
     event = json.dumps({"event_type": "mark", "mark": mark})
     channels = ["interventions:coaches", "momentum_updates:all"]
@@ -86,13 +86,13 @@ async def test_without_an_event_trigger_a_changed_policy_is_noticed_within_a_sec
         before = await number(server)
         db.execute(ASSIGNED_ONLY)
         async with asyncio.timeout(TIMEOUT_S):
-            while await number(server) == before:  # until the server has looked, and told the log
+            while await number(server) == before:  # until the server has published the change
                 await asyncio.sleep(0.02)
         add_intervention(db, user)
         assert await events(client, db) == []
 
 
-async def test_as_shipped_nothing_is_asked_about_an_event_that_the_token_gives(
+async def test_under_shipped_policies_granted_channels_need_no_query_per_event(
     server: Server, db: Sql, user: UUID, coach: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def asked(*_: object) -> set[int]:
@@ -124,7 +124,7 @@ async def test_a_coach_hears_of_scores_while_the_user_is_assigned(
         assert await events(client, db) == []
 
 
-async def test_a_deleted_row_is_told_to_those_who_could_see_it(server: Server, db: Sql, user: UUID) -> None:
+async def test_a_deletion_is_delivered_to_callers_that_could_see_the_row(server: Server, db: Sql, user: UUID) -> None:
     coaches = [new_user(db), new_user(db)]
     db.execute(ASSIGNED_ONLY)
     async with (
@@ -142,7 +142,9 @@ async def test_a_deleted_row_is_told_to_those_who_could_see_it(server: Server, d
         assert (await own.until("realtime_event"))["event"]["event_type"] == "intervention_deleted"
 
 
-async def test_a_row_that_leaves_somebodys_sight_is_gone_for_them_alone(server: Server, db: Sql, user: UUID) -> None:
+async def test_a_row_hidden_by_an_update_is_deleted_only_for_callers_that_lost_it(
+    server: Server, db: Sql, user: UUID
+) -> None:
     coaches = [new_user(db), new_user(db)]
     db.execute(ASSIGNED_ONLY)
     async with (
@@ -195,7 +197,7 @@ async def test_a_policy_that_hides_a_users_own_rows(server: Server, db: Sql, use
         while (event := (await client.until("realtime_event"))["event"])["event_type"] != "push_notification":
             seen.append(event)
     assert "secret" not in str(client.seen)
-    # It was created and gone before anybody could look, or it was seen to come and to go.
+    # The row may be deleted before its first event is checked.
     assert [event["event_type"] for event in seen] in (
         [],
         ["intervention_created", "intervention_deleted"],
@@ -214,7 +216,7 @@ HIDDEN = (
 async def test_a_version_that_was_hidden_stays_so_when_the_row_can_be_seen_again(
     server: Server, db: Sql, user: UUID, coach: UUID, changed_before: bool
 ) -> None:
-    """A coach who resumes does not get events that coaches could not see meanwhile."""
+    """A resume does not deliver versions of a row that were hidden from coaches."""
     async with coaching(server, coach, "interventions:coaches") as client:
         await events(client, db)
         last = client.seen[-1]["event"]["id"]
@@ -240,7 +242,7 @@ async def test_a_version_that_was_hidden_stays_so_when_the_row_can_be_seen_again
 async def test_a_row_deleted_before_the_policies_changed_is_judged_by_its_last_version(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:
-    """Its event carries the row whole, so nobody keeps a row for ever because of a policy that came later."""
+    """The event carries the last version, so a later policy does not withhold it and leave a stale row."""
     async with coaching(server, coach, "interventions:coaches") as client:
         await events(client, db)
         last = client.seen[-1]["event"]["id"]
@@ -279,7 +281,7 @@ async def test_a_policy_that_fails_on_one_row_withholds_that_and_nothing_else(
     assert told[3]["out_of_sight"]  # a SELECT of it fails now
 
 
-async def test_the_keys_of_hidden_scores_are_for_nobody(server: Server, db: Sql, user: UUID) -> None:
+async def test_cache_keys_of_hidden_scores_are_not_delivered(server: Server, db: Sql, user: UUID) -> None:
     async with server.live(user) as client:
         add_score(db, user)
         assert (await client.next())["type"] == "cache_invalidation"
@@ -291,7 +293,7 @@ async def test_the_keys_of_hidden_scores_are_for_nobody(server: Server, db: Sql,
     assert [message["type"] for message in client.seen].count("cache_invalidation") == 1
 
 
-async def test_a_policy_that_cannot_be_told_counts_as_changed_and_stops_nothing(
+async def test_unreadable_policies_count_as_changed_and_do_not_stop_the_feed(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:
     async with coaching(server, coach, "interventions:coaches") as client:
@@ -310,12 +312,12 @@ def add_intervention_without_coach(db: Sql, user: UUID) -> None:
     )
 
 
-async def test_a_table_that_somebody_holds_stops_no_feed(server: Server, db: Sql, database: str, user: UUID) -> None:
+async def test_a_locked_table_does_not_stop_the_feed(server: Server, db: Sql, database: str, user: UUID) -> None:
     async with server.live(user) as client:
         with psycopg.connect(database) as holder:
             holder.execute("lock table coach_interventions in access exclusive mode")
             health = await until_state(server, "live")
-            ends = health["uptime"] + 3  # seconds, in each of which the server would look at the policies
+            ends = health["uptime"] + 3  # seconds; policies are checked every second
             while health["uptime"] < ends:
                 add_notification(db, user)
                 assert (await client.until("realtime_event"))["event"]["event_type"] == "push_notification"
@@ -323,7 +325,7 @@ async def test_a_table_that_somebody_holds_stops_no_feed(server: Server, db: Sql
                 assert health["capture"]["lag_ms"] < 4_000
 
 
-async def test_a_column_that_is_taken_away_ends_what_carries_it(
+async def test_events_with_a_column_that_the_caller_may_not_select_are_withheld(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:
     async with coaching(server, coach, "interventions:coaches") as client:
@@ -337,7 +339,7 @@ async def test_a_column_that_is_taken_away_ends_what_carries_it(
         assert len(await events(client, db)) == 1
 
 
-async def test_the_missed_events_over_http_are_looked_at_in_the_same_way(
+async def test_missed_events_over_http_are_checked_like_those_of_a_resume(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:
     db.execute(ASSIGNED_ONLY)
@@ -359,12 +361,12 @@ async def test_the_missed_events_over_http_are_looked_at_in_the_same_way(
 
 
 async def number(server: Server) -> str:
-    """The id of the last event that the server has."""
+    """Return the id of the server's last event."""
     return str((await until_state(server, "live"))["capture"]["last_event_id"])
 
 
 def intervene(conninfo: str, user: UUID, coach: UUID) -> None:
-    """An intervention written on a connection of its own; returns when the commit does."""
+    """Insert an intervention on a separate connection. Return once the commit has returned."""
     with psycopg.connect(conninfo, autocommit=True) as writer:
         add_intervention(writer, user, coach=coach)
 
@@ -372,7 +374,7 @@ def intervene(conninfo: str, user: UUID, coach: UUID) -> None:
 async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
     start: Start, own_cluster: Embedded
 ) -> None:
-    """As where it waits for a standby: nobody can SELECT its rows, and nobody gets their events before."""
+    """While a commit waits for a standby, its rows cannot be selected, so checked channels wait as well."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         coach, user = new_user(db), new_user(db)
@@ -386,7 +388,7 @@ async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
                 async with asyncio.timeout(TIMEOUT_S):
                     while await number(server) == before:
                         await asyncio.sleep(0.01)
-                add_notification(db, user)  # after it, and visible
+                add_notification(db, user)  # committed after it, but visible
                 asking = asyncio.ensure_future(client.until("realtime_event"))
                 assert not (await asyncio.wait([asking, writing], timeout=0.3))[0]
                 release_commits(db)
@@ -397,12 +399,14 @@ async def test_a_commit_that_is_in_the_wal_and_not_yet_visible_is_waited_for(
 
 
 def revoke(conninfo: str, user: UUID) -> None:
-    """A revocation on a connection of its own; returns when the commit does."""
+    """Revoke the user's tokens on a separate connection. Return once the commit has returned."""
     with psycopg.connect(conninfo, autocommit=True) as writer:
         writer.execute("select momentum.revoke(%s)", (user,))
 
 
-async def test_a_revocation_that_is_not_visible_yet_lets_nobody_back_in(start: Start, own_cluster: Embedded) -> None:
+async def test_a_revocation_that_is_not_visible_yet_already_closes_connections(
+    start: Start, own_cluster: Embedded
+) -> None:
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")
         user, other = new_user(db), new_user(db)
@@ -472,7 +476,7 @@ async def test_a_new_token_without_the_right_to_the_user_ends_the_connection(
         assert (await client.closed())[0] == 4403
 
 
-async def test_who_runs_sql_of_their_own_need_not_be_able_to_forge_events(server: Server, db: Sql, user: UUID) -> None:
+async def test_roles_with_their_own_sql_can_be_kept_from_forging_events(server: Server, db: Sql, user: UUID) -> None:
     """The statements of SECURITY.md."""
     functions = "pg_logical_emit_message(boolean, text, text, boolean)"
     bytes_too = "pg_logical_emit_message(boolean, text, bytea, boolean)"

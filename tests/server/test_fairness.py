@@ -1,4 +1,4 @@
-"""Bounds on what one client, one caller or one event may cost everybody else."""
+"""Limits on the cost of one client, one caller or one event for everybody else."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ async def coaching(server: Server, coach: UUID) -> AsyncIterator[object]:
         yield client
 
 
-async def test_a_caller_whose_policies_are_slow_delays_nobody_else(
+async def test_a_caller_with_slow_policies_delays_no_other_caller(
     server: Server, db: Sql, database: str, user: UUID
 ) -> None:
     slow, quick = new_user(db), new_user(db)
     make_policies_of_one_slow(db, slow)
-    add_intervention(db, slow)  # so that the slow one's snapshot has a row to hold against the policy
+    add_intervention(db, slow)  # a row of the slow caller's snapshot, for which the policy is evaluated
     async with AsyncExitStack() as stack:
         waiting = [await stack.enter_async_context(coaching(server, slow)) for _ in range(4)]
         other = await stack.enter_async_context(coaching(server, quick))
@@ -116,7 +116,7 @@ class Raw:
         self.writer.write(frame * times)
 
     async def closed(self) -> int | None:
-        """Reads to the end; the code of the server's close frame, if one came."""
+        """Read to the end. Return the code of the server's close frame, or None."""
         data = b""
         async with asyncio.timeout(TIMEOUT_S * 2):
             try:
@@ -138,7 +138,7 @@ class Raw:
 
 @asynccontextmanager
 async def raw(server: Server, user: UUID) -> AsyncIterator[Raw]:
-    """Connected, with nothing read but the answer to the handshake."""
+    """Connect, and read only the answer to the handshake."""
     parts = urlsplit(server.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=4096)
     key = base64.b64encode(os.urandom(16)).decode()
@@ -211,7 +211,7 @@ async def test_a_socket_that_pings_and_reads_nothing_is_kept_nothing_for(
             assert kept < 256 * 1024, "of 12 MiB of pongs"
 
 
-async def test_one_event_on_very_many_channels_is_handed_over_once_to_each(server: Server, db: Sql, user: UUID) -> None:
+async def test_an_event_on_many_channels_is_delivered_once_per_connection(server: Server, db: Sql, user: UUID) -> None:
     async with server.connect(sign(user, role="service_role", sub=None), user_id=user) as wide:
         await wide.until("subscription_confirmed")
         channels = [f"room:{number}" for number in range(1_000)]
@@ -231,7 +231,7 @@ async def test_one_event_on_very_many_channels_is_handed_over_once_to_each(serve
         "max_event_bytes = 16777216, max_event_depth = 256, max_channels = 10000",
     ],
 )
-async def test_whatever_limits_are_set_no_writer_fails(
+async def test_no_setting_of_the_limits_makes_a_writer_fail(
     server: Server, db: Sql, user: UUID, extreme: LiteralString
 ) -> None:
     deep = '{"a":' * 300 + "1" + "}" * 300
@@ -283,7 +283,7 @@ def test_publish_says_which_limit_was_passed(db: Sql, arguments: tuple[str], sai
     db.execute("select momentum.publish(array['c'], ('{\"a\":' || repeat('[', 63) || repeat(']', 63) || '}')::jsonb)")
 
 
-async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_writer(
+async def test_fields_too_large_for_an_event_are_omitted_and_never_fail_the_writer(
     server: Server, db: Sql, user: UUID
 ) -> None:
     large = "x" * 1_100_000
@@ -309,7 +309,7 @@ async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_wr
         add_score(db, user, state=large)
         event = (await client.until("realtime_event"))["event"]
         assert (event["omitted"], event["final_score"]) == (["momentum_state"], 50)
-        # Where policies are changed, whole rows go along: one too large for that is asked about in the table.
+        # Under changed policies events carry whole rows; a row too large for that is selected from the table.
         db.execute("create policy more on momentum_notifications for select to authenticated using (true)")
         db.execute(
             "update momentum_notifications set trigger_metadata = jsonb_build_object('a', repeat('y', 6000000)),"
@@ -319,9 +319,7 @@ async def test_what_is_too_large_for_an_event_is_left_out_and_never_fails_the_wr
             assert event["event_type"] == "notification_removed"
 
 
-async def test_a_caller_with_many_questions_that_are_each_quick_enough_delays_nobody_else(
-    database: str, db: Sql
-) -> None:
+async def test_many_quick_queries_of_one_caller_delay_no_other_caller(database: str, db: Sql) -> None:
     """Each question is quick, but together they would hold up a shared round trip."""
     callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
@@ -350,7 +348,7 @@ async def test_a_caller_who_asks_alone_is_known_as_slow(database: str, db: Sql) 
     await callers.open()
     try:
         caller = Identity("authenticated", UUID(int=1), json.dumps({"sub": str(UUID(int=1))}), None)
-        await callers.ask(caller, ("select pg_sleep(0.3)", {}))  # quick enough for its lane
+        await callers.ask(caller, ("select pg_sleep(0.3)", {}))  # within the timeout of its lane
         assert callers._slow.knows(caller)
         callers._slow._until.clear()
         callers._slow.note(caller, 1.0)
@@ -361,8 +359,8 @@ async def test_a_caller_who_asks_alone_is_known_as_slow(database: str, db: Sql) 
         await callers.close()
 
 
-async def test_a_database_that_is_away_makes_nobody_slow() -> None:
-    with socket.socket() as nobody:  # it is bound and does not listen
+async def test_an_unreachable_database_marks_no_caller_as_slow() -> None:
+    with socket.socket() as nobody:  # the port is bound, but does not listen
         nobody.bind(("127.0.0.1", 0))
         callers = CallerPool(f"host=127.0.0.1 port={nobody.getsockname()[1]} user=nobody", QueryLimits(), size=2)
         await callers.open()
@@ -381,7 +379,7 @@ async def test_a_database_that_is_away_makes_nobody_slow() -> None:
             await callers.close()
 
 
-async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) -> None:
+async def test_queries_of_cancelled_callers_are_not_run(database: str, db: Sql) -> None:
     callers = CallerPool(make_conninfo(database, user=SERVER_ROLE), QueryLimits(), size=2)
     await callers.open()
     try:
@@ -389,7 +387,7 @@ async def test_who_has_gone_is_not_asked_for_any_longer(database: str, db: Sql) 
         db.execute("create sequence asked; grant usage on sequence asked to authenticated")
         query: LiteralString = "select nextval('public.asked'), pg_sleep(1)"
         with pytest.raises(Unavailable):
-            await callers.ask(caller, ("select pg_sleep(30)", {}))  # it is slow, from now on
+            await callers.ask(caller, ("select pg_sleep(30)", {}))  # marks the caller as slow
         asked = [asyncio.ensure_future(callers.ask(caller, (query, {}))) for _ in range(5)]
         async with asyncio.timeout(10):
             while db.execute("select is_called from asked").fetchone() == (False,):

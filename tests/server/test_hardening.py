@@ -1,4 +1,4 @@
-"""Excessive, slow and frequent requests are refused, and nobody else is affected."""
+"""Excessive, slow and frequent requests are refused, and other clients are not affected."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ WHOLE = b"GET /sync/health HTTP/1.1\r\nHost: x\r\n\r\n"
     ids=["one and a half", "a body without end", "a request and a line", "two"],
 )
 @pytest.mark.parametrize("more", [b"", b"x", b"\r\n"])
-async def test_what_comes_with_or_after_a_request_gains_no_time_either(
+async def test_data_after_a_request_does_not_extend_its_deadline(
     start: Start, bounds: Bounds, begun: bytes, more: bytes
 ) -> None:
     bounds("http", request_s=0.5)
@@ -78,9 +78,9 @@ async def test_what_comes_with_or_after_a_request_gains_no_time_either(
     async with start() as server:
         async with raw(server) as (reader, writer):
             writer.write(begun)
-            await reader.readline()  # of the first answer
+            await reader.readline()  # the first answer
             writer.write(more)
-            with suppress(ConnectionResetError):  # it may be closed already, with bytes that were not read
+            with suppress(ConnectionResetError):  # the server may have closed it with unread bytes
                 await reader.read()
 
 
@@ -98,7 +98,9 @@ async def test_a_request_that_comes_byte_by_byte_gains_no_time(start: Start, bou
             assert error_in(reading.result()) == (408, "too_slow")
 
 
-async def test_who_is_refused_and_sends_on_is_told_why_and_then_left(start: Start, bounds: Bounds) -> None:
+async def test_a_refused_client_that_keeps_sending_gets_the_error_and_is_disconnected(
+    start: Start, bounds: Bounds
+) -> None:
     bounds("http", linger_s=0.3)
     async with start() as server:
         async with raw(server) as (reader, writer):
@@ -118,7 +120,7 @@ async def test_a_head_without_end_is_refused(server: Server) -> None:
         assert error_in(await reader.read()) == (431, "too_large")
 
 
-async def test_what_is_no_http_gets_the_contracts_error(server: Server) -> None:
+async def test_input_that_is_not_http_gets_the_contracts_error(server: Server) -> None:
     async with raw(server) as (reader, writer):
         writer.write(b"\x16\x03\x01 this is TLS, or anything\r\n\r\n")
         assert error_in(await reader.read()) == (400, "bad_request")
@@ -128,7 +130,9 @@ REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("at_once", [3, 10_000])
-async def test_answers_that_nobody_reads_are_given_up(start: Start, bounds: Bounds, at_once: int) -> None:
+async def test_a_client_that_does_not_read_its_answers_is_disconnected(
+    start: Start, bounds: Bounds, at_once: int
+) -> None:
     """A few pipelined requests wait for their answers; very many are not kept."""
     bounds("http", answer_s=0.5)
     bounds("http", kernel_bytes=4096)
@@ -154,7 +158,7 @@ async def test_requests_that_come_together_are_answered_in_their_order(server: S
         assert (await reader.read()).count(b"HTTP/1.1 200") == 4
 
 
-async def test_there_are_only_so_many_sockets(start: Start, user: UUID, bounds: Bounds) -> None:
+async def test_the_number_of_sockets_is_limited(start: Start, user: UUID, bounds: Bounds) -> None:
     bounds("http", connections=3)
     async with start(max_connections=2) as server, AsyncExitStack() as stack:
         open_ones = [await stack.enter_async_context(raw(server)) for _ in range(8)]
@@ -220,7 +224,7 @@ async def test_json_of_great_depth(server: Server, user: UUID, nested: str) -> N
 
 
 async def test_nothing_is_compressed(server: Server, user: UUID) -> None:
-    async with server.connect(sign(user)) as client:  # which offers it
+    async with server.connect(sign(user)) as client:  # the client offers compression
         assert client.socket.protocol.extensions == []
         assert "Sec-WebSocket-Extensions" in client.socket.request.headers  # type: ignore[union-attr]
 

@@ -156,7 +156,7 @@ async def test_a_cluster_that_takes_over_with_a_lower_transaction_counter(
     """Transaction ids remembered from the old cluster must not delay clients of the new one."""
     with sql(own_cluster) as new:
         new.execute("insert into auth.users (id) values (%s)", (user,))
-    for _ in range(3):  # the ids of the one before are ahead
+    for _ in range(3):  # the old cluster's ids are ahead
         db.execute("do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$")
     proxy = Proxy()
     proxy.ports = [_socket(database)]
@@ -334,7 +334,7 @@ async def test_a_database_copied_as_a_template_is_served_beside_the_first(
 
 @asynccontextmanager
 async def publication_dropped_and_made_again(db: Sql) -> AsyncIterator[None]:
-    """While nobody reads; rows change in between, which is when decoding looks publications up."""
+    """Drop the publication while no server runs, change a row, and create the publication again after the block."""
     db.execute("drop publication momentum_sync")
     db.execute("create table plain (id int)")
     db.execute("insert into plain values (1)")
@@ -389,7 +389,7 @@ async def test_branches_whose_commits_are_at_the_same_place_in_the_wal(start: St
         async with start(conninfo=own_cluster.conninfo) as server, server.live(user) as client:
             with sql(own_cluster) as db:
                 add_notification(db, user, title=f"branch {branch}")
-            # Before the feed has come to that number, an id of it is one that nobody has given.
+            # Wait for the event: an offset that the feed has not reached is refused as an unknown id.
             mine = (await client.until("realtime_event"))["event"]["id"]
             for last in ids:
                 async with server.connect(sign(user), last_event_id=last) as other:

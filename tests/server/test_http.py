@@ -130,7 +130,7 @@ async def test_without_a_token(server: Server, user: UUID, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
-async def test_another_users_data_is_refused_the_same_for_who_exists_and_who_does_not(
+async def test_another_users_data_is_refused_alike_for_existing_and_unknown_users(
     server: Server, db: Sql, user: UUID, other: UUID, path: str
 ) -> None:
     add_score(db, other)

@@ -1,4 +1,4 @@
-"""Tokens verified by a published key set: a real issuer over HTTP, whose keys change."""
+"""Tokens verified by a published key set: a real issuer over HTTP that rotates its keys."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ async def test_many_at_once_ask_once(authenticator: Authenticator, issuer: Issue
     assert issuer.asked == 1
 
 
-async def test_whoever_asks_first_and_goes_away_leaves_the_others_their_keys(
+async def test_a_cancelled_first_request_does_not_cancel_the_key_fetch_for_others(
     authenticator: Authenticator, issuer: Issuer
 ) -> None:
     issuer.publish("RS256")

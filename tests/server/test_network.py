@@ -28,12 +28,12 @@ from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
 from tests.fixtures.server import Bounds, Server, Start, sign, until_state
 
-ALL = 1.1  # of the connections
+ALL = 1.1  # the share that reaches every connection
 
 
 @asynccontextmanager
 async def behind_a_proxy(start: Start, database: str) -> AsyncIterator[tuple[Server, Proxy]]:
-    """A server whose connections to the database all go through a proxy."""
+    """Start a server that connects to the database only through a proxy."""
     proxy = Proxy()
     proxy.ports = [Path(str(conninfo_to_dict(database)["host"])) / ".s.PGSQL.5432"]
     await proxy.start()
@@ -102,7 +102,7 @@ async def test_a_clock_that_steps_ends_no_connection_and_stops_no_heartbeat(
 
 @contextmanager
 def clock_of_its_own(days: float) -> Iterator[tuple[Embedded, Path]]:
-    """Start a PostgreSQL whose clock is off by `days`. Writing the returned file sets the offset again."""
+    """Start a PostgreSQL with a clock that is off by `days`. A write to the returned file changes the offset."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         if os.environ.get("CI"):
@@ -147,7 +147,7 @@ async def test_partitions_and_retention_go_by_the_databases_clock(start: Start, 
             await until_logged(db, 1)
         async with start(
             conninfo=cluster.conninfo, retention="1d"
-        ) as server:  # whose housekeeping drops nothing of today
+        ) as server:  # its housekeeping drops no partition of today
             async with server.connect(sign(user), last_event_id=first) as client:
                 assert (await client.next())["resumed"] is True
             async with server.live(user) as client:
@@ -197,11 +197,11 @@ async def test_settings_that_a_role_a_database_or_the_environment_carries_change
             assert (await client.until("realtime_event"))["event"]["title"] == "🏃 gut gelaufen"
             db.execute("begin; lock table public.momentum_notifications")
             reading = asyncio.ensure_future(http.post("/sync/notifications", json={"user_id": str(user)}))
-            await asyncio.sleep(0.5)  # longer than a transaction may last
+            await asyncio.sleep(0.5)  # longer than `transaction_timeout`
             db.execute("rollback")
             answer = await reading
             assert answer.status_code == 200, answer.text
-            await asyncio.sleep(0.7)  # idle for longer than the role's sessions may be
+            await asyncio.sleep(0.7)  # longer than `idle_session_timeout`
         assert (await until_state(server, "live"))["status"] == "healthy"
         policies = "select count(*) from momentum.policies where changed"
         assert db.execute(policies).fetchone() == (0,)
@@ -210,7 +210,7 @@ async def test_settings_that_a_role_a_database_or_the_environment_carries_change
 
 @contextmanager
 def pgbouncer(database: str, *, ignored: str) -> Iterator[str]:
-    """A pooler in transaction mode before the database; its connection string."""
+    """Run PgBouncer in transaction mode before the database. Yield its connection string."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         if os.environ.get("CI"):

@@ -188,7 +188,7 @@ async def test_over_another_server_from_wherever_the_events_are(
         await quiet(client)
 
 
-async def test_what_comes_while_a_long_resume_is_read_comes_after_it(
+async def test_events_during_a_long_resume_are_delivered_after_it(
     start: Start, db: Sql, user: UUID, bounds: Bounds
 ) -> None:
     bounds("log", preload_rows=20)
@@ -221,7 +221,7 @@ def add_notification_later(db: Sql, user: UUID, title: str) -> None:
 @pytest.mark.parametrize(
     "last", ["nonsense", "00000000-1-0", "%s-999999-0"], ids=["nonsense", "another epoch", "ahead"]
 )
-async def test_what_leads_nowhere_is_told_and_answered_with_a_snapshot(
+async def test_an_unusable_last_event_id_gets_a_reason_and_a_snapshot(
     server: Server, db: Sql, user: UUID, last: str
 ) -> None:
     async with server.live(user) as client:
@@ -239,7 +239,9 @@ async def test_what_leads_nowhere_is_told_and_answered_with_a_snapshot(
         assert answer.json()["reason"] == answer.json()["error"]["code"] == confirmed["reason"]
 
 
-async def test_beyond_the_retention_it_is_told(start: Start, db: Sql, user: UUID, bounds: Bounds) -> None:
+async def test_a_resume_beyond_the_retention_gets_the_reason_expired(
+    start: Start, db: Sql, user: UUID, bounds: Bounds
+) -> None:
     bounds("log", preload_rows=0)
     async with start() as server, server.live(user) as client:
         last = client.seen[-1]["last_event_id"]
@@ -326,7 +328,7 @@ async def test_what_http_refuses(server: Server, user: UUID) -> None:
         assert (await http.post("/sync/events", json={"last_event_id": "x"})).status_code == 401
 
 
-async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_and_need_no_snapshot(
+async def test_simultaneous_resumes_share_round_trips_and_need_no_snapshot(
     server: Server, db: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *users = [new_user(db) for _ in range(201)]
@@ -353,7 +355,7 @@ async def test_many_who_come_back_together_are_asked_about_in_few_round_trips_an
     assert len(asked) < len(users) / 2
 
 
-async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights_change(
+async def test_a_resume_with_the_same_token_needs_no_query_until_rights_change(
     server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
@@ -392,7 +394,7 @@ async def test_who_comes_back_with_the_token_of_before_asks_nothing_until_rights
         assert (await client.closed())[0] == 4401
 
 
-async def test_one_whose_question_fails_spoils_it_for_nobody(server: Server, db: Sql, user: UUID) -> None:
+async def test_a_failing_query_does_not_fail_the_others_in_its_round_trip(server: Server, db: Sql, user: UUID) -> None:
     """Handshakes reject channels that PostgreSQL cannot store; a claim might still fail."""
     pool = CallerPool(server.settings.database_url or "", QueryLimits(), size=2)
     authorizer = Authorizer(pool, SCHEMA, most=10, up_to_date=lambda: True)
@@ -438,7 +440,7 @@ async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_
             assert (fields(came)["title"], fields(came)["previous_id"]) == ("chained", position)
 
 
-async def test_what_was_told_before_a_restart_is_waited_for_after_it(start: Start, own_cluster: Embedded) -> None:
+async def test_a_read_after_a_restart_waits_for_events_sent_before_it(start: Start, own_cluster: Embedded) -> None:
     """A commit is in the WAL but not visible; one server logs its event and stops, the next must wait for it."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:
         db.execute("set synchronous_commit = local")

@@ -163,7 +163,7 @@ async def test_a_notification_of_another_is_as_unknown_as_one_that_is_not(
     assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
 
 
-async def test_who_may_see_a_notification_and_not_change_it_is_told_so(server: Server, db: Sql, user: UUID) -> None:
+async def test_marking_a_notification_that_may_only_be_seen_is_forbidden(server: Server, db: Sql, user: UUID) -> None:
     notification = add_notification(db, user)
     async with server.connect(sign(new_user(db), app_role="admin"), user_id=user) as client:
         await client.until("initial_state")

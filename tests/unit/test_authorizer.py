@@ -27,7 +27,7 @@ OWN = SCHEMA.own(UUID(int=1))
 
 
 class Database:
-    """Stands in for the pool: records callers, and answers that the channels are granted, held or checked."""
+    """A stand-in for the pool: records callers, and answers which channels are granted and which are checked."""
 
     def __init__(self) -> None:
         self.asked_by: list[Identity] = []
@@ -73,7 +73,7 @@ def test_a_revocation_is_waited_for_by_its_user_alone() -> None:
     assert authorizer.is_current(Snapshot.parse("5:10:"), TWO)
 
 
-async def test_what_a_token_gives_its_user_is_asked_once() -> None:
+async def test_the_grants_of_a_users_own_channels_are_queried_once_per_token() -> None:
     database, authorizer = asking()
     for _ in range(3):
         assert await authorizer.granted(ONE, ONE.subject, OWN) == Granted(OWN)
@@ -121,7 +121,7 @@ async def test_what_is_asked_about_each_event_or_was_refused_is_not_remembered()
         assert len(database.asked_by) == 2
 
 
-async def test_a_change_has_all_of_it_asked_again_and_a_revocation_what_is_the_users() -> None:
+async def test_changed_policies_drop_all_cached_grants_and_a_revocation_those_of_its_user() -> None:
     database, authorizer = asking()
     changes: list[tuple[Callable[[], None], int]] = [
         (lambda: authorizer.changed(50), 2), (lambda: authorizer.changed(60, ONE.subject), 1), (authorizer.missed, 2),
@@ -145,7 +145,7 @@ async def test_an_answer_from_before_a_change_is_not_remembered() -> None:
     assert len(database.asked_by) == 2
 
 
-async def test_what_is_remembered_does_not_count_while_changes_are_not_told_of() -> None:
+async def test_cached_grants_are_not_used_while_changes_may_be_missed() -> None:
     database, authorizer = asking()
     await authorizer.granted(ONE, ONE.subject, OWN)
     database.up_to_date = False

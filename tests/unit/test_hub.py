@@ -44,7 +44,7 @@ class Counting(NativeDialect):
 
 
 class Wire:
-    """A subscriber that keeps what is written."""
+    """A subscriber that records the bytes written to it."""
 
     room = 1_000_000
     hashed = 0
@@ -389,7 +389,7 @@ def test_what_capture_repeats_is_published_once() -> None:
     assert len(world.feed.window) == 1
 
 
-def test_who_holds_several_channels_of_an_event_gets_it_once_on_the_first() -> None:
+def test_a_subscriber_of_several_channels_gets_an_event_once_on_the_first() -> None:
     world = World()
     both, second = world.join("a", "b"), world.join("b")
     asked = world.join("a", "b", checked=("c",))
@@ -469,7 +469,7 @@ def test_what_is_kept_for_one_write_is_bounded() -> None:
 
 
 def test_a_subscriber_that_falls_behind_at_a_write_has_been_written_everything_up_to_the_feeds_offset() -> None:
-    """As `Delivery` does when the send budget is exceeded: it is given what follows the feed's offset another way."""
+    """As with `Delivery` when the send budget is exceeded: a catch-up delivers the events after the feed's offset."""
     world = World(coalesced=1)
     wire = world.join("a")
     wire.taken()
@@ -488,7 +488,7 @@ def test_a_subscriber_that_falls_behind_at_a_write_has_been_written_everything_u
     assert ids(wire.taken()) == ["abcdef01-1"]
 
 
-def test_a_change_of_policies_comes_after_what_was_before_it_and_before_what_is_after(
+def test_a_change_of_policies_applies_between_earlier_and_later_events(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World()
@@ -624,7 +624,7 @@ def test_the_channel_of_an_event_on_many_is_the_first_that_the_session_holds() -
     assert none.cursor.channel_of(event) is None
 
 
-def test_after_a_restart_of_postgres_those_whose_snapshot_is_from_before_come_back() -> None:
+def test_a_restart_of_postgres_closes_subscribers_with_an_earlier_snapshot() -> None:
     world = World()
     stitching = world.join("a", boundary=SnapshotBoundary(Snapshot.parse("11:13:11"), 1000, 1))
     done = world.join("a", boundary=SnapshotBoundary(Snapshot.parse("10:10:"), 0, 1))
@@ -720,7 +720,7 @@ def test_careful_subscribers_share_frames_once_their_boundary_has_passed() -> No
 
 def test_a_frame_up_to_the_limit_is_kept_for_subscribers_at_the_same_position() -> None:
     def published(limit: int) -> tuple[int, int]:
-        """Return how often an event was encoded for three at two positions, in turn, and the longest frame."""
+        """Return the number of encodings for three subscribers at two positions, and the longest frame's length."""
         world = World(coalesced=limit)
         wires = [world.join(*channels) for channels in (("b",), ("a", "b"), ("b",))]
         world.publish("a")

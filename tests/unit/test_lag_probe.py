@@ -1,4 +1,4 @@
-"""The lag probe: what its return, or absence, says about the feed."""
+"""The lag probe: the lag that its return, or its absence, reveals."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
         assert stuck.for_ever is None
     for _ in range(2):
         stuck.begins()
-        stuck.failed(missing)  # not even begun, which is another LSN
+        stuck.failed(missing)  # the stream did not begin, so it has no LSN
         assert stuck.for_ever is None
     stuck.failed(missing)
     assert stuck.for_ever is missing

@@ -1,4 +1,4 @@
-"""A newcomer, from a clean checkout with a home of their own: the demo, the packages, both examples, all adoptions.
+"""The first steps of a newcomer in a clean checkout and home: the demo, the packages, both examples, all adoptions.
 
 Every command is the one that README.md and docs/adopt.md print.
 """
@@ -38,7 +38,7 @@ ADOPTIONS: dict[str, Callable[[Reader], None]] = {
 
 
 class Newcomer:
-    """Somebody with a clean checkout and a fresh HOME. `folder` is short: PostgreSQL's socket has its path."""
+    """A user with a clean checkout and a new HOME. `folder` must be short: PostgreSQL's socket path contains it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

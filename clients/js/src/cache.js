@@ -38,8 +38,9 @@ export class Cache {
   }
 
   /**
-   * Return the value of a key, fetching it if it is missing. Rethrows what `fetch` throws, caching nothing; throws
-   * FetchFailed if the fetch exceeds `within` milliseconds. A `persistent` value is kept in the client's store across
+   * Return the value of a key, fetching it if it is missing. An error of `fetch` is rethrown and nothing is cached; a
+   * fetch that exceeds `within` milliseconds throws FetchFailed. A `persistent` value is kept in the client's store
+   * across
    * restarts and must survive JSON unchanged (null, booleans, finite numbers, strings, arrays, plain objects), else
    * TypeError.
    * @template T

@@ -37,7 +37,7 @@ import { Reporter } from "./reporter.js";
 
 /**
  * @typedef {object} Options
- * @property {string | null} [userId] whose data to read, if the token does not say or acts for somebody else
+ * @property {string | null} [userId] the user to follow, if the token names none or acts for another user
  * @property {string} [clientId] name of the device; a second connection with the same user and name replaces the first
  * @property {string[]} [channels] channels beside the user's own
  * @property {Store | null} [store] keeps position, state, persistent cache entries and outbox across restarts
@@ -199,12 +199,12 @@ export class Client {
    */
   onStateChange = (listener) => this.addEventListener("state", listener);
 
-  /** The user whose data it is; null until that is known, and for a connection without a user. */
+  /** The user that the client follows; null until it is known, and for a connection without a user. */
   get userId() {
     return this.#replica.protocol.userId || null;
   }
 
-  /** The channels that are held, as the server confirmed them last. */
+  /** The channels that the server confirmed last. */
   get channels() {
     return [...this.#replica.protocol.channels];
   }
@@ -577,7 +577,7 @@ export class Client {
     else if (this.#replica.keeper.isDue(performance.now())) void this.#replica.save();
   }
 
-  /** Ends a connection whose feed stands still, or that a sleeping machine has lost. */
+  /** Ends the connection if nothing was received for longer than `patience`, as after a sleep of the machine. */
   #checkFrozen() {
     if (!this.#replica.frozen(performance.now(), this.#patience)) return false;
     this.#connection?.end(new FeedFrozen(`Nothing was received for more than ${this.#patience / 1000} s.`));

@@ -10,7 +10,7 @@ import { Stream } from "./stream.js";
 /** @import { Momentum } from "./messages.js" */
 /** @import { Document, Store } from "./store.js" */
 
-/** One user's, until it is another's. `report` is told of a store that fails; the client goes on without it. */
+/** Belongs to one user at a time. `report` is called with errors of the store; the client continues without it. */
 export class Replica {
   #userId;
   #clock;
@@ -19,7 +19,7 @@ export class Replica {
   #dropped;
   /** @type {Document | null} stored data of a user not known yet */
   #pending = null;
-  /** Whether the user has logged out: nothing is taken over or kept any longer. */
+  /** Whether the user has logged out. After that, nothing is loaded or stored. */
   #over = false;
   #loads = 0;
 
@@ -28,7 +28,7 @@ export class Replica {
    * @param {string | null} userId
    * @param {() => number} clock
    * @param {(error: ClientError) => void} report
-   * @param {(keys: string[]) => void} dropped called with the cache's keys that are gone
+   * @param {(keys: string[]) => void} dropped called with the dropped cache keys
    */
   constructor(store, userId, clock, report, dropped) {
     this.#userId = userId;
@@ -42,7 +42,7 @@ export class Replica {
     this.cache = new Cache(clock, () => this.keep());
   }
 
-  /** The present data. Notifications that were marked as read are not in it, told to the server or not. */
+  /** The present data, without notifications marked as read, whether or not the server has confirmed them. */
   get state() {
     return this.protocol.known(this.outbox);
   }
@@ -57,7 +57,7 @@ export class Replica {
     return this.keeper.loaded;
   }
 
-  /** Takes over the stored data of this user. Where it cannot be read, that is tried again by `loadAgain`. */
+  /** Takes over the stored data of this user. If it cannot be read, `loadAgain` tries again. */
   async load() {
     try {
       const document = await this.keeper.load(this.#userId);

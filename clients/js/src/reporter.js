@@ -9,7 +9,7 @@ import { Listeners, carefully } from "./listeners.js";
 
 const LOUD = [Ended, Gap, NotUnderstood, Rejected, StoreFailed];
 
-/** Tells listeners, and `log`. */
+/** Notifies listeners and `log`. */
 export class Reporter {
   #log;
   #look;
@@ -22,7 +22,7 @@ export class Reporter {
 
   /**
    * @param {((level: "info" | "warning", message: string) => void) | undefined} log
-   * @param {() => State} look what is known now
+   * @param {() => State} look returns the present state
    */
   constructor(log, look) {
     this.#log = log;

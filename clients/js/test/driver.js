@@ -1,13 +1,13 @@
-// A client told what to do, for the scenarios that all SDKs are tested by (tests/sdk). Runs in Node and in a browser.
+// A client controlled by commands, for the scenarios that test every SDK (tests/sdk). Runs in Node and in a browser.
 //
-// `drive(write, makeStore)` returns `command`, which takes one command; what happens is written as objects.
+// `drive(write, makeStore)` returns `command`, which executes one command; `write` gets every event and result.
 
 import { Client } from "../src/index.js";
 
 /**
  * @param {(happened: object) => void} write
  * @param {(name: string) => any} makeStore
- * @param {object} environment what the runtime lacks
+ * @param {object} environment more options of the client, such as a WebSocket class for a runtime without one
  */
 export function drive(write, makeStore, environment = {}) {
   let client;
@@ -93,7 +93,7 @@ export function drive(write, makeStore, environment = {}) {
     close: () => client.close().then(() => write({ closed: true })),
   };
 
-  /** A disk that is full for so many writes. */
+  /** Let the first `times` writes fail, as on a full disk. */
   function failing(store, times) {
     const save = store.save.bind(store);
     store.save = (text) => {

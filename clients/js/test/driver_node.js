@@ -1,4 +1,4 @@
-// The driver in Node: commands come on standard input, a JSON object a line; what happens goes to standard output.
+// The driver in Node: reads one JSON command per line from standard input and writes events to standard output.
 
 import { createInterface } from "node:readline";
 

@@ -1,4 +1,4 @@
-// What is the JavaScript SDK's own: stores, callbacks, and what runtimes do differently.
+// Behaviour of the JavaScript SDK alone: stores, callbacks, and differences between runtimes.
 
 import assert from "node:assert/strict";
 import { mkdtemp, readdir, stat, writeFile } from "node:fs/promises";
@@ -9,7 +9,7 @@ import { test } from "node:test";
 import { Client, FetchFailed, StoreFailed } from "../src/index.js";
 import { FileStore } from "../src/node.js";
 
-/** A runtime's WebSocket that never opens, and tells of it by one event only. */
+/** Return a WebSocket class that never opens and, as in some runtimes, reports that with one event only. */
 function deaf(event) {
   return class {
     constructor() {
@@ -22,7 +22,7 @@ function deaf(event) {
 
 const offline = () => Promise.reject(new TypeError("fetch failed"));
 
-/** The first error that a client tells of. */
+/** Return a promise of the first error that the client reports. */
 function firstError(client) {
   return new Promise((resolve) => client.addEventListener("error", resolve));
 }
@@ -80,7 +80,7 @@ test("a fetch that never settles frees its key", async () => {
   assert.equal(await client.cache.get("key", () => 2), 2);
 });
 
-test("one program has a file at a time, and a process that is gone has none", async () => {
+test("one store at a time uses a file, and the lock of an ended process does not count", async () => {
   const folder = await mkdtemp(join(tmpdir(), "momentum-"));
   const path = join(folder, "momentum.json");
   await writeFile(join(folder, ".momentum.json.lock"), "999999999");
@@ -137,7 +137,7 @@ test("a store that could not be read is not overwritten, and is read later", asy
   assert.deepEqual(JSON.parse(text).outbox, [entry]);
 });
 
-test("who logs out while the store is read is forgotten all the same", async () => {
+test("a logout while the store is read discards the stored data", async () => {
   let text = JSON.stringify({ version: 1, user_id: "a", last_event_id: null, known_at: null, state: null, cache: { k: { value: 1, at: 1 } }, outbox: [] });
   const store = {
     load: () => new Promise((resolve) => setTimeout(() => resolve(text), 30)),
@@ -179,7 +179,7 @@ test("the state is the same object for as long as it is the same, as React wants
   assert.equal(getState(), getState());
 });
 
-test("what is not encrypted and leaves the machine is warned of", () => {
+test("an unencrypted connection to another machine causes a warning", () => {
   for (const [url, warned] of [
     ["http://10.0.0.7:8787", true],
     ["ws://example.com", true],
@@ -195,7 +195,7 @@ test("what is not encrypted and leaves the machine is warned of", () => {
   }
 });
 
-test("a mark that could not be kept is not called kept", async () => {
+test("a mark that cannot be stored is reported as not stored", async () => {
   const store = {
     load: () => null,
     save() {

@@ -10,7 +10,7 @@ import { UserState } from "../src/state.js";
 
 const cases = (name) => JSON.parse(readFileSync(new URL(`../../../spec/vectors/${name}.json`, import.meta.url), "utf8")).cases;
 
-/** Without what is null, which may be absent. */
+/** Return the value without null fields, which may be absent. */
 function bare(value) {
   if (Array.isArray(value)) return value.map(bare);
   if (value === null || typeof value !== "object") return value;

@@ -21,7 +21,7 @@ _KINDS: Mapping[int, Kind] = {
     1184: Kind.TIMESTAMPTZ,
     114: Kind.JSON, 3802: Kind.JSON,
 }  # fmt: skip
-_VECTORS = frozenset({22, 30})  # int2vector and oidvector, arrays whose text has no braces
+_VECTORS = frozenset({22, 30})  # int2vector and oidvector: arrays with text without braces
 
 
 class TypeRow(NamedTuple):

@@ -30,7 +30,7 @@ _MISSING = "events are missing from the log"
 
 
 class LogBroken(CaptureError):
-    """Events that the log should hold are gone: a new epoch must begin."""
+    """The log lacks events that it should hold, so a new epoch must begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,11 @@ class Checkpoints:
         async with self._connections.writing() as connection, connection.transaction():
             cursor = connection.cursor(row_factory=class_row(_Row))
             row = await (await cursor.execute(_SQL["checkpoint"])).fetchone()
+            # Read after the row lock, when no append is running: the id is then above the transactions of all logged
+            # events.
             ceiling, incarnation = await fetch_one(connection, _SQL["next_xid"])
             if row is not None:
+                # Servers with two slots would take the log from each other, each time with a new epoch.
                 if row.slot != self._slot and row.slot_exists:
                     raise FencedOff(
                         f"the event log of this database belongs to the replication slot {row.slot}; drop it, or set"
@@ -137,6 +140,7 @@ class Checkpoints:
                     await connection.execute(_SQL["hold_checkpoint"], {"holder": token})
                     before = None
                     if newest:
+                        # Without this mark, each resume from the event before the window would query the log.
                         before = await self._log.mark_at(connection, row.epoch, newest[0].offset - 1)
                     return Checkpoint(
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
@@ -154,10 +158,14 @@ class Checkpoints:
         broke: str | None,
     ) -> Checkpoint:
         """Begin an epoch. After a TRUNCATE it continues at the same place of the same WAL."""
+        # Offsets continue across epochs, because the log may still hold rows of earlier ones and `kept_from` tells them
+        # apart.
         (offset,) = await fetch_one(connection, _SQL["last_offset"])
         place, last_lsn, unsettled = (0, 0), "0/0", None
+        # The slot repeats the TRUNCATE, which is not confirmed: without its place it would end the new epoch, too.
         if row is not None and broke == _TRUNCATED:
             place, last_lsn = (lsn.parse(row.last_lsn), row.last_index), row.last_lsn
+            # Transactions that are not in the log yet come as events of the new epoch, so it need not wait for them.
             (unsettled,) = await fetch_one(connection, _SQL["recent_xids"], {"offset": row.last_number})
         epoch = secrets.token_hex(4)
         await connection.execute(
@@ -210,12 +218,14 @@ class Checkpoints:
             return "the database is on another timeline"
         if row.slot != facts.slot:
             return "the replication slot has another name"
+        # Capture records an LSN in the log before it confirms it, so a slot beyond the log may have skipped events.
         if facts.confirmed_lsn > lsn.parse(row.confirmed_lsn):
             return "the slot was recreated or advanced"
         if not row.whole:
             return _MISSING
         if row.truncated:
             return _TRUNCATED
+        # Retention may have dropped the event that this process knows, and then there is no mark to compare.
         if known is None or known.epoch != row.epoch or known.logged + 1 < row.kept_from:
             return None
         if await self._log.mark_at(connection, row.epoch, known.logged) != known.logged_mark:

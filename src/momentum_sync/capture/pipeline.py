@@ -91,6 +91,7 @@ class Pipeline:
                     self._sequencer.commit()
                     lsn = max(lsn, frame.end)
                 case Keepalive():
+                    # Events of an open transaction may still follow, so the position moves only with its commit.
                     if not self._sequencer.in_transaction:
                         lsn = max(lsn, frame.end)
                     reply = reply or frame.reply
@@ -104,6 +105,7 @@ class Pipeline:
                 self.caught_up.set()
         if lsn > self._received:
             self._received = lsn
+            # After the events: subscribers drop their snapshot boundary here and must have every event below the LSN.
             self._feed.advance(lsn)
         if reply:
             self._report(reply=False)
@@ -159,11 +161,13 @@ class Pipeline:
         self._pending_size -= sum(event.size for event in batch)
         self._feed.logged(batch[-1])
         self._confirmed(confirmed)
+        # Resuming at half the limit keeps reading from stopping and starting with every batch.
         if self._pending_size <= self._limits.pending_bytes // 2 and not self._ending:
             self._stream.resume()
 
     async def _make_durable(self, batch: list[Event], confirmed: int) -> None:
         try:
+            # Only errors about the data are caught. Any other error ends the run, and the slot repeats the batch.
             await self._log.append(batch, token=self._token, confirmed=confirmed)
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
             if len(batch) == 1:
@@ -177,6 +181,7 @@ class Pipeline:
 
     async def _confirm(self) -> None:
         received = self._received
+        # The log comes before the slot: a slot ahead of the log counts as a break (`Checkpoints._break`).
         await self._log.confirm(received, token=self._token)
         self._confirmed(received)
 
@@ -199,8 +204,10 @@ class Pipeline:
         No answer is awaited, because a half-open connection gives none.
         """
         while True:
+            # PostgreSQL answers with a keepalive, so a live connection is never silent for long.
             self._report(reply=True)
             silence = self._limits.silence_s
+            # A paused stream is silent because this process does not read it.
             if time.monotonic() - self._heard_at > silence and self._stream.reading:
                 self._stream.cut()
                 raise CaptureError(f"no data from the database for {silence:g} s; reconnecting")

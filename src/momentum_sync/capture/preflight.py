@@ -73,6 +73,8 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
                 " MOMENTUM_CAPTURE_URL.",
             )
         _check_slot(connection, server, slot)
+        # PostgreSQL would count the slot's WAL sender as a synchronous standby. Each commit would wait until capture
+        # confirms it.
         if re.search(rf"\*|{APPLICATION}", server.standbys):
             raise Unsuitable(
                 f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
@@ -82,6 +84,8 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
     with connect(conninfo, application_name="momentum-sync check") as connection:
         log = connection.cursor(row_factory=class_row(_Log)).execute(_SQL["log"]).fetchone()
         assert log is not None
+        # Two addresses may lead to one cluster, so the database's name and the postmaster's start are compared, not
+        # host and port.
         if log.database != server.database:
             raise Unsuitable(
                 "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",

@@ -19,13 +19,13 @@ PREFIX = "momentum_sync"
 
 
 class Sequencer:
-    """Continues a history after `offset`, whose event is at `place`.
+    """Numbers the events of the stream that follow the last event in the log.
 
     Args:
         offset: offset of the last event in the log.
         place: its place.
         near_xid: a current 64-bit transaction id; the stream has only the lower half.
-        per_user: channels whose events go to the connections of the event's user only.
+        per_user: channels that deliver an event only to the connections of the event's user.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class Sequencer:
         Raises:
             Malformed: the message has the product's prefix and is not an envelope.
         """
+        # A non-transactional message is decoded even if its transaction aborts, and has no commit that gives it a
+        # place.
         if not message.transactional or message.prefix != PREFIX or self._begin is None:
             return None
         place = (self._begin.lsn, self._index)
@@ -72,6 +74,7 @@ class Sequencer:
             rows=envelope.rows,
             per_user=self._per_user,
         )
+        # Set after `Event.build`, which may refuse the event: a malformed message takes no offset.
         self._place = place
         self.offset = event.offset
         return event

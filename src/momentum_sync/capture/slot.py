@@ -28,7 +28,9 @@ _SQL = queries.load(__package__)
 # after half of it.
 _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
+# pgoutput requires a publication. This one has no table, because logical messages belong to no publication.
 PUBLICATION = "momentum_sync"
+# PostgreSQL compares synchronous_standby_names with this name, so `preflight` looks for it there.
 APPLICATION = "momentum-sync capture"
 
 
@@ -100,7 +102,9 @@ async def ensure_slot(
         if held is not None and not held.ours:
             raise CaptureError(f"the slot {slot} belongs to the database {held.database}; set MOMENTUM_SLOT={slot}_2")
         if held is not None and held.process is not None and held.process == before:
+            # The process ends a moment later. Until then opening the stream raises SlotBusy, and capture tries again.
             await connection.execute(_SQL["end_process"], {"pid": held.active_pid})
+        # PostgreSQL does not drop a slot that a WAL sender holds.
         if held is not None and held.active_pid is None:
             if held.wal_status == "lost":
                 lost = held.invalidation_reason or "the WAL it needs was removed"
@@ -165,6 +169,7 @@ class StreamRefused(CaptureError):
     def __init__(self, sentence: str, state: str, *, began: bool) -> None:
         super().__init__(sentence)
         self.state = state
+        # Before the stream has begun, this SQLSTATE means that the slot does not exist.
         self.names_publication = began and state == errors.UndefinedObject.sqlstate
         # Another attempt may fail, too: something that the slot needs is missing, or its WAL is. Any file that
         # cannot be opened has this state, such as a library while packages are upgraded.
@@ -200,7 +205,7 @@ class Stream:
 
         Raises:
             CaptureError: the stream ended.
-            Exception: whatever `take` raised.
+            Exception: `take` raised it.
         """
         self._take = take
         self.resume()
@@ -220,6 +225,7 @@ class Stream:
         if not self._reading and not self._ended.done():
             self._reading = True
             self._loop.add_reader(self._socket, self._readable)
+            # The event loop reports new bytes in the socket only, not frames that libpq has buffered.
             self._loop.call_soon(self._drain)
 
     @property
@@ -237,6 +243,7 @@ class Stream:
         async with asyncio.timeout(self._limits.answer_s):
             while self._pgconn.flush():
                 await _until_ready(self._loop.add_writer, self._loop.remove_writer, self._socket)
+            # Frames that still arrive are discarded: they are not confirmed, so the slot repeats them.
             while (length := self._pgconn.get_copy_data(1)[0]) >= 0:
                 if length == 0:
                     await _until_ready(self._loop.add_reader, self._loop.remove_reader, self._socket)
@@ -246,6 +253,7 @@ class Stream:
         """Send a status. Raise CaptureError if the connection is lost."""
         try:
             self._pgconn.put_copy_data(payload)
+            # Bytes that the socket does not take now leave with the next status, at most a second later.
             self._pgconn.flush()
         except psycopg.Error as error:
             raise CaptureError(f"the replication connection was lost: {summary(str(error))}") from error
@@ -311,6 +319,7 @@ async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncI
     try:
         async with bounded(connection, limits.answer_s):
             try:
+                # Before START_REPLICATION, after which the connection takes no other command.
                 cursor = await connection.execute("IDENTIFY_SYSTEM")
                 row = await cursor.fetchone()
             except psycopg.Error as error:
@@ -320,6 +329,7 @@ async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncI
                 await _keep_through_failover(connection, slot)
             await settle(connection)
             await _start(connection.pgconn, slot, limits)
+        # Read while the stream holds the slot: before, another instance could still advance it.
         held = await _held(conninfo, slot, limits)
         confirmed = lsn.parse(held.confirmed_lsn)
         facts = SlotFacts(slot, str(row[0]), int(row[1]), confirmed)
@@ -337,6 +347,7 @@ async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: st
 
 
 async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits) -> None:
+    # At 0/0 PostgreSQL begins at the slot's confirmed LSN.
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.Literal(PUBLICATION))
@@ -352,6 +363,7 @@ async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits) -> Non
         if state == errors.ObjectInUse.sqlstate:
             raise SlotBusy(said)
         raise StreamRefused(said, state, began=False)
+    # Statuses are sent from the event loop, which a blocking PQputCopyData would stop while the socket is full.
     pgconn.nonblocking = 1
 
 

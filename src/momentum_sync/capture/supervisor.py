@@ -100,6 +100,7 @@ class Capture:
     def _lag(self, now: float) -> float:
         """Return the seconds by which the feed may be behind: by its probes, or by an event that waits for the log."""
         since = None if self._pipeline is None else self._pipeline.unlogged_since
+        # An event waits `append_gather_s` for others on purpose, which is no lag.
         return max(self._probe.lag(now), 0.0 if since is None else now - since - self._limits.append_gather_s)
 
     def end(self) -> None:
@@ -138,6 +139,7 @@ class Capture:
                     busy_since = began
                 self._enter(CaptureState.WAITING)
                 if busy_since is not None and began - busy_since > limits.slot_elsewhere_s:
+                    # Subscribers are told once: until this instance is live, `Gateway.admit` takes no new connection.
                     busy_since = None
                     self._feed.elsewhere()
                 await asyncio.sleep(limits.slot_retry_s)
@@ -146,6 +148,7 @@ class Capture:
                 broke = error
                 self._learn_from(error)
             except Exception as error:
+                # A defect restarts capture, as a lost connection does, instead of ending the server.
                 observe.failed("capture", error)
                 broke = error
             self._enter(CaptureState.BROKEN)
@@ -193,9 +196,12 @@ class Capture:
         async with open_stream(self._conninfo, self._slot, limits) as stream:
             self._process = stream.process
             self._stuck.began(stream.facts.confirmed_lsn)
+            # Before `_pipeline` is set, `end` cannot stop this run, which therefore checks for itself.
             if self._ending.is_set():
                 return
+            # Only the holder of the slot may acquire the checkpoint, because that fences off the present writer.
             checkpoint = await self._checkpoints.acquire(stream.facts, known=self._feed.state, broke=self._forked)
+            # Kept until an epoch has begun: if `acquire` fails, the log alone does not show the fork.
             self._forked = None
             if checkpoint.broke is not None:
                 observe.history_broke(checkpoint.epoch, checkpoint.broke)
@@ -214,6 +220,7 @@ class Capture:
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline
             observe.capture_began(self._slot, checkpoint.epoch, checkpoint.offset)
+            # Only `append` returns without an error: when capture is told to end, or when a TRUNCATE ends the history.
             await first_of(
                 stream.run(pipeline.take), pipeline.append(), pipeline.probe(self._checks), pipeline.watch(),
                 self._connections.until_ended(), self._checkpoints.watch_log(), self._checks.watch_policies(),

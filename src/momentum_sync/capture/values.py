@@ -15,7 +15,7 @@ import msgspec
 
 
 class Kind(Enum):
-    """How `to_jsonb` renders a type."""
+    """The JSON form in which `to_jsonb` renders a type."""
 
     BOOLEAN = "boolean"
     NUMBER = "number"
@@ -32,7 +32,7 @@ class ColumnType(msgspec.Struct, frozen=True, kw_only=True):
     """A type of PostgreSQL.
 
     Attributes:
-        name: `pg_type.typname`, which is what clients of Supabase expect: `int8`, `_text` for an array of text.
+        name: `pg_type.typname`, as clients of Supabase expect: `int8`, `_text` for an array of text.
         kind: how its values become JSON; a domain has the kind of its base type.
         element: the type of an array's elements.
         delimiter: the character between an array's elements; a space for int2vector and oidvector, without braces.

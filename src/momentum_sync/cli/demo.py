@@ -77,6 +77,7 @@ def demo(
                 shutil.rmtree(home / "postgres", ignore_errors=True)
             print(f"The demo's data is in {home}; `momentum-sync demo --reset` deletes it.", file=sys.stderr)
             print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
+            # An earlier version may have made this database with other migrations, which a plain `migrate` refuses.
             with server.database(settings, again=True) as conninfo:
                 uvloop.run(_demo(settings, conninfo, pace, server.development_secret(home)))
     print("Stopped.", file=sys.stderr)

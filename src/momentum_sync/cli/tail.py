@@ -82,6 +82,7 @@ def tail(
             )
         fits = _filter(kind or [], where or [])
         shown = _Json(sys.stdout) if as_json else _Lines(Console(highlight=False, soft_wrap=True))
+        # A function, because `tail` may run for longer than one token lasts.
         given = token if token is not None else _token_maker(user)
         channels = [*(_ALL if everyone else ()), *(channel or ())]
         try:
@@ -133,6 +134,7 @@ async def _tail(
     shown: _Json | _Lines,
     count: int | None,
 ) -> None:
+    # The client logs and swallows an exception of `on_error`, so a refusal ends the command through a future.
     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting = asyncio.Event()  # it waits for a connection, which was reported
 
@@ -185,6 +187,7 @@ async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | 
                 shown.event(one)
                 count = None if count is None else count - 1
             if count == 0:
+                # Otherwise the next run with the same --state would show this event again.
                 client.ack(one)
                 return
 

@@ -27,7 +27,7 @@ _FACTS = {
 
 
 def plan(conninfo: str) -> list[str]:
-    """Describe what `migrate` would do, line by line. Raise Unsuitable for a database that it would refuse."""
+    """Return one line for each step that `migrate` would take. Raise Unsuitable if it would refuse the database."""
     with connect(conninfo, application_name="momentum-sync plan") as connection:
         refuse_lesser_owner(connection)
         check_shape(connection)
@@ -36,6 +36,7 @@ def plan(conninfo: str) -> list[str]:
         lines = [f"create {part}, which Supabase would provide" for part in missing]
         new = [migration for migration in migrations() if migration.version not in applied]
         if new:
+            # Only the first migration creates these tables; once it is recorded, a missing table stays missing.
             lines += [
                 f"{'adopt' if name in tables else 'create'} public.{name}{', as it is' if name in tables else ''}"
                 for name in _TABLES
@@ -73,6 +74,7 @@ def status(conninfo: str) -> list[str]:
 def _state(migration: Migration, applied: dict[str, str | None]) -> str:
     if migration.version not in applied:
         return "not applied"
+    # The Supabase CLI records a file as several statements, which cannot be compared with its text.
     if applied[migration.version] is None:
         return "applied by another tool"
     return "applied" if applied[migration.version] == migration.sql else "applied with different content"

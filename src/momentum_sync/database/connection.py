@@ -34,6 +34,8 @@ _CHECK_TIMEOUT_S = 5.0
 _TRANSACTION_TIMEOUT = 17_00_00  # the first server_version_num that has it
 _DIRECT = "Use the direct address of PostgreSQL, not a pooler: on Supabase, host db.<project>.supabase.co, port 5432."
 
+# No object in `public` or in the temporary schema may shadow a built-in one: search_path leaves out the former and ends
+# with the latter.
 PINNED: Mapping[str, str] = MappingProxyType({
     "search_path": "pg_catalog,pg_temp",
     "datestyle": "ISO,MDY",
@@ -60,6 +62,7 @@ PINNED: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """Settings of every connection, in PostgreSQL's spelling."""
 
+# The client's side of a half-open connection: with these, the kernel reports a dead peer within about 25 s.
 _KEEPALIVES: Mapping[str, int] = MappingProxyType({
     "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000,
 })  # fmt: skip
@@ -76,6 +79,7 @@ def pinned(conninfo: str, *, application_name: str, settings: Mapping[str, str] 
     """
     given = conninfo_to_dict(conninfo)
     network: dict[str, str | int] = {"connect_timeout": _CONNECT_TIMEOUT_S, **_KEEPALIVES}
+    # libpq ignores PGOPTIONS once a connection string has `options`. PostgreSQL lets the last `-c` of a setting win.
     options = [str(given.get("options") or os.environ.get("PGOPTIONS") or "")]
     options += [f"-c {name}={_escaped(value)}" for name, value in {**PINNED, **(settings or {})}.items()]
     return make_conninfo(
@@ -131,6 +135,7 @@ async def _check(connection: AsyncConnection[TupleRow]) -> None:
 
 
 def _has_something_to_read(file: int) -> bool:
+    # select() fails for file descriptors above 1023, which a server with thousands of sockets has.
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return bool(poll.poll(0))
@@ -161,6 +166,8 @@ def cut(pgconn: pq.abc.PGconn) -> None:
     """Shut a connection's socket down; a pending read ends."""
     # Without a socket the connection is closed already.
     with suppress(psycopg.OperationalError, OSError), socket.socket(fileno=os.dup(pgconn.socket)) as copy:
+        # Only a shutdown wakes the event loop's wait; closing libpq's own descriptor would let the next socket reuse
+        # its number.
         copy.shutdown(socket.SHUT_RDWR)
 
 
@@ -185,6 +192,8 @@ def _opened(connecting: Callable[[], Connection[TupleRow]], name: str) -> Connec
             f"The database cannot be reached: {sentence}.",
             f"Set {name}=postgresql://user:password@host:5432/database, or unset it for an embedded PostgreSQL.",
         ) from None
+    # A pooler with `ignore_startup_parameters = options` accepts the settings and drops them, so one of them is read
+    # back.
     row = connection.execute("select current_setting('search_path')").fetchone()
     if row is None or str(row[0]).replace(" ", "") != PINNED["search_path"]:
         connection.close()
@@ -202,7 +211,10 @@ def check_conninfo(conninfo: str, name: str) -> None:
     try:
         parts = conninfo_to_dict(conninfo)
     except psycopg.Error:
+        # A port that is no number makes the check below refuse the string.
         parts = {"port": "none"}
+    # libpq takes the text after an unescaped @ in a password for the host, and the text before an unescaped / for the
+    # port.
     ports = str(parts.get("port") or "").split(",")
     if "@" in str(parts.get("host") or "") or not all(port.isdigit() or not port for port in ports):
         raise Unsuitable(

@@ -32,6 +32,7 @@ _COLLECT_TIMEOUT_S = 20.0
 _COLLECT_EVERY_S = 0.1
 _SOCKET_PATH_LIMIT = 100  # of the 108 bytes of sun_path
 
+# Without max_slot_wal_keep_size, the slot of a server that never comes back would retain WAL until the disk is full.
 _CONFIGURATION = """
 wal_level = logical
 listen_addresses = ''
@@ -80,6 +81,7 @@ class Embedded:
     def __enter__(self) -> Embedded:
         self._make_home()
         with self._starting():
+            # A flock belongs to the open file: PostgreSQL would hold it, too, if it inherited the descriptor.
             self._users = os.open(self._home / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
@@ -97,6 +99,8 @@ class Embedded:
         assert self._users is not None
         with self._starting():
             try:
+                # The exclusive lock succeeds only for the last user. The start lock keeps new users out until
+                # PostgreSQL has stopped.
                 fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
@@ -143,6 +147,7 @@ class Embedded:
             for path in (self._home, self._sockets):
                 os.chown(path, self._owner.pw_uid, self._owner.pw_gid)
         self._home.chmod(0o700)
+        # The name under the temporary directory can be predicted, so another user may have created it first.
         if self._sockets.stat().st_uid != (self._owner.pw_uid if self._owner else os.geteuid()):
             raise Unsuitable(f"{self._sockets} belongs to another user.", "Remove it, or set MOMENTUM_DATA_DIR.")
 
@@ -180,6 +185,7 @@ class Embedded:
         return copy / inside / "bin"
 
     def _create(self) -> None:
+        # initdb writes PG_VERSION early, so an interrupted one must not leave it under the final name.
         unfinished = self._home / "cluster.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         self._call(
@@ -196,6 +202,7 @@ class Embedded:
     def _runs(self) -> bool:
         """Return whether PostgreSQL runs. A killed one counts as running until its parent has collected it."""
         deadline = time.monotonic() + _COLLECT_TIMEOUT_S
+        # pg_ctl tests the process with signal 0, which succeeds for a zombie, too.
         while self._call("pg_ctl", "status", "-D", str(self._cluster), check=False) == 0:
             pid = int((self._cluster / "postmaster.pid").read_text(encoding="utf-8").split()[0])
             if not _is_zombie(pid):
@@ -223,6 +230,8 @@ class Embedded:
         owner = self._owner
         # Not a pipe: pg_ctl's postmaster would inherit it and keep it open.
         with tempfile.TemporaryFile() as output:
+            # PostgreSQL's user may not be able to enter the current directory, and must not keep root's supplementary
+            # groups.
             done = subprocess.run(
                 [self._programs / program, *arguments],
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The SQL files of the package: the migrations, and what `migrate` runs beside them."""
+"""The SQL files of the package: the migrations, and the other scripts that `migrate` runs."""
 
 from __future__ import annotations
 

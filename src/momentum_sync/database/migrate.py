@@ -1,7 +1,7 @@
 """Brings a database up to date: bootstrap, migrations, the server's own tables.
 
 The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (version, statements, name)`, so that
-`supabase db push` and this runner see what the other has applied.
+`supabase db push` and this runner recognize each other's applied migrations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from momentum_sync.errors import Unsuitable
 # Any constant works; this one is "momentum" in ASCII.
 _LOCK = 0x6D6F6D656E74756D
 PATIENCE_S = 60.0
+# Below PostgreSQL's deadlock_timeout, 1 s by default: a migration gives up before a deadlock check could cancel a
+# writer.
 _LOCK_TIMEOUT = "500ms"
 _AGAIN_AFTER_S = 0.2
 
@@ -101,6 +103,7 @@ def _apply(
     applied = adoption.applied_versions(connection)
     ours = migrations()
     other = [each for each in ours if each.version in applied and applied[each.version] not in (None, each.sql)]
+    # An app may have its own content under the seed's versions; not even `again` replaces that.
     seeds = [each for each in other if each.version in SEED_VERSIONS]
     if len(other) > len(seeds) and not again:
         (first, *_) = [each for each in other if each not in seeds]
@@ -180,6 +183,8 @@ def _equip(connection: Connection[TupleRow], role: str, patience_s: float) -> No
     row = connection.execute("select format(%s, %s::text, %s::text)", (template, role, how)).fetchone()
     assert row is not None
     _run(connection, f"granting privileges to {role}", row[0], patience_s=patience_s)
+    # Since PostgreSQL 16, a membership that another role granted keeps its own inherit option, so the result is
+    # checked.
     inherits = connection.execute(
         "select pg_has_role(%(role)s, 'service_role', 'usage') or pg_has_role(%(role)s, 'authenticated', 'usage')",
         {"role": role},
@@ -221,6 +226,7 @@ def _run_once(connection: Connection[TupleRow], what: str, script: str, record: 
         with connection.transaction():
             connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
             connection.execute(script.encode())
+            # In the migration's own transaction, so that its record and its effect cannot differ.
             if record is not None:
                 connection.execute(
                     "insert into supabase_migrations.schema_migrations (version, name, statements) values (%s, %s, %s)"
@@ -228,6 +234,7 @@ def _run_once(connection: Connection[TupleRow], what: str, script: str, record: 
                     (record.version, record.name, [record.sql]),
                 )
     except errors.LockNotAvailable:
+        # `_run` starts over; the last handler would turn it into a failure of the migration.
         raise
     except errors.InsufficientPrivilege as error:
         raise Unsuitable(

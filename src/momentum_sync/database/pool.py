@@ -3,9 +3,9 @@
 The database decides which rows a caller may see: every read for a client runs in a transaction with the caller's
 role and `request.jwt.claims`, as in PostgREST, and row level security applies.
 
-Policies are the operator's SQL, and one may take seconds for one caller. So questions have lanes: for clients that
-connect, for events, and for callers whose questions were slow lately. A question that exceeds its lane's timeout moves
-to the last lane, where callers are served in turn, four at a time.
+Policies are the operator's SQL, and one may take seconds for one caller. So questions run in lanes: one for clients
+that connect, one for events, and one for callers with slow questions lately. A question that exceeds its lane's timeout
+moves to the last lane, where callers are served in turn, four at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from momentum_sync.limits import QueryLimits
 
 Params = Mapping[str, object]
 
+# The database's clock times each question, so that the network and other questions do not count as a caller's slowness.
 _BECOME: LiteralString = "select extract(epoch from clock_timestamp())::float8, momentum.become(%s, %s)"
 _NOW: LiteralString = "select extract(epoch from clock_timestamp())::float8"
 _OURSELVES: LiteralString = "set local role none"
@@ -110,6 +111,8 @@ class CallerPool:
             Unavailable: the database does not answer in time.
         """
         async with AsyncExitStack() as stack:
+            # The caller's own turn comes before the connection, so that requests waiting for their turn hold none of
+            # the pool.
             if not _is_service(caller):
                 await stack.enter_async_context(self._turns.of(caller.claims))
             if self._slow.knows(caller):
@@ -162,7 +165,7 @@ class CallerPool:
 
 
 class _Shared:
-    """A lane whose questions share round trips: a batch is one transaction, of several callers in turn."""
+    """A lane with shared round trips: a batch of questions is one transaction, of several callers in turn."""
 
     def __init__(self, pool: Pool, slow: _SlowCallers, limits: QueryLimits) -> None:
         self.pool = pool
@@ -176,6 +179,8 @@ class _Shared:
         """Queue the question for the next round trip."""
         self._waiting.append(question)
         if len(self._asking) < self._limits.round_trips:
+            # The task starts in the next iteration of the event loop, so questions of this iteration share its first
+            # round trip.
             self._asking.add(asyncio.ensure_future(self._answer_waiting()))
 
     async def _answer_waiting(self) -> None:
@@ -193,6 +198,7 @@ class _Shared:
         Questions that are skipped go to the end of the queue. The operator's own backends do not count as one caller.
         """
         limits = self._limits
+        # `_each` is 0 until the first answer, so this comparison also guards the division below.
         fits = self._each * limits.batch < limits.batch_work_s
         most = limits.batch if fits else max(1, int(limits.batch_work_s / self._each))
         batch: list[_Question] = []
@@ -218,11 +224,14 @@ class _Shared:
                 question = batch.pop(slow.index)
                 self._slow.note(question.caller, self._limits.shared_s)
                 self._slow.put(question)
+                # The same caller's other questions would exceed the timeout one by one, and repeat the batch each time.
                 for other in [other for other in batch if self._slow.knows(other.caller)]:
                     batch.remove(other)
                     self._slow.put(other)
                 continue
             except Exception as error:
+                # By default the pool's wait equals this deadline, so time alone cannot tell slow questions from a lost
+                # database.
                 late = isinstance(error, Unavailable) and time.monotonic() - began >= self._limits.batch_s
                 if late and len(batch) > 1 and not isinstance(error.__cause__, PoolTimeout):
                     # Together they took too long; each alone may be fast.
@@ -313,6 +322,8 @@ class _Turns:
     async def of(self, claims: str) -> AsyncIterator[None]:
         """Wait until the caller has fewer open transactions than the limit. Raise Unavailable on timeout."""
         semaphore, users = self._turns.get(claims) or (asyncio.Semaphore(self._limits.per_caller), 0)
+        # Waiting requests count as users: without its entry, the next request would get a new semaphore and exceed the
+        # limit.
         self._turns[claims] = semaphore, users + 1
         try:
             async with _in_time(semaphore, self._limits.pool_wait_s):
@@ -357,7 +368,7 @@ def _is_service(caller: Caller) -> bool:
 async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _SlowCallers, seconds: float) -> float:
     """Answer questions in one round trip. Return the seconds that the database worked on them.
 
-    All share a snapshot: what `momentum.become` reads of policies and tokens is as new as the answers.
+    All share a snapshot, so the policies and revocations that `momentum.become` reads are as new as the answers.
 
     Raises:
         _TooSlow: a statement exceeded its timeout; no question is answered.
@@ -377,6 +388,8 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
                 began.append(await connection.execute(_BECOME, (caller.role, caller.claims)))
                 answers.append([await connection.execute(query, parameters) for query, parameters in asked])
             began.append(await connection.execute(_NOW))
+            # In a pipeline, a fetch waits for the server: fetching between the statements would cost a round trip per
+            # question.
             found = [[await answer.fetchall() for answer in answered] for answered in answers]
             times = await _times(began, slow.limits.slow_from_s)
     except Unavailable as error:
@@ -384,13 +397,14 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
             raise _TooSlow(min(_first_unanswered(answers), len(questions) - 1)) from error
         raise
     if times[-1] - times[0] >= slow.limits.slow_from_s:
+        # Questions of one caller add up, because many fast ones hold up a shared round trip like one slow one.
         spent: dict[str, float] = {}
         for question, start, end in zip(questions, times, times[1:], strict=False):
             by = question.caller.claims
             spent[by] = spent.get(by, 0.0) + end - start
             slow.note(question.caller, spent[by])
     for question, rows in zip(questions, found, strict=True):
-        if not question.answer.done():  # otherwise the caller is gone
+        if not question.answer.done():  # otherwise the caller no longer waits
             question.answer.set_result(rows)
     return times[-1] - times[0]
 
@@ -418,6 +432,7 @@ def _first_unanswered(answers: Sequence[Sequence[AsyncCursor[TupleRow]]]) -> int
 async def _connection(pool: Pool, seconds: float, *, frozen: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
     try:
         async with using(pool, seconds) as connection:
+            # A pooled connection keeps the level of its previous user, so it is set in both cases.
             await connection.set_isolation_level(
                 IsolationLevel.REPEATABLE_READ if frozen else IsolationLevel.READ_COMMITTED
             )
@@ -425,6 +440,8 @@ async def _connection(pool: Pool, seconds: float, *, frozen: bool = False) -> As
     except errors.InsufficientPrivilege as error:
         raise Forbidden("This token does not allow this operation.") from error
     except errors.InvalidAuthorizationSpecification as error:
+        # `momentum.admit` raises this class for a revoked token. It is an OperationalError, so it must be caught before
+        # those.
         raise Unauthenticated("The token was revoked.", "token_revoked") from error
     except PoolTimeout as error:
         raise Unavailable("The database does not answer; try again in a moment.") from error

@@ -111,8 +111,8 @@ order by c.relname <> 'daily_engagement_scores'
 limit 1
 
 -- name: foreign
--- Objects with the product's names whose owner is no superuser, not the present role, and not one that it is a member
--- of.
+-- Objects with the product's names, owned by a role that is neither a superuser, nor the present role, nor a role that
+-- it is a member of.
 select o.kind || ' ' || o.name, pg_get_userbyid(o.owner)::text
 from (
     select 'schema' as kind, n.nspname::text as name, n.nspowner as owner

@@ -30,6 +30,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         Unsuitable: a server is running, or objects of the operator depend on those to remove. Nothing was removed.
     """
     with connect(conninfo, application_name="momentum-sync uninstall") as connection:
+        # Ownership comes first: a function of a lesser role would run with the rights of a superuser.
         refuse_lesser_owner(connection)
         try:
             row = connection.execute(_SQL["log_slot"]).fetchone()
@@ -53,6 +54,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
                 )
         _drop(connection)
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
+    # Dropping a slot cannot be rolled back, so it follows the transaction that may still fail.
     for name, _ in slots:
         _drop_slot(conninfo if capture is None else capture, name, tell)
     tell("left public.daily_engagement_scores, momentum_notifications and coach_interventions: data, policies, grants")
@@ -74,6 +76,8 @@ def _drop(connection: Connection[TupleRow]) -> None:
             connection.execute("select set_config('momentum.uninstall_functions', %s, true)", (functions,))
             connection.execute(text("database/uninstall.sql").encode())
             if has_bookkeeping(connection):
+                # The seed's versions may be recorded with the app's own files; `forget` removes such a record only if
+                # its text is ours.
                 versions = [each.version for each in migrations() if each not in seeds]
                 given = {"seed_versions": [seed.version for seed in seeds], "texts": [seed.sql for seed in seeds]}
                 connection.execute(_SQL["forget"], {"versions": versions, **given})

@@ -42,6 +42,7 @@ class Snapshot:
 def widen(xid: int, near: int) -> int:
     """Return the 64-bit id of a 32-bit `xid` from the WAL, given a 64-bit id less than 2^31 away from it."""
     wide = near - near % _WHOLE + xid
+    # An xid near the wraparound may belong to the neighbouring epoch; before epoch 0 there is none.
     if wide - near > _HALF and wide >= _WHOLE:
         return wide - _WHOLE
     if near - wide > _HALF:

@@ -1,4 +1,4 @@
-"""A small simulation for the demo: people whose scores change, and a coach.
+"""A small simulation for the demo: people with changing scores, and a coach.
 
 Everything is plain SQL on the three tables, as an app would write it.
 """

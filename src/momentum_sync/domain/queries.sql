@@ -3,7 +3,7 @@
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text
 
 -- name: snapshot
--- As `seen`, with the snapshot of a user's connection; nothing for a caller who may not act for the user. Only
+-- As `seen`, with the snapshot of a user's connection; null or empty if the caller may not act for the user. Only
 -- user-facing notifications: no event would report a change of the others.
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
     case when mine then public.get_realtime_momentum_state(%(user_id)s)::text end,
@@ -69,7 +69,7 @@ from (
 ) as n
 
 -- name: overview_users
--- Users whose scores the shipped policies let the caller see; null for all, or if the policies have changed. And
+-- The users with scores that the shipped policies let the caller see (null: all, or the policies have changed), and
 -- whether the caller sees all interventions.
 select
     case
@@ -113,10 +113,9 @@ days as (
     group by s.score_date
 ),
 contacts as (
-    select i.user_id, left(max(coalesce(to_jsonb(i) ->> 'completed_at', to_jsonb(i) ->> 'actual_date')), 10) as last_contact
-    from public.coach_interventions i
-    where {interventions} and i.status = 'completed' and i.user_id in (select p.user_id from people p)
-    group by i.user_id
+    select i.user_id, left(max(coalesce(to_jsonb(i) ->> 'completed_at', to_jsonb(i) ->> 'actual_date')), 10) as
+    last_contact from public.coach_interventions i where {interventions} and i.status = 'completed' and i.user_id in
+    (select p.user_id from people p) group by i.user_id
 ),
 open_ones as (
     select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at,

@@ -16,6 +16,7 @@ from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.identity.tokens import Identity
 
 SQL = queries.load(__package__)
+# `/sync/names` takes as many ids, and `web/static/coach.js` has the same number.
 _MOST_PEOPLE = 500
 _MOST_INTERVENTIONS = 1_000
 _REFUSED = "This token does not allow this operation."
@@ -57,6 +58,7 @@ class MomentumReads:
     async def _rows(self, identity: Identity, name: str, user_id: UUID, **parameters: int) -> msgspec.Raw:
         async with self._reads.consistent(identity, user_id) as connection:
             rows = _Rows(*await fetch_one(connection, SQL[name], {"user_id": user_id, **parameters}))
+            # Row level security hides rows without an error, so an empty result may mean that the caller has no access.
             if not rows.found and not await self._reads.may_act_for(connection, user_id):
                 raise Forbidden(_REFUSED)
             return _json(rows.json)
@@ -75,7 +77,7 @@ class MomentumReads:
             return _json(text)
 
     async def names(self, identity: Identity, user_ids: Sequence[UUID]) -> msgspec.Raw:
-        """Return display names by user id, without users whose names the caller may not see."""
+        """Return display names by user id, without the names that the caller may not see."""
         async with self._reads.plain(identity) as connection:
             (text,) = await fetch_one(connection, SQL["names"], {"user_ids": list(user_ids)})
             return _json(text)
@@ -90,8 +92,10 @@ class MomentumReads:
         asked = {"user_id": user_id, "notification_id": notification_id}
         async with self._reads.consistent(identity, user_id):
             pass  # from now on the events sent to the client are visible
+        # `consistent` may open a REPEATABLE READ transaction, in which a concurrent update would make this one fail.
         async with self._reads.plain(identity) as connection:
             await connection.execute(SQL["mark_read"], asked)
+            # Row level security makes a forbidden UPDATE match no row instead of failing, so the row is read back.
             row = await fetch_optional(connection, SQL["is_read"], asked)
         if row is None:
             raise NotFound("The notification does not exist.")

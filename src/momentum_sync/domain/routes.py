@@ -14,7 +14,7 @@ from momentum_sync.gateway.http.requests import REFUSALS, Answer, Caller, Whole,
 
 
 class ForUser(BaseModel):
-    """The user whose data is asked for."""
+    """The body of a request for the data of one user."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,7 +22,7 @@ class ForUser(BaseModel):
 
 
 class Notifications(ForUser):
-    """The user, and the number of notifications at most."""
+    """The user, and the maximum number of notifications."""
 
     limit: Whole = Field(50, ge=1, le=200)
 

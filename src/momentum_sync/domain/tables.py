@@ -7,6 +7,8 @@ from momentum_sync.schema import Column, Schema, TableSpec
 SCORES = "daily_engagement_scores"
 INTERVENTIONS = "coach_interventions"
 NOTIFICATIONS = "momentum_notifications"
+# Delivered per user: as one global channel, as in the seed, it would tell every client who is active (contract, section
+# 4).
 CACHE_INVALIDATION = "cache_invalidation"
 COACHES = "interventions:coaches"
 ALL_SCORES = "momentum_updates:all"

@@ -12,8 +12,10 @@ from momentum_sync.database.connection import make_pool, using
 from momentum_sync.limits import LogLimits
 
 # Never off: a crash could take back an append while the slot has moved on, and events would be lost. Never on: the
-# append would wait for standbys, whose WAL senders wait for the slot to be confirmed.
+# append would wait for standbys, and their WAL senders wait for the slot to be confirmed.
 _WRITES = {"synchronous_commit": "local", "statement_timeout": "20s"}
+# Shorter than `LogLimits.read_s`: `History` answers QueryCanceled with a snapshot, and a cut connection only with a
+# retry.
 _READS = {"statement_timeout": "5s"}
 
 
@@ -22,6 +24,8 @@ class LogConnections:
 
     def __init__(self, conninfo: str, limits: LogLimits) -> None:
         self._limits = limits
+        # `until_ended` keeps one connection. The append, the probe and the checks of policies, triggers and log use one
+        # each.
         self._writes = make_pool(conninfo, "log", size=6, wait=limits.pool_wait_s, settings=_WRITES)
         self._reads = make_pool(conninfo, "log reads", size=2, wait=limits.pool_wait_s, settings=_READS)
 
@@ -47,6 +51,7 @@ class LogConnections:
     async def snapshot(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """Lend a connection on which all statements see the same log."""
         async with using(self._reads, self._limits.read_s) as connection:
+            # The pooled connection keeps this level. `reading` opens no transaction, so the level does not affect it.
             await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
             async with connection.transaction():
                 yield connection

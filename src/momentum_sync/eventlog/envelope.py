@@ -11,12 +11,14 @@ import re
 import msgspec
 
 MAX_EVENT = 16 * 1024 * 1024
+# `momentum.row_versions` leaves out larger versions.
 MAX_ROWS = 4 * MAX_EVENT
 MAX_DEPTH = 256
 MAX_CHANNELS = 10_000
 MAX_NAME = 200
 """Characters of a channel, or of a user in a key. PostgreSQL's index entries have room for 2,700 bytes."""
 
+# After an even number of backslashes `u0000` is plain text.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _NO_ROWS = msgspec.Raw()
@@ -66,7 +68,7 @@ def open_envelope(content: bytes) -> Envelope:
         Malformed: `momentum.publish` does not write such a message, or PostgreSQL could not store its parts.
     """
     size = len(content)
-    if size > 2 * MAX_DEPTH:  # a shorter one has no room for so many levels, and most are shorter
+    if size > 2 * MAX_DEPTH:  # a shorter one cannot be nested that deeply, and most are shorter
         if size > MAX_EVENT + MAX_ROWS:
             raise Malformed(f"not an envelope: {size} bytes, more than `momentum.publish` writes")
         if is_deeper(content, MAX_DEPTH + 2):
@@ -78,6 +80,7 @@ def open_envelope(content: bytes) -> Envelope:
         raise Malformed(f"not an envelope: {error}") from None
     if b"\\u0000" in content and _NUL.search(content):
         raise Malformed("not an envelope: a string with U+0000, which PostgreSQL cannot store")
+    # A copy: a Raw is a view that would keep the whole message in memory for as long as the window holds the event.
     body = bytes(fields.event)
     if not body.startswith(b"{"):
         raise Malformed("not an envelope: the event is not an object")

@@ -45,7 +45,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         cache_keys: `cache_keys` of the body, on a channel that is delivered per user.
         keys: where subscribers are looked up: the channels, of which those that are delivered per user name the user.
         rows: JSON with the versions of the row, `was` and `is`, for policies that must be evaluated on them.
-        out_of_sight: the row still exists; only callers who could see it before and cannot now receive the event.
+        out_of_sight: the row still exists; only callers that could see it before and cannot now receive the event.
         size: bytes of memory, estimated.
         places: index of each channel in `channels`, for events on many channels.
     """
@@ -90,7 +90,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
             channels: where it was published.
             body: the JSON object.
             rows: the JSON of its row's versions.
-            per_user: channels whose events go to the connections of the event's `user_id` only.
+            per_user: channels that deliver an event only to the connections of its `user_id`.
             logged: the event comes from the log, which must never be refused: a body that cannot be read any longer
                 gives an event without type and user.
 
@@ -110,6 +110,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
             if isinstance(head.cache_keys, list):
                 cache_keys = tuple(filter(_is_text, head.cache_keys[:_MAX_CACHE_KEYS]))
             keys = tuple([key_of(channel, user_id, per_user) for channel in channels])
+        # The 500 bytes of the size stand for the Python objects around the event's data.
         return cls(
             offset,
             place[0],

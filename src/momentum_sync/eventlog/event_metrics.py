@@ -14,6 +14,7 @@ from momentum_sync.eventlog.samples import Sample
 _SQL = queries.load(__package__)
 _WAIT_S = 5.0
 _WORK_S = 30.0
+# The server's role has no privileges of its own on the app's tables.
 _AS_SERVICE_ROLE = sql.SQL("set local role service_role")
 
 

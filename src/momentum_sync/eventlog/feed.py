@@ -205,7 +205,9 @@ class LocalFeed:
                     self._compare(event)
                 else:
                     if CONTROL in event.channels:
+                        # A control event may close connections, which must first get the events before it.
                         self._end_batch()
+                    # Moved before the subscribers are called: if one of them fails, this event is not published again.
                     self.offset = event.offset
                     self.mark = event.mark
                     self.window.add(event)
@@ -213,9 +215,11 @@ class LocalFeed:
                     for subscriber in self._subscribers:
                         subscriber.event(event, more=event is not events[-1])
         finally:
+            # Also after an error: cursors have moved past collected frames, which would otherwise never be written.
             self._end_batch()
 
     def _compare(self, event: Event) -> None:
+        # The window holds every event that the slot can repeat, because it evicts only logged ones.
         published = self.window.at(event.offset)
         if published is not None and (published.mark, published.commit_lsn, published.commit_index) != (
             event.mark, event.commit_lsn, event.commit_index
@@ -248,6 +252,7 @@ class LocalFeed:
 
     def advance(self, lsn: int) -> None:
         """Record that every event committed below the LSN has been published."""
+        # A new run of capture begins at the slot's confirmed LSN, which is behind this one.
         if lsn > self.lsn:
             self.lsn = lsn
             for subscriber in self._subscribers:

@@ -95,6 +95,7 @@ class History:
                 page = await self._log.after(epoch, offset, keys, below=self._feed.window.first, most=most)
         if page is None:
             raise ResumeRefused("expired")
+        # `in_window` does not know epochs, and one may end while the log answers.
         if self._feed.epoch != epoch:
             raise ResumeRefused("history_changed")
         return page
@@ -133,6 +134,7 @@ class History:
                     older = await self._log.first_unseen(snapshot, keys, below=below)
             if self._feed.epoch != epoch:
                 break
+            # If the window has moved, neither search has covered the events evicted meanwhile.
             if window.reaches(snapshot) or window.first == below:
                 first = older if older is not None else window.first_unseen(snapshot, keys)
                 return self._feed.offset if first is None else first - 1

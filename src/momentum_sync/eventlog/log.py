@@ -98,7 +98,7 @@ class EventLog:
             return await self.mark_at(connection, epoch, offset)
 
     async def mark_at(self, connection: AsyncConnection[TupleRow], epoch: str, offset: int) -> int | None:
-        """Return what `mark_of` returns, asked on a connection that the caller holds."""
+        """Return the mark as `mark_of` does, read on a connection that the caller holds."""
         row = await fetch_optional(connection, _SQL["mark_of"], {"epoch": epoch, "offset": offset})
         return None if row is None or row[0] is None else int(row[0])
 
@@ -116,6 +116,8 @@ class EventLog:
             The page, or None if the log no longer holds all events after `offset`.
         """
         limits = self._limits
+        # One transaction: its locks and its snapshot keep retention from dropping events between the check and the
+        # page.
         async with self._connections.snapshot() as connection:
             if not await _reaches(connection, epoch, offset):
                 return None
@@ -130,6 +132,7 @@ class EventLog:
                 if events or stop == below or clock() > ends:
                     break
                 offset, span = stop - 1, span * 4
+        # The query ends with the event that exceeds `most`, so a page that fits was not cut.
         whole = len(events) < limits.page_rows and sum(len(event.body) for event in events) <= most
         return Page(events, stop - 1 if whole else events[-1].offset)
 
@@ -160,6 +163,7 @@ class EventLog:
         }  # fmt: skip
         events = await self._events(connection, "newest", asked)
         expected = range(last - len(events) + 1, last + 1)
+        # Retention moves `kept_from` with the rows that it drops, so a hole after it means lost rows.
         return events if [event.offset for event in events] == list(expected) else None
 
     async def _events(

@@ -2,8 +2,8 @@
 
 A position is `<epoch>-<offset>-<mark>`. The mark is made of the commit of the event at that offset, its LSN and its
 time: a database restored from a copy gives the same offsets to other events, and the mark tells them apart. Until the
-stream has passed the snapshot that a connection began with, an offset alone does not say what the client has seen, and
-the position carries the snapshot boundary:
+    stream has passed the snapshot that a connection began with, an offset alone does not identify the events that the
+    client has seen. The position then carries the snapshot boundary:
 `<epoch>-<offset>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`. PostgreSQL may assign the transaction ids of a
 crashed run again, so the incarnation names the run that the snapshot belongs to. To clients a position is opaque.
 """
@@ -29,6 +29,8 @@ def mark_of(commit_lsn: int, committed_at: float) -> int:
     Two branches of a restored database may have commits at the same LSN, but not at the same microsecond as well.
     `momentum.mark` is the same function in SQL.
     """
+    # A float of seconds is exact to less than a microsecond: rounding restores the microsecond, truncation could miss
+    # it by one.
     return (commit_lsn ^ round(committed_at * 1e6)) & 0xFFFF_FFFF
 
 
@@ -68,6 +70,7 @@ class Position:
         if found["xmin"] is not None:
             xids = frozenset(int(xid) for xid in found["xids"].split("_") if xid)
             snapshot = Snapshot(int(found["xmin"]), int(found["xmax"]), xids)
+            # Queries bind transaction ids as bigint, and a client could send any number.
             if not 0 < snapshot.xmin <= snapshot.xmax < 2**63 or not all(
                 snapshot.xmin <= xid < snapshot.xmax for xid in xids
             ):

@@ -30,6 +30,7 @@ def resume_position(last_event_id: str, last: Position, incarnation: int) -> Pos
         raise ResumeRefused("history_changed")
     if position.boundary is not None and position.boundary.incarnation != incarnation:
         raise ResumeRefused("history_changed")
+    # The server sends one spelling of a position only; leading zeros or unsorted ids are forged.
     if position.offset > last.offset or str(position) != last_event_id:
         raise ResumeRefused("unknown_id")
     return position

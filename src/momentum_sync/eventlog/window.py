@@ -106,6 +106,7 @@ class Window:
         found: list[Event] = []
         size = 0
         for event in self._following(offset, keys):
+            # Checked before an event is added, so that every page has one and the reader makes progress.
             if size > most:
                 return Page(found, found[-1].offset)
             found.append(event)
@@ -148,6 +149,7 @@ class Window:
         while self._size > self._limit and self._events and self._events[0][0].offset <= self._durable:
             event, ceiling = self._events.popleft()
             self._size -= event.size
+            # The event's own xid is not enough: transactions do not commit in the order of their ids.
             self._evicted_ceiling = ceiling
             self._before = event.mark
             self._first = event.offset + 1

@@ -17,8 +17,8 @@ from momentum_sync.schema import Schema
 class SnapshotQuery:
     """Queries that read the snapshot of a connection, as the caller.
 
-    Both return `pg_current_snapshot()` and `pg_current_wal_insert_lsn()` as text; `of_user`, whose parameter is
-    `user_id`, also one JSON text a field.
+    Both return `pg_current_snapshot()` and `pg_current_wal_insert_lsn()` as text. `of_user` has the parameter `user_id`
+    and also returns one JSON text per field.
 
     Attributes:
         of_user: for a user's connection.
@@ -39,7 +39,7 @@ class Application:
         schema: its tables and channels.
         snapshot: the snapshot of a connection.
         commands: makes the handlers of its own messages.
-        encoders: encoders of channels whose events are not `realtime_event` messages.
+        encoders: encoders by channel, for events that are not sent as `realtime_event` messages.
         add_routes: adds its own routes under `/sync`.
     """
 

@@ -26,7 +26,7 @@ class Broadcast:
 
     Args:
         event: the event.
-        event_id: its id for subscribers whose snapshot boundary has passed.
+        event_id: its id for subscribers without a snapshot boundary.
         now: seconds since 1970, for the message's timestamp.
         unwritten: frames of the batch so far.
         keep: collect the frames in `unwritten`, because more events of the batch follow.
@@ -71,8 +71,8 @@ class Broadcast:
 
         Args:
             channel: the channel.
-            plain: subscribers for whom every event on the channel is.
-            careful: subscribers whose snapshot may contain the event, or for whom the database has to be asked.
+            plain: subscribers that get every event on the channel.
+            careful: subscribers with a snapshot boundary, or with a channel that is checked per event.
         """
         if not self.matched:
             self.matched = True
@@ -83,7 +83,7 @@ class Broadcast:
                 served = self._served = {*self._first[0], *self._first[1]}
             plain, careful = _without(plain, served), _without(careful, served)
             served.update(plain, careful)
-        # An event out of sight is for those only who are checked per event, and plain subscribers have no such channel.
+        # An `out_of_sight` event goes only to subscribers that are checked per event, and plain subscribers are not.
         if plain and not self.event.out_of_sight:
             self._write_all(channel, plain)
         if careful:
@@ -100,9 +100,11 @@ class Broadcast:
         most = self._limits.coalesced_bytes
         alone = not keep and not unwritten
         previous_id, dialect, data, size, frames = None, None, b"", 0, 0
+        # A write that exceeds the send budget removes the subscriber from this dict, which belongs to the hub.
         for subscriber in list(plain):
             try:
                 if large and not subscriber.has_room(large):
+                    # The event itself has not been written, so catching up begins with it.
                     subscriber.hold_back(self.event.offset - 1)
                     continue
                 cursor = subscriber.cursor
@@ -139,6 +141,7 @@ class Broadcast:
             if large and cursor.wants(event) and not subscriber.has_room(len(event.body)):
                 subscriber.hold_back(event.offset - 1)
                 return
+            # With a boundary the ids contain the subscriber's own snapshot, so others cannot share the frame.
             shared = cursor.boundary is None
             ids = cursor.deliver(event)
             if ids is None:
@@ -148,6 +151,7 @@ class Broadcast:
             else:
                 data = subscriber.dialect.encode(event, ids, self._now)
             subscriber.expect_acks(event.cache_keys)
+            # Frames are collected for plain subscribers only, so this write overtakes no earlier event.
             subscriber.write(data)
             self.frames += 1
             self.size += len(data)

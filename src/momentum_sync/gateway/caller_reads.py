@@ -31,8 +31,10 @@ class CallerReads:
 
         A client that receives an event and reads would otherwise get the state before it, and keep that.
         """
+        # Only events sent before the request count; with later ones a busy feed could delay the read without end.
         sent = self._feed.recent(None if user_id is None else str(user_id))
         async for _ in self._pool.until_visible():
+            # REPEATABLE READ makes the caller's queries use the snapshot that is checked here.
             async with self._pool.as_caller(identity, frozen=bool(sent)) as connection:
                 if sent:
                     (text,) = await fetch_one(connection, "select pg_current_snapshot()::text")

@@ -19,8 +19,8 @@ class Cursor:
     """Position, snapshot boundary and subscriptions of one subscriber.
 
     Args:
-        user_id: whose events arrive on channels that are delivered per user.
-        per_user: those channels.
+        user_id: the user of the connection, for channels that are delivered per user.
+        per_user: channels that are delivered per user.
 
     Attributes:
         epoch: epoch of the position.
@@ -70,6 +70,7 @@ class Cursor:
 
         A quiet subscriber would otherwise hold an id that expires.
         """
+        # A position of a new epoch would hide the break in history from a client that resumes with it.
         if reached is None or reached.epoch != self.epoch:
             return self.last_id
         return str(reached if self.boundary is None else replace(reached, boundary=self.boundary))
@@ -83,6 +84,7 @@ class Cursor:
             if channel in granted.checked:
                 self.checked.add(channel)
             else:
+                # Renewed grants may give a channel by the token alone that was checked before.
                 self.checked.discard(channel)
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
@@ -93,6 +95,7 @@ class Cursor:
 
     def review(self, wanted: Iterable[str], granted: Granted) -> list[str]:
         """Keep those of the subscribed channels in `wanted` that are still granted. Return the others, now removed."""
+        # The client may have unsubscribed during the query, and must not get the channel back.
         held = [channel for channel in wanted if channel in self.channels]
         kept = [channel for channel in held if channel in granted.channels]
         self.subscribe(Granted(kept, granted.checked))
@@ -114,11 +117,13 @@ class Cursor:
         """Return the first channel of the event that is subscribed to."""
         places = event.places
         if places is not None and len(self.channels) < len(places):
+            # A set has no order, but clients get the event under its first subscribed channel.
             held = sorted([places[channel] for channel in self.channels.keys() & places.keys()])
             pairs = [(event.channels[place], event.keys[place]) for place in held]
         else:
             pairs = list(zip(event.channels, event.keys, strict=True))
         for channel, key in pairs:
+            # The keys differ if the channel is delivered per user and the event belongs to another user.
             if self.channels.get(channel) == key and (not event.out_of_sight or channel in self.checked):
                 return channel
         return None

@@ -1,13 +1,10 @@
 """Delivery: the outgoing side of one connection, with backpressure and catch-up.
 
-A connection that follows the feed is written every event. One whose unsent bytes exceed the send budget falls behind:
-nothing is written to it until it has read its buffer. Then it gets the events that it missed, a page at a time, from
-the
-window or the log, until it has caught up. A resume and the events after a snapshot work the same way: a connection
-begins
-behind. So memory is bounded, no client that reads is disconnected, and no event is left out. A client that reads
-nothing
-for a while is closed as too slow, and resumes at its position.
+Every event is written at once to a connection that follows the feed. When its unsent bytes exceed the send budget, the
+connection falls behind: nothing more is written until the client has read the buffer. Then it gets the events that it
+missed, one page at a time, from the window or the log, until it has caught up. A resume and the events after a snapshot
+work the same way: the connection begins behind. So memory is bounded, no client that reads is disconnected, and no
+event is left out. A client that reads nothing for a while is closed as too slow, and resumes at its position.
 """
 
 from __future__ import annotations
@@ -37,15 +34,15 @@ if TYPE_CHECKING:
     from momentum_sync.gateway.gateway import Gateway
 
 _NONE = Granted()
-_DEFECTS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or belongs to somebody else
+_DEFECTS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or has been reused
 
 
 class Connection(Subscriber, Protocol):
-    """The connection whose outgoing side it is."""
+    """The connection that a `Delivery` writes to."""
 
     @property
     def user_id(self) -> UUID | None:
-        """Return the user whose connection it is."""
+        """Return the user of the connection."""
 
     def flush(self, frames: Sequence[bytes] = ()) -> None:
         """Write the messages that wait, then these frames, at once."""
@@ -61,8 +58,8 @@ class Connection(Subscriber, Protocol):
 
 
 def close_for(error: Exception) -> Close:
-    """Return the close code for a connection whose work in the database failed."""
-    if isinstance(error, Forbidden):  # the caller may not act for the user whose connection it is
+    """Return the close code for a connection after a failure of its work in the database."""
+    if isinstance(error, Forbidden):  # the caller may not act for the connection's user
         return Close.NOT_ALLOWED
     if isinstance(error, Unauthenticated):  # the token was revoked
         return Close.TOKEN
@@ -95,6 +92,8 @@ class Delivery:
         self._stall: asyncio.TimerHandle | None = None
         self._page_bytes = gateway.limits.delivery.page_bytes
         self._turn_s = 0.0
+        # asyncio's default mark of 64 KiB per connection would stay outside the send budget, which counts only paused
+        # connections.
         transport.set_write_buffer_limits(high=gateway.limits.delivery.uncounted_bytes)
 
     def _enter(self, state: DeliveryState) -> None:
@@ -118,6 +117,7 @@ class Delivery:
     def end(self) -> None:
         """Write nothing more; buffered data may still be sent."""
         self._enter(DeliveryState.ENDED)
+        # The file descriptor may soon belong to another connection, so only the transport may write from now on.
         self._direct = False
         if self._stall is not None:
             self._stall.cancel()
@@ -153,15 +153,19 @@ class Delivery:
             return
         else:
             rest = data
+        # `Transport.write` may call `pause` before it returns.
         was_paused = self._paused
         self.write_raw(rest)
         if not self._paused:
             return
         if was_paused:
+            # Bytes added since the last check would otherwise look like a client that reads nothing.
             self._written += len(data)
         over = self._gateway.send_budget.grew(self, self._transport.get_write_buffer_size())
         if self._state is DeliveryState.FOLLOWING:
             if over:
+                # Every event up to the feed's offset has now been written to the connection, so it catches up from
+                # there.
                 self._fall_behind(self._gateway.history.offset)
         elif was_paused:
             # Answers to a client that reads nothing and keeps asking.
@@ -170,6 +174,7 @@ class Delivery:
                 self._connection.finish(Close.TOO_SLOW)
 
     def _may_be_direct(self) -> bool:
+        # Bytes in the transport's buffer must leave first, or frames would be reordered or interrupted.
         self._direct = (
             self._state is not DeliveryState.ENDED and self._file >= 0 and self._transport.get_write_buffer_size() == 0
         )
@@ -177,6 +182,7 @@ class Delivery:
 
     def write_raw(self, data: bytes | memoryview) -> None:
         """Write data to the transport without counting it: the handshake, pongs and the close frame."""
+        # The transport may buffer this data, and a direct write would overtake it.
         self._direct = False
         self._transport.write(data)
 
@@ -210,6 +216,7 @@ class Delivery:
         limits = self._gateway.limits.delivery
         unsent = self._transport.get_write_buffer_size()
         if self._gateway.send_budget.has_turn(self):
+            # A client that reads a byte now and then makes progress, but could hold the turn that all others wait for.
             self._turn_s += limits.stall_s
         if unsent >= before + self._written or self._turn_s >= limits.turn_s:
             self._connection.finish(Close.TOO_SLOW)
@@ -223,6 +230,8 @@ class Delivery:
 
     def hold_back(self, offset: int, *, review: bool) -> None:
         """Stop following the feed after `offset`; see `Subscriber`."""
+        # Recorded in every state: a connection that is opening or waits for the database renews its grants before it
+        # continues.
         self._review = self._review or review
         if self._state is DeliveryState.FOLLOWING:
             self._fall_behind(offset)
@@ -246,6 +255,7 @@ class Delivery:
         if self._state is not DeliveryState.CATCHING_UP or self._paused:
             budget.done(self)  # a turn that it does not use
             return
+        # A change of policies precedes in the log the events that it affects, so grants come before the next page.
         if self._review:
             self._ask(self._ask_grants())
             return
@@ -269,6 +279,7 @@ class Delivery:
         return largest > 0 and not budget.has_room(largest) and not budget.has_turn(self)
 
     def _ready(self) -> None:
+        # The budget calls this inside its own methods, and catching up at once would re-enter them.
         self._loop.call_soon(self.catch_up)
 
     @property
@@ -297,17 +308,21 @@ class Delivery:
         self._page_bytes = min(limits.page_bytes, max(limits.smallest_page_bytes, 2 * self._page_bytes))
         self._connection.flush(frames)
         self._gateway.send_budget.done(self)
+        # `flush` ends a connection whose session is closing or whose client is too slow.
         if self._state is not DeliveryState.CATCHING_UP:
             return
+        # No `await` lies between this comparison and `update`, so no event falls between the page and the feed.
         if page.through == self._gateway.history.offset and not self._review:
             self._enter(DeliveryState.FOLLOWING)
             self._gateway.hub.update(connection)
         else:
+            # One page per loop iteration: capture and other connections run in between.
             self._loop.call_soon(self.catch_up)
 
     def _ask(self, question: Coroutine[None, None, None]) -> None:
         """Ask the database something, and go on when it has answered."""
         self._enter(DeliveryState.ASKING)
+        # asyncio keeps only weak references to tasks.
         self._question = self._loop.create_task(self._answered(question))
 
     async def _answered(self, question: Coroutine[None, None, None]) -> None:
@@ -349,6 +364,7 @@ class Delivery:
                 identity, [(event, cursor.channel_of(event)) for event in unchecked]
             )
         except Unavailable:
+            # A page of one event cannot shrink, so its failure closes the connection with 1012.
             if len(page.events) == 1:
                 raise
             self._page_bytes = 0  # too many at once for a policy that is slow
@@ -361,12 +377,14 @@ class Delivery:
 
     def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
         """Return whether the connection still needs the answer. If not, it is asked again."""
+        # During the query the client may change its token or channels or stop reading, and policies may change.
         same = self._connection.identity is identity and keys == list(self._connection.cursor.channels.values())
         return same and self._state is DeliveryState.ASKING and not self._paused and not self._review
 
     async def _ask_grants(self) -> None:
         """Ask again which of its channels the caller may have."""
         connection = self._connection
+        # Cleared before the query: a change of policies while it runs requires another review.
         self._review = False
         identity, channels = connection.identity, list(connection.cursor.channels)
         granted = await self._gateway.authorizer.granted(identity, connection.user_id, channels)

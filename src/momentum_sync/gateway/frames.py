@@ -21,6 +21,7 @@ from momentum_sync.limits import Limits
 
 def set_head_limit(limits: Limits) -> None:
     """Let the head of a request be as long as HTTP allows it here: a coach's channels are all in the address."""
+    # websockets has no parameter for this bound, so it holds for the whole process.
     http11.MAX_LINE_LENGTH = limits.http.head_bytes
 
 
@@ -29,6 +30,7 @@ def rejection(error: RequestError) -> bytes:
     body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
     headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
     if error.status == 401:
+        # RFC 9110, section 11.6.1: a 401 response must have this header.
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503):
         headers["Retry-After"] = "1"
@@ -46,6 +48,7 @@ class Frames:
     __slots__ = ("_binary", "_parts", "_pong", "_protocol", "closed_with", "inbox")
 
     def __init__(self, most: int) -> None:
+        # Without extensions there is no compression, so one encoded frame serves every connection.
         self._protocol = ServerProtocol(
             max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
@@ -90,6 +93,7 @@ class Frames:
             self._parts = [bytes(frame.data)]
             self._binary = frame.opcode is Opcode.BINARY
         elif frame.opcode is Opcode.CONT:
+            # Empty fragments do not count against the size of a message, but would make this list grow.
             if frame.data:
                 self._parts.append(bytes(frame.data))
         else:
@@ -123,6 +127,7 @@ class Frames:
 
         With `hold_pongs` pongs are kept for `held_pong`: a client that does not read would make them pile up.
         """
+        # An empty item is websockets' SEND_EOF; the connection closes the socket itself.
         out = [data for data in self._protocol.data_to_send() if data]
         if not hold_pongs or not self.is_open:
             return out
@@ -137,4 +142,5 @@ class Frames:
 
 
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    # The response repeats the selected subprotocol, so it must never be `bearer.<token>`.
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

@@ -110,9 +110,11 @@ class Gateway:
             authorization = None if token is None else f"Bearer {token}"
         identity = await self.authenticator.authenticate(authorization=authorization, apikey=apikey)
         request = handshake.connect_request(query, identity.subject)
+        # An unauthenticated request must not use up a user's rate.
         self.count(self.connects, identity)
         if self.draining:
             raise Unavailable("This server is shutting down; reconnect to reach another one.")
+        # `subscription_confirmed` means live, so no client is admitted before.
         if not self.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
         return request, identity

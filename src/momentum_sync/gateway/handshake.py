@@ -13,9 +13,11 @@ from momentum_sync.wire.messages import PRINTABLE
 from momentum_sync.wire.paths import PREFIX, SOCKETS
 
 SUBPROTOCOL = "momentum.v1"
+# A browser's page cannot set headers of a WebSocket, only subprotocols: contract, section 2.
 _BEARER = "bearer."
 _MAX_TEXT = 200
 _PRINTABLE = re.compile(PRINTABLE)
+# As many as one `subscribe` message may name: `_Channels` in `wire/messages.py`.
 _MAX_CHANNELS = 500
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LOOPBACK_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
@@ -40,6 +42,7 @@ def address(target: str) -> dict[str, str]:
         raise BadRequest("bad_address", "The URL is malformed.") from None
     if parts.path not in SOCKETS:
         raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
+    # If blank values were dropped, an empty `user_id` would silently become the token's subject.
     return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
 
 
@@ -89,6 +92,7 @@ def check_origin(
         allowed: origins that the operator allows.
         loopback: allow pages of this machine, on which web apps are developed.
     """
+    # Origins such as `null` or `capacitor://localhost` have no normal form, so text is compared first.
     if origin is None or "*" in allowed or origin in allowed:
         return
     page = _origin(origin)
@@ -96,6 +100,7 @@ def check_origin(
         return
     if page is not None and page in {_origin(each.rstrip("/")) for each in allowed}:
         return
+    # Behind a proxy that terminates TLS the server does not know the scheme, so it takes the page's.
     if page is None or page not in {_origin(f"{page[0]}://{host}") for host in hosts if host}:
         raise Forbidden(
             f"Pages of {origin[:200]} may not connect to this server. If it is your app, start the server with"
@@ -112,5 +117,6 @@ def _origin(text: str) -> tuple[str, str, int] | None:
         port = parts.port or _DEFAULT_PORTS.get(scheme)
     except ValueError:
         return None
+    # RFC 6454, section 7.1: an `Origin` header has scheme, host and port only.
     is_bare = not (parts.path or parts.query or parts.fragment or "@" in parts.netloc)
     return None if not host or port is None or not is_bare else (scheme, host.lower().rstrip("."), port)

@@ -64,7 +64,7 @@ class Hub:
         self._limit_per_user = limit_per_user
         self._clock = clock
         self._limits = limits
-        # By key. For plain subscribers every event is; careful ones may have it in their snapshot, or must be checked.
+        # By key. Plain subscribers get every event; careful ones have a snapshot boundary or a checked channel.
         self._plain: dict[str, Subscribers] = {}
         self._careful: dict[str, Subscribers] = {}
         self._indexed: dict[Subscriber, _Indexed] = {}
@@ -99,6 +99,8 @@ class Hub:
         client = (owner, subscriber.client_id)
         earlier = self._by_client.get(client)
         if earlier is not None:
+            # `close` does nothing on a socket that is already closing, so the hub removes the earlier connection
+            # itself.
             self.leave(earlier)
             earlier.close(Close.REPLACED)
         if len(self._indexed) >= self._limit or self._by_owner.get(owner, 0) >= self._limit_per_user:
@@ -136,6 +138,8 @@ class Hub:
             self._with_boundary.pop(subscriber, None)
             self._index(subscriber, _NOT_INDEXED)
             return
+        # `Hub.advanced` reaches only followers: the stream may have passed this boundary while the connection caught
+        # up.
         cursor.advanced(self._feed.lsn)
         if cursor.boundary is None:
             self._with_boundary.pop(subscriber, None)
@@ -146,6 +150,7 @@ class Hub:
 
     def _index(self, subscriber: Subscriber, wanted: _Indexed) -> None:
         indexed = self._indexed[subscriber]
+        # `update` runs after every message of a client, and few messages change channels.
         if indexed == wanted:
             return
         self._indexed[subscriber] = wanted
@@ -176,6 +181,7 @@ class Hub:
             if plain or careful:
                 broadcast.to_channel(channel, plain or NOBODY, careful or NOBODY)
         if broadcast.broken is not None:
+            # Capture restarts and reads the rest of the batch again; the feed drops the events that it repeats.
             raise broadcast.broken
 
     def published(self) -> None:
@@ -194,6 +200,7 @@ class Hub:
         for broadcast in matched:
             broadcast.delay = now - broadcast.event.committed_at
         if broken is not None:
+            # The error is reported once, with an event that had subscribers.
             matched[-1].broken = matched[-1].broken or broken
         self._delivered(broadcasts)
         if broken is not None:
@@ -208,11 +215,13 @@ class Hub:
                 return
             self._grants_changed(event.xid, user)  # or the token would open another socket before the commit is visible
             for subscriber in self.connections:
+                # Revocation concerns tokens: an admin's connection for this user stays open.
                 if subscriber.identity.subject == user:
                     subscriber.close(Close.TOKEN)
         elif event.event_type == "policies_changed":
             self._grants_changed(event.xid, None)
             for subscriber in self.connections:
+                # Only service_role has no subject, and row level security does not apply to it.
                 if subscriber.identity.subject is not None:
                     subscriber.hold_back(event.offset, review=True)
 
@@ -225,7 +234,7 @@ class Hub:
                     self.update(subscriber)
 
     def restarted(self) -> None:
-        """Close connections whose snapshot is from before the restart; they reconnect for a new one."""
+        """Close connections with a snapshot from before the restart; they reconnect for a new one."""
         for subscriber in self.connections:
             boundary = subscriber.cursor.boundary
             if boundary is not None and boundary.incarnation != self._feed.incarnation:
@@ -233,6 +242,7 @@ class Hub:
 
     def history_changed(self) -> None:
         """Close all connections; they reconnect and learn then whether the history goes on."""
+        # Cleared before clients reconnect, because changes of grants may be among the missed events.
         self._grants_missed()
         for subscriber in self.connections:
             subscriber.close(Close.RESTART)

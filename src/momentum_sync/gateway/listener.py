@@ -41,7 +41,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._head = 0
         self._answering = self._receiving = self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
+        # uvicorn starts no timer before the first response, so a silent connection would stay open.
         self._within(self.limits.request_s)
+        # WebSockets add themselves to this set, so both kinds count.
         if len(self.connections) > self.most:
             self._refuse(503)
 
@@ -54,8 +56,10 @@ class BoundedHttp(HttpToolsProtocol):
         """Pass data to uvicorn within the bounds."""
         if self._is_over():
             return
+        # Parsing a body resets this count, because a body may be longer than a head.
         self._head += len(data)
         super().data_received(data)
+        # After an upgrade the WebSocket owns the socket, and this protocol must start no deadline.
         if self._is_over() or self.transport.get_protocol() is not self:
             return
         if self._head > self.limits.head_bytes:
@@ -120,6 +124,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _late(self) -> None:
         """End a request or an answer that exceeded its deadline."""
+        # Part of an answer may have been sent, and the client would read a 408 as its continuation.
         if self._refused or self._answering or self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -169,6 +174,7 @@ async def listening(
         Unsuitable: the address cannot be bound.
     """
     host, port, most = bound
+    # An access log would show `?access_token=`, and uvicorn's log configuration would bypass `observe`.
     config = uvicorn.Config(
         api,
         http=bounded_http(most + limits.http.connections, limits.http),
@@ -185,6 +191,7 @@ async def listening(
     uvicorn_server = _Uvicorn(config)
     serving = asyncio.ensure_future(uvicorn_server.serve(sockets=[listener]))
     serving.add_done_callback(lambda _: stopped.set())
+    # If uvicorn fails during startup, the wait below must end, too.
     serving.add_done_callback(lambda _: uvicorn_server.listens.set())
     await uvicorn_server.listens.wait()
     try:
@@ -216,6 +223,7 @@ def _bind(host: str, port: int, kernel_bytes: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit this size. By default Linux buffers up to 4 MiB, which no send budget counts.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
         listener.bind((host, port))
     except OSError as error:

@@ -86,6 +86,7 @@ class Opener:
         position = resume_position(last_event_id, self._feed.position, self._feed.incarnation)
         await self._history.verify(position)
         wanted = self._wanted(user_id, channels)
+        # A lane of its own keeps a storm of reconnects from delaying the checks of events.
         granted = await self._authorizer.granted(identity, user_id, wanted, lane=Lane.CONNECT)
         keys = keys_of(granted.channels, user_id, self._schema.per_user_channels)
         replayed = await self._history.count(position, keys) if counted else 0
@@ -94,6 +95,7 @@ class Opener:
     async def _snapshot(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], reason: str | None
     ) -> Opening:
+        # Read before the query, so that a restart of PostgreSQL or a new epoch during it invalidates the snapshot.
         epoch, incarnation = self._feed.epoch, self._feed.incarnation
         wanted = self._wanted(user_id, channels)
         asked = self._snapshot_query

@@ -50,6 +50,7 @@ class SendBudget:
         self.total -= self._unsent.pop(connection, 0)
         self.done(connection)
         if not self.full:
+            # Each of them writes a page, so admitting all at once would exceed the limit again.
             for waiting in list(self._queue)[: self._admitted_at_once]:
                 self._queue.pop(waiting)()
 
@@ -61,6 +62,7 @@ class SendBudget:
         One connection at a time may exceed the total limit, so that clients that read never wait for those that do not.
         Its turn ends when the event has been sent and read, or the connection is closed.
         """
+        # A connection that asks again keeps its place, because a dict keeps the position of an existing key.
         self._queue[connection] = ready
         self._next()
 

@@ -83,6 +83,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._open.add(self)
         self.dialect = self.gateway.native
         self._delivery = Delivery(self, self._transport, self.gateway)
+        # The hub calls `write` once per frame, and a method in between would double the calls.
         self.write = self._delivery.write
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -111,6 +112,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._state is ConnectionState.CLOSING:
                 self._after_close += min(limits.slice_bytes, len(data) - start)
                 if self._after_close > limits.bytes_after_close:
+                    # Until the aborter ends the connection, TCP holds back a client that keeps sending.
                     self._transport.pause_reading()
                     return
             self._receive(data[start : start + limits.slice_bytes])
@@ -126,6 +128,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._opening = self._spawn(self._shake_hands(event))
             elif self._counts():
                 frames.collect(event)
+        # `_end` closes the socket, so messages that precede the client's close frame are handled first.
         if frames.inbox and self._state is ConnectionState.OPEN:
             self._work_through()
         self._write_protocol(hold_pongs=self._delivery.paused)
@@ -154,6 +157,7 @@ class WebSocketProtocol(asyncio.Protocol):
     async def _shake_hands(self, request: Request) -> None:
         if self._has_ended():
             return
+        # Early messages wait in the kernel until the caller is authenticated and the opening is sent.
         self._transport.pause_reading()
         try:
             async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
@@ -187,6 +191,7 @@ class WebSocketProtocol(asyncio.Protocol):
         gateway = self.gateway
         user = None if asked.user_id is None else str(asked.user_id)
         self.cursor = Cursor(user, gateway.application.schema.per_user_channels)
+        # Equal client ids replace each other, so a client without one gets a random id.
         session = Session(
             identity, asked.user_id, asked.client_id or str(uuid.uuid4()), self.cursor, gateway.native,
             gateway.limits.sockets, heartbeat=gateway.options.heartbeat, now=time.time(), at=time.monotonic(),
@@ -195,6 +200,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._session = session
         self._enter(ConnectionState.OPENING)
+        # The hub must know the connection before its grants are read: a revocation or changed policies then reach it.
         if not gateway.hub.admit(self):
             self.finish(Close.TOO_MANY_CONNECTIONS)
             return
@@ -278,6 +284,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._has_ended():
             return
         self._enter(ConnectionState.OPEN)
+        # Before the answer is written: `subscription_confirmed` means that the subscription is live.
         self.gateway.hub.update(self)
         if session.identity is not identity:  # a fresh token ends at another time
             self._tick()
@@ -294,7 +301,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @property
     def user_id(self) -> uuid.UUID | None:
-        """Return the user whose connection it is."""
+        """Return the user of the connection."""
         return self._conversation.user_id
 
     @property
@@ -376,6 +383,7 @@ class WebSocketProtocol(asyncio.Protocol):
         session, gateway = self._conversation, self.gateway
         now, at = time.time(), time.monotonic()
         if session.is_silent(at) and self._state is not ConnectionState.WORKING:
+            # `connection_lost` follows in a later loop iteration, and until then no event may be written to the socket.
             self._delivery.end()
             gateway.hub.leave(self)
             self._transport.abort()
@@ -384,6 +392,7 @@ class WebSocketProtocol(asyncio.Protocol):
         again = session.tick(now, at, round(gateway.feed.status().lag * 1000), reached)
         self.flush(ping=ping and self._frames.is_open)
         every = gateway.limits.sockets.tick_s
+        # Times are rounded up to a common grid: connections that wake together share a loop iteration.
         self._ticker = self._loop.call_later((floor(again / every) + 1) * every - at, self._tick)
 
     def finish(self, why: Close) -> None:
@@ -391,6 +400,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._has_ended() or self._transport.is_closing():
             return
         self._enter(ConnectionState.CLOSING)
+        # RFC 6455, section 5.5.1: no data frame may follow the close frame.
         self._delivery.end()
         if self._session is not None:
             self._session.close(why)
@@ -400,6 +410,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._frames.close(why.code, why.reason)
         self._write_protocol()
+        # Reading may be paused, and the client's close frame is still to come.
         self._transport.resume_reading()
         limits = self.gateway.limits.sockets
         patience = limits.close_slow_s if why is Close.TOO_SLOW else limits.close_s
@@ -413,6 +424,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._session is not None:
             self.gateway.hub.leave(self)
         self._transport.close()
+        # `Transport.close` first waits until the client has read the buffer, which may never happen.
         if self._aborter is None:
             self._aborter = self._loop.call_later(self.gateway.limits.sockets.close_s, self._transport.abort)
 
@@ -420,6 +432,7 @@ class WebSocketProtocol(asyncio.Protocol):
         task = self._loop.create_task(work)
         if inner is not None:  # a task that is cancelled before it begins would leave it never awaited
             task.add_done_callback(lambda _: inner.close())
+        # asyncio keeps only weak references to tasks; uvicorn waits for this set when it stops.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -88,7 +88,7 @@ class Authorizer:
 
         Args:
             identity: the caller.
-            user_id: the user whose connection it is. Without one there are no channels that are delivered per user.
+            user_id: the user of the connection. Without one there are no channels that are delivered per user.
             channels: the requested channels.
             lane: the lane of the question.
 
@@ -107,7 +107,7 @@ class Authorizer:
     async def granted_with(
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], query: Query
     ) -> tuple[Granted, TupleRow]:
-        """Return what `granted` returns, and the row of a query about the user that was read in the same snapshot."""
+        """Return the granted channels, and the row of a query about the user, read in the same snapshot."""
         asked = (query, {"user_id": user_id})
         granted, ((row,),) = await self._ask(identity, user_id, channels, asked, lane=Lane.CONNECT)
         return granted, row
@@ -131,6 +131,8 @@ class Authorizer:
             cache = self._own  # replaced by a change: an answer to a question before it is not cached
             (row,), *others = await self._pool.ask(identity, asked, *more, lane=lane)
             grants = _Grants(*row)
+            # A revocation is in the WAL before snapshots see it; an answer from between the two would grant what it
+            # took away.
             if self.is_current(Snapshot.parse(grants.snapshot), identity):
                 break
         if not grants.may_act:

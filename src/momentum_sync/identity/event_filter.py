@@ -29,6 +29,7 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.schema import Column, Schema, TableSpec
 
 _SQL = queries.load(__package__)
+# No permissive policy and no restriction: the first question allows nothing, but its answer brings the real policies.
 _UNKNOWN = ("false", "true")
 # Text that PostgreSQL would refuse to cast. Dates are left to it: it has more of them, such as `-infinity`.
 _TYPES: Mapping[str, type] = {"uuid": UUID}
@@ -98,6 +99,8 @@ class EventFilter:
             ours = [event for event, _ in events if tables[event.offset] is table and self._names_a_row(event)]
             if ours:
                 visible |= await self._visible(identity, table, ours)
+        # On a channel of one user, an invisible row may mean that the caller has lost the channel. On a shared channel
+        # it concerns that row alone.
         doubtful = {
             channel
             for event, channel in events
@@ -139,7 +142,7 @@ class EventFilter:
         return visible | await self._allowed(identity, table, [event for event in events if event.rows is not None])
 
     async def _selectable(self, identity: Identity, what: str, query: Query, events: Sequence[Event]) -> set[int]:
-        """Return the offsets of the events whose rows the caller may select now."""
+        """Return the offsets of the events about rows that the caller may select now."""
 
         def ask(some: Sequence[Event]) -> tuple[Query, Params]:
             bodies = [event.body.decode() for event in some]
@@ -148,7 +151,7 @@ class EventFilter:
         return await self._answered(identity, what, events, lambda event: event, ask, lambda row: set(row[0]))
 
     async def _allowed(self, identity: Identity, table: TableSpec, events: Sequence[Event]) -> set[int]:
-        """Return the offsets of the events whose versions the caller's policies allow."""
+        """Return the offsets of the events with row versions that the caller's policies allow."""
         versions, partial = _versions(events)
         changed = False
         policies: tuple[str, str] | None = None  # those in the question
@@ -187,7 +190,7 @@ class EventFilter:
         ask: Callable[[Sequence[T]], tuple[Query, Params]],
         read: Callable[[TupleRow], set[int] | None],
     ) -> set[int]:
-        """Ask until the answer's snapshot sees the transactions of all items, and return what `read` returns then.
+        """Ask until the answer's snapshot sees the transactions of all items. Return the result of `read`.
 
         `read` returns None to have the question asked again. A caller without privileges sees nothing. If a policy
         raises an error, each item is asked about alone, and one that raises it is not visible, as a SELECT of the
@@ -227,9 +230,13 @@ def _versions(events: Sequence[Event]) -> tuple[list[_Version], set[int]]:
         was, is_now = bytes(rows.was), bytes(rows.is_)
         if was:
             versions.append(_Version(event.offset * 2, was, event))
+            # A row too large for the log is replaced by its user alone; the shipped policies need no more, changed ones
+            # may.
             if len(_columns.decode(was)) == 1:
                 partial.add(event.offset)
         if is_now:
+            # With both versions, the event removes a row from the caller's sight: `was` must be allowed and `is` must
+            # not.
             versions.append(_Version(event.offset * 2 + bool(was), is_now, event))
     return versions, partial
 
@@ -271,6 +278,7 @@ def _queries_of(table: TableSpec) -> dict[str, Query]:
 
 def _evaluate(table: str, policies: tuple[str, str]) -> Query:
     """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
+    # psycopg would take a % in a policy for a placeholder.
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in policies)
     return (
         sql.SQL(_SQL["allowed_versions"])

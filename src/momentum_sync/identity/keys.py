@@ -32,6 +32,7 @@ class Authenticator:
     async def authenticate(self, *, authorization: str | None, apikey: str | None) -> Identity:
         """Return the caller behind `Authorization` and `apikey`. Raise Unauthenticated or Unavailable."""
         token = bearer(authorization)
+        # Supabase's clients repeat the API key in `Authorization` while no user is signed in.
         if token is not None and token != apikey:
             return await self.verify(token)
         alone = api_key(apikey, self._rules) if apikey is not None else None
@@ -49,6 +50,8 @@ class Authenticator:
         except UnknownKey:
             if (refreshing := self._refresh()) is not None:
                 await asyncio.shield(refreshing)  # others wait for it, too, and the first caller may be gone
+            # Before the first key set nothing can be said about the token; 401 would make the client discard one that
+            # may be valid.
             if self._fetched_at == float("-inf") and self._url is not None:
                 raise Unavailable("The issuer's signing keys are unavailable; try again in a moment.") from None
             return verify(token, self._rules, self._keys, now=time.time())
@@ -57,6 +60,7 @@ class Authenticator:
         """Return the running fetch of the key set, started now unless one was tried moments ago."""
         due = time.monotonic() - self._tried_at >= self._limits.retry_s
         if self._refreshing is None and self._url is not None and due:
+            # Counted from the attempt: anyone can send made-up key ids, and each would cause a fetch.
             self._tried_at = time.monotonic()
             self._refreshing = asyncio.ensure_future(self._fetch_keys(self._url))
         return self._refreshing
@@ -84,4 +88,5 @@ async def _fetch(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
             if len(body) > limits.key_set_bytes:
                 raise ValueError("the key set is too large")
     found = jwt.PyJWKSet.from_dict(msgspec.json.decode(body, type=dict[str, Any])).keys
+    # RFC 7517, section 4.2: a key whose `use` is not `sig` is not meant for signatures.
     return {key.key_id: key for key in found if key.key_id and key.public_key_use in (None, "sig")}

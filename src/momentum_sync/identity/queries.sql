@@ -15,8 +15,8 @@ from (
 select public.{may_act_for}(%(user_id)s)
 
 -- name: visible_rows
--- The offsets of those events whose row the caller may select, with every column that the event carries. Where the policies
--- of the table have changed, the row must be the version that the event describes.
+-- The offsets of the events about a row that the caller may select, with every column that the event carries. Where the
+-- policies of the table have changed, the row must be the version that the event describes.
 select
     array(
         select e."offset"
@@ -38,11 +38,9 @@ select
         where exists (select from public.{table} t where ({key}) = ({key_values}))),
     pg_current_snapshot()::text
 
--- name: allowed_versions
--- Which of the given row versions the caller's policies allow, the statement's snapshot, and the policies that apply to
--- the
--- caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive ones; null where the caller may
--- not select from the table, or not every column.
+-- name: allowed_versions Which of the given row versions the caller's policies allow, the statement's snapshot, and the
+-- policies that apply to the caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive
+-- ones; null where the caller may not select from the table, or not every column.
 select
     array(
         select e.version_id

@@ -26,7 +26,9 @@ LEEWAY_S = 5.0
 _SIGNED_WITH_A_KEY = frozenset({"RS256", "ES256", "EdDSA"})
 _MAX_TOKEN = 16 * 1024
 _header_decoder = msgspec.json.Decoder(dict[str, Any])
+# A `\u` that follows an odd number of backslashes is text and no escape, and jsonb stores it.
 _UNSTORABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u(?:0000|[dD][89a-fA-F])")
+# `datetime` ends here, and `exp` is sent to clients as a timestamp.
 _YEAR_9999 = 253_402_300_799
 
 
@@ -83,6 +85,7 @@ def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now:
         return service_role()
     try:
         key, algorithm = _key(_header(token), rules, keys)
+        # PyJWT checks the signature only: claims are checked below, against `now`, with codes that clients act on.
         claims = jwt.decode(
             token,
             key,
@@ -144,8 +147,8 @@ def _check_origin(claims: Mapping[str, Any], rules: TokenRules, *, symmetric: bo
     if audience is not None and rules.audience not in (audience if isinstance(audience, list) else [audience]):
         raise Unauthenticated("The token's `aud` claim is not the expected audience.", "invalid_token")
     issuer = claims.get("iss")
-    # Supabase's own HS256 API keys name `supabase`, and many HS256 setups name nobody; a published key is only as
-    # good as the issuer it was published for.
+    # Supabase's own HS256 API keys have the issuer `supabase`, and many HS256 setups have none. A published key is
+    # valid only for tokens of the issuer that published it.
     if rules.issuer is not None and issuer != rules.issuer and not (symmetric and issuer in (None, "supabase")):
         raise Unauthenticated("The token's `iss` claim is not the expected issuer.", "invalid_token")
 
@@ -156,6 +159,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
         raise Unauthenticated("The token's `role` claim is not accepted.", "invalid_token")
     expires_at = float(claims["exp"])
     if _number(claims.get("iat")) is None:
+        # `momentum.admit` casts `iat` to numeric, and takes a missing one for older than every revocation.
         claims.pop("iat", None)
     if role == "service_role":
         return Identity(role, None, _json(claims), expires_at)
@@ -163,6 +167,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
         subject = UUID(claims["sub"])
     except (KeyError, ValueError, TypeError, AttributeError):
         raise Unauthenticated("The token's `sub` claim is not a user id.", "invalid_token") from None
+    # UUID() accepts spellings that `auth.uid()` cannot cast, such as `urn:uuid:…`.
     claims["sub"] = str(subject)
     return Identity(role, subject, _json(claims), expires_at)
 

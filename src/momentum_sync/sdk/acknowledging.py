@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from momentum_sync.sdk.connection import Connection
 
 _AFTER_S = 0.1  # keys of the next moment share a message: servers accept 20 messages per second
+# The protocol's limit for `cache_keys`.
 _KEYS_A_MESSAGE = 500
 
 
@@ -28,6 +29,7 @@ class Acknowledging:
         """Send one message of acknowledgements shortly, on the connection that is open then."""
         await asyncio.sleep(_AFTER_S)
         keys = list(self._keys)[:_KEYS_A_MESSAGE]
+        # The server forgets with the connection which keys it expects, so a lost acknowledgement is not repeated.
         for key in keys:
             del self._keys[key]
         open_one = connection()

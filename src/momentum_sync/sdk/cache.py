@@ -14,6 +14,7 @@ from momentum_sync.sdk.callbacks import Cancelled, carefully, done_by
 from momentum_sync.sdk.store import Entry
 
 _LOG = logging.getLogger("momentum_sync.sdk")
+# A key that is invalidated during every fetch must still return a value.
 _MOST_FETCHES = 3
 
 
@@ -39,7 +40,7 @@ class Cache:
         """Return the value of a key, fetching it if it is missing.
 
         Args:
-            key: the cache key, as it stands in `cache_invalidation` messages.
+            key: the cache key, as in `cache_invalidation` messages.
             fetch: function without arguments, plain or async, that returns the value.
             persistent: keep the value in the client's store across restarts. It must survive JSON unchanged: None,
                 bool, int, finite float, str, list, and dict with str keys.
@@ -48,7 +49,7 @@ class Cache:
         Raises:
             FetchFailed: the fetch exceeded the deadline or was cancelled.
             TypeError: a persistent value does not survive JSON.
-            Exception: whatever `fetch` raises; nothing is cached.
+            Exception: `fetch` raised it; nothing is cached.
 
         Example:
             profile = await client.cache.get("momentum:current:" + user_id, load_profile, persistent=True)

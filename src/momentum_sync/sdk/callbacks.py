@@ -23,10 +23,11 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
     Raises:
         Cancelled: the program cancelled the work.
         TimeoutError: it took longer than `seconds`.
-        Exception: whatever the work raises.
+        Exception: the work raised it.
     """
     task = asyncio.ensure_future(_awaited(work))
     try:
+        # `asyncio.wait_for` would also wait for the end of the cancelled work, which may ignore its cancellation.
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
         task.cancel()
@@ -76,6 +77,7 @@ async def in_thread(call: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed, so there is no waiter
             loop.call_soon_threadsafe(finish, settle)
 
+    # An executor's threads are joined at exit, so a function that hangs would keep the process alive.
     threading.Thread(target=run, name="momentum_sync callback", daemon=True).start()
     return await future
 
@@ -85,4 +87,5 @@ def carefully(call: Callable[[], object], failed: Callable[[], object]) -> None:
     try:
         call()
     except (Exception, asyncio.CancelledError):
+        # A CancelledError of the listener would otherwise cancel the client's own task.
         failed()

@@ -47,7 +47,7 @@ class Client:
         url: root URL of the server.
         token: a JWT, or a function, plain or async, that returns one. It is called for each connection, and before the
             token expires.
-        user_id: whose data to read, if the token does not say or acts for somebody else.
+        user_id: the user to follow, if the token names none or acts for another user.
         client_id: name of this device. A second connection with the same name replaces the first.
         channels: channels beside the user's own.
         store: keeps position, state, persistent cache entries and outbox across restarts.
@@ -73,6 +73,7 @@ class Client:
         patience: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        # `address` also makes a wrong URL fail here, and not later in the background.
         if is_open(address(url, {}, ())):
             LOG.warning(
                 "%s is not encrypted, so others on the network can read the token and the data; use https://", url
@@ -165,7 +166,7 @@ class Client:
 
     @property
     def user_id(self) -> str | None:
-        """Return the user whose data it is; None until it is known, and for a connection without a user."""
+        """Return the user that the client follows; None until it is known, and for a connection without a user."""
         return self._replica.protocol.user_id or None
 
     @property
@@ -258,6 +259,8 @@ class Client:
         """
         self._replica.outbox.add(str(uuid.UUID(notification_id)))
         self._replica.keep()
+        # Stored before it is sent, so that a crash repeats the mark and does not lose it. Before `start`, `save` would
+        # not return.
         kept = self._started and await self._replica.save()
         await self._post()
         if not kept and self._replica.keeper.keeps:
@@ -351,6 +354,8 @@ class Client:
             began = time.monotonic()
             error = await self._once()
             now = self._clock()
+            # If a server accepts and closes at once, the pause must grow. `lost` ends `online`, so it comes after this
+            # line.
             failures = 1 if self._replica.protocol.online and time.monotonic() - began > _STEADY_S else failures + 1
             self._replica.protocol.lost(now)
             self._replica.outbox.lost()
@@ -368,7 +373,9 @@ class Client:
                 failures = max(failures, _LATER)
             if verdict(getattr(error, "status", None) or getattr(error, "code", None)) == "later":
                 failures = max(failures, _LATER)
+            # A frozen feed has already cost `patience` seconds, and no server refused the client.
             await self._pause(0.0 if isinstance(error, FeedFrozen) else pause(failures, random.random()))
+            # A reconnect before the program has read half of its events would fill the memory again.
             while self._replica.stream.filled:
                 await self._pause(_TICK_S)
 
@@ -383,6 +390,8 @@ class Client:
         connection: Connection | None = None
         try:
             token = self._token_sent = await fresh(self._token)
+            # Before the connect: another user's data must not be shown, and the position in the address must be this
+            # user's.
             self._replica.is_for(subject(token))
             self._asked_for = list(self._wanted)
             last = self._replica.protocol.connecting()
@@ -393,12 +402,15 @@ class Client:
             async for text in connection.texts():
                 await self._take(text)
                 if self._replica.stream.full:
+                    # The server would close an unread socket as too slow; a later resume brings the same events.
                     return errors.ConnectionLost("The program does not take its events; the connection waits for it.")
             raise AssertionError("the texts of a connection do not end without an error")
         except errors.Gap as error:
+            # The reason may be that the server confirmed another user, whose data must not mix with the stored data.
             self._replica.greeted()
             return error
         except ClientError as error:
+            # `_look` aborts a frozen socket, which looks like a lost connection here.
             if isinstance(error, errors.ConnectionLost) and connection is not None and self._frozen:
                 return FeedFrozen(f"Nothing has come for more than {self._patience:g} s.")
             return error
@@ -535,6 +547,7 @@ class Client:
             elif self._wake.is_set():
                 self._wake.clear()
                 self._spawn_once("probe", self._probe(self._connection))
+        # One message holds 500 keys, and keys that came during a send were not in it.
         if self._gone_keys:
             self._spawn_once("acknowledge", self._gone_keys.send(lambda: self._connection))
         await self._post()

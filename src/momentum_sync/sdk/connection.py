@@ -98,6 +98,7 @@ class Connection:
         """Send a message and return its answer. Raise Offline or RequestFailed."""
         ref = uuid.uuid4().hex
         answer: asyncio.Future[wire.ServerMessage] = asyncio.get_running_loop().create_future()
+        # Registered before the message is sent, because the answer may arrive while `send` still waits.
         self._answers[ref] = answer
         try:
             await self.send({**message, "ref": ref})
@@ -148,7 +149,7 @@ async def connect(address: str, token: str) -> Connection:
         raise _rejected(error.response.status_code, bytes(error.response.body or b"")) from error
     except (OSError, TimeoutError) as error:
         raise ConnectionLost(f"The server cannot be reached: {str(error) or type(error).__name__}.") from error
-    except websockets.WebSocketException as error:  # whose text may quote sent data
+    except websockets.WebSocketException as error:  # its text may quote sent data
         raise ConnectionLost(f"The server is not a WebSocket server: {type(error).__name__}.") from None
     return Connection(socket)
 
@@ -168,6 +169,7 @@ def _rejected(status: int, body: bytes) -> Rejected | Ended:
 
 
 def _lost(error: websockets.ConnectionClosed) -> ClientError:
+    # A 1009 that the server sent first is only echoed here, and means that a message of this client was too large.
     if error.sent is not None and error.sent.code == Close.TOO_BIG.code and not error.rcvd_then_sent:
         return MessageTooLarge(f"A message exceeds {_MOST_BYTES} bytes; the client continues with a new snapshot.")
     if error.rcvd is None:
@@ -189,6 +191,7 @@ async def fresh(token: Token) -> str:
             given = await done_by(lambda: _given(token), _TOKEN_TIMEOUT_S)
         except Exception as error:
             raise TokenUnavailable(f"The token provider failed: {str(error) or type(error).__name__}.") from error
+    # The token becomes part of a header, where a line break would begin another header.
     if not isinstance(given, str) or not given or not given.isascii() or not given.isprintable() or " " in given:
         raise TokenUnavailable("The token is invalid: it must be a non-empty ASCII string without spaces.")
     return given

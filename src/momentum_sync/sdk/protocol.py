@@ -61,6 +61,8 @@ def pause(failures: int, chance: float) -> float:
         failures: failures in a row.
         chance: a random number between 0 and 1.
     """
+    # A restart disconnects all clients at once, and full jitter spreads them. The exponent is bounded because 2.0 **
+    # 1024 raises OverflowError.
     return float(min(LONGEST_PAUSE_S, _SHORTEST_PAUSE_S * 2.0 ** min(max(failures, 1) - 1, 10)) * chance)
 
 
@@ -152,6 +154,8 @@ class Protocol:
         self._heard_at = 0.0
         self._steady = 0.0
         self._to_come = 0
+        # Cleared by each heartbeat: a heartbeat without an event since the last one ends a replay, because the caller
+        # may not see the rest.
         self._came = False
         self._asked_with: str | None = None
         self._reason: str | None = None
@@ -179,6 +183,7 @@ class Protocol:
     def lost(self, now: float) -> None:
         """Note that the socket is closed."""
         if self.online:
+            # If the clock was set back, the last message would lie in the future.
             self.since = (
                 min(self._heard_at, now) if self.status is ClientStatus.LIVE or self.since is None else self.since
             )
@@ -220,6 +225,7 @@ class Protocol:
         self._heard_at, self._steady = now, at
         match message:
             case None:
+                # A newer server may send types that this version does not know.
                 return []
             case wire.SubscriptionConfirmed():
                 return self._confirmed(message, now)
@@ -242,6 +248,7 @@ class Protocol:
 
     def _confirmed(self, message: wire.SubscriptionConfirmed, now: float) -> list[Output]:
         self.channels = tuple(message.channels)
+        # Later confirmations answer `subscribe`; only the first one of a connection begins the stream.
         if not self.online:
             user_id = message.user_id or NOBODY
             if self.user_id is None:
@@ -281,6 +288,7 @@ class Protocol:
         ]
 
     def _follow(self, event_id: str, previous: str) -> None:
+        # A lost and a repeated event both show in `previous_id`; after either, the client begins again with a snapshot.
         if previous != self.last_event_id:
             self.forget("gap")
             raise Gap(f"The event {event_id} follows {previous}, which was not received.")
@@ -295,6 +303,7 @@ class Protocol:
         if message.last_event_id != self.last_event_id:
             self.forget("gap")
             raise Gap(f"The server has sent the event {message.last_event_id}, which was not received.")
+        # The position moves without events, so a quiet client's does not fall out of the retention.
         self.position = message.position or message.last_event_id
         if message.lag_ms > _LATE_MS:
             self.since = self._heard_at - message.lag_ms / 1000 if self.since is None else self.since

@@ -78,6 +78,7 @@ class Replica:
         except ClientError as error:
             self._report(error)
             return
+        # Position and state from the connection are newer; only cached values and unsent marks exist nowhere else.
         if document is not None and document.user_id == self.protocol.user_id and not self._over:
             self.cache.restore(document.cache)
             self.outbox.restore(document.outbox)
@@ -117,6 +118,7 @@ class Replica:
         if self._over or self.protocol.user_id is None:
             return None
         known_at = self._clock() if self.protocol.status == "live" else self.protocol.since
+        # Events that wait for the program are not in the stored state, which is then only as current as its last event.
         return Document(
             user_id=self.protocol.user_id,
             last_event_id=last_event_id,
@@ -135,6 +137,7 @@ class Replica:
 
     async def clear(self) -> None:
         """Delete everything, here and in the store."""
+        # Set first, so that a write in the queue stores nothing more.
         self._over = True
         self._pending = None
         self.protocol = Protocol(self._user_id)
@@ -204,6 +207,7 @@ class Replica:
 
     def _start_over(self, user_id: str) -> None:
         """Start empty for another user."""
+        # Marks of one user must not be sent with another user's token.
         self.outbox = Outbox()
         self._let_go(user_id)
 

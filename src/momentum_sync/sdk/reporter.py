@@ -10,6 +10,7 @@ from momentum_sync.errors import ClientError, RequestFailed
 from momentum_sync.sdk.callbacks import carefully
 
 LOG = logging.getLogger("momentum_sync.sdk")
+# Without any handler, Python prints a library's warnings to standard error.
 LOG.addHandler(logging.NullHandler())
 _LOUD = (
     errors.Ended, errors.Gap, errors.MessageTooLarge, errors.NotUnderstood, errors.Rejected, errors.StoreFailed,

@@ -22,6 +22,7 @@ from momentum_sync.domain.messages import (
     ScoreChanged,
 )
 
+# Both lists are those of the server's snapshot; otherwise a resync would change what is shown.
 _OPEN = ("scheduled", "in_progress")
 _UNREAD = ("pending", "sent", "delivered")
 _KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification | NotificationRemoved]] = EVENTS
@@ -62,6 +63,7 @@ class UserState:
     @property
     def notifications(self) -> tuple[Notification, ...]:
         """Return the unread notifications, newest first."""
+        # Sorting is stable, also in reverse: the order is the server's, `created_at desc, id`.
         by_id = sorted(self._notifications.values(), key=lambda one: one.id)
         return tuple(sorted(by_id, key=lambda one: one.created_at or "", reverse=True))
 
@@ -125,10 +127,13 @@ class UserState:
         day = momentum.score_date or ""
         known = self._days.get(day)
         if known is not None:
+            # A read with other values than the day's last event is older than that event, and so is one that still has
+            # a deleted day.
             same = (momentum.momentum_state, momentum.final_score) == (known.momentum_state, known.final_score)
             return not same or known.event_type == "momentum_score_deleted"
         if not any(later > day for later, one in self._days.items() if one.event_type != "momentum_score_deleted"):
             return False
+        # `timestamp` is the time of the read, so it differs between equal reads.
         before, self._doubtful = self._doubtful, msgspec.structs.replace(momentum, timestamp=None)
         return not self.unsure or before != self._doubtful
 
@@ -138,6 +143,7 @@ class UserState:
         if now is not None and now.has_data and now.score_date is not None and event.score_date < now.score_date:
             self.unsure = True  # an earlier day changed, or the latest score was moved there
             return
+        # An event carries no breakdown and no count, and the known ones belong to the older score.
         self.momentum = Momentum(
             user_id=self.user_id,
             has_data=True,

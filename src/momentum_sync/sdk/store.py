@@ -93,6 +93,7 @@ class FileStore:
             with os.fdopen(number, "wb") as file:
                 file.write(document)
                 file.flush()
+                # Without it, a power failure after the rename could leave an empty file under the final name.
                 os.fsync(file.fileno())
             Path(name).replace(self._path)
         except BaseException:
@@ -111,6 +112,7 @@ class FileStore:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._lock is not None or sys.platform == "win32":
             return
+        # Each save replaces the document's file, and a lock on it would stay with the old one.
         lock = os.open(self._path.with_name(f".{self._path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,18 +206,20 @@ class Keeper:
             self.last_event_id = document.last_event_id
 
     async def save(self, describe: Callable[[UserState, str | None], Document | None]) -> None:
-        """Save what `describe` returns for the processed position at the time of writing. Raise StoreFailed.
+        """Save the document of `describe` for the processed position at the time of writing. Raise StoreFailed.
 
         A write is never cancelled, and no second one runs beside it: a cancelled caller only stops waiting.
         """
         if self._store is None:
             return
+        # A write that has not begun describes the state when it does, so later callers share it.
         if self._writing is None or self._writing.done() or not self._waits:
             self._enqueue(lambda: self._described(describe))
         assert self._writing is not None
         await asyncio.shield(self._writing)
 
     def _described(self, describe: Callable[[UserState, str | None], Document | None]) -> bytes | None:
+        # Reset before the write, so that a change during it counts as unsaved.
         self.changed = False
         document = describe(self.state, self.last_event_id)
         return None if document is None else msgspec.json.encode(document)
@@ -251,6 +255,7 @@ class Keeper:
         """Write once the previous write has ended. On failure the changes stay unsaved."""
         if before is not None:
             await asyncio.wait([before])
+        # `_waits` is about the last write, which may be a later one than this.
         if self._writing is asyncio.current_task():
             self._waits = False
         made, store = text(), self._store

@@ -24,6 +24,8 @@ class Stream:
         self._settle = settle
         self._most = most
         self._waiting: deque[Output] = deque()
+        # A weak reference: a program that breaks out of its loop only drops the iterator, which must not stop the
+        # reading.
         self._iterator: weakref.ref[Events] | None = None
         self._changed = asyncio.Condition()
         self.finished = False
@@ -97,6 +99,7 @@ class Stream:
                 if self.end is not None:
                     raise self.end
                 return None  # the program has closed the client
+            # It stays in the queue until the next request, so a program that fails while processing it gets it again.
             output = self._waiting[0]
             if isinstance(output, Event | Resync):
                 return output

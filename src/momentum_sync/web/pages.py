@@ -16,6 +16,7 @@ from starlette.types import Scope
 ROOT = "/pages"
 _WORKER = "sw.js"
 _NOT_FOR_PAGES = frozenset({"node.js"})
+# The pages show health data: injected markup must neither run a script nor reach another server.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -29,6 +30,7 @@ _POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+# `no-cache`: file names carry no version, so a browser must ask whether a file has changed.
 HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -60,7 +62,7 @@ def mount(api: FastAPI) -> None:
 
 
 def service_worker(static: Path, sdk: Path) -> str:
-    """Return the service worker, with the names of all files, and a cache whose name changes with any of them.
+    """Return the service worker, with the names of all files and a cache name that changes with any of them.
 
     Browsers install a worker again only if its bytes change, so a worker that did not name the files' contents would
     serve the pages of the version before.

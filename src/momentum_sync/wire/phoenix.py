@@ -32,7 +32,7 @@ class Version(Enum):
 
 
 class MalformedFrame(ValueError):
-    """A frame that is none of the protocol. Supabase ignores it, and the connection stays open."""
+    """A frame that the protocol does not allow. Supabase ignores it, and the connection stays open."""
 
 
 class ClientFrame(msgspec.Struct, frozen=True):

@@ -138,6 +138,7 @@ def _operations(clients: Sequence[type[messages.ClientMessage]], servers: list[s
         }
         for kind in clients
     }
+    # The server also sends these two without a request.
     answers = {answer for kind in clients for answer in kind.ANSWERS} - {"subscription_confirmed", "error"}
     sent = {
         f"send_{tag}": {"action": "send", "channel": channel, "messages": [named(tag)]}

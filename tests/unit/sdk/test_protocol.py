@@ -1,4 +1,4 @@
-"""The client's side of the protocol, beyond the vectors: what the program receives, and when data were current."""
+"""The client's side of the protocol, beyond the vectors: the events for the program, and the age of the data."""
 
 from __future__ import annotations
 

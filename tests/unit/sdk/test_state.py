@@ -1,4 +1,4 @@
-"""The state of a user, beyond the vectors: its bounds, and what each kind of event leaves alone."""
+"""The state of a user, beyond the vectors: its bounds, and the parts that each kind of event does not change."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def waiting(settled: list[str]) -> Stream:
     return Stream(settle, most=4)
 
 
-async def test_where_nobody_iterates_all_is_had(waiting: Stream, settled: list[str]) -> None:
+async def test_without_an_iterator_every_event_counts_as_acknowledged(waiting: Stream, settled: list[str]) -> None:
     waiting.add(event(1))
     assert settled == ["1"]
 
@@ -48,7 +48,9 @@ async def test_an_event_is_had_when_the_next_one_is_asked_for(waiting: Stream, s
     assert settled == ["1", "2", "3"]
 
 
-async def test_whoever_leaves_gets_the_same_event_again_unless_it_was_had(waiting: Stream, settled: list[str]) -> None:
+async def test_an_event_is_delivered_again_after_leaving_the_loop_unless_acknowledged(
+    waiting: Stream, settled: list[str]
+) -> None:
     for leave_with_it in (False, True):
         events = waiting.begin()
         if not leave_with_it:

@@ -94,7 +94,7 @@ class Session:
 
     Attributes:
         identity: the caller.
-        user_id: the user whose connection it is.
+        user_id: the user of the connection.
         client_id: the client's name for itself.
         cursor: its position and subscriptions.
         closing: why the connection is to end; None while it is not.
@@ -152,7 +152,7 @@ class Session:
         self._out.append(messages.error(code, sentence, now, ref, **more))
 
     def refuse(self, error: RequestError, now: float, ref: Ref) -> None:
-        """Answer a message whose work failed."""
+        """Send the `error` that answers a failed message."""
         self.send_error(error.code, str(error), now, ref)
 
     def close(self, why: Close) -> None:
@@ -324,11 +324,12 @@ async def _subscribe(session: Session, message: messages.Subscribe, services: Se
 
 async def _authenticate(session: Session, message: messages.Authenticate, services: Services) -> None:
     identity = await services.authenticate(message.token)
+    # The hub counts connections by role, subject and user, and could not release one whose owner has changed.
     if (identity.role, identity.subject) != (session.identity.role, session.identity.subject):
         raise Forbidden("The new token has another user or role; open a new connection.")
     try:
         granted = await services.grants(identity, session.user_id, list(session.cursor.channels))
-    except Forbidden:  # the caller may no longer act for the user whose connection it is
+    except Forbidden:  # the caller may no longer act for the connection's user
         session.close(Close.NOT_ALLOWED)
         return
     session.renew(identity, granted, services.now(), services.monotonic(), message.ref)

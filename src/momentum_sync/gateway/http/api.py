@@ -20,7 +20,8 @@ from momentum_sync.wire.paths import PREFIX, SHORT
 
 
 def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
-    """Make the FastAPI application of a gateway. `metrics` returns what Prometheus scrapes."""
+    """Make the FastAPI application of a gateway. `metrics` returns the text that Prometheus scrapes."""
+    # FastAPI's own pages load scripts from a CDN; `web/index.py` serves `/docs` without scripts.
     api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
     api.state.gateway = gateway
     sync = APIRouter(prefix="/sync")
@@ -33,6 +34,8 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     _add_unlisted(api)
     answer_errors(api)
     bound_bodies(api, gateway.limits.http.body_bytes)
+    # Added last and therefore outermost, because refusals of `bound_bodies` need CORS headers, too. No credentials:
+    # tokens are never in cookies.
     api.add_middleware(
         CORSMiddleware,
         allow_origins=list(gateway.options.allowed_origins),

@@ -27,6 +27,7 @@ class Events(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    # An id with a snapshot boundary lists the transactions that were in progress.
     last_event_id: str = Field(max_length=10_000)
     channels: list[Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]] = Field(
         [], max_length=500
@@ -87,6 +88,7 @@ async def missed_events(
         for event in events:
             if event.offset in withheld:
                 continue
+            # Checked before `deliver`, which would move `last_id` past an event that is not returned.
             if len(found) == limit or size > most:
                 return MissedEvents(found, cursor.last_id, complete=False, refused=opening.refused)
             ids = cursor.deliver(event)

@@ -14,11 +14,12 @@ from momentum_sync.wire.paths import PREFIX
 
 
 def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
-    """Return functions that read what the parts of a gateway know anyway, by the names of `metrics.READ`."""
+    """Return, for each name in `metrics.READ`, a function that reads the present value from the gateway."""
     hub, feed = gateway.hub, gateway.feed
 
     def retained() -> float:
         bytes_retained = feed.status().slot.retained
+        # A gauge needs a number, and 0 would mean that no WAL is retained.
         return -1 if bytes_retained is None else bytes_retained
 
     return {
@@ -46,6 +47,7 @@ def add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) ->
                 raise Forbidden("Only service_role may read the metrics.")
         return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    # For the OpenAPI description only: `scrape` reads the credentials itself.
     secured = [Security(BEARER), Security(API_KEY)]
     described: dict[int | str, dict[str, object]] = {
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},

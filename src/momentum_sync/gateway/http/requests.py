@@ -56,6 +56,7 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, object]] = {
     status: {"model": Refusal} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
+# With `auto_error` FastAPI would answer in its own form instead of the contract's.
 BEARER = HTTPBearer(auto_error=False, description="A user's token, or one of `service_role`.")
 API_KEY = APIKeyHeader(name="apikey", auto_error=False, description="The service key is `service_role`.")
 
@@ -109,6 +110,7 @@ def answer_errors(api: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # FastAPI does not parse such a body, and its error would report a wrong type instead.
         if sent != "application/json" and not sent.endswith("+json"):
             return refusal(422, "invalid_field", "Send the body as JSON, with `Content-Type: application/json`.")
         if first["type"] == "json_invalid":
@@ -124,6 +126,7 @@ def answer_errors(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
+        # The query may contain a token.
         observe.failed(urlsplit(str(request.url)).path, error)
         return refusal(503, "unavailable", "Something went wrong here; try again in a moment.")
 
@@ -137,6 +140,7 @@ def bound_bodies(api: FastAPI, most: int) -> None:
         if request.method == "POST" and "content-type" not in request.headers:
             # Bodies have one type here, so a request that names none is taken to have it.
             request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]
+        # A chunked body has no length, so it could not be refused before it is read.
         if request.method == "POST" and (length is None or not length.isdigit() or int(length) > most):
             error = TooLarge("too_large", f"Send a Content-Length of at most {most} bytes.")
             return refusal(error.status, error.code, str(error))

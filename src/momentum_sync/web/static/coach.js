@@ -1,8 +1,7 @@
-// A coach's page: who needs care now, the live queue, the states over time, and one person in detail.
+// A coach's page: people in need of care, the live queue, the states over time, and one person in detail.
 //
-// The channels are held before everything is read, so a change is in the data read, or arrives as an event, or both.
-// What
-// comes while it is being read is folded in again afterwards.
+// The page subscribes before it reads, so a change is in the data read, or arrives as an event, or both. Events that
+// arrive during the read are folded in again afterwards.
 
 import { distribution, gauge, trend } from "./charts.js";
 import { badge, begin, dayOf, element, fill, find, focus, lines, Names, onceAFrame, problem, write } from "./page.js";
@@ -164,7 +163,7 @@ function run({ client, ask }) {
     if (shownId !== null) showNow(shownId);
   });
 
-  /** Everybody whom the search finds, in the order that was chosen, a part at a time. */
+  /** Show the people that the search finds, in the chosen order, one part at a time. */
   function showPeople(all) {
     const text = find("people-text").value.trim().toLowerCase();
     const found = all.filter((one) => nameOf(one.user_id).toLowerCase().includes(text));
