@@ -237,7 +237,7 @@ def test_no_file_over_400_lines_and_no_function_over_50(path: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "clients" / "js" / "src").glob("*.js")), ids=lambda path: path.name)
 def test_no_file_of_the_javascript_sdk_over_400_lines(path: Path) -> None:
     code = re.sub(r"/\*\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 400
+    assert len([line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("//")]) <= 400
 
 
 @pytest.mark.parametrize("path", FILES)

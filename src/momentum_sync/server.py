@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -86,10 +88,15 @@ def development_secret(data_dir: Path) -> str:
     """Return the HS256 secret of development mode: made once, in a file that only its owner can read."""
     path = development_secret_path(data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        # The file gets its mode before the secret, so that other users cannot read it at any time.
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(secrets.token_urlsafe(48), encoding="ascii")
+    if path.exists() and not path.read_text(encoding="ascii").strip():
+        path.unlink()  # written by a version that could be interrupted between creating and writing it
+    if not path.exists():
+        # A temporary file has mode 0600. Linking it makes the whole secret appear at once, and the first process wins.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(48))
+            file.flush()
+            with suppress(FileExistsError):
+                os.link(file.name, path)
     return path.read_text(encoding="ascii").strip()
 
 

@@ -22,8 +22,8 @@ declare
     wrong text;
 begin
     select string_agg(
-        format('%s.%s (%s%s)', n.table_name, n.column_name, n.type_name, case when n.required then ' not null' else ''
-        end), ', ' order by n.place)
+        format('%s.%s (%s%s)', n.table_name, n.column_name, n.type_name, case when n.required then ' not null' else '' end),
+        ', ' order by n.place)
     into wrong
     from (values
         (1, 'daily_engagement_scores', 'id', 'uuid', true),

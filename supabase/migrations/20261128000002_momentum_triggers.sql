@@ -467,8 +467,10 @@ begin
         'has_data', false,
         'message', 'No momentum data available for user',
         'timestamp', public.momentum_rfc3339(now()));
-end; $$; comment on function public.get_realtime_momentum_state(uuid) is 'Return the latest momentum of a user:
-`has_data`, and if true `score_date`, `momentum_state`, `final_score`, `events_count`, `breakdown`, `last_updated`.
+end;
+$$;
+comment on function public.get_realtime_momentum_state(uuid) is 'Return the latest momentum of a user: `has_data`, and if true `score_date`, `momentum_state`, `final_score`,
+`events_count`, `breakdown`, `last_updated`.
 
 It reads as the caller, under row level security, and answers alike for an existing and a missing user without rights.
 
@@ -508,8 +510,9 @@ begin
         'user_id', target_user_id,
         'interventions', coalesce(found_interventions, '[]'),
         'timestamp', public.momentum_rfc3339(now()));
-end; $$; comment on function public.get_realtime_interventions(uuid) is 'Return the interventions of a user that are
-scheduled or in progress, by date, those without a date last.
+end;
+$$;
+comment on function public.get_realtime_interventions(uuid) is 'Return the interventions of a user that are scheduled or in progress, by date, those without a date last.
 
 It reads as the caller, under row level security.
 
@@ -535,8 +538,9 @@ begin
             'cache_invalidation'),
         'user_id', target_user_id,
         'timestamp', public.momentum_rfc3339(now()));
-end; $$; comment on function public.subscribe_to_momentum_channels(uuid) is 'Return the channels of a user. It
-subscribes to nothing: pass the names to a client.
+end;
+$$;
+comment on function public.subscribe_to_momentum_channels(uuid) is 'Return the channels of a user. It subscribes to nothing: pass the names to a client.
 
 Args:
     target_user_id: the user.
@@ -580,8 +584,8 @@ begin
         create policy "Service role manages event metrics" on public.realtime_event_metrics
             for all to service_role using (true) with check (true);
     elsif exists (
-        select from pg_policy p where p.polrelid = 'public.realtime_event_metrics'::regclass and p.polname = 'Service
-        role manages event metrics'
+        select from pg_policy p
+        where p.polrelid = 'public.realtime_event_metrics'::regclass and p.polname = 'Service role manages event metrics'
     ) and obj_description('public.realtime_event_metrics'::regclass, 'pg_class') is null and (
         select string_agg(a.attname, ' ' order by a.attnum) from pg_attribute a
         where a.attrelid = 'public.realtime_event_metrics'::regclass and a.attnum > 0 and not a.attisdropped
@@ -607,8 +611,8 @@ as $$
         event_type, channel_name, user_id, payload_size, processing_time_ms, success, error_message)
     values (
         p_event_type, p_channel_name, p_user_id, p_payload_size, p_processing_time_ms, p_success, p_error_message)
-$$; comment on function public.log_realtime_event(text, text, uuid, integer, integer, boolean, text) is 'Add a row to
-`realtime_event_metrics`; for the service only.
+$$;
+comment on function public.log_realtime_event(text, text, uuid, integer, integer, boolean, text) is 'Add a row to `realtime_event_metrics`; for the service only.
 
 Args:
     p_event_type: the event''s type.
@@ -632,8 +636,10 @@ begin
     delete from public.realtime_event_metrics m where m.created_at < now() - kept;
     get diagnostics deleted = row_count;
     return deleted;
-end; $$; comment on function public.cleanup_realtime_metrics() is 'Delete the rows of `realtime_event_metrics` that are
-older than `metrics_retention` in momentum.settings. Return their number. The server calls it every hour.
+end;
+$$;
+comment on function public.cleanup_realtime_metrics() is 'Delete the rows of `realtime_event_metrics` that are older than `metrics_retention` in momentum.settings. Return their
+number. The server calls it every hour.
 
 Example:
     select public.cleanup_realtime_metrics()';

@@ -26,8 +26,8 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
     select auth.jwt() -> 'app_metadata' ->> 'role'
-$$; comment on function public.momentum_caller_role() is 'Return the caller''s role in the coaching organisation,
-`coach`, `admin` or null, from the token''s `app_metadata`.
+$$;
+comment on function public.momentum_caller_role() is 'Return the caller''s role in the coaching organisation, `coach`, `admin` or null, from the token''s `app_metadata`.
 
 Example:
     select public.momentum_caller_role()';
@@ -45,8 +45,8 @@ as $$
     ) or exists (
         select from pg_catalog.pg_class c
         where c.oid = 'public.daily_engagement_scores'::regclass and pg_has_role(current_user, c.relowner, 'usage'))
-$$; comment on function public.momentum_is_unbound() is 'Return whether the caller is exempt from row level security:
-service_role, and the owner of the tables.
+$$;
+comment on function public.momentum_is_unbound() is 'Return whether the caller is exempt from row level security: service_role, and the owner of the tables.
 
 Example:
     select public.momentum_is_unbound()';
@@ -60,8 +60,8 @@ as $$
         coalesce(target = auth.uid(), false)
         or coalesce(public.momentum_caller_role() = 'admin', false)
         or public.momentum_is_unbound())
-$$; comment on function public.momentum_may_act_for(uuid) is 'Return whether the caller may act for a user: the user, an
-admin, and callers exempt from row level security.
+$$;
+comment on function public.momentum_may_act_for(uuid) is 'Return whether the caller may act for a user: the user, an admin, and callers exempt from row level security.
 
 Args:
     target: the user; null is nobody.
@@ -219,8 +219,8 @@ stable
 set search_path = pg_catalog, pg_temp
 set quote_all_identifiers = off
 as $$
-    select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind,
-    p.expression)) from (
+    select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind, p.expression))
+    from (
         select case when p.polpermissive then 'permissive' else 'restrictive' end as kind,
             coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true') as expression
         from pg_policy p
@@ -332,8 +332,9 @@ begin
         values (name, wanted, coalesce(momentum.describe_policies(name), 'no such table'))
         on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
     end loop;
-end; $$; comment on function momentum.reset_policies() is 'Record the present policies, and those that the migrations
-create, anew. The migrations call it.
+end;
+$$;
+comment on function momentum.reset_policies() is 'Record the present policies, and those that the migrations create, anew. The migrations call it.
 
 Example:
     select momentum.reset_policies()';
@@ -384,8 +385,10 @@ set lock_timeout = '100ms'
 as $$
 begin
     perform momentum.note_policies();
-end; $$; comment on function momentum.check_policies() is 'Record changed policies, and have every gateway ask for the
-grants of its callers again. The server calls it once a second. A table that is locked is checked at the next call.
+end;
+$$;
+comment on function momentum.check_policies() is 'Record changed policies, and have every gateway ask for the grants of its callers again. The server calls it once a
+second. A table that is locked is checked at the next call.
 
 Example:
     select momentum.check_policies()';
@@ -433,8 +436,9 @@ begin
     return case when visible then case when kind = 'interventions' then by_token else 'checked' end end;
 exception when insufficient_privilege then
     return null;
-end; $$; comment on function public.momentum_grant(text) is 'Return whether the caller may have a channel, under the
-caller''s role, claims and policies.
+end;
+$$;
+comment on function public.momentum_grant(text) is 'Return whether the caller may have a channel, under the caller''s role, claims and policies.
 
 The server lists the tables with changed policies in `momentum.changed`; without it the more careful answer is returned.
 
@@ -469,9 +473,10 @@ begin
     on conflict (user_id) do update set revoked_at = greatest(r.revoked_at, excluded.revoked_at);
     perform momentum.publish(
         array['momentum:control'], jsonb_build_object('event_type', 'revoked', 'user_id', target), null::jsonb);
-end; $$; comment on function momentum.revoke(uuid) is 'Revoke a user''s tokens. Every gateway closes the user''s
-connections when it reads this in the log, and tokens issued until now are refused. Later ones are accepted, so ban the
-user at the issuer, too.
+end;
+$$;
+comment on function momentum.revoke(uuid) is 'Revoke a user''s tokens. Every gateway closes the user''s connections when it reads this in the log, and tokens issued
+until now are refused. Later ones are accepted, so ban the user at the issuer, too.
 
 Args:
     target: the user.
@@ -497,8 +502,9 @@ begin
         raise exception 'the token was revoked' using errcode = 'invalid_authorization_specification';
     end if;
     return (select coalesce(string_agg(p.table_name, ','), 'none') from momentum.policies p where p.changed);
-end; $$; comment on function momentum.admit(jsonb) is 'Return the names of the tables with changed policies,
-comma-separated, or `none`. The server calls it for each caller.
+end;
+$$;
+comment on function momentum.admit(jsonb) is 'Return the names of the tables with changed policies, comma-separated, or `none`. The server calls it for each caller.
 
 Args:
     claims: the token''s claims. One without `iat` counts as issued in 1970.
@@ -515,8 +521,9 @@ begin
     perform set_config('momentum.changed', momentum.admit(claims::jsonb), true);
     perform set_config('request.jwt.claims', claims, true);
     perform set_config('role', caller_role, true);
-end; $$; comment on function momentum.become(text, text) is 'Run the rest of the transaction under a caller''s role and
-claims, as PostgREST does.
+end;
+$$;
+comment on function momentum.become(text, text) is 'Run the rest of the transaction under a caller''s role and claims, as PostgREST does.
 
 Args:
     caller_role: `authenticated` or `service_role`.

@@ -426,6 +426,15 @@ def test_uninstall_leaves_the_tables_that_we_made(empty_database: str, earlier: 
     run(empty_database, "update daily_engagement_scores set final_score = 2")
 
 
+def test_uninstall_waits_for_no_server_that_is_still_connected(database: str) -> None:
+    """A server that does not hold the slot would create it again."""
+    before = facts(database, APPS)
+    with psycopg.connect(database, application_name="momentum-sync log"):
+        with pytest.raises(Unsuitable, match="A server is connected"):
+            uninstall(database, slot="momentum_sync", tell=lambda _: None)
+    assert facts(database, APPS) == before
+
+
 def test_uninstall_stops_at_what_others_have_built_on_it(database: str) -> None:
     run(database, "create view public.settings_of_sync as select notify from momentum.settings")
     before = facts(database, APPS)

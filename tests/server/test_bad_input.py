@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,7 @@ import websockets
 from websockets.frames import Frame, Opcode
 
 from tests.fixtures.postgres import Sql, add_score
-from tests.fixtures.server import PATH, TIMEOUT_S, Client, Server, sign
+from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Client, Server, sign
 
 
 @asynccontextmanager
@@ -85,15 +86,26 @@ async def test_a_flood_of_messages(server: Server, db: Sql, user: UUID, other: U
         assert "reconnect" in reason
 
 
+async def too_big(server: Server) -> str:
+    """Return the number of connections closed for the size of a message."""
+    async with server.http(apikey=SERVICE_KEY) as http:
+        (count,) = re.findall(r'^momentum_closes_total\{code="1009"\} (.*)$', (await http.get("/metrics")).text, re.M)
+    return str(count)
+
+
 @pytest.mark.parametrize("fragments", [1, 20])
 async def test_a_frame_of_100_kb(server: Server, db: Sql, user: UUID, other: UUID, fragments: int) -> None:
     async with undisturbed(server, db, other), server.live(user) as client:
+        before = await too_big(server)
         part = '{"type": "ping", "ref": "' + "x" * (100_000 // fragments)
         try:
             await client.socket.send([part] * fragments if fragments > 1 else part)
         except websockets.ConnectionClosed:
             pass
         assert (await client.closed())[0] == 1009
+        async with asyncio.timeout(20):
+            while await too_big(server) == before:
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -136,16 +136,19 @@ async def test_a_client_that_sends_requests_and_reads_no_answer_is_closed(
         client.socket.transport.abort()
 
 
+@pytest.mark.parametrize("window", [64 * 1024 * 1024, 64 * 1024], ids=["from memory", "from the log"])
 async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_comes_once(
-    start: Start, db: Sql, user: UUID
+    start: Start, db: Sql, user: UUID, bounds: Bounds, window: int
 ) -> None:
-    """Others hold the whole budget and read nothing.
+    """Others hold the whole budget and read nothing, until they are closed for it.
 
     One transaction has small and large events, on two channels of one client.
     """
+    bounds("delivery", stall_s=2.0, turn_s=4.0)
+    bounds("sockets", close_slow_s=1.0)
     large = "x" * 150_000
     total = 1024 * 1024
-    async with start(send_buffer_bytes=total, send_total_bytes=total) as server:
+    async with start(send_buffer_bytes=total, send_total_bytes=total, window_bytes=window) as server:
         other = new_user(db)
         async with AsyncExitStack() as stack:
             stuck = [await stack.enter_async_context(server.live(other, client_id=str(number))) for number in range(8)]
@@ -167,6 +170,8 @@ async def test_a_large_event_for_which_there_is_no_room_keeps_its_place_and_come
                 (kind, number) for number in range(4) for kind in ("small", "large")
             ]
             assert [event["previous_id"] for event in came] == [last, *[event["id"] for event in came[:-1]]]
+            for client in stuck:  # or their close would wait for an answer that they do not read
+                client.socket.transport.abort()
 
 
 async def test_a_slow_reader_of_a_large_event_is_closed_while_others_wait(
@@ -204,6 +209,7 @@ async def test_a_slow_reader_of_a_large_event_is_closed_while_others_wait(
         assert (await reader.until("realtime_event"))["event"]["event_type"] == "large"
         await clients_left(server, 1)
         reading.cancel()
+        dribbler.socket.transport.abort()
 
 
 async def test_a_connection_that_cannot_be_given_its_events_is_closed_and_not_left_silent(

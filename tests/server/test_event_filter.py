@@ -293,6 +293,19 @@ async def test_cache_keys_of_hidden_scores_are_not_delivered(server: Server, db:
     assert [message["type"] for message in client.seen].count("cache_invalidation") == 1
 
 
+async def test_a_user_without_any_visible_row_keeps_the_channel_of_cache_keys(
+    server: Server, db: Sql, user: UUID
+) -> None:
+    db.execute("create policy more on daily_engagement_scores for select to authenticated using (false)")
+    add_score(db, user)
+    async with server.live(user) as client:
+        db.execute("delete from daily_engagement_scores")
+        await client.until("realtime_event")
+        add_score(db, user)
+        assert (await client.until("cache_invalidation"))["cache_keys"]
+    assert "error" not in [message["type"] for message in client.seen]
+
+
 async def test_unreadable_policies_count_as_changed_and_do_not_stop_the_feed(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:

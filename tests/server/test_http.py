@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from momentum_sync.domain.reads import SQL, overview_query
+from momentum_sync.domain.reads import SQL, MomentumReads, overview_query
 from tests.fixtures.postgres import As, Sql, add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Server, Start, sign
 
@@ -256,10 +256,26 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
 
 
 async def test_pages_of_listed_origins_may_ask(start: Start, user: UUID) -> None:
+    """The same as may open a socket, however the operator has written them."""
+    for listed in ("https://app.example", "https://App.example:443/"):
+        async with start(allowed_origins=listed) as server, server.http(sign(user)) as http:
+            for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
+                response = await http.post("/sync/momentum", json={"user_id": str(user)}, headers={"Origin": origin})
+                assert response.headers.get("access-control-allow-origin") == allowed
+
+
+async def test_a_page_can_read_the_answer_to_a_request_that_failed_here(
+    start: Start, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(MomentumReads, "momentum", fails)
     async with start(allowed_origins="https://app.example") as server, server.http(sign(user)) as http:
-        for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
-            response = await http.post("/sync/momentum", json={"user_id": str(user)}, headers={"Origin": origin})
-            assert response.headers.get("access-control-allow-origin") == allowed
+        headers = {"Origin": "https://app.example"}
+        response = await http.post("/sync/momentum", json={"user_id": str(user)}, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
 
 
 async def test_no_answer_tells_what_it_should_not(server: Server, user: UUID) -> None:

@@ -3,6 +3,7 @@
 // It connects, reconnects for as long as it is open, and keeps its position. Every failure is a typed error, passed to
 // listeners of "error" and to `log`; nothing is printed.
 
+import { someKeys } from "./acknowledging.js";
 import { listenToBrowser } from "./browser.js";
 import { address, checkNames, connect, fresh, isOpen, randomId, subject, webSocket, without } from "./connection.js";
 import {
@@ -53,9 +54,8 @@ const TICK_MS = 1_000;
 const STEADY_MS = 5_000;
 const FORBIDDEN = [403, 4403];
 const ABOUT_THE_ENTRY = ["not_found", "forbidden"]; // what the server says of the notification, and will say again
-const LATER = 6; // as after so many failures: the longest pause
+const LATER = 7; // as after so many failures: the longest pause
 const ACKNOWLEDGE_AFTER_MS = 100; // servers take 20 messages a second
-const KEYS_A_MESSAGE = 500;
 
 /** A user's connection to a Momentum Sync server, and the user's data. */
 export class Client {
@@ -101,7 +101,7 @@ export class Client {
     this.#options = { clientId: randomId(), ...options, userId };
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
-    this.#wanted = [...new Set(options.channels ?? [])];
+    this.#wanted = [...new Set(checkNames(options.channels ?? []))];
     this.#reporter = new Reporter(options.log, () => this.#replica.state);
     this.#replica = new Replica(
       options.store ?? null,
@@ -303,12 +303,13 @@ export class Client {
 
   /**
    * Subscribe to channels, now and on each reconnect; offline, with the next connection. Throws RequestFailed if one of
-   * them is not granted; then none is subscribed to.
+   * them is not granted; then none is subscribed to. Throws RangeError beyond 500 channels.
    * @param {string[]} channels
    */
   async subscribe(channels) {
     const held = this.#replica.protocol.online ? this.#replica.protocol.channels : this.#wanted;
-    const fresh = [...new Set(checkNames(channels))].filter((one) => !held.includes(one) || !this.#wanted.includes(one));
+    const unique = [...new Set(checkNames(channels, this.#wanted))];
+    const fresh = unique.filter((one) => !held.includes(one) || !this.#wanted.includes(one));
     this.#wanted = [...new Set([...this.#wanted, ...fresh])];
     if (fresh.length === 0) return;
     try {
@@ -526,7 +527,7 @@ export class Client {
     for (const key of keys) this.#toAcknowledge.add(key);
     void this.#once("acknowledge", async () => {
       await new Promise((resolve) => setTimeout(resolve, ACKNOWLEDGE_AFTER_MS));
-      const gone = [...this.#toAcknowledge].slice(0, KEYS_A_MESSAGE);
+      const gone = someKeys(this.#toAcknowledge);
       for (const key of gone) this.#toAcknowledge.delete(key);
       if (gone.length > 0) this.#connection?.send({ type: "cache_invalidation_ack", cache_keys: gone });
     });

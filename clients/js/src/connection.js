@@ -24,6 +24,8 @@ export const OWN_CODES = new Set([
   "upgrade_required",
 ]);
 const PATH = "/functions/v1/realtime-momentum-sync";
+/** The server takes as many in the address of a connection. */
+const MOST_CHANNELS = 500;
 const OPEN_TIMEOUT_MS = 15_000;
 const ANSWER_TIMEOUT_MS = 15_000;
 const PROBE_TIMEOUT_MS = 5_000;
@@ -330,11 +332,15 @@ export function randomId() {
 }
 
 /**
- * Return the channels. Throws TypeError for one string, which is a sequence of characters.
+ * Refuse one string, which has a length and characters like a list, and more channels than a reconnect could name.
  * @param {string[]} channels
+ * @param {string[]} [others]
  */
-export function checkNames(channels) {
+export function checkNames(channels, others = []) {
   if (typeof channels === "string") throw new TypeError(`channels must be a list of names, such as ["${channels}"]`);
+  if (new Set([...channels, ...others]).size > MOST_CHANNELS) {
+    throw new RangeError(`a client can have at most ${MOST_CHANNELS} channels; use a second client for the others`);
+  }
   return channels;
 }
 

@@ -163,6 +163,7 @@ class Pipeline:
         self._confirmed(confirmed)
         # Resuming at half the limit keeps reading from stopping and starting with every batch.
         if self._pending_size <= self._limits.pending_bytes // 2 and not self._ending:
+            self._heard_at = time.monotonic()  # the silence while the stream was paused was ours
             self._stream.resume()
 
     async def _make_durable(self, batch: list[Event], confirmed: int) -> None:

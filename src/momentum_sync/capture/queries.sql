@@ -138,10 +138,10 @@ values (
     %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(offset)s + 1, 0,
     %(offset)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
 on conflict (single) do update set
-    slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier, timeline =
-    excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from, kept_mark =
-    excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index =
-    excluded.last_index, last_mark = excluded.last_mark, holder = excluded.holder
+    slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
+    timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
+    kept_mark = excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
+    last_mark = excluded.last_mark, holder = excluded.holder
 
 -- name: next_xid
 -- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time

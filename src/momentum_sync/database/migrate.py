@@ -23,7 +23,7 @@ _LOCK = 0x6D6F6D656E74756D
 PATIENCE_S = 60.0
 # Below PostgreSQL's deadlock_timeout, 1 s by default: a migration gives up before a deadlock check could cancel a
 # writer.
-_LOCK_TIMEOUT = "500ms"
+LOCK_TIMEOUT = "500ms"
 _AGAIN_AFTER_S = 0.2
 
 _BOOKKEEPING = """
@@ -60,7 +60,7 @@ def migrate(
     """
     with connect(conninfo, application_name="momentum-sync migrate") as connection:
         connection.execute(f"set lock_timeout = '{patience_s}s'; set statement_timeout = 0")
-        _lock(connection)
+        _lock(connection, patience_s)
         try:
             applied = _apply(connection, tell, again=again, patience_s=patience_s)
             if not adoption.has_event_trigger(connection):
@@ -84,12 +84,13 @@ def migrate(
             connection.execute("select pg_advisory_unlock(%s)", (_LOCK,))
 
 
-def _lock(connection: Connection[TupleRow]) -> None:
+def _lock(connection: Connection[TupleRow], patience_s: float) -> None:
     try:
         connection.execute("select pg_advisory_lock(%s)", (_LOCK,))
     except errors.LockNotAvailable as error:
         raise Unsuitable(
-            "Another migration has held its lock for a minute.", "Wait for it to end, then run `momentum-sync migrate`."
+            f"Another migration has held its lock for {patience_s:g} s.",
+            "Wait for it to end, then run `momentum-sync migrate`.",
         ) from error
 
 
@@ -201,22 +202,30 @@ def _equip(connection: Connection[TupleRow], role: str, patience_s: float) -> No
 def _run(
     connection: Connection[TupleRow], what: str, script: str, *, patience_s: float, record: Migration | None = None
 ) -> None:
-    """Run a file in one transaction.
+    """Run a file in one transaction."""
+    patiently(what, "migrate", lambda: _run_once(connection, what, script, record), patience_s)
 
-    It waits for a lock for less time than PostgreSQL takes to look for deadlocks, and starts over, for up to
-    `patience_s`. So no writer that holds one table and wants the next is cancelled because of a migration.
+
+def patiently(what: str, command: str, transaction: Callable[[], None], patience_s: float = PATIENCE_S) -> None:
+    """Run a transaction that changes tables, and start over while another holds a lock, for up to `patience_s`.
+
+    The transaction must set `lock_timeout` to `LOCK_TIMEOUT`, which is less than PostgreSQL takes to look for
+    deadlocks. So no writer that holds one table and wants the next is cancelled because of this transaction.
+
+    Raises:
+        Unsuitable: the lock was not free in time.
     """
     ends = time.monotonic() + patience_s
     while True:
         try:
-            _run_once(connection, what, script, record)
+            transaction()
             return
         except errors.LockNotAvailable as error:
             if time.monotonic() > ends:
                 raise Unsuitable(
                     f"{what} waited {patience_s:g} s for a lock on a table, and was rolled back.",
-                    "End the transaction that holds the lock (see pg_stat_activity), then run `momentum-sync migrate`"
-                    " again.",
+                    "End the transaction that holds the lock (see pg_stat_activity), then run"
+                    f" `momentum-sync {command}` again.",
                 ) from error
             time.sleep(_AGAIN_AFTER_S)
 
@@ -224,7 +233,7 @@ def _run(
 def _run_once(connection: Connection[TupleRow], what: str, script: str, record: Migration | None) -> None:
     try:
         with connection.transaction():
-            connection.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
+            connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
             connection.execute(script.encode())
             # In the migration's own transaction, so that its record and its effect cannot differ.
             if record is not None:

@@ -76,6 +76,10 @@ where c.oid in (
     and has_table_privilege('service_role', c.oid, 'trigger')
 order by 1
 
+-- name: running
+-- Whether a server is connected: each keeps a connection of its log open.
+select 1 from pg_catalog.pg_stat_activity where datname = current_database() and application_name = 'momentum-sync log'
+
 -- name: slots
 -- The product's slots in this database: the log's, and the configured one.
 select r.slot_name::text, r.active

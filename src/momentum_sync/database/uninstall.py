@@ -12,6 +12,7 @@ from momentum_sync.database import queries
 from momentum_sync.database.adoption import has_bookkeeping, made, refuse_lesser_owner
 from momentum_sync.database.connection import connect
 from momentum_sync.database.files import SEED_VERSIONS, migrations, text
+from momentum_sync.database.migrate import LOCK_TIMEOUT, patiently
 from momentum_sync.errors import Unsuitable
 
 _SQL = queries.load(__package__)
@@ -45,6 +46,9 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
             servers = [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
         except (errors.InvalidSchemaName, errors.UndefinedFunction):
             servers = []
+        # A server that waits for the slot is not reading it, and would create it again.
+        if connection.execute(_SQL["running"]).fetchone():
+            raise Unsuitable("A server is connected to this database.", "Stop it, then run this command again.")
         slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
         for name, active in slots:
             if active:
@@ -52,7 +56,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
                     f"A server is reading the replication slot {name}.",
                     "Stop that server, then run this command again.",
                 )
-        _drop(connection)
+        patiently("uninstall", "uninstall", lambda: _drop(connection))
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
     # Dropping a slot cannot be rolled back, so it follows the transaction that may still fail.
     for name, _ in slots:
@@ -71,7 +75,7 @@ def _drop(connection: Connection[TupleRow]) -> None:
     seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
     try:
         with connection.transaction():
-            connection.execute("set local lock_timeout = '10s'")
+            connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
             functions = ",".join(made("function", "momentum"))
             connection.execute("select set_config('momentum.uninstall_functions', %s, true)", (functions,))
             connection.execute(text("database/uninstall.sql").encode())

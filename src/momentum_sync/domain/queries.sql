@@ -113,9 +113,10 @@ days as (
     group by s.score_date
 ),
 contacts as (
-    select i.user_id, left(max(coalesce(to_jsonb(i) ->> 'completed_at', to_jsonb(i) ->> 'actual_date')), 10) as
-    last_contact from public.coach_interventions i where {interventions} and i.status = 'completed' and i.user_id in
-    (select p.user_id from people p) group by i.user_id
+    select i.user_id, left(max(coalesce(to_jsonb(i) ->> 'completed_at', to_jsonb(i) ->> 'actual_date')), 10) as last_contact
+    from public.coach_interventions i
+    where {interventions} and i.status = 'completed' and i.user_id in (select p.user_id from people p)
+    group by i.user_id
 ),
 open_ones as (
     select i.id, i.user_id, i.intervention_type, i.status, i.scheduled_date, i.trigger_reason, i.created_at,

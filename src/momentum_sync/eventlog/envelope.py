@@ -21,6 +21,7 @@ MAX_NAME = 200
 # After an even number of backslashes `u0000` is plain text.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_QUOTE = ord('"')
 _NO_ROWS = msgspec.Raw()
 
 
@@ -84,6 +85,9 @@ def open_envelope(content: bytes) -> Envelope:
     body = bytes(fields.event)
     if not body.startswith(b"{"):
         raise Malformed("not an envelope: the event is not an object")
+    # Messages to clients add fields at the end, after a comma unless the object is `{}`.
+    if body[1] != _QUOTE and not body[1:-1].strip():
+        body = b"{}"
     rows = None if fields.rows is _NO_ROWS else bytes(fields.rows)
     if rows is not None and not rows.startswith(b"{"):
         raise Malformed("not an envelope: the rows are not an object")

@@ -13,7 +13,6 @@ from momentum_sync.eventlog.position import mark_of
 CONTROL = "momentum:control"
 """The channel on which the database addresses the server: `revoked`, `policies_changed`, `table_truncated`."""
 
-_MAX_CACHE_KEYS = 1_000
 _FEW_CHANNELS = 8
 
 
@@ -108,7 +107,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         keys = channels
         if not per_user.isdisjoint(channels):
             if isinstance(head.cache_keys, list):
-                cache_keys = tuple(filter(_is_text, head.cache_keys[:_MAX_CACHE_KEYS]))
+                cache_keys = tuple(filter(_is_text, head.cache_keys))
             keys = tuple([key_of(channel, user_id, per_user) for channel in channels])
         # The 500 bytes of the size stand for the Python objects around the event's data.
         return cls(

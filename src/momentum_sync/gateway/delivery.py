@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from momentum_sync.gateway.gateway import Gateway
 
 _NONE = Granted()
-_DEFECTS = frozenset({errno.EBADF, errno.ENOTSOCK})  # the file is closed, or has been reused
+_DEFECTS = frozenset({errno.EBADF})  # a write after `lost`, before which the file cannot be closed
 
 
 class Connection(Subscriber, Protocol):

@@ -42,10 +42,9 @@ class Frames:
 
     Attributes:
         inbox: messages not handled yet; None stands for a binary one.
-        closed_with: close code of the server's own close frame; None before, and if the client closes.
     """
 
-    __slots__ = ("_binary", "_parts", "_pong", "_protocol", "closed_with", "inbox")
+    __slots__ = ("_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox")
 
     def __init__(self, most: int) -> None:
         # Without extensions there is no compression, so one encoded frame serves every connection.
@@ -53,7 +52,7 @@ class Frames:
             max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
         self.inbox: list[bytes | None] = []  # an empty deque is 600 bytes
-        self.closed_with: int | None = None
+        self._closed_with: int | None = None
         self._parts: list[bytes] = []
         self._binary = False
         self._pong = b""
@@ -120,7 +119,18 @@ class Frames:
     def close(self, code: int, reason: str) -> None:
         """Send a close frame."""
         self._protocol.send_close(code, reason)
-        self.closed_with = code
+        self._closed_with = code
+
+    @property
+    def closed_with(self) -> int | None:
+        """Return the code of the server's own close frame; None before it, and if the client closes.
+
+        The protocol closes by itself if the client breaks it, as with a message that is too large.
+        """
+        if self._closed_with is None and self._protocol.parser_exc is not None:
+            sent = self._protocol.close_sent
+            return None if sent is None else int(sent.code)
+        return self._closed_with
 
     def to_send(self, *, hold_pongs: bool = False) -> list[bytes]:
         """Return the protocol's own data to write.

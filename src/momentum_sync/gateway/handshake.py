@@ -20,7 +20,6 @@ _PRINTABLE = re.compile(PRINTABLE)
 # As many as one `subscribe` message may name: `_Channels` in `wire/messages.py`.
 _MAX_CHANNELS = 500
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LOOPBACK_PATTERN = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -92,14 +91,9 @@ def check_origin(
         allowed: origins that the operator allows.
         loopback: allow pages of this machine, on which web apps are developed.
     """
-    # Origins such as `null` or `capacitor://localhost` have no normal form, so text is compared first.
-    if origin is None or "*" in allowed or origin in allowed:
+    if origin is None or is_allowed(origin, allowed, loopback=loopback):
         return
     page = _origin(origin)
-    if loopback and page is not None and page[1] in LOOPBACK:
-        return
-    if page is not None and page in {_origin(each.rstrip("/")) for each in allowed}:
-        return
     # Behind a proxy that terminates TLS the server does not know the scheme, so it takes the page's.
     if page is None or page not in {_origin(f"{page[0]}://{host}") for host in hosts if host}:
         raise Forbidden(
@@ -107,6 +101,17 @@ def check_origin(
             f" MOMENTUM_ALLOWED_ORIGINS={origin[:200]}, or configure the proxy to forward `Host`.",
             "forbidden_origin",
         )
+
+
+def is_allowed(origin: str, allowed: tuple[str, ...], *, loopback: bool) -> bool:
+    """Return whether the operator allows the pages of an origin."""
+    # Origins such as `null` or `capacitor://localhost` have no normal form, so text is compared first.
+    if "*" in allowed or origin in allowed:
+        return True
+    page = _origin(origin)
+    if page is None:
+        return False
+    return (loopback and page[1] in LOOPBACK) or page in {_origin(each.rstrip("/")) for each in allowed}
 
 
 def _origin(text: str) -> tuple[str, str, int] | None:

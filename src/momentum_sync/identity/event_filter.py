@@ -106,6 +106,8 @@ class EventFilter:
             for event, channel in events
             if event.offset not in visible
             and channel is not None
+            # Nobody but its user has such a channel, and rows do not decide about it.
+            and channel not in self._schema.per_user_channels
             and (tables[event.offset] is None or channel not in self._schema.shared_channels)
         }
         if not doubtful:

@@ -38,9 +38,10 @@ select
         where exists (select from public.{table} t where ({key}) = ({key_values}))),
     pg_current_snapshot()::text
 
--- name: allowed_versions Which of the given row versions the caller's policies allow, the statement's snapshot, and the
--- policies that apply to the caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive
--- ones; null where the caller may not select from the table, or not every column.
+-- name: allowed_versions
+-- Which of the given row versions the caller's policies allow, the statement's snapshot, and the policies that apply to
+-- the caller's SELECTs now: one of the permissive ones must be true, and all of the restrictive ones; null where the
+-- caller may not select from the table, or not every column.
 select
     array(
         select e.version_id

@@ -30,11 +30,11 @@ async def done_by(work: Callable[[], Awaitable[T]], seconds: float) -> T:
         # `asyncio.wait_for` would also wait for the end of the cancelled work, which may ignore its cancellation.
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
-        task.cancel()
+        task.cancel()  # the caller was cancelled
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise
     if not done:
-        task.cancel()  # the caller was cancelled
+        task.cancel()
         task.add_done_callback(lambda one: None if one.cancelled() else one.exception())
         raise TimeoutError(f"it did not answer within {seconds:g} s")
     if task.cancelled():

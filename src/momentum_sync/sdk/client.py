@@ -35,7 +35,7 @@ _TICK_S = 1.0
 _STEADY_S = 5.0
 _FORBIDDEN = 403
 _ABOUT_THE_ENTRY = ("not_found", "forbidden")  # refusals that concern the notification itself, and will not change
-_LATER = 6  # as many failures: the longest pause
+_LATER = 7  # as many failures: the longest pause
 
 
 class Client:
@@ -82,6 +82,7 @@ class Client:
         self._token = token
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
         self._client_id = client_id or str(uuid.uuid4())
+        check_names(channels)
         self._wanted = list(dict.fromkeys(channels))
         self._reporter = Reporter(on_error)
         self._patience = patience
@@ -303,11 +304,12 @@ class Client:
         Raises:
             RequestFailed: one of them is not granted; then none is subscribed to.
             TypeError: `channels` is one string.
+            ValueError: the client would have more than 500 channels.
 
         Example:
             await client.subscribe(["interventions:coaches"])
         """
-        check_names(channels)
+        check_names(channels, self._wanted)
         held = self._replica.protocol.channels if self._replica.protocol.online else self._wanted
         new = [one for one in dict.fromkeys(channels) if one not in held or one not in self._wanted]
         self._wanted += [one for one in new if one not in self._wanted]

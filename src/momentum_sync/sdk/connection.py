@@ -33,6 +33,8 @@ Token = str | Callable[[], str | Awaitable[str]]
 """A token, or what gives one."""
 
 PATH = "/functions/v1/realtime-momentum-sync"
+# The server takes as many in the address of a connection.
+_MOST_CHANNELS = 500
 _MOST_BYTES = 64 * 1024 * 1024
 _OPEN_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 2.0
@@ -212,7 +214,9 @@ def subject(token: str) -> str | None:
     return found.lower() if isinstance(found, str) else None
 
 
-def check_names(channels: Sequence[str]) -> None:
-    """Refuse one string, which is a sequence of characters."""
+def check_names(channels: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuse one string, which is a sequence of characters, and more channels than a reconnect could name."""
     if isinstance(channels, str):
         raise TypeError(f"channels must be a list of names, such as [{channels!r}]")
+    if len({*channels, *others}) > _MOST_CHANNELS:
+        raise ValueError(f"a client can have at most {_MOST_CHANNELS} channels; use a second client for the others")

@@ -249,7 +249,8 @@ class Keeper:
         before = self._writing
         self._waits = True
         self._writing = asyncio.ensure_future(self._write(before, text))
-        self._writing.add_done_callback(lambda task: task.exception())  # raised to the callers that wait
+        # Raised to the callers that wait.
+        self._writing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
 
     async def _write(self, before: asyncio.Task[None] | None, text: Callable[[], bytes | None]) -> None:
         """Write once the previous write has ended. On failure the changes stay unsaved."""

@@ -62,7 +62,8 @@ class Stream:
 
     def ack(self, output: Output) -> None:
         """Record that the program has processed everything up to this."""
-        if output in self._waiting:
+        # By identity: an equal copy is no entry, and would empty the queue.
+        if any(output is each for each in self._waiting):
             last = None
             while last is not output:
                 last = self._waiting.popleft()

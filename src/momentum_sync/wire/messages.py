@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
 
-MAX_FRAME = 64 * 1024
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 """Names consist of anything but control characters, so that none ends a line or a string where it should not."""
 

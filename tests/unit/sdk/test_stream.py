@@ -117,3 +117,12 @@ async def test_an_iterator_that_nobody_holds_any_longer_is_not_waited_for(waitin
     waiting.begin()
     waiting.add(event(1))
     assert settled == ["1"]
+
+
+async def test_an_equal_copy_of_an_event_acknowledges_nothing(waiting: Stream, settled: list[str]) -> None:
+    events = waiting.begin()
+    for number in (1, 2):
+        waiting.add(event(number))
+    waiting.ack(event(2))
+    assert settled == []
+    assert (await anext(events)).id == "1"

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
-from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import LOOPBACK_PATTERN
+from momentum_sync.gateway.gateway import Gateway, GatewayOptions
+from momentum_sync.gateway.handshake import is_allowed
 from momentum_sync.gateway.http.events import add_events
 from momentum_sync.gateway.http.health import add_health
 from momentum_sync.gateway.http.metrics import add_metrics
@@ -36,15 +37,26 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     bound_bodies(api, gateway.limits.http.body_bytes)
     # Added last and therefore outermost, because refusals of `bound_bodies` need CORS headers, too. No credentials:
     # tokens are never in cookies.
-    api.add_middleware(
-        CORSMiddleware,
-        allow_origins=list(gateway.options.allowed_origins),
-        allow_origin_regex=LOOPBACK_PATTERN if gateway.options.loopback_origins else None,
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "apikey", "content-type"],
-        max_age=600,
-    )
+    api.add_middleware(_Cors, options=gateway.options)
     return api
+
+
+class _Cors(CORSMiddleware):
+    """Allows the origins that sockets allow: in normal form, which the middleware's own comparison of text does not."""
+
+    def __init__(self, app: ASGIApp, *, options: GatewayOptions) -> None:
+        super().__init__(
+            app,
+            allow_origins=["*"] if "*" in options.allowed_origins else [],
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "apikey", "content-type"],
+            max_age=600,
+        )
+        self._options = options
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        options = self._options
+        return is_allowed(origin, options.allowed_origins, loopback=options.loopback_origins)
 
 
 def _add_unlisted(api: FastAPI) -> None:

@@ -124,11 +124,15 @@ def answer_errors(api: FastAPI) -> None:
         refused.headers.update(error.headers or {})  # such as `Allow`
         return refused
 
-    @api.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        # The query may contain a token.
-        observe.failed(urlsplit(str(request.url)).path, error)
-        return refusal(503, "unavailable", "Something went wrong here; try again in a moment.")
+    # A handler of Exception would run outside of all middleware, so that its answer would have no CORS headers.
+    @api.middleware("http")
+    async def unforeseen(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        try:
+            return await call_next(request)
+        except Exception as error:
+            # The query may contain a token.
+            observe.failed(urlsplit(str(request.url)).path, error)
+            return refusal(503, "unavailable", "Something went wrong here; try again in a moment.")
 
 
 def bound_bodies(api: FastAPI, most: int) -> None:
