@@ -480,3 +480,14 @@ async def test_a_server_that_ends_says_so(start: Start, user: UUID) -> None:
             await socket.recv()
     assert socket.close_code == 1012
     assert "reconnect with your last_event_id" in (socket.close_reason or "")
+
+
+async def test_a_snapshot_has_the_newest_notifications_up_to_a_limit_of_bytes(
+    server: Server, db: Sql, user: UUID
+) -> None:
+    """A client that refuses its snapshot for its size could only ask for it again."""
+    for number in range(12):
+        add_notification(db, user, title=f"{number:02} {'x' * 2_000_000}")
+    async with server.connect(sign(user)) as client:
+        notifications = (await client.until("initial_state"))["notifications"]
+    assert [one["title"][:2] for one in notifications] == [f"{number:02}" for number in range(11, 3, -1)]

@@ -4,26 +4,32 @@ select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text
 
 -- name: snapshot
 -- As `seen`, with the snapshot of a user's connection; null or empty if the caller may not act for the user. Only
--- user-facing notifications: no event would report a change of the others.
+-- user-facing notifications: no event would report a change of the others. The newest 200, up to 16 MiB: clients accept
+-- messages of 64 MiB, and one that refuses its snapshot could only ask for it again.
 select pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text,
     case when mine then public.get_realtime_momentum_state(%(user_id)s)::text end,
     case when mine then public.get_realtime_interventions(%(user_id)s)::text end,
     (
         select coalesce(json_agg(n.notification order by n.notification ->> 'created_at' desc, n.id), '[]')::text
         from (
-            select m.created_at, m.id, jsonb_build_object(
-                'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
-                'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
-                'created_at', public.momentum_rfc3339(m.created_at),
-                'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
-            from public.momentum_notifications m
-            where m.user_id = %(user_id)s
-              and m.status in ('pending', 'sent', 'delivered')
-              and m.notification_type in (
-                  'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder')
-            order by m.created_at desc, m.id
-            limit 200
+            select r.id, r.notification,
+                sum(octet_length(r.notification::text)) over (order by r.created_at desc, r.id) as bytes_so_far
+            from (
+                select m.created_at, m.id, jsonb_build_object(
+                    'id', m.id, 'notification_type', m.notification_type, 'title', m.title, 'message', m.message,
+                    'action_type', m.action_type, 'action_data', m.action_data, 'status', m.status,
+                    'created_at', public.momentum_rfc3339(m.created_at),
+                    'opened_at', public.momentum_rfc3339(m.opened_at)) as notification
+                from public.momentum_notifications m
+                where m.user_id = %(user_id)s
+                  and m.status in ('pending', 'sent', 'delivered')
+                  and m.notification_type in (
+                      'momentum_drop', 'needs_care_consecutive', 'celebration', 'consistency_reminder')
+                order by m.created_at desc, m.id
+                limit 200
+            ) as r
         ) as n
+        where n.bytes_so_far <= 16777216
     )
 from public.momentum_may_act_for(%(user_id)s) as mine
 
