@@ -23,6 +23,11 @@ def log_left_alone() -> Iterator[None]:
     assert structlog.get_config()["wrapper_class"] is before
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest test first: at the end it would leave the other processes without work."""
+    items.sort(key=lambda item: "walk" not in item.path.parts)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--postgres /usr/lib/postgresql/15/bin`: another PostgreSQL than the embedded one."""
     parser.addoption("--postgres", help="a folder with PostgreSQL's programs, instead of the embedded ones")
