@@ -102,7 +102,7 @@ REPLAYED = Spread(
 )
 CLOSES = Count(
     "momentum_closes", "Closed connections by close code; `client` if the client or the network closed them.", "code",
-    ["client", "1001", "1009", "1012", "4400", "4401", "4403", "4409", "4410", "4413", "4429"],
+    ["client", "1001", "1002", "1007", "1009", "1012", "4400", "4401", "4403", "4409", "4410", "4413", "4429"],
 )  # fmt: skip
 REFUSALS = Count(
     "momentum_refusals", "Handshakes and requests that were refused, by the code of the error.", "reason",

@@ -8,7 +8,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,11 +92,18 @@ def development_secret(data_dir: Path) -> str:
         path.unlink()  # written by a version that could be interrupted between creating and writing it
     if not path.exists():
         # A temporary file has mode 0600. Linking it makes the whole secret appear at once, and the first process wins.
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="ascii") as file:
-            file.write(secrets.token_urlsafe(48))
-            file.flush()
-            with suppress(FileExistsError):
-                os.link(file.name, path)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(48))
+            try:
+                os.link(name, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
     return path.read_text(encoding="ascii").strip()
 
 

@@ -306,6 +306,19 @@ async def test_a_user_without_any_visible_row_keeps_the_channel_of_cache_keys(
     assert "error" not in [message["type"] for message in client.seen]
 
 
+async def test_an_operators_own_cache_keys_are_delivered_under_changed_policies(
+    server: Server, db: Sql, user: UUID, other: UUID
+) -> None:
+    db.execute("create policy more on daily_engagement_scores for select to authenticated using (false)")
+    async with server.live(user) as client, server.live(other) as somebody:
+        event = json.dumps({"event_type": "profile_changed", "user_id": str(user), "cache_keys": ["profile"]})
+        db.execute("select momentum.publish(array['cache_invalidation'], %s)", (event,))
+        assert (await client.until("cache_invalidation"))["cache_keys"] == ["profile"]
+        add_notification(db, other)
+        await somebody.until("realtime_event")
+    assert "cache_invalidation" not in [message["type"] for message in somebody.seen]
+
+
 async def test_unreadable_policies_count_as_changed_and_do_not_stop_the_feed(
     server: Server, db: Sql, user: UUID, coach: UUID
 ) -> None:

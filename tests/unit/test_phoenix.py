@@ -52,7 +52,8 @@ def test_numbers_are_refs_too() -> None:
         "", "x", "1", "null", "[]", "{}", '["1","2","t","e"]', '["1","2",3,"e",{}]', '["1","2","t",null,{}]',
         '["1","2","t","e",[]]', '["1","2","t","e","{"]', '{"topic":"t","event":"e","payload":[],"ref":"1"}',
         '{"topic":1,"event":"e","payload":{},"ref":"1"}', '{"topic":"t","payload":{}}', "[" * 5_000, "\udcff",
-        '[{},"2","t","e",{}]', b"\xff\xfe",
+        '[{},"2","t","e",{}]', b"\xff\xfe", b'["1","2","t","e",{"a":"\xff"}]',
+        b'{"topic":"t","event":"e","payload":{"a":"\xff"},"ref":"1"}',
     ],
 )  # fmt: skip
 def test_frames_that_are_none_are_refused(version: Version, text: str | bytes) -> None:
@@ -119,6 +120,10 @@ def test_a_binary_frame_cut_short_is_refused(length: int) -> None:
         binary(b"1", b"1", b"t", b"e", b"", kind=0),
         binary(b"1", b"1", b"t", b"e", b"", encoding=2),
         binary(b"1", b"1", b"\xff", b"e", b""),
+        binary(b"1", b"1", b"t", b"e", b"", payload=b'1,"event":"phx_close"}{'),
+        binary(b"1", b"1", b"t", b"e", b"", payload=b""),
+        binary(b"1", b"1", b"t", b"e", b"", payload=b'"\xff"'),
+        binary(b"1", b"1", b"t", b"e", b"{", payload=b"{}"),
     ],
 )
 def test_other_binary_frames_are_refused(data: bytes) -> None:

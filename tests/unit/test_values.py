@@ -69,3 +69,15 @@ def test_a_type_has_its_parts() -> None:
     ids = ColumnType(name="_positive", kind=Kind.ARRAY, element=positive)
     assert made[50_002] == ColumnType(name="owner", kind=Kind.COMPOSITE, fields=(("ids", ids),))
     assert to_json("({1})", made[50_002]) == b'{"ids":[1]}'
+
+
+def test_a_type_chooses_its_delimiter() -> None:
+    points = ColumnType(name="_geometry", kind=Kind.ARRAY, element=TEXT, delimiter=":")
+    assert json.loads(to_json('{a,b:"c:d":NULL}', points)) == ["a,b", "c:d", None]
+
+
+@pytest.mark.parametrize("kind", [ARRAYS["text"], PAIR])
+def test_a_long_text_without_its_closing_quote_is_refused_at_once(kind: ColumnType) -> None:
+    begin = '{"' if kind.kind is Kind.ARRAY else '(1,"'
+    with pytest.raises(MalformedValue):
+        to_json(begin + "a" * 100_000 + ("}" if begin == '{"' else ")"), kind)

@@ -101,7 +101,7 @@ export class Client {
     this.#options = { clientId: randomId(), ...options, userId };
     this.#patience = options.patience ?? 60_000;
     this.#clock = options.clock ?? Date.now;
-    this.#wanted = [...new Set(checkNames(options.channels ?? []))];
+    this.#wanted = checkNames(options.channels ?? []);
     this.#reporter = new Reporter(options.log, () => this.#replica.state);
     this.#replica = new Replica(
       options.store ?? null,
@@ -308,8 +308,7 @@ export class Client {
    */
   async subscribe(channels) {
     const held = this.#replica.protocol.online ? this.#replica.protocol.channels : this.#wanted;
-    const unique = [...new Set(checkNames(channels, this.#wanted))];
-    const fresh = unique.filter((one) => !held.includes(one) || !this.#wanted.includes(one));
+    const fresh = checkNames(channels, this.#wanted).filter((one) => !held.includes(one) || !this.#wanted.includes(one));
     this.#wanted = [...new Set([...this.#wanted, ...fresh])];
     if (fresh.length === 0) return;
     try {
@@ -326,8 +325,9 @@ export class Client {
    * @param {string[]} channels
    */
   async unsubscribe(channels) {
-    this.#wanted = without(this.#wanted, checkNames(channels));
-    await this.#ask({ type: "unsubscribe", channels }).catch((error) => {
+    const names = checkNames(channels);
+    this.#wanted = without(this.#wanted, names);
+    await this.#ask({ type: "unsubscribe", channels: names }).catch((error) => {
       if (!(error instanceof Offline)) throw error;
     });
   }

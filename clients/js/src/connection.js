@@ -332,16 +332,17 @@ export function randomId() {
 }
 
 /**
- * Refuse one string, which has a length and characters like a list, and more channels than a reconnect could name.
+ * Return each channel once. Refuse one string, which is a list of characters, and too many for a reconnect.
  * @param {string[]} channels
  * @param {string[]} [others]
  */
 export function checkNames(channels, others = []) {
   if (typeof channels === "string") throw new TypeError(`channels must be a list of names, such as ["${channels}"]`);
-  if (new Set([...channels, ...others]).size > MOST_CHANNELS) {
+  const unique = [...new Set(channels)];
+  if (new Set([...unique, ...others]).size > MOST_CHANNELS) {
     throw new RangeError(`a client can have at most ${MOST_CHANNELS} channels; use a second client for the others`);
   }
-  return channels;
+  return unique;
 }
 
 /**

@@ -1,5 +1,8 @@
 """JSON of column values, as PostgreSQL's `to_jsonb` would make it, from the text that the replication stream carries.
 
+Numbers and documents keep their own text, which is the same JSON value. A type that an extension can cast to json, such
+as hstore, becomes a string here; `to_jsonb` would call the cast.
+
 The text is that of PostgreSQL's output functions under the settings that the replication connection pins: ISO dates in
 UTC, shortest floats, hexadecimal bytea. The rules are those of `json_categorize_type` and `datum_to_jsonb`:
 PostgreSQL, "JSON Functions and Operators", `to_jsonb`. Array and composite literals: "Arrays", section "Array Input and
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 
 import msgspec
 
@@ -54,10 +58,10 @@ _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 # A timestamp of a time zone ends in hours, and in minutes and seconds if they are not zero; JSON has both parts.
 _HOURS = re.compile(r"[+-]\d\d(?= BC$|$)")
 _BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")
-_BARE = {delimiter: re.compile(rf"[^{delimiter}{{}}\"\\]+") for delimiter in (",", ";")}
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+# Possessive: an element may have megabytes, and text without a closing quote must not be tried in every division.
+_QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_FIELD = re.compile(r'"(?:[^"\\]|\\.|"")*"|[^,()"\\]+|\\.', re.DOTALL)
+_FIELD = re.compile(r'"(?:[^"\\]++|\\.|"")*"|[^,()"\\]+|\\.', re.DOTALL)
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _MOST_LEVELS = 256
 _encode = msgspec.json.Encoder().encode
@@ -119,7 +123,7 @@ def _elements(text: str, at: int, kind: ColumnType, element: ColumnType, levels:
     """Return the JSON of the array that begins at an index, and the index after it."""
     if text[at : at + 1] != "{":
         raise MalformedValue(f"an array of {kind.name} does not begin with a brace")
-    bare = _BARE[kind.delimiter]
+    bare = _unquoted_element(kind.delimiter)
     found: list[bytes] = []
     at += 1
     while text[at : at + 1] != "}" or found:
@@ -142,6 +146,12 @@ def _elements(text: str, at: int, kind: ColumnType, element: ColumnType, levels:
         else:
             raise MalformedValue(f"an array of {kind.name} is truncated")
     return b"[" + b",".join(found) + b"]", at + 1
+
+
+@lru_cache(maxsize=16)
+def _unquoted_element(delimiter: str) -> re.Pattern[str]:
+    """Return the pattern of an element without quotes. A type chooses its delimiter, such as `;` for boxes."""
+    return re.compile(rf'[^{re.escape(delimiter)}{{}}"\\]+')
 
 
 def _composite(text: str, kind: ColumnType, levels: int) -> bytes:

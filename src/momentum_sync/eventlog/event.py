@@ -124,7 +124,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
             keys,
             rows,
             head.out_of_sight is True,
-            len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + 500,
+            len(body) + sum(map(len, channels)) + (len(rows) if rows else 0) + _size_of(cache_keys) + 500,
             None if len(channels) <= _FEW_CHANNELS else {channel: place for place, channel in enumerate(channels)},
         )
 
@@ -132,6 +132,11 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     def mark(self) -> int:
         """Return the mark that positions at this event carry."""
         return mark_of(self.commit_lsn, self.committed_at)
+
+
+def _size_of(texts: tuple[str, ...]) -> int:
+    """Return the bytes of memory that texts take, each with its object's header and its place in the tuple."""
+    return sum(map(len, texts)) + 57 * len(texts)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

@@ -99,6 +99,13 @@ class EventFilter:
             ours = [event for event, _ in events if tables[event.offset] is table and self._names_a_row(event)]
             if ours:
                 visible |= await self._visible(identity, table, ours)
+        # The key under which a connection gets the events of a per-user channel names its user. So an operator's own
+        # event on it is for this caller, and an invisible row does not end the channel.
+        visible |= {
+            event.offset
+            for event, channel in events
+            if tables[event.offset] is None and channel in self._schema.per_user_channels
+        }
         # On a channel of one user, an invisible row may mean that the caller has lost the channel. On a shared channel
         # it concerns that row alone.
         doubtful = {
@@ -106,7 +113,6 @@ class EventFilter:
             for event, channel in events
             if event.offset not in visible
             and channel is not None
-            # Nobody but its user has such a channel, and rows do not decide about it.
             and channel not in self._schema.per_user_channels
             and (tables[event.offset] is None or channel not in self._schema.shared_channels)
         }

@@ -82,8 +82,7 @@ class Client:
         self._token = token
         self._user_id = None if user_id is None else str(uuid.UUID(user_id))
         self._client_id = client_id or str(uuid.uuid4())
-        check_names(channels)
-        self._wanted = list(dict.fromkeys(channels))
+        self._wanted = check_names(channels)
         self._reporter = Reporter(on_error)
         self._patience = patience
         self._clock = clock
@@ -309,9 +308,9 @@ class Client:
         Example:
             await client.subscribe(["interventions:coaches"])
         """
-        check_names(channels, self._wanted)
+        names = check_names(channels, self._wanted)
         held = self._replica.protocol.channels if self._replica.protocol.online else self._wanted
-        new = [one for one in dict.fromkeys(channels) if one not in held or one not in self._wanted]
+        new = [one for one in names if one not in held or one not in self._wanted]
         self._wanted += [one for one in new if one not in self._wanted]
         try:
             if new:
@@ -334,10 +333,10 @@ class Client:
         Example:
             await client.unsubscribe(["interventions:coaches"])
         """
-        check_names(channels)
-        self._wanted = [channel for channel in self._wanted if channel not in channels]
+        names = check_names(channels)
+        self._wanted = [channel for channel in self._wanted if channel not in names]
         with suppress(Offline):
-            await self._ask({"type": "unsubscribe", "channels": list(channels)})
+            await self._ask({"type": "unsubscribe", "channels": names})
 
     def reconnect_now(self) -> None:
         """Reconnect without delay, and check an open socket, after the network or the machine was away.

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import uuid
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
@@ -214,9 +214,11 @@ def subject(token: str) -> str | None:
     return found.lower() if isinstance(found, str) else None
 
 
-def check_names(channels: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Refuse one string, which is a sequence of characters, and more channels than a reconnect could name."""
+def check_names(channels: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """Return each channel once. Refuse one string, which is a sequence of characters, and too many for a reconnect."""
     if isinstance(channels, str):
         raise TypeError(f"channels must be a list of names, such as [{channels!r}]")
-    if len({*channels, *others}) > _MOST_CHANNELS:
+    unique = list(dict.fromkeys(channels))
+    if len({*unique, *others}) > _MOST_CHANNELS:
         raise ValueError(f"a client can have at most {_MOST_CHANNELS} channels; use a second client for the others")
+    return unique

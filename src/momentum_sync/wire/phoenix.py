@@ -71,12 +71,15 @@ _v1 = msgspec.json.Decoder(ClientFrame)
 _v2 = msgspec.json.Decoder(list[msgspec.Raw])
 _ref = msgspec.json.Decoder(Ref)
 _text = msgspec.json.Decoder(str)
+_raw = msgspec.json.Decoder(msgspec.Raw)
 _encode = msgspec.json.Encoder().encode
 
 
 def decode_text(data: bytes | str, version: Version) -> ClientFrame:
     """Decode a client's text frame. Raise MalformedFrame."""
     try:
+        if isinstance(data, bytes):
+            data.decode()  # msgspec does not validate the inside of a Raw
         if version is Version.V1:
             frame = _v1.decode(data)
         else:
@@ -109,12 +112,20 @@ def decode_binary(data: bytes) -> ClientBroadcast:
     if at > len(data):
         raise MalformedFrame("a binary frame is truncated")
     join_ref, ref, topic, event, meta = parts
+    payload = data[at:]
     try:
+        # A payload that is no JSON would break the frames of version 1.0.0 around it.
+        for json_text in (meta, payload if encoding else b""):
+            if json_text:
+                json_text.decode()
+                _raw.decode(json_text)
+        if encoding and not payload:
+            raise MalformedFrame("a payload of JSON is empty")
         return ClientBroadcast(
-            topic.decode(), event.decode(), meta, data[at:], bool(encoding), ref.decode() or None,
+            topic.decode(), event.decode(), meta, payload, bool(encoding), ref.decode() or None,
             join_ref.decode() or None,
         )  # fmt: skip
-    except UnicodeDecodeError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedFrame(str(error)) from None
 
 
