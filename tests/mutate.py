@@ -26,7 +26,9 @@ TESTS = {
     "bench/tally": ["test_tally"],
     "capture/lag_probe": ["test_lag_probe"],
     "capture/pgoutput": ["test_pgoutput"],
+    "capture/row_messages": ["test_row_messages"],
     "capture/sequencer": ["test_sequencer"],
+    "capture/values": ["test_values"],
     "database/lsn": ["test_visibility", "test_event"],
     "database/queries": ["test_queries"],
     "database/visibility": ["test_visibility"],
@@ -52,6 +54,8 @@ TESTS = {
     "token_bucket": ["test_token_bucket"],
     "wire/from_server": ["test_messages", "sdk/test_vectors"],
     "wire/messages": ["test_messages"],
+    "wire/phoenix": ["test_phoenix"],
+    "wire/realtime_join": ["test_realtime_join"],
 }
 
 _PYPROJECT = """\
