@@ -256,7 +256,7 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
 
 
 async def test_pages_of_listed_origins_may_ask(start: Start, user: UUID) -> None:
-    """The same as may open a socket, however the operator has written them."""
+    """HTTP allows the origins that sockets allow, in every spelling of the setting."""
     for listed in ("https://app.example", "https://App.example:443/"):
         async with start(allowed_origins=listed) as server, server.http(sign(user)) as http:
             for origin, allowed in (("https://app.example", "https://app.example"), ("https://evil.example", None)):
