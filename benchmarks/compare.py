@@ -66,13 +66,13 @@ def measure(bench: Bench) -> Iterator[Line]:
 def peer(conninfo: str) -> Iterator[Server]:
     """Run the peer on the server's core."""
     dsn = f"postgresql://postgres@/postgres?host={psycopg.conninfo.conninfo_to_dict(conninfo)['host']}"
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "benchmarks.peers.listen:app", "--port", str(port), "--log-level", "warning"],
-        env={**os.environ, "DATABASE_URL": dsn, "JWT_SECRET": SECRET},
-    )
+    with socket.create_server(("127.0.0.1", 0)) as bound:  # held from here on: another program could take a free port
+        port = bound.getsockname()[1]
+        given = ("--fd", str(bound.fileno()), "--log-level", "warning")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "benchmarks.peers.listen:app", *given],
+            env={**os.environ, "DATABASE_URL": dsn, "JWT_SECRET": SECRET}, pass_fds=[bound.fileno()],
+        )  # fmt: skip
     os.sched_setaffinity(process.pid, SERVER_CORES)
     try:
         ends_at = monotonic() + 30

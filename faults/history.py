@@ -94,7 +94,7 @@ async def _run(
     late: list[str] = []
     servers.ready = min(servers.ready, settle * 6)
     try:
-        await servers.until(servers.start(), "live")
+        await servers.until(await servers.start(), "live")
         tasks = [asyncio.create_task(walker.live()) for walker in walkers]
         writers = database.writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
         try:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +17,7 @@ import httpx
 import psycopg
 
 from faults.database import SERVER, Database
+from faults.listening import start_server
 from faults.proxy import Proxy
 
 _UNDER_WAY_S = 2.0  # time for transactions that began before the policies changed
@@ -63,16 +62,12 @@ class Servers:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.ready = _READY_S
 
-    def start(self) -> int:
+    async def start(self) -> int:
         """Start a server. Return its port."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        with self._log.open("ab") as log:
-            self.processes[port] = subprocess.Popen(
-                [sys.executable, *self._program, "serve", "--port", str(port)], env=self._environment, cwd=_ROOT,
-                stdout=log, stderr=log,
-            )  # fmt: skip
+        process, port = await start_server(
+            self._program, environment=self._environment, folder=_ROOT, log=self._log, seconds=self.ready
+        )
+        self.processes[port] = process
         self._proxy.ports.insert(0, port)
         return port
 
@@ -149,7 +144,7 @@ class Nemesis:
 
     async def kill_server(self) -> None:
         await self._servers.end(self._servers.serving, signal.SIGKILL)
-        await self._servers.until(self._servers.start(), "live")
+        await self._servers.until(await self._servers.start(), "live")
 
     # The network between the servers and PostgreSQL
 
@@ -211,7 +206,7 @@ class Nemesis:
         await self._database.restore()
         # At times long enough for the new branch to assign offsets that the previous one had assigned.
         await asyncio.sleep(self._chance.uniform(0.0, 8.0))
-        await self._servers.until(self._servers.start(), "live")
+        await self._servers.until(await self._servers.start(), "live")
 
     async def fail_over(self) -> None:
         await self._database.follow()
@@ -254,7 +249,7 @@ class Nemesis:
     async def roll(self) -> None:
         """Start the next server, which waits for the slot, before the first is stopped."""
         old = self._servers.serving
-        new = self._servers.start()
+        new = await self._servers.start()
         await self._servers.until(new, "waiting", "live")
         await self._servers.end(old, signal.SIGTERM)
         await self._servers.until(new, "live")

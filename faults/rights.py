@@ -362,7 +362,7 @@ async def _run(seed: int, deliveries: int, seconds: float, conninfo: str, log: P
         async with await AsyncConnection.connect(conninfo, autocommit=True) as connection:
             oracle = Oracle(connection, await AsyncConnection.connect(conninfo), callers)
             await oracle.prepare()
-            await servers.until(servers.start(), "live")
+            await servers.until(await servers.start(), "live")
             subjects = [caller.subject for caller in callers[:_USERS]]
             subscribers = [Subscriber(caller, subjects, f"127.0.0.1:{proxy.port}") for caller in callers]
             for ear in subscribers:

@@ -291,3 +291,14 @@ def test_no_module_keeps_state_that_outlives_its_server() -> None:
     ]
     assert not found
     assert not [path for path in MODULES for node in ast.walk(tree(path)) if isinstance(node, ast.Global)]
+
+
+def test_no_port_is_chosen_before_a_server_holds_it() -> None:
+    """Another program may take it meanwhile, and answer in place of the server: see `faults.listening`."""
+    chosen = re.compile(r'"--port", (?!"0"|"99999")')
+    # A port that a socket of the test still holds; a demo that is started again where its pages expect it.
+    held = {"tests/server/test_cli.py", "tests/fixtures/demo.py"}
+    for folder in ("tests", "faults", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = str(path.relative_to(ROOT))
+            assert name in held or path == Path(__file__) or not chosen.search(path.read_text()), name

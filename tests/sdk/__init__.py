@@ -1,0 +1,5 @@
+"""The SDKs under faults."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.sdk.drivers")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 import pytest_asyncio
 
+from faults.listening import start_server
 from faults.proxy import Proxy
+from momentum_sync.settings import read
 from tests.fixtures.cli import clean
-from tests.fixtures.server import SECRET, Start, sign
+from tests.fixtures.server import SECRET, Server, Start, sign, until_state
 from tests.sdk import drivers
 from tests.sdk.drivers import Driver, Program
 
@@ -80,7 +79,10 @@ async def world(
             async with start(heartbeat="1s", **allowed, **settings) as server:
                 port = int(server.url.rsplit(":", 1)[1])
                 network.ports = [port]
-                yield port
+                try:
+                    yield port
+                finally:
+                    network.ports = []  # the port is free for other programs
 
         yield World(user, database, tmp_path, network, sdk, origin, serve)
     await network.stop()
@@ -96,41 +98,25 @@ class Process:
     async def start(self) -> None:
         """Start the server, and wait until it takes connections."""
         world = self._world
-        port = free_port()
         environment = {
             "DATABASE_URL": world.database, "SUPABASE_JWT_SECRET": SECRET, "MOMENTUM_HEARTBEAT": "1s",
             **({"MOMENTUM_ALLOWED_ORIGINS": world.origin} if world.origin is not None else {}),
         }  # fmt: skip
-        self._running = subprocess.Popen(
-            [sys.executable, "-m", "momentum_sync", "serve", "--port", str(port)],
-            env=clean(world.folder, environment), cwd=world.folder, stderr=subprocess.DEVNULL,
+        self._running, port = await start_server(
+            ["-m", "momentum_sync"], environment=clean(world.folder, environment), folder=world.folder,
+            log=world.folder / "server.log", seconds=30,
         )  # fmt: skip
-        async with asyncio.timeout(30), httpx.AsyncClient() as http:
-            while True:
-                try:
-                    health = (await http.get(f"http://127.0.0.1:{port}/sync/health")).json()
-                except httpx.TransportError:
-                    health = None
-                if health is not None and health["capture"]["state"] == "live":
-                    break
-                await asyncio.sleep(0.02)
+        settings = read(database_url=world.database, jwt_secret=SECRET)
+        await until_state(Server(f"http://127.0.0.1:{port}", settings), "live")
         world.network.ports = [port]
 
     def kill(self) -> None:
         """Kill the server with SIGKILL."""
+        self._world.network.ports = []  # the port is free for other programs
         if self._running is not None:
             self._running.kill()
             self._running.wait()
             self._running = None
-
-
-def free_port() -> int:
-    """Return an unused port."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest_asyncio.fixture

@@ -67,7 +67,7 @@ class Driver:
             async with asyncio.timeout(TIMEOUT_S), self._more:
                 await self._more.wait_for(lambda: what() == expected)
         except TimeoutError:
-            assert what() == expected
+            assert what() == expected, "at last came\n  " + "\n  ".join(map(str, self.seen[-20:]))
 
     async def state(self, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         """Return the next state that satisfies a condition; the latest one counts, if it does."""

@@ -6,17 +6,17 @@ import asyncio
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pytest
+import pytest_asyncio
 import websockets
 
+from faults.listening import start_server
 from momentum_sync import server as servers
 from momentum_sync.settings import read
 from tests.fixtures.cli import clean
@@ -25,40 +25,25 @@ from tests.fixtures.postgres import Sql, add_notification
 from tests.fixtures.server import SECRET, Bounds, Server, Start, sign, until_state
 
 
-@pytest.fixture
-def process(database: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Server]]:
+@pytest_asyncio.fixture
+async def process(database: str, tmp_path: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], Server]]:
     """`momentum-sync serve` as an operator runs it, with a drain of two seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {"DATABASE_URL": database, "SUPABASE_JWT_SECRET": SECRET, "MOMENTUM_DRAIN": "2s"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "momentum_sync", "serve", "--port", str(port)],
-        env=clean(tmp_path, environment), cwd=tmp_path, stderr=subprocess.PIPE,
+    running, port = await start_server(
+        ["-m", "momentum_sync"], environment=clean(tmp_path, environment), folder=tmp_path,
+        log=tmp_path / "server.log", seconds=30,
     )  # fmt: skip
     try:
-        yield running, Server(f"http://127.0.0.1:{port}", read(database_url=database, jwt_secret=SECRET))
+        server = Server(f"http://127.0.0.1:{port}", read(database_url=database, jwt_secret=SECRET))
+        await until_state(server, "live")
+        yield running, server
     finally:
         running.kill()
         running.wait()
-        assert running.stderr is not None
-        running.stderr.close()
-
-
-async def until_answering(server: Server) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await until_state(server, "live")
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
-            else:
-                return
 
 
 async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql, user: UUID) -> None:
     running, server = process
-    await until_answering(server)
     async with server.live(user) as client:
         for number in range(300):
             add_notification(db, user, title=f"{number}:{'x' * 2000}")
@@ -82,7 +67,6 @@ async def test_sigterm(process: tuple[subprocess.Popen[bytes], Server], db: Sql,
 
 async def test_a_second_sigterm_ends_at_once(process: tuple[subprocess.Popen[bytes], Server], user: UUID) -> None:
     running, server = process
-    await until_answering(server)
     async with server.live(user) as client, server.live(user, client_id="other") as other:
         client.socket.transport.pause_reading()  # so that the shutdown waits for this client
         running.send_signal(signal.SIGTERM)

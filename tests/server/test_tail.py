@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from faults.proxy import Proxy
 from tests.fixtures.cli import clean, run
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
 from tests.fixtures.server import SECRET, Server, Start, sign
-from tests.sdk.conftest import free_port
 
 
 @asynccontextmanager
@@ -113,9 +113,12 @@ async def test_what_cannot_work_is_said(tmp_path: Path, server: Server, user: UU
 
 
 async def test_a_server_that_is_away_is_waited_for_and_said_once(tmp_path: Path, start: Start, user: UUID) -> None:
-    port = free_port()
-    async with tail(tmp_path, "--user", str(user), "--url", f"http://127.0.0.1:{port}") as process:
+    network = Proxy()
+    await network.start()
+    async with tail(tmp_path, "--user", str(user), "--url", f"http://127.0.0.1:{network.port}") as process:
         assert process.stderr is not None
         assert "Reconnecting with increasing delay." in (await process.stderr.readline()).decode()
-        async with start(port=port):
+        async with start() as server:
+            network.ports = [int(server.url.rsplit(":", 1)[1])]
             assert (await process.stderr.readline()).decode() == "momentum-sync: connected\n"
+    await network.stop()

@@ -40,9 +40,8 @@ export class Cache {
   /**
    * Return the value of a key, fetching it if it is missing. An error of `fetch` is rethrown and nothing is cached; a
    * fetch that exceeds `within` milliseconds throws FetchFailed. A `persistent` value is kept in the client's store
-   * across
-   * restarts and must survive JSON unchanged (null, booleans, finite numbers, strings, arrays, plain objects), else
-   * TypeError.
+   * across restarts and must survive JSON unchanged (null, booleans, finite numbers, strings, arrays, plain objects),
+   * else TypeError.
    * @template T
    * @param {string} key
    * @param {() => T | Promise<T>} fetch

@@ -89,8 +89,7 @@ export class Client {
   /**
    * @param {string} url the server's root
    * @param {string | (() => string | Promise<string>)} token a token, or a function that returns one: it is called for
-   * each
-   * connection, and before the token expires
+   * each connection, and before the token expires
    * @param {Options} [options]
    */
   constructor(url, token, options = {}) {
@@ -270,8 +269,7 @@ export class Client {
 
   /**
    * Mark a notification as read. Resolves once the mark is stored; the server receives it now or later. A refusal is
-   * passed
-   * to listeners of "error". Throws TypeError if the id is not a UUID, StoreFailed if the mark could not be stored: it
+   * passed to listeners of "error". Throws TypeError if the id is not a UUID, StoreFailed if the mark could not be stored: it
    * is sent for as long as the program runs, and the store is retried.
    * @param {string} notificationId
    */

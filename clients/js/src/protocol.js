@@ -11,8 +11,7 @@ import { UserState } from "./state.js";
 
 /**
  * A committed change, on the channel that delivered it. `fields` are its own; `type`, `userId` and `timestamp` are
- * among them,
- * and empty where an operator published without them.
+ * among them, and empty where an operator published without them.
  * @typedef {object} Event
  * @property {"event"} kind
  * @property {string} id

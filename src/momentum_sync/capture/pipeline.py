@@ -142,8 +142,7 @@ class Pipeline:
             if self._pending:
                 if len(self._pending) < self._limits.append_batch and not self._ending:
                     # A batch of one costs as much as one of a hundred, and no client waits for it: until then the
-                    # window
-                    # and the slot have the events.
+                    # window and the slot have the events.
                     await asyncio.sleep(self._limits.append_gather_s)
                 await self._append_next()
 
