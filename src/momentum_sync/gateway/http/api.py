@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
@@ -30,15 +29,27 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     add_events(sync, gateway)
     add_health(sync, gateway)
     api.include_router(sync)
-    api.include_router(sync, prefix=PREFIX, include_in_schema=False)
     add_metrics(api, gateway, metrics)
-    _add_unlisted(api)
+    _add_sockets(api)
     answer_errors(api)
     bound_bodies(api, gateway.limits.http.body_bytes)
     # Added last and therefore outermost, because refusals of `bound_bodies` need CORS headers, too. No credentials:
     # tokens are never in cookies.
     api.add_middleware(_Cors, options=gateway.options)
+    api.add_middleware(_Prefixed)
     return api
+
+
+class _Prefixed:
+    """Serves the documented paths under `PREFIX`, too. Routes included twice would take twice as long to build."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith((f"{PREFIX}/sync/", f"{PREFIX}/openapi.json")):
+            scope = {**scope, "path": scope["path"].removeprefix(PREFIX)}
+        await self._app(scope, receive, send)
 
 
 class _Cors(CORSMiddleware):
@@ -59,15 +70,11 @@ class _Cors(CORSMiddleware):
         return is_allowed(origin, options.allowed_origins, loopback=options.loopback_origins)
 
 
-def _add_unlisted(api: FastAPI) -> None:
-    """Complete the description of the API: itself under the prefix, and the addresses of sockets."""
-
-    async def openapi() -> Response:
-        return JSONResponse(api.openapi())
+def _add_sockets(api: FastAPI) -> None:
+    """Answer requests that should have been WebSocket handshakes."""
 
     async def websocket_only() -> Response:
         raise BadRequest("upgrade_required", "This address speaks WebSocket; open it with `wss://` or `ws://`.")
 
-    api.add_api_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
     for path in (PREFIX, SHORT):
         api.add_api_route(path, websocket_only, methods=["GET"], include_in_schema=False)
