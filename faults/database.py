@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from faults import clocks
 from faults.proxy import Proxy
 from faults.witness import Witness
 from faults.workload import Writers
@@ -29,7 +30,7 @@ class Database:
 
     def __init__(self, postgres: Embedded, folder: Path, witness: Witness) -> None:
         self.postgres = postgres
-        self.proxy = Proxy()
+        self.proxy = Proxy(websockets=False)
         self.witness = witness
         self.writers: Writers
         self._folder = folder
@@ -58,11 +59,11 @@ class Database:
     @property
     def has_clocks(self) -> bool:
         """Return whether clocks can be set."""
-        return faketime() is not None
+        return clocks.can_step()
 
     def set_clock(self, whose: str, seconds: float) -> None:
         """Set the clock of the `server` or the `database` to this offset in seconds."""
-        _set(_clock(self._folder, whose), seconds)
+        clocks.step(_clock(self._folder, whose), seconds)
 
     # A copy
 
@@ -137,23 +138,9 @@ class Database:
         await asyncio.to_thread(self.postgres.stop, mode)
 
 
-def faketime() -> Path | None:
-    """Return the library that sets a process's clock, if it is installed."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-
-
 def clock_environment(folder: Path, whose: str) -> dict[str, str]:
-    """Return the environment that lets `Database.set_clock` set a process's clock; empty without faketime."""
-    library = faketime()
-    if library is None:
-        return {}
-    clock = _clock(folder, whose)
-    if not clock.exists():
-        _set(clock, 0.0)
-    return {
-        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }  # fmt: skip
+    """Return the environment that lets `Database.set_clock` set a process's clock; empty where none can be set."""
+    return clocks.environment(_clock(folder, whose)) if clocks.can_step() else {}
 
 
 @contextmanager
@@ -170,13 +157,6 @@ def clock_of_children(folder: Path) -> Iterator[None]:
 
 def _clock(folder: Path, whose: str) -> Path:
     return folder / f"clock-{whose}"
-
-
-def _set(clock: Path, seconds: float) -> None:
-    unfinished = clock.with_suffix(".new")
-    unfinished.write_text(f"{seconds:+.0f}\n", encoding="ascii")
-    unfinished.chmod(0o644)
-    unfinished.rename(clock)
 
 
 def _socket(postgres: Embedded) -> Path:

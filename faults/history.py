@@ -102,6 +102,8 @@ async def _run(
             await servers.until(servers.serving, "live")
         except TimeoutError:
             stuck.append(f"the server did not become live again; it had been through {dict(nemesis.faults)}")
+            with (folder / "servers.log").open("a") as log:
+                print(*await asyncio.to_thread(_activity, postgres.conninfo), sep="\n", file=log)
         finally:
             await asyncio.to_thread(writers.stop)
         for walker in walkers:
@@ -133,6 +135,21 @@ async def _run(
         connects=sum(walker.connects for walker in walkers), resumes=sum(walker.resumes for walker in walkers),
         resyncs=sum(walker.resyncs for walker in walkers), faults=dict(nemesis.faults),
     )  # fmt: skip
+
+
+def _activity(conninfo: str) -> list[str]:
+    """Return what PostgreSQL's processes do, which says what a server that is stuck waits for."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        return [
+            text
+            for query in (
+                "select to_jsonb(a)::text from pg_stat_activity a where pid <> pg_backend_pid() order by xact_start",
+                "select to_jsonb(l)::text from pg_locks l where not granted",
+                "select to_jsonb(s)::text from pg_replication_slots s",
+                "select to_jsonb(p)::text from pg_prepared_xacts p",
+            )
+            for (text,) in connection.execute(query).fetchall()
+        ]
 
 
 def _prepare(conninfo: str, chance: Random) -> tuple[list[str], str]:

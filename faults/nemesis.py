@@ -22,6 +22,7 @@ from faults.proxy import Proxy
 
 _UNDER_WAY_S = 2.0  # time for transactions that began before the policies changed
 _READY_S = 60.0
+_LOOKS = 4
 _ROOT = Path(__file__).resolve().parents[1]
 _HOSTILE = {
     "client_encoding": "LATIN1", "idle_session_timeout": "500ms", "statement_timeout": "1ms", "lock_timeout": "1ms",
@@ -172,7 +173,14 @@ class Nemesis:
 
     async def step_database(self) -> None:
         self._database.set_clock("database", -self._chance.choice((0.0, 60.0, 3600.0, 86_400.0, 2 * 86_400.0)))
-        await asyncio.sleep(self._chance.uniform(1.0, 3.0))
+        rest = self._chance.uniform(1.0, 3.0)
+        for _ in range(_LOOKS):
+            await asyncio.sleep(rest / _LOOKS)
+            # PostgreSQL's timers go by this clock: a deadlock from before the step would be noticed a day later.
+            await self._execute(
+                "select pg_cancel_backend(pid) from pg_stat_activity"
+                " where wait_event_type = 'Lock' and query_start > clock_timestamp() + interval '1 second'"
+            )
 
     # Histories that end
 

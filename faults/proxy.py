@@ -14,10 +14,12 @@ class Proxy:
     """A local port that forwards each connection to the first server that accepts it.
 
     `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's. `delay` is the time that
-    every 1,500 bytes take, in seconds, in each direction. The next frame from a server that contains `lose` is dropped.
+    every 1,500 bytes take, in seconds, in each direction. The next frame from a server that contains `lose` is dropped;
+    with `websockets=False` the bytes are another protocol's, and have no frames.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, websockets: bool = True) -> None:
+        self.websockets = websockets
         self.ports: list[int | Path] = []
         self.delay = 0.0
         self.lose: bytes | None = None
@@ -100,7 +102,9 @@ class _Pipe:
     async def run(self) -> None:
         ways = [
             asyncio.ensure_future(self._carry(self._client[0], self._server[1], None)),
-            asyncio.ensure_future(self._carry(self._server[0], self._client[1], _Frames())),
+            asyncio.ensure_future(
+                self._carry(self._server[0], self._client[1], _Frames() if self._proxy.websockets else None)
+            ),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

@@ -13,6 +13,7 @@ from psycopg import Connection
 
 _STATES = ("Rising", "Steady", "NeedsCare")
 _PAUSE_S = 0.01
+_STOP_S = 60.0
 _MOST_UNREAD = 60  # a snapshot shows at most 200
 
 Sql = Connection[tuple[object, ...]]
@@ -34,7 +35,8 @@ class Writers:
         self._scores = itertools.count(1)
         self.committed = 0
         self._threads = [
-            threading.Thread(target=self._write, args=(Random(f"{seed}-writer-{number}"),)) for number in range(count)
+            threading.Thread(target=self._write, args=(Random(f"{seed}-writer-{number}"),), daemon=True)
+            for number in range(count)
         ]
         for thread in self._threads:
             thread.start()
@@ -69,10 +71,12 @@ class Writers:
                 self._idle.notify_all()
 
     def stop(self) -> None:
-        """Stop writing."""
+        """Stop writing. Raise RuntimeError if a writer does not return from PostgreSQL."""
         self._stopped.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(_STOP_S)
+            if thread.is_alive():
+                raise RuntimeError(f"a writer waits for PostgreSQL for more than {_STOP_S:g} s")
 
     def _write(self, chance: Random) -> None:
         while not self._stopped.is_set():

@@ -158,7 +158,7 @@ async def test_a_cluster_that_takes_over_with_a_lower_transaction_counter(
         new.execute("insert into auth.users (id) values (%s)", (user,))
     for _ in range(3):  # the old cluster's ids are ahead
         db.execute("do $$ begin for i in 1..3000 loop perform pg_current_xact_id(); commit; end loop; end $$")
-    proxy = Proxy()
+    proxy = Proxy(websockets=False)
     proxy.ports = [_socket(database)]
     await proxy.start()
     try:

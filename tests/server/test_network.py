@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from faults import clocks
 from faults.proxy import Proxy
 from momentum_sync import metrics
 from momentum_sync.capture.preflight import check
@@ -34,7 +35,7 @@ ALL = 1.1  # the share that reaches every connection
 @asynccontextmanager
 async def behind_a_proxy(start: Start, database: str) -> AsyncIterator[tuple[Server, Proxy]]:
     """Start a server that connects to the database only through a proxy."""
-    proxy = Proxy()
+    proxy = Proxy(websockets=False)
     proxy.ports = [Path(str(conninfo_to_dict(database)["host"])) / ".s.PGSQL.5432"]
     await proxy.start()
     network = {"host": "127.0.0.1", "port": str(proxy.port)}
@@ -103,18 +104,13 @@ async def test_a_clock_that_steps_ends_no_connection_and_stops_no_heartbeat(
 @contextmanager
 def clock_of_its_own(days: float) -> Iterator[tuple[Embedded, Path]]:
     """Start a PostgreSQL with a clock that is off by `days`. A write to the returned file changes the offset."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library is None:
-        if os.environ.get("CI"):
-            raise FileNotFoundError("CI installs faketime")
-        pytest.skip("needs faketime, which CI installs")
+    if not clocks.can_step():
+        assert "CI" not in os.environ, "CI installs a C compiler"
+        pytest.skip("needs a C compiler, which CI installs")
     with short_folder() as folder:
         offset = folder / "offset"
-        set_clock(offset, days)
-        environment = {
-            "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }  # fmt: skip
+        clocks.step(offset, days * 86_400)
+        environment = clocks.environment(offset)
         cluster = Embedded(folder)
         with pytest.MonkeyPatch.context() as patched:
             for name, value in environment.items():
@@ -124,13 +120,6 @@ def clock_of_its_own(days: float) -> Iterator[tuple[Embedded, Path]]:
             yield cluster, offset
         finally:
             cluster.__exit__()
-
-
-def set_clock(offset: Path, days: float) -> None:
-    unfinished = offset.with_suffix(".new")
-    unfinished.write_text(f"{days * 86_400:+.0f}\n")
-    unfinished.chmod(0o644)
-    unfinished.rename(offset)
 
 
 @pytest.mark.parametrize("days", [-5, 5, 30])
@@ -152,7 +141,7 @@ async def test_partitions_and_retention_go_by_the_databases_clock(start: Start, 
                 assert (await client.next())["resumed"] is True
             async with server.live(user) as client:
                 for step in (days + 1, days - 4):
-                    set_clock(offset, step)
+                    clocks.step(offset, step * 86_400)
                     add_notification(db, user, title=str(step))
                     assert (await client.until("realtime_event"))["event"]["title"] == str(step)
                 await until_logged(db, 3)
