@@ -49,6 +49,9 @@ class CaptureLimits:
     stuck_failures: int = 3
     """Equal errors at the same LSN after which the slot is replaced."""
 
+    follow_s: float = 15.0
+    """Wait until a further table is followed."""
+
     settle_notice_s: float = 5.0
     """Wait for transactions of the previous epoch before a warning names them."""
 

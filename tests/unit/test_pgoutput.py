@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode, status
+from momentum_sync.capture.pgoutput import Begin, Change, Commit, Keepalive, Message, ProtocolError, decode, status
 
 u64 = st.integers(0, 2**64 - 1)
 i64 = st.integers(-(2**63), 2**63 - 1)
@@ -43,9 +43,25 @@ def test_keepalive(end: int, reply: bool) -> None:
     assert decode(b"k" + struct.pack("!QqB", end, 5, reply)) == Keepalive(end, reply)
 
 
-@pytest.mark.parametrize("kind", [b"R", b"Y", b"I", b"U", b"D", b"T", b"O"])
+@pytest.mark.parametrize("kind", [b"Y", b"O"])
 def test_kinds_that_carry_no_event_are_passed_over(kind: bytes) -> None:
     assert decode(wal(kind + b"whatever")) is None
+
+
+@pytest.mark.parametrize("kind", [b"R", b"I", b"U", b"D"])
+def test_a_message_about_rows_names_its_relation_and_is_not_decoded(kind: bytes) -> None:
+    frame = wal(kind + struct.pack("!I", 70_000) + b"whatever")
+    change = decode(frame)
+    assert isinstance(change, Change)
+    assert (change.relation, change.payload) == (70_000, frame[25:])
+    with pytest.raises(ProtocolError):
+        decode(wal(kind + b"abc"))
+
+
+def test_a_truncate_may_have_several_relations() -> None:
+    change = decode(wal(b"Twhatever"))
+    assert isinstance(change, Change)
+    assert (change.relation, change.payload) == (0, b"Twhatever")
 
 
 @given(st.binary())

@@ -15,10 +15,13 @@ from uuid import UUID
 import pytest
 
 from momentum_sync.capture.lag_probe import LagProbe
+from momentum_sync.capture.pgoutput import ProtocolError
 from momentum_sync.capture.pipeline import Pipeline
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import SlotFacts, StreamRefused
 from momentum_sync.capture.supervisor import StuckSlot
+from momentum_sync.capture.values import ColumnType, Kind
+from momentum_sync.errors import CaptureError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Beginning, LocalFeed
 from momentum_sync.eventlog.samples import Samples
@@ -43,8 +46,11 @@ class Told:
     def send(self, payload: bytes) -> None:
         self.told.append(("slot", struct.unpack("!cQQQqB", payload)[2]))
 
+    def pause(self) -> None:
+        self.told.append(("pause", 0))
+
     def resume(self) -> None:
-        """Do nothing: reading was never paused."""
+        self.told.append(("resume", 0))
 
 
 def wal(payload: bytes) -> bytes:
@@ -101,7 +107,12 @@ class Heard:
 
 def pipeline(told: Told, feed: LocalFeed, sequencer: Sequencer, samples: Samples) -> Pipeline:
     stands_in = cast(Any, told)
-    return Pipeline(stands_in, stands_in, feed, LagProbe("p"), sequencer, samples, UUID(int=1), LIMITS)
+
+    async def load_types(oids: set[int]) -> dict[int, ColumnType]:
+        told.told.append(("types", len(oids)))
+        return {25: ColumnType(name="text", kind=Kind.TEXT)}
+
+    return Pipeline(stands_in, stands_in, feed, LagProbe("p"), sequencer, samples, UUID(int=1), LIMITS, load_types)
 
 
 def capturing(told: Told) -> tuple[Pipeline, LocalFeed, Samples]:
@@ -168,6 +179,72 @@ async def test_an_event_that_comes_with_the_idle_timeout_is_logged_before_anythi
             await asyncio.sleep(0)
     appending.cancel()
     assert told.told[:2] == [("append", 210), ("slot", 210)]
+
+
+def relation(oid: int = 7, type_oid: int = 25) -> bytes:
+    column = b"\1" + b"id\0" + struct.pack("!Ii", type_oid, -1)
+    return wal(b"R" + struct.pack("!I", oid) + b"public\0notes\0d" + struct.pack("!H", 1) + column)
+
+
+def insert(text: bytes, oid: int = 7) -> bytes:
+    return wal(b"I" + struct.pack("!I", oid) + b"N" + struct.pack("!HcI", 1, b"t", len(text)) + text)
+
+
+def following(told: Told) -> tuple[Pipeline, LocalFeed]:
+    feed = LocalFeed(Window(100_000))
+    feed.begin(Beginning("abcdef01", 0, 0, 100, 1, 1))
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1, followed={7: 0})
+    return pipeline(told, feed, sequencer, Samples(0.0, lambda: 0.0)), feed
+
+
+async def test_frames_behind_an_unknown_type_wait_until_it_is_loaded() -> None:
+    told = Told()
+    run, feed = following(told)
+    heard = Heard(feed)
+    run.take([begin(200), message(), relation(), insert(b"one"), message(), commit(200, 210)])
+    assert heard.heard == ["event 1", "published"]
+    assert told.told == [("pause", 0)]
+    loading = asyncio.ensure_future(run.load_types())
+    async with asyncio.timeout(10):
+        while feed.offset < 3:
+            await asyncio.sleep(0)
+    assert heard.heard[2:] == ["event 2", "event 3", "published", "advanced 210"]
+    assert told.told[1:] == [("types", 1), ("resume", 0)]
+    run.take([begin(300), relation(), insert(b"two"), commit(300, 310)])  # the type is known
+    assert feed.offset == 4
+    loading.cancel()
+
+
+async def test_changes_of_relations_that_nobody_follows_are_not_decoded() -> None:
+    run, feed = following(Told())
+    run.take([begin(200), wal(b"R" + struct.pack("!I", 8) + b"nonsense"), insert(b"x", oid=8), commit(200, 210)])
+    assert feed.offset == 0
+
+
+async def test_a_change_without_a_description_ends_the_run() -> None:
+    run, _ = following(Told())
+    with pytest.raises(ProtocolError, match="relation 7"):
+        run.take([begin(200), insert(b"x"), commit(200, 210)])
+
+
+async def test_nothing_is_read_while_a_relation_is_taken_up() -> None:
+    told = Told()
+    run, _, _ = capturing(told)
+    transaction(run, 200, 210)
+    assert run.follows(9) is False
+    after = run.reserve()
+    assert after == 200
+    appending = asyncio.ensure_future(run.append())
+    async with asyncio.timeout(10):
+        while ("append", 210) not in told.told:
+            await asyncio.sleep(0)
+    assert ("resume", 0) not in told.told, "also not because the log has taken the events"
+    run.follow(9, after)
+    assert told.told[-1] == ("resume", 0)
+    assert run.follows(9)
+    run.fail(CaptureError("no more"))
+    with pytest.raises(CaptureError, match="no more"):
+        await appending
 
 
 def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:

@@ -116,3 +116,54 @@ def test_indexes_count_every_message_of_ours_and_events_carry_what_the_envelope_
     assert [(event.commit_lsn, event.commit_index) for event in events] == [(10, 0), (10, 2), (10, 3), (20, 0)]
     assert {(event.rows, event.keys) for event in events} == {(b'{"was": {}}', ("c:u",))}
     assert [event.committed_at for event in events] == [10.0, 10.0, 10.0, 20.0]
+
+
+def rows(sequencer: Sequencer, lsn: int, *relations: int) -> list[Event]:
+    """Read a transaction with one change of each relation, as the pipeline does."""
+    sequencer.begin(Begin(lsn, float(lsn), lsn))
+    events = [
+        sequencer.row(relation, lambda at: b'{"at":%d}' % at) for relation in relations if sequencer.follows(relation)
+    ]
+    sequencer.commit()
+    return [event for event in events if event is not None]
+
+
+def test_changes_of_followed_relations_get_offsets_from_their_lsn_on() -> None:
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1, followed={7: 100})
+    assert (sequencer.is_followed(7), sequencer.is_followed(8)) == (True, False)
+    assert sequencer.follows(7) is False  # no transaction has begun
+    assert rows(sequencer, 100, 7) == []
+    (event,) = rows(sequencer, 110, 8, 7)
+    assert (event.offset, event.commit_lsn, event.commit_index) == (1, 110, 0)
+    assert (event.channels, event.body, event.xid) == (("momentum:rows:7",), b'{"at":110}', 110)
+    assert sequencer.reached == 110
+    sequencer.follow(8, 110)
+    sequencer.follow(7, 1_000)  # it is followed already
+    assert [event.offset for event in rows(sequencer, 120, 8, 7)] == [2, 3]
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 7, 8]), max_size=4), max_size=8), st.data())
+def test_rows_and_messages_that_are_repeated_get_the_offsets_that_they_had(
+    wal: list[list[int]], data: st.DataObject
+) -> None:
+    """0 is a message, another number a change of that relation; relation 8 is followed from the second on."""
+
+    def all_of(sequencer: Sequencer) -> list[Event]:
+        found = []
+        for number, changes in enumerate(wal, 1):
+            sequencer.begin(Begin(10 * number, 0.0, number))
+            for change in changes:
+                if change == 0:
+                    found.append(sequencer.message(Message(True, "momentum_sync", envelope("x"))))
+                elif sequencer.follows(change):
+                    found.append(sequencer.row(change, lambda _: b"{}"))
+            sequencer.commit()
+        return [event for event in found if event is not None]
+
+    followed = {7: 0, 8: 15}
+    whole = all_of(Sequencer(offset=0, place=(0, 0), near_xid=1, followed=followed))
+    assert [event.offset for event in whole] == list(range(1, len(whole) + 1))
+    logged = data.draw(st.integers(0, len(whole)))
+    place = (0, 0) if logged == 0 else (whole[logged - 1].commit_lsn, whole[logged - 1].commit_index)
+    again = all_of(Sequencer(offset=logged, place=place, near_xid=1, followed=followed))
+    assert again == whole[logged:]

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from momentum_sync.capture.slot import SlotFacts
+from momentum_sync.capture.slot import ROWS, SlotFacts
 from momentum_sync.database import lsn, queries
-from momentum_sync.database.connection import fetch_one
+from momentum_sync.database.connection import fetch_one, fetch_optional
 from momentum_sync.errors import CaptureError, FencedOff
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event import Event
@@ -47,6 +49,7 @@ class Checkpoint:
         token: the fencing token that appends must bring.
         newest: the last events, unless the feed has them already.
         before: mark of the event before those, if it is known.
+        followed: by the id of each followed relation, the LSN after which its changes are events.
         begins: whether the epoch begins here.
         broke: why the history before it does not go on.
         unsettled: transactions that a snapshot must see before this epoch can be served; None: all below `ceiling`.
@@ -61,6 +64,7 @@ class Checkpoint:
     token: uuid.UUID
     newest: list[Event] = field(default_factory=list)
     before: int | None = None
+    followed: Mapping[int, int] = field(default_factory=dict)
     begins: bool = False
     broke: str | None = None
     unsettled: list[int] | None = None
@@ -91,6 +95,18 @@ class _Row:
         return self.kept_mark if self.last_number < self.kept_from else self.last_mark
 
 
+class _Followed(NamedTuple):
+    """The followed tables, and whether a stream may name their publication."""
+
+    after: dict[int, int]
+    may_stream: bool
+
+
+async def _followed(connection: AsyncConnection[TupleRow]) -> _Followed:
+    relations, after, may_stream = await fetch_one(connection, _SQL["followed"], {"publication": ROWS})
+    return _Followed(dict(zip(relations, after, strict=True)), may_stream)
+
+
 class Checkpoints:
     """Acquires the checkpoint of one slot's log, and checks that the log still holds the events that it records."""
 
@@ -100,8 +116,34 @@ class Checkpoints:
         self._slot = slot
         self._limits = limits
 
+    async def needs_rows(self) -> bool:
+        """Return whether tables are followed, and the stream can carry their rows."""
+        async with self._connections.writing() as connection:
+            followed = await _followed(connection)
+        return bool(followed.after) and followed.may_stream
+
+    async def publication_lsn(self) -> int:
+        """Return an LSN behind the creation of the publication of rows. Raise CaptureError if it does not exist."""
+        async with self._connections.writing() as connection:
+            exists, at = await fetch_one(connection, _SQL["published"], {"publication": ROWS})
+        if not exists:
+            raise CaptureError(f"the publication {ROWS} is missing; create it with: momentum-sync migrate")
+        return int(at)
+
+    async def follow(self, relation: int, after: int, *, token: uuid.UUID) -> None:
+        """Record that a relation's changes become events after an LSN. Raise FencedOff if another instance writes."""
+        async with self._connections.writing() as connection:
+            asked = {"relation": relation, "after_lsn": lsn.text(after), "holder": token}
+            if await fetch_optional(connection, _SQL["follow"], asked) is None:
+                raise FencedOff("another instance has taken over the event log")
+
     async def acquire(
-        self, facts: SlotFacts, *, known: FeedState | None = None, broke: str | None = None
+        self,
+        facts: SlotFacts,
+        *,
+        known: FeedState | None = None,
+        broke: str | None = None,
+        with_rows: bool = False,
     ) -> Checkpoint:
         """Make this instance the writer of the log, and return where the history stands.
 
@@ -113,9 +155,11 @@ class Checkpoints:
             known: how far the feed of this process has followed the history. Events up to there need not be loaded,
                 and a log without events that the feed saw logged was restored from a copy.
             broke: why the history ends here regardless of the log, if the stream has shown it.
+            with_rows: whether the stream carries the rows of followed tables.
 
         Raises:
             FencedOff: the log belongs to another slot that still exists.
+            CaptureError: tables are followed since the stream was opened.
         """
         token = uuid.uuid4()
         async with self._connections.writing() as connection, connection.transaction():
@@ -131,6 +175,13 @@ class Checkpoints:
                         f"the event log of this database belongs to the replication slot {row.slot}; drop it, or set"
                         f" MOMENTUM_SLOT={row.slot}"
                     )
+                followed = await _followed(connection)
+                if followed.after and not with_rows:
+                    if followed.may_stream:
+                        raise CaptureError("a table is followed since the stream was opened; opening it again")
+                    # Their changes had offsets, and the stream no longer has them.
+                    await connection.execute(_SQL["unfollow_all"])
+                    broke = broke or f"the publication {ROWS} was dropped"
                 broke = broke or await self._break(connection, row, facts, known)
                 newest: list[Event] | None = []
                 if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
@@ -144,7 +195,7 @@ class Checkpoints:
                         before = await self._log.mark_at(connection, row.epoch, newest[0].offset - 1)
                     return Checkpoint(
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
-                        incarnation, token, newest=newest or [], before=before,
+                        incarnation, token, newest=newest or [], before=before, followed=followed.after,
                     )  # fmt: skip
             return await self._begin(connection, facts, row, (ceiling, incarnation), token, broke)
 
@@ -182,9 +233,12 @@ class Checkpoints:
                 "holder": token,
             },
         )
+        if place == (0, 0):
+            await connection.execute(_SQL["follow_from_the_start"])
         ceiling, incarnation = xids
         return Checkpoint(
-            epoch, offset, place, 0, ceiling, incarnation, token, begins=True, broke=broke, unsettled=unsettled
+            epoch, offset, place, 0, ceiling, incarnation, token, followed=(await _followed(connection)).after,
+            begins=True, broke=broke, unsettled=unsettled,
         )  # fmt: skip
 
     async def until_settled(self, checkpoint: Checkpoint) -> None:

@@ -7,6 +7,8 @@ import asyncio
 from psycopg import errors
 
 from momentum_sync import observe
+from momentum_sync.capture.catalog import load_types
+from momentum_sync.capture.values import ColumnType
 from momentum_sync.database import queries
 from momentum_sync.database.connection import fetch_one
 from momentum_sync.eventlog.connections import LogConnections
@@ -41,6 +43,11 @@ class DatabaseChecks:
                 if failed % self._limits.policy_check_failures == 0:
                     observe.policies_unwatched(error, failed)
             await asyncio.sleep(self._limits.policy_check_interval_s)
+
+    async def load_types(self, oids: set[int]) -> dict[int, ColumnType]:
+        """Return column types by their ids."""
+        async with self._connections.writing() as connection:
+            return await load_types(connection, oids)
 
     async def check_triggers(self) -> Triggers:
         """Return the state of the triggers and functions that publish."""

@@ -17,6 +17,7 @@ _UNIX_2000 = 946_684_800
 _BEGIN = struct.Struct("!QqI")
 _COMMIT = struct.Struct("!BQQq")
 _LENGTH = struct.Struct("!I")
+_RELATION = struct.Struct("!I")
 _KEEPALIVE = struct.Struct("!QqB")
 _STATUS = struct.Struct("!cQQQqB")
 
@@ -58,7 +59,24 @@ class Keepalive(NamedTuple):
     reply: bool
 
 
-Frame = Begin | Message | Commit | Keepalive | None
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """A message about rows, not decoded yet: most are about tables that nobody follows.
+
+    Attributes:
+        relation: the relation; 0 for a TRUNCATE, which may have several.
+        frame: the CopyData payload.
+    """
+
+    relation: int
+    frame: bytes
+
+    @property
+    def payload(self) -> bytes:
+        """Return the payload of the XLogData message."""
+        return self.frame[_PAYLOAD:]
+
+
+Frame = Begin | Message | Change | Commit | Keepalive | None
 
 
 def decode(data: bytes | memoryview) -> Frame:
@@ -76,7 +94,7 @@ def decode(data: bytes | memoryview) -> Frame:
     raise ProtocolError(f"unknown frame {frame[0]:#04x} in the replication stream")
 
 
-def _payload(frame: bytes) -> Begin | Message | Commit | None:
+def _payload(frame: bytes) -> Begin | Message | Change | Commit | None:
     match frame[_PAYLOAD]:
         case 0x4D:  # M
             end = frame.find(b"\0", _PREFIX)
@@ -93,6 +111,11 @@ def _payload(frame: bytes) -> Begin | Message | Commit | None:
         case 0x43:  # C
             _, lsn, end, _ = _COMMIT.unpack(frame[_PAYLOAD + 1 :])
             return Commit(lsn, end)
+        case 0x52 | 0x49 | 0x55 | 0x44:  # R, I, U, D
+            (relation,) = _RELATION.unpack_from(frame, _PAYLOAD + 1)
+            return Change(relation, frame)
+        case 0x54:  # T
+            return Change(0, frame)
     return None
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -17,9 +18,12 @@ from momentum_sync import observe
 from momentum_sync.capture.database_checks import DatabaseChecks
 from momentum_sync.capture.lag_probe import PREFIX as PROBE
 from momentum_sync.capture.lag_probe import LagProbe
-from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, decode, status
+from momentum_sync.capture.pgoutput import Begin, Change, Commit, Keepalive, Message, ProtocolError, decode, status
+from momentum_sync.capture.row_changes import RowChanges, UnknownRelation
+from momentum_sync.capture.row_messages import Relation, Truncate, decode_row
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import Stream
+from momentum_sync.capture.values import ColumnType
 from momentum_sync.errors import CaptureError
 from momentum_sync.eventlog.envelope import Malformed
 from momentum_sync.eventlog.event import CONTROL, Event
@@ -28,11 +32,27 @@ from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.limits import CaptureLimits
 
+LoadTypes = Callable[[set[int]], Awaitable[Mapping[int, ColumnType]]]
+
 
 class Pipeline:
     """Decode, sequence, publish, append, confirm: from acquiring the slot to losing it.
 
+    Args:
+        stream: the stream.
+        log: the log.
+        feed: where events are published.
+        lag_probe: measures the lag.
+        sequencer: gives events their offsets.
+        samples: receives events that could not be read or stored.
+        token: the fencing token of this run.
+        limits: bounds.
+        load_types: loads types by their ids.
+        with_rows: whether the stream carries the rows of published tables.
+
     Attributes:
+        token: as above.
+        with_rows: as above.
         caught_up: set when a lag probe of this run has returned: everything that was sent before has been read.
         unlogged_since: monotonic time since when an event has been waiting for the log; None if none is.
     """
@@ -47,6 +67,9 @@ class Pipeline:
         samples: Samples,
         token: UUID,
         limits: CaptureLimits,
+        load_types: LoadTypes,
+        *,
+        with_rows: bool = False,
     ) -> None:
         self._stream = stream
         self._log = log
@@ -54,14 +77,23 @@ class Pipeline:
         self._lag_probe = lag_probe
         self._sequencer = sequencer
         self._samples = samples
-        self._token = token
+        self.token = token
+        self.with_rows = with_rows
         self._limits = limits
+        self._load_types = load_types
+        self._rows = RowChanges()
+        self._held: list[bytes | memoryview] = []  # frames that wait for types
+        self._missing: set[int] = set()
+        self._types_missing = asyncio.Event()
+        self._reserved = False
         self._ending = False
         self._heard_at = time.monotonic()
         self.caught_up = asyncio.Event()
         self._pending: list[Event] = []
         self._pending_size = 0
         self._work = asyncio.Event()
+        self._advanced = asyncio.Event()
+        self._error: CaptureError | None = None
         self.unlogged_since: float | None = None
         self._received = stream.facts.confirmed_lsn
         self._durable = stream.facts.confirmed_lsn
@@ -76,7 +108,7 @@ class Pipeline:
         events: list[Event] = []
         probes: list[bytes] = []
         lsn, reply = self._received, False
-        for frame in [decode(payload) for payload in payloads]:
+        for number, frame in enumerate([decode(payload) for payload in payloads]):
             match frame:
                 case Message():
                     if frame.prefix == PROBE:
@@ -85,6 +117,15 @@ class Pipeline:
                         events.append(event)
                         if _ends_history(event):
                             break
+                case Change():
+                    if frame.relation and not self._sequencer.is_followed(frame.relation):
+                        continue
+                    events += self._change(frame)
+                    if self._missing:
+                        self._held = list(payloads[number:])
+                        self._stream.pause()
+                        self._types_missing.set()
+                        break
                 case Begin():
                     self._sequencer.begin(frame)
                 case Commit():
@@ -105,6 +146,7 @@ class Pipeline:
                 self.caught_up.set()
         if lsn > self._received:
             self._received = lsn
+            self._advanced.set()
             # After the events: subscribers drop their snapshot boundary here and must have every event below the LSN.
             self._feed.advance(lsn)
         if reply:
@@ -117,6 +159,84 @@ class Pipeline:
             observe.malformed_message(str(error), len(message.content))
             self._samples.unreadable(len(message.content), str(error))
             return None
+
+    def _change(self, frame: Change) -> list[Event]:
+        """Return the events of a message about rows of followed relations."""
+        message = decode_row(frame.payload)
+        match message:
+            case None:
+                return []
+            case Relation():
+                self._missing = self._rows.missing_types(message)
+                if not self._missing:
+                    self._rows.describe(message)
+                return []
+            case Truncate(relations=relations):
+                pass
+            case _:
+                relations = (message.relation,)
+        events: list[Event] = []
+        for relation in relations:
+            if self._sequencer.follows(relation):
+                try:
+                    event = self._sequencer.row(relation, partial(self._rows.encode, message, relation))
+                except UnknownRelation as error:
+                    raise ProtocolError(str(error)) from None
+                if event is not None:
+                    events.append(event)
+        return events
+
+    async def load_types(self) -> None:
+        """Load the types of relations that the stream describes, and go on behind them."""
+        while True:
+            await self._types_missing.wait()
+            self._types_missing.clear()
+            missing, self._missing = self._missing, set()
+            self._rows.learn(missing, await self._load_types(missing))
+            held, self._held = self._held, []
+            self._heard_at = time.monotonic()
+            if not self._ending:
+                self.take(held)
+            self._resume()
+
+    def _resume(self) -> None:
+        """Read on, unless the pipeline ends or something has to happen first."""
+        if self._ending or self._reserved or self._held or self._pending_size > self._limits.pending_bytes:
+            return
+        self._heard_at = time.monotonic()  # the silence while the stream was paused was ours
+        self._stream.resume()
+
+    # Following relations
+
+    def follows(self, relation: int) -> bool:
+        """Return whether the changes of a relation are events."""
+        return self._sequencer.is_followed(relation)
+
+    def reserve(self) -> int:
+        """Stop reading, so that a relation can be followed. Return the LSN after which its changes become events."""
+        self._reserved = True
+        self._stream.pause()
+        return self._sequencer.reached
+
+    def follow(self, relation: int, after: int) -> None:
+        """Make a relation's changes events after an LSN, and read on."""
+        self._sequencer.follow(relation, after)
+        self._reserved = False
+        self._resume()
+
+    def fail(self, error: CaptureError) -> None:
+        """End the run with an error."""
+        self._error = error
+        self._work.set()
+
+    async def until_durable(self, lsn: int) -> None:
+        """Wait until the slot is confirmed up to an LSN, without waiting for the next idle confirmation."""
+        while self._durable < lsn:
+            self._advanced.clear()
+            if self._received >= lsn and not self._pending and not self._sequencer.in_transaction:
+                await self._confirm()
+            else:
+                await self._advanced.wait()
 
     def _publish(self, events: list[Event]) -> None:
         self._feed.publish(events)  # before the log, which must not contain events that clients never get
@@ -131,6 +251,8 @@ class Pipeline:
     async def append(self) -> None:
         """Append pending events to the log in batches and confirm behind them. Return once told to end."""
         while self._pending or not self._ending:
+            if self._error is not None:
+                raise self._error
             try:
                 async with asyncio.timeout(self._limits.idle_confirm_interval_s):
                     await self._work.wait()
@@ -161,20 +283,19 @@ class Pipeline:
         self._feed.logged(batch[-1])
         self._confirmed(confirmed)
         # Resuming at half the limit keeps reading from stopping and starting with every batch.
-        if self._pending_size <= self._limits.pending_bytes // 2 and not self._ending:
-            self._heard_at = time.monotonic()  # the silence while the stream was paused was ours
-            self._stream.resume()
+        if self._pending_size <= self._limits.pending_bytes // 2:
+            self._resume()
 
     async def _make_durable(self, batch: list[Event], confirmed: int) -> None:
         try:
             # Only errors about the data are caught. Any other error ends the run, and the slot repeats the batch.
-            await self._log.append(batch, token=self._token, confirmed=confirmed)
+            await self._log.append(batch, token=self.token, confirmed=confirmed)
         except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
             if len(batch) == 1:
                 # Only a forged message passes the decoder and not PostgreSQL. It must not stop the others.
                 observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))
                 self._samples.failed(batch[0], "PostgreSQL cannot store the event")
-                await self._log.append_unstorable(batch[0], token=self._token, confirmed=confirmed)
+                await self._log.append_unstorable(batch[0], token=self.token, confirmed=confirmed)
                 return
             for event in batch:
                 await self._make_durable([event], confirmed if event is batch[-1] else self._durable)
@@ -182,12 +303,13 @@ class Pipeline:
     async def _confirm(self) -> None:
         received = self._received
         # The log comes before the slot: a slot ahead of the log counts as a break (`Checkpoints._break`).
-        await self._log.confirm(received, token=self._token)
+        await self._log.confirm(received, token=self.token)
         self._confirmed(received)
 
     def _confirmed(self, lsn: int) -> None:
         if lsn > self._durable:
             self._durable = lsn
+            self._advanced.set()
             self._report(reply=False)
 
     async def probe(self, checks: DatabaseChecks) -> None:

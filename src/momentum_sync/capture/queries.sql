@@ -18,8 +18,7 @@ select
 
 -- name: log
 -- Whether the log exists in this version, the owner of the app's tables, whether all functions exist, and whether the
--- role
--- has the privileges that the server needs: on the log, on those functions, and on its callers' roles.
+-- role has the privileges that the server needs: on the log, on those functions, and on its callers' roles.
 with functions as (
     select p.oid
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
@@ -39,8 +38,10 @@ select
         has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
         and has_table_privilege(s.oid, 'select') and has_table_privilege(s.oid, 'insert')
         and has_table_privilege(s.oid, 'update')
+        and has_table_privilege(f.oid, 'select') and has_table_privilege(f.oid, 'insert')
+        and has_table_privilege(f.oid, 'update') and has_table_privilege(f.oid, 'delete')
         and has_schema_privilege(c.relnamespace, 'usage')
-        and (select bool_and(has_function_privilege(f.oid, 'execute')) from functions f)
+        and (select bool_and(has_function_privilege(p.oid, 'execute')) from functions p)
         and pg_has_role(current_user, 'authenticated', become.right_to)
         and pg_has_role(current_user, 'service_role', become.right_to),
         false) as is_equipped,
@@ -52,6 +53,7 @@ left join (
     pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
     join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
+    join pg_catalog.pg_class f on f.relnamespace = n.oid and f.relname = 'followed_tables'
     join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_mark' and not a.attisdropped
 ) on c.relname = 'event_log'
 
@@ -143,6 +145,37 @@ on conflict (single) do update set
     kept_mark = excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
     last_mark = excluded.last_mark, holder = excluded.holder
 
+-- name: followed
+-- The followed tables, and whether a stream may name the publication that they come with: from PostgreSQL 18 on it need
+-- not exist.
+select
+    coalesce(array_agg(f.relation::bigint order by f.relation), '{}'),
+    coalesce(array_agg((f.after_lsn - '0/0'::pg_lsn)::bigint order by f.relation), '{}'),
+    current_setting('server_version_num')::int >= 180000
+        or exists (select from pg_catalog.pg_publication p where p.pubname = %(publication)s)
+from momentum.followed_tables f
+
+-- name: follow
+-- Only the holder of the checkpoint.
+insert into momentum.followed_tables (relation, after_lsn)
+select %(relation)s::oid, %(after_lsn)s::pg_lsn
+from momentum.stream s
+where s.holder = %(holder)s
+for share of s
+returning relation
+
+-- name: unfollow_all
+delete from momentum.followed_tables
+
+-- name: follow_from_the_start
+-- Where an epoch begins, no event has an offset yet.
+update momentum.followed_tables set after_lsn = '0/0'
+
+-- name: published
+-- Whether the publication exists, and a position of the WAL behind its creation.
+select exists (select from pg_catalog.pg_publication p where p.pubname = %(publication)s),
+    (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+
 -- name: next_xid
 -- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time
 -- at which it last reset its statistics, which happens after the crash of one of its processes.
@@ -192,25 +225,25 @@ with recursive needed (oid) as (
 )
 select
     t.oid::bigint,
-    t.typname::text,
-    t.typbasetype::bigint,
+    t.typname::text as name,
+    t.typbasetype::bigint as base,
     -- As PostgreSQL's get_element_type: a type such as point has elements, but is no array.
-    case when t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc then t.typelem::bigint else 0 end,
-    coalesce((select e.typdelim::text from pg_catalog.pg_type e where e.oid = t.typelem), ','),
+    case when t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc then t.typelem::bigint else 0 end as element,
+    coalesce((select e.typdelim::text from pg_catalog.pg_type e where e.oid = t.typelem), ',') as delimiter,
     coalesce(
         (
             select array_agg(a.attname::text order by a.attnum) from pg_catalog.pg_attribute a
             where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
         ),
         '{}'
-    ),
+    ) as attributes,
     coalesce(
         (
             select array_agg(a.atttypid::bigint order by a.attnum) from pg_catalog.pg_attribute a
             where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
         ),
         '{}'
-    ),
-    t.typtype = 'c'
+    ) as attribute_types,
+    t.typtype = 'c' as is_composite
 from needed
 join pg_catalog.pg_type t on t.oid = needed.oid;

@@ -30,6 +30,8 @@ _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
 # pgoutput requires a publication. This one has no table, because logical messages belong to no publication.
 PUBLICATION = "momentum_sync"
+# The tables that Supabase's clients may follow, as at Supabase.
+ROWS = "supabase_realtime"
 # PostgreSQL compares synchronous_standby_names with this name, so `preflight` looks for it there.
 APPLICATION = "momentum-sync capture"
 
@@ -303,8 +305,12 @@ class Stream:
 
 
 @asynccontextmanager
-async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncIterator[Stream]:
+async def open_stream(
+    conninfo: str, slot: str, limits: CaptureLimits, *, with_rows: bool = False
+) -> AsyncIterator[Stream]:
     """Connect, acquire the slot and start the stream.
+
+    With `with_rows`, changes of the tables in `supabase_realtime` come, too.
 
     Raises:
         SlotBusy: another instance holds the slot.
@@ -328,7 +334,7 @@ async def open_stream(conninfo: str, slot: str, limits: CaptureLimits) -> AsyncI
             if (await _held(conninfo, slot, limits)).failover is False:
                 await _keep_through_failover(connection, slot)
             await settle(connection)
-            await _start(connection.pgconn, slot, limits)
+            await _start(connection.pgconn, slot, limits, with_rows=with_rows)
         # Read while the stream holds the slot: before, another instance could still advance it.
         held = await _held(conninfo, slot, limits)
         confirmed = lsn.parse(held.confirmed_lsn)
@@ -346,11 +352,12 @@ async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: st
         raise SlotBusy(str(error).strip()) from error
 
 
-async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits) -> None:
+async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits, *, with_rows: bool) -> None:
+    publications = f"{PUBLICATION},{ROWS}" if with_rows else PUBLICATION
     # At 0/0 PostgreSQL begins at the slot's confirmed LSN.
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
-    ).format(sql.Identifier(slot), sql.Literal(PUBLICATION))
+    ).format(sql.Identifier(slot), sql.Literal(publications))
     pgconn.send_query(command.as_bytes())
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(limits.answer_s):

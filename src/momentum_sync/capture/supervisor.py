@@ -22,7 +22,7 @@ from momentum_sync.capture.pgoutput import ProtocolError
 from momentum_sync.capture.pipeline import Pipeline
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import Process, StreamRefused, ensure_slot, open_stream, read_slot_state
-from momentum_sync.errors import CaptureError, FencedOff, SlotBusy
+from momentum_sync.errors import CaptureError, FencedOff, SlotBusy, Unavailable
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.feed import Beginning, FeedPublisher, HistoryForked
 from momentum_sync.eventlog.log import EventLog
@@ -90,6 +90,8 @@ class Capture:
         self._slot_state: SlotState = UNKNOWN_SLOT
         self._triggers = Triggers([], [])
         self._state = CaptureState.STARTING
+        self._following = asyncio.Lock()
+        self._live = asyncio.Event()
         self.has_begun = asyncio.Event()
         feed.report(self.status)
 
@@ -109,6 +111,45 @@ class Capture:
         if self._pipeline is not None:
             self._pipeline.end()
 
+    async def follow(self, relation: int) -> None:
+        """Make the changes of a relation's rows events from now on, for every server of this database.
+
+        The first relation takes a second, because the stream begins again with the publication of rows.
+
+        Raises:
+            Unavailable: capture is not live, or the database does not answer.
+            CaptureError: the publication of rows does not exist.
+        """
+        try:
+            async with self._following, asyncio.timeout(self._limits.follow_s):
+                pipeline = self._pipeline
+                while pipeline is None or not self._live.is_set() or not pipeline.follows(relation):
+                    await self._live.wait()
+                    pipeline = self._pipeline
+                    if pipeline is not None and not pipeline.follows(relation):
+                        await self._follow(pipeline, relation)
+        except (TimeoutError, PoolTimeout, psycopg.Error, FencedOff) as error:
+            raise Unavailable("The event stream cannot take up this table now; try again in a moment.") from error
+
+    async def _follow(self, pipeline: Pipeline, relation: int) -> None:
+        if not pipeline.with_rows:
+            # Before PostgreSQL 18 a stream that begins before the publication was created fails for ever.
+            await pipeline.until_durable(await self._checkpoints.publication_lsn())
+        after = pipeline.reserve()
+        try:
+            await self._checkpoints.follow(relation, after, token=pipeline.token)
+        except BaseException:
+            # The row may be there all the same, and the offsets of this run would then be wrong.
+            pipeline.fail(CaptureError("it is not known whether a table is followed"))
+            self._live.clear()
+            raise
+        if pipeline.with_rows:
+            pipeline.follow(relation, after)
+            return
+        # The next run opens the stream with rows.
+        self._live.clear()
+        pipeline.end()
+
     async def run(self) -> None:
         """Capture until told to end or cancelled, with a longer pause after each failure in a row."""
         looking = asyncio.ensure_future(self._watch_database())
@@ -119,6 +160,10 @@ class Capture:
 
     def _enter(self, state: CaptureState) -> None:
         self._state = enter(self._state, state, CAPTURE_TRANSITIONS)
+        if state is CaptureState.LIVE:
+            self._live.set()
+        else:
+            self._live.clear()
         if state in (CaptureState.WAITING, CaptureState.BROKEN):
             self._pipeline = None
             self._probe.lost(time.monotonic())
@@ -193,14 +238,17 @@ class Capture:
         if lost is not None:
             self._stuck.forget()
             observe.slot_lost(self._slot, lost)
-        async with open_stream(self._conninfo, self._slot, limits) as stream:
+        with_rows = await self._checkpoints.needs_rows()
+        async with open_stream(self._conninfo, self._slot, limits, with_rows=with_rows) as stream:
             self._process = stream.process
             self._stuck.began(stream.facts.confirmed_lsn)
             # Before `_pipeline` is set, `end` cannot stop this run, which therefore checks for itself.
             if self._ending.is_set():
                 return
             # Only the holder of the slot may acquire the checkpoint, because that fences off the present writer.
-            checkpoint = await self._checkpoints.acquire(stream.facts, known=self._feed.state, broke=self._forked)
+            checkpoint = await self._checkpoints.acquire(
+                stream.facts, known=self._feed.state, broke=self._forked, with_rows=with_rows
+            )  # fmt: skip
             # Kept until an epoch has begun: if `acquire` fails, the log alone does not show the fork.
             self._forked = None
             if checkpoint.broke is not None:
@@ -212,22 +260,24 @@ class Capture:
                 return
             sequencer = Sequencer(
                 offset=checkpoint.offset, place=checkpoint.place, near_xid=checkpoint.ceiling,
-                per_user=self._schema.per_user_channels,
+                per_user=self._schema.per_user_channels, followed=checkpoint.followed,
             )  # fmt: skip
             pipeline = Pipeline(
-                stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits
-            )
+                stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits,
+                self._checks.load_types, with_rows=with_rows,
+            )  # fmt: skip
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline
             observe.capture_began(self._slot, checkpoint.epoch, checkpoint.offset)
             # Only `append` returns without an error: when capture is told to end, or when a TRUNCATE ends the history.
             await first_of(
-                stream.run(pipeline.take), pipeline.append(), pipeline.probe(self._checks), pipeline.watch(),
+                stream.run(pipeline.take), pipeline.append(), pipeline.load_types(), pipeline.probe(self._checks),
+                pipeline.watch(),
                 self._connections.until_ended(), self._checkpoints.watch_log(), self._checks.watch_policies(),
                 self._until_live(pipeline, checkpoint),
             )  # fmt: skip
             await pipeline.finish()
-            if not self._ending.is_set():  # the history ended
+            if not self._ending.is_set():  # the history ended, or the stream needs rows from now on
                 self._enter(CaptureState.BROKEN)
 
     async def _until_live(self, pipeline: Pipeline, checkpoint: Checkpoint) -> None:

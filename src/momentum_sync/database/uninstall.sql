@@ -57,7 +57,7 @@ begin
     for made in
         select c.oid::regclass as name from pg_class c
         where c.relnamespace = to_regnamespace('momentum') and c.relkind in ('r', 'p')
-            and c.relname in ('settings', 'policies', 'revocations', 'installed', 'event_log', 'stream')
+            and c.relname in ('settings', 'policies', 'revocations', 'installed', 'event_log', 'stream', 'followed_tables')
     loop
         execute format('drop table %s', made.name);
     end loop;

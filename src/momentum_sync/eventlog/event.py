@@ -13,6 +13,7 @@ from momentum_sync.eventlog.position import mark_of
 CONTROL = "momentum:control"
 """The channel on which the database addresses the server: `revoked`, `policies_changed`, `table_truncated`."""
 
+_ROWS = "momentum:rows:"
 _FEW_CHANNELS = 8
 
 
@@ -141,6 +142,11 @@ def _size_of(texts: tuple[str, ...]) -> int:
 
 def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
+
+
+def row_channel(relation: int) -> str:
+    """Return the channel of the changes of a relation's rows, which only Supabase's protocol delivers."""
+    return f"{_ROWS}{relation}"
 
 
 def key_of(channel: str, user_id: str | None, per_user: Set[str]) -> str:

@@ -14,7 +14,9 @@ declare
 begin
     if exists (
         select from pg_class c
-        where c.oid in (to_regclass('momentum.event_log'), to_regclass('momentum.stream')) and c.relowner <> owner
+        where c.oid in (
+                to_regclass('momentum.event_log'), to_regclass('momentum.stream'), to_regclass('momentum.followed_tables'))
+            and c.relowner <> owner
     ) or exists (
         select from (values
             ('momentum.stream', 'kept_mark'), ('momentum.event_log', 'keys'), ('momentum.event_log', 'rows')) as needed (name, attribute)
@@ -24,7 +26,7 @@ begin
     ) or exists (
         select from pg_namespace n where n.nspname = 'momentum_log' and n.nspowner <> owner
     ) then
-        drop table if exists momentum.event_log, momentum.stream cascade;
+        drop table if exists momentum.event_log, momentum.stream, momentum.followed_tables cascade;
         drop schema if exists momentum_log cascade;
     end if;
     -- The log's partitions are in a schema of their own.
@@ -70,13 +72,21 @@ create table if not exists momentum.stream (
     holder uuid not null
 );
 
+-- The tables whose changed rows are events, for clients of Supabase's protocol: those in transactions that commit after
+-- the LSN. Offsets depend on these rows, so only the holder of the checkpoint adds one.
+create table if not exists momentum.followed_tables (
+    relation oid primary key,
+    after_lsn pg_lsn not null,
+    followed_at timestamptz not null default now()
+);
+
 do $$
 declare
     owner name := (
         select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'public.daily_engagement_scores'::regclass);
     made regclass;
 begin
-    foreach made in array array['momentum.event_log', 'momentum.stream']::regclass[] loop
+    foreach made in array array['momentum.event_log', 'momentum.stream', 'momentum.followed_tables']::regclass[] loop
         if (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = made) <> owner then
             execute format('alter table %s owner to %I', made, owner);
         end if;
@@ -106,12 +116,14 @@ end;
 $$;
 
 -- Only the owner reads them, and the server's role by a policy of its own. The publication has no table: capture reads
--- logical messages only, which belong to no publication.
+-- logical messages, which belong to no publication; tables come with `supabase_realtime`.
 do $$
 begin
-    if not (select c.relrowsecurity from pg_class c where c.oid = 'momentum.event_log'::regclass) then
+    if not (select bool_and(c.relrowsecurity) from pg_class c
+            where c.oid in ('momentum.event_log'::regclass, 'momentum.followed_tables'::regclass)) then
         alter table momentum.event_log enable row level security;
         alter table momentum.stream enable row level security;
+        alter table momentum.followed_tables enable row level security;
     end if;
     if not exists (select from pg_publication where pubname = 'momentum_sync') then
         create publication momentum_sync;

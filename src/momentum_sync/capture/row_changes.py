@@ -1,0 +1,154 @@
+"""Changes of rows as events: the JSON that Supabase's clients get as `data`.
+
+Fields and values: Supabase, "Realtime Protocol", section "Postgres changes". The column list and the values are whole
+here; a gateway leaves out what a caller may not see or did not select.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from momentum_sync.capture.row_messages import (
+    UNCHANGED,
+    Delete,
+    Identity,
+    Insert,
+    Relation,
+    RowMessage,
+    Update,
+    Value,
+    Values,
+)
+from momentum_sync.capture.values import ColumnType, Kind, MalformedValue, to_json
+
+_encode = msgspec.json.Encoder().encode
+_MOST = 1024 * 1024
+_MOST_VALUE = 64
+_UNKNOWN = ColumnType(name="unknown", kind=Kind.TEXT)  # a type that has been dropped since
+
+
+class UnknownRelation(Exception):
+    """A change of a relation that the stream has not described. PostgreSQL describes each before its first change."""
+
+
+class RowChanges:
+    """Encodes the changes of relations that the stream has described."""
+
+    def __init__(self) -> None:
+        self._relations: dict[int, Relation] = {}
+        self._types: dict[int, ColumnType] = {}
+
+    def describe(self, relation: Relation) -> None:
+        """Take the description that holds for the relation's following changes."""
+        self._relations[relation.oid] = relation
+
+    def missing_types(self, relation: Relation) -> set[int]:
+        """Return the ids of the types in a relation that are not known yet."""
+        return {column.type_oid for column in relation.columns} - self._types.keys()
+
+    def learn(self, asked: Iterable[int], types: Mapping[int, ColumnType]) -> None:
+        """Take the types that were asked for. One that no longer exists has text values from now on."""
+        for oid in asked:
+            self._types[oid] = types.get(oid, _UNKNOWN)
+
+    def encode(self, message: RowMessage, relation_oid: int, committed_at: float) -> bytes:
+        """Return the JSON of a change of one relation.
+
+        A change of more than 1 MiB has the values of at most 64 bytes only, and says so in `errors`, as at Supabase.
+
+        Args:
+            message: the change; a Truncate may name further relations.
+            relation_oid: the relation.
+            committed_at: seconds since 1970.
+
+        Raises:
+            UnknownRelation: the relation has not been described.
+        """
+        relation = self._relations.get(relation_oid)
+        if relation is None:
+            raise UnknownRelation(f"the stream has a change of relation {relation_oid} without its description")
+        whole = _Row(relation, self._types, None)
+        body = self._change(whole, message, committed_at)
+        if len(body) <= _MOST:
+            return body
+        return self._change(_Row(relation, self._types, _MOST_VALUE), message, committed_at)
+
+    def _change(self, row: _Row, message: RowMessage, committed_at: float) -> bytes:
+        kind, record, old = "TRUNCATE", b"{}", b"{}"
+        match message:
+            case Insert(new=new):
+                kind, record, old = "INSERT", row.object(new), b""
+            case Update(old=before, new=new):
+                # Without an old row the key has not changed.
+                kind, record, old = "UPDATE", row.object(new, before), row.old(new if before is None else before)
+            case Delete(old=before):
+                kind, record, old = "DELETE", b"", row.old(before)
+        relation = row.relation
+        parts = [
+            b'{"schema":', _encode(relation.schema), b',"table":', _encode(relation.name),
+            b',"commit_timestamp":', _encode(_timestamp(committed_at)), b',"type":"', kind.encode(),
+            b'","columns":', row.columns(),
+        ]  # fmt: skip
+        if record:
+            parts += [b',"record":', record]
+        if old:
+            parts += [b',"old_record":', old]
+        parts += [b',"errors":', _encode(row.errors or None), b"}"]
+        return b"".join(parts)
+
+
+class _Row:
+    """Encodes the rows of one change. With `most`, values of more bytes of JSON are left out."""
+
+    def __init__(self, relation: Relation, types: Mapping[int, ColumnType], most: int | None) -> None:
+        self.relation = relation
+        self.errors: list[str] = [] if most is None else ["Error 413: Payload Too Large"]
+        self._types = types
+        self._most = most
+
+    def columns(self) -> bytes:
+        """Return the JSON of names and types."""
+        return _encode([
+            {"name": column.name, "type": self._types[column.type_oid].name} for column in self.relation.columns
+        ])  # fmt: skip
+
+    def old(self, values: Values) -> bytes:
+        """Return the JSON of the columns of the old row that the replica identity has."""
+        if self.relation.identity is Identity.FULL:
+            return self.object(values)
+        pairs = zip(self.relation.columns, values, strict=True)
+        return self.object(tuple([value if column.is_key else UNCHANGED for column, value in pairs]))
+
+    def object(self, values: Values, before: Values | None = None) -> bytes:
+        """Return a JSON object of the values, without those that the stream has left out.
+
+        `before` are the values of the old row, which has what the UPDATE did not change if the identity is full.
+        """
+        fields: list[bytes] = []
+        for place, (column, value) in enumerate(zip(self.relation.columns, values, strict=True)):
+            if value is UNCHANGED:
+                # A null in the old row stands for a column outside of the key: an unchanged value is never null.
+                value = (None if before is None else before[place]) or UNCHANGED
+            if value is not UNCHANGED:
+                text = self._value(value, self._types[column.type_oid], column.name)
+                if self._most is None or len(text) <= self._most:
+                    fields.append(_encode(column.name) + b":" + text)
+        return b"{" + b",".join(fields) + b"}"
+
+    def _value(self, value: Value, of: ColumnType, name: str) -> bytes:
+        if not isinstance(value, str):
+            return b"null"
+        try:
+            return to_json(value, of)
+        except MalformedValue as error:
+            # The type has changed since the commit, such as a composite that has gained an attribute.
+            self.errors.append(f"the value of {name} is text, because its type has changed: {error}")
+            return _encode(value)
+
+
+def _timestamp(seconds: float) -> str:
+    """Return a time as Supabase's clients get it: UTC, with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
