@@ -23,7 +23,7 @@ from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
 from momentum_sync.capture.pgoutput import Message
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import SlotFacts
-from momentum_sync.cli.main import app
+from momentum_sync.cli.main import make_app
 from momentum_sync.database import connection
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event
@@ -135,4 +135,4 @@ MUTATIONS: dict[str, Callable[[], None]] = {
 
 if __name__ == "__main__":
     MUTATIONS[sys.argv.pop(1)]()
-    app()
+    make_app(sys.argv[1:])()

@@ -17,9 +17,9 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from momentum_sync.cli.main import app
+    from momentum_sync.cli.main import make_app
 
-    app()
+    make_app(sys.argv[1:])()
 
 
 if __name__ == "__main__":

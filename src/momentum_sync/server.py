@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import FastAPI
-from pydantic import SecretStr
 
 from momentum_sync import observe
 from momentum_sync.capture.preflight import check
@@ -41,11 +36,11 @@ from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.tokens import TokenRules
 from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, writing_metrics
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
+from momentum_sync.token_settings import token_rules
 from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
 
@@ -82,45 +77,6 @@ def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
         migrate(embedded.conninfo, tell=observe.migrated, again=again)
         check(embedded.conninfo, settings.slot)
         yield embedded.conninfo
-
-
-def development_secret(data_dir: Path) -> str:
-    """Return the HS256 secret of development mode: made once, in a file that only its owner can read."""
-    path = development_secret_path(data_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.read_text(encoding="ascii").strip():
-        path.unlink()  # written by a version that could be interrupted between creating and writing it
-    if not path.exists():
-        # A temporary file has mode 0600. Linking it makes the whole secret appear at once, and the first process wins.
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_urlsafe(48))
-            try:
-                os.link(name, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-    return path.read_text(encoding="ascii").strip()
-
-
-def development_secret_path(data_dir: Path) -> Path:
-    """Return the path of the secret of development mode."""
-    return data_dir.expanduser() / "development.secret"
-
-
-def token_rules(settings: Settings) -> TokenRules:
-    """Return the requirements of valid tokens under these settings."""
-    return TokenRules(
-        secret=development_secret(settings.data_dir) if settings.development else _revealed(settings.jwt_secret),
-        issuer=settings.issuer,
-        audience=settings.jwt_audience,
-        anon_key=_revealed(settings.anon_key),
-        service_role_key=_revealed(settings.service_role_key),
-    )
 
 
 @asynccontextmanager
@@ -237,7 +193,3 @@ def _reporting(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:
                 samples.failed(broadcast.event, observe.described(broadcast.broken))
 
     return report
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

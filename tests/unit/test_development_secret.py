@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from momentum_sync.server import development_secret, development_secret_path
+from momentum_sync.token_settings import development_secret, development_secret_path
 
 
 def test_everybody_reads_the_same_secret_and_only_the_owner_may(tmp_path: Path) -> None:

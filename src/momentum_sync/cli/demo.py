@@ -26,6 +26,7 @@ from momentum_sync.errors import Unsuitable
 from momentum_sync.lifecycle import stopped_by_signals
 from momentum_sync.settings import Settings, read
 from momentum_sync.tasks import end
+from momentum_sync.token_settings import development_secret
 
 _LINKS_LAST = timedelta(days=7)
 _AUDIENCE = "authenticated"
@@ -79,7 +80,7 @@ def demo(
             print("Starting PostgreSQL; the first time takes a few seconds …", file=sys.stderr, flush=True)
             # An earlier version may have made this database with other migrations, which a plain `migrate` refuses.
             with server.database(settings, again=True) as conninfo:
-                uvloop.run(_demo(settings, conninfo, pace, server.development_secret(home)))
+                uvloop.run(_demo(settings, conninfo, pace, development_secret(home)))
     print("Stopped.", file=sys.stderr)
 
 

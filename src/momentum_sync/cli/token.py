@@ -13,8 +13,8 @@ import typer
 
 from momentum_sync.cli import explained
 from momentum_sync.errors import Unsuitable
-from momentum_sync.server import development_secret_path, token_rules
 from momentum_sync.settings import Settings, duration, read
+from momentum_sync.token_settings import development_secret_path, token_rules
 
 
 class Role(StrEnum):
