@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import deque
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from faults.checker import Came, Client, Held, Invalidated, Record, Snapshot
 _PATH = "/functions/v1/realtime-momentum-sync"
 _SILENT_S = 4.0  # the servers' heartbeat interval is one second
 _OPEN_S = 5.0
+_TRACED = 5_000
 
 
 class Walker:
@@ -40,6 +42,11 @@ class Walker:
         self._greeted = False
         self._calm = False
         self.broken: list[str] = []
+        self.trace: deque[str] = deque(maxlen=_TRACED)
+
+    def _say(self, what: str) -> None:
+        """Add a line to the trace, which is kept for a record that is wrong."""
+        self.trace.append(f"{time.time():.3f} {self.client.name}: {what}")
 
     def calm_down(self) -> None:
         """Connect and stay from now on."""
@@ -53,8 +60,8 @@ class Walker:
                     await self._ask_over_http()
                 else:
                     await self._one_connection()
-            except (OSError, TimeoutError, websockets.WebSocketException, httpx.HTTPError):
-                pass  # network errors are expected; their effect shows in the record
+            except (OSError, TimeoutError, websockets.WebSocketException, httpx.HTTPError) as error:
+                self._say(f"ended: {error!r}")  # network errors are expected; their effect shows in the record
             await asyncio.sleep(self._chance.uniform(0.05, 0.4))
 
     def _choose_place(self) -> None:
@@ -69,6 +76,7 @@ class Walker:
 
     async def _one_connection(self) -> None:
         self._choose_place()
+        self._say(f"connects after {self._last}")
         query = {"client_id": self.client.name, "channels": ",".join(self._extra)}
         if self._last:
             query["last_event_id"] = self._last
@@ -126,6 +134,7 @@ class Walker:
             case "subscription_confirmed" if "ref" not in message:
                 self._confirmed(message)
             case "initial_state":
+                self._say(f"a snapshot came: {message['last_event_id']}")
                 self.resyncs += 1
                 self._greeted = True
                 self._note(Snapshot(_rows(message, self.client), time.time()))
@@ -140,6 +149,7 @@ class Walker:
                 self.broken.append(f"{self.client.name}: an error came: {message}")
 
     def _confirmed(self, message: dict[str, Any]) -> None:
+        self._say(f"resumed: {message['resumed']}, {message.get('reason')}")
         if message["resumed"]:
             self.resumes += 1
             self._greeted = True
@@ -154,7 +164,9 @@ class Walker:
 
     def _event(self, event: dict[str, Any]) -> None:
         self._chain(event)
-        self._note(Came(_what(event)))
+        what = _what(event)
+        self._say(f"{event['id']} came: {what}")
+        self._note(Came(what))
         self._have(event["id"])
 
     def _chain(self, message: dict[str, Any]) -> None:
@@ -173,6 +185,7 @@ class Walker:
                 f"http://{self._url}/sync/events",
                 json={"last_event_id": self._last, "channels": self._extra, "limit": 50},
             )
+        self._say(f"asks over HTTP after {self._last}: {answer.status_code}")
         if answer.status_code != 200:
             return
         self._previous = self._last or ""

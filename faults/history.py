@@ -124,7 +124,7 @@ async def _run(
             process.kill()
             await asyncio.to_thread(process.wait, 30)
         await database.proxy.stop()
-    wrong = stuck + late + _judge(database.conninfo, walkers, branches)
+    wrong = stuck + late + _judge(folder / "servers.log", database.conninfo, walkers, branches)
     await asyncio.to_thread(database.close)
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:
@@ -186,11 +186,15 @@ async def _until_settled(clients: Sequence[Client], branches: Sequence[Sequence[
     return [f"{client.name}: it did not settle" for client in waiting]
 
 
-def _judge(conninfo: str, walkers: Sequence[Walker], branches: Sequence[Sequence[Change]]) -> list[str]:
+def _judge(log: Path, conninfo: str, walkers: Sequence[Walker], branches: Sequence[Sequence[Change]]) -> list[str]:
     wrong: list[str] = []
     for walker in walkers:
         client = walker.client
-        wrong += walker.broken + check_branches(client, branches)
+        found = walker.broken + check_branches(client, branches)
+        if found:
+            wrong += found
+            with log.open("a") as file:
+                print(*walker.trace, sep="\n", file=file)
         if not client.sees_rows:
             continue
         if not adds_up(client, expected(client, branches[-1]), _select(conninfo, client.user)):
