@@ -138,7 +138,7 @@ async def _run(
 
 
 def _activity(conninfo: str) -> list[str]:
-    """Return what PostgreSQL's processes do, which says what a server that is stuck waits for."""
+    """Return the activity of PostgreSQL, in which a server that is stuck finds the process that it waits for."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         return [
             text

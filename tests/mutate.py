@@ -26,6 +26,7 @@ TESTS = {
     "bench/tally": ["test_tally"],
     "capture/lag_probe": ["test_lag_probe"],
     "capture/pgoutput": ["test_pgoutput"],
+    "capture/row_changes": ["test_row_changes"],
     "capture/row_messages": ["test_row_messages"],
     "capture/sequencer": ["test_sequencer"],
     "capture/values": ["test_values"],
@@ -55,6 +56,7 @@ TESTS = {
     "wire/from_server": ["test_messages", "sdk/test_vectors"],
     "wire/messages": ["test_messages"],
     "wire/phoenix": ["test_phoenix"],
+    "wire/realtime_filter": ["test_realtime_filter"],
     "wire/realtime_join": ["test_realtime_join"],
 }
 

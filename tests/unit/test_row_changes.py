@@ -123,3 +123,9 @@ def test_a_change_of_more_than_a_mebibyte_has_its_values_of_at_most_64_bytes() -
     largest = "y" * (1024 * 1024 - whole)
     assert encoded(rows(columns=columns), Insert(1, ("1", "", largest)))["errors"] is None
     assert encoded(rows(columns=columns), Insert(1, ("1", "", largest + "y")))["errors"] is not None
+
+
+def test_a_row_must_have_the_columns_of_its_description() -> None:
+    for message in (Insert(1, ("1",)), Delete(1, ("1",)), Update(1, None, ("1", "a", "b"))):
+        with pytest.raises(ValueError, match=r"zip\(\)"):
+            rows().encode(message, 1, 0.0)

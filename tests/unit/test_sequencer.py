@@ -129,17 +129,20 @@ def rows(sequencer: Sequencer, lsn: int, *relations: int) -> list[Event]:
 
 
 def test_changes_of_followed_relations_get_offsets_from_their_lsn_on() -> None:
-    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1, followed={7: 100})
+    sequencer = Sequencer(offset=0, place=(90, 3), near_xid=1, followed={7: 100})
+    assert sequencer.reached == 90
     assert (sequencer.is_followed(7), sequencer.is_followed(8)) == (True, False)
     assert sequencer.follows(7) is False  # no transaction has begun
     assert rows(sequencer, 100, 7) == []
     (event,) = rows(sequencer, 110, 8, 7)
     assert (event.offset, event.commit_lsn, event.commit_index) == (1, 110, 0)
     assert (event.channels, event.body, event.xid) == (("momentum:rows:7",), b'{"at":110}', 110)
+    assert event.committed_at == 110.0
     assert sequencer.reached == 110
     sequencer.follow(8, 110)
     sequencer.follow(7, 1_000)  # it is followed already
-    assert [event.offset for event in rows(sequencer, 120, 8, 7)] == [2, 3]
+    events = rows(sequencer, 120, 8, 7, 7)
+    assert [(event.offset, event.commit_index) for event in events] == [(2, 0), (3, 1), (4, 2)]
 
 
 @given(st.lists(st.lists(st.sampled_from([0, 7, 8]), max_size=4), max_size=8), st.data())

@@ -1,9 +1,8 @@
 """The replication slot, and the stream that reads it.
 
 The stream is libpq's COPY BOTH, through `psycopg.pq`, because psycopg's high-level API has no replication. psycopg2
-has,
-and needs a third of the CPU (0.1 core against 0.3 at 10,000 messages/s); one driver, one event loop and control over
-reading and confirming are worth the difference.
+has, and needs a third of the CPU (0.1 core against 0.3 at 10,000 messages/s); one driver, one event loop and control
+over reading and confirming are worth the difference.
 """
 
 from __future__ import annotations

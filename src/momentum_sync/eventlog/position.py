@@ -2,8 +2,8 @@
 
 A position is `<epoch>-<offset>-<mark>`. The mark is made of the commit of the event at that offset, its LSN and its
 time: a database restored from a copy gives the same offsets to other events, and the mark tells them apart. Until the
-    stream has passed the snapshot that a connection began with, an offset alone does not identify the events that the
-    client has seen. The position then carries the snapshot boundary:
+stream has passed the snapshot that a connection began with, an offset alone does not identify the events that the
+client has seen. The position then carries the snapshot boundary:
 `<epoch>-<offset>-<mark>.<xmin>.<xmax>.<xid_xid…>.<lsn>.<incarnation>`. PostgreSQL may assign the transaction ids of a
 crashed run again, so the incarnation names the run that the snapshot belongs to. To clients a position is opaque.
 """
