@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import struct
 
-from momentum_sync.capture.pgoutput import Begin, Commit, Keepalive, Message, ProtocolError, decode
+from momentum_sync.capture.pgoutput import Begin, Change, Commit, Keepalive, Message, ProtocolError, decode
+from momentum_sync.capture.row_changes import RowChanges, UnknownRelation
+from momentum_sync.capture.row_messages import Identity, Relation, RelationColumn, decode_row
 from momentum_sync.capture.sequencer import PREFIX, Sequencer
+from momentum_sync.capture.values import ColumnType, Kind
 from momentum_sync.eventlog.envelope import Malformed
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
@@ -27,6 +30,12 @@ SEEDS = [
     _message(b'{"channels": ["notifications:x"], "event": {"event_type": "a", "user_id": "b"}}'),
     _message(b'{"channels": ["cache_invalidation"], "event": {"cache_keys": ["k"], "user_id": "b"}, "rows": {"a": 1}}'),
     _message(b'{"channels": ["momentum:control"], "event": {"event_type": "revoked", "user_id": "b"}}'),
+    _HEADER + b"R" + struct.pack("!I", 7) + b"public\0notes\0d" + struct.pack("!HB", 1, 1) + b"id\0" + bytes(8),
+    _HEADER + b"I" + struct.pack("!I", 7) + b"N" + struct.pack("!HcIsc", 2, b"t", 1, b"1", b"n"),
+    _HEADER + b"U" + struct.pack("!I", 7) + b"K" + struct.pack("!HcIsc", 2, b"t", 1, b"1", b"n") + b"N"
+    + struct.pack("!HcIsc", 2, b"t", 1, b"2", b"u"),
+    _HEADER + b"D" + struct.pack("!I", 7) + b"O" + struct.pack("!Hcc", 2, b"n", b"n"),
+    _HEADER + b"T" + struct.pack("!IBI", 1, 0, 7),
     b"abcdef01-7.10.12.10_11.0_2A", b"abcdef01-7",
 ]  # fmt: skip
 
@@ -46,8 +55,27 @@ def one(data: bytes) -> None:
             event = None
         if event is not None:
             _check(event)
-    assert frame is None or isinstance(frame, Begin | Message | Commit | Keepalive)
+    elif isinstance(frame, Change):
+        _check_change(frame)
+    assert frame is None or isinstance(frame, Begin | Message | Change | Commit | Keepalive)
     _check_id(data)
+
+
+def _check_change(change: Change) -> None:
+    """Decode a message about rows, and encode it if it is about relation 7, which has a number and a text."""
+    rows = RowChanges()
+    rows.learn({23, 25}, {23: ColumnType(name="int4", kind=Kind.NUMBER), 25: ColumnType(name="text", kind=Kind.TEXT)})
+    columns = (RelationColumn("id", 23, True), RelationColumn("text", 25, False))
+    rows.describe(Relation(7, "public", "notes", Identity.DEFAULT, columns))
+    try:
+        message = decode_row(change.payload)
+        if message is None or isinstance(message, Relation):
+            return
+        body = json.loads(rows.encode(message, change.relation or 7, 0.0))
+    except (ProtocolError, UnknownRelation):
+        return
+    assert body["type"] in ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+    assert isinstance(body.get("record", body.get("old_record")), dict)
 
 
 def _check(event: Event) -> None:

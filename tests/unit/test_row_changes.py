@@ -126,6 +126,9 @@ def test_a_change_of_more_than_a_mebibyte_has_its_values_of_at_most_64_bytes() -
 
 
 def test_a_row_must_have_the_columns_of_its_description() -> None:
-    for message in (Insert(1, ("1",)), Delete(1, ("1",)), Update(1, None, ("1", "a", "b"))):
-        with pytest.raises(ValueError, match=r"zip\(\)"):
+    for message, count in (
+        (Insert(1, ("1",)), 1), (Delete(1, ("1",)), 1), (Update(1, None, ("1", "a", "b")), 3),
+        (Update(1, ("1",), ("1", "a")), 1),
+    ):  # fmt: skip
+        with pytest.raises(UnknownRelation, match=f"{count} values, not 2"):
             rows().encode(message, 1, 0.0)

@@ -31,7 +31,7 @@ _UNKNOWN = ColumnType(name="unknown", kind=Kind.TEXT)  # a type that has been dr
 
 
 class UnknownRelation(Exception):
-    """A change of a relation that the stream has not described. PostgreSQL describes each before its first change."""
+    """A change that fits no description. PostgreSQL describes each relation before its first change."""
 
 
 class RowChanges:
@@ -65,11 +65,16 @@ class RowChanges:
             committed_at: seconds since 1970.
 
         Raises:
-            UnknownRelation: the relation has not been described.
+            UnknownRelation: the relation has not been described, or with other columns.
         """
         relation = self._relations.get(relation_oid)
         if relation is None:
             raise UnknownRelation(f"the stream has a change of relation {relation_oid} without its description")
+        for values in _rows_of(message):
+            if len(values) != len(relation.columns):
+                raise UnknownRelation(
+                    f"a row of relation {relation_oid} has {len(values)} values, not {len(relation.columns)}"
+                )
         whole = _Row(relation, self._types, None)
         body = self._change(whole, message, committed_at)
         if len(body) <= _MOST:
@@ -98,6 +103,17 @@ class RowChanges:
             parts += [b',"old_record":', old]
         parts += [b',"errors":', _encode(row.errors or None), b"}"]
         return b"".join(parts)
+
+
+def _rows_of(message: RowMessage) -> list[Values]:
+    match message:
+        case Insert(new=new):
+            return [new]
+        case Update(old=old, new=new):
+            return [new] if old is None else [old, new]
+        case Delete(old=old):
+            return [old]
+    return []
 
 
 class _Row:
