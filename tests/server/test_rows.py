@@ -293,6 +293,43 @@ async def test_a_server_that_lost_the_log_follows_nothing(run: Run, db: Sql, not
         await running.capture.follow(scores)
 
 
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 3_000 + "]" * 3_000, '"\\u0000"'])
+async def test_a_document_that_not_every_reader_can_take_is_a_string_and_stops_nothing(
+    run: Run, db: Sql, notes: int, value: str
+) -> None:
+    db.execute("alter table notes add column doc json")
+    async with run() as running:
+        await running.capture.follow(notes)
+        db.execute("insert into notes (id, doc) values (1, %s)", (value,))
+        db.execute("insert into notes (id, doc) values (2, '[1]')")
+        documents = [body["record"]["doc"] for body in await running.until(2)]
+        assert documents == [value, [1]]
+        await until_logged(db, 2)
+
+
+async def test_a_table_that_had_changes_before_is_followed_without_a_break(run: Run, db: Sql, notes: int) -> None:
+    db.execute("create type mood as enum ('ok')")
+    db.execute("create table others (id int primary key, mood mood default 'ok')")
+    db.execute("alter publication supabase_realtime add table others")
+    async with run() as running:
+        await running.capture.follow(notes)
+        state = running.capture.status().state
+        db.execute("insert into others values (1)")
+        db.execute("insert into notes values (1)")
+        await running.until(1)
+        await running.capture.follow(relation(db, "others"))
+        db.execute("insert into others values (2)")
+        bodies = await running.until(2)
+        assert bodies[1]["record"] == {"id": 2, "mood": "ok"}
+        assert running.capture.status().state is state
+
+
+async def test_the_servers_own_tables_are_not_followed(run: Run, db: Sql) -> None:
+    async with run() as running:
+        with pytest.raises(CaptureError, match="own tables"):
+            await running.capture.follow(relation(db, "momentum.stream"))
+
+
 async def test_only_the_server_may_say_what_is_followed(database: str, acting: Any, user: UUID) -> None:
     for role in ("anon", "authenticated", "service_role"):
         with acting(user, role=role) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

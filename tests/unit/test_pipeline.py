@@ -247,6 +247,67 @@ async def test_nothing_is_read_while_a_relation_is_taken_up() -> None:
         await appending
 
 
+async def test_held_frames_wait_until_a_relation_is_taken_up() -> None:
+    told = Told()
+    run, feed = following(told)
+    run.take([begin(200), relation(), insert(b"x"), commit(200, 210), begin(300), insert(b"y", oid=9), message(),
+              commit(300, 310)])  # fmt: skip
+    after = run.reserve()
+    loading = asyncio.ensure_future(run.load_types())
+    async with asyncio.timeout(10):
+        while ("types", 1) not in told.told:
+            await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (after, feed.offset) == (200, 0)
+    run.follow(8, after)
+    async with asyncio.timeout(10):
+        while feed.offset < 2:
+            await asyncio.sleep(0)
+    assert told.told[-1] == ("resume", 0)
+    loading.cancel()
+
+
+async def test_a_relation_that_was_described_before_is_followed() -> None:
+    told = Told()
+    run, feed = following(told)
+    loading = asyncio.ensure_future(run.load_types())
+    run.take([begin(200), relation(oid=9), insert(b"x", oid=9), commit(200, 210)])
+    assert feed.offset == 0
+    run.follow(9, run.reserve())
+    async with asyncio.timeout(10):
+        while ("resume", 0) not in told.told:
+            await asyncio.sleep(0)
+    run.take([begin(300), insert(b"y", oid=9), commit(300, 310)])
+    assert feed.offset == 1
+    loading.cancel()
+
+
+async def test_nothing_is_confirmed_while_the_log_does_not_have_a_batch() -> None:
+    told = Told()
+    run, _, _ = capturing(told)
+    taken, release = asyncio.Event(), asyncio.Event()
+    append = told.append
+
+    async def slow(events: Sequence[Event], *, token: UUID, confirmed: int) -> None:
+        taken.set()
+        await release.wait()
+        await append(events, token=token, confirmed=confirmed)
+
+    told.append = slow  # type: ignore[method-assign]
+    transaction(run, 200, 210)
+    appending = asyncio.ensure_future(run.append())
+    await taken.wait()
+    waiting = asyncio.ensure_future(run.until_durable(210))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert told.told == []
+    release.set()
+    await waiting
+    assert told.told[0] == ("append", 210)
+    appending.cancel()
+
+
 def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
     missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
     stuck = StuckSlot(3)

@@ -81,3 +81,23 @@ def test_a_long_text_without_its_closing_quote_is_refused_at_once(kind: ColumnTy
     begin = '{"' if kind.kind is Kind.ARRAY else '(1,"'
     with pytest.raises(MalformedValue):
         to_json(begin + "a" * 100_000 + ("}" if begin == '{"' else ")"), kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_document"),
+    [
+        ('{"a":[1]}', True),
+        ('"\\ud83d\\ude00"', True),
+        ('"\\ud83d"', False),
+        ('"\\uDE00"', False),
+        ("[" * 256 + "]" * 256, True),
+        ("[" * 257 + "]" * 257, False),
+        ('"\\u0000"', False),
+        ('"\\\\u0000"', True),
+    ],
+)
+def test_a_document_that_not_every_reader_can_take_is_a_string(text: str, is_document: bool) -> None:
+    found = to_json(text, ColumnType(name="json", kind=Kind.JSON))
+    assert (found == text.encode()) is is_document
+    if not is_document:
+        assert json.loads(found) == text

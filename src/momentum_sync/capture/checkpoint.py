@@ -123,12 +123,28 @@ class Checkpoints:
         return bool(followed.after) and followed.may_stream
 
     async def publication_lsn(self) -> int:
-        """Return an LSN behind the creation of the publication of rows. Raise CaptureError if it does not exist."""
+        """Return an LSN behind the creation of the publication of rows. Raise CaptureError if it does not exist.
+
+        Every transaction that began before the creation has ended: decoding would look for the publication as of then.
+        """
+        ceiling: int | None = None
+        while True:
+            async with self._connections.writing() as connection:
+                exists, at, next_xid = await fetch_one(connection, _SQL["published"], {"publication": ROWS})
+                if not exists:
+                    raise CaptureError(f"the publication {ROWS} is missing; create it with: momentum-sync migrate")
+                ceiling = next_xid if ceiling is None else ceiling
+                (ended,) = await fetch_one(connection, _SQL["have_ended"], {"ceiling": ceiling})
+            if ended:
+                return int(at)
+            await asyncio.sleep(self._limits.settle_interval_s)
+
+    async def check_followable(self, relation: int) -> None:
+        """Raise CaptureError for a table of the server's own: each append to the log would make a further event."""
         async with self._connections.writing() as connection:
-            exists, at = await fetch_one(connection, _SQL["published"], {"publication": ROWS})
-        if not exists:
-            raise CaptureError(f"the publication {ROWS} is missing; create it with: momentum-sync migrate")
-        return int(at)
+            (ours,) = await fetch_one(connection, _SQL["is_our_own"], {"relation": relation})
+        if ours:
+            raise CaptureError("the server's own tables cannot be followed")
 
     async def follow(self, relation: int, after: int, *, token: uuid.UUID) -> None:
         """Record that a relation's changes become events after an LSN. Raise FencedOff if another instance writes."""

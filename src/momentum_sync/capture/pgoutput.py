@@ -71,6 +71,11 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     frame: bytes
 
     @property
+    def describes(self) -> bool:
+        """Return whether the message describes a relation."""
+        return self.frame[_PAYLOAD] == 0x52
+
+    @property
     def payload(self) -> bytes:
         """Return the payload of the XLogData message."""
         return self.frame[_PAYLOAD:]

@@ -82,10 +82,12 @@ class Pipeline:
         self._limits = limits
         self._load_types = load_types
         self._rows = RowChanges()
+        self._descriptions: dict[int, bytes] = {}  # of relations that are not followed
         self._held: list[bytes | memoryview] = []  # frames that wait for types
+        self._holds = asyncio.Event()
         self._missing: set[int] = set()
-        self._types_missing = asyncio.Event()
-        self._reserved = False
+        self._free = asyncio.Event()  # not set while a relation is taken up
+        self._free.set()
         self._ending = False
         self._heard_at = time.monotonic()
         self.caught_up = asyncio.Event()
@@ -119,12 +121,12 @@ class Pipeline:
                             break
                 case Change():
                     if frame.relation and not self._sequencer.is_followed(frame.relation):
+                        if frame.describes:  # it comes once in a stream, and the relation may be followed later
+                            self._descriptions[frame.relation] = frame.frame
                         continue
                     events += self._change(frame)
                     if self._missing:
-                        self._held = list(payloads[number:])
-                        self._stream.pause()
-                        self._types_missing.set()
+                        self._hold(payloads[number:])
                         break
                 case Begin():
                     self._sequencer.begin(frame)
@@ -186,22 +188,31 @@ class Pipeline:
                     events.append(event)
         return events
 
+    def _hold(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Keep frames until `load_types` takes them."""
+        self._held = list(frames)
+        self._stream.pause()
+        self._holds.set()
+
     async def load_types(self) -> None:
         """Load the types of relations that the stream describes, and go on behind them."""
         while True:
-            await self._types_missing.wait()
-            self._types_missing.clear()
+            await self._holds.wait()
+            self._holds.clear()
             missing, self._missing = self._missing, set()
-            self._rows.learn(missing, await self._load_types(missing))
+            if missing:
+                self._rows.learn(missing, await self._load_types(missing))
+            # What is held may have changes of a relation that is about to be followed.
+            await self._free.wait()
             held, self._held = self._held, []
-            self._heard_at = time.monotonic()
             if not self._ending:
                 self.take(held)
             self._resume()
 
     def _resume(self) -> None:
         """Read on, unless the pipeline ends or something has to happen first."""
-        if self._ending or self._reserved or self._held or self._pending_size > self._limits.pending_bytes:
+        over = self._pending_size > self._limits.pending_bytes
+        if self._ending or over or self._held or not self._free.is_set():
             return
         self._heard_at = time.monotonic()  # the silence while the stream was paused was ours
         self._stream.resume()
@@ -214,14 +225,17 @@ class Pipeline:
 
     def reserve(self) -> int:
         """Stop reading, so that a relation can be followed. Return the LSN after which its changes become events."""
-        self._reserved = True
+        self._free.clear()
         self._stream.pause()
         return self._sequencer.reached
 
     def follow(self, relation: int, after: int) -> None:
         """Make a relation's changes events after an LSN, and read on."""
         self._sequencer.follow(relation, after)
-        self._reserved = False
+        description = self._descriptions.pop(relation, None)
+        if description is not None:
+            self._hold([description, *self._held])
+        self._free.set()
         self._resume()
 
     def fail(self, error: CaptureError) -> None:
@@ -233,7 +247,9 @@ class Pipeline:
         """Wait until the slot is confirmed up to an LSN, without waiting for the next idle confirmation."""
         while self._durable < lsn:
             self._advanced.clear()
-            if self._received >= lsn and not self._pending and not self._sequencer.in_transaction:
+            # A batch leaves `_pending` before the log has it.
+            logged = self.unlogged_since is None and not self._sequencer.in_transaction
+            if self._received >= lsn and logged:
                 await self._confirm()
             else:
                 await self._advanced.wait()
@@ -290,7 +306,7 @@ class Pipeline:
         try:
             # Only errors about the data are caught. Any other error ends the run, and the slot repeats the batch.
             await self._log.append(batch, token=self.token, confirmed=confirmed)
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded):
+        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex):
             if len(batch) == 1:
                 # Only a forged message passes the decoder and not PostgreSQL. It must not stop the others.
                 observe.malformed_message("PostgreSQL cannot store the event", len(batch[0].body))

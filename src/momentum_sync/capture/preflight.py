@@ -103,7 +103,7 @@ def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
         )
     if not log.is_equipped:
         raise Unsuitable(
-            f"The role {log.role} lacks privileges that the server needs: on momentum.event_log, momentum.stream, their"
+            f"The role {log.role} lacks privileges that the server needs: on the tables of schema momentum, its"
             " functions, or to become authenticated and service_role.",
             f"As {log.app_owner}, the owner of the tables, run:"
             f" momentum-sync migrate --server-role {_quoted(log.role)}",

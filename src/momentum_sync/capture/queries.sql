@@ -172,9 +172,16 @@ delete from momentum.followed_tables
 update momentum.followed_tables set after_lsn = '0/0'
 
 -- name: published
--- Whether the publication exists, and a position of the WAL behind its creation.
+-- Whether the publication exists, a position of the WAL behind its creation, and a transaction id behind it.
 select exists (select from pg_catalog.pg_publication p where p.pubname = %(publication)s),
-    (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+    (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+
+-- name: is_our_own
+select exists (
+    select from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.oid = %(relation)s::oid and n.nspname in ('momentum', 'momentum_log'))
 
 -- name: next_xid
 -- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time

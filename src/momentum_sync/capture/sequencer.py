@@ -124,6 +124,7 @@ class Sequencer:
             committed_at=self._begin.committed_at,
             channels=(row_channel(relation),),
             body=encode(self._begin.committed_at),
+            logged=True,  # a row is never refused: the slot would repeat it for ever
         )
         self._place = place
         self.offset = event.offset

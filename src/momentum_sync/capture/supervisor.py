@@ -120,8 +120,11 @@ class Capture:
             Unavailable: capture is not live, or the database does not answer.
             CaptureError: the publication of rows does not exist.
         """
+        pipeline = self._pipeline
+        if pipeline is not None and self._live.is_set() and pipeline.follows(relation):
+            return
         try:
-            async with self._following, asyncio.timeout(self._limits.follow_s):
+            async with asyncio.timeout(self._limits.follow_s), self._following:
                 pipeline = self._pipeline
                 while pipeline is None or not self._live.is_set() or not pipeline.follows(relation):
                     await self._live.wait()
@@ -135,20 +138,26 @@ class Capture:
         if not pipeline.with_rows:
             # Before PostgreSQL 18 a stream that begins before the publication was created fails for ever.
             await pipeline.until_durable(await self._checkpoints.publication_lsn())
+        await self._checkpoints.check_followable(relation)
         after = pipeline.reserve()
         try:
             await self._checkpoints.follow(relation, after, token=pipeline.token)
         except BaseException:
             # The row may be there all the same, and the offsets of this run would then be wrong.
             pipeline.fail(CaptureError("it is not known whether a table is followed"))
-            self._live.clear()
+            self._is_over(pipeline)
             raise
         if pipeline.with_rows:
             pipeline.follow(relation, after)
             return
         # The next run opens the stream with rows.
-        self._live.clear()
+        self._is_over(pipeline)
         pipeline.end()
+
+    def _is_over(self, pipeline: Pipeline) -> None:
+        """Wait for the next run, unless another one has replaced this pipeline meanwhile."""
+        if self._pipeline is pipeline:
+            self._live.clear()
 
     async def run(self) -> None:
         """Capture until told to end or cancelled, with a longer pause after each failure in a row."""

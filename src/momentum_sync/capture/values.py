@@ -17,6 +17,8 @@ from functools import lru_cache
 
 import msgspec
 
+from momentum_sync.eventlog.envelope import is_deeper
+
 
 class Kind(Enum):
     """The JSON form in which `to_jsonb` renders a type."""
@@ -62,6 +64,7 @@ _BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")
 _QUOTED = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _FIELD = re.compile(r'"(?:[^"\\]++|\\.|"")*"|[^,()"\\]+|\\.', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _MOST_LEVELS = 256
 _encode = msgspec.json.Encoder().encode
@@ -87,12 +90,30 @@ def _to_json(text: str, kind: ColumnType, levels: int) -> bytes:
         case Kind.TIMESTAMPTZ:
             return _encode(_timestamptz(text))
         case Kind.JSON:
-            # A column of type json may hold U+0000, which jsonb cannot; its text is then a string.
-            return _encode(text) if "\\u0000" in text and _NUL.search(text) else text.encode()
+            return text.encode() if _is_document(text) else _encode(text)
         case Kind.ARRAY:
             return _array(text, kind, levels)
         case Kind.COMPOSITE:
             return _composite(text, kind, levels)
+
+
+def _is_document(text: str) -> bool:
+    """Return whether every reader can take the text of a json or jsonb value as a part of an event.
+
+    A column of type json may hold U+0000 and lone surrogates, and both types any nesting that PostgreSQL's stack
+    allows. Such a value becomes a string. The decision must not depend on this process: every instance must make the
+    same event.
+    """
+    if "\\u0000" in text and _NUL.search(text):
+        return False
+    if is_deeper(text.encode(), _MOST_LEVELS):
+        return False
+    if _SURROGATE.search(text):
+        try:
+            msgspec.json.decode(text)
+        except msgspec.MsgspecError:
+            return False
+    return True
 
 
 def _boolean(text: str) -> bytes:
