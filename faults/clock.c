@@ -3,7 +3,7 @@
  * cc -shared -fPIC -O2 -o clock.so clock.c; LD_PRELOAD=clock.so STEPPED_CLOCK=file program
  *
  * It takes no lock, because PostgreSQL reads the clock in its SIGALRM handler: a handler that interrupts a reading of
- * the clock would wait for itself. libfaketime has such a lock, and stopped a backend about once in fifty histories.
+ * the clock would wait for itself. libfaketime has such a lock.
  */
 
 #define _GNU_SOURCE
