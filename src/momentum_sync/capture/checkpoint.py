@@ -107,6 +107,19 @@ async def _followed(connection: AsyncConnection[TupleRow]) -> _Followed:
     return _Followed(dict(zip(relations, after, strict=True)), may_stream)
 
 
+async def _unfollow(connection: AsyncConnection[TupleRow], followed: _Followed) -> str:
+    """Follow nothing any longer, because the stream cannot carry rows. Return why the history ends with that.
+
+    Raises:
+        CaptureError: it could, and was opened before the first table was followed.
+    """
+    if followed.may_stream:
+        raise CaptureError("a table is followed since the stream was opened; opening it again")
+    # Their changes had offsets, and the stream no longer has them.
+    await connection.execute(_SQL["unfollow_all"])
+    return f"the publication {ROWS} was dropped"
+
+
 class Checkpoints:
     """Acquires the checkpoint of one slot's log, and checks that the log still holds the events that it records."""
 
@@ -193,11 +206,7 @@ class Checkpoints:
                     )
                 followed = await _followed(connection)
                 if followed.after and not with_rows:
-                    if followed.may_stream:
-                        raise CaptureError("a table is followed since the stream was opened; opening it again")
-                    # Their changes had offsets, and the stream no longer has them.
-                    await connection.execute(_SQL["unfollow_all"])
-                    broke = broke or f"the publication {ROWS} was dropped"
+                    broke = await _unfollow(connection, followed)
                 broke = broke or await self._break(connection, row, facts, known)
                 newest: list[Event] | None = []
                 if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
