@@ -60,21 +60,31 @@ export function badge(state) {
   return element("span", { class: "badge", "data-momentum": state ?? "" }, sign, ` ${words(state)}`);
 }
 
+/** A node's HTML as it was made: a reader's unfolded details do not count. */
+const htmlOf = (node) => (node.outerHTML ?? node.data).replaceAll('<details open="">', "<details>");
+
 /**
- * Updates the children of an element where they differ. Focus, unfolded details and scroll positions
- * are kept: elements are matched by `data-key`.
+ * Updates the children of an element where they differ. A child that stays the same stays in the page: a click that
+ * began before an event arrived still reaches it. Focus, unfolded details and scroll positions are kept: elements are
+ * matched by `data-key`.
  */
 export function fill(target, ...children) {
   const beside = document.createElement("div");
   beside.append(...children);
-  if (target.innerHTML.replaceAll('<details open="">', "<details>") === beside.innerHTML) return;
-  const focused = target.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const before = Map.groupBy(target.childNodes, htmlOf);
+  const wanted = [...beside.childNodes].map((node) => before.get(htmlOf(node))?.shift() ?? node);
+  const focused = target.contains(document.activeElement) ? document.activeElement : null;
   const unfolded = target.querySelector("details[open]") !== null;
   const scrolled = target.querySelector(".scroll")?.scrollTop ?? 0;
-  target.replaceChildren(...beside.childNodes);
+  for (const node of [...before.values()].flat()) node.remove();
+  let next = target.firstChild;
+  for (const node of wanted) {
+    if (node === next) next = node.nextSibling;
+    else target.insertBefore(node, next);
+  }
   if (unfolded) target.querySelector("details")?.setAttribute("open", "");
   if (scrolled > 0) target.querySelector(".scroll")?.scrollTo({ top: scrolled });
-  if (focused !== undefined) focus(focused);
+  if (focused !== null && document.activeElement !== focused && focused.dataset.key !== undefined) focus(focused.dataset.key);
 }
 
 /** Focuses the element with this key, wherever it is now. */
