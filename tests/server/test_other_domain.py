@@ -11,7 +11,8 @@ from fastapi import APIRouter, Response
 from momentum_sync.database.connection import fetch_one
 from momentum_sync.gateway.application import Application, SnapshotQuery
 from momentum_sync.gateway.caller_reads import CallerReads
-from momentum_sync.gateway.dialects.native import Command, Services, Session
+from momentum_sync.gateway.conversation import Services
+from momentum_sync.gateway.dialects.native import Command, Session
 from momentum_sync.gateway.http.requests import Answer, Caller, answer
 from momentum_sync.schema import Column, Schema, TableSpec
 from momentum_sync.wire.messages import ClientMessage

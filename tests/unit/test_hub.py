@@ -70,6 +70,9 @@ class Wire:
     def owner(self) -> Owner:
         return Owner("authenticated", self.identity.subject, self.identity.subject)
 
+    def is_of(self, user: UUID) -> bool:
+        return self.identity.subject == user
+
     def has_room(self, size: int) -> bool:
         return size <= self.room
 

@@ -21,9 +21,10 @@ from momentum_sync.domain.tables import SCHEMA
 from momentum_sync.errors import Forbidden, NotFound, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
+from momentum_sync.gateway.conversation import Work
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.dialects.native import COMMANDS, Command, NativeDialect, Session, Work
-from momentum_sync.identity.channels import Granted
+from momentum_sync.gateway.dialects.native import COMMANDS, Command, NativeDialect, Session
+from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.wire.close import Close
@@ -78,6 +79,10 @@ class Gateway:
         if self.forbids:
             raise Forbidden("This token does not allow acting for that user.")
         return self.granted or Granted(list(channels))
+
+    async def filter(self, identity: Identity, events: Sequence[tuple[Event, str | None]]) -> Filtered:
+        self.calls.append((identity, [channel for _, channel in events]))
+        return Filtered({event.offset for event, _ in events[:1]}, [])
 
 
 GATEWAY = Gateway()
@@ -137,12 +142,12 @@ def payload(frame: bytes) -> bytes:
 def receive(session: Session, message: dict[str, Any] | bytes, gateway: Gateway = GATEWAY) -> list[dict[str, Any]]:
     """Handle a message completely. Return the answers."""
     text = message if isinstance(message, bytes) else json.dumps(message).encode()
-    work = session.receive(text, gateway)
-    if work is not None:
+    request = session.receive(text, gateway)
+    if request is not None:
         try:
-            asyncio.run(finish(work[0]))
+            asyncio.run(finish(request.work))
         except RequestError as error:
-            session.refuse(error, 1001.0, work[1])
+            request.failed(error, 1001.0)
     return sent(session)
 
 
@@ -320,7 +325,7 @@ def test_one_unreadable_message_after_another_ends_it() -> None:
         session.receive(b"nonsense", GATEWAY)
     session.receive(b'{"type": "ping"}', GATEWAY)
     for _ in range(4):
-        session.receive_binary(1001.0)
+        session.receive(None, GATEWAY)
     assert session.closing is None
     session.receive(b"[]", GATEWAY)
     closing: Close | None = session.closing
@@ -398,11 +403,31 @@ def test_a_token_is_warned_of_once_and_then_expires() -> None:
 
 def test_lost_channels_are_reported_once() -> None:
     session = live()
-    session.report_lost(["b"], 1002.0)
+    session.cursor.subscribe(Granted(["b"]))
+    session.lose(["b"], 1002.0)
     (error,) = sent(session)
     assert (error["type"], error["code"], error["refused"]) == ("error", "forbidden", ["b"])
-    session.report_lost([], 1003.0)
+    session.lose(["b"], 1003.0)
     assert sent(session) == []
+
+
+def test_the_database_is_asked_as_the_caller_and_with_the_channels_of_delivery() -> None:
+    session, gateway = live(), Gateway()
+    events = [event(8), event(9, channel="elsewhere")]
+    assert asyncio.run(session.check(events, gateway)) == Filtered({8}, [])
+    assert gateway.calls == [(session.identity, [session.cursor.channel_of(each) for each in events])]
+
+
+def test_a_review_ends_channels_that_are_no_longer_granted() -> None:
+    session = live()
+    session.cursor.subscribe(Granted(["b", "c"]))
+    held = list(session.cursor.channels)
+    gateway = Gateway(granted=Granted([channel for channel in held if channel != "b"], frozenset({"c"})))
+    asyncio.run(session.review(gateway))
+    assert gateway.calls == [(session.identity, session.user_id, held)]
+    (error,) = sent(session)
+    assert (error["code"], error["refused"]) == ("forbidden", ["b"])
+    assert session.cursor.checked == {"c"}
 
 
 def test_an_api_key_does_not_expire() -> None:
@@ -488,10 +513,10 @@ def test_every_answer_repeats_the_ref() -> None:
     for start in "abcde":
         answers = receive(session, {"type": "subscribe", "channels": [start + name for name in many], "ref": start})
     assert (answers[0]["code"], answers[0]["ref"]) == ("too_many_channels", "e")
-    session.receive_binary(1001.0)
+    session.receive(None, GATEWAY)
     (error,) = sent(session)
     assert (error["code"], error.get("ref")) == ("binary_frame", None)
-    session.report_lost(["a"], 1001.0)
+    session.lose(["a"], 1001.0)
     assert sent(session)[0].get("ref") is None
 
 
@@ -506,8 +531,8 @@ def test_errors_say_in_a_sentence_what_is_wrong() -> None:
         *receive(session, {"type": "authenticate", "token": "t"}, Gateway(renewed=identity(user=UUID(int=9)))),
         *receive(session, {"type": "mark_notification_read", "notification_id": str(UUID(int=0))}),
     ]
-    session.receive_binary(1001.0)
-    session.report_lost(["a"], 1001.0)
+    session.receive(None, GATEWAY)
+    session.lose(["a"], 1001.0)
     for error in (*said, *sent(session)):
         assert error["type"] == "error"
         assert error["error"].endswith("."), error

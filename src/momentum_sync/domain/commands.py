@@ -9,7 +9,8 @@ from momentum_sync.domain.messages import CacheInvalidationAck, MarkNotification
 from momentum_sync.domain.reads import MomentumReads
 from momentum_sync.errors import BadRequest
 from momentum_sync.eventlog.event import Event
-from momentum_sync.gateway.dialects.native import Command, Services, Session
+from momentum_sync.gateway.conversation import Services
+from momentum_sync.gateway.dialects.native import Command, Session
 from momentum_sync.wire import messages
 from momentum_sync.wire.messages import DeliveryIds
 

@@ -22,18 +22,14 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.page import Page
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.connection_states import DELIVERY_TRANSITIONS, DeliveryState
+from momentum_sync.gateway.conversation import Conversation
 from momentum_sync.gateway.subscriber import Subscriber
-from momentum_sync.identity.channels import Granted
-from momentum_sync.identity.tokens import Identity
 from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from momentum_sync.gateway.gateway import Gateway
 
-_NONE = Granted()
 _DEFECTS = frozenset({errno.EBADF})  # a write after `lost`, before which the file cannot be closed
 
 
@@ -41,14 +37,11 @@ class Connection(Subscriber, Protocol):
     """The connection that a `Delivery` writes to."""
 
     @property
-    def user_id(self) -> UUID | None:
-        """Return the user of the connection."""
+    def conversation(self) -> Conversation:
+        """Return the client's session."""
 
     def flush(self, frames: Sequence[bytes] = ()) -> None:
         """Write the messages that wait, then these frames, at once."""
-
-    def report_lost(self, channels: Sequence[str]) -> None:
-        """Tell the client that it no longer has these channels."""
 
     def finish(self, why: Close) -> None:
         """End the connection."""
@@ -293,15 +286,15 @@ class Delivery:
             self._gateway.send_budget.wait_for_turn(self, self._ready)
             return
         connection, now = self._connection, time.time()
-        cursor = connection.cursor
+        cursor, conversation = connection.cursor, connection.conversation
         frames = []
         for event in page.events:
             if event.offset not in withheld and (ids := cursor.deliver(event)) is not None:
-                frames.append(connection.dialect.encode(event, ids, now))
+                frames.append(conversation.encode(event, ids, now))
                 connection.expect_acks(event.cache_keys)
         if lost:
             self._connection.flush(frames)
-            self._connection.report_lost(cursor.review(lost, _NONE))
+            conversation.lose(lost, now)
             frames = []
         cursor.rewind(page.through)
         limits = self._gateway.limits.delivery
@@ -345,49 +338,43 @@ class Delivery:
 
     async def _ask_log(self, keys: list[str]) -> None:
         """Fetch a page that is no longer in the window."""
-        connection = self._connection
-        cursor, identity = connection.cursor, connection.identity
+        cursor, revision = self._connection.cursor, self._connection.conversation.revision
         page = await self._gateway.history.after(cursor.epoch, cursor.offset, keys, most=self._page)
         unchecked = [event for event in page.events if cursor.must_check(event)]
         if unchecked:
             await self._ask_filter(page, unchecked, keys)
-        elif self._is_as_before(identity, keys):
+        elif self._is_as_before(revision, keys):
             self._resume_catching_up()
             self._give(page)
 
     async def _ask_filter(self, page: Page, unchecked: list[Event], keys: list[str]) -> None:
         """Write a page without those of its events that the caller may not see."""
-        connection = self._connection
-        identity, cursor = connection.identity, connection.cursor
+        conversation = self._connection.conversation
+        revision = conversation.revision
         try:
-            visible, lost = await self._gateway.event_filter.filter(
-                identity, [(event, cursor.channel_of(event)) for event in unchecked]
-            )
+            visible, lost = await conversation.check(unchecked, self._gateway)
         except Unavailable:
             # A page of one event cannot shrink, so its failure closes the connection with 1012.
             if len(page.events) == 1:
                 raise
             self._page_bytes = 0  # too many at once for a policy that is slow
             return
-        if not self._is_as_before(identity, keys):
+        if not self._is_as_before(revision, keys):
             return
         observe.checked(len(visible), len(unchecked) - len(visible))
         self._resume_catching_up()
         self._give(page, {event.offset for event in unchecked} - visible, lost)
 
-    def _is_as_before(self, identity: Identity, keys: list[str]) -> bool:
+    def _is_as_before(self, revision: object, keys: list[str]) -> bool:
         """Return whether the connection still needs the answer. If not, it is asked again."""
         # During the query the client may change its token or channels or stop reading, and policies may change.
-        same = self._connection.identity is identity and keys == list(self._connection.cursor.channels.values())
+        connection = self._connection
+        same = connection.conversation.revision is revision and keys == list(connection.cursor.channels.values())
         return same and self._state is DeliveryState.ASKING and not self._paused and not self._review
 
     async def _ask_grants(self) -> None:
-        """Ask again which of its channels the caller may have."""
-        connection = self._connection
+        """Ask again what the caller may have."""
         # Cleared before the query: a change of policies while it runs requires another review.
         self._review = False
-        identity, channels = connection.identity, list(connection.cursor.channels)
-        granted = await self._gateway.authorizer.granted(identity, connection.user_id, channels)
-        if connection.identity is identity:  # else the grants of a new token were asked for
-            connection.report_lost(connection.cursor.review(channels, granted))
-            connection.flush()
+        await self._connection.conversation.review(self._gateway)
+        self._connection.flush()

@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from websockets.datastructures import Headers
 
 from momentum_sync import observe
 from momentum_sync.errors import Forbidden, TooMany, Unavailable
+from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
 from momentum_sync.gateway import handshake
 from momentum_sync.gateway.application import Application
 from momentum_sync.gateway.caller_reads import CallerReads
-from momentum_sync.gateway.dialects.native import NativeDialect
-from momentum_sync.gateway.handshake import ConnectRequest
+from momentum_sync.gateway.conversation import Entrance, Opened
+from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.dialects.native import NativeDialect, Session
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.identity.authorizer import Authorizer
-from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.tokens import Identity
@@ -43,7 +45,7 @@ class GatewayOptions:
 
 
 class Gateway:
-    """The shared parts of all connections. It is the `Services` of their handlers.
+    """The shared parts of all connections. It is the `Services` of their conversations.
 
     Attributes:
         draining: whether the server is stopping and takes no new connections.
@@ -88,8 +90,8 @@ class Gateway:
         """Take no new connections from now on."""
         self.draining = True
 
-    async def admit(self, path: str, headers: Headers) -> tuple[ConnectRequest, Identity]:
-        """Decide about a WebSocket before the upgrade. Return the request and the caller. Raise RequestError."""
+    async def admit(self, path: str, headers: Headers) -> Entrance:
+        """Decide about a WebSocket before the upgrade. Raise RequestError."""
         options = self.options
         query = handshake.address(path)
         origin, authorization, apikey, host = [
@@ -117,7 +119,32 @@ class Gateway:
         # `subscription_confirmed` means live, so no client is admitted before.
         if not self.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
-        return request, identity
+        return self._native_entrance(request, identity)
+
+    def _native_entrance(self, request: handshake.ConnectRequest, identity: Identity) -> Entrance:
+        user = None if request.user_id is None else str(request.user_id)
+        # Equal client ids replace each other, so a client without one gets a random id.
+        session = Session(
+            identity, request.user_id, request.client_id or str(uuid4()),
+            Cursor(user, self.application.schema.per_user_channels), self.native, self.limits.sockets,
+            heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(),
+        )  # fmt: skip
+
+        async def open_it() -> Opened:
+            opening = await self.opener.open(
+                identity, request.user_id, request.channels, last_event_id=request.last_event_id
+            )  # fmt: skip
+
+            def begin(now: float, at: float) -> None:
+                session.begin(
+                    opening.granted, opening.position, opening.state, now, at,
+                    refused=opening.refused, replayed=opening.replayed, reason=opening.reason,
+                )  # fmt: skip
+
+            outcome = "resumed" if opening.state is None else opening.reason or "snapshot"
+            return Opened(opening.position, begin, len(opening.granted.channels), outcome, opening.replayed)
+
+        return Entrance(session, open_it)
 
     def count(self, buckets: TokenBuckets, identity: Identity) -> None:
         """Count one operation of a user; `service_role` has no limit. Raise TooMany."""
@@ -141,3 +168,7 @@ class Gateway:
     async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
         """Return those of the channels that the caller may have. Raise Forbidden if it may not act for the user."""
         return await self.authorizer.granted(identity, user_id, channels)
+
+    async def filter(self, identity: Identity, events: Sequence[tuple[Event, str | None]]) -> Filtered:
+        """Decide which events the caller may see, each with the channel on which it would be delivered."""
+        return await self.event_filter.filter(identity, events)

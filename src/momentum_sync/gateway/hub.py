@@ -103,7 +103,8 @@ class Hub:
             # itself.
             self.leave(earlier)
             earlier.close(Close.REPLACED)
-        if len(self._indexed) >= self._limit or self._by_owner.get(owner, 0) >= self._limit_per_user:
+        exceeds = not owner.is_public and self._by_owner.get(owner, 0) >= self._limit_per_user
+        if len(self._indexed) >= self._limit or exceeds:
             return False
         self._by_client[client] = subscriber
         self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
@@ -215,14 +216,13 @@ class Hub:
                 return
             self._grants_changed(event.xid, user)  # or the token would open another socket before the commit is visible
             for subscriber in self.connections:
-                # Revocation concerns tokens: an admin's connection for this user stays open.
-                if subscriber.identity.subject == user:
+                if subscriber.is_of(user):
                     subscriber.close(Close.TOKEN)
         elif event.event_type == "policies_changed":
             self._grants_changed(event.xid, None)
             for subscriber in self.connections:
-                # Only service_role has no subject, and row level security does not apply to it.
-                if subscriber.identity.subject is not None:
+                # Row level security does not apply to service_role.
+                if subscriber.identity.role != "service_role":
                     subscriber.hold_back(event.offset, review=True)
 
     def advanced(self, lsn: int) -> None:

@@ -21,11 +21,19 @@ class Dialect(Protocol):
 
 
 class Owner(NamedTuple):
-    """The owner of a subscriber. Limits per user count these, and a client id is unique among those of one owner."""
+    """The owner of a subscriber. Limits per user count these, and a client id is unique among those of one owner.
+
+    Attributes:
+        role: the database role.
+        subject: the user whom the token names.
+        user_id: the user of the connection.
+        is_public: an API key that all visitors of an app share; they have no common limit.
+    """
 
     role: str
     subject: UUID | None
     user_id: UUID | None
+    is_public: bool = False
 
 
 class Subscriber(Protocol):
@@ -43,7 +51,10 @@ class Subscriber(Protocol):
 
     @property
     def identity(self) -> Identity:
-        """Return the caller."""
+        """Return the caller that the connection belongs to."""
+
+    def is_of(self, user: UUID) -> bool:
+        """Return whether a user's token is in use."""
 
     @property
     def owner(self) -> Owner:

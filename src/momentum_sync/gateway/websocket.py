@@ -15,22 +15,21 @@ from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
-from websockets.http11 import Request
+from websockets import http11
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
+from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for
-from momentum_sync.gateway.dialects.native import Session, Work
 from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.handshake import ConnectRequest
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import PING, Ref, frame
+from momentum_sync.wire.messages import PING, frame
 
 _ENDED = (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
@@ -62,7 +61,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._delivery: Delivery
         self._state = ConnectionState.HANDSHAKE
-        self._session: Session | None = None
+        self._session: Conversation | None = None
         self._opening: asyncio.Task[None] | None = None
         self._early = 0
         self._after_close = 0
@@ -124,7 +123,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._reject(BadRequest("bad_handshake", "The request is too large or is not a WebSocket handshake."))
             return
         for event in frames.events():
-            if isinstance(event, Request):
+            if isinstance(event, http11.Request):
                 self._opening = self._spawn(self._shake_hands(event))
             elif self._counts():
                 frames.collect(event)
@@ -154,14 +153,14 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The handshake
 
-    async def _shake_hands(self, request: Request) -> None:
+    async def _shake_hands(self, request: http11.Request) -> None:
         if self._has_ended():
             return
         # Early messages wait in the kernel until the caller is authenticated and the opening is sent.
         self._transport.pause_reading()
         try:
             async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
-                asked, identity = await self.gateway.admit(request.path, request.headers)
+                entrance = await self.gateway.admit(request.path, request.headers)
         except TimeoutError:
             self._reject(Unavailable("The server took too long; try again in a moment."))
             return
@@ -179,7 +178,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._write_protocol()
         request.headers.clear()  # the protocol keeps the request for as long as the connection lasts
-        await self._open_session(asked, identity)
+        await self._open_session(entrance)
 
     def _reject(self, error: RequestError) -> None:
         observe.refused(error.code)
@@ -187,27 +186,19 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.write(rejection(error))
             self._transport.close()
 
-    async def _open_session(self, asked: ConnectRequest, identity: Identity) -> None:
-        gateway = self.gateway
-        user = None if asked.user_id is None else str(asked.user_id)
-        self.cursor = Cursor(user, gateway.application.schema.per_user_channels)
-        # Equal client ids replace each other, so a client without one gets a random id.
-        session = Session(
-            identity, asked.user_id, asked.client_id or str(uuid.uuid4()), self.cursor, gateway.native,
-            gateway.limits.sockets, heartbeat=gateway.options.heartbeat, now=time.time(), at=time.monotonic(),
-        )  # fmt: skip
+    async def _open_session(self, entrance: Entrance) -> None:
+        gateway, session = self.gateway, entrance.conversation
         if self._has_ended():
             return
         self._session = session
+        self.cursor, self.dialect = session.cursor, session.dialect
         self._enter(ConnectionState.OPENING)
         # The hub must know the connection before its grants are read: a revocation or changed policies then reach it.
         if not gateway.hub.admit(self):
             self.finish(Close.TOO_MANY_CONNECTIONS)
             return
         try:
-            opening = await gateway.opener.open(
-                identity, asked.user_id, asked.channels, last_event_id=asked.last_event_id
-            )  # fmt: skip
+            opened = await entrance.open()
         except Exception as error:
             if not isinstance(error, RequestError):
                 observe.failed("opening", error)
@@ -215,17 +206,13 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         if self._has_ended():
             return
-        if not gateway.history.is_current(opening.position):  # another epoch began meanwhile
+        if not gateway.history.is_current(opened.position):  # another epoch began meanwhile
             self.finish(Close.RESTART)
             return
-        session.begin(
-            opening.granted, opening.position, opening.state, time.time(), time.monotonic(),
-            refused=opening.refused, replayed=opening.replayed, reason=opening.reason,
-        )  # fmt: skip
+        opened.begin(time.time(), time.monotonic())
         self._enter(ConnectionState.OPEN)
         self._opening = None  # a finished task would be kept for as long as the connection lasts
-        outcome = "resumed" if opening.state is None else opening.reason or "snapshot"
-        observe.connected(len(opening.granted.channels), outcome, opening.replayed)
+        observe.connected(opened.channels, opened.outcome, opened.replayed)
         self._delivery.begin()  # missed events go out with the opening
         self._transport.resume_reading()
         self._tick(ping=False)
@@ -258,65 +245,65 @@ class WebSocketProtocol(asyncio.Protocol):
         assert session is not None
         inbox = self._frames.inbox
         while inbox and session.closing is None:
-            text = inbox.pop(0)
-            if text is None:
-                session.receive_binary(time.time())
-                continue
-            needed = session.receive(text, self.gateway)
-            self.gateway.hub.update(self)
-            if needed is not None:
+            request = session.receive(inbox.pop(0), self.gateway)
+            self._index()
+            if request is not None:
                 self._enter(ConnectionState.WORKING)
                 self._transport.pause_reading()
-                self._spawn(self._do(session, *needed), needed[0])
+                self._spawn(self._do(session, request), request.work)
                 break
         self.flush()
 
-    async def _do(self, session: Session, work: Work, ref: Ref) -> None:
-        identity = session.identity
+    async def _do(self, session: Conversation, request: Request) -> None:
+        revision = session.revision
         try:
-            await work
+            await request.work
         except RequestError as error:
-            session.refuse(error, time.time(), ref)
+            request.failed(error, time.time())
         except Exception as error:
             observe.failed("message", error)
-            session.refuse(Unavailable("Something went wrong here; try again in a moment."), time.time(), ref)
+            request.failed(Unavailable("Something went wrong here; try again in a moment."), time.time())
         session.heard(time.monotonic())  # reading was paused, so nothing could arrive
         if self._has_ended():
             return
         self._enter(ConnectionState.OPEN)
         # Before the answer is written: `subscription_confirmed` means that the subscription is live.
-        self.gateway.hub.update(self)
-        if session.identity is not identity:  # a fresh token ends at another time
+        self._index()
+        if session.revision is not revision:  # a fresh token ends at another time
             self._tick()
         self._work_through()
         if self._state is ConnectionState.OPEN and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def _index(self) -> None:
+        """Have the hub index the present subscriptions."""
+        self.dialect = self.conversation.dialect
+        self.gateway.hub.update(self)
+
     # The hub's subscriber
 
     @property
     def identity(self) -> Identity:
-        """Return the caller."""
-        return self._conversation.identity
+        """Return the caller that the connection belongs to."""
+        return self.conversation.identity
 
-    @property
-    def user_id(self) -> uuid.UUID | None:
-        """Return the user of the connection."""
-        return self._conversation.user_id
+    def is_of(self, user: uuid.UUID) -> bool:
+        """Return whether a user's token is in use."""
+        return self.conversation.is_of(user)
 
     @property
     def client_id(self) -> str:
         """Return the client's name for itself."""
-        return self._conversation.client_id
+        return self.conversation.client_id
 
     @property
     def owner(self) -> Owner:
         """Return the owner of the connection."""
-        session = self._conversation
-        return Owner(session.identity.role, session.identity.subject, session.user_id)
+        return self.conversation.owner
 
     @property
-    def _conversation(self) -> Session:
+    def conversation(self) -> Conversation:
+        """Return the client's session."""
         assert self._session is not None
         return self._session
 
@@ -335,22 +322,18 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:
         """Expect the client to acknowledge cache keys."""
-        self._conversation.expect_acks(cache_keys)
+        self.conversation.expect_acks(cache_keys)
 
     def close(self, why: Close) -> None:
         """End the conversation, after the messages that wait."""
-        self._conversation.close(why)
+        self.conversation.close(why)
         self.flush()
-
-    def report_lost(self, channels: Sequence[str]) -> None:
-        """Tell the client that it no longer has these channels."""
-        self._conversation.report_lost(channels, time.time())
 
     # Out
 
     def flush(self, frames: Sequence[bytes] = (), *, ping: bool = False) -> None:
         """Write the messages that wait and then these frames, at once. End the connection if the session ends."""
-        session = self._conversation
+        session = self.conversation
         out = [*map(frame, session.to_send()), *frames]
         data = b"".join(out)
         if out:
@@ -380,7 +363,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._ticker.cancel()
         if self._has_ended():
             return
-        session, gateway = self._conversation, self.gateway
+        session, gateway = self.conversation, self.gateway
         now, at = time.time(), time.monotonic()
         if session.is_silent(at) and self._state is not ConnectionState.WORKING:
             # `connection_lost` follows in a later loop iteration, and until then no event may be written to the socket.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +16,10 @@ class Granted:
 
     channels: list[str] = field(default_factory=list)
     checked: frozenset[str] = frozenset()
+
+
+class Filtered(NamedTuple):
+    """Offsets of the events that the caller may see, and channels of one user that the caller can no longer have."""
+
+    visible: set[int]
+    lost: list[str]

@@ -25,6 +25,7 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden
 from momentum_sync.eventlog.event import Event
 from momentum_sync.identity.authorizer import Authorizer
+from momentum_sync.identity.channels import Filtered
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.schema import Column, Schema, TableSpec
 
@@ -50,13 +51,6 @@ class _Version(NamedTuple):
     id: int
     row: bytes
     event: Event
-
-
-class Filtered(NamedTuple):
-    """Offsets of the events that the caller may see, and channels of one user that the caller can no longer have."""
-
-    visible: set[int]
-    lost: list[str]
 
 
 class _Allowed(NamedTuple):

@@ -6,7 +6,7 @@ application); nothing else names it. A handler that needs the database is a coro
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 from uuid import UUID
 
@@ -15,8 +15,10 @@ import msgspec
 from momentum_sync.errors import Forbidden, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.conversation import Request, Services, Work
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.identity.channels import Granted
+from momentum_sync.gateway.subscriber import Owner
+from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
@@ -24,7 +26,6 @@ from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import ClientMessage, ClientMessages, DeliveryIds, Ref
 
-Work = Coroutine[object, object, None]
 M = TypeVar("M", bound=ClientMessage)
 M_contra = TypeVar("M_contra", bound=ClientMessage, contravariant=True)
 
@@ -34,22 +35,6 @@ class Encoder(Protocol):
 
     def __call__(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the message's JSON. `now` is seconds since 1970."""
-
-
-class Services(Protocol):
-    """The work that handlers ask of the gateway."""
-
-    def now(self) -> float:
-        """Return seconds since 1970."""
-
-    def monotonic(self) -> float:
-        """Return seconds on a monotonic clock."""
-
-    async def authenticate(self, token: str) -> Identity:
-        """Verify a token. Raise Unauthenticated."""
-
-    async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
-        """Return those of the channels that the caller may have. Raise Forbidden if it may not act for the user."""
 
 
 class _Handle(Protocol[M_contra]):
@@ -97,12 +82,13 @@ class Session:
         user_id: the user of the connection.
         client_id: the client's name for itself.
         cursor: its position and subscriptions.
+        dialect: the application's messages.
         closing: why the connection is to end; None while it is not.
     """
 
     __slots__ = (
-        "_dialect", "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
-        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "identity", "user_id",
+        "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
+        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "dialect", "identity", "user_id",
     )  # fmt: skip
 
     def __init__(
@@ -123,7 +109,7 @@ class Session:
         self.client_id = client_id
         self.cursor = cursor
         self.closing: Close | None = None
-        self._dialect = dialect
+        self.dialect = dialect
         self._limits = limits
         self._ends_at = _ends_at(identity, now, at)
         self._heartbeat = heartbeat
@@ -135,6 +121,20 @@ class Session:
         self._warned = False
         self._last_heard = at
         self._open = False
+
+    @property
+    def owner(self) -> Owner:
+        """Return the owner of the connection."""
+        return Owner(self.identity.role, self.identity.subject, self.user_id)
+
+    @property
+    def revision(self) -> object:
+        """Return the caller, which a fresh token replaces."""
+        return self.identity
+
+    def is_of(self, user: UUID) -> bool:
+        """Return whether the token is the user's. An admin's connection for that user is not."""
+        return self.identity.subject == user
 
     # Out
 
@@ -179,20 +179,22 @@ class Session:
             self.close(Close.TOO_MANY_MESSAGES)
         return self.closing is None
 
-    def receive(self, text: bytes, services: Services) -> tuple[Work, Ref] | None:
-        """Handle a text message. Return the work that it needs, with its `ref`."""
+    def receive(self, message: bytes | None, services: Services) -> Request | None:
+        """Handle a message; None stands for a binary one. Return the work that it needs."""
+        if message is None:
+            sentence = "Messages must be text frames; this frame is binary."
+            self._receive_unreadable("binary_frame", sentence, services.now(), None)
+            return None
         try:
-            message = self._dialect.messages.decode(text)
+            decoded = self.dialect.messages.decode(message)
         except messages.BadMessage as bad:
             self._receive_unreadable(bad.code, str(bad), services.now(), bad.ref)
             return None
         self._unreadable = 0
-        work = self._dialect.commands[type(message)].run(self, message, services)
-        return None if work is None else (work, message.ref)
-
-    def receive_binary(self, now: float) -> None:
-        """Answer a binary message with an error: the protocol has text messages only."""
-        self._receive_unreadable("binary_frame", "Messages must be text frames; this frame is binary.", now, None)
+        work = self.dialect.commands[type(decoded)].run(self, decoded, services)
+        if work is None:
+            return None
+        return Request(work, lambda error, now: self.refuse(error, now, decoded.ref))
 
     def _receive_unreadable(self, code: str, sentence: str, now: float, ref: Ref) -> None:
         self.send_error(code, sentence, now, ref)
@@ -252,8 +254,26 @@ class Session:
             fields["refused"] = lost
         self.send("authenticated", fields, now, ref)
 
-    def report_lost(self, channels: Sequence[str], now: float) -> None:
-        """Report that channels are no longer granted, if there are any."""
+    async def check(self, events: Sequence[Event], services: Services) -> Filtered:
+        """Ask the database which events the caller may see."""
+        return await services.filter(self.identity, [(event, self.cursor.channel_of(event)) for event in events])
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the frame that carries an event."""
+        return self.dialect.encode(event, ids, now)
+
+    def lose(self, channels: Sequence[str], now: float) -> None:
+        """Remove channels, and report it."""
+        self._report_lost(self.cursor.review(channels, Granted()), now)
+
+    async def review(self, services: Services) -> None:
+        """Ask again which of its channels the caller may have."""
+        identity, channels = self.identity, list(self.cursor.channels)
+        granted = await services.grants(identity, self.user_id, channels)
+        if self.identity is identity:  # else the grants of a new token were asked for
+            self._report_lost(self.cursor.review(channels, granted), services.now())
+
+    def _report_lost(self, channels: Sequence[str], now: float) -> None:
         if channels:
             sentence = "No longer allowed on these channels; the other channels are unchanged."
             self.send_error("forbidden", sentence, now, None, refused=channels)

@@ -1,0 +1,160 @@
+"""A conversation: one client's session in some protocol, as the socket and the delivery use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from momentum_sync.errors import RequestError
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.subscriber import Dialect, Owner
+from momentum_sync.identity.channels import Filtered, Granted
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import DeliveryIds
+
+Work = Coroutine[object, object, None]
+
+
+class Request(NamedTuple):
+    """Work in the database that a message needs, and how its failure is answered.
+
+    Attributes:
+        work: handles the message.
+        failed: answers the message with an error, `now` being seconds since 1970.
+    """
+
+    work: Work
+    failed: Callable[[RequestError, float], None]
+
+
+class Services(Protocol):
+    """The work that conversations ask of the gateway."""
+
+    def now(self) -> float:
+        """Return seconds since 1970."""
+
+    def monotonic(self) -> float:
+        """Return seconds on a monotonic clock."""
+
+    async def authenticate(self, token: str) -> Identity:
+        """Verify a token. Raise Unauthenticated."""
+
+    async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
+        """Return those of the channels that the caller may have. Raise Forbidden if it may not act for the user."""
+
+    async def filter(self, identity: Identity, events: Sequence[tuple[Event, str | None]]) -> Filtered:
+        """Decide which events the caller may see, each with the channel on which it would be delivered."""
+
+
+class Conversation(Protocol):
+    """One client's session. `now` is seconds since 1970, `at` seconds on a monotonic clock.
+
+    Attributes:
+        cursor: its position and subscriptions.
+        closing: why the connection is to end; None while it is not.
+    """
+
+    cursor: Cursor
+    closing: Close | None
+
+    @property
+    def identity(self) -> Identity:
+        """Return the caller that the connection belongs to."""
+
+    @property
+    def owner(self) -> Owner:
+        """Return the owner of the connection."""
+
+    @property
+    def client_id(self) -> str:
+        """Return the client's name for itself."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Return the encoding of events for its present subscriptions."""
+
+    @property
+    def revision(self) -> object:
+        """Return an object that another one replaces when the caller or the subscriptions change."""
+
+    def is_of(self, user: UUID) -> bool:
+        """Return whether a user's token is in use."""
+
+    # Messages
+
+    def to_send(self) -> list[bytes]:
+        """Return the texts to write since the last call."""
+
+    def receive(self, message: bytes | None, services: Services) -> Request | None:
+        """Handle a message; None stands for a binary one. Return the work that it needs."""
+
+    def expect_acks(self, cache_keys: Iterable[str]) -> None:
+        """Expect the client to acknowledge these cache keys."""
+
+    def close(self, why: Close) -> None:
+        """End the conversation; the first reason stands."""
+
+    # Events
+
+    async def check(self, events: Sequence[Event], services: Services) -> Filtered:
+        """Decide about events that `Cursor.must_check` names."""
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the frames that carry an event of a page, checked or not."""
+
+    def lose(self, channels: Sequence[str], now: float) -> None:
+        """Remove channels that the caller can no longer have, and report it."""
+
+    async def review(self, services: Services) -> None:
+        """Ask again what the caller may have, because policies have changed."""
+
+    # Time
+
+    def heard(self, at: float) -> None:
+        """Note that bytes of any kind arrived."""
+
+    def take_frame(self, at: float) -> bool:
+        """Count a frame of any kind. Return False, and close the session, when there are too many."""
+
+    def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
+        """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.
+
+        `reached` is the feed's position while the connection follows it.
+        """
+
+    def is_silent(self, at: float) -> bool:
+        """Return whether the client has sent nothing, not even a pong, for too long."""
+
+
+class Opened(NamedTuple):
+    """A conversation that can begin.
+
+    Attributes:
+        position: everything after this position follows.
+        begin: sends what comes first.
+        channels: the number of its channels.
+        outcome: how it began, for the metrics: `resumed`, `snapshot`, …
+        replayed: events that follow the position already.
+    """
+
+    position: Position
+    begin: Callable[[float, float], None]
+    channels: int
+    outcome: str
+    replayed: int
+
+
+class Entrance(NamedTuple):
+    """An admitted client.
+
+    Attributes:
+        conversation: its session.
+        open: reads what comes first. Raises RequestError if the connection cannot be opened.
+    """
+
+    conversation: Conversation
+    open: Callable[[], Coroutine[object, object, Opened]]
