@@ -30,6 +30,7 @@ from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.gateway.connection_states import ConnectionState
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import Session
+from momentum_sync.gateway.dialects.realtime import RowServices
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.send_budget import SendBudget
@@ -134,6 +135,7 @@ def _gateway() -> Gateway:
         send_budget=SendBudget(each=1 << 20, total=1 << 28),
         authenticator=Authenticator(TokenRules(secret="x" * 32), KeyLimits()), authorizer=cast(Authorizer, None),
         event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
+        rows=cast(RowServices, None),
     )  # fmt: skip
 
 

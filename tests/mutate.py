@@ -43,9 +43,12 @@ TESTS = {
     "gateway/broadcast": ["test_hub"],
     "gateway/cursor": ["test_cursor"],
     "gateway/dialects/native": ["test_native"],
+    "gateway/dialects/realtime": ["test_realtime"],
+    "gateway/dialects/realtime_topic": ["test_realtime"],
     "gateway/handshake": ["test_handshake"],
     "gateway/hub": ["test_hub"],
     "gateway/send_budget": ["test_send_budget"],
+    "identity/row_tables": ["test_row_change"],
     "identity/tokens": ["test_tokens"],
     "schema": ["test_event", "test_authorizer"],
     "sdk/outbox": ["sdk/test_outbox", "sdk/test_vectors"],
@@ -58,6 +61,8 @@ TESTS = {
     "wire/phoenix": ["test_phoenix"],
     "wire/realtime_filter": ["test_realtime_filter"],
     "wire/realtime_join": ["test_realtime_join"],
+    "wire/row_change": ["test_row_change"],
+    "wire/row_watch": ["test_row_watch"],
 }
 
 _PYPROJECT = """\

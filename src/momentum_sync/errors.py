@@ -56,12 +56,21 @@ class BadRequest(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """There is no token, or it is invalid."""
+    """There is no token, or it is invalid.
+
+    Attributes:
+        fault: what is wrong with a token: `claims`, `signature` or `expired`; else `malformed`.
+        late_s: seconds since it expired.
+    """
 
     status = 401
 
-    def __init__(self, sentence: str, code: str = "unauthenticated") -> None:
+    def __init__(
+        self, sentence: str, code: str = "unauthenticated", *, fault: str = "malformed", late_s: float = 0.0
+    ) -> None:
         super().__init__(code, sentence)
+        self.fault = fault
+        self.late_s = late_s
 
 
 class Forbidden(RequestError):

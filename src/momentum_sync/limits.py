@@ -271,6 +271,12 @@ class SocketLimits:
     unreadable_in_a_row: int = 5
     """Unreadable messages after which the connection ends with 4400."""
 
+    realtime_frames: Rate = Rate(500, 50)
+    """The same for Supabase's protocol, whose clients send a join and a token for each topic."""
+
+    topics: int = 100
+    """Topics of one connection, as at Supabase."""
+
     pending_keys: int = 1_000
     """Cache keys whose acknowledgement is awaited; the oldest are forgotten."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -31,11 +31,13 @@ from momentum_sync.gateway.http.api import make_api
 from momentum_sync.gateway.http.metrics import readings
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.listener import listening
+from momentum_sync.gateway.row_watches import RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.row_rights import RowRights
 from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, writing_metrics
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
@@ -111,7 +113,7 @@ async def server(
             limits.capture,
         )  # fmt: skip
         pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
-        gateway = _gateway(settings, limits, application, feed, log, pool, samples)
+        gateway = _gateway(settings, limits, application, feed, log, pool, samples, capture.follow)
         api = make_api(gateway, Scrape(readings(gateway)).text)
         if settings.pages:
             mount(api)
@@ -134,12 +136,14 @@ def _gateway(
     log: EventLog,
     pool: CallerPool,
     samples: Samples,
+    follow: Callable[[int], Awaitable[None]],
 ) -> Gateway:
     def up_to_date() -> bool:
         # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
         status = feed.status()
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 
+    authenticator = Authenticator(token_rules(settings), limits.keys)
     authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
     hub = Hub(
         feed,
@@ -151,16 +155,8 @@ def _gateway(
         delivered=_reporting(samples),
         limits=limits.delivery,
     )
-    options = GatewayOptions(
-        heartbeat=settings.heartbeat.total_seconds(),
-        send_buffer=settings.send_buffer_bytes,
-        allowed_origins=settings.allowed_origins,
-        loopback_origins=settings.development,
-        token_in_query=settings.token_in_query,
-        metrics_open=settings.metrics_open,
-    )
     return Gateway(
-        options,
+        _options(settings),
         limits,
         application,
         feed=feed,
@@ -170,11 +166,23 @@ def _gateway(
             each=settings.send_buffer_bytes, total=settings.send_total_bytes,
             admitted_at_once=limits.delivery.admitted_at_once,
         ),
-        authenticator=Authenticator(token_rules(settings), limits.keys),
+        authenticator=authenticator,
         authorizer=authorizer,
         event_filter=EventFilter(pool, authorizer, application.schema),
         reads=CallerReads(pool, authorizer, feed),
+        rows=RowWatches(authenticator, RowRights(pool, deletes_by_key=settings.deletes == "key"), feed, follow),
     )  # fmt: skip
+
+
+def _options(settings: Settings) -> GatewayOptions:
+    return GatewayOptions(
+        heartbeat=settings.heartbeat.total_seconds(),
+        send_buffer=settings.send_buffer_bytes,
+        allowed_origins=settings.allowed_origins,
+        loopback_origins=settings.development,
+        token_in_query=settings.token_in_query,
+        metrics_open=settings.metrics_open,
+    )
 
 
 def _reporting(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:

@@ -86,6 +86,15 @@ class Settings(BaseSettings):
     jwt_audience: str = "authenticated"
     """Required `aud` claim; tokens without `aud` are accepted."""
 
+    roles: Annotated[tuple[str, ...], NoDecode] = ()
+    """Database roles, comma-separated, whose tokens may connect by Supabase's protocol, in addition to anon,
+    authenticated and service_role. The server's role must be a member of each."""
+
+    deletes: str = Field("checked", pattern="^(checked|key)$")
+    """Supabase's protocol, tables with row level security: `checked` sends a DELETE to those who could see the row,
+    which needs a replica identity with the columns that the policies read; `key` sends one that cannot be checked to
+    all, with the key alone, as Supabase does."""
+
     token_in_query: bool = False
     """Accept `?access_token=`. Off by default, because proxies log URLs."""
 
@@ -158,7 +167,7 @@ class Settings(BaseSettings):
             raise ValueError("must be more than 0")
         return value
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "roles", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

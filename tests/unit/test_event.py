@@ -251,6 +251,8 @@ def test_an_envelope_is_taken_up_to_each_limit(at_the_limit: bytes, beyond: byte
         (content(channels=[str(number) for number in range(MAX_CHANNELS + 1)]), "10001 channels"),
         (content(channels=["a" * (MAX_NAME + 1)]), "channel name"),
         (content(channels=[]), "no channel"),
+        (content(channels=["momentum:rows:1"]), "only changes of rows"),
+        (content(channels=["a", "momentum:rows:1"]), "only changes of rows"),
         (content(event={"a": "\0"}), r"U\+0000"),
         (content(event=[1]), "not an object"),
         (b'{"channels": ["a"], "event": {}, "rows": []}', "rows are not an object"),

@@ -21,7 +21,7 @@ def test_what_is_left_out_is_filled_in() -> None:
 
 
 def test_everything_given() -> None:
-    query = handshake.address(
+    query, _ = handshake.address(
         f"{PREFIX}?user_id=00000000-0000-4000-8000-000000000002&client_id=phone&channels=a,,b&last_event_id=e-1&x=1&x=2"
     )
     assert query["x"] == "2"
@@ -125,7 +125,7 @@ def test_an_address_that_cannot_be_read() -> None:
     with pytest.raises(BadRequest) as refused:
         handshake.address("http://[/ws")
     assert refused.value.code == "bad_address"
-    assert handshake.address(f"{PREFIX}?client_id=&user_id=u") == {"client_id": "", "user_id": "u"}
+    assert handshake.address(f"{PREFIX}?client_id=&user_id=u") == ({"client_id": "", "user_id": "u"}, False)
 
 
 def test_a_repeated_header_has_a_code() -> None:

@@ -1,7 +1,7 @@
 -- The privileges of the server's role: no SUPERUSER, BYPASSRLS or REPLICATION, and no privilege on the app's tables. It
 -- may SET ROLE to its callers' roles, call its functions in `momentum`, and append to the log. `%1$I` is the role;
 -- `%2$s` makes the memberships not inherit.
-grant authenticated, service_role to %1$I %2$s;
+grant anon, authenticated, service_role to %1$I %2$s;
 grant usage on schema momentum to %1$I;
 revoke all on schema momentum_log from %1$I;
 grant execute on function

@@ -15,6 +15,9 @@ MAX_EVENT = 16 * 1024 * 1024
 MAX_ROWS = 4 * MAX_EVENT
 MAX_DEPTH = 256
 MAX_CHANNELS = 10_000
+ROWS = "momentum:rows:"
+"""What the channels of changes of rows begin with. Nothing else is published on them."""
+
 MAX_NAME = 200
 """Characters of a channel, or of a user in a key. PostgreSQL's index entries have room for 2,700 bytes."""
 
@@ -96,7 +99,7 @@ def open_envelope(content: bytes) -> Envelope:
 
 def _checked(named: tuple[str, ...]) -> tuple[str, ...]:
     """Return the channels without duplicates, in order."""
-    if len(named) == 1 and len(named[0]) <= MAX_NAME:  # nearly every event
+    if len(named) == 1 and len(named[0]) <= MAX_NAME and not named[0].startswith(ROWS):  # nearly every event
         return named
     channels = tuple(dict.fromkeys(named))
     if not channels:
@@ -106,4 +109,6 @@ def _checked(named: tuple[str, ...]) -> tuple[str, ...]:
     for name in channels:
         if len(name) > MAX_NAME:
             raise Malformed(f"not an envelope: a channel name of more than {MAX_NAME} characters")
+        if name.startswith(ROWS):
+            raise Malformed(f"not an envelope: only changes of rows are on channels that begin with {ROWS}")
     return channels

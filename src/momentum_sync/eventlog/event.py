@@ -7,13 +7,12 @@ from typing import TypeGuard
 
 import msgspec
 
-from momentum_sync.eventlog.envelope import MAX_NAME, Malformed
+from momentum_sync.eventlog.envelope import MAX_NAME, ROWS, Malformed
 from momentum_sync.eventlog.position import mark_of
 
 CONTROL = "momentum:control"
 """The channel on which the database addresses the server: `revoked`, `policies_changed`, `table_truncated`."""
 
-_ROWS = "momentum:rows:"
 _FEW_CHANNELS = 8
 
 
@@ -146,7 +145,13 @@ def _is_text(value: object) -> TypeGuard[str]:
 
 def row_channel(relation: int) -> str:
     """Return the channel of the changes of a relation's rows, which only Supabase's protocol delivers."""
-    return f"{_ROWS}{relation}"
+    return f"{ROWS}{relation}"
+
+
+def relation_of(event: Event) -> int | None:
+    """Return the relation whose row an event reports to have changed; None for an event of another kind."""
+    channel = event.channels[0] if event.channels else ""
+    return int(channel.removeprefix(ROWS)) if channel.startswith(ROWS) else None
 
 
 def key_of(channel: str, user_id: str | None, per_user: Set[str]) -> str:

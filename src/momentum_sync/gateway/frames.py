@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -14,7 +14,6 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from momentum_sync.errors import RequestError
 from momentum_sync.gateway.handshake import SUBPROTOCOL
 from momentum_sync.limits import Limits
 
@@ -25,16 +24,16 @@ def set_head_limit(limits: Limits) -> None:
     http11.MAX_LINE_LENGTH = limits.http.head_bytes
 
 
-def rejection(error: RequestError) -> bytes:
+def rejection(status: int, error: Mapping[str, object]) -> bytes:
     """Return the HTTP response that refuses a handshake, with the error as JSON."""
-    body = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
+    body = msgspec.json.encode(error)
     headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
-    if error.status == 401:
+    if status == 401:
         # RFC 9110, section 11.6.1: a 401 response must have this header.
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (429, 503):
+    if status in (429, 503):
         headers["Retry-After"] = "1"
-    return Response(error.status, HTTPStatus(error.status).phrase, headers, body).serialize()
+    return Response(status, HTTPStatus(status).phrase, headers, body).serialize()
 
 
 class Frames:

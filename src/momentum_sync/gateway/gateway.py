@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from websockets.datastructures import Headers
 
 from momentum_sync import observe
-from momentum_sync.errors import Forbidden, TooMany, Unavailable
+from momentum_sync.errors import Forbidden, TooMany, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
@@ -20,6 +20,7 @@ from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.gateway.conversation import Entrance, Opened
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import NativeDialect, Session
+from momentum_sync.gateway.dialects.realtime import RealtimeSession, RowServices
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.send_budget import SendBudget
@@ -65,6 +66,7 @@ class Gateway:
         authorizer: Authorizer,
         event_filter: EventFilter,
         reads: CallerReads,
+        rows: RowServices,
     ) -> None:
         self.options = options
         self.limits = limits
@@ -77,6 +79,7 @@ class Gateway:
         self.authorizer = authorizer
         self.event_filter = event_filter
         self.reads = reads
+        self.rows = rows
         self.opener = Opener(authorizer, feed, history, application.schema, application.snapshot)
         self.native = NativeDialect(application.commands(reads), application.encoders)
         self.send_buffer = options.send_buffer
@@ -92,8 +95,10 @@ class Gateway:
 
     async def admit(self, path: str, headers: Headers) -> Entrance:
         """Decide about a WebSocket before the upgrade. Raise RequestError."""
+        query, is_realtime = handshake.address(path)
+        if is_realtime:
+            return await self._admit_realtime(query, headers)
         options = self.options
-        query = handshake.address(path)
         origin, authorization, apikey, host = [
             handshake.only(name, headers.get_all(name)) for name in ("Origin", "Authorization", "apikey", "Host")
         ]
@@ -112,14 +117,37 @@ class Gateway:
             authorization = None if token is None else f"Bearer {token}"
         identity = await self.authenticator.authenticate(authorization=authorization, apikey=apikey)
         request = handshake.connect_request(query, identity.subject)
+        self._take_in(identity)
+        return self._native_entrance(request, identity)
+
+    def _take_in(self, identity: Identity) -> None:
+        """Raise TooMany or Unavailable if a caller cannot connect now."""
         # An unauthenticated request must not use up a user's rate.
         self.count(self.connects, identity)
         if self.draining:
             raise Unavailable("This server is shutting down; reconnect to reach another one.")
-        # `subscription_confirmed` means live, so no client is admitted before.
+        # A confirmed subscription is live, so no client is admitted before.
         if not self.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
-        return self._native_entrance(request, identity)
+
+    async def _admit_realtime(self, query: Mapping[str, str], headers: Headers) -> Entrance:
+        """Decide about a WebSocket of Supabase's protocol. Pages of any origin may connect: no cookie is read."""
+        key = handshake.only("x-api-key", headers.get_all("x-api-key")) or query.get("apikey")
+        if not key:
+            raise Unauthenticated("API key is missing", "missing_api_key")
+        version = handshake.serializer_version(query)
+        identity = await self.authenticator.realtime(key)
+        self._take_in(identity)
+        session = RealtimeSession(
+            identity, str(uuid4()), version, self.rows, self.limits.sockets, heartbeat=self.options.heartbeat,
+            now=time.time(), at=time.monotonic(),
+        )  # fmt: skip
+
+        async def open_it() -> Opened:
+            position = self.feed.position
+            return Opened(position, lambda _, at: session.begin(position, at), 0, "realtime", 0)
+
+        return Entrance(session, open_it)
 
     def _native_entrance(self, request: handshake.ConnectRequest, identity: Identity) -> Entrance:
         user = None if request.user_id is None else str(request.user_id)

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
 from momentum_sync.wire.messages import PRINTABLE
-from momentum_sync.wire.paths import PREFIX, SOCKETS
+from momentum_sync.wire.paths import PREFIX, REALTIME_SOCKETS, SOCKETS
+from momentum_sync.wire.phoenix import Version
 
 SUBPROTOCOL = "momentum.v1"
 # A browser's page cannot set headers of a WebSocket, only subprotocols: contract, section 2.
@@ -33,16 +34,32 @@ class ConnectRequest:
     last_event_id: str | None
 
 
-def address(target: str) -> dict[str, str]:
-    """Return the query of a request's target, the last value of each name. Raise NotFound if no socket is there."""
+def address(target: str) -> tuple[dict[str, str], bool]:
+    """Parse a request's target.
+
+    Returns:
+        The query, the last value of each name; and whether the socket speaks Supabase's protocol.
+
+    Raises:
+        NotFound: no socket is there.
+    """
     try:
         parts = urlsplit(target)
     except ValueError:
         raise BadRequest("bad_address", "The URL is malformed.") from None
-    if parts.path not in SOCKETS:
+    is_realtime = parts.path in REALTIME_SOCKETS
+    if parts.path not in SOCKETS and not is_realtime:
         raise NotFound(f"There is no WebSocket here; it is at {PREFIX}.")
     # If blank values were dropped, an empty `user_id` would silently become the token's subject.
-    return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    return {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}, is_realtime
+
+
+def serializer_version(query: Mapping[str, str]) -> Version:
+    """Return the version of Supabase's protocol that a client asks for. Raise BadRequest."""
+    try:
+        return Version(query.get("vsn", Version.V1.value))
+    except ValueError:
+        raise BadRequest("bad_version", "`vsn` is not 1.0.0 or 2.0.0.") from None
 
 
 def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRequest:

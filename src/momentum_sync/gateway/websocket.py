@@ -23,6 +23,7 @@ from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, Conn
 from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for
+from momentum_sync.gateway.dialects.realtime import refusal
 from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.subscriber import Dialect, Owner
@@ -30,6 +31,7 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import PING, frame
+from momentum_sync.wire.paths import REALTIME_SOCKETS
 
 _ENDED = (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
@@ -162,28 +164,32 @@ class WebSocketProtocol(asyncio.Protocol):
             async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
                 entrance = await self.gateway.admit(request.path, request.headers)
         except TimeoutError:
-            self._reject(Unavailable("The server took too long; try again in a moment."))
+            self._reject(Unavailable("The server took too long; try again in a moment."), request.path)
             return
         except RequestError as error:
-            self._reject(error)
+            self._reject(error, request.path)
             return
         except Exception as error:
             observe.failed("handshake", error)
-            self._reject(Unavailable("Something went wrong here; try again in a moment."))
+            self._reject(Unavailable("Something went wrong here; try again in a moment."), request.path)
             return
         if self._has_ended():
             return
         if self._frames.accept(request).status_code != 101:
-            self._reject(BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13."))
+            wrong = BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13.")
+            self._reject(wrong, request.path)
             return
         self._write_protocol()
         request.headers.clear()  # the protocol keeps the request for as long as the connection lasts
         await self._open_session(entrance)
 
-    def _reject(self, error: RequestError) -> None:
+    def _reject(self, error: RequestError, target: str = "") -> None:
         observe.refused(error.code)
         if self._state is not ConnectionState.CLOSED:
-            self._transport.write(rejection(error))
+            # Supabase's clients read a text, ours a code and a sentence.
+            is_realtime = target.partition("?")[0] in REALTIME_SOCKETS
+            said = refusal(error) if is_realtime else {"code": error.code, "message": str(error)}
+            self._transport.write(rejection(error.status, {"error": said}))
             self._transport.close()
 
     async def _open_session(self, entrance: Entrance) -> None:

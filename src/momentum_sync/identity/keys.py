@@ -13,7 +13,7 @@ import msgspec
 
 from momentum_sync import observe
 from momentum_sync.errors import Unauthenticated, Unavailable
-from momentum_sync.identity.tokens import Identity, TokenRules, UnknownKey, api_key, bearer, verify
+from momentum_sync.identity.tokens import Identity, TokenRules, UnknownKey, api_key, bearer, realtime_key, verify
 from momentum_sync.limits import KeyLimits
 
 
@@ -40,10 +40,14 @@ class Authenticator:
             raise Unauthenticated("A token is needed: `Authorization: Bearer <token>`.")
         return alone
 
-    async def verify(self, token: str) -> Identity:
+    async def realtime(self, token: str) -> Identity:
+        """Return the caller behind an API key or token of Supabase's protocol. Raise as `verify`."""
+        return realtime_key(token, self._rules) or await self.verify(token, realtime=True)
+
+    async def verify(self, token: str, *, realtime: bool = False) -> Identity:
         """Return the identity that a token proves. Raise Unauthenticated, or Unavailable without keys."""
         try:
-            identity = verify(token, self._rules, self._keys, now=time.time())
+            identity = verify(token, self._rules, self._keys, now=time.time(), realtime=realtime)
             if self._keys and time.monotonic() - self._fetched_at > self._limits.fresh_s:
                 self._refresh()
             return identity
@@ -54,7 +58,7 @@ class Authenticator:
             # may be valid.
             if self._fetched_at == float("-inf") and self._url is not None:
                 raise Unavailable("The issuer's signing keys are unavailable; try again in a moment.") from None
-            return verify(token, self._rules, self._keys, now=time.time())
+            return verify(token, self._rules, self._keys, now=time.time(), realtime=realtime)
 
     def _refresh(self) -> asyncio.Task[None] | None:
         """Return the running fetch of the key set, started now unless one was tried moments ago."""

@@ -64,3 +64,72 @@ select
         group by c.oid
     ),
     %(table)s = any (string_to_array(current_setting('momentum.changed'), ','))
+
+-- name: row_tables
+-- Asked as the caller: tables with what decides about their rows. Those with the given ids or, if null, all that are in
+-- the publication and that the caller may select from. A caller without privileges on a table gets no row of it.
+-- `needed` are the columns that the policies read; null where one reads the row as a whole.
+select
+    c.oid::bigint,
+    n.nspname::text,
+    c.relname::text,
+    row_security_active(c.oid),
+    coalesce(policies.permissive, 'false'),
+    coalesce(policies.restrictive, 'true'),
+    case when not coalesce(policies.reads_row, false) then array(
+        select distinct a.attname::text
+        from pg_catalog.pg_depend d
+        join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where d.classid = 'pg_catalog.pg_policy'::regclass and d.objid = any (policies.ids)
+            and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = c.oid) end,
+    (
+        select jsonb_agg(jsonb_build_array(
+            a.attname, t.typname, format_type(a.atttypid, a.atttypmod), has_column_privilege(c.oid, a.attnum, 'select'),
+            a.attnum = any (coalesce(k.conkey, '{}'))) order by a.attnum)::text
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = a.atttypid
+        left join pg_catalog.pg_constraint k on k.conrelid = c.oid and k.contype = 'p'
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    ),
+    pg_current_snapshot()::text
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join lateral (
+    select
+        array_agg(p.oid) as ids,
+        string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' or ') filter (where p.polpermissive)
+            as permissive,
+        string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' and ') filter (where not p.polpermissive)
+            as restrictive,
+        -- A reference to the whole row is no dependency on any of its columns.
+        bool_or(p.polqual::text like '%%:varattno 0 %%') as reads_row
+    from pg_catalog.pg_policy p
+    where p.polrelid = c.oid and p.polcmd in ('r', '*') and exists (
+        select from unnest(p.polroles) as to_role (oid)
+        where to_role.oid = 0 or pg_has_role(current_user, to_role.oid, 'usage'))
+) policies on true
+where has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(c.oid, 'select')
+    and n.nspname not in ('momentum', 'momentum_log')
+    and case when %(relations)s::bigint[] is null then exists (
+        select from pg_catalog.pg_publication_tables p
+        where p.pubname = %(publication)s and p.schemaname = n.nspname and p.tablename = c.relname)
+    else c.oid::bigint = any (%(relations)s) end
+order by c.oid
+
+-- name: allowed_rows
+-- Asked as the caller: which of the given rows the policies allow. The rows have the columns that the policies read.
+-- The policies stand in a scope of their own, in which a name can mean nothing but a column of the row.
+select array(
+    select e.id
+    from unnest(%(ids)s::bigint[], %(rows)s::jsonb[]) as e (id, version)
+    where exists (select from {row} where ({permissive}) and ({restrictive})))
+
+-- name: operand
+-- The values of a condition as `to_jsonb` makes them of the column's type.
+select array(
+    select to_jsonb(o.text::{type})::text from unnest(%(values)s::text[]) with ordinality as o (text, place)
+    order by o.place)
+
+-- name: tested
+-- Whether a condition is true for a value. The value has the JSON that a change has, and the column's own type.
+select ({condition}) is true from jsonb_to_record(%(row)s::jsonb) as t (value {type})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,8 @@ import msgspec
 from momentum_sync.errors import Unauthenticated
 
 ROLES = frozenset({"authenticated", "service_role"})
+"""Roles on the native protocol and HTTP, where every user has an id."""
+
 LEEWAY_S = 5.0
 """By how much the issuer's clock and ours may differ."""
 
@@ -52,13 +54,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """The requirements of valid tokens."""
+    """The requirements of valid tokens. `realtime_roles` may connect by Supabase's protocol."""
 
     secret: str | None = field(default=None, repr=False)
     issuer: str | None = None
     audience: str = "authenticated"
     anon_key: str | None = field(default=None, repr=False)
     service_role_key: str | None = field(default=None, repr=False)
+    realtime_roles: Set[str] = frozenset({"anon", "authenticated", "service_role"})
 
 
 def service_role() -> Identity:
@@ -77,8 +80,30 @@ def api_key(key: str, rules: TokenRules) -> Identity | None:
     raise Unauthenticated("The API key is not one of this project's.", "invalid_api_key")
 
 
-def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now: float) -> Identity:
-    """Return the identity that a token proves at `now`, seconds since 1970. Raise Unauthenticated, or UnknownKey."""
+def realtime_key(key: str, rules: TokenRules) -> Identity | None:
+    """Return the identity of a configured API key of Supabase's protocol; None if it is none of them."""
+    if rules.service_role_key and _same(key, rules.service_role_key):
+        return service_role()
+    if rules.anon_key and _same(key, rules.anon_key):
+        return Identity("anon", None, '{"role":"anon"}', None)
+    return None
+
+
+def verify(
+    token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now: float, realtime: bool = False
+) -> Identity:
+    """Return the identity that a token proves.
+
+    Args:
+        token: the token.
+        rules: the requirements.
+        keys: the issuer's keys.
+        now: seconds since 1970.
+        realtime: for Supabase's protocol, whose tokens name one of `realtime_roles`, and need no user.
+
+    Raises:
+        Unauthenticated: it proves nothing; UnknownKey if its key may have been published since.
+    """
     if len(token) > _MAX_TOKEN:
         raise Unauthenticated("The token is too long.", "invalid_token")
     if rules.service_role_key and _same(token, rules.service_role_key):
@@ -97,11 +122,13 @@ def verify(token: str, rules: TokenRules, keys: Mapping[str, jwt.PyJWK], *, now:
         )  # fmt: skip
     except Unauthenticated:
         raise
+    except jwt.InvalidSignatureError as error:
+        raise Unauthenticated("The token is not valid.", "invalid_token", fault="signature") from error
     except (jwt.PyJWTError, msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise Unauthenticated("The token is not valid.", "invalid_token") from error
     _check_times(claims, now)
     _check_origin(claims, rules, symmetric=algorithm == "HS256")
-    return _identity(claims)
+    return _realtime_identity(claims, rules.realtime_roles) if realtime else _identity(claims)
 
 
 def _same(given: str, key: str) -> bool:
@@ -134,9 +161,9 @@ def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.Py
 def _check_times(claims: Mapping[str, Any], now: float) -> None:
     expires_at = _number(claims.get("exp"))
     if expires_at is None:
-        raise Unauthenticated("The token has no valid `exp` claim.", "invalid_token")
+        raise Unauthenticated("The token has no valid `exp` claim.", "invalid_token", fault="claims")
     if expires_at + LEEWAY_S <= now:
-        raise Unauthenticated("The token has expired.", "token_expired")
+        raise Unauthenticated("The token has expired.", "token_expired", fault="expired", late_s=now - expires_at)
     not_before = _number(claims.get("nbf", 0))
     if not_before is None or not_before > now + LEEWAY_S:
         raise Unauthenticated("The token is not valid yet.", "invalid_token")
@@ -158,9 +185,7 @@ def _identity(claims: dict[str, Any]) -> Identity:
     if not isinstance(role, str) or role not in ROLES:
         raise Unauthenticated("The token's `role` claim is not accepted.", "invalid_token")
     expires_at = float(claims["exp"])
-    if _number(claims.get("iat")) is None:
-        # `momentum.admit` casts `iat` to numeric, and takes a missing one for older than every revocation.
-        claims.pop("iat", None)
+    _drop_unreadable_iat(claims)
     if role == "service_role":
         return Identity(role, None, _json(claims), expires_at)
     try:
@@ -170,6 +195,28 @@ def _identity(claims: dict[str, Any]) -> Identity:
     # UUID() accepts spellings that `auth.uid()` cannot cast, such as `urn:uuid:…`.
     claims["sub"] = str(subject)
     return Identity(role, subject, _json(claims), expires_at)
+
+
+def _realtime_identity(claims: dict[str, Any], roles: Set[str]) -> Identity:
+    role = claims.get("role")
+    if not isinstance(role, str) or role not in roles:
+        raise Unauthenticated("The token's `role` claim is missing or not accepted.", "invalid_token", fault="claims")
+    _drop_unreadable_iat(claims)
+    subject = None
+    if role != "service_role":
+        try:
+            # Other issuers name their users by other texts, and the app's policies read those from the claims.
+            subject = UUID(claims["sub"])
+            claims["sub"] = str(subject)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            pass
+    return Identity(role, subject, _json(claims), float(claims["exp"]))
+
+
+def _drop_unreadable_iat(claims: dict[str, Any]) -> None:
+    # `momentum.admit` casts `iat` to numeric, and takes a missing one for older than every revocation.
+    if _number(claims.get("iat")) is None:
+        claims.pop("iat", None)
 
 
 def _json(claims: dict[str, Any]) -> str:

@@ -10,3 +10,6 @@ SHORT = "/ws"
 
 SOCKETS = frozenset({PREFIX, f"{PREFIX}/", SHORT, f"{PREFIX}{SHORT}"})
 """All paths of the WebSocket."""
+
+REALTIME_SOCKETS = frozenset({"/realtime/v1/websocket", "/socket/websocket"})
+"""Paths of the WebSocket that speaks Supabase's protocol: at Supabase, and at its server alone."""

@@ -1,0 +1,130 @@
+"""Confirms bindings of `postgres_changes` with the database, and has their tables followed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from momentum_sync.errors import BadRequest, CaptureError, Unavailable
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.row_rights import PUBLICATION, RowRights
+from momentum_sync.identity.row_tables import RowTable, SeenRows
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Operator, parse_filter
+from momentum_sync.wire.realtime_join import Binding
+from momentum_sync.wire.row_watch import Test, Watch
+
+_EVENTS = frozenset({"*", "INSERT", "UPDATE", "DELETE"})
+_PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
+
+
+class RowWatches:
+    """The `RowServices` of the sessions of a gateway.
+
+    Args:
+        authenticator: verifies tokens.
+        rights: decides about changes.
+        feed: the events.
+        follow: has the changes of a relation become events. Raises Unavailable or CaptureError.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        rights: RowRights,
+        feed: LocalFeed,
+        follow: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._authenticator = authenticator
+        self._rights = rights
+        self._feed = feed
+        self._follow = follow
+
+    @property
+    def offset(self) -> int:
+        """Return the offset of the last event."""
+        return self._feed.offset
+
+    async def authenticate_realtime(self, token: str) -> Identity:
+        """Verify a token or API key. Raise Unauthenticated."""
+        return await self._authenticator.realtime(token)
+
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
+        """Decide about changes of rows, each with the id of its relation."""
+        return await self._rights.seen(identity, events)
+
+    async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
+        """Return for each test and value whether it holds."""
+        return await self._rights.tested(identity, tests)
+
+    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> list[Watch]:
+        """Confirm bindings, and have their tables followed.
+
+        Raises:
+            BadRequest: a table, column or filter is wrong, or the caller may not select it.
+            Unavailable: the database does not answer, or capture is not live.
+        """
+        # Also without bindings: the database refuses a token that was revoked.
+        tables = await self._rights.tables(identity)
+        watches = [await self._confirm(identity, binding, tables) for binding in bindings]
+        for relation in sorted({relation for watch in watches for relation in watch.relations}):
+            try:
+                await self._follow(relation)
+            except CaptureError as error:
+                raise Unavailable(f"The table cannot be followed: {error}.") from error
+        return watches
+
+    async def _confirm(self, identity: Identity, binding: Binding, tables: Sequence[RowTable]) -> Watch:
+        found = [
+            table for table in tables if binding.schema in ("*", table.schema) and binding.table in ("*", table.name)
+        ]
+        try:
+            conditions = parse_filter(binding.filter or "")
+        except MalformedFilter as error:
+            raise BadRequest("bad_filter", str(error)) from None
+        is_wildcard = "*" in (binding.schema, binding.table)
+        if binding.event not in _EVENTS or (is_wildcard and (conditions or binding.select is not None)):
+            raise _refused(binding)
+        if not is_wildcard and not found:
+            raise _refused(binding)
+        tests = [await self._test(identity, binding, found[0], condition) for condition in conditions]
+        for name in binding.select or ():
+            if found[0].column(name) is None:
+                raise _refused(binding, f"column {name} cannot be selected")
+        return Watch(
+            id=binding.id,
+            event=binding.event,
+            relations=frozenset(table.oid for table in found),
+            tests=tuple(tests),
+            select=None if binding.select is None else frozenset(binding.select),
+        )
+
+    async def _test(self, identity: Identity, binding: Binding, table: RowTable, condition: Condition) -> Test:
+        column = table.column(condition.column)
+        if column is None:
+            raise _refused(binding, f"column {condition.column} cannot be filtered")
+        operands: tuple[bytes, ...] = ()
+        if condition.operator in _PATTERNS:
+            await self._rights.check_pattern(identity, condition)
+        elif condition.operator is not Operator.IS:
+            operands = await self._rights.operands(identity, column.type_sql, condition.values)
+        return Test(condition, column.type_name, column.type_sql, operands)
+
+
+_UNKNOWN = f"no table of this name is in the publication {PUBLICATION} and can be selected"
+
+
+def _refused(binding: Binding, why: str = _UNKNOWN) -> BadRequest:
+    """Return the error of a binding that cannot be subscribed to, in Supabase's words and with the reason."""
+    given = msgspec.json.decode(binding.given, type=dict[str, object])
+    filters = [] if binding.filter is None else [binding.filter]
+    return BadRequest(
+        "bad_binding",
+        "Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the given connect"
+        f" parameters: [event: {binding.event}, schema: {binding.schema}, table: {binding.table},"
+        f" filters: {msgspec.json.encode(filters).decode()},"
+        f" select: {msgspec.json.encode(given.get('select')).decode()}] ({why})",
+    )

@@ -1,0 +1,262 @@
+"""Row rights: which changes of rows a caller may see, decided by the database as the caller.
+
+A change is decided on the version of the row that it carries, not on the current row. The policies are evaluated on
+given rows, and in the same snapshot the catalog says which policies apply now: an answer about others does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from momentum_sync import observe
+from momentum_sync.database import queries
+from momentum_sync.database.connection import Query
+from momentum_sync.database.pool import CallerPool, Lane, Params
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.errors import BadRequest, Forbidden, Unavailable
+from momentum_sync.eventlog.event import Event
+from momentum_sync.identity.row_tables import RowTable, SeenChange, SeenRows
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.realtime_filter import Condition, Operator
+from momentum_sync.wire.row_change import Change, Row, parse_change
+from momentum_sync.wire.row_watch import Test
+
+_SQL = queries.load(__package__)
+PUBLICATION = "supabase_realtime"
+"""The publication that names the tables whose changes clients may ask for."""
+
+_OPERATORS: Mapping[Operator, str] = {
+    Operator.EQ: "=", Operator.NEQ: "<>", Operator.LT: "<", Operator.LTE: "<=", Operator.GT: ">", Operator.GTE: ">=",
+    Operator.LIKE: "like", Operator.ILIKE: "ilike", Operator.MATCH: "~", Operator.IMATCH: "~*",
+    Operator.IS_DISTINCT: "is distinct from",
+}  # fmt: skip
+_PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
+_columns = msgspec.json.Decoder(list[tuple[str, str, str, bool, bool]])
+
+
+class _Version(NamedTuple):
+    """One version of a row. `id` is even for the row that a change leaves or deletes, odd for that before an update."""
+
+    id: int
+    row: Row
+    event: Event
+
+
+class RowRights:
+    """Decides which changes of rows callers may see. Its methods raise Unavailable if the database does not answer.
+
+    Args:
+        pool: asks as the caller.
+        deletes_by_key: send a `DELETE` whose old row cannot be checked to all callers, with its key, as Supabase does.
+    """
+
+    def __init__(self, pool: CallerPool, *, deletes_by_key: bool) -> None:
+        self._pool = pool
+        self._deletes_by_key = deletes_by_key
+        # By role and id, from the last answer: the question of policies depends on the role alone.
+        self._known: dict[tuple[str, int], RowTable] = {}
+
+    async def tables(self, identity: Identity) -> list[RowTable]:
+        """Return the published tables that the caller may select from."""
+        (rows,) = await self._pool.ask(identity, _tables_query(None), lane=Lane.CONNECT)
+        return [_table(row) for row in rows]
+
+    async def operands(self, identity: Identity, type_sql: str, values: Sequence[str]) -> tuple[bytes, ...]:
+        """Return the JSON of values of a type. Raise BadRequest with the database's words if they are none."""
+        query = sql.SQL(_SQL["operand"]).format(type=sql.SQL(type_sql)).as_bytes()
+        return tuple(text.encode() for text in (await self._one(identity, query, {"values": list(values)}))[0])
+
+    async def check_pattern(self, identity: Identity, condition: Condition) -> None:
+        """Raise BadRequest with the database's words if a condition's pattern is malformed."""
+        await self._one(identity, *_test_query(Test(condition, "text", "text", ()), b'""'))
+
+    async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
+        """Return for each test and value whether it holds. A test that raises an error does not."""
+        if not tests:
+            return []
+        try:
+            answers = await self._pool.ask(identity, *[_test_query(test, value) for test, value in tests])
+        except psycopg.Error as error:
+            if len(tests) == 1:
+                observe.policy_failed("a filter", error)
+                return [False]
+            return [held for each in tests for held in await self.tested(identity, [each])]
+        return [bool(row[0]) for (row,) in answers]
+
+    async def _one(self, identity: Identity, query: Query, params: Params) -> TupleRow:
+        try:
+            ((row,),) = await self._pool.ask(identity, (query, params), lane=Lane.CONNECT)
+        except psycopg.Error as error:
+            raise BadRequest("bad_filter", (error.diag.message_primary or str(error)).strip()) from error
+        return row
+
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
+        """Decide about changes, each with the id of its relation."""
+        found = SeenRows({}, {})
+        by_relation: dict[int, list[Event]] = {}
+        for event, relation in events:
+            by_relation.setdefault(relation, []).append(event)
+        for relation, ours in by_relation.items():
+            one = await self._seen(identity, relation, ours)
+            found.changes.update(one.changes)
+            found.unchecked.update(one.unchecked)
+        return found
+
+    async def _seen(self, identity: Identity, relation: int, events: Sequence[Event]) -> SeenRows:
+        """Decide about the changes of one relation, once the snapshot sees all of their transactions."""
+        async for _ in self._pool.until_visible():
+            table = self._known.get((identity.role, relation))
+            versions = _versions(events, table)
+            asked = [_tables_query([relation])]
+            if table is not None and table.secured and versions:
+                asked.append(_rows_query(table, versions))
+            try:
+                rows, *answers = await self._pool.ask(identity, *asked)
+            except Forbidden:
+                return SeenRows({}, {})
+            except psycopg.Error as error:
+                # The table may have changed since the question was made, or a policy has raised an error.
+                if not await self._is_known(identity, relation, table):
+                    continue
+                return await self._one_by_one(identity, relation, events, error)
+            if not rows:
+                self._known.pop((identity.role, relation), None)
+                return SeenRows({}, {})
+            now = _table(rows[0])
+            self._known[identity.role, relation] = now
+            snapshot = Snapshot.parse(rows[0][-1])
+            if table == now and all(snapshot.sees(event.xid) for event in events):
+                allowed = set(answers[0][0][0]) if answers else set()
+                return self._decided(now, events, allowed)
+        raise Unavailable("The policies of a table change faster than they can be read; try again in a moment.")
+
+    async def _is_known(self, identity: Identity, relation: int, table: RowTable | None) -> bool:
+        """Return whether the table is still as it was asked about. Keep it as it is now."""
+        (rows,) = await self._pool.ask(identity, _tables_query([relation]))
+        if rows:
+            self._known[identity.role, relation] = _table(rows[0])
+        else:
+            self._known.pop((identity.role, relation), None)
+        return self._known.get((identity.role, relation)) == table
+
+    async def _one_by_one(
+        self, identity: Identity, relation: int, events: Sequence[Event], error: psycopg.Error
+    ) -> SeenRows:
+        """Decide about each change alone; one whose policies raise an error is not seen, as a SELECT would fail."""
+        found = SeenRows({}, {})
+        if len(events) == 1:
+            observe.policy_failed(str(relation), error)
+            return found
+        for event in events:
+            one = await self._seen(identity, relation, [event])
+            found.changes.update(one.changes)
+            found.unchecked.update(one.unchecked)
+        return found
+
+    def _decided(self, table: RowTable, events: Sequence[Event], allowed: set[int]) -> SeenRows:
+        found = SeenRows({}, {})
+        for event in events:
+            change = parse_change(event.body)
+            if change.type == "TRUNCATE" or not table.secured or event.offset * 2 in allowed:
+                found.changes[event.offset] = SeenChange(table, is_gone=False)
+            elif change.type == "DELETE" and not table.can_check(change.row):
+                if self._deletes_by_key:
+                    found.changes[event.offset] = SeenChange(table, is_gone=True)
+                else:
+                    found.unchecked[table.oid] = table
+            elif event.offset * 2 + 1 in allowed:
+                found.changes[event.offset] = SeenChange(table, is_gone=True)
+        return found
+
+
+def _tables_query(relations: Sequence[int] | None) -> tuple[Query, Params]:
+    return _SQL["row_tables"], {"relations": relations, "publication": PUBLICATION}
+
+
+def _table(row: TupleRow) -> RowTable:
+    oid, schema, name, secured, permissive, restrictive, needed, columns, _ = row
+    return RowTable.build(
+        oid, schema, name, secured=secured, policies=(permissive, restrictive),
+        needed=None if needed is None else frozenset(needed), columns=_columns.decode(columns),
+    )  # fmt: skip
+
+
+def _versions(events: Sequence[Event], table: RowTable | None) -> list[_Version]:
+    """Return the versions to evaluate: those that have every column that the policies read."""
+    if table is None:
+        return []
+    versions: list[_Version] = []
+    for event in events:
+        change = parse_change(event.body)
+        if change.type == "TRUNCATE":
+            continue
+        if table.can_check(change.row):
+            versions.append(_Version(event.offset * 2, change.row, event))
+        if (old := _row_before(change)) is not None and table.can_check(old):
+            versions.append(_Version(event.offset * 2 + 1, old, event))
+    return versions
+
+
+def _row_before(change: Change) -> Row | None:
+    """Return the row before an update, if the change has all of it."""
+    return change.old_record if change.type == "UPDATE" and change.has_whole_old_row else None
+
+
+def _rows_query(table: RowTable, versions: Sequence[_Version]) -> tuple[Query, Params]:
+    """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
+    # psycopg would take a % in a policy for a placeholder.
+    permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in table.policies)
+    alias = sql.Identifier(table.name)
+    needed = [column for column in table.columns if table.needed is not None and column.name in table.needed]
+    if table.needed is None:
+        row = sql.SQL("jsonb_populate_record(null::{}, e.version) as {}").format(
+            sql.Identifier(table.schema, table.name), alias
+        )
+    elif not needed:
+        row = sql.SQL("(select) as {}").format(alias)
+    else:
+        # Only these columns: others may have types without a null, such as a domain, and no value in this version.
+        defined = [
+            sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type_sql.replace("%", "%%")))
+            for column in needed
+        ]
+        row = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
+    query = sql.SQL(_SQL["allowed_rows"]).format(row=row, permissive=permissive, restrictive=restrictive).as_bytes()
+    names = table.needed
+    rows = [
+        _encode_row({name: value for name, value in version.row.items() if names is None or name in names})
+        for version in versions
+    ]
+    return query, {"ids": [version.id for version in versions], "rows": rows}
+
+
+def _encode_row(row: Row) -> str:
+    return msgspec.json.encode(row).decode()
+
+
+def _test_query(test: Test, value: bytes) -> tuple[Query, Params]:
+    """Return the query of one test, with the operators of SQL."""
+    condition = test.condition
+    column, kind = sql.SQL("t.value"), sql.SQL(test.type_sql.replace("%", "%%"))
+    if condition.operator is Operator.IS:
+        # The words are the grammar's own: `null`, `true`, `false` and `unknown`.
+        expression = sql.SQL("{} is {}").format(column, sql.SQL(condition.values[0]))
+    elif condition.operator is Operator.IN:
+        expression = sql.SQL("{} = any (%(values)s::text[]::{}[])").format(column, kind)
+    elif condition.operator in _PATTERNS:
+        operator = sql.SQL(_OPERATORS[condition.operator])
+        expression = sql.SQL("{}::text {} %(operand)s::text").format(column, operator)
+    else:
+        operator = sql.SQL(_OPERATORS[condition.operator])
+        expression = sql.SQL("{} {} %(operand)s::text::{}").format(column, operator, kind)
+    if condition.negated:
+        expression = sql.SQL("not ({})").format(expression)
+    query = sql.SQL(_SQL["tested"]).format(condition=expression, type=kind).as_bytes()
+    row = '{"value":' + value.decode() + "}"
+    return query, {"row": row, "operand": condition.values[0], "values": list(condition.values)}

@@ -1,0 +1,109 @@
+"""Published tables, as a role may read them, and what is decided about their changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from momentum_sync.wire.row_change import Row
+
+
+class RowColumn(msgspec.Struct, frozen=True):
+    """A column.
+
+    Attributes:
+        name: the column.
+        type_name: `pg_type.typname` of its type.
+        type_sql: the type in SQL.
+        selectable: whether the role may select it.
+        is_key: whether it belongs to the primary key.
+    """
+
+    name: str
+    type_name: str
+    type_sql: str
+    selectable: bool
+    is_key: bool
+
+
+class RowTable(msgspec.Struct, frozen=True):
+    """A table, as one role may read it.
+
+    Attributes:
+        oid: the relation.
+        schema: its schema.
+        name: the table.
+        secured: whether row level security applies to the role.
+        policies: one SQL condition for the permissive policies and one for the restrictive ones; both must be true.
+        needed: the columns that the policies read; None if one reads the row as a whole.
+        columns: its columns.
+        shown: names of the columns that the role may select; None if it may select all of them.
+        key: names of the primary key's columns.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    secured: bool
+    policies: tuple[str, str]
+    needed: frozenset[str] | None
+    columns: tuple[RowColumn, ...]
+    shown: frozenset[str] | None
+    key: frozenset[str]
+
+    @classmethod
+    def build(
+        cls,
+        oid: int,
+        schema: str,
+        name: str,
+        *,
+        secured: bool,
+        policies: tuple[str, str],
+        needed: frozenset[str] | None,
+        columns: Sequence[tuple[str, str, str, bool, bool]],
+    ) -> RowTable:
+        """Build a table; each column is its name, type name, type in SQL, and whether it is selectable and a key."""
+        every = tuple(RowColumn(*column) for column in columns)
+        shown = frozenset(column.name for column in every if column.selectable)
+        return cls(
+            oid, schema, name, secured, policies, needed, every,
+            None if len(shown) == len(every) else shown,
+            frozenset(column.name for column in every if column.is_key),
+        )  # fmt: skip
+
+    def can_check(self, row: Row) -> bool:
+        """Return whether a version of a row has every column that the policies read."""
+        if self.needed is None:
+            return all(column.name in row for column in self.columns)
+        return all(name in row for name in self.needed)
+
+    def column(self, name: str) -> RowColumn | None:
+        """Return a column that the role may select; None if there is none of this name."""
+        return next((column for column in self.columns if column.name == name and column.selectable), None)
+
+
+class SeenChange(NamedTuple):
+    """A change that a caller may see.
+
+    Attributes:
+        table: its table as the caller may read it.
+        is_gone: the caller sees no more than that the row is gone: the change becomes a `DELETE` with the key.
+    """
+
+    table: RowTable
+    is_gone: bool
+
+
+class SeenRows(NamedTuple):
+    """What a caller sees of some changes.
+
+    Attributes:
+        changes: by offset of the event.
+        unchecked: tables with a `DELETE` that was withheld, because its old row lacks columns that the policies read.
+    """
+
+    changes: dict[int, SeenChange]
+    unchecked: dict[int, RowTable]
