@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures.server",
     "tests.fixtures.cluster",
     "tests.fixtures.demo",
+    "tests.fixtures.todos",
 ]
 
 

@@ -21,7 +21,7 @@ def token_rules(settings: Settings) -> TokenRules:
         audience=settings.jwt_audience,
         anon_key=_revealed(settings.anon_key),
         service_role_key=_revealed(settings.service_role_key),
-        realtime_roles=frozenset({"anon", "authenticated", "service_role", *settings.roles}),
+        more_roles=frozenset(settings.roles),
     )
 
 

@@ -98,10 +98,11 @@ class Sdk(Protocol):
 
 
 class Program:
-    """A process."""
+    """A process, with more in its environment if need be."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, env: dict[str, str] | None = None) -> None:
         self._command = command
+        self._env = {**os.environ, **(env or {})}
 
     def store(self, folder: Path) -> str:
         return str(folder / "kept" / "client.json")
@@ -110,6 +111,7 @@ class Program:
     async def start(self) -> AsyncIterator[Driver]:
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, limit=2**22,
+            env=self._env,
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
@@ -138,9 +140,10 @@ class Program:
 class Chromium:
     """A page. Its origin differs from the server's, like that of an app."""
 
-    def __init__(self, context: BrowserContext, origin: str) -> None:
+    def __init__(self, context: BrowserContext, origin: str, page: str) -> None:
         self._context = context
         self._origin = origin
+        self._page = page
 
     def store(self, folder: Path) -> str:
         return "client"
@@ -151,7 +154,7 @@ class Chromium:
         driver = Driver(partial(_command, page))
         await page.expose_function("happened", driver.happened)
         page.on("pageerror", lambda error: driver.seen.append({"failed": str(error)}))
-        await page.goto(f"{self._origin}/test/driver.html")
+        await page.goto(f"{self._origin}/{self._page}")
         await page.wait_for_function("() => window.command !== undefined")
         try:
             yield driver
@@ -169,16 +172,16 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[tuple[Chromium, str]]:
-    """Yield the browser, and the origin of its pages."""
-    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(JAVASCRIPT)))
+async def chromium(folder: Path = JAVASCRIPT, page: str = "test/driver.html") -> AsyncIterator[tuple[Chromium, str]]:
+    """Yield the browser with a page of a folder, and the origin of its pages."""
+    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=files.serve_forever, daemon=True)
     thread.start()
     origin = f"http://127.0.0.1:{files.server_address[1]}"
     try:
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            yield Chromium(await browser.new_context(), origin), origin
+            yield Chromium(await browser.new_context(), origin, page), origin
             await browser.close()
     finally:
         files.shutdown()

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 import websockets
@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 
 from tests.fixtures.postgres import Sql
 from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign
+from tests.fixtures.todos import TODOS, add_todo
 
 SOCKET = "/realtime/v1/websocket"
 
@@ -78,35 +79,13 @@ async def connected(server: Server, key: str = ANON_KEY, **query: str) -> AsyncI
         yield Socket(socket)
 
 
-@pytest.fixture
-def todos(db: Sql) -> Sql:
-    """Create a published table whose rows belong to users."""
-    db.execute(
-        """
-        create table public.todos (id bigint primary key, owner uuid, title text, tags text[], secret text);
-        alter table public.todos enable row level security;
-        create policy mine on public.todos for select to authenticated using (auth.uid() = owner);
-        grant select on public.todos to authenticated, service_role;
-        alter publication supabase_realtime add table public.todos;
-        """
-    )
-    return db
-
-
-TODOS = {"event": "*", "schema": "public", "table": "todos"}
-
-
-def add(sql: Sql, number: int, owner: UUID, title: str = "t") -> None:
-    sql.execute("insert into public.todos values (%s, %s, %s, '{a,b}', null)", (number, owner, title))
-
-
 async def test_a_change_comes_to_the_owner_alone(server: Server, todos: Sql) -> None:
     one, other = uuid4(), uuid4()
     async with connected(server) as first, connected(server) as second:
         (number,) = await first.live(TODOS, token=sign(one))
         await second.live(TODOS, token=sign(other))
-        add(todos, 1, one)
-        add(todos, 2, other)
+        add_todo(todos, 1, one)
+        add_todo(todos, 2, other)
         change = await first.change()
         assert change["ids"] == [number]
         data = change["data"]
@@ -122,7 +101,7 @@ async def test_a_row_that_leaves_sight_is_reported_as_deleted(server: Server, to
         await first.live(TODOS, token=sign(one))
         await second.live({**TODOS, "filter": f"owner=eq.{other}"}, token=sign(other))
         await service.live(TODOS)
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         todos.execute("update public.todos set owner = %s, title = 'moved' where id = 1", (other,))
         todos.execute("delete from public.todos where id = 1")
         assert (await first.change())["data"]["type"] == "INSERT"
@@ -134,7 +113,7 @@ async def test_a_row_that_leaves_sight_is_reported_as_deleted(server: Server, to
         deleted = (await second.change())["data"]
         assert (deleted["type"], deleted["old_record"]["title"]) == ("DELETE", "moved")
         assert [(await service.change())["data"]["type"] for _ in range(3)] == ["INSERT", "UPDATE", "DELETE"]
-        add(todos, 2, one)  # nothing came in between
+        add_todo(todos, 2, one)  # nothing came in between
         assert (await first.change())["data"]["record"]["id"] == 2
 
 
@@ -144,9 +123,9 @@ async def test_a_delete_that_cannot_be_checked_is_withheld_and_reported_once(ser
         await client.live(TODOS, token=sign(one))
         await service.live(TODOS)
         for number in (1, 2):
-            add(todos, number, one)
+            add_todo(todos, number, one)
         todos.execute("delete from public.todos")
-        add(todos, 3, one)
+        add_todo(todos, 3, one)
         frames = [await client.next() for _ in range(4)]
         (notice,) = [frame[4] for frame in frames if frame[3] == "system"]
         assert (notice["status"], notice["extension"]) == ("ok", "rights")
@@ -160,7 +139,7 @@ async def test_a_delete_that_cannot_be_checked_is_withheld_and_reported_once(ser
 async def test_an_operator_may_send_the_keys_of_deleted_rows_to_all(start: Start, todos: Sql) -> None:
     async with start(deletes="key") as server, connected(server) as client:
         await client.live(TODOS, token=sign(uuid4()))
-        add(todos, 1, uuid4())
+        add_todo(todos, 1, uuid4())
         todos.execute("delete from public.todos")
         change = (await client.change())["data"]
         assert (change["type"], change["old_record"]) == ("DELETE", {"id": 1})
@@ -180,7 +159,7 @@ async def test_columns_are_those_that_the_role_may_select_and_the_client_asked_f
         system = (await client.next())[4]
         assert (system["status"], system["extension"]) == ("error", "postgres_changes")
         assert "column secret cannot be selected" in system["message"]
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         whole = (await client.change())["data"]
         assert whole["record"] == {"id": 1, "owner": str(one), "title": "t"}
         assert [column["name"] for column in whole["columns"]] == ["id", "owner", "title"]
@@ -207,8 +186,8 @@ async def test_filters(server: Server, todos: Sql, text: str, matches: list[str]
     async with connected(server) as client:
         ids = await client.live({**TODOS, "filter": text}, {**TODOS, "filter": "id=eq.9"}, token=sign(one))
         for number, title in enumerate(["a", "b", "c c"], 1):
-            add(todos, number, one, title)
-        add(todos, 9, one, "end")
+            add_todo(todos, number, one, title)
+        add_todo(todos, 9, one, "end")
         found = []
         while (change := await client.change())["data"]["record"]["id"] != 9:
             assert change["ids"] == ids[:1]
@@ -247,7 +226,7 @@ async def test_wildcards_and_bindings_of_one_topic_share_a_frame(server: Server,
         every, inserts, _ = await client.live(
             {"event": "*", "schema": "*"}, {**TODOS, "event": "INSERT"}, {**TODOS, "event": "DELETE"}, token=sign(one)
         )
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         todos.execute("update public.todos set title = 'new'")
         assert (await client.change())["ids"] == [every, inserts]
         assert (await client.change())["ids"] == [every]
@@ -259,7 +238,7 @@ async def test_topics_are_joined_twice_and_left(server: Server, todos: Sql) -> N
         await client.live(TODOS, token=sign(one))
         await client.live({**TODOS, "event": "UPDATE"}, token=sign(one))  # in place of the first join
         await client.live(TODOS, topic="realtime:b", token=sign(one))
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         await client.change("realtime:b")
         ref = await client.send("realtime:b", "phx_leave", {}, "3")
         assert await client.next() == ["3", ref, "realtime:b", "phx_reply", {"status": "ok", "response": {}}]
@@ -302,16 +281,16 @@ async def test_a_fresh_token_loses_nothing_and_counts_at_once(server: Server, to
     one, other = uuid4(), uuid4()
     async with connected(server) as client:
         await client.live(TODOS, token=sign(one))
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         await client.change()
         await client.send("realtime:a", "access_token", {"access_token": sign(one, session_id="again")}, "1")
-        add(todos, 2, one)
+        add_todo(todos, 2, one)
         assert (await client.change())["data"]["record"]["id"] == 2
         await client.send("realtime:a", "access_token", {"access_token": sign(other)}, "1")
         await client.send("phoenix", "heartbeat", {})
         assert (await client.next())[3] == "phx_reply"
-        add(todos, 3, one)
-        add(todos, 4, other)
+        add_todo(todos, 3, one)
+        add_todo(todos, 4, other)
         assert (await client.change())["data"]["record"]["id"] == 4
         await client.send("realtime:a", "access_token", {"access_token": "sb_publishable_x"}, "1")
         await client.send("realtime:a", "access_token", {"access_token": None}, "1")
@@ -359,7 +338,7 @@ async def test_version_1_has_objects_and_always_a_ref(server: Server, todos: Sql
         assert set(reply) == {"topic", "event", "payload", "ref"}
         assert (reply["ref"], reply["payload"]["status"]) == ("1", "ok")
         assert json.loads(await socket.recv())["ref"] is None
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         change = json.loads(await socket.recv())
         assert (change["event"], change["ref"], change["topic"]) == ("postgres_changes", None, "realtime:a")
 
@@ -395,7 +374,7 @@ async def test_policies_that_changed_before_a_change_count_for_it(server: Server
 
         async def seen(number: int, title: str) -> bool:
             """Return whether a new row is delivered before a mark that everybody may see."""
-            add(todos, number, one, title)
+            add_todo(todos, number, one, title)
             todos.execute("insert into public.marks values (%s)", (number,))
             is_seen: bool = (await client.next())[2] == "realtime:a"
             if is_seen:
@@ -423,7 +402,7 @@ async def test_a_policy_that_raises_an_error_withholds_that_row_alone(server: Se
         await client.live(TODOS, token=sign(one))
         with todos.transaction():
             for number in (1, 2, 3):
-                add(todos, number, one)
+                add_todo(todos, number, one)
         assert [(await client.change())["data"]["record"]["id"] for _ in range(2)] == [1, 3]
 
 
@@ -432,7 +411,7 @@ async def test_a_policy_that_fails_for_one_caller_serves_the_others(server: Serv
     async with connected(server) as fine, connected(server) as failing:
         await failing.live(TODOS, token=sign(uuid4(), team="x"))
         await fine.live(TODOS, token=sign(uuid4(), team="1"))
-        add(todos, 1, uuid4())
+        add_todo(todos, 1, uuid4())
         assert (await fine.change())["data"]["record"]["id"] == 1
         await failing.send("phoenix", "heartbeat", {})
         assert (await failing.next())[3] == "phx_reply"
@@ -450,9 +429,9 @@ async def test_tables_change_while_they_are_watched(server: Server, todos: Sql) 
     one = uuid4()
     async with connected(server) as client:
         await client.live(TODOS, {**TODOS, "filter": "title=eq.t"}, token=sign(one))
-        add(todos, 1, one)
+        add_todo(todos, 1, one)
         todos.execute("alter table public.todos rename column title to headline")
-        add(todos, 2, one)
+        add_todo(todos, 2, one)
         todos.execute("alter table public.todos drop column secret, add column size int generated always as (7) stored")
         todos.execute("insert into public.todos (id, owner, headline) values (3, %s, 'h')", (one,))
         todos.execute("alter table public.todos rename to tasks")
@@ -508,7 +487,7 @@ async def test_a_client_that_does_not_read_catches_up(start: Start, todos: Sql) 
         )
         async with connected(server, SERVICE_KEY) as other:  # by now the first one is far behind
             await other.live(TODOS)
-            add(todos, count + 1, one)
+            add_todo(todos, count + 1, one)
             await other.change()
         client.socket.transport.resume_reading()
         found = [(await client.change())["data"]["record"]["id"] for _ in range(count + 1)]
@@ -520,8 +499,8 @@ async def test_one_user_may_use_several_tokens_on_one_socket(server: Server, tod
     async with connected(server) as client:
         await client.live(TODOS, topic="realtime:one", token=sign(one))
         await client.live(TODOS, topic="realtime:other", token=sign(other))
-        add(todos, 1, one)
-        add(todos, 2, other)
+        add_todo(todos, 1, one)
+        add_todo(todos, 2, other)
         assert (await client.change("realtime:one"))["data"]["record"]["id"] == 1
         assert (await client.change("realtime:other"))["data"]["record"]["id"] == 2
 

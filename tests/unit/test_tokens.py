@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from momentum_sync.errors import Unauthenticated
-from momentum_sync.identity.tokens import TokenRules, UnknownKey, api_key, bearer, verify
+from momentum_sync.identity.tokens import Identity, TokenRules, UnknownKey, api_key, bearer, realtime_key, verify
 
 SECRET = "a-secret-of-the-tests-with-more-than-32-bytes"
 USER = UUID("00000000-0000-4000-8000-000000000001")
@@ -312,3 +313,55 @@ def test_the_last_second_of_year_9999_is_a_time() -> None:
 def test_the_audience_is_compared_whole() -> None:
     assert code(signed(aud="authenticated-and-more")) == "invalid_token"
     assert code(signed(aud="xauthenticatedx")) == "invalid_token"
+
+
+def realtime(**claims: Any) -> Identity:
+    token = jwt.encode({"role": "authenticated", "exp": NOW + 60, **claims}, SECRET, algorithm="HS256")
+    return verify(token, dataclasses.replace(RULES, more_roles=frozenset({"tenant"})), {}, now=NOW, realtime=True)
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "tenant"])
+def test_supabases_protocol_needs_a_role_and_no_user(role: str) -> None:
+    assert realtime(role=role).role == role
+    assert realtime(role=role).subject is None
+    assert realtime(role=role, sub="clerk|7").subject is None
+    named = realtime(role=role, sub="urn:uuid:00000000-0000-4000-8000-000000000001")
+    assert named.subject == UUID("00000000-0000-4000-8000-000000000001")
+    assert json.loads(named.claims)["sub"] == "00000000-0000-4000-8000-000000000001"  # as `auth.uid()` can cast it
+
+
+@pytest.mark.parametrize("role", ["postgres", None, 7, ["anon"]])
+def test_supabases_protocol_accepts_no_other_role(role: object) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        realtime(role=role)
+    assert refused.value.fault == "claims"
+
+
+def test_service_role_has_no_user_by_any_protocol() -> None:
+    assert realtime(role="service_role", sub="00000000-0000-4000-8000-000000000001").subject is None
+    assert realtime(role="anon", iat="soon").claims.count("iat") == 0
+    assert realtime(role="anon").expires_at == NOW + 60
+
+
+def test_configured_keys_are_callers_of_supabases_protocol() -> None:
+    rules = TokenRules(secret=SECRET, anon_key="sb_publishable_a", service_role_key="sb_secret_s")
+    anon = realtime_key("sb_publishable_a", rules)
+    assert anon is not None
+    assert (anon.role, anon.subject, anon.claims, anon.expires_at) == ("anon", None, '{"role":"anon"}', None)
+    service = realtime_key("sb_secret_s", rules)
+    assert service is not None
+    assert service.role == "service_role"
+    assert realtime_key("sb_publishable_b", rules) is None
+    assert realtime_key("", TokenRules(secret=SECRET)) is None
+
+
+@pytest.mark.parametrize(
+    ("claims", "secret", "fault"),
+    [({"exp": NOW - 60}, SECRET, "expired"), ({"exp": None}, SECRET, "claims"), ({}, "another" * 9, "signature")],
+)
+def test_a_fault_is_named(claims: dict[str, Any], secret: str, fault: str) -> None:
+    token = jwt.encode({"role": "anon", "exp": NOW + 60, **claims}, secret, algorithm="HS256")
+    with pytest.raises(Unauthenticated) as refused:
+        verify(token, RULES, {}, now=NOW, realtime=True)
+    assert refused.value.fault == fault
+    assert refused.value.late_s == (60 if fault == "expired" else 0)

@@ -22,6 +22,9 @@ from momentum_sync.errors import Unauthenticated
 ROLES = frozenset({"authenticated", "service_role"})
 """Roles on the native protocol and HTTP, where every user has an id."""
 
+REALTIME_ROLES = ROLES | {"anon"}
+"""Roles on Supabase's protocol, in addition to the operator's own."""
+
 LEEWAY_S = 5.0
 """By how much the issuer's clock and ours may differ."""
 
@@ -54,14 +57,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """The requirements of valid tokens. `realtime_roles` may connect by Supabase's protocol."""
+    """The requirements of valid tokens. `more_roles` may connect by Supabase's protocol, too."""
 
     secret: str | None = field(default=None, repr=False)
     issuer: str | None = None
     audience: str = "authenticated"
     anon_key: str | None = field(default=None, repr=False)
     service_role_key: str | None = field(default=None, repr=False)
-    realtime_roles: Set[str] = frozenset({"anon", "authenticated", "service_role"})
+    more_roles: Set[str] = frozenset()
 
 
 def service_role() -> Identity:
@@ -99,7 +102,7 @@ def verify(
         rules: the requirements.
         keys: the issuer's keys.
         now: seconds since 1970.
-        realtime: for Supabase's protocol, whose tokens name one of `realtime_roles`, and need no user.
+        realtime: for Supabase's protocol, whose tokens name a role, and need no user.
 
     Raises:
         Unauthenticated: it proves nothing; UnknownKey if its key may have been published since.
@@ -128,7 +131,7 @@ def verify(
         raise Unauthenticated("The token is not valid.", "invalid_token") from error
     _check_times(claims, now)
     _check_origin(claims, rules, symmetric=algorithm == "HS256")
-    return _realtime_identity(claims, rules.realtime_roles) if realtime else _identity(claims)
+    return _realtime_identity(claims, REALTIME_ROLES | rules.more_roles) if realtime else _identity(claims)
 
 
 def _same(given: str, key: str) -> bool:

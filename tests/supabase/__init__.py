@@ -1,0 +1,1 @@
+"""Supabase's own clients, unmodified, against the server."""

@@ -1,0 +1,81 @@
+"""Supabase's Python client under commands: JSON lines in and out, like `clients/driver.js`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from realtime import AsyncRealtimeClient
+
+
+def write(**happened: Any) -> None:
+    sys.stdout.write(json.dumps(happened, default=str) + "\n")
+    sys.stdout.flush()
+
+
+class Driver:
+    def __init__(self) -> None:
+        self.client: Any = None
+        self.channels: dict[str, Any] = {}
+
+    async def open(self, url: str, key: str, token: str | None, params: dict[str, str], vsn: str | None = None) -> None:
+        self.client = AsyncRealtimeClient(f"{url}/realtime/v1", key, params=params)
+        await self.client.connect()
+        if token is not None:
+            await self.client.set_auth(token)
+
+    async def subscribe(self, topic: str, bindings: list[dict[str, str]], config: dict[str, Any]) -> None:
+        channel = self.client.channel(topic, {"config": config})
+
+        def changed(payload: dict[str, Any]) -> None:
+            data = payload["data"]
+            kind = getattr(data["type"], "value", data["type"])
+            change = {
+                "topic": topic, "eventType": kind, "schema": data["schema"], "table": data["table"],
+                "commit_timestamp": data["commit_timestamp"], "new": data.get("record") or {},
+                "old": data.get("old_record") or {}, "errors": data.get("errors"),
+            }  # fmt: skip
+            write(change=change)
+
+        for binding in bindings:
+            channel.on_postgres_changes(
+                binding["event"], changed, table=binding.get("table", "*"), schema=binding.get("schema", "public"),
+                filter=binding.get("filter"),
+            )  # fmt: skip
+        channel.on_system(lambda payload: write(system={"topic": topic, **payload.model_dump()}))
+        self.channels[topic] = channel
+        await channel.subscribe(
+            lambda status, error: write(status=status.value, topic=topic, error=None if error is None else str(error))
+        )
+
+    async def unsubscribe(self, topic: str) -> None:
+        await self.channels[topic].unsubscribe()
+        write(unsubscribed="ok", topic=topic)
+
+    async def token(self, token: str) -> None:
+        await self.client.set_auth(token)
+        write(renewed=True)
+
+
+async def main() -> None:
+    driver = Driver()
+    loop = asyncio.get_running_loop()
+    running = set()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        command = json.loads(line)
+        work = getattr(driver, command.pop("do"))(**command)
+        task = asyncio.ensure_future(work)
+        running.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                write(failed=repr(task.exception()))
+
+        task.add_done_callback(done)
+        await asyncio.sleep(0)
+
+
+asyncio.run(main())
