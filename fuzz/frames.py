@@ -30,7 +30,7 @@ from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.gateway.connection_states import ConnectionState
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import Session
-from momentum_sync.gateway.dialects.realtime import RowServices
+from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.send_budget import SendBudget

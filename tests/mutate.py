@@ -44,6 +44,7 @@ TESTS = {
     "gateway/cursor": ["test_cursor"],
     "gateway/dialects/native": ["test_native"],
     "gateway/dialects/realtime": ["test_realtime"],
+    "gateway/dialects/realtime_resume": ["test_realtime_resume"],
     "gateway/dialects/realtime_topic": ["test_realtime"],
     "gateway/handshake": ["test_handshake"],
     "gateway/hub": ["test_hub"],

@@ -20,6 +20,7 @@ from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event_metrics import EventMetrics
 from momentum_sync.eventlog.partitions import keep_partitions
 from momentum_sync.eventlog.samples import Samples
+from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.limits import LifecycleLimits
 from momentum_sync.tasks import end
@@ -112,9 +113,13 @@ async def writing_metrics(
 
 
 async def keep_house(
-    connections: LogConnections, event_metrics: EventMetrics, retention: timedelta, limits: LifecycleLimits
+    connections: LogConnections,
+    event_metrics: EventMetrics,
+    sessions: SessionRecords,
+    retention: timedelta,
+    limits: LifecycleLimits,
 ) -> None:
-    """Create partitions ahead, drop expired ones and delete old metrics, every hour, and sooner after a failure."""
+    """Create partitions ahead, and delete what has expired, every hour, and sooner after a failure."""
     gc.set_threshold(*_COLLECT_GARBAGE)
     while True:
         pause = limits.housekeeping_s
@@ -123,6 +128,7 @@ async def keep_house(
             if dropped:
                 observe.partitions_dropped(dropped)
             await event_metrics.clean()
+            await sessions.forget(retention)
             gc.collect()
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)

@@ -297,6 +297,23 @@ class SocketLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeLimits:
+    """Bounds of the resume of Supabase's clients."""
+
+    ping_s: float = 1.0
+    """Interval of pings after events. What was sent since the last one that was answered may arrive twice."""
+
+    save_s: float = 5.0
+    """Interval at which positions are saved. After a crash of the server, events since then may arrive twice."""
+
+    probe_s: float = 2.0
+    """Wait for the answer of a socket that may be the one that a rejoin replaces."""
+
+    shared_s: float = 3_600.0
+    """Time away after which a client without an id of its own is told of a gap instead of resumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
     """Bounds of HTTP connections."""
 
@@ -394,6 +411,7 @@ class Limits:
     keys: KeyLimits = field(default_factory=KeyLimits)
     delivery: DeliveryLimits = field(default_factory=DeliveryLimits)
     sockets: SocketLimits = field(default_factory=SocketLimits)
+    resume: ResumeLimits = field(default_factory=ResumeLimits)
     http: HttpLimits = field(default_factory=HttpLimits)
     users: UserLimits = field(default_factory=UserLimits)
     origins: OriginLimits = field(default_factory=OriginLimits)

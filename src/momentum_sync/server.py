@@ -22,6 +22,7 @@ from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
+from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.application import Application
 from momentum_sync.gateway.broadcast import Broadcast
@@ -31,6 +32,7 @@ from momentum_sync.gateway.http.api import make_api
 from momentum_sync.gateway.http.metrics import readings
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.listener import listening
+from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.gateway.row_watches import RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.websocket import protocol_for
@@ -113,14 +115,18 @@ async def server(
             limits.capture,
         )  # fmt: skip
         pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
-        gateway = _gateway(settings, limits, application, feed, log, pool, samples, capture.follow)
+        records = SessionRecords(connections)
+        sessions = RealtimeSessions(records, limits.resume)
+        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, capture.follow)
         api = make_api(gateway, Scrape(readings(gateway)).text)
         if settings.pages:
             mount(api)
         mount_index(api, pages=settings.pages)
         await stack.enter_async_context(capturing(capture, stopped, limits.lifecycle))
-        housekeeping = keep_house(connections, event_metrics, settings.retention, limits.lifecycle)
+        housekeeping = keep_house(connections, event_metrics, records, settings.retention, limits.lifecycle)
         await stack.enter_async_context(background(housekeeping, stopped))
+        await stack.enter_async_context(background(sessions.run(), stopped))
+        stack.push_async_callback(sessions.flush)  # when the sockets are closed
         bound = (settings.host, settings.port, settings.max_connections)
         url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
         yield Running(url, api, capture.has_begun)
@@ -136,6 +142,7 @@ def _gateway(
     log: EventLog,
     pool: CallerPool,
     samples: Samples,
+    sessions: RealtimeSessions,
     follow: Callable[[int], Awaitable[None]],
 ) -> Gateway:
     def up_to_date() -> bool:
@@ -143,6 +150,8 @@ def _gateway(
         status = feed.status()
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 
+    history = History(feed, log, limits.log)
+    rights = RowRights(pool, deletes_by_key=settings.deletes == "key")
     authenticator = Authenticator(token_rules(settings), limits.keys)
     authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
     hub = Hub(
@@ -160,7 +169,7 @@ def _gateway(
         limits,
         application,
         feed=feed,
-        history=History(feed, log, limits.log),
+        history=history,
         hub=hub,
         send_budget=SendBudget(
             each=settings.send_buffer_bytes, total=settings.send_total_bytes,
@@ -170,7 +179,7 @@ def _gateway(
         authorizer=authorizer,
         event_filter=EventFilter(pool, authorizer, application.schema),
         reads=CallerReads(pool, authorizer, feed),
-        rows=RowWatches(authenticator, RowRights(pool, deletes_by_key=settings.deletes == "key"), feed, follow),
+        rows=RowWatches(authenticator, rights, feed, history, sessions, follow),
     )  # fmt: skip
 
 

@@ -40,8 +40,11 @@ select
         and has_table_privilege(s.oid, 'update')
         and has_table_privilege(f.oid, 'select') and has_table_privilege(f.oid, 'insert')
         and has_table_privilege(f.oid, 'update') and has_table_privilege(f.oid, 'delete')
+        and has_table_privilege(r.oid, 'select') and has_table_privilege(r.oid, 'insert')
+        and has_table_privilege(r.oid, 'update') and has_table_privilege(r.oid, 'delete')
         and has_schema_privilege(c.relnamespace, 'usage')
         and (select bool_and(has_function_privilege(p.oid, 'execute')) from functions p)
+        and pg_has_role(current_user, 'anon', become.right_to)
         and pg_has_role(current_user, 'authenticated', become.right_to)
         and pg_has_role(current_user, 'service_role', become.right_to),
         false) as is_equipped,
@@ -54,6 +57,7 @@ left join (
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
     join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
     join pg_catalog.pg_class f on f.relnamespace = n.oid and f.relname = 'followed_tables'
+    join pg_catalog.pg_class r on r.relnamespace = n.oid and r.relname = 'realtime_sessions'
     join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_mark' and not a.attisdropped
 ) on c.relname = 'event_log'
 

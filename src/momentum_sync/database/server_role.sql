@@ -10,14 +10,17 @@ grant execute on function
     to %1$I;
 grant select, insert on momentum.event_log to %1$I;
 grant select, insert, update on momentum.stream to %1$I;
-grant select, insert, update, delete on momentum.followed_tables to %1$I;
+grant select, insert, update, delete on momentum.followed_tables, momentum.realtime_sessions to %1$I;
+grant usage on sequence momentum.realtime_session_numbers to %1$I;
 
 -- A policy without a condition costs nothing, and does not prevent index scans.
 do $$
 declare
     log regclass;
 begin
-    foreach log in array array['momentum.event_log', 'momentum.stream', 'momentum.followed_tables']::regclass[] loop
+    foreach log in array array[
+        'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions']::regclass[]
+    loop
         execute format('drop policy if exists %%I on %%s', 'The server keeps the log: ' || %1$L, log);
         execute format('create policy %%I on %%s for all to %%I using (true) with check (true)',
             'The server keeps the log: ' || %1$L, log, %1$L);

@@ -57,7 +57,9 @@ begin
     for made in
         select c.oid::regclass as name from pg_class c
         where c.relnamespace = to_regnamespace('momentum') and c.relkind in ('r', 'p')
-            and c.relname in ('settings', 'policies', 'revocations', 'installed', 'event_log', 'stream', 'followed_tables')
+            and c.relname in (
+                'settings', 'policies', 'revocations', 'installed', 'event_log', 'stream', 'followed_tables',
+                'realtime_sessions')
     loop
         execute format('drop table %s', made.name);
     end loop;
@@ -81,5 +83,6 @@ begin
 end;
 $$;
 
+drop sequence if exists momentum.realtime_session_numbers;
 drop schema if exists momentum_log cascade;
 drop schema if exists momentum;

@@ -55,6 +55,10 @@ class History:
         feed, boundary = self._feed, position.boundary
         return position.epoch == feed.epoch and (boundary is None or boundary.incarnation == feed.incarnation)
 
+    def known_mark(self, offset: int) -> int | None:
+        """Return the mark of the event at an offset of this epoch; None if only the log knows it."""
+        return self._feed.mark_of(offset)
+
     async def mark(self, epoch: str, offset: int) -> int:
         """Return the mark of the event at an offset.
 

@@ -98,3 +98,36 @@ from json_to_recordset(%(samples)s::json) as s (
 
 -- name: cleanup_metrics
 select public.cleanup_realtime_metrics()
+
+-- name: session_numbers
+select array(select nextval('momentum.realtime_session_numbers') from generate_series(1, %(count)s))
+
+-- name: sessions_of
+-- The sessions of some clients, none of which another gateway settles until the transaction ends.
+select s.session, s.identity, s.ref, s.cursors::text, s.seen_at > now() - %(recent)s::interval
+from (
+    select w.identity, pg_advisory_xact_lock(hashtextextended('momentum realtime ' || w.identity, 0))
+    from unnest(%(identities)s::text[]) as w (identity)
+    order by w.identity
+) as locked
+join momentum.realtime_sessions s on s.identity = locked.identity
+order by s.session
+
+-- name: begin_sessions
+insert into momentum.realtime_sessions (session, identity, ref, cursors)
+select * from unnest(%(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[])
+
+-- name: end_sessions
+delete from momentum.realtime_sessions s where s.session = any (%(sessions)s)
+
+-- name: save_sessions
+-- Return the sessions that are still there: another one has continued each of the others.
+update momentum.realtime_sessions s
+set ref = saved.ref, cursors = saved.cursors, identity = saved.identity, seen_at = now()
+from unnest(%(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[])
+    as saved (session, identity, ref, cursors)
+where s.session = saved.session
+returning s.session
+
+-- name: forget_sessions
+delete from momentum.realtime_sessions s where s.seen_at < now() - %(retention)s::interval

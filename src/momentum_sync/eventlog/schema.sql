@@ -15,7 +15,8 @@ begin
     if exists (
         select from pg_class c
         where c.oid in (
-                to_regclass('momentum.event_log'), to_regclass('momentum.stream'), to_regclass('momentum.followed_tables'))
+                to_regclass('momentum.event_log'), to_regclass('momentum.stream'), to_regclass('momentum.followed_tables'),
+                to_regclass('momentum.realtime_sessions'))
             and c.relowner <> owner
     ) or exists (
         select from (values
@@ -26,7 +27,9 @@ begin
     ) or exists (
         select from pg_namespace n where n.nspname = 'momentum_log' and n.nspowner <> owner
     ) then
-        drop table if exists momentum.event_log, momentum.stream, momentum.followed_tables cascade;
+        drop table if exists momentum.event_log, momentum.stream, momentum.followed_tables,
+            momentum.realtime_sessions cascade;
+        drop sequence if exists momentum.realtime_session_numbers;
         drop schema if exists momentum_log cascade;
     end if;
     -- The log's partitions are in a schema of their own.
@@ -80,13 +83,28 @@ create table if not exists momentum.followed_tables (
     followed_at timestamptz not null default now()
 );
 
+-- Sessions of clients of Supabase's protocol, and the positions up to which each has its topics. Updates of these
+-- columns touch no index.
+create sequence if not exists momentum.realtime_session_numbers;
+create table if not exists momentum.realtime_sessions (
+    session bigint primary key,
+    identity text not null,
+    ref bigint not null,
+    cursors jsonb not null,
+    seen_at timestamptz not null default now()
+) with (fillfactor = 50);
+create index if not exists realtime_sessions_identity_idx on momentum.realtime_sessions (identity);
+
 do $$
 declare
     owner name := (
         select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'public.daily_engagement_scores'::regclass);
     made regclass;
 begin
-    foreach made in array array['momentum.event_log', 'momentum.stream', 'momentum.followed_tables']::regclass[] loop
+    foreach made in array array[
+        'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions',
+        'momentum.realtime_session_numbers']::regclass[]
+    loop
         if (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = made) <> owner then
             execute format('alter table %s owner to %I', made, owner);
         end if;
@@ -120,10 +138,13 @@ $$;
 do $$
 begin
     if not (select bool_and(c.relrowsecurity) from pg_class c
-            where c.oid in ('momentum.event_log'::regclass, 'momentum.followed_tables'::regclass)) then
+            where c.oid in (
+                'momentum.event_log'::regclass, 'momentum.followed_tables'::regclass,
+                'momentum.realtime_sessions'::regclass)) then
         alter table momentum.event_log enable row level security;
         alter table momentum.stream enable row level security;
         alter table momentum.followed_tables enable row level security;
+        alter table momentum.realtime_sessions enable row level security;
     end if;
     if not exists (select from pg_publication where pubname = 'momentum_sync') then
         create publication momentum_sync;

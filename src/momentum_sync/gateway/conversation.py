@@ -50,6 +50,24 @@ class Services(Protocol):
         """Decide which events the caller may see, each with the channel on which it would be delivered."""
 
 
+class Outgoing(Protocol):
+    """The outgoing side of a connection, as its session uses it."""
+
+    @property
+    def offset(self) -> int:
+        """Return the offset up to which everything has been written."""
+
+    @property
+    def position(self) -> Position | None:
+        """Return the position up to which everything has been written; None if the mark there is not known."""
+
+    def rewind(self, offset: int) -> None:
+        """Deliver the events after an earlier offset again, to topics that have not had them."""
+
+    def flush(self, *, ping: bool = False) -> None:
+        """Write the messages that wait, and then a ping."""
+
+
 class Conversation(Protocol):
     """One client's session. `now` is seconds since 1970, `at` seconds on a monotonic clock.
 
@@ -83,6 +101,12 @@ class Conversation(Protocol):
 
     def is_of(self, user: UUID) -> bool:
         """Return whether a user's token is in use."""
+
+    def attach(self, outgoing: Outgoing) -> None:
+        """Take the connection's outgoing side, before anything else."""
+
+    def lost(self) -> None:
+        """Note that the socket is closed."""
 
     # Messages
 
@@ -119,6 +143,12 @@ class Conversation(Protocol):
 
     def take_frame(self, at: float) -> bool:
         """Count a frame of any kind. Return False, and close the session, when there are too many."""
+
+    def ping(self) -> bytes:
+        """Return the payload of a ping that is written now."""
+
+    def pong(self, payload: bytes) -> None:
+        """Take the payload of a pong."""
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.

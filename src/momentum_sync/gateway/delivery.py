@@ -20,6 +20,7 @@ from momentum_sync import observe
 from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.connection_states import DELIVERY_TRANSITIONS, DeliveryState
 from momentum_sync.gateway.conversation import Conversation
@@ -96,6 +97,28 @@ class Delivery:
     def follows(self) -> bool:
         """Return whether the connection follows the feed."""
         return self._state is DeliveryState.FOLLOWING
+
+    @property
+    def offset(self) -> int:
+        """Return the offset up to which everything has been written."""
+        return self._gateway.history.offset if self.follows else self._connection.cursor.offset
+
+    @property
+    def position(self) -> Position | None:
+        """Return the position up to which everything has been written; None if the mark there is not known."""
+        if self.follows:
+            return self._gateway.history.position
+        cursor = self._connection.cursor
+        mark = self._gateway.history.known_mark(cursor.offset)
+        return None if mark is None else Position(cursor.epoch, cursor.offset, mark)
+
+    def rewind(self, offset: int) -> None:
+        """Catch up from an earlier offset. The cursor decides which of the events are for the client."""
+        if self._state is DeliveryState.FOLLOWING:
+            self._fall_behind(offset)
+            self._loop.call_soon(self.catch_up)
+        else:
+            self._connection.cursor.rewind(offset)
 
     @property
     def paused(self) -> bool:

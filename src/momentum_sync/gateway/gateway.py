@@ -20,7 +20,8 @@ from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.gateway.conversation import Entrance, Opened
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import NativeDialect, Session
-from momentum_sync.gateway.dialects.realtime import RealtimeSession, RowServices
+from momentum_sync.gateway.dialects.realtime import RealtimeSession
+from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.send_budget import SendBudget
@@ -139,13 +140,14 @@ class Gateway:
         identity = await self.authenticator.realtime(key)
         self._take_in(identity)
         session = RealtimeSession(
-            identity, str(uuid4()), version, self.rows, self.limits.sockets, heartbeat=self.options.heartbeat,
-            now=time.time(), at=time.monotonic(),
+            identity, str(uuid4()), version, self.rows, self.limits.sockets, name=query.get("client_id"),
+            heartbeat=self.options.heartbeat, at=time.monotonic(),
         )  # fmt: skip
 
         async def open_it() -> Opened:
+            number = await self.rows.number()
             position = self.feed.position
-            return Opened(position, lambda _, at: session.begin(position, at), 0, "realtime", 0)
+            return Opened(position, lambda _, at: session.begin(number, position, at), 0, "realtime", 0)
 
         return Entrance(session, open_it)
 

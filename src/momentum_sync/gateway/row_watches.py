@@ -9,6 +9,12 @@ import msgspec
 from momentum_sync.errors import BadRequest, CaptureError, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.position import Position
+from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
+from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import PUBLICATION, RowRights
 from momentum_sync.identity.row_tables import RowTable, SeenRows
@@ -28,6 +34,8 @@ class RowWatches:
         authenticator: verifies tokens.
         rights: decides about changes.
         feed: the events.
+        history: the events before.
+        sessions: numbers, settles and saves sessions.
         follow: has the changes of a relation become events. Raises Unavailable or CaptureError.
     """
 
@@ -36,17 +44,51 @@ class RowWatches:
         authenticator: Authenticator,
         rights: RowRights,
         feed: LocalFeed,
+        history: History,
+        sessions: RealtimeSessions,
         follow: Callable[[int], Awaitable[None]],
     ) -> None:
         self._authenticator = authenticator
         self._rights = rights
         self._feed = feed
+        self._history = history
+        self._sessions = sessions
         self._follow = follow
 
     @property
-    def offset(self) -> int:
-        """Return the offset of the last event."""
-        return self._feed.offset
+    def position(self) -> Position:
+        """Return the position of the last event."""
+        return self._feed.position
+
+    async def number(self) -> int:
+        """Return the number of a socket that has just been accepted. Raise Unavailable."""
+        return await self._sessions.number()
+
+    def begin(self, session: LiveSession) -> None:
+        """Know a session from now on."""
+        self._sessions.begin(session)
+
+    def end(self, session: LiveSession) -> None:
+        """Note that a session's socket is closed."""
+        self._sessions.end(session)
+
+    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+        """Settle the first join on a socket; its record is written when this returns. Raise Unavailable."""
+        return await self._sessions.claim(ledger, key, ref, topic, start)
+
+    async def save(self, ledger: Ledger) -> bool:
+        """Save a session now. Return whether it still exists. Raise Unavailable."""
+        return await self._sessions.save(ledger)
+
+    async def verify(self, position: Position) -> None:
+        """Check that a position belongs to the present history, and that all that follows is there.
+
+        Raises:
+            ResumeRefused: it does not, or not everything is.
+        """
+        if position.epoch != self._feed.epoch or position.offset > self._feed.offset:
+            raise ResumeRefused("history_changed")
+        await self._history.verify(position)
 
     async def authenticate_realtime(self, token: str) -> Identity:
         """Verify a token or API key. Raise Unauthenticated."""

@@ -16,21 +16,23 @@ from typing import Any, cast
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets import http11
+from websockets.frames import Opcode
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
+from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
 from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for
-from momentum_sync.gateway.dialects.realtime import refusal
+from momentum_sync.gateway.dialects.realtime_errors import refusal
 from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import PING, frame
+from momentum_sync.wire.messages import frame, ping_frame
 from momentum_sync.wire.paths import REALTIME_SOCKETS
 
 _ENDED = (ConnectionState.CLOSING, ConnectionState.CLOSED)
@@ -98,6 +100,7 @@ class WebSocketProtocol(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         if self._session is not None:
+            self._session.lost()
             self.gateway.hub.leave(self)
             observe.disconnected(self._frames.closed_with)
 
@@ -128,6 +131,8 @@ class WebSocketProtocol(asyncio.Protocol):
             if isinstance(event, http11.Request):
                 self._opening = self._spawn(self._shake_hands(event))
             elif self._counts():
+                if event.opcode is Opcode.PONG and self._session is not None:
+                    self._session.pong(bytes(event.data))
                 frames.collect(event)
         # `_end` closes the socket, so messages that precede the client's close frame are handled first.
         if frames.inbox and self._state is ConnectionState.OPEN:
@@ -198,6 +203,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._session = session
         self.cursor, self.dialect = session.cursor, session.dialect
+        session.attach(self)
         self._enter(ConnectionState.OPENING)
         # The hub must know the connection before its grants are read: a revocation or changed policies then reach it.
         if not gateway.hub.admit(self):
@@ -337,6 +343,20 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # Out
 
+    @property
+    def offset(self) -> int:
+        """Return the offset up to which everything has been written."""
+        return self._delivery.offset
+
+    @property
+    def position(self) -> Position | None:
+        """Return the position up to which everything has been written; None if the mark there is not known."""
+        return self._delivery.position
+
+    def rewind(self, offset: int) -> None:
+        """Deliver the events after an earlier offset again."""
+        self._delivery.rewind(offset)
+
     def flush(self, frames: Sequence[bytes] = (), *, ping: bool = False) -> None:
         """Write the messages that wait and then these frames, at once. End the connection if the session ends."""
         session = self.conversation
@@ -344,8 +364,8 @@ class WebSocketProtocol(asyncio.Protocol):
         data = b"".join(out)
         if out:
             observe.sent(len(out), len(data))
-        if ping:
-            data += PING
+        if ping and self._frames.is_open:
+            data += ping_frame(session.ping())
         if data:
             self.write(data)
         if session.closing is not None:
@@ -379,7 +399,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         reached = gateway.feed.position if self.follows else None
         again = session.tick(now, at, round(gateway.feed.status().lag * 1000), reached)
-        self.flush(ping=ping and self._frames.is_open)
+        self.flush(ping=ping)
         every = gateway.limits.sockets.tick_s
         # Times are rounded up to a common grid: connections that wake together share a loop iteration.
         self._ticker = self._loop.call_later((floor(again / every) + 1) * every - at, self._tick)

@@ -194,8 +194,9 @@ def realtime_event(body: bytes, ids: DeliveryIds, now: float) -> bytes:
     ))  # fmt: skip
 
 
-PING = b"\x89\x00"
-"""A ping without a payload: RFC 6455, section 5.5.2."""
+def ping_frame(payload: bytes) -> bytes:
+    """Return a server's ping with a payload of at most 125 bytes: RFC 6455, section 5.5.2."""
+    return b"\x89" + bytes((len(payload),)) + payload
 
 
 def frame(payload: bytes) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 from momentum_sync.errors import Forbidden, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import Request, Services, Work
+from momentum_sync.gateway.conversation import Outgoing, Request, Services, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.subscriber import Owner
 from momentum_sync.identity.channels import Filtered, Granted
@@ -135,6 +135,12 @@ class Session:
     def is_of(self, user: UUID) -> bool:
         """Return whether the token is the user's. An admin's connection for that user is not."""
         return self.identity.subject == user
+
+    def attach(self, outgoing: Outgoing) -> None:
+        """Need nothing: the client names its position itself."""
+
+    def lost(self) -> None:
+        """Leave nothing behind."""
 
     # Out
 
@@ -290,6 +296,13 @@ class Session:
         return self._pending_keys.pop(cache_key, "absent") is None
 
     # Time
+
+    def ping(self) -> bytes:
+        """Return no payload: pongs show only that the client is there."""
+        return b""
+
+    def pong(self, payload: bytes) -> None:
+        """Ignore the payload."""
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.

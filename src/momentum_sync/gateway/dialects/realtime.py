@@ -6,8 +6,9 @@ texts and the order of answers: Supabase, "Realtime Protocol". Broadcast and pre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -15,12 +16,16 @@ import msgspec
 from momentum_sync.errors import BadRequest, RequestError, Unauthenticated
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import Request, Services
+from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.gateway.conversation import Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.dialects.realtime_errors import reason
+from momentum_sync.gateway.dialects.realtime_resume import Ledger, key_of
+from momentum_sync.gateway.dialects.realtime_rows import DIALECT, RowCursor, check_rows
+from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
 from momentum_sync.gateway.subscriber import Owner
 from momentum_sync.identity.channels import Filtered, Granted
-from momentum_sync.identity.row_tables import SeenChange, SeenRows
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
@@ -34,64 +39,23 @@ from momentum_sync.wire.phoenix import (
     encode_frame,
     encode_reply,
 )  # fmt: skip
-from momentum_sync.wire.realtime_join import Binding, join_response, parse_join
-from momentum_sync.wire.row_watch import Test, Watch
+from momentum_sync.wire.realtime_join import Join, join_response, parse_join
+from momentum_sync.wire.row_watch import Watch
 
 _PREFIX = "realtime:"
 _FOREIGN = "sb_"  # an API key in place of a token means the token of the connection
 _encode = msgspec.json.Encoder().encode
 
 
-class RowServices(Protocol):
-    """The work that sessions ask of the gateway."""
-
-    async def authenticate_realtime(self, token: str) -> Identity:
-        """Verify a token or API key. Raise Unauthenticated."""
-
-    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> list[Watch]:
-        """Confirm bindings with the database, and have their tables' changes become events.
-
-        Raises:
-            BadRequest: a table, column or filter is wrong, or the caller may not select it.
-        """
-
-    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
-        """Decide about changes of rows, each with the id of its relation."""
-
-    async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
-        """Return for each test and value whether it holds."""
-
-    @property
-    def offset(self) -> int:
-        """Return the offset of the last event."""
+_RESUMED = "Resumed: the changes since this client was connected follow."
+_GAP = "ResumeGap: changes since this client was connected may be missing; read the data again."
 
 
-class RealtimeDialect:
-    """Encodes nothing: each event is checked for its caller, and `RealtimeSession.encode` has its frames."""
+class Start(NamedTuple):
+    """Where a topic begins, and what the app is told of it."""
 
-    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
-        """Raise: no connection gets an event without a check."""
-        raise AssertionError(f"event {event.offset} was not checked")
-
-
-_DIALECT = RealtimeDialect()
-
-
-class RowCursor(Cursor):
-    """A cursor of a connection whose topics decide what it wants. All of its channels are checked."""
-
-    __slots__ = ("_topics",)
-
-    def __init__(self, topics: Mapping[str, Topic]) -> None:
-        super().__init__(None, frozenset())
-        self._topics = topics
-
-    def channel_of(self, event: Event) -> str | None:
-        """Return the channel of a change that a topic may want."""
-        channel = super().channel_of(event)
-        if channel is None or not any(topic.events.may_want(event) for topic in self._topics.values()):
-            return None
-        return channel
+    position: Position
+    said: str
 
 
 class RealtimeSession:
@@ -107,8 +71,9 @@ class RealtimeSession:
     """
 
     __slots__ = (
-        "_checked", "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_out", "_rows", "_version",
-        "client_id", "closing", "cursor", "dialect", "identity", "revision", "topics",
+        "_checked", "_client_name", "_frames", "_has_gap", "_heartbeat", "_is_settled", "_last_heard", "_limits",
+        "_out", "_outgoing", "_pinged_id", "_probes", "_rows", "_version", "client_id", "closing", "cursor", "dialect",
+        "identity", "ledger", "revision", "topics",
     )  # fmt: skip
 
     def __init__(
@@ -119,15 +84,16 @@ class RealtimeSession:
         rows: RowServices,
         limits: SocketLimits,
         *,
+        name: str | None,
         heartbeat: float,
-        now: float,
         at: float,
     ) -> None:
         self.identity = identity
         self.client_id = client_id
+        self.ledger = Ledger(0)
         self.topics: dict[str, Topic] = {}
         self.cursor: Cursor = RowCursor(self.topics)
-        self.dialect = _DIALECT
+        self.dialect = DIALECT
         self.closing: Close | None = None
         self.revision: object = object()
         self._version = version
@@ -136,7 +102,12 @@ class RealtimeSession:
         self._heartbeat = heartbeat
         self._frames = TokenBucket(limits.realtime_frames, at)
         self._last_heard = at
-        self._ends_at = _ends_at(identity, now, at)
+        self._client_name = name
+        self._is_settled = False
+        self._has_gap = False
+        self._outgoing: Outgoing
+        self._pinged_id = ""
+        self._probes: list[tuple[int, Callable[[], None]]] = []
         self._out: list[bytes] = []
         self._checked: dict[int, bytes] = {}
 
@@ -150,10 +121,21 @@ class RealtimeSession:
         """Return whether a user's token is in use on the connection or on a topic."""
         return user in (self.identity.subject, *(topic.identity.subject for topic in self.topics.values()))
 
-    def begin(self, position: Position, at: float) -> None:
-        """Start after a position. Nothing is sent until the client joins."""
+    def attach(self, outgoing: Outgoing) -> None:
+        """Take the connection's outgoing side."""
+        self._outgoing = outgoing
+
+    def begin(self, session: int, position: Position, at: float) -> None:
+        """Start after a position, as the session of this number. Nothing is sent until the client joins."""
+        self.ledger = Ledger(session)
         self.cursor.begin(position)
+        self._pinged_id = self.cursor.last_id
         self._last_heard = at  # until now the client had to wait for the server
+        self._rows.begin(self)
+
+    def lost(self) -> None:
+        """Leave the record to the sessions that may continue it."""
+        self._rows.end(self)
 
     # Out
 
@@ -183,6 +165,7 @@ class RealtimeSession:
     def _end_topic(self, topic: Topic) -> None:
         """Send the `phx_close` of a topic, after which clients do not join it again."""
         self.topics.pop(topic.name, None)
+        self.ledger.end(topic.name)
         self._subscribed()
         self._out.append(
             encode_frame(
@@ -203,15 +186,25 @@ class RealtimeSession:
             frame = decode_text(message, self._version)
         except MalformedFrame:
             return None
+        self.ledger.saw(frame.ref)
         if frame.topic == "phoenix":
             self._reply(frame)
         elif frame.event == "phx_join":
             return Request(self._join(frame, services), lambda error, _: self._refuse_join(frame, error))
         elif (topic := self.topics.get(frame.topic)) is None:
-            self._refuse(frame, "unmatched topic")
+            if frame.event != "phx_leave":
+                self._refuse(frame, "unmatched topic")
+            elif frame.join_ref is not None:
+                # Phoenix answers this always. But the client in Python of 2025 leaves each topic before it joins it
+                # on a new socket, with `join_ref` null, and takes an answer for the end of the channel.
+                self._reply(frame)
         elif frame.event == "phx_leave":
             self._reply(frame)
+            position = self.ledger.cursors.get(topic.name)
             self._end_topic(topic)
+            if position is not None and not topic.is_confirmed:
+                # The reply to the join has not arrived in time. The client joins again, and has to find its position.
+                self.ledger.begin(topic.name, position)
         elif frame.event == "access_token":
             return Request(
                 self._renew(topic, frame, services), lambda error, _: self._lose_token(topic, error)
@@ -243,13 +236,15 @@ class RealtimeSession:
             watches = await self._rows.watch(identity, join.bindings)
         except BadRequest as error:
             wrong = str(error)
-        # Everything that was committed before the tables became events' tables, or before this offset, precedes the
-        # reply; everything after it follows.
+        start = await self._start(frame, join, identity)
+        if start is None:
+            return
         now, at = services.now(), services.monotonic()
         topic = Topic(
             frame.topic, frame.join_ref if frame.join_ref is not None else frame.ref, identity,
-            _ends_at(identity, now, at), TopicEvents(tuple(watches), self._rows.offset),
+            _ends_at(identity, now, at), TopicEvents(tuple(watches), start.position.offset),
         )  # fmt: skip
+        self._go_back(topic.name, start.position.offset)
         self.topics[topic.name] = topic
         self._subscribed()
         self._reply(frame, join_response(join.bindings))
@@ -257,9 +252,52 @@ class RealtimeSession:
             self._system(topic, "postgres_changes", wrong)
         elif join.bindings:
             self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
+        if start.said:
+            self._system(topic, "resume", start.said, ok=True)
+
+    async def _start(self, frame: ClientFrame, join: Join, identity: Identity) -> Start | None:
+        """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
+        # Everything up to here precedes the reply; everything after it follows.
+        head = self._rows.position
+        if frame.topic in self.topics:  # joined again on the same socket: it has had everything that was written
+            return Start(replace(head, offset=self._outgoing.offset), "")
+        ledger, name = self.ledger, frame.topic
+        number = ledger.saw(frame.ref)
+        before = ledger.cursors.get(name)
+        if not self._is_settled:
+            key = key_of(self._client_name, join.presence_key, identity)
+            if key is not None and number is not None:
+                verdict = await self._rows.claim(ledger, key, number, name, head)
+                if verdict.is_late:
+                    self.close(Close.REPLACED)
+                    return None
+                before, self._has_gap = verdict.cursors.get(name), verdict.has_gap
+            self._is_settled = True
+        start = Start(head, _GAP if self._has_gap else "")
+        if before is not None:
+            try:
+                await self._rows.verify(before)
+                start = Start(before, _GAP if self._has_gap else _RESUMED)
+            except ResumeRefused:
+                start = Start(head, _GAP)
+        if ledger.cursors.get(name) != start.position:
+            ledger.begin(name, start.position)
+            if ledger.key is not None and not await self._rows.save(ledger):
+                self.close(Close.REPLACED)
+                return None
+        return start
+
+    def _go_back(self, name: str, offset: int) -> None:
+        """Have the connection deliver from an offset on, and no other topic get anything twice."""
+        reached = self._outgoing.offset
+        if offset < reached:
+            for topic in self.topics.values():
+                if topic.name != name:
+                    topic.events.skip_to(reached)
+            self._outgoing.rewind(offset)
 
     def _refuse_join(self, frame: ClientFrame, error: RequestError) -> None:
-        self._refuse(frame, _reason(error))
+        self._refuse(frame, reason(error))
 
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
         """Take a fresh token for a topic. As at Supabase, there is no reply."""
@@ -267,17 +305,24 @@ class RealtimeSession:
         if token is None or token.startswith(_FOREIGN):
             return
         identity = await self._rows.authenticate_realtime(token)
-        if self.topics.get(topic.name) is topic and identity != topic.identity:
-            self.topics[topic.name] = topic.renewed(
-                identity, _ends_at(identity, services.now(), services.monotonic())
-            )  # fmt: skip
-            self._subscribed()
+        if self.topics.get(topic.name) is not topic or identity == topic.identity:
+            return
+        self.topics[topic.name] = topic.renewed(
+            identity, _ends_at(identity, services.now(), services.monotonic())
+        )  # fmt: skip
+        self._subscribed()
+        ledger = self.ledger
+        if ledger.key is not None and (key := key_of(self._client_name, "", identity)) not in (None, ledger.key):
+            # Somebody has signed in: the next socket's joins will be theirs.
+            ledger.rename(key)
+            if not await self._rows.save(ledger):
+                self.close(Close.REPLACED)
 
     def _lose_token(self, topic: Topic, error: RequestError) -> None:
         if not isinstance(error, Unauthenticated):
             self.close(Close.RESTART)  # the client reconnects, and sends the token again
         elif self.topics.get(topic.name) is topic:
-            self._system(topic, "system", _reason(error).partition(": ")[2])
+            self._system(topic, "system", reason(error).partition(": ")[2])
             self._end_topic(topic)
 
     def _subscribed(self) -> None:
@@ -295,48 +340,12 @@ class RealtimeSession:
     async def check(self, events: Sequence[Event], services: Services) -> Filtered:
         """Decide which topics get which changes, and encode those."""
         revision = self.revision
-        frames: dict[int, list[bytes]] = {}
-        by_caller: dict[Identity, list[Topic]] = {}
-        for topic in self.topics.values():
-            by_caller.setdefault(topic.identity, []).append(topic)
-        notices: list[tuple[Topic, str]] = []
-        for identity, topics in by_caller.items():
-            wanted = {
-                event.offset: (event, relation)
-                for event in events
-                for topic in topics
-                if (relation := topic.events.may_want(event)) is not None
-            }
-            seen = await self._rows.seen(identity, list(wanted.values())) if wanted else SeenRows({}, {})
-            await self._ask_tests(identity, topics, wanted, seen.changes)
-            for topic in topics:
-                for offset, change in seen.changes.items():
-                    frames.setdefault(offset, []).extend(
-                        topic.frames(self._version, wanted[offset][0], wanted[offset][1], change)
-                    )  # fmt: skip
-                notices += [(topic, notice) for notice in topic.notices(seen.unchecked)]
+        frames, notices = await check_rows(events, list(self.topics.values()), self._version, self._rows)
         if self.revision is revision:  # else the page is checked again
-            self._checked = {offset: b"".join(each) for offset, each in frames.items() if each}
+            self._checked = frames
             for topic, notice in notices:
                 self._system(topic, "rights", notice, ok=True)
         return Filtered(set(self._checked), [])
-
-    async def _ask_tests(
-        self,
-        identity: Identity,
-        topics: Sequence[Topic],
-        wanted: Mapping[int, tuple[Event, int]],
-        seen: Mapping[int, SeenChange],
-    ) -> None:
-        """Have the database decide the tests of filters that only it can decide, for visible changes."""
-        asked: dict[tuple[Test, bytes], None] = {}
-        for topic in topics:
-            topic.events.forget_answers()
-            for offset, change in seen.items():
-                asked.update(dict.fromkeys(topic.events.open_tests(*wanted[offset], change)))
-        answers = dict(zip(asked, await self._rows.tested(identity, list(asked)), strict=True))
-        for topic in topics:
-            topic.events.learn(answers)
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the frames of a change that was checked."""
@@ -369,6 +378,33 @@ class RealtimeSession:
                 self._end_topic(topic)
         return min([at + self._ping_every, *(topic.ends_at for topic in self.topics.values())])
 
+    def ping(self) -> bytes:
+        """Return the payload of a ping that is written now. It names the position up to here."""
+        self._pinged_id = self.cursor.last_id
+        return self.ledger.ping(self._outgoing.position, self.topics)
+
+    def ping_if_due(self) -> None:
+        """Send a ping if events were written since the last one."""
+        if self.cursor.last_id != self._pinged_id:
+            self._outgoing.flush(ping=True)
+
+    def probe(self, answered: Callable[[], None]) -> None:
+        """Send a ping, and call `answered` when it or a later one is answered."""
+        self._outgoing.flush(ping=True)
+        self._probes.append((self.ledger.pinged, answered))
+
+    def pong(self, payload: bytes) -> None:
+        """Take a pong: the client has everything that was written before its ping."""
+        number, confirmed = self.ledger.pong(payload)
+        for name in confirmed & self.topics.keys():
+            self.topics[name].is_confirmed = True
+        waiting, self._probes = self._probes, []
+        for wanted, answered in waiting:
+            if number >= wanted:
+                answered()
+            else:
+                self._probes.append((wanted, answered))
+
     def is_silent(self, at: float) -> bool:
         """Return whether the client has sent nothing, not even a pong, for too long."""
         limits = self._limits
@@ -377,34 +413,6 @@ class RealtimeSession:
     @property
     def _ping_every(self) -> float:
         return min(self._heartbeat, self._limits.ping_interval_s)
-
-
-_REASONS = {
-    "claims": "InvalidJWTToken: Fields `role` and `exp` are required in JWT",
-    "signature": "JwtSignatureError: Failed to validate JWT signature",
-    "malformed": "MalformedJWT: The token provided is not a valid JWT",
-}
-
-
-def _reason(error: RequestError) -> str:
-    """Return an error in Supabase's words, where it has some."""
-    if isinstance(error, Unauthenticated):
-        if error.code in ("token_revoked", "missing_api_key"):
-            return f"InvalidJWTToken: {error}"
-        if error.fault == "expired":
-            return f"InvalidJWTToken: Token has expired {int(error.late_s)} seconds ago"
-        return _REASONS[error.fault]
-    if error.status == 503:
-        return f"UnableToConnectToProject: {error}"
-    return f"{error.code}: {error}"
-
-
-def refusal(error: RequestError) -> str:
-    """Return the text of an HTTP refusal: as at Supabase, the words without the code of a reply."""
-    reason = _reason(error)
-    if isinstance(error, Unauthenticated):
-        return "Token has expired" if error.fault == "expired" else reason.partition(": ")[2]
-    return str(error)
 
 
 def _token(payload: bytes) -> str | None:

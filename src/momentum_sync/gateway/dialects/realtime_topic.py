@@ -34,6 +34,10 @@ class TopicEvents:
         self.channels = frozenset(row_channel(relation) for watch in watches for relation in watch.relations)
         self.noticed: set[int] = set()
 
+    def skip_to(self, offset: int) -> None:
+        """Note that the topic has had everything up to an offset: the connection may go back further for others."""
+        self._since = max(self._since, offset)
+
     def may_want(self, event: Event) -> int | None:
         """Return the relation of a change that a watch may get; None if none does, whatever the database says."""
         relation = relation_of(event)
@@ -84,9 +88,10 @@ class Topic:
         identity: its caller.
         ends_at: when the caller's token ends, in seconds on a monotonic clock.
         events: which events it gets.
+        is_confirmed: whether the client has answered a ping that followed the reply to its join.
     """
 
-    __slots__ = ("ends_at", "events", "identity", "join_ref", "name")
+    __slots__ = ("ends_at", "events", "identity", "is_confirmed", "join_ref", "name")
 
     def __init__(self, name: str, join_ref: Ref, identity: Identity, ends_at: float, events: TopicEvents) -> None:
         self.name = name
@@ -94,10 +99,13 @@ class Topic:
         self.identity = identity
         self.ends_at = ends_at
         self.events = events
+        self.is_confirmed = False
 
     def renewed(self, identity: Identity, ends_at: float) -> Topic:
         """Return the topic with a fresh token. It loses no event."""
-        return Topic(self.name, self.join_ref, identity, ends_at, self.events)
+        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events)
+        topic.is_confirmed = self.is_confirmed
+        return topic
 
     def frames(self, version: Version, event: Event, relation: int, seen: SeenChange) -> list[bytes]:
         """Return the frames of a visible change: one for each choice of columns, with all ids that it matches."""

@@ -1,0 +1,217 @@
+"""Resume for Supabase's clients, which send no position: acknowledged pings.
+
+Every WebSocket library answers a ping by itself, in stream order. A ping that follows some events names a position; its
+pong says that the client's library has everything up to there. The position is kept for the session, which is one
+accepted socket, and a rejoin on another socket continues it. No official client sends an id of its own, but `ref`
+continues across the sockets of one client object, and a new object begins at 1.
+
+The rules and why each is needed: ARCHITECTURE.md, "Resume of Supabase's clients".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence, Set
+
+import msgspec
+
+from momentum_sync.eventlog.position import Position
+from momentum_sync.identity.tokens import Identity
+
+_MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
+
+
+class Key(msgspec.Struct, frozen=True):
+    """The identity under which a client's sessions are found.
+
+    Attributes:
+        digest: of what names the client.
+        is_exact: whether it names one client object; otherwise several tabs or devices may share it.
+    """
+
+    digest: str
+    is_exact: bool
+
+
+def key_of(client_id: str | None, presence_key: str, identity: Identity) -> Key | None:
+    """Return a client's key: its `client_id`, else its presence key, else the token's session, else its user.
+
+    Callers never share keys, so that nobody can claim the sessions of another user.
+    """
+    claims = msgspec.json.decode(identity.claims, type=dict[str, object])
+    session_id = claims.get("session_id")
+    user = str(identity.subject or claims.get("sub") or "")
+    for kind, name in (("client_id", client_id), ("presence", presence_key), ("session", session_id), ("user", user)):
+        if isinstance(name, str) and name:
+            text = msgspec.json.encode([kind, identity.role, user, name])
+            return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id")
+    return None
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A session as it is known: in memory, or as it was last saved.
+
+    Attributes:
+        session: its number; sockets that were accepted later have higher ones.
+        ref: the highest `ref` that was seen on it.
+        cursors: positions by topic, up to which the client has everything.
+        is_recent: whether it may still be continued under a key that several clients share.
+    """
+
+    session: int
+    ref: int
+    cursors: Mapping[str, Position]
+    is_recent: bool = True
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What the first join on a socket decides for all joins on it.
+
+    Attributes:
+        is_late: the client has a newer socket, and this one is to be closed.
+        claimed: sessions that this one continues; their sockets are closed.
+        removed: sessions whose records go.
+        cursors: where the topics go on.
+        has_gap: the client has missed changes that cannot be told from those it had.
+    """
+
+    is_late: bool = False
+    claimed: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+    cursors: Mapping[str, Position] = {}
+    has_gap: bool = False
+
+
+def settle(session: int, ref: int, key: Key, records: Sequence[Record], answering: Set[int] = frozenset()) -> Verdict:
+    """Decide whether the first join on a socket belongs to a reconnect, and which sessions it continues.
+
+    Args:
+        session: the number of the new session.
+        ref: `ref` of the join.
+        key: the client's key, of which `records` are the others.
+        records: the sessions.
+        answering: sessions whose socket has answered a ping since the join: they are other clients.
+    """
+    if key.is_exact and any(record.session > session for record in records):
+        return Verdict(is_late=True)
+    found = [record for record in records if record.ref < ref and record.session not in answering]
+    if not found:
+        # A page that was loaded anew: nothing from before it is of use to it.
+        removed = tuple(record.session for record in records) if key.is_exact else ()
+        return Verdict(removed=removed)
+    used = found if key.is_exact else [record for record in found if record.is_recent]
+    # Where several clients share the key, nothing says which of these is the one: it is given too much.
+    cursors = lowest(record.cursors for record in used)
+    names = tuple(record.session for record in found)
+    has_gap = len(used) < len(found)
+    return Verdict(claimed=names, removed=names if key.is_exact else (), cursors=cursors, has_gap=has_gap)
+
+
+def lowest(each: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
+    """Return the lowest position of each topic. One of an ended epoch is lower than all of the present one."""
+    found: dict[str, Position] = {}
+    for cursors in each:
+        for topic, position in cursors.items():
+            other = found.get(topic)
+            if other is None or (other.epoch == position.epoch and position.offset < other.offset):
+                found[topic] = position
+            elif other.epoch != position.epoch:
+                # Which of the two epochs is the present one is for `History` to say; both ways the client is told.
+                found[topic] = min(other, position, key=lambda one: one.offset)
+    return found
+
+
+class Ledger:
+    """A session's positions, moved by pongs.
+
+    Args:
+        session: its number.
+
+    Attributes:
+        key: the client's key; None until the first join, and for a client without any.
+        ref: the highest `ref` that was seen.
+        cursors: positions by topic.
+        changes: counts changes, for those who save.
+    """
+
+    __slots__ = ("_number", "_pings", "changes", "cursors", "key", "ref", "session")
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.key: Key | None = None
+        self.ref = 0
+        self.cursors: dict[str, Position] = {}
+        self.changes = 0
+        self._number = 0
+        self._pings: deque[tuple[int, Position | None, frozenset[str]]] = deque(maxlen=_MOST_PINGS)
+
+    def saw(self, ref: object) -> int | None:
+        """Take the `ref` of a frame. Return it as a number; None if it is none."""
+        try:
+            number = int(str(ref))
+        except ValueError:
+            return None
+        if not 0 <= number < 2**53:
+            return None
+        self.ref = max(self.ref, number)
+        return number
+
+    def begin(self, topic: str, position: Position) -> None:
+        """Note that a topic was joined at a position."""
+        self.cursors[topic] = position
+        self.changes += 1
+
+    def end(self, topic: str) -> None:
+        """Forget a topic that the client has left."""
+        self._pings = deque(
+            ((number, position, topics - {topic}) for number, position, topics in self._pings), maxlen=_MOST_PINGS
+        )
+        if self.cursors.pop(topic, None) is not None:
+            self.changes += 1
+
+    @property
+    def pinged(self) -> int:
+        """Return the number of the last ping."""
+        return self._number
+
+    def rename(self, key: Key | None) -> None:
+        """Go on under another key."""
+        self.key = key
+        self.changes += 1
+
+    def ping(self, position: Position | None, joined: Iterable[str]) -> bytes:
+        """Return the payload of a ping, before which everything up to a position was written to these topics.
+
+        Without a position its pong confirms only that the replies to the joins have come.
+        """
+        self._number += 1
+        self._pings.append((self._number, position, frozenset(joined)))
+        return str(self._number).encode()
+
+    def pong(self, payload: bytes) -> tuple[int, frozenset[str]]:
+        """Take a pong. Return its ping's number, 0 for none, and the topics that were joined when that was written."""
+        confirmed: frozenset[str] = frozenset()
+        number = int(payload) if payload.isdigit() and len(payload) < 16 else 0
+        if not any(number == each for each, _, _ in self._pings):
+            return 0, confirmed
+        # RFC 6455, section 5.5.3: a pong may answer several pings at once.
+        while self._pings:
+            each, position, topics = self._pings.popleft()
+            if position is not None:
+                self._advance(topics, position)
+            confirmed |= topics
+            if each == number:
+                break
+        return number, confirmed
+
+    def _advance(self, topics: Iterable[str], position: Position) -> None:
+        for topic in topics:
+            before = self.cursors.get(topic)
+            if before is not None and (before.epoch != position.epoch or position.offset > before.offset):
+                self.cursors[topic] = position
+                self.changes += 1
+
+    def record(self) -> Record:
+        """Return the session as it is known now."""
+        return Record(self.session, self.ref, dict(self.cursors))

@@ -1,0 +1,80 @@
+"""What sessions of Supabase's protocol ask of their gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
+from momentum_sync.identity.row_tables import SeenRows
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.realtime_join import Binding
+from momentum_sync.wire.row_watch import Test, Watch
+
+
+class LiveSession(Protocol):
+    """A session whose socket is open in this gateway.
+
+    Attributes:
+        ledger: its positions.
+    """
+
+    ledger: Ledger
+
+    def ping_if_due(self) -> None:
+        """Send a ping if events were written since the last one."""
+
+    def probe(self, answered: Callable[[], None]) -> None:
+        """Send a ping, and call `answered` when the client answers it."""
+
+    def close(self, why: Close) -> None:
+        """End the connection."""
+
+
+class RowServices(Protocol):
+    """The work that sessions ask of the gateway."""
+
+    async def authenticate_realtime(self, token: str) -> Identity:
+        """Verify a token or API key. Raise Unauthenticated."""
+
+    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> list[Watch]:
+        """Confirm bindings with the database, and have their tables' changes become events.
+
+        Raises:
+            BadRequest: a table, column or filter is wrong, or the caller may not select it.
+        """
+
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
+        """Decide about changes of rows, each with the id of its relation."""
+
+    async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
+        """Return for each test and value whether it holds."""
+
+    @property
+    def position(self) -> Position:
+        """Return the position of the last event."""
+
+    async def verify(self, position: Position) -> None:
+        """Check that a position belongs to the present history, and that all that follows is there.
+
+        Raises:
+            ResumeRefused: it does not, or not everything is.
+        """
+
+    async def number(self) -> int:
+        """Return the number of a socket that has just been accepted."""
+
+    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+        """Settle the first join on a socket; its record is written when this returns."""
+
+    async def save(self, ledger: Ledger) -> bool:
+        """Save a session now. Return whether it still exists."""
+
+    def begin(self, session: LiveSession) -> None:
+        """Know a session from now on."""
+
+    def end(self, session: LiveSession) -> None:
+        """Note that a session's socket is closed."""

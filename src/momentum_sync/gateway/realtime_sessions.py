@@ -1,0 +1,269 @@
+"""The sessions of a gateway's clients of Supabase's protocol: numbered, settled, pinged and saved.
+
+All database work is shared: sockets that open together take their numbers in one query, first joins that arrive
+together are settled in one transaction, and positions are saved together, every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Generic, NamedTuple, TypeVar
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from momentum_sync import observe
+from momentum_sync.errors import Unavailable
+from momentum_sync.eventlog.position import Position
+from momentum_sync.eventlog.session_records import SavedSession, SessionRecords, Settling
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, Verdict, settle
+from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.limits import ResumeLimits
+from momentum_sync.wire.close import Close
+
+_BATCH = 1_000  # sessions in one query
+_TOUCH_S = (
+    600.0  # a quiet session is saved so often, far below a retention, which is days; else its record would expire
+)
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+class _Batches(Generic[Asked, Answer]):
+    """Collects questions, and answers all that wait with one piece of work at a time."""
+
+    def __init__(self, work: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]], most: int) -> None:
+        self._work = work
+        self._most = most
+        self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, asked: Asked) -> Answer:
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((asked, answer))
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._run())
+        return await answer
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                batch = [(asked, answer) for asked, answer in batch if not answer.done()]
+                try:
+                    found = await self._work([asked for asked, _ in batch])
+                except (psycopg.Error, PoolTimeout) as error:
+                    observe.failed("the sessions' records", error)
+                    self._fail(batch, Unavailable("The database does not answer; try again in a moment."))
+                except BaseException as error:
+                    self._fail(batch, error)
+                    raise
+                else:
+                    for (_, answer), one in zip(batch, found, strict=True):
+                        if not answer.done():
+                            answer.set_result(one)
+        finally:
+            self._task = None
+
+    @staticmethod
+    def _fail(batch: Sequence[tuple[Asked, asyncio.Future[Answer]]], error: BaseException) -> None:
+        for _, answer in batch:
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class _Claim(NamedTuple):
+    """A first join that is to be settled."""
+
+    ledger: Ledger
+    key: Key
+    ref: int
+    topic: str
+    start: Position
+    answering: frozenset[int]
+
+
+class RealtimeSessions:
+    """The sessions of one gateway.
+
+    Args:
+        records: the records in the database.
+        limits: bounds.
+    """
+
+    def __init__(self, records: SessionRecords, limits: ResumeLimits) -> None:
+        self._records = records
+        self._limits = limits
+        self._live: dict[int, LiveSession] = {}
+        self._ended: dict[int, Ledger] = {}
+        self._saved: dict[int, tuple[int, float]] = {}  # by session: its changes, and when they were saved
+        self._numbers: _Batches[None, int] = _Batches(self._take_numbers, _BATCH)
+        self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle, _BATCH)
+        self._saves: _Batches[Ledger, bool] = _Batches(self._save, _BATCH)
+
+    async def number(self) -> int:
+        """Return the number of a socket that has just been accepted."""
+        return await self._numbers.ask(None)
+
+    def begin(self, session: LiveSession) -> None:
+        """Know a session from now on."""
+        self._live[session.ledger.session] = session
+
+    def end(self, session: LiveSession) -> None:
+        """Note that a session's socket is closed. Its record stays."""
+        ledger = session.ledger
+        if self._live.pop(ledger.session, None) is not None and ledger.key is not None:
+            self._ended[ledger.session] = ledger
+
+    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+        """Settle the first join on a socket. Its record is written when this returns, unless it is late.
+
+        Args:
+            ledger: the session, which gets the key and the cursors of those that it continues.
+            key: the client's key.
+            ref: the join's.
+            topic: the joined topic.
+            start: where the topic begins if it does not go on from earlier.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        answering: frozenset[int] = frozenset()
+        if not key.is_exact:
+            others = [
+                each
+                for each in self._live.values()
+                if each.ledger.key == key and each.ledger.ref < ref and each.ledger is not ledger
+            ]
+            answers = await asyncio.gather(*[self._answers(each) for each in others])
+            answering = frozenset(
+                each.ledger.session for each, answered in zip(others, answers, strict=True) if answered
+            )
+        verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, answering))
+        for session in verdict.claimed:
+            if (old := self._live.get(session)) is not None:
+                old.close(Close.REPLACED)
+        return verdict
+
+    async def _answers(self, session: LiveSession) -> bool:
+        """Return whether a client answers a ping that is sent now."""
+        answered = asyncio.Event()
+        session.probe(answered.set)
+        try:
+            async with asyncio.timeout(self._limits.probe_s):
+                await answered.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def save(self, ledger: Ledger) -> bool:
+        """Save a session now. Return whether it still exists: another one may have continued it."""
+        return await self._saves.ask(ledger)
+
+    async def run(self) -> None:
+        """Ping and save at intervals, for ever."""
+        due = 0.0
+        while True:
+            await asyncio.sleep(self._limits.ping_s)
+            for session in list(self._live.values()):
+                session.ping_if_due()
+            at = time.monotonic()
+            if at >= due:
+                due = at + self._limits.save_s
+                await self._save_changed(at)
+
+    async def flush(self) -> None:
+        """Save everything, because the server stops."""
+        await self._save_changed(time.monotonic())
+
+    async def _save_changed(self, at: float) -> None:
+        """Save the sessions that have changed, and close those that have been continued elsewhere."""
+        ledgers = [session.ledger for session in self._live.values() if session.ledger.key is not None]
+        changed = [each for each in (*ledgers, *self._ended.values()) if self._is_changed(each, at)]
+        for start in range(0, len(changed), _BATCH):
+            try:
+                await self._save(changed[start : start + _BATCH])
+            except (psycopg.Error, PoolTimeout) as error:
+                observe.failed("the sessions' records", error)
+                return
+        for number in [number for number, ledger in self._ended.items() if not self._is_changed(ledger, at)]:
+            del self._ended[number]
+            self._saved.pop(number, None)
+
+    def _is_changed(self, ledger: Ledger, at: float) -> bool:
+        changes, saved_at = self._saved.get(ledger.session, (-1, 0.0))
+        # A quiet session is saved now and then, too: its record would expire.
+        return changes != ledger.changes or (ledger.session in self._live and at - saved_at > _TOUCH_S)
+
+    async def _take_numbers(self, asked: Sequence[None]) -> Sequence[int]:
+        return await self._records.numbers(len(asked))
+
+    async def _save(self, ledgers: Sequence[Ledger]) -> Sequence[bool]:
+        at = time.monotonic()
+        rows = {ledger.session: (ledger.changes, _row(ledger)) for ledger in ledgers}
+        there = await self._records.save([row for _, row in rows.values()])
+        for ledger in ledgers:
+            self._saved[ledger.session] = rows[ledger.session][0], at
+            if ledger.session not in there and (session := self._live.get(ledger.session)) is not None:
+                session.close(Close.REPLACED)
+        return [ledger.session in there for ledger in ledgers]
+
+    async def _settle(self, claims: Sequence[_Claim]) -> Sequence[Verdict]:
+        async with self._records.settling() as settling:
+            verdicts = await self._settle_in(settling, claims)
+        # Committed: nobody else can claim the same sessions any longer.
+        at = time.monotonic()
+        for claim, verdict in zip(claims, verdicts, strict=True):
+            if verdict.is_late:
+                continue
+            ledger = claim.ledger
+            ledger.key = claim.key
+            ledger.cursors = dict(verdict.cursors)
+            ledger.cursors.setdefault(claim.topic, claim.start)
+            self._saved[ledger.session] = ledger.changes, at
+            for number in verdict.removed:
+                self._ended.pop(number, None)
+                self._saved.pop(number, None)
+        return verdicts
+
+    async def _settle_in(self, settling: Settling, claims: Sequence[_Claim]) -> list[Verdict]:
+        keys = {claim.key.digest for claim in claims}
+        recent = timedelta(seconds=self._limits.shared_s)
+        known: dict[str, dict[int, Record]] = {digest: {} for digest in keys}
+        for row in await settling.of(keys, recent=recent):
+            known[row.identity][row.session] = self._record(row)
+        verdicts: list[Verdict] = []
+        begun: dict[int, SavedSession] = {}
+        ended: list[int] = []
+        for claim in sorted(claims, key=lambda claim: claim.ledger.session):
+            others, session = known[claim.key.digest], claim.ledger.session
+            verdict = settle(session, claim.ref, claim.key, list(others.values()), claim.answering)
+            verdicts.append(verdict)
+            if verdict.is_late:
+                continue
+            for number in verdict.removed:
+                del others[number]
+                if begun.pop(number, None) is None:
+                    ended.append(number)
+            cursors = {claim.topic: claim.start, **verdict.cursors}
+            others[session] = Record(session, claim.ref, cursors)
+            begun[session] = SavedSession(session, claim.key.digest, claim.ref, cursors)
+        await settling.replace(ended, list(begun.values()))
+        by_session = dict(zip(sorted(claim.ledger.session for claim in claims), verdicts, strict=True))
+        return [by_session[claim.ledger.session] for claim in claims]
+
+    def _record(self, row: SavedSession) -> Record:
+        """Return a session as it is known here: from memory, if it was on this gateway, else as it was saved."""
+        live = self._live.get(row.session)
+        ledger = self._ended.get(row.session) if live is None else live.ledger
+        if ledger is not None:
+            return ledger.record()
+        return Record(row.session, row.ref, row.cursors, bool(row.is_recent))
+
+
+def _row(ledger: Ledger) -> SavedSession:
+    assert ledger.key is not None
+    return SavedSession(ledger.session, ledger.key.digest, ledger.ref, dict(ledger.cursors))

@@ -1,0 +1,406 @@
+"""Resume of clients of Supabase's protocol: what is missed comes after the next join, whole or told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+
+from tests.fixtures.postgres import Sql
+from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Bounds, Server, Start, sign
+from tests.fixtures.todos import TODOS, add_todo
+
+RESUMED = "Resumed: the changes since this client was connected follow."
+
+
+class Page:
+    """One client object, whose `ref` continues over its sockets; version 2.0.0."""
+
+    def __init__(self, server: Server, user: UUID, **query: str) -> None:
+        self.server = server
+        self.user = user
+        self.query = {"apikey": ANON_KEY, "vsn": "2.0.0", **query}
+        self.claims: dict[str, Any] = {}
+        self.ref = 0
+        self.socket: ClientConnection
+        self.said: list[str] = []
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Page]:
+        """Open a socket, which is cut at the end."""
+        query = "&".join(f"{name}={value}" for name, value in self.query.items())
+        async with websockets.connect(
+            f"{self.server.ws}/realtime/v1/websocket?{query}", open_timeout=TIMEOUT_S, max_queue=None
+        ) as socket:
+            self.socket = socket
+            try:
+                yield self
+            finally:
+                socket.transport.abort()
+
+    async def join(self, topic: str = "realtime:a", *bindings: dict[str, Any], **config: Any) -> str | None:
+        """Join a topic. Return what the client is told of its resume."""
+        self.ref += 1
+        token = sign(self.user, **self.claims)
+        payload = {"config": {"postgres_changes": list(bindings or [TODOS]), **config}, "access_token": token}
+        await self.socket.send(json.dumps([str(self.ref), str(self.ref), topic, "phx_join", payload]))
+        reply = await self.next()
+        assert reply[2:4] == [topic, "phx_reply"]
+        assert reply[4]["status"] == "ok", reply
+        assert (await self.next())[4]["message"] == "Subscribed to PostgreSQL"
+        ref = await self.send("phoenix", "heartbeat")
+        said = None
+        while (frame := await self.next())[1] != ref:
+            if frame[3] == "system":
+                assert (frame[4]["extension"], frame[4]["status"]) == ("resume", "ok")
+                said = str(frame[4]["message"])
+            else:
+                self.early.append(frame)
+        return said
+
+    early: list[list[Any]]
+
+    async def send(self, topic: str, event: str, payload: dict[str, Any] | None = None) -> str:
+        self.ref += 1
+        await self.socket.send(json.dumps([None, str(self.ref), topic, event, payload or {}]))
+        return str(self.ref)
+
+    async def next(self) -> list[Any]:
+        frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
+        return frame
+
+    async def ids(self, count: int, topic: str = "realtime:a") -> list[int]:
+        """Return the rows of the next changes."""
+        found = []
+        for _ in range(count):
+            frame = self.early.pop(0) if self.early else await self.next()
+            assert frame[2:4] == [topic, "postgres_changes"], frame
+            found.append(frame[4]["data"]["record"]["id"])
+        return found
+
+
+@pytest.fixture
+def user() -> UUID:
+    return uuid4()
+
+
+def page(server: Server, user: UUID, **query: str) -> Page:
+    made = Page(server, user, **query)
+    made.early = []
+    return made
+
+
+async def until_acknowledged(sql: Sql, offset: int, count: int = 1) -> None:
+    """Wait until so many saved positions have come to an offset."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            rows = sql.execute("select cursors from momentum.realtime_sessions").fetchall()
+            reached = [int(at.split("-")[1]) for (cursors,) in rows for at in cursors.values()]
+            if len([each for each in reached if each >= offset]) >= count:
+                return
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def quick(bounds: Bounds) -> None:
+    """Have positions pinged and saved at once."""
+    bounds("resume", ping_s=0.05, save_s=0.05)
+
+
+@pytest.mark.parametrize("by", ["client_id", "presence", "session_id", "sub"])
+async def test_what_was_missed_follows_the_next_join(
+    start: Start, todos: Sql, user: UUID, quick: None, by: str
+) -> None:
+    query = {"client_id": "device-1"} if by == "client_id" else {}
+    config: dict[str, Any] = {"presence": {"key": "me"}} if by == "presence" else {}
+    async with start() as server:
+        client = page(server, user, **query)
+        client.claims = {"session_id": str(uuid4())} if by == "session_id" else {}
+        async with client.connected():
+            assert await client.join(**config) is None
+            for number in (1, 2):
+                add_todo(todos, number, user)
+            assert await client.ids(2) == [1, 2]
+            await until_acknowledged(todos, 2)
+        for number in (3, 4):
+            add_todo(todos, number, user)
+        async with client.connected():
+            assert await client.join(**config) == RESUMED
+            add_todo(todos, 5, user)
+            assert await client.ids(3) == [3, 4, 5]
+
+
+async def test_a_new_page_gets_nothing_from_before(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        old = page(server, user, client_id="tab")
+        async with old.connected():
+            await old.join()
+            await old.join("realtime:b")
+        add_todo(todos, 1, user)
+        new = page(server, user, client_id="tab")
+        async with new.connected():
+            assert await new.join() is None
+            add_todo(todos, 2, user)
+            assert await new.ids(1) == [2]
+
+
+async def test_each_topic_goes_on_from_its_own_position(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join("realtime:a")
+            add_todo(todos, 1, user)
+            assert await client.ids(1) == [1]
+            await until_acknowledged(todos, 1)
+            await client.join("realtime:b")
+        add_todo(todos, 2, user)
+        async with client.connected():
+            assert await client.join("realtime:b") == RESUMED
+            assert await client.ids(1, "realtime:b") == [2]
+            assert await client.join("realtime:a") == RESUMED
+            assert await client.ids(1, "realtime:a") == [2]  # and realtime:b does not get it again
+            add_todo(todos, 3, user)
+            assert {(await client.next())[2] for _ in range(2)} == {"realtime:a", "realtime:b"}
+
+
+async def test_a_restarted_server_goes_on(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join()
+            add_todo(todos, 1, user)
+            assert await client.ids(1) == [1]
+            await until_acknowledged(todos, 1)
+            add_todo(todos, 2, user)
+            assert await client.ids(1) == [2]
+    add_todo(todos, 3, user)
+    async with start() as server:
+        client.server = server
+        async with client.connected():
+            assert await client.join() == RESUMED
+            found = await client.ids(1)
+            if found == [2]:  # not acknowledged when the server stopped
+                found = await client.ids(1)
+            assert found == [3]
+
+
+async def test_other_devices_of_the_user_keep_their_own_positions(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        one, other = page(server, user, client_id="one"), page(server, user, client_id="other")
+        async with other.connected():
+            async with one.connected():
+                await one.join()
+                await other.join()
+                add_todo(todos, 1, user)
+                assert (await one.ids(1), await other.ids(1)) == ([1], [1])
+                await until_acknowledged(todos, 1, 2)
+            add_todo(todos, 2, user)
+            assert await other.ids(1) == [2]
+            await until_acknowledged(todos, 2)
+            async with one.connected():
+                assert await one.join() == RESUMED
+                assert await one.ids(1) == [2]
+            add_todo(todos, 3, user)
+            assert await other.ids(1) == [3]  # its socket has stayed open
+
+
+async def test_two_tabs_of_one_session_lose_nothing(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        one, other = page(server, user), page(server, user)
+        for tab in (one, other):
+            tab.claims = {"session_id": "shared"}
+        async with one.connected():
+            await one.join()
+            async with other.connected():
+                await other.join()
+                add_todo(todos, 1, user)
+                assert (await one.ids(1), await other.ids(1)) == ([1], [1])
+                await until_acknowledged(todos, 1, 2)
+            add_todo(todos, 2, user)
+            assert await one.ids(1) == [2]
+            async with other.connected():  # the socket of the other tab answers a ping, and stays open
+                assert await other.join() == RESUMED
+                assert await other.ids(1) == [2]
+            add_todo(todos, 3, user)
+            assert await one.ids(1) == [3]
+
+
+async def test_a_socket_that_answers_no_ping_is_replaced(start: Start, todos: Sql, user: UUID, bounds: Bounds) -> None:
+    bounds("resume", ping_s=0.05, save_s=0.05, probe_s=0.3)
+    async with start() as server:
+        client = page(server, user)
+        async with client.connected():
+            await client.join()
+            add_todo(todos, 1, user)
+            assert await client.ids(1) == [1]
+            await until_acknowledged(todos, 1)
+            stalled = client.socket
+            stalled.transport.pause_reading()  # its network is gone, and the server has not noticed
+            add_todo(todos, 2, user)
+            async with client.connected():
+                assert await client.join() == RESUMED
+                assert await client.ids(1) == [2]
+                stalled.transport.resume_reading()
+                with pytest.raises(websockets.exceptions.ConnectionClosed):
+                    while True:
+                        await asyncio.wait_for(stalled.recv(), TIMEOUT_S)
+
+
+async def test_a_newer_socket_of_the_client_stays(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            first = client.socket
+            async with client.connected():
+                await client.join()
+                # The join of a socket that was accepted before arrives late.
+                client.socket, second = first, client.socket
+                await client.send("realtime:a", "phx_join", {"access_token": sign(user), "config": {}})
+                with pytest.raises(websockets.exceptions.ConnectionClosed):
+                    await client.next()
+                client.socket = second
+                add_todo(todos, 1, user)
+                assert await client.ids(1) == [1]
+
+
+async def test_a_gap_is_told(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join()
+            add_todo(todos, 1, user)
+            assert await client.ids(1) == [1]
+    todos.execute("select pg_drop_replication_slot('momentum_sync')")  # another epoch begins
+    async with start() as server:
+        client.server = server
+        async with client.connected():
+            said = await client.join()
+            assert said is not None
+            assert said.startswith("ResumeGap: ")
+            add_todo(todos, 2, user)
+            assert await client.ids(1) == [2]
+
+
+async def test_a_client_without_an_id_is_told_after_a_long_time(
+    start: Start, todos: Sql, user: UUID, bounds: Bounds
+) -> None:
+    bounds("resume", ping_s=0.05, save_s=0.05, shared_s=0.0)
+    async with start() as server:
+        client = page(server, user)
+        async with client.connected():
+            await client.join()
+    async with start() as server:  # what it knew in memory is gone
+        client.server = server
+        async with client.connected():
+            said = await client.join()
+            assert said is not None
+            assert said.startswith("ResumeGap: ")
+
+
+async def test_signing_in_takes_the_position_along(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, uuid4(), client_id="device")
+        async with client.connected():
+            await client.join()
+            client.user = user
+            await client.send("realtime:a", "access_token", {"access_token": sign(user)})
+            ref = await client.send("phoenix", "heartbeat")
+            assert (await client.next())[1] == ref
+        add_todo(todos, 1, user)
+        async with client.connected():
+            assert await client.join() == RESUMED
+            assert await client.ids(1) == [1]
+
+
+async def test_other_bindings_get_what_they_match_of_the_missed(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join("realtime:a", {**TODOS, "event": "UPDATE"})
+        for number, title in ((1, "x"), (2, "y")):
+            add_todo(todos, number, user, title)
+        async with client.connected():
+            assert await client.join("realtime:a", {**TODOS, "filter": "title=eq.y"}) == RESUMED
+            assert await client.ids(1) == [2]
+
+
+async def test_a_topic_that_was_left_does_not_go_on(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join("realtime:a")
+            await client.join("realtime:b")
+            add_todo(todos, 1, user)
+            assert {(await client.next())[2] for _ in range(2)} == {"realtime:a", "realtime:b"}
+            await until_acknowledged(todos, 1, 2)
+            await client.send("realtime:b", "phx_leave")
+            assert [(await client.next())[3] for _ in range(2)] == ["phx_reply", "phx_close"]
+            add_todo(todos, 2, user)
+            assert await client.ids(1) == [2]
+            await until_acknowledged(todos, 2)
+        add_todo(todos, 3, user)
+        async with client.connected():
+            assert await client.join("realtime:a") == RESUMED
+            assert await client.ids(1) == [3]
+            assert await client.join("realtime:b") is None
+
+
+async def test_one_write_saves_many_sessions_and_no_event_is_a_write(
+    start: Start, todos: Sql, user: UUID, bounds: Bounds
+) -> None:
+    bounds("resume", ping_s=0.05, save_s=0.3)
+    async with start() as server, AsyncExitStack() as stack:
+        clients = [page(server, user, client_id=f"device-{number}") for number in range(10)]
+        for client in clients:
+            await stack.enter_async_context(client.connected())
+            await client.join()
+
+        def writes() -> int:
+            todos.execute("select pg_stat_force_next_flush()")
+            return int(
+                todos.execute(
+                    "select n_tup_upd from pg_stat_user_tables where relname = 'realtime_sessions'"
+                ).fetchall()[0][0]
+            )
+
+        before = writes()
+        for number in range(200):
+            add_todo(todos, number, user)
+        for client in clients:
+            assert len(await client.ids(200)) == 200
+        await until_acknowledged(todos, 200, 10)
+        assert writes() - before < 400  # of 2,000 events that were delivered
+
+
+async def test_a_join_that_the_client_gave_up_keeps_the_position(
+    start: Start, todos: Sql, user: UUID, bounds: Bounds
+) -> None:
+    bounds("resume", ping_s=60.0, save_s=0.05)
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join()
+        add_todo(todos, 1, user)
+        async with client.connected():
+            # As supabase-js does when the reply does not come in time: it leaves, and joins again.
+            client.socket.transport.pause_reading()
+            join = {"config": {"postgres_changes": [TODOS]}, "access_token": sign(user)}
+            await client.send("realtime:a", "phx_join", join)
+            await client.send("realtime:a", "phx_leave")
+            last = await client.send("realtime:a", "phx_join", join)
+            client.socket.transport.resume_reading()
+            while (await client.next())[1] != last:
+                pass
+            assert [(await client.next())[4]["message"] for _ in range(2)] == ["Subscribed to PostgreSQL", RESUMED]
+            assert await client.ids(1) == [1]
