@@ -124,7 +124,8 @@ def _gateway() -> Gateway:
     feed.begin(Beginning("abcdef01", 0, 0, 0, 0, 1))
     hub = Hub(
         feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, grants_changed=lambda *_: None,
-        grants_missed=lambda: None, delivered=lambda *_: None, limits=limits.delivery,
+        row_rights_changed=lambda _: None, grants_missed=lambda: None, delivered=lambda *_: None,
+        limits=limits.delivery,
     )  # fmt: skip
     options = GatewayOptions(
         heartbeat=25.0, send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False,

@@ -276,6 +276,11 @@ def policy_failed(table: str, error: BaseException) -> None:
     _log.warning("policy failed", table=table, error=described(error))
 
 
+def policy_not_compiled(table: str, role: str, why: str) -> None:
+    """Log that each change of a table is checked in the database for callers of a role, and why."""
+    _log.info("policy is checked per event", table=table, role=role, reason=why)
+
+
 def failed(where: str, error: BaseException) -> None:
     """Log a defect: an exception that nothing handles. The client got a general answer."""
     metrics.FAILURES.add()

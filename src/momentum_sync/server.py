@@ -37,6 +37,7 @@ from momentum_sync.gateway.row_watches import RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.authorizer import Authorizer
+from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import RowRights
@@ -117,7 +118,10 @@ async def server(
         pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
         records = SessionRecords(connections)
         sessions = RealtimeSessions(records, limits.resume)
-        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, capture.follow)
+        policies = CompiledPolicies(pool, interval_s=limits.capture.policy_check_interval_s)
+        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, policies, capture.follow)
+        policies.report(gateway.hub.review_rows)
+        await stack.enter_async_context(background(policies.run(), stopped))
         api = make_api(gateway, Scrape(readings(gateway)).text)
         if settings.pages:
             mount(api)
@@ -143,6 +147,7 @@ def _gateway(
     pool: CallerPool,
     samples: Samples,
     sessions: RealtimeSessions,
+    policies: CompiledPolicies,
     follow: Callable[[int], Awaitable[None]],
 ) -> Gateway:
     def up_to_date() -> bool:
@@ -154,23 +159,13 @@ def _gateway(
     rights = RowRights(pool, deletes_by_key=settings.deletes == "key")
     authenticator = Authenticator(token_rules(settings), limits.keys)
     authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
-    hub = Hub(
-        feed,
-        limit=settings.max_connections,
-        limit_per_user=settings.max_connections_per_user,
-        clock=time.time,
-        grants_changed=authorizer.changed,
-        grants_missed=authorizer.missed,
-        delivered=_reporting(samples),
-        limits=limits.delivery,
-    )
     return Gateway(
         _options(settings),
         limits,
         application,
         feed=feed,
         history=history,
-        hub=hub,
+        hub=_hub(settings, limits, feed, samples, authorizer, policies),
         send_budget=SendBudget(
             each=settings.send_buffer_bytes, total=settings.send_total_bytes,
             admitted_at_once=limits.delivery.admitted_at_once,
@@ -179,8 +174,33 @@ def _gateway(
         authorizer=authorizer,
         event_filter=EventFilter(pool, authorizer, application.schema),
         reads=CallerReads(pool, authorizer, feed),
-        rows=RowWatches(authenticator, rights, feed, history, sessions, follow),
+        rows=RowWatches(authenticator, rights, policies, feed, history, sessions, follow),
     )  # fmt: skip
+
+
+def _hub(
+    settings: Settings,
+    limits: Limits,
+    feed: LocalFeed,
+    samples: Samples,
+    authorizer: Authorizer,
+    policies: CompiledPolicies,
+) -> Hub:
+    def missed() -> None:
+        authorizer.missed()
+        policies.missed()
+
+    return Hub(
+        feed,
+        limit=settings.max_connections,
+        limit_per_user=settings.max_connections_per_user,
+        clock=time.time,
+        grants_changed=authorizer.changed,
+        row_rights_changed=policies.changed,
+        grants_missed=missed,
+        delivered=_reporting(samples),
+        limits=limits.delivery,
+    )
 
 
 def _options(settings: Settings) -> GatewayOptions:

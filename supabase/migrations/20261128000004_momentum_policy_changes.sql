@@ -16,7 +16,8 @@ set client_min_messages = warning;
 
 -- Check the policies in the transaction that changes one, so that the notice precedes, in the WAL, every event that the
 -- new policy applies to. An error here never fails the operator's statement. Event triggers do not see the objects of
--- DROP and GRANT; of other statements only those on the app's tables are checked.
+-- DROP and GRANT; of other statements only those on the app's tables are checked. Changes of rows of all tables, which
+-- only Supabase's protocol delivers, get a notice of their own.
 create or replace function momentum.policies_may_have_changed() returns event_trigger
 language plpgsql
 security definer
@@ -24,6 +25,9 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 as $$
 begin
+    -- Rights on rows of any table may depend on any of these statements: gateways read them again.
+    perform momentum.publish(
+        array['momentum:control'], jsonb_build_object('event_type', 'row_rights_changed'), null::jsonb);
     if tg_tag in (
         'CREATE POLICY', 'ALTER POLICY', 'ALTER TABLE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE'
     ) and not exists (

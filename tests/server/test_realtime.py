@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +14,10 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.gateway.dialects import realtime_topic
+from momentum_sync.identity.decider import Decider
+from momentum_sync.wire.phoenix import encode_frame
 from tests.fixtures.postgres import Sql
 from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign
 from tests.fixtures.todos import TODOS, add_todo
@@ -27,6 +31,7 @@ class Socket:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
         self.refs = 0
+        self.notices: list[str] = []
 
     async def send(self, topic: str, event: str, payload: dict[str, Any], join_ref: str | None = None) -> str:
         self.refs += 1
@@ -34,9 +39,13 @@ class Socket:
         return str(self.refs)
 
     async def next(self) -> list[Any]:
-        """Return the next frame."""
-        frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
-        return frame
+        """Return the next frame that is no notice about rights."""
+        while True:
+            frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
+            if frame[3] != "system" or frame[4]["extension"] != "rights":
+                return frame
+            assert frame[4]["status"] == "ok"
+            self.notices.append(frame[4]["message"])
 
     async def join(
         self, *bindings: dict[str, Any], topic: str = "realtime:a", token: str | None = None, **config: Any
@@ -117,23 +126,26 @@ async def test_a_row_that_leaves_sight_is_reported_as_deleted(server: Server, to
         assert (await first.change())["data"]["record"]["id"] == 2
 
 
-async def test_a_delete_that_cannot_be_checked_is_withheld_and_reported_once(server: Server, todos: Sql) -> None:
+async def test_a_delete_that_cannot_be_checked_is_withheld_as_the_client_is_told(server: Server, todos: Sql) -> None:
     one = uuid4()
     async with connected(server) as client, connected(server, SERVICE_KEY) as service:
         await client.live(TODOS, token=sign(one))
+        await client.live({**TODOS, "event": "INSERT"}, topic="realtime:b", token=sign(one))
         await service.live(TODOS)
-        for number in (1, 2):
-            add_todo(todos, number, one)
+        add_todo(todos, 1, one)
         todos.execute("delete from public.todos")
-        add_todo(todos, 3, one)
-        frames = [await client.next() for _ in range(4)]
-        (notice,) = [frame[4] for frame in frames if frame[3] == "system"]
-        assert (notice["status"], notice["extension"]) == ("ok", "rights")
-        assert 'alter table "public"."todos" replica identity full' in notice["message"]
-        changes = [frame[4]["data"]["record"]["id"] for frame in frames if frame[3] == "postgres_changes"]
-        assert changes == [1, 2, 3]
-        types = [(await service.change())["data"] for _ in range(5)]
-        assert [change["old_record"] for change in types if change["type"] == "DELETE"] == [{"id": 1}, {"id": 2}]
+        todos.execute("alter table public.todos replica identity full")
+        add_todo(todos, 2, one)
+        todos.execute("delete from public.todos")
+        changes = [frame for frame in [await client.next() for _ in range(5)] if frame[2] == "realtime:a"]
+        assert [frame[4]["data"]["type"] for frame in changes] == ["INSERT", "INSERT", "DELETE"]
+        assert changes[2][4]["data"]["old_record"]["id"] == 2
+        (notice,) = client.notices
+        assert notice.startswith("DeletesWithheld: ")
+        assert 'alter table "public"."todos" replica identity full' in notice
+        deleted = [(await service.change())["data"] for _ in range(4)]
+        assert [change["old_record"]["id"] for change in deleted if change["type"] == "DELETE"] == [1, 2]
+        assert service.notices == []
 
 
 async def test_an_operator_may_send_the_keys_of_deleted_rows_to_all(start: Start, todos: Sql) -> None:
@@ -332,7 +344,7 @@ async def test_handshakes_are_refused_as_at_supabase(server: Server, query: str,
 async def test_version_1_has_objects_and_always_a_ref(server: Server, todos: Sql) -> None:
     one = uuid4()
     async with websockets.connect(f"{server.ws}/socket/websocket?apikey={sign(one)}") as socket:
-        join = {"config": {"postgres_changes": [TODOS]}}
+        join = {"config": {"postgres_changes": [{**TODOS, "event": "INSERT"}]}}
         await socket.send(json.dumps({"topic": "realtime:a", "event": "phx_join", "payload": join, "ref": "1"}))
         reply = json.loads(await socket.recv())
         assert set(reply) == {"topic", "event", "payload", "ref"}
@@ -529,3 +541,124 @@ async def test_too_many_topics_are_refused(start: Start, bounds: Bounds, todos: 
             "reason": "ChannelRateLimitReached: Too many channels"
         }
         assert (await client.join(topic="realtime:b"))["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("policy", "claims", "seen"),
+    [
+        ("auth.uid() = owner", {}, [1]),
+        ("(select auth.uid()) = owner", {}, [1]),
+        ("auth.uid()::text = owner::text", {}, [1]),
+        ("auth.uid() = owner or title = 'public'", {}, [1, 3]),
+        ("auth.jwt() ->> 'team' = title", {"team": "public"}, [3]),
+        ("auth.jwt() -> 'app_metadata' ->> 'role' = 'admin'", {"app_metadata": {"role": "admin"}}, [1, 2, 3]),
+        ("title in ('t', 'x') and owner is not null", {}, [1, 2]),
+        ("title is null or owner is null", {}, []),
+        ("not (owner = auth.uid())", {}, [2, 3]),
+        ("auth.role() = 'authenticated' and title <> 't'", {}, [3]),
+        ("id = (auth.jwt() ->> 'team')::bigint", {"team": "2"}, [2]),
+        ("exists (select from auth.users u where u.id = owner)", {}, []),
+        ("lower(title) = 'public'", {}, [3]),
+    ],
+)
+async def test_compiled_policies_decide_as_the_database_does(
+    server: Server, todos: Sql, policy: str, claims: dict[str, Any], seen: list[int]
+) -> None:
+    todos.execute(f"alter policy mine on public.todos using ({policy})")
+    todos.execute(
+        "create table public.marks (id int primary key); grant select on public.marks to authenticated;"
+        " alter publication supabase_realtime add table public.marks"
+    )
+    one = uuid4()
+    async with connected(server) as client:
+        await client.live(TODOS, token=sign(one, **claims))
+        await client.live({**TODOS, "table": "marks"}, topic="realtime:marks", token=sign(one))
+        add_todo(todos, 1, one)
+        add_todo(todos, 2, uuid4())
+        add_todo(todos, 3, uuid4(), "public")
+        todos.execute("insert into public.marks values (1)")
+        found = []
+        while (frame := await client.next())[2] != "realtime:marks":
+            found.append(frame[4]["data"]["record"]["id"])
+        assert found == seen
+
+
+async def test_a_change_to_one_user_asks_the_database_nothing(
+    server: Server, todos: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [uuid4() for _ in range(5)]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in users]
+        for client, user in zip(clients, users, strict=True):
+            await client.live({**TODOS, "event": "INSERT"}, token=sign(user))
+        asked: list[tuple[object, ...]] = []
+        ask = CallerPool.ask
+
+        async def counted(pool: CallerPool, caller: Any, *queries: Any, **more: Any) -> Any:
+            if "momentum" not in str(caller.claims):
+                asked.append(queries)
+            return await ask(pool, caller, *queries, **more)
+
+        monkeypatch.setattr(CallerPool, "ask", counted)
+        decided: list[object] = []
+        decide = Decider.seen
+
+        def counting(decider: Decider, change: Any) -> Any:
+            decided.append(change)
+            return decide(decider, change)
+
+        monkeypatch.setattr(Decider, "seen", counting)
+        for number in range(100):
+            add_todo(todos, number, users[number % 5])
+        for place, client in enumerate(clients):
+            found = [(await client.change())["data"]["record"]["id"] for _ in range(20)]
+            assert found == list(range(place, 100, 5))
+        by_clients = [queries for queries in asked if len(list(queries)) != 2]  # the catalog is read at intervals
+        assert by_clients == []
+        assert len(decided) <= 2 * 100  # and not 500: others are not even looked at
+
+
+async def test_one_change_is_encoded_once_for_all_who_see_the_same(
+    server: Server, todos: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    todos.execute("alter policy mine on public.todos using (true)")
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(5)]
+        for client in clients:
+            await client.live({**TODOS, "event": "INSERT"}, token=sign(uuid4()))
+        encoded: list[str] = []
+
+        def counted(version: Any, name: str, event: str, *rest: Any, **more: Any) -> bytes:
+            if event == "postgres_changes":
+                encoded.append(name)
+            return encode_frame(version, name, event, *rest, **more)
+
+        monkeypatch.setattr(realtime_topic, "encode_frame", counted)
+        add_todo(todos, 1, uuid4())
+        for client in clients:
+            await client.change()
+        assert len(encoded) == 1
+
+
+async def test_tables_that_are_published_later_come_by_wildcards(server: Server, todos: Sql) -> None:
+    todos.execute("create table public.later (id int primary key); grant select on public.later to authenticated")
+    async with connected(server) as client:
+        await client.live({**TODOS, "table": "*"}, token=sign(uuid4()))
+        todos.execute("alter publication supabase_realtime add table public.later")
+        async with asyncio.timeout(TIMEOUT_S):
+            number = 0
+            while True:  # it is noticed within about a second
+                number += 1
+                todos.execute("insert into public.later values (%s)", (number,))
+                try:
+                    frame = json.loads(await asyncio.wait_for(client.socket.recv(), 0.3))
+                except TimeoutError:
+                    continue
+                if frame[3] == "postgres_changes":
+                    break
+        assert frame[4]["data"]["table"] == "later"
+        number = int(frame[4]["data"]["record"]["id"])
+        todos.execute("insert into public.later values (10000)")
+        while (found := (await client.change())["data"]["record"]["id"]) != 10_000:
+            number += 1
+            assert found == number  # none is left out from there on

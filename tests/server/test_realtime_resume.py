@@ -73,8 +73,11 @@ class Page:
         return str(self.ref)
 
     async def next(self) -> list[Any]:
-        frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
-        return frame
+        """Return the next frame that is no notice about rights."""
+        while True:
+            frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
+            if frame[3] != "system" or frame[4]["extension"] != "rights":
+                return frame
 
     async def ids(self, count: int, topic: str = "realtime:a") -> list[int]:
         """Return the rows of the next changes."""

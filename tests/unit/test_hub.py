@@ -73,6 +73,9 @@ class Wire:
     def is_of(self, user: UUID) -> bool:
         return self.identity.subject == user
 
+    def reviews(self, what: str) -> bool:
+        return what == "policies_changed" and self.identity.role != "service_role"
+
     def has_room(self, size: int) -> bool:
         return size <= self.room
 
@@ -119,7 +122,8 @@ class World:
         self.hub = Hub(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             grants_changed=lambda *change: self.changed_by.append(change),
-            grants_missed=lambda: self.missed.append(self.feed.epoch),
+            row_rights_changed=lambda _: None,
+        grants_missed=lambda: self.missed.append(self.feed.epoch),
             delivered=self.note, limits=DeliveryLimits(coalesced_bytes=coalesced, large_bytes=large),
         )  # fmt: skip
         self.broken: list[bool] = []

@@ -99,6 +99,9 @@ class Conversation(Protocol):
     def revision(self) -> object:
         """Return an object that another one replaces when the caller or the subscriptions change."""
 
+    def reviews(self, what: str) -> bool:
+        """Return whether a change, `policies_changed` or `row_rights_changed`, may concern the client."""
+
     def is_of(self, user: UUID) -> bool:
         """Return whether a user's token is in use."""
 

@@ -12,7 +12,16 @@ from dataclasses import replace
 from momentum_sync.eventlog.event import Event, key_of
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.identity.channels import Granted
+from momentum_sync.identity.policy import Value
 from momentum_sync.wire.messages import DeliveryIds
+
+Slot = str | tuple[str, str, Value]
+"""A name in the hub's index: that of a key, or a channel of changes of rows with a column and its value."""
+
+
+def slot_of(channel: str, key: str) -> str:
+    """Return the index's name for a key. A user's part of a channel must not be found under a channel of that name."""
+    return key if key == channel else "\0" + key
 
 
 class Cursor:
@@ -106,6 +115,11 @@ class Cursor:
     def exceeds(self, channels: Sequence[str], most: int) -> bool:
         """Return whether the subscriptions together with `channels` are more than `most`."""
         return len(self.channels.keys() | set(channels)) > most
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the names under which the hub finds the subscriber."""
+        return tuple([slot_of(channel, key) for channel, key in self.channels.items()])
 
     # Events
 

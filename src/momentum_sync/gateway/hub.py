@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from momentum_sync.eventlog.event import CONTROL, Event
+from momentum_sync.eventlog.event import CONTROL, Event, relation_of
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.gateway.broadcast import NOBODY, Broadcast, Subscribers, Unwritten, close_broken
+from momentum_sync.gateway.cursor import Slot, slot_of
+from momentum_sync.gateway.routes import Routes
 from momentum_sync.gateway.subscriber import Owner, Subscriber
 from momentum_sync.limits import DeliveryLimits
 from momentum_sync.wire.close import Close
 
 
 class _Indexed(NamedTuple):
-    """Keys under which a subscriber is found, and in which group."""
+    """Slots in which a subscriber is found, and in which group."""
 
-    keys: tuple[str, ...]
+    slots: tuple[Slot, ...]
     plain: bool
 
 
@@ -39,6 +41,7 @@ class Hub:
         clock: seconds since 1970.
         grants_changed: called with the id of a transaction that changed the grants of all callers, or of one user,
             before anybody's grants are asked for again.
+        row_rights_changed: called with the id of a transaction that may have changed rights on rows of any table.
         grants_missed: called when such a change may have been missed.
         delivered: called with the broadcasts of a batch of events.
         limits: bounds.
@@ -52,6 +55,7 @@ class Hub:
         limit_per_user: int,
         clock: Callable[[], float],
         grants_changed: Callable[[int, UUID | None], None],
+        row_rights_changed: Callable[[int], None],
         grants_missed: Callable[[], None],
         delivered: Callable[[Sequence[Broadcast]], None],
         limits: DeliveryLimits,
@@ -59,14 +63,16 @@ class Hub:
         self._feed = feed
         self._delivered = delivered
         self._grants_changed = grants_changed
+        self._row_rights_changed = row_rights_changed
         self._grants_missed = grants_missed
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
         self._limits = limits
-        # By key. Plain subscribers get every event; careful ones have a snapshot boundary or a checked channel.
-        self._plain: dict[str, Subscribers] = {}
-        self._careful: dict[str, Subscribers] = {}
+        # By slot. Plain subscribers get every event; careful ones have a snapshot boundary or a checked channel.
+        self._plain: dict[Slot, Subscribers] = {}
+        self._careful: dict[Slot, Subscribers] = {}
+        self._routes = Routes()
         self._indexed: dict[Subscriber, _Indexed] = {}
         self._by_client: dict[tuple[Owner, str], Subscriber] = {}
         self._by_owner: dict[Owner, int] = {}
@@ -83,7 +89,8 @@ class Hub:
     @property
     def channels(self) -> int:
         """Return the number of channels with subscribers that follow the feed."""
-        return len(self._plain.keys() | self._careful.keys())
+        slots = self._plain.keys() | self._careful.keys()
+        return len({slot if isinstance(slot, str) else slot[0] for slot in slots})
 
     @property
     def subscriptions(self) -> int:
@@ -146,8 +153,7 @@ class Hub:
             self._with_boundary.pop(subscriber, None)
         else:
             self._with_boundary[subscriber] = None
-        keys = tuple([_slot(channel, key) for channel, key in cursor.channels.items()])
-        self._index(subscriber, _Indexed(keys, plain=cursor.boundary is None and not cursor.checked))
+        self._index(subscriber, _Indexed(cursor.slots, plain=cursor.boundary is None and not cursor.checked))
 
     def _index(self, subscriber: Subscriber, wanted: _Indexed) -> None:
         indexed = self._indexed[subscriber]
@@ -156,16 +162,22 @@ class Hub:
             return
         self._indexed[subscriber] = wanted
         self._remove(subscriber, indexed)
-        for key in wanted.keys:
-            (self._plain if wanted.plain else self._careful).setdefault(key, {})[subscriber] = None
+        table = self._plain if wanted.plain else self._careful
+        for slot in wanted.slots:
+            subscribers = table.setdefault(slot, {})
+            if not subscribers and not isinstance(slot, str):
+                self._routes.add(slot)
+            subscribers[subscriber] = None
 
     def _remove(self, subscriber: Subscriber, indexed: _Indexed) -> None:
         table = self._plain if indexed.plain else self._careful
-        for key in indexed.keys:
-            subscribers = table[key]
+        for slot in indexed.slots:
+            subscribers = table[slot]
             subscribers.pop(subscriber, None)
             if not subscribers:
-                del table[key]
+                del table[slot]
+                if not isinstance(slot, str):
+                    self._routes.remove(slot)
 
     # The feed's subscriber
 
@@ -177,13 +189,18 @@ class Hub:
         broadcast = Broadcast(event, event_id, self._clock(), self._unwritten, self._limits, keep=more)
         self._broadcasts.append(broadcast)
         for channel, key in zip(event.channels, event.keys, strict=True):
-            slot = _slot(channel, key)
-            plain, careful = self._plain.get(slot), self._careful.get(slot)
-            if plain or careful:
-                broadcast.to_channel(channel, plain or NOBODY, careful or NOBODY)
+            self._broadcast(broadcast, channel, slot_of(channel, key))
+        if self._routes and relation_of(event) is not None:
+            for routed in self._routes.of(event):
+                self._broadcast(broadcast, event.channels[0], routed)
         if broadcast.broken is not None:
             # Capture restarts and reads the rest of the batch again; the feed drops the events that it repeats.
             raise broadcast.broken
+
+    def _broadcast(self, broadcast: Broadcast, channel: str, slot: Slot) -> None:
+        plain, careful = self._plain.get(slot), self._careful.get(slot)
+        if plain or careful:
+            broadcast.to_channel(channel, plain or NOBODY, careful or NOBODY)
 
     def published(self) -> None:
         """Write the collected frames of the batch, and report the broadcasts."""
@@ -220,10 +237,19 @@ class Hub:
                     subscriber.close(Close.TOKEN)
         elif event.event_type == "policies_changed":
             self._grants_changed(event.xid, None)
-            for subscriber in self.connections:
-                # Row level security does not apply to service_role.
-                if subscriber.identity.role != "service_role":
-                    subscriber.hold_back(event.offset, review=True)
+            self._review(event.event_type, event.offset)
+        elif event.event_type == "row_rights_changed":
+            self._row_rights_changed(event.xid)
+            self._review(event.event_type, event.offset)
+
+    def review_rows(self) -> None:
+        """Have connections ask again for their rights on rows, because these have changed without an event."""
+        self._review("row_rights_changed", self._feed.offset)
+
+    def _review(self, what: str, offset: int) -> None:
+        for subscriber in self.connections:
+            if subscriber.reviews(what):
+                subscriber.hold_back(offset, review=True)
 
     def advanced(self, lsn: int) -> None:
         """Drop the snapshot boundaries that the stream has passed."""
@@ -246,8 +272,3 @@ class Hub:
         self._grants_missed()
         for subscriber in self.connections:
             subscriber.close(Close.RESTART)
-
-
-def _slot(channel: str, key: str) -> str:
-    """Return the index's name for a key. A user's part of a channel must not be found under a channel of that name."""
-    return key if key == channel else "\0" + key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
@@ -13,11 +13,13 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
-from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.gateway.dialects.realtime_services import LiveSession, SharedFrames, Watched
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
+from momentum_sync.identity.compiled_policies import CompiledPolicies
+from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import PUBLICATION, RowRights
-from momentum_sync.identity.row_tables import RowTable, SeenRows
+from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Operator, parse_filter
 from momentum_sync.wire.realtime_join import Binding
@@ -33,6 +35,7 @@ class RowWatches:
     Args:
         authenticator: verifies tokens.
         rights: decides about changes.
+        policies: decides about those that need no database.
         feed: the events.
         history: the events before.
         sessions: numbers, settles and saves sessions.
@@ -43,6 +46,7 @@ class RowWatches:
         self,
         authenticator: Authenticator,
         rights: RowRights,
+        policies: CompiledPolicies,
         feed: LocalFeed,
         history: History,
         sessions: RealtimeSessions,
@@ -50,6 +54,8 @@ class RowWatches:
     ) -> None:
         self._authenticator = authenticator
         self._rights = rights
+        self._policies = policies
+        self.shared = SharedFrames()
         self._feed = feed
         self._history = history
         self._sessions = sessions
@@ -94,15 +100,27 @@ class RowWatches:
         """Verify a token or API key. Raise Unauthenticated."""
         return await self._authenticator.realtime(token)
 
-    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
-        """Decide about changes of rows, each with the id of its relation."""
+    @property
+    def generation(self) -> int:
+        """Return a number that changes with the rights on rows."""
+        return self._policies.generation
+
+    async def decider(self, identity: Identity, relation: int) -> Decider | None:
+        """Return what decides about a table's changes for a caller; None if the database has to."""
+        decider = await self._policies.decider(identity, relation)
+        if decider is not None and self._rights.deletes_by_key and not decider.table.checks_deletes:
+            return None  # a route would miss the keys of deleted rows, which go to all
+        return decider
+
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
+        """Return what the caller sees of changes, each with the id of its relation, by offset."""
         return await self._rights.seen(identity, events)
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
         """Return for each test and value whether it holds."""
         return await self._rights.tested(identity, tests)
 
-    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> list[Watch]:
+    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> Watched:
         """Confirm bindings, and have their tables followed.
 
         Raises:
@@ -110,14 +128,27 @@ class RowWatches:
             Unavailable: the database does not answer, or capture is not live.
         """
         # Also without bindings: the database refuses a token that was revoked.
-        tables = await self._rights.tables(identity)
+        tables = await self._policies.published(identity)
         watches = [await self._confirm(identity, binding, tables) for binding in bindings]
         for relation in sorted({relation for watch in watches for relation in watch.relations}):
             try:
                 await self._follow(relation)
             except CaptureError as error:
                 raise Unavailable(f"The table cannot be followed: {error}.") from error
-        return watches
+        return Watched(tuple(watches), tuple(self._notices(watches, tables)))
+
+    def _notices(self, watches: Sequence[Watch], tables: Sequence[RowTable]) -> Iterator[str]:
+        """Yield a notice for each table whose `DELETE` will be withheld."""
+        if self._rights.deletes_by_key:
+            return
+        asked = {relation for watch in watches if watch.event in ("*", "DELETE") for relation in watch.relations}
+        for table in tables:
+            if table.oid in asked and not table.checks_deletes:
+                name = f'"{table.schema}"."{table.name}"'
+                yield (
+                    f"DeletesWithheld: the policies of {name} read columns that its replica identity does not have."
+                    f" This mends it: alter table {name} replica identity full"
+                )
 
     async def _confirm(self, identity: Identity, binding: Binding, tables: Sequence[RowTable]) -> Watch:
         found = [

@@ -53,6 +53,9 @@ class Subscriber(Protocol):
     def identity(self) -> Identity:
         """Return the caller that the connection belongs to."""
 
+    def reviews(self, what: str) -> bool:
+        """Return whether a change, `policies_changed` or `row_rights_changed`, may concern the subscriber."""
+
     def is_of(self, user: UUID) -> bool:
         """Return whether a user's token is in use."""
 

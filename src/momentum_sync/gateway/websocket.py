@@ -191,9 +191,7 @@ class WebSocketProtocol(asyncio.Protocol):
     def _reject(self, error: RequestError, target: str = "") -> None:
         observe.refused(error.code)
         if self._state is not ConnectionState.CLOSED:
-            # Supabase's clients read a text, ours a code and a sentence.
-            is_realtime = target.partition("?")[0] in REALTIME_SOCKETS
-            said = refusal(error) if is_realtime else {"code": error.code, "message": str(error)}
+            said = refusal(error, is_realtime=target.partition("?")[0] in REALTIME_SOCKETS)
             self._transport.write(rejection(error.status, {"error": said}))
             self._transport.close()
 
@@ -298,6 +296,10 @@ class WebSocketProtocol(asyncio.Protocol):
     def identity(self) -> Identity:
         """Return the caller that the connection belongs to."""
         return self.conversation.identity
+
+    def reviews(self, what: str) -> bool:
+        """Return whether a change may concern the client."""
+        return self.conversation.reviews(what)
 
     def is_of(self, user: uuid.UUID) -> bool:
         """Return whether a user's token is in use."""

@@ -84,13 +84,25 @@ select
             and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = c.oid) end,
     (
         select jsonb_agg(jsonb_build_array(
-            a.attname, t.typname, format_type(a.atttypid, a.atttypmod), has_column_privilege(c.oid, a.attnum, 'select'),
+            a.attname,
+            -- Equal texts of such a column may have different bytes, and no filter may be decided on those.
+            t.typname || case when n.collisdeterministic is false then ' (nondeterministic)' else '' end,
+            format_type(a.atttypid, a.atttypmod), has_column_privilege(c.oid, a.attnum, 'select'),
             a.attnum = any (coalesce(k.conkey, '{}'))) order by a.attnum)::text
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = a.atttypid
+        left join pg_catalog.pg_collation n on n.oid = a.attcollation
         left join pg_catalog.pg_constraint k on k.conrelid = c.oid and k.contype = 'p'
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     ),
+    array(
+        select a.attname::text from pg_catalog.pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and (
+            c.relreplident = 'f'
+            or exists (
+                select from pg_catalog.pg_index i
+                where i.indrelid = c.oid and a.attnum = any (i.indkey)
+                    and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end))),
     pg_current_snapshot()::text
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -115,6 +127,11 @@ where has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(c.oid, '
         where p.pubname = %(publication)s and p.schemaname = n.nspname and p.tablename = c.relname)
     else c.oid::bigint = any (%(relations)s) end
 order by c.oid
+
+-- name: tells_policies
+-- Whether the transaction that changes a policy tells every gateway.
+select exists (
+    select from pg_catalog.pg_event_trigger t where t.evtname = 'momentum_policies' and t.evtenabled in ('O', 'A'))
 
 -- name: allowed_rows
 -- Asked as the caller: which of the given rows the policies allow. The rows have the columns that the policies read.

@@ -21,7 +21,7 @@ from momentum_sync.database.pool import CallerPool, Lane, Params
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import BadRequest, Forbidden, Unavailable
 from momentum_sync.eventlog.event import Event
-from momentum_sync.identity.row_tables import RowTable, SeenChange, SeenRows
+from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.realtime_filter import Condition, Operator
 from momentum_sync.wire.row_change import Change, Row, parse_change
@@ -58,14 +58,9 @@ class RowRights:
 
     def __init__(self, pool: CallerPool, *, deletes_by_key: bool) -> None:
         self._pool = pool
-        self._deletes_by_key = deletes_by_key
+        self.deletes_by_key = deletes_by_key
         # By role and id, from the last answer: the question of policies depends on the role alone.
         self._known: dict[tuple[str, int], RowTable] = {}
-
-    async def tables(self, identity: Identity) -> list[RowTable]:
-        """Return the published tables that the caller may select from."""
-        (rows,) = await self._pool.ask(identity, _tables_query(None), lane=Lane.CONNECT)
-        return [_table(row) for row in rows]
 
     async def operands(self, identity: Identity, type_sql: str, values: Sequence[str]) -> tuple[bytes, ...]:
         """Return the JSON of values of a type. Raise BadRequest with the database's words if they are none."""
@@ -96,30 +91,28 @@ class RowRights:
             raise BadRequest("bad_filter", (error.diag.message_primary or str(error)).strip()) from error
         return row
 
-    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
-        """Decide about changes, each with the id of its relation."""
-        found = SeenRows({}, {})
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
+        """Return what the caller sees of changes, each with the id of its relation, by offset."""
+        found: dict[int, SeenChange] = {}
         by_relation: dict[int, list[Event]] = {}
         for event, relation in events:
             by_relation.setdefault(relation, []).append(event)
         for relation, ours in by_relation.items():
-            one = await self._seen(identity, relation, ours)
-            found.changes.update(one.changes)
-            found.unchecked.update(one.unchecked)
+            found.update(await self._seen(identity, relation, ours))
         return found
 
-    async def _seen(self, identity: Identity, relation: int, events: Sequence[Event]) -> SeenRows:
+    async def _seen(self, identity: Identity, relation: int, events: Sequence[Event]) -> dict[int, SeenChange]:
         """Decide about the changes of one relation, once the snapshot sees all of their transactions."""
         async for _ in self._pool.until_visible():
             table = self._known.get((identity.role, relation))
             versions = _versions(events, table)
-            asked = [_tables_query([relation])]
+            asked = [tables_query([relation])]
             if table is not None and table.secured and versions:
-                asked.append(_rows_query(table, versions))
+                asked.append(rows_query(table, [(version.id, version.row) for version in versions]))
             try:
                 rows, *answers = await self._pool.ask(identity, *asked)
             except Forbidden:
-                return SeenRows({}, {})
+                return {}
             except psycopg.Error as error:
                 # The table may have changed since the question was made, or a policy has raised an error.
                 if not await self._is_known(identity, relation, table):
@@ -127,8 +120,8 @@ class RowRights:
                 return await self._one_by_one(identity, relation, events, error)
             if not rows:
                 self._known.pop((identity.role, relation), None)
-                return SeenRows({}, {})
-            now = _table(rows[0])
+                return {}
+            now = read_table(rows[0])
             self._known[identity.role, relation] = now
             snapshot = Snapshot.parse(rows[0][-1])
             if table == now and all(snapshot.sees(event.xid) for event in events):
@@ -138,52 +131,51 @@ class RowRights:
 
     async def _is_known(self, identity: Identity, relation: int, table: RowTable | None) -> bool:
         """Return whether the table is still as it was asked about. Keep it as it is now."""
-        (rows,) = await self._pool.ask(identity, _tables_query([relation]))
+        (rows,) = await self._pool.ask(identity, tables_query([relation]))
         if rows:
-            self._known[identity.role, relation] = _table(rows[0])
+            self._known[identity.role, relation] = read_table(rows[0])
         else:
             self._known.pop((identity.role, relation), None)
         return self._known.get((identity.role, relation)) == table
 
     async def _one_by_one(
         self, identity: Identity, relation: int, events: Sequence[Event], error: psycopg.Error
-    ) -> SeenRows:
+    ) -> dict[int, SeenChange]:
         """Decide about each change alone; one whose policies raise an error is not seen, as a SELECT would fail."""
-        found = SeenRows({}, {})
+        found: dict[int, SeenChange] = {}
         if len(events) == 1:
             observe.policy_failed(str(relation), error)
             return found
         for event in events:
-            one = await self._seen(identity, relation, [event])
-            found.changes.update(one.changes)
-            found.unchecked.update(one.unchecked)
+            found.update(await self._seen(identity, relation, [event]))
         return found
 
-    def _decided(self, table: RowTable, events: Sequence[Event], allowed: set[int]) -> SeenRows:
-        found = SeenRows({}, {})
+    def _decided(self, table: RowTable, events: Sequence[Event], allowed: set[int]) -> dict[int, SeenChange]:
+        found: dict[int, SeenChange] = {}
         for event in events:
             change = parse_change(event.body)
             if change.type == "TRUNCATE" or not table.secured or event.offset * 2 in allowed:
-                found.changes[event.offset] = SeenChange(table, is_gone=False)
+                found[event.offset] = SeenChange(table, is_gone=False)
             elif change.type == "DELETE" and not table.can_check(change.row):
-                if self._deletes_by_key:
-                    found.changes[event.offset] = SeenChange(table, is_gone=True)
-                else:
-                    found.unchecked[table.oid] = table
+                if self.deletes_by_key:
+                    found[event.offset] = SeenChange(table, is_gone=True)
             elif event.offset * 2 + 1 in allowed:
-                found.changes[event.offset] = SeenChange(table, is_gone=True)
+                found[event.offset] = SeenChange(table, is_gone=True)
         return found
 
 
-def _tables_query(relations: Sequence[int] | None) -> tuple[Query, Params]:
+def tables_query(relations: Sequence[int] | None) -> tuple[Query, Params]:
+    """Return the query for tables with these ids; None: for those that are published."""
     return _SQL["row_tables"], {"relations": relations, "publication": PUBLICATION}
 
 
-def _table(row: TupleRow) -> RowTable:
-    oid, schema, name, secured, permissive, restrictive, needed, columns, _ = row
+def read_table(row: TupleRow) -> RowTable:
+    """Return the table of a row of that query."""
+    oid, schema, name, secured, permissive, restrictive, needed, columns, identity, _ = row
     return RowTable.build(
         oid, schema, name, secured=secured, policies=(permissive, restrictive),
         needed=None if needed is None else frozenset(needed), columns=_columns.decode(columns),
+        identity=frozenset(identity),
     )  # fmt: skip
 
 
@@ -208,32 +200,31 @@ def _row_before(change: Change) -> Row | None:
     return change.old_record if change.type == "UPDATE" and change.has_whole_old_row else None
 
 
-def _rows_query(table: RowTable, versions: Sequence[_Version]) -> tuple[Query, Params]:
+def rows_query(table: RowTable, rows: Sequence[tuple[int, Row]]) -> tuple[Query, Params]:
     """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
     # psycopg would take a % in a policy for a placeholder.
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in table.policies)
     alias = sql.Identifier(table.name)
     needed = [column for column in table.columns if table.needed is not None and column.name in table.needed]
     if table.needed is None:
-        row = sql.SQL("jsonb_populate_record(null::{}, e.version) as {}").format(
+        source = sql.SQL("jsonb_populate_record(null::{}, e.version) as {}").format(
             sql.Identifier(table.schema, table.name), alias
         )
     elif not needed:
-        row = sql.SQL("(select) as {}").format(alias)
+        source = sql.SQL("(select) as {}").format(alias)
     else:
         # Only these columns: others may have types without a null, such as a domain, and no value in this version.
         defined = [
             sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type_sql.replace("%", "%%")))
             for column in needed
         ]
-        row = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
-    query = sql.SQL(_SQL["allowed_rows"]).format(row=row, permissive=permissive, restrictive=restrictive).as_bytes()
+        source = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
+    query = sql.SQL(_SQL["allowed_rows"]).format(row=source, permissive=permissive, restrictive=restrictive).as_bytes()
     names = table.needed
-    rows = [
-        _encode_row({name: value for name, value in version.row.items() if names is None or name in names})
-        for version in versions
+    texts = [
+        _encode_row({name: value for name, value in row.items() if names is None or name in names}) for _, row in rows
     ]
-    return query, {"ids": [version.id for version in versions], "rows": rows}
+    return query, {"ids": [number for number, _ in rows], "rows": texts}
 
 
 def _encode_row(row: Row) -> str:

@@ -39,6 +39,7 @@ class RowTable(msgspec.Struct, frozen=True):
         policies: one SQL condition for the permissive policies and one for the restrictive ones; both must be true.
         needed: the columns that the policies read; None if one reads the row as a whole.
         columns: its columns.
+        identity: names of the columns that the replica identity has of an old row.
         shown: names of the columns that the role may select; None if it may select all of them.
         key: names of the primary key's columns.
     """
@@ -50,6 +51,7 @@ class RowTable(msgspec.Struct, frozen=True):
     policies: tuple[str, str]
     needed: frozenset[str] | None
     columns: tuple[RowColumn, ...]
+    identity: frozenset[str]
     shown: frozenset[str] | None
     key: frozenset[str]
 
@@ -64,12 +66,13 @@ class RowTable(msgspec.Struct, frozen=True):
         policies: tuple[str, str],
         needed: frozenset[str] | None,
         columns: Sequence[tuple[str, str, str, bool, bool]],
+        identity: frozenset[str],
     ) -> RowTable:
         """Build a table; each column is its name, type name, type in SQL, and whether it is selectable and a key."""
         every = tuple(RowColumn(*column) for column in columns)
         shown = frozenset(column.name for column in every if column.selectable)
         return cls(
-            oid, schema, name, secured, policies, needed, every,
+            oid, schema, name, secured, policies, needed, every, identity,
             None if len(shown) == len(every) else shown,
             frozenset(column.name for column in every if column.is_key),
         )  # fmt: skip
@@ -79,6 +82,14 @@ class RowTable(msgspec.Struct, frozen=True):
         if self.needed is None:
             return all(column.name in row for column in self.columns)
         return all(name in row for name in self.needed)
+
+    @property
+    def checks_deletes(self) -> bool:
+        """Return whether the old row of a `DELETE` has every column that the policies read."""
+        if not self.secured:
+            return True
+        needed = frozenset(column.name for column in self.columns) if self.needed is None else self.needed
+        return needed <= self.identity
 
     def column(self, name: str) -> RowColumn | None:
         """Return a column that the role may select; None if there is none of this name."""
@@ -95,15 +106,3 @@ class SeenChange(NamedTuple):
 
     table: RowTable
     is_gone: bool
-
-
-class SeenRows(NamedTuple):
-    """What a caller sees of some changes.
-
-    Attributes:
-        changes: by offset of the event.
-        unchecked: tables with a `DELETE` that was withheld, because its old row lacks columns that the policies read.
-    """
-
-    changes: dict[int, SeenChange]
-    unchecked: dict[int, RowTable]

@@ -132,6 +132,10 @@ class Session:
         """Return the caller, which a fresh token replaces."""
         return self.identity
 
+    def reviews(self, what: str) -> bool:
+        """Return whether policies of the app's tables have changed, which do not apply to service_role."""
+        return what == "policies_changed" and self.identity.role != "service_role"
+
     def is_of(self, user: UUID) -> bool:
         """Return whether the token is the user's. An admin's connection for that user is not."""
         return self.identity.subject == user

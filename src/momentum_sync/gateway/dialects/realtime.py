@@ -21,8 +21,8 @@ from momentum_sync.gateway.conversation import Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.realtime_errors import reason
 from momentum_sync.gateway.dialects.realtime_resume import Ledger, key_of
-from momentum_sync.gateway.dialects.realtime_rows import DIALECT, RowCursor, check_rows
-from momentum_sync.gateway.dialects.realtime_services import RowServices
+from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows
+from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
 from momentum_sync.gateway.subscriber import Owner
 from momentum_sync.identity.channels import Filtered, Granted
@@ -40,7 +40,6 @@ from momentum_sync.wire.phoenix import (
     encode_reply,
 )  # fmt: skip
 from momentum_sync.wire.realtime_join import Join, join_response, parse_join
-from momentum_sync.wire.row_watch import Watch
 
 _PREFIX = "realtime:"
 _FOREIGN = "sb_"  # an API key in place of a token means the token of the connection
@@ -65,6 +64,7 @@ class RealtimeSession:
         identity: the caller whose API key opened the connection.
         client_id: a name of its own for each connection.
         cursor: its position, and the channels of all topics.
+        dialect: the same object.
         topics: the joined topics by name.
         closing: why the connection is to end; None while it is not.
         revision: replaced when topics, their tokens or their bindings change.
@@ -92,8 +92,8 @@ class RealtimeSession:
         self.client_id = client_id
         self.ledger = Ledger(0)
         self.topics: dict[str, Topic] = {}
-        self.cursor: Cursor = RowCursor(self.topics)
-        self.dialect = DIALECT
+        self.dialect = RowCursor(self.topics, version, rows.shared)
+        self.cursor: Cursor = self.dialect
         self.closing: Close | None = None
         self.revision: object = object()
         self._version = version
@@ -230,10 +230,9 @@ class RealtimeSession:
         identity = self.identity
         if join.access_token is not None and not join.access_token.startswith(_FOREIGN):
             identity = await self._rows.authenticate_realtime(join.access_token)
-        watches: list[Watch] = []
-        wrong = None
+        watched, wrong = Watched((), ()), None
         try:
-            watches = await self._rows.watch(identity, join.bindings)
+            watched = await self._rows.watch(identity, join.bindings)
         except BadRequest as error:
             wrong = str(error)
         start = await self._start(frame, join, identity)
@@ -242,8 +241,9 @@ class RealtimeSession:
         now, at = services.now(), services.monotonic()
         topic = Topic(
             frame.topic, frame.join_ref if frame.join_ref is not None else frame.ref, identity,
-            _ends_at(identity, now, at), TopicEvents(tuple(watches), start.position.offset),
+            _ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset),
         )  # fmt: skip
+        await self._take_deciders([topic])
         self._go_back(topic.name, start.position.offset)
         self.topics[topic.name] = topic
         self._subscribed()
@@ -254,6 +254,8 @@ class RealtimeSession:
             self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
         if start.said:
             self._system(topic, "resume", start.said, ok=True)
+        for notice in watched.notices:
+            self._system(topic, "rights", notice, ok=True)
 
     async def _start(self, frame: ClientFrame, join: Join, identity: Identity) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
@@ -307,9 +309,11 @@ class RealtimeSession:
         identity = await self._rows.authenticate_realtime(token)
         if self.topics.get(topic.name) is not topic or identity == topic.identity:
             return
-        self.topics[topic.name] = topic.renewed(
-            identity, _ends_at(identity, services.now(), services.monotonic())
-        )  # fmt: skip
+        renewed = topic.renewed(identity, _ends_at(identity, services.now(), services.monotonic()))
+        await self._take_deciders([renewed])
+        if self.topics.get(topic.name) is not topic:
+            return
+        self.topics[topic.name] = renewed
         self._subscribed()
         ledger = self.ledger
         if ledger.key is not None and (key := key_of(self._client_name, "", identity)) not in (None, ledger.key):
@@ -330,6 +334,7 @@ class RealtimeSession:
         wanted = {channel for topic in self.topics.values() for channel in topic.events.channels}
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted)))
+        self.dialect.topics_changed()
         self.revision = object()
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:
@@ -340,22 +345,44 @@ class RealtimeSession:
     async def check(self, events: Sequence[Event], services: Services) -> Filtered:
         """Decide which topics get which changes, and encode those."""
         revision = self.revision
-        frames, notices = await check_rows(events, list(self.topics.values()), self._version, self._rows)
+        frames = await check_rows(events, list(self.topics.values()), self._version, self._rows)
         if self.revision is revision:  # else the page is checked again
             self._checked = frames
-            for topic, notice in notices:
-                self._system(topic, "rights", notice, ok=True)
         return Filtered(set(self._checked), [])
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
-        """Return the frames of a change that was checked."""
-        return self._checked.pop(event.offset, b"")
+        """Return the frames of a change, whether the database decided about it or not."""
+        checked = self._checked.pop(event.offset, None)
+        return self.dialect.encode(event, ids, now) if checked is None else checked
 
     def lose(self, channels: Sequence[str], now: float) -> None:
         """Lose nothing: a caller without rights on a table gets no changes of it."""
 
+    def reviews(self, what: str) -> bool:
+        """Return whether rights on rows have changed. service_role has all, but tables may have been published."""
+        return what == "row_rights_changed"
+
     async def review(self, services: Services) -> None:
-        """Ask for nothing: each change is checked."""
+        """Ask again which tables are published, and what decides about their changes."""
+        for topic in list(self.topics.values()):
+            if any("*" in (binding.schema, binding.table) for binding in topic.events.bindings):
+                watched = await self._rows.watch(topic.identity, topic.events.bindings)
+                topic.events.watch(watched.watches)
+        await self._take_deciders(list(self.topics.values()))
+        self._subscribed()
+
+    async def _take_deciders(self, topics: Sequence[Topic]) -> None:
+        """Ask for what decides about changes, until it is up to date for all of these topics at once."""
+        generation = None
+        while generation != self._rows.generation:
+            generation = self._rows.generation
+            for topic in topics:
+                deciders = {
+                    relation: decider
+                    for relation in sorted(topic.events.relations)
+                    if (decider := await self._rows.decider(topic.identity, relation)) is not None
+                }
+                topic.events.deciders = deciders
 
     # Time
 

@@ -24,9 +24,11 @@ def reason(error: RequestError) -> str:
     return f"{error.code}: {error}"
 
 
-def refusal(error: RequestError) -> str:
-    """Return the text of an HTTP refusal: as at Supabase, the words without the code of a reply."""
-    said = reason(error)
+def refusal(error: RequestError, *, is_realtime: bool) -> str | dict[str, str]:
+    """Return what a refused handshake says: to Supabase's clients a text, to ours a code and a sentence."""
+    if not is_realtime:
+        return {"code": error.code, "message": str(error)}
     if isinstance(error, Unauthenticated):
-        return "Token has expired" if error.fault == "expired" else said.partition(": ")[2]
+        # As at Supabase, the words without the code that a reply has.
+        return "Token has expired" if error.fault == "expired" else reason(error).partition(": ")[2]
     return str(error)

@@ -3,56 +3,119 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from momentum_sync.eventlog.event import Event
-from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.dialects.realtime_services import RowServices
+from momentum_sync.eventlog.event import Event, row_channel
+from momentum_sync.gateway.cursor import Cursor, Slot
+from momentum_sync.gateway.dialects.realtime_services import RowServices, SharedFrames
 from momentum_sync.gateway.dialects.realtime_topic import Topic
-from momentum_sync.identity.row_tables import SeenChange, SeenRows
+from momentum_sync.identity.decider import Undecided
+from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import DeliveryIds
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.row_watch import Test
 
 
-class RealtimeDialect:
-    """Encodes nothing: each event is checked for its caller, and `RealtimeSession.encode` has its frames."""
+class _Decision(NamedTuple):
+    """What is known of an event without the database.
 
-    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
-        """Raise: no connection gets an event without a check."""
-        raise AssertionError(f"event {event.offset} was not checked")
+    Attributes:
+        offset: the event's.
+        is_open: whether the database has to be asked.
+        seen: topics that get it, each with what it sees.
+    """
 
-
-DIALECT = RealtimeDialect()
+    offset: int
+    is_open: bool
+    seen: list[tuple[Topic, int, SeenChange]]
 
 
 class RowCursor(Cursor):
-    """A cursor of a connection whose topics decide what it wants. All of its channels are checked."""
+    """A cursor of a connection whose topics decide what it wants, and its dialect for what needs no database.
 
-    __slots__ = ("_topics",)
+    Args:
+        topics: the joined topics by name.
+        version: of the serializer.
+        shared: frames of the event that is being delivered.
+    """
 
-    def __init__(self, topics: Mapping[str, Topic]) -> None:
+    __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version")
+
+    def __init__(self, topics: Mapping[str, Topic], version: Version, shared: SharedFrames) -> None:
         super().__init__(None, frozenset())
         self._topics = topics
+        self._version = version
+        self._shared = shared
+        self._slots: tuple[Slot, ...] = ()
+        self._decision: _Decision | None = None
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the routes of the topics, and the channels of tables with a topic that has none."""
+        return self._slots
+
+    def topics_changed(self) -> None:
+        """Note that the topics, or what decides for them, have changed."""
+        self._decision = None
+        slots: dict[Slot, None] = {}
+        relations = {relation for topic in self._topics.values() for relation in topic.events.relations}
+        for relation in sorted(relations):
+            watching = [topic.events for topic in self._topics.values() if relation in topic.events.relations]
+            routes = [events.slots(relation) for events in watching]
+            if None in routes:
+                slots[row_channel(relation)] = None
+            else:
+                slots.update(dict.fromkeys(route for each in routes if each is not None for route in each))
+        self._slots = tuple(slots)
 
     def channel_of(self, event: Event) -> str | None:
-        """Return the channel of a change that a topic may want."""
+        """Return the channel of a change that a topic gets, or may get."""
         channel = super().channel_of(event)
-        if channel is None or not any(topic.events.may_want(event) for topic in self._topics.values()):
+        if channel is None:
             return None
-        return channel
+        decision = self._decide(event)
+        return channel if decision.is_open or decision.seen else None
+
+    def must_check(self, event: Event) -> bool:
+        """Return whether the database has to decide."""
+        return super().channel_of(event) is not None and self._decide(event).is_open
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the frames of an event that needed no database. It is the `Dialect` of its connection."""
+        decision = self._decide(event)
+        assert not decision.is_open, f"event {event.offset} was not checked"
+        return b"".join(
+            frame
+            for topic, relation, seen in decision.seen
+            for frame in topic.frames(self._version, event, relation, seen, self._shared)
+        )
+
+    def _decide(self, event: Event) -> _Decision:
+        decision = self._decision
+        if decision is not None and decision.offset == event.offset:
+            return decision
+        is_open, seen = False, []
+        for topic in self._topics.values():
+            relation = topic.events.may_want(event)
+            if relation is None:
+                continue
+            try:
+                found = topic.events.decide(event, relation)
+            except Undecided:
+                is_open = True
+                continue
+            if found is not None:
+                seen.append((topic, relation, found))
+        self._decision = _Decision(event.offset, is_open, seen)
+        return self._decision
 
 
 async def check_rows(
     events: Sequence[Event], topics: Sequence[Topic], version: Version, rows: RowServices
-) -> tuple[dict[int, bytes], list[tuple[Topic, str]]]:
-    """Decide which topics get which changes.
-
-    Returns:
-        The frames by offset, and what is to be told to topics.
-    """
+) -> dict[int, bytes]:
+    """Decide, with the database, which topics get which changes. Return the frames by offset."""
     frames: dict[int, list[bytes]] = {}
-    notices: list[tuple[Topic, str]] = []
     by_caller: dict[Identity, list[Topic]] = {}
     for topic in topics:
         by_caller.setdefault(topic.identity, []).append(topic)
@@ -63,13 +126,13 @@ async def check_rows(
             for topic in ours
             if (relation := topic.events.may_want(event)) is not None
         }
-        seen = await rows.seen(identity, list(wanted.values())) if wanted else SeenRows({}, {})
-        await _ask_tests(identity, ours, wanted, seen.changes, rows)
+        seen = await rows.seen(identity, list(wanted.values())) if wanted else {}
+        await _ask_tests(identity, ours, wanted, seen, rows)
         for topic in ours:
-            for offset, change in seen.changes.items():
-                frames.setdefault(offset, []).extend(topic.frames(version, *wanted[offset], change))
-            notices += [(topic, notice) for notice in topic.notices(seen.unchecked)]
-    return {offset: b"".join(each) for offset, each in frames.items() if each}, notices
+            for offset, change in seen.items():
+                event, relation = wanted[offset]
+                frames.setdefault(offset, []).extend(topic.frames(version, event, relation, change, rows.shared))
+    return {offset: b"".join(each) for offset, each in frames.items() if each}
 
 
 async def _ask_tests(
@@ -82,7 +145,6 @@ async def _ask_tests(
     """Have the database decide the tests of filters that only it can decide, for visible changes."""
     asked: dict[tuple[Test, bytes], None] = {}
     for topic in topics:
-        topic.events.forget_answers()
         for offset, change in seen.items():
             asked.update(dict.fromkeys(topic.events.open_tests(*wanted[offset], change)))
     answers = dict(zip(asked, await rows.tested(identity, list(asked)), strict=True))

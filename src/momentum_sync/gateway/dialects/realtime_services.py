@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, Protocol
 
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
-from momentum_sync.identity.row_tables import SeenRows
+from momentum_sync.identity.decider import Decider
+from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
+
+
+class SharedFrames:
+    """Frames of one event, which topics with the same view of it share: each is encoded once."""
+
+    def __init__(self) -> None:
+        self._offset = -1
+        self._frames: dict[Hashable, bytes] = {}
+
+    def get(self, offset: int, view: Hashable, encode: Callable[[], bytes]) -> bytes:
+        """Return the frame of a view, which `encode` makes for the first one."""
+        if offset != self._offset:
+            self._offset = offset
+            self._frames = {}
+        frame = self._frames.get(view)
+        if frame is None:
+            frame = self._frames[view] = encode()
+        return frame
+
+
+class Watched(NamedTuple):
+    """Confirmed bindings, and what the app has to be told about their tables."""
+
+    watches: tuple[Watch, ...]
+    notices: tuple[str, ...]
 
 
 class LiveSession(Protocol):
@@ -40,15 +66,26 @@ class RowServices(Protocol):
     async def authenticate_realtime(self, token: str) -> Identity:
         """Verify a token or API key. Raise Unauthenticated."""
 
-    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> list[Watch]:
+    @property
+    def generation(self) -> int:
+        """Return a number that changes with the rights on rows: deciders of an earlier one do not count."""
+
+    @property
+    def shared(self) -> SharedFrames:
+        """Return the frames of the event that is being delivered."""
+
+    async def decider(self, identity: Identity, relation: int) -> Decider | None:
+        """Return what decides about a table's changes for a caller; None if the database has to."""
+
+    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> Watched:
         """Confirm bindings with the database, and have their tables' changes become events.
 
         Raises:
             BadRequest: a table, column or filter is wrong, or the caller may not select it.
         """
 
-    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> SeenRows:
-        """Decide about changes of rows, each with the id of its relation."""
+    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
+        """Return what the caller sees of changes, each with the id of its relation, by offset."""
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
         """Return for each test and value whether it holds."""

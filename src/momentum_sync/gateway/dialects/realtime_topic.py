@@ -7,32 +7,72 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from momentum_sync.eventlog.event import Event, relation_of, row_channel
-from momentum_sync.identity.row_tables import RowTable, SeenChange
+from momentum_sync.gateway.cursor import Slot
+from momentum_sync.gateway.dialects.realtime_services import SharedFrames
+from momentum_sync.identity.decider import Decider, Undecided
+from momentum_sync.identity.policy import Value
+from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Ref, Version, encode_frame
+from momentum_sync.wire.realtime_filter import Operator
+from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_change import Change, as_delete, encode_change, parse_change
 from momentum_sync.wire.row_watch import Test, Watch, matches, tested
 
 _ids = msgspec.json.Encoder().encode
+_decode = msgspec.json.decode
+# Types whose equal values have equal JSON.
+_ROUTED = frozenset({"uuid", "text", "varchar", "int2", "int4", "int8", "bool", "date"})
 
 
 class TopicEvents:
-    """The events of a topic.
+    """The changes that a topic gets.
 
     Args:
-        watches: its bindings.
+        bindings: what the client asked for.
+        watches: the same, confirmed.
         since: offset of the last event before the join.
+
+    Attributes:
+        channels: the channels of the watched tables.
+        deciders: what decides about changes for the topic's caller, by relation; of the others the database does.
     """
 
-    __slots__ = ("_answers", "_since", "_watches", "channels", "noticed")
+    __slots__ = ("_answers", "_since", "_watches", "bindings", "channels", "deciders")
 
-    def __init__(self, watches: tuple[Watch, ...], since: int) -> None:
-        self._watches = watches
+    def __init__(self, bindings: tuple[Binding, ...], watches: tuple[Watch, ...], since: int) -> None:
+        self.bindings = bindings
         self._since = since
         self._answers: Mapping[tuple[Test, bytes], bool] = {}
-        self.channels = frozenset(row_channel(relation) for watch in watches for relation in watch.relations)
-        self.noticed: set[int] = set()
+        self.deciders: dict[int, Decider] = {}
+        self.watch(watches)
+
+    def watch(self, watches: tuple[Watch, ...]) -> None:
+        """Have other watches: tables were published since."""
+        self._watches = watches
+        self.channels = frozenset(row_channel(relation) for relation in self.relations)
+
+    @property
+    def relations(self) -> frozenset[int]:
+        """Return the ids of the watched tables."""
+        return frozenset(relation for watch in self._watches for relation in watch.relations)
+
+    def slots(self, relation: int) -> frozenset[Slot] | None:
+        """Return the routes by which every change that the topic can get of a table comes; None: all have to come."""
+        decider = self.deciders.get(relation)
+        by_rights = None if decider is None else decider.keys
+        found: set[Slot] = set()
+        for watch in self._watches:
+            if relation not in watch.relations:
+                continue
+            values = _filtered_values(watch)
+            if values is None:
+                values = by_rights
+            if values is None:
+                return None
+            found |= {(row_channel(relation), column, value) for column, value in values}
+        return frozenset(found)
 
     def skip_to(self, offset: int) -> None:
         """Note that the topic has had everything up to an offset: the connection may go back further for others."""
@@ -44,13 +84,31 @@ class TopicEvents:
         if relation is None or event.offset <= self._since:
             return None
         change = parse_change(event.body)
-        gone = as_delete(change, frozenset()) if change.type == "UPDATE" and change.has_whole_old_row else None
-        for watch in self._watches:
-            if matches(watch, relation, change, _unknown) is not False:
-                return relation
-            if gone is not None and matches(watch, relation, gone, _unknown) is not False:
+        if any(matches(watch, relation, change, _unknown) is not False for watch in self._watches):
+            return relation
+        if change.type == "UPDATE" and change.has_whole_old_row:
+            gone = as_delete(change, frozenset())
+            if any(matches(watch, relation, gone, _unknown) is not False for watch in self._watches):
                 return relation
         return None
+
+    def decide(self, event: Event, relation: int) -> SeenChange | None:
+        """Return what the caller sees of a change that a watch may get.
+
+        Raises:
+            Undecided: the database has to be asked, about the rights or about a filter.
+        """
+        decider = self.deciders.get(relation)
+        if decider is None:
+            raise Undecided
+        seen = decider.seen(parse_change(event.body))
+        if seen is None:
+            return None
+        change = _filtered(event, seen)
+        found = [matches(watch, relation, change, _unknown) for watch in self._watches]
+        if None in found:
+            raise Undecided
+        return seen if True in found else None
 
     def matching(self, event: Event, relation: int, change: Change) -> list[Watch]:
         """Return the watches that get a change, with the database's answers."""
@@ -67,12 +125,8 @@ class TopicEvents:
             if matches(watch, relation, change, _unknown) is None:
                 yield from ((test, value) for test, value in tested(watch, change) if value is not None)
 
-    def forget_answers(self) -> None:
-        """Forget the database's answers about the page before."""
-        self._answers = {}
-
     def learn(self, answers: Mapping[tuple[Test, bytes], bool]) -> None:
-        """Take the database's answers about this page."""
+        """Take the database's answers about a page, in place of those about the one before."""
         self._answers = answers
 
     def _answer(self, test: Test, value: bytes) -> bool | None:
@@ -107,31 +161,35 @@ class Topic:
         topic.is_confirmed = self.is_confirmed
         return topic
 
-    def frames(self, version: Version, event: Event, relation: int, seen: SeenChange) -> list[bytes]:
+    def frames(
+        self, version: Version, event: Event, relation: int, seen: SeenChange, shared: SharedFrames
+    ) -> list[bytes]:
         """Return the frames of a visible change: one for each choice of columns, with all ids that it matches."""
         by_columns: dict[frozenset[str] | None, list[int]] = {}
         for watch in self.events.matching(event, relation, _filtered(event, seen)):
             by_columns.setdefault(_columns(watch, seen), []).append(watch.id)
-        return [
-            frame(encode_frame(version, self.name, "postgres_changes", _payload(ids, _data(event, seen, columns))))
-            for columns, ids in by_columns.items()
-        ]
+        frames = []
+        for columns, ids in by_columns.items():
+            view = (version, self.name, tuple(ids), columns, seen.is_gone, seen.table.key if seen.is_gone else None)
 
-    def notices(self, unchecked: Mapping[int, RowTable]) -> list[str]:
-        """Return what the app has to be told, once each, about tables with a `DELETE` that could not be checked."""
-        told = []
-        for relation, table in unchecked.items():
-            if row_channel(relation) in self.events.channels and relation not in self.events.noticed:
-                self.events.noticed.add(relation)
-                name = f'"{table.schema}"."{table.name}"'
-                told.append(
-                    f"The policies of {name} read columns that its replica identity does not have, so a row that was"
-                    f" deleted was withheld. This mends it: alter table {name} replica identity full"
-                )
-        return told
+            def encode(ids: list[int] = ids, columns: frozenset[str] | None = columns) -> bytes:
+                payload = b'{"ids":' + _ids(ids) + b',"data":' + _data(event, seen, columns) + b"}"
+                return frame(encode_frame(version, self.name, "postgres_changes", payload))
+
+            frames.append(shared.get(event.offset, view, encode))
+        return frames
 
 
 def _unknown(test: Test, value: bytes) -> bool | None:
+    return None
+
+
+def _filtered_values(watch: Watch) -> frozenset[tuple[str, Value]] | None:
+    """Return a column with the values that a watch's filter allows; None if it names none."""
+    for test in watch.tests:
+        condition = test.condition
+        if not condition.negated and condition.operator in (Operator.EQ, Operator.IN) and test.type_name in _ROUTED:
+            return frozenset((condition.column, _decode(operand)) for operand in test.operands)
     return None
 
 
@@ -156,7 +214,3 @@ def _data(event: Event, seen: SeenChange, columns: frozenset[str] | None) -> byt
         return event.body
     change = parse_change(event.body)
     return encode_change(as_delete(change, seen.table.key) if seen.is_gone else change, columns)
-
-
-def _payload(ids: list[int], data: bytes) -> bytes:
-    return b'{"ids":' + _ids(ids) + b',"data":' + data + b"}"

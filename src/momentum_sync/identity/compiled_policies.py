@@ -1,0 +1,265 @@
+"""Policies compiled for decisions without the database, and kept up to date.
+
+A policy is compiled if its form is known (`policy_parser`), and if the database then decides the same about made-up
+rows for made-up callers. A changed policy precedes, as an event, the changes that it applies to, where the event
+trigger of the migrations is installed; without it, nothing is compiled, and every change is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import psycopg
+
+from momentum_sync import observe
+from momentum_sync.database import queries
+from momentum_sync.database.pool import CallerPool, Lane
+from momentum_sync.database.visibility import Snapshot
+from momentum_sync.errors import RequestError
+from momentum_sync.identity.decider import Decider
+from momentum_sync.identity.policy import (
+    All,
+    Any,
+    Claim,
+    Condition,
+    Constant,
+    Equal,
+    Holds,
+    IsNull,
+    Kind,
+    Not,
+    NotDecidable,
+    Operand,
+    Value,
+    bind,
+    decide,
+)
+from momentum_sync.identity.policy_parser import KINDS, parse_policies
+from momentum_sync.identity.row_rights import read_table, rows_query, tables_query
+from momentum_sync.identity.row_tables import RowTable
+from momentum_sync.identity.tokens import Identity
+
+_SQL = queries.load(__package__)
+_MOST_ROWS = 200  # made-up rows
+_MOST_CONDITIONS = 10_000
+_USERS = ("3f0c2f6e-2c1b-4f6e-9d8e-5a1b7c9d0e11", "9a7d1b52-6b0f-4e1c-8a52-0c4e8f3b7d22")
+_GUESSES: Mapping[Kind, tuple[Value, ...]] = {
+    Kind.UUID: _USERS, Kind.TEXT: ("", "other", *_USERS), Kind.INTEGER: (0, 1, 7), Kind.BOOLEAN: (True, False),
+}  # fmt: skip
+_claims = msgspec.json.Decoder(dict[str, object])
+
+
+class CompiledPolicies:
+    """The policies of followed tables, by role.
+
+    Args:
+        pool: asks as the caller.
+        interval_s: interval at which the catalog is read again, for what no event tells.
+
+    Attributes:
+        generation: counts changes; a decider of an earlier one must not be used.
+    """
+
+    def __init__(self, pool: CallerPool, *, interval_s: float) -> None:
+        self._pool = pool
+        self._interval_s = interval_s
+        self.generation = 0
+        self._changed_by: list[int] = []
+        self._tables: dict[tuple[str, int], RowTable | None] = {}
+        self._published: dict[str, list[int]] = {}
+        # By table: reading a policy twice gives the same. None for one that is not compiled.
+        self._conditions: dict[RowTable, Condition | None] = {}
+        self._told: Callable[[], None] = lambda: None
+
+    def report(self, told: Callable[[], None]) -> None:
+        """Call this when the policies of a table have changed without an event."""
+        self._told = told
+
+    def changed(self, xid: int) -> None:
+        """Note that a transaction has changed policies, or what they depend on. Older answers do not count."""
+        self._changed_by = [*self._changed_by[-99:], xid]
+        self._forget()
+
+    def missed(self) -> None:
+        """Forget everything: changes may have been missed, and transaction ids of another primary mean nothing."""
+        self._changed_by = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self.generation += 1
+        self._tables = {}
+
+    async def decider(self, identity: Identity, relation: int) -> Decider | None:
+        """Return what decides about a table's changes for a caller; None if the database has to.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        key = (identity.role, relation)
+        while key not in self._tables:
+            generation = self.generation
+            table = await self._load(identity, relation)
+            if generation == self.generation:
+                self._tables[key] = table
+        table = self._tables[key]
+        condition = None if table is None else self._conditions.get(table)
+        if table is None or condition is None:
+            return None
+        try:
+            return Decider(table, bind(condition, _claims.decode(identity.claims)))
+        except NotDecidable:
+            return None
+
+    async def _load(self, identity: Identity, relation: int) -> RowTable | None:
+        """Return the table as it is, once the snapshot sees every change so far; None if it cannot be compiled."""
+        async for _ in self._pool.until_visible():
+            (tells,), rows = await self._pool.ask(
+                identity, (_SQL["tells_policies"], {}), tables_query([relation]), lane=Lane.CONNECT
+            )
+            if not rows or not tells[0]:
+                return None
+            snapshot = Snapshot.parse(rows[0][-1])
+            if all(snapshot.sees(xid) for xid in self._changed_by):
+                break
+        table = read_table(rows[0])
+        if len(self._conditions) >= _MOST_CONDITIONS:
+            self._conditions.clear()
+        if table not in self._conditions:
+            self._conditions[table] = await self._compile(identity, table)
+        return table
+
+    async def _compile(self, identity: Identity, table: RowTable) -> Condition | None:
+        if not table.secured:
+            return All(())
+        kinds = {column.name: kind for column in table.columns if (kind := KINDS.get(column.type_name)) is not None}
+        try:
+            condition = parse_policies(*table.policies, table.name, kinds)
+            await self._prove(identity, table, condition, kinds)
+        except (NotDecidable, RequestError, psycopg.Error) as error:
+            observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, str(error))
+            return None
+        return condition
+
+    async def _prove(
+        self, identity: Identity, table: RowTable, condition: Condition, kinds: Mapping[str, Kind]
+    ) -> None:
+        """Compare the condition with the policies themselves. Raise NotDecidable if the database decides otherwise."""
+        rows = list(_made_up_rows(condition, table, kinds))
+        if table.needed is None:
+            raise NotDecidable("a policy reads the row as a whole")
+        encoded = [
+            (number, {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in row.items()})
+            for number, row in enumerate(rows)
+        ]
+        for claims in _made_up_claims(condition, identity.role):
+            try:
+                bound = bind(condition, claims)
+            except NotDecidable:
+                continue
+            caller = Identity(identity.role, None, msgspec.json.encode(claims).decode(), None)
+            ((allowed,),) = await self._pool.ask(caller, rows_query(table, encoded), lane=Lane.CONNECT)
+            decided = {number for number, row in enumerate(rows) if decide(bound, row) is True}
+            if set(allowed[0]) != decided:
+                raise NotDecidable("the database decides otherwise")
+
+    # What no event tells
+
+    async def published(self, identity: Identity) -> list[RowTable]:
+        """Return the published tables that the caller may select from."""
+        (rows,) = await self._pool.ask(identity, tables_query(None), lane=Lane.CONNECT)
+        tables = [read_table(row) for row in rows]
+        self._published[identity.role] = [table.oid for table in tables]
+        return tables
+
+    async def run(self) -> None:
+        """Read the catalog again at intervals, for ever."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                if await self._is_outdated():
+                    self._forget()
+                    self._told()
+            except (RequestError, psycopg.Error) as error:
+                observe.failed("the policies of published tables", error)
+
+    async def _is_outdated(self) -> bool:
+        for role in {role for role, _ in self._tables} | self._published.keys():
+            caller = Identity(role, None, msgspec.json.encode({"role": role}).decode(), None)
+            known = {
+                relation: table for (by, relation), table in self._tables.items() if by == role and table is not None
+            }
+            (rows, listed) = await self._pool.ask(caller, tables_query(sorted(known)), tables_query(None))
+            now = {row[0]: read_table(row) for row in rows}
+            if any(now.get(relation) != table for relation, table in known.items()):
+                return True
+            oids = [row[0] for row in listed]
+            if self._published.get(role, oids) != oids:
+                self._published[role] = oids
+                return True
+        return False
+
+
+def _made_up_rows(condition: Condition, table: RowTable, kinds: Mapping[str, Kind]) -> Sequence[dict[str, Value]]:
+    """Return rows with the columns that the policies read, in combinations of telling values."""
+    constants = [each.value for each in _operands(condition) if isinstance(each, Constant)]
+    names = sorted(table.needed or ())
+    choices: list[list[Value]] = []
+    for name in names:
+        kind = kinds.get(name)
+        if kind is None:
+            raise NotDecidable(f"column {name}")
+        fitting = [value for value in constants if isinstance(value, bool) == (kind is Kind.BOOLEAN)]
+        texts = kind in (Kind.TEXT, Kind.UUID)
+        fitting = [value for value in fitting if isinstance(value, str) == texts]
+        if kind is Kind.UUID:
+            fitting = [value for value in fitting if len(str(value)) == 36]
+        choices.append(list(dict.fromkeys([*fitting, *_GUESSES[kind], None])))
+    total = math.prod(map(len, choices))
+    rows: list[dict[str, Value]] = []
+    for number in range(min(total, _MOST_ROWS)):
+        # Spread over all combinations; 7,919 is a prime.
+        place = number if total <= _MOST_ROWS else number * 7_919 % total
+        row: dict[str, Value] = {}
+        for name, values in zip(names, choices, strict=True):
+            place, index = divmod(place, len(values))
+            row[name] = values[index]
+        rows.append(row)
+    return rows
+
+
+def _made_up_claims(condition: Condition, role: str) -> list[dict[str, object]]:
+    """Return claims of several callers: with and without what the policies read."""
+    constants = [each.value for each in _operands(condition) if isinstance(each, Constant)]
+    texts = [value for value in constants if isinstance(value, str)] or ["other"]
+    found: list[dict[str, object]] = [{"role": role}, {"role": role, "sub": _USERS[0]}]
+    for text in texts[:4]:
+        claims: dict[str, object] = {"role": role, "sub": _USERS[1]}
+        for claim in (each for each in _operands(condition) if isinstance(each, Claim)):
+            if claim.path[0] not in claims:
+                _put(claims, claim.path, "7" if claim.kind is Kind.INTEGER else text)
+        found.append(claims)
+    return found
+
+
+def _put(claims: dict[str, object], path: Sequence[str], value: str) -> None:
+    for name in path[:-1]:
+        inner = claims.setdefault(name, {})
+        if not isinstance(inner, dict):
+            return
+        claims = inner
+    claims[path[-1]] = value
+
+
+def _operands(condition: Condition) -> list[Operand]:
+    match condition:
+        case Equal(left, right):
+            return [left, right]
+        case IsNull(operand) | Holds(operand):
+            return [operand]
+        case Not(part):
+            return _operands(part)
+        case All(parts) | Any(parts):
+            return [operand for part in parts for operand in _operands(part)]
