@@ -33,7 +33,7 @@ begin
         where n.oid = any(ours) and r.rolsuper
         union all
         select 'table ' || c.oid::regclass from pg_class c join pg_roles r on r.oid = c.relowner
-        where c.relkind in ('r', 'p') and r.rolsuper
+        where (c.relkind in ('r', 'p') or c.oid = to_regclass('momentum.realtime_session_numbers')) and r.rolsuper
             and (c.relnamespace = any(ours) or c.relnamespace = 'public'::regnamespace and c.relname = any(tables))
         union all
         select 'function ' || p.oid::regprocedure from pg_proc p join pg_roles r on r.oid = p.proowner

@@ -103,15 +103,12 @@ select public.cleanup_realtime_metrics()
 select array(select nextval('momentum.realtime_session_numbers') from generate_series(1, %(count)s))
 
 -- name: sessions_of
--- The sessions of some clients, none of which another gateway settles until the transaction ends.
+-- The sessions of some clients, which nobody else can settle until the transaction ends.
 select s.session, s.identity, s.ref, s.cursors::text, s.seen_at > now() - %(recent)s::interval
-from (
-    select w.identity, pg_advisory_xact_lock(hashtextextended('momentum realtime ' || w.identity, 0))
-    from unnest(%(identities)s::text[]) as w (identity)
-    order by w.identity
-) as locked
-join momentum.realtime_sessions s on s.identity = locked.identity
+from momentum.realtime_sessions s
+where s.identity = any (%(identities)s)
 order by s.session
+for update
 
 -- name: begin_sessions
 insert into momentum.realtime_sessions (session, identity, ref, cursors)

@@ -16,7 +16,7 @@ begin
         select from pg_class c
         where c.oid in (
                 to_regclass('momentum.event_log'), to_regclass('momentum.stream'), to_regclass('momentum.followed_tables'),
-                to_regclass('momentum.realtime_sessions'))
+                to_regclass('momentum.realtime_sessions'), to_regclass('momentum.realtime_session_numbers'))
             and c.relowner <> owner
     ) or exists (
         select from (values
