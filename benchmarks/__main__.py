@@ -23,6 +23,7 @@ from benchmarks import (
     fan_out,
     latency,
     memory,
+    rows,
     sizes,
     throughput,
     triggers,
@@ -41,6 +42,7 @@ MEASURES: dict[str, ModuleType] = {
     "at_rest": at_rest,
     "big_transaction": big_transaction,
     "sizes": sizes,
+    "rows": rows,
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"

@@ -20,8 +20,7 @@ CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
 _CHUNK = 256 * 1024
 _LONGEST_MARK = 64
-_PING = b"\x89\x00"
-_PONG = b"\x8a\x80\0\0\0\0"  # masked, as frames of clients must be
+_PING = re.compile(rb"\x89([\x00-\x0f])(\d*)\Z|\x89\x00")  # at the end: nothing else comes with it
 
 
 def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
@@ -92,8 +91,7 @@ class LoadClients:
                     raise SystemExit("The server closed a connection that is being measured.")
                 self.bytes += size
                 data = self._tails[number] + buffer[:size]
-                if _PING in data:
-                    self._by_number[number].send(_PONG)
+                _answer_ping(self._by_number[number], data)
                 self._tails[number] = data[-_LONGEST_MARK:]
                 if mark in data and number not in had:
                     had.add(number)
@@ -110,8 +108,16 @@ class LoadClients:
                 data = each.recv(_CHUNK)
                 if not data:
                     raise SystemExit("The server closed a connection that is being measured.")
-                if _PING in data:
-                    each.send(_PONG)
+                _answer_ping(each, data)
+
+
+def _answer_ping(connection: socket.socket, data: bytes) -> None:
+    """Answer a ping, with its payload if there is one: Supabase's clients acknowledge by that."""
+    found = _PING.search(data)
+    if found is not None:
+        payload = found[2] or b""
+        # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the payload as it is.
+        connection.send(b"\x8a" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload)
 
 
 async def connect(
@@ -119,13 +125,17 @@ async def connect(
     requests: Sequence[bytes],
     *,
     until: tuple[bytes, int] = (b'"initial_state"', 1),
+    first: Sequence[bytes] | None = None,
     at_once: int = CONNECTING_AT_ONCE,
 ) -> LoadClients:
-    """Open a connection with each request, and read each until the awaited bytes have arrived this many times."""
+    """Open a connection with each request, and read each until the awaited bytes have arrived this many times.
+
+    `first` has the frame that each sends when it is open.
+    """
     loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(at_once)
     address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
 
-    async def one(request: bytes) -> tuple[socket.socket, float, str]:
+    async def one(request: bytes, frame: bytes) -> tuple[socket.socket, float, str]:
         async with gate, asyncio.timeout(60):
             began = time.monotonic()
             each = socket.socket()
@@ -133,6 +143,10 @@ async def connect(
             await loop.sock_connect(each, address)
             await loop.sock_sendall(each, request)
             data = b""
+            while frame and b"\r\n\r\n" not in data:  # RFC 6455, section 4.1: the client waits for the response
+                data += await loop.sock_recv(each, _CHUNK)
+            if frame:
+                await loop.sock_sendall(each, frame)
             while data.count(until[0]) < until[1]:
                 more = await loop.sock_recv(each, _CHUNK)
                 if not more:
@@ -141,6 +155,6 @@ async def connect(
             found = LAST_ID.search(data)
             return each, time.monotonic() - began, found[1].decode() if found else ""
 
-    opened = await asyncio.gather(*(one(request) for request in requests))
+    opened = await asyncio.gather(*map(one, requests, first or [b""] * len(requests)))
     sockets, took, ids = zip(*opened, strict=True)
     return LoadClients(list(sockets), list(took), list(ids))

@@ -662,3 +662,18 @@ async def test_tables_that_are_published_later_come_by_wildcards(server: Server,
         while (found := (await client.change())["data"]["record"]["id"]) != 10_000:
             number += 1
             assert found == number  # none is left out from there on
+
+
+async def test_changes_are_routed_by_filters_where_each_is_checked(server: Server, todos: Sql) -> None:
+    todos.execute("alter policy mine on public.todos using (lower(title) = 'public')")
+    users = [uuid4() for _ in range(5)]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server)) for _ in users]
+        for client, user in zip(clients, users, strict=True):
+            await client.live({**TODOS, "event": "INSERT", "filter": f"owner=eq.{user}"}, token=sign(user))
+        with todos.transaction():
+            for number in range(50):
+                add_todo(todos, number, users[number % 5], "public" if number < 45 else "private")
+        for place, client in enumerate(clients):
+            found = [(await client.change())["data"]["record"]["id"] for _ in range(9)]
+            assert found == list(range(place, 45, 5))

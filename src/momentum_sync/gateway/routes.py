@@ -6,8 +6,6 @@ a change costs what its receivers cost, however many subscribers the table has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from momentum_sync.eventlog.event import Event
@@ -49,22 +47,25 @@ class Routes:
         if not columns:
             del self._columns[channel]
 
-    def of(self, event: Event) -> Iterator[Route]:
-        """Yield the routes of a change: those of the values in its new and in its old row.
+    def of(self, event: Event) -> list[Route]:
+        """Return the routes of a change: those of the values in its new and in its old row.
 
-        A `TRUNCATE`, and an `UPDATE` without the column, concern all routes.
+        A `TRUNCATE`, and an `UPDATE` without the column, concern all routes. It is a list because subscribers leave
+        their routes while they get the change.
         """
         channel = event.channels[0]
         columns = self._columns.get(channel)
         if columns is None:
-            return
+            return []
         change = parse_change(event.body)
         rows = [row for row in (change.record, change.old_record) if row is not None]
+        found: list[Route] = []
         for column, routes in columns.items():
             if change.type == "TRUNCATE" or (change.record is not None and column not in change.record):
-                yield from routes
+                found += routes
                 continue
             for value in dict.fromkeys(bytes(row[column]) for row in rows if column in row):
                 route = (channel, column, _decode(value))
                 if route in routes:
-                    yield route
+                    found.append(route)
+        return found
