@@ -48,24 +48,33 @@ class Routes:
             del self._columns[channel]
 
     def of(self, event: Event) -> list[Route]:
-        """Return the routes of a change: those of the values in its new and in its old row.
-
-        A `TRUNCATE`, and an `UPDATE` without the column, concern all routes. It is a list because subscribers leave
-        their routes while they get the change.
-        """
-        channel = event.channels[0]
-        columns = self._columns.get(channel)
+        """Return the routes of a change. It is a list because subscribers leave their routes while they get it."""
+        columns = self._columns.get(event.channels[0])
         if columns is None:
             return []
-        change = parse_change(event.body)
-        rows = [row for row in (change.record, change.old_record) if row is not None]
         found: list[Route] = []
         for column, routes in columns.items():
-            if change.type == "TRUNCATE" or (change.record is not None and column not in change.record):
+            values = values_of(event, column)
+            if values is None:
                 found += routes
-                continue
-            for value in dict.fromkeys(bytes(row[column]) for row in rows if column in row):
-                route = (channel, column, _decode(value))
-                if route in routes:
-                    found.append(route)
+            else:
+                found += [route for value in values if (route := (event.channels[0], column, value)) in routes]
         return found
+
+
+def values_of(event: Event, column: str) -> list[Value] | None:
+    """Return the values of a column in the new and in the old row of a change; None if they may be any.
+
+    That is so for a `TRUNCATE`, and for an `UPDATE` without the column.
+    """
+    change = parse_change(event.body)
+    record, old = change.record, change.old_record
+    if change.type == "TRUNCATE" or (record is not None and column not in record):
+        return None
+    new = None if record is None else record[column]
+    before = None if old is None else old.get(column)
+    if new is None or before is None:
+        one = before if new is None else new
+        return [] if one is None else [_decode(one)]
+    value, previous = _decode(new), _decode(before)
+    return [value] if value == previous else [value, previous]

@@ -14,7 +14,9 @@ Row = Mapping[str, msgspec.Raw]
 """The values of a row as JSON, by column. Columns that the stream has left out are missing."""
 
 _encode = msgspec.json.Encoder().encode
-_PARSED = 64  # changes, of at most 1 MiB each: those of the batch that is being delivered
+# Connections that catch up look at the same changes one after the other. A parsed change refers to its body, which the
+# window holds, too; large ones, of at most 1 MiB, are few.
+_PARSED, _PARSED_LARGE, _LARGE = 8_192, 64, 16 * 1024
 
 
 class ChangedColumn(msgspec.Struct, frozen=True):
@@ -63,10 +65,13 @@ class Change(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(Change)
 
 
-@lru_cache(maxsize=_PARSED)
 def parse_change(body: bytes) -> Change:
     """Parse an event's body. Raise msgspec.MsgspecError if it is no change of a row."""
-    return _decoder.decode(body)
+    return _parse_large(body) if len(body) > _LARGE else _parse(body)
+
+
+_parse = lru_cache(maxsize=_PARSED)(_decoder.decode)
+_parse_large = lru_cache(maxsize=_PARSED_LARGE)(_decoder.decode)
 
 
 def as_delete(change: Change, key: Set[str]) -> Change:
