@@ -275,7 +275,7 @@ class SocketLimits:
     """The same for Supabase's protocol, whose clients send a join and a token for each topic."""
 
     topics: int = 100
-    """Topics of one connection, as at Supabase."""
+    """Topics of one connection, as at Supabase; at most as many bindings in one topic."""
 
     pending_keys: int = 1_000
     """Cache keys whose acknowledgement is awaited; the oldest are forgotten."""

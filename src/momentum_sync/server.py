@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 from fastapi import FastAPI
 
@@ -186,6 +187,11 @@ def _hub(
     authorizer: Authorizer,
     policies: CompiledPolicies,
 ) -> Hub:
+    def changed(xid: int, user: UUID | None) -> None:
+        authorizer.changed(xid, user)
+        if user is not None:
+            policies.revoked(xid)
+
     def missed() -> None:
         authorizer.missed()
         policies.missed()
@@ -195,7 +201,7 @@ def _hub(
         limit=settings.max_connections,
         limit_per_user=settings.max_connections_per_user,
         clock=time.time,
-        grants_changed=authorizer.changed,
+        grants_changed=changed,
         row_rights_changed=policies.changed,
         grants_missed=missed,
         delivered=_reporting(samples),

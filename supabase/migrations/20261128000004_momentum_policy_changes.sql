@@ -61,6 +61,7 @@ begin
             'CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'ALTER TABLE', 'DROP TABLE', 'DROP OWNED', 'GRANT',
             'REVOKE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE', 'DROP FUNCTION', 'DROP ROUTINE')
         execute function momentum.policies_may_have_changed();
+    alter event trigger momentum_policies enable always;  -- also for sessions in the role of a replica
 exception when insufficient_privilege then
     null;  -- it needs a superuser; without it changed policies are detected within a second, as `migrate` reports
 end;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -117,12 +118,12 @@ def quick(bounds: Bounds) -> None:
     bounds("resume", ping_s=0.05, save_s=0.05)
 
 
-@pytest.mark.parametrize("by", ["client_id", "presence", "session_id", "sub"])
+@pytest.mark.parametrize("by", ["client_id", "session_id", "sub"])
 async def test_what_was_missed_follows_the_next_join(
     start: Start, todos: Sql, user: UUID, quick: None, by: str
 ) -> None:
     query = {"client_id": "device-1"} if by == "client_id" else {}
-    config: dict[str, Any] = {"presence": {"key": "me"}} if by == "presence" else {}
+    config: dict[str, Any] = {"presence": {"key": "me"}}
     async with start() as server:
         client = page(server, user, **query)
         client.claims = {"session_id": str(uuid4())} if by == "session_id" else {}
@@ -407,3 +408,109 @@ async def test_a_join_that_the_client_gave_up_keeps_the_position(
                 pass
             assert [(await client.next())[4]["message"] for _ in range(2)] == ["Subscribed to PostgreSQL", RESUMED]
             assert await client.ids(1) == [1]
+
+
+async def test_signing_in_without_an_id_makes_the_session_known(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        client = page(server, user)
+        async with client.connected():
+            client.ref += 1
+            await client.socket.send(
+                json.dumps([str(client.ref), str(client.ref), "realtime:a", "phx_join",
+                            {"config": {"postgres_changes": [TODOS]}}])
+            )  # fmt: skip
+            await client.send("realtime:a", "access_token", {"access_token": sign(user)})
+            ref = await client.send("phoenix", "heartbeat")
+            while (await client.next())[1] != ref:
+                pass
+        add_todo(todos, 1, user)
+        async with client.connected():
+            assert await client.join() == RESUMED
+            assert await client.ids(1) == [1]
+
+
+async def test_a_refreshed_token_keeps_the_session(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        client = page(server, user)
+        async with client.connected():
+            await client.join(presence={"key": "me"})
+            await client.join("realtime:b")
+            await client.send("realtime:a", "access_token", {"access_token": sign(user, jti="again")})
+            ref = await client.send("phoenix", "heartbeat")
+            assert (await client.next())[1] == ref
+        add_todo(todos, 1, user)
+        async with client.connected():
+            assert await client.join("realtime:b") == RESUMED
+            assert await client.ids(1, "realtime:b") == [1]
+            assert await client.join(presence={"key": "me"}) == RESUMED
+            assert await client.ids(1) == [1]
+
+
+async def test_a_topic_whose_token_expired_goes_on_with_a_fresh_one(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start(heartbeat="0.2s") as server:
+        client = page(server, user, client_id="device")
+        client.claims = {"exp": int(time.time()) - 3}  # 5 s of tolerance
+        async with client.connected():
+            await client.join()
+            while (await client.next())[3] != "phx_close":
+                pass
+            add_todo(todos, 1, user)
+            client.claims = {}
+            assert await client.join() == RESUMED
+            assert await client.ids(1) == [1]
+
+
+async def test_joining_again_on_the_same_socket_repeats_nothing(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join("realtime:b")
+        async with client.connected():
+            await client.join("realtime:a")
+            for number in range(50):
+                add_todo(todos, number, user)
+            assert await client.ids(50) == list(range(50))
+            await client.join("realtime:b")  # it goes back for the first topic
+            await client.join("realtime:a")
+            add_todo(todos, 50, user)
+            by_topic: dict[str, list[int]] = {"realtime:a": [], "realtime:b": []}
+            while not all(50 in rows for rows in by_topic.values()):
+                frame = client.early.pop(0) if client.early else await client.next()
+                by_topic[frame[2]].append(frame[4]["data"]["record"]["id"])
+            assert by_topic == {"realtime:a": [50], "realtime:b": list(range(51))}
+
+
+async def test_one_bad_row_stops_nobody_elses_positions(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    async with start() as server:
+        clients = [page(server, user, client_id=f"device-{number}") for number in range(3)]
+        async with AsyncExitStack() as stack:
+            for client in clients:
+                await stack.enter_async_context(client.connected())
+            await asyncio.gather(*[client.join() for client in clients])
+            todos.execute(
+                "alter table momentum.realtime_sessions add check (cursors::text not like '%-2-%' or ref < 100)"
+            )
+            clients[0].ref = 1_000
+            await clients[0].send("phoenix", "heartbeat")
+            await clients[0].next()
+            add_todo(todos, 1, user)
+            add_todo(todos, 2, user)
+            for client in clients:
+                assert await client.ids(2) == [1, 2]
+            await until_acknowledged(todos, 2, 2)
+
+
+async def test_an_anonymous_client_without_an_id_is_told_that_it_cannot_resume(
+    server: Server, todos: Sql, user: UUID
+) -> None:
+    client = page(server, user)
+    async with client.connected():
+        await client.socket.send(json.dumps(["1", "1", "realtime:a", "phx_join", {"config": {}}]))
+        await client.next()
+        assert (await client.next())[4]["message"].startswith("NotResumable: ")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.identity.decider import Decider, Undecided
+from momentum_sync.identity.decider import Decider, Undecided, seen_change
 from momentum_sync.identity.policy import (
     All,
     Claim,
@@ -113,6 +113,8 @@ def test_what_a_policy_says_of_a_row(text: str, row: dict[str, Any], expected: b
         "(title COLLATE \"C\" = 'a'::text)",
         "((auth.jwt() -> 'a'::text) = 'x'::text)",
         "((auth.jwt() ->> 0) = 'x'::text)",
+        "((auth.jwt() ->> '-1'::integer) = 'x'::text)",
+        "(size = ((auth.jwt() ->> 'size'::text))::smallint)",
         "(title = ALL (ARRAY['a'::text]))",
         "(title = ANY (names))",
         "(",
@@ -235,7 +237,9 @@ def test_no_row_that_is_visible_is_missed_by_the_keys(condition: Condition) -> N
 def table(*, secured: bool = True) -> RowTable:
     return RowTable.build(
         1, "public", "todos", secured=secured, policies=("(auth.uid() = owner)", "true"), needed=frozenset({"owner"}),
-        columns=[("id", "int4", "integer", True, True), ("owner", "uuid", "uuid", True, False)],
+        columns=[
+            ("id", "int4", "integer", "integer", True, True), ("owner", "uuid", "uuid", "uuid", True, False),
+        ],
         identity=frozenset({"id"}),
     )  # fmt: skip
 
@@ -257,24 +261,35 @@ def mine(number: int, owner: str | None = USER) -> dict[str, object]:
 DECIDER = Decider(table(), bind(parse("(auth.uid() = owner)"), {"sub": USER}))
 
 
+SEEN, KEY = SeenChange(DECIDER.table), frozenset({"id"})
+
+
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
-        (change("INSERT", mine(1), None), False),
+        (change("INSERT", mine(1), None), SEEN),
         (change("INSERT", mine(1, OTHER), None), None),
         (change("INSERT", mine(1, None), None), None),
-        (change("UPDATE", mine(1), {"id": 1}), False),
-        (change("UPDATE", mine(1), mine(1, OTHER)), False),
-        (change("UPDATE", mine(1, OTHER), mine(1)), True),
+        (change("UPDATE", mine(1), {"id": 1}), SEEN),
+        (change("UPDATE", mine(1), mine(1)), SEEN),
+        # What the row was before it came into sight is not shown.
+        (change("UPDATE", mine(1), mine(1, OTHER)), SEEN._replace(old_columns=KEY)),
+        (change("UPDATE", mine(1, OTHER), mine(1)), SEEN._replace(is_gone=True, old_columns=KEY)),
         (change("UPDATE", mine(1, OTHER), mine(1, OTHER)), None),
         (change("UPDATE", mine(1, OTHER), {"id": 1}), None),
-        (change("DELETE", None, mine(1)), False),
+        (change("DELETE", None, mine(1)), SEEN),
         (change("DELETE", None, mine(1, OTHER)), None),
-        (change("TRUNCATE", {}, {}), False),
+        (change("TRUNCATE", {}, {}), SEEN),
     ],
 )
-def test_what_a_caller_sees_of_a_change(given_: Change, expected: bool | None) -> None:
-    assert DECIDER.seen(given_) == (None if expected is None else SeenChange(DECIDER.table, expected))
+def test_what_a_caller_sees_of_a_change(given_: Change, expected: SeenChange | None) -> None:
+    assert DECIDER.seen(given_) == expected
+
+
+def test_a_table_without_a_key_has_the_whole_old_row_deleted_for_those_who_saw_it() -> None:
+    keyless = msgspec.structs.replace(DECIDER.table, key=frozenset())
+    assert seen_change(keyless, is_seen=False, was_seen=True) == SeenChange(keyless, True, None)
+    assert seen_change(keyless, is_seen=True, was_seen=False) == SeenChange(keyless, False, frozenset())
 
 
 @pytest.mark.parametrize(
@@ -292,7 +307,7 @@ def test_a_change_without_the_column_or_with_another_type_is_left_to_the_databas
 
 def test_without_row_level_security_all_is_seen() -> None:
     decider = Decider(table(secured=False), All(()))
-    assert decider.seen(change("DELETE", None, {"id": 1})) == SeenChange(decider.table, is_gone=False)
+    assert decider.seen(change("DELETE", None, {"id": 1})) == SeenChange(decider.table)
     assert decider.keys is None
 
 

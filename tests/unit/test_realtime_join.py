@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.wire.realtime_join import Join, Replay, join_response, parse_join
+from momentum_sync.wire.realtime_join import Join, Replay, join_response, parse_join, parse_token
 
 TODOS = {"event": "*", "schema": "public", "table": "todos", "filter": "id=eq.1", "select": ["id", "title"]}
 
@@ -120,3 +120,14 @@ json_values = st.recursive(
 def test_any_json_is_a_join(payload: object) -> None:
     join = parsed(payload)
     json.loads(join_response(join.bindings))
+
+
+@pytest.mark.parametrize(
+    ("payload", "token"),
+    [
+        (b'{"access_token": "t"}', "t"), (b'{"access_token": null}', None), (b'{"access_token": 7}', None),
+        (b"{}", None), (b"nonsense", None), (b'{"access_token": ""}', None), (b"\xff", None), (b"[" * 5000, None),
+    ],
+)  # fmt: skip
+def test_the_token_of_a_renewal(payload: bytes, token: str | None) -> None:
+    assert parse_token(payload) == token

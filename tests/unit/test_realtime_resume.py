@@ -81,9 +81,15 @@ def test_a_client_without_an_id_that_was_away_for_long_is_told(
 ) -> None:
     verdict = settle(3, 9, SHARED, records)
     assert (dict(verdict.cursors), verdict.has_gap) == (cursors, gap)
+    assert verdict.removed == ()
     exact = settle(3, 9, EXACT, records)
     assert not exact.has_gap
     assert exact.cursors == lowest(record.cursors for record in records)
+
+
+def test_of_the_clients_that_were_away_for_long_one_record_stays() -> None:
+    records = [record(1, 5, False, a=1), record(2, 3, False, a=2), record(3, 9, False, a=3), record(4, 7, a=4)]
+    assert settle(5, 8, SHARED, records).removed == (1, 3)
 
 
 def test_the_lowest_of_two_epochs() -> None:
@@ -98,22 +104,19 @@ def test_the_lowest_of_two_epochs() -> None:
 
 def test_a_client_is_named_by_its_id_or_else_by_what_its_token_says() -> None:
     session = identity(claims='{"session_id": "s"}')
-    found = [
-        key_of("c", "p", session), key_of(None, "p", session), key_of(None, "", session), key_of(None, "", identity()),
-    ]  # fmt: skip
+    found = [key_of("c", session), key_of(None, session), key_of(None, identity())]
     assert all(key is not None for key in found)
-    assert len({key.digest for key in found if key is not None}) == 4
-    assert [key.is_exact for key in found if key is not None] == [True, False, False, False]
-    assert key_of("c", "", session) == key_of("c", "p", session)
-    assert key_of("", "", identity("anon", None)) is None
-    assert key_of(None, "", identity("anon", None, '{"sub": "clerk|7"}')) is not None
-    assert key_of(None, "", identity(claims='{"session_id": 7}')) == key_of(None, "", identity())
+    assert len({key.digest for key in found if key is not None}) == 3
+    assert [key.is_exact for key in found if key is not None] == [True, False, False]
+    assert key_of("", identity("anon", None)) is None
+    assert key_of(None, identity("anon", None, '{"sub": "clerk|7"}')) is not None
+    assert key_of(None, identity(claims='{"session_id": 7}')) == key_of(None, identity())
 
 
-def test_callers_never_share_keys() -> None:
+def test_users_never_share_keys() -> None:
     keys = [
-        key_of("c", "", identity(user=1)), key_of("c", "", identity(user=2)),
-        key_of("c", "", identity("anon", None)), key_of("c", "", identity("service_role", None)),
+        key_of("c", identity(user=1)), key_of("c", identity(user=2)), key_of("c", identity("anon", None)),
+        key_of("c", identity("service_role", None)),
     ]  # fmt: skip
     assert len(set(keys)) == 4
 
@@ -221,3 +224,5 @@ def test_what_changes_is_counted_for_those_who_save() -> None:
     found.rename(SHARED)
     assert (found.changes, found.key) == (4, SHARED)
     assert found.record() == Record(1, 0, {})
+    found.ended()
+    assert found.changes == 5

@@ -47,6 +47,8 @@ KNOWN: list[tuple[str, Any]] = [("owner", "a"), ("owner", "b"), ("owner", "ä\n"
         (event("DELETE", None, {"owner": "b"}), [("owner", "b")]),
         (event("DELETE", None, {"id": 1}), []),
         (event("TRUNCATE", {}, {}), KNOWN),
+        # The column has become an array.
+        (event("INSERT", {"owner": ["a"], "size": 2, "open": {"a": 1}}), [*KNOWN[:3], KNOWN[4]]),
         (event("INSERT", {"owner": "a"}, relation=8), []),
     ],
 )

@@ -66,11 +66,23 @@ def test_what_a_change_does_not_have_is_not_sent() -> None:
 
 
 def test_a_row_out_of_sight_is_deleted_by_its_key() -> None:
-    gone = json.loads(encode_change(as_delete(parse_change(body()), {"id"}), None))
+    gone = json.loads(encode_change(as_delete(parse_change(body())), None, {"id"}))
     kept = {name: value for name, value in UPDATE.items() if name != "record"}
     assert gone == {**kept, "type": "DELETE", "old_record": {"id": 1}}
-    assert as_delete(parse_change(body()), frozenset()).old_record == parse_change(body()).old_record
-    assert as_delete(parse_change(body(old_record="absent")), {"id"}).old_record == {}
+    assert as_delete(parse_change(body())).old_record == parse_change(body()).old_record
+    assert as_delete(parse_change(body(old_record="absent"))).old_record == {}
+    shown = json.loads(encode_change(parse_change(body()), {"a"}, {"id"}))
+    assert (shown["record"], shown["old_record"]) == ({"a": "new"}, {})
+
+
+def test_columns_that_the_table_has_no_longer_are_not_shown() -> None:
+    change = parse_change(body())
+    assert table(True, True).shown_of(change) is None
+    assert table(True, False).shown_of(change) == frozenset({"id"})
+    older = parse_change(body(columns=[*UPDATE["columns"], {"name": "gone", "type": "text"}]))
+    assert table(True, True).shown_of(older) == frozenset({"id", "a"})
+    retyped = parse_change(body(columns=[{"name": "id", "type": "int8"}, {"name": "a", "type": "text"}]))
+    assert table(True, True).shown_of(retyped) == frozenset({"a"})
 
 
 def test_no_change_of_a_row() -> None:
@@ -82,7 +94,10 @@ def test_no_change_of_a_row() -> None:
 def table(*selectable: bool) -> RowTable:
     return RowTable.build(
         1, "public", "t", secured=True, policies=("true", "true"), needed=frozenset({"a"}),
-        columns=[("id", "int4", "integer", selectable[0], True), ("a", "text", "text", selectable[1], False)],
+        columns=[
+            ("id", "int4", "integer", "integer", selectable[0], True),
+            ("a", "text", "text", "text", selectable[1], False),
+        ],
         identity=frozenset({"id"}),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ def change(kind: str = "INSERT", **more: Any) -> Change:
 
 def condition(operator: Operator, *values: str, column: str = "id", kind: str = "int4") -> row_watch.Test:
     operands = tuple(value.encode() for value in values)
-    return row_watch.Test(Condition(column, operator, False, values), kind, kind, operands)
+    return row_watch.Test(Condition(column, operator, False, values), kind, kind, kind, operands)
 
 
 ONE, LIKE = condition(Operator.EQ, "1"), condition(Operator.LIKE, "x%", column="a", kind="text")

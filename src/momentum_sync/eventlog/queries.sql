@@ -117,6 +117,11 @@ select * from unnest(%(sessions)s::bigint[], %(identities)s::text[], %(refs)s::b
 -- name: end_sessions
 delete from momentum.realtime_sessions s where s.session = any (%(sessions)s)
 
+-- name: discard_sessions
+delete from momentum.realtime_sessions s
+using unnest(%(sessions)s::bigint[], %(identities)s::text[]) as renamed (session, identity)
+where s.identity = renamed.identity and s.session < renamed.session
+
 -- name: save_sessions
 -- Return the sessions that are still there: another one has continued each of the others.
 update momentum.realtime_sessions s

@@ -48,6 +48,12 @@ class SessionRecords:
             rows = await connection.execute(_SQL["save_sessions"], _columns(sessions))
             return {row[0] for row in await rows.fetchall()}
 
+    async def discard(self, before: Sequence[tuple[int, str]]) -> None:
+        """Delete the records of an identity that are before a session."""
+        async with self._connections.writing() as connection:
+            asked = {"sessions": [number for number, _ in before], "identities": [name for _, name in before]}
+            await connection.execute(_SQL["discard_sessions"], asked)
+
     async def forget(self, retention: timedelta) -> None:
         """Delete the records of clients that have been away for longer."""
         async with self._connections.writing() as connection:

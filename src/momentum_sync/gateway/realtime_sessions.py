@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Generic, NamedTuple, TypeVar
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from momentum_sync import observe
 from momentum_sync.errors import Unavailable
@@ -25,6 +24,7 @@ from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
 
 _BATCH = 1_000  # sessions in one query
+_MOST_CURSORS = 200  # topics that a session inherits
 _TOUCH_S = (
     600.0  # a quiet session is saved so often, far below a retention, which is days; else its record would expire
 )
@@ -35,9 +35,8 @@ Answer = TypeVar("Answer")
 class _Batches(Generic[Asked, Answer]):
     """Collects questions, and answers all that wait with one piece of work at a time."""
 
-    def __init__(self, work: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]], most: int) -> None:
+    def __init__(self, work: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
         self._work = work
-        self._most = most
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -51,28 +50,27 @@ class _Batches(Generic[Asked, Answer]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                batch = [(asked, answer) for asked, answer in batch if not answer.done()]
-                try:
-                    found = await self._work([asked for asked, _ in batch])
-                except (psycopg.Error, PoolTimeout) as error:
-                    observe.failed("the sessions' records", error)
-                    self._fail(batch, Unavailable("The database does not answer; try again in a moment."))
-                except BaseException as error:
-                    self._fail(batch, error)
-                    raise
-                else:
-                    for (_, answer), one in zip(batch, found, strict=True):
-                        if not answer.done():
-                            answer.set_result(one)
+                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+                await self._answer([(asked, answer) for asked, answer in batch if not answer.done()])
         finally:
             self._task = None
 
-    @staticmethod
-    def _fail(batch: Sequence[tuple[Asked, asyncio.Future[Answer]]], error: BaseException) -> None:
-        for _, answer in batch:
+    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+        try:
+            found = await self._work([asked for asked, _ in batch])
+        except Exception as error:
+            if len(batch) > 1 and isinstance(error, psycopg.DataError):  # one of them, which must not fail the others
+                for one in batch:
+                    await self._answer([one])
+                return
+            observe.failed("the sessions' records", error)
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(Unavailable("The database does not answer; try again in a moment."))
+            return
+        for (_, answer), one_found in zip(batch, found, strict=True):
             if not answer.done():
-                answer.set_exception(error)
+                answer.set_result(one_found)
 
 
 class _Claim(NamedTuple):
@@ -83,7 +81,14 @@ class _Claim(NamedTuple):
     ref: int
     topic: str
     start: Position
-    answering: frozenset[int]
+    silent: frozenset[int]
+
+
+class _Renaming(NamedTuple):
+    """A session that is to be found under another key."""
+
+    ledger: Ledger
+    key: Key
 
 
 class RealtimeSessions:
@@ -98,11 +103,13 @@ class RealtimeSessions:
         self._records = records
         self._limits = limits
         self._live: dict[int, LiveSession] = {}
+        self._by_key: dict[str, set[int]] = {}  # of the live ones that have a key
         self._ended: dict[int, Ledger] = {}
         self._saved: dict[int, tuple[int, float]] = {}  # by session: its changes, and when they were saved
-        self._numbers: _Batches[None, int] = _Batches(self._take_numbers, _BATCH)
-        self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle, _BATCH)
-        self._saves: _Batches[Ledger, bool] = _Batches(self._save, _BATCH)
+        self._numbers: _Batches[None, int] = _Batches(self._take_numbers)
+        self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle)
+        self._saves: _Batches[Ledger, bool] = _Batches(self._save)
+        self._discards: _Batches[_Renaming, None] = _Batches(self._discard)
 
     async def number(self) -> int:
         """Return the number of a socket that has just been accepted."""
@@ -116,7 +123,22 @@ class RealtimeSessions:
         """Note that a session's socket is closed. Its record stays."""
         ledger = session.ledger
         if self._live.pop(ledger.session, None) is not None and ledger.key is not None:
+            self._unindex(ledger, ledger.key)
+            ledger.ended()
             self._ended[ledger.session] = ledger
+
+    def _unindex(self, ledger: Ledger, key: Key) -> None:
+        same = self._by_key.get(key.digest, set())
+        same.discard(ledger.session)
+        if not same:
+            self._by_key.pop(key.digest, None)
+
+    def _take_key(self, ledger: Ledger, key: Key) -> None:
+        if ledger.key is not None:
+            self._unindex(ledger, ledger.key)
+        ledger.key = key
+        if ledger.session in self._live:
+            self._by_key.setdefault(key.digest, set()).add(ledger.session)
 
     async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
         """Settle the first join on a socket. Its record is written when this returns, unless it is late.
@@ -131,22 +153,33 @@ class RealtimeSessions:
         Raises:
             Unavailable: the database does not answer.
         """
-        answering: frozenset[int] = frozenset()
+        silent: frozenset[int] = frozenset()
         if not key.is_exact:
-            others = [
-                each
-                for each in self._live.values()
-                if each.ledger.key == key and each.ledger.ref < ref and each.ledger is not ledger
-            ]
+            numbers = self._by_key.get(key.digest, set())
+            others = [other for number in numbers if (other := self._live[number]).ledger.ref < ref]
             answers = await asyncio.gather(*[self._answers(each) for each in others])
-            answering = frozenset(
-                each.ledger.session for each, answered in zip(others, answers, strict=True) if answered
+            silent = frozenset(
+                each.ledger.session for each, answered in zip(others, answers, strict=True) if not answered
             )
-        verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, answering))
+        verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, silent))
         for session in verdict.claimed:
             if (old := self._live.get(session)) is not None:
-                old.close(Close.REPLACED)
+                old.drop(Close.REPLACED)
         return verdict
+
+    async def rename(self, ledger: Ledger, key: Key) -> bool:
+        """Have a session be found under another key. Return whether it still exists.
+
+        With an exact key, sessions before it under that key belong to earlier pages, and go.
+        """
+        self._take_key(ledger, key)
+        ledger.rename(key)
+        if key.is_exact:
+            earlier = [number for number in self._by_key.get(key.digest, set()) if number < ledger.session]
+            for number in earlier:
+                self._live[number].drop(Close.REPLACED)
+            await self._discards.ask(_Renaming(ledger, key))
+        return await self._saves.ask(ledger)
 
     async def _answers(self, session: LiveSession) -> bool:
         """Return whether a client answers a ping that is sent now."""
@@ -183,12 +216,7 @@ class RealtimeSessions:
         """Save the sessions that have changed, and close those that have been continued elsewhere."""
         ledgers = [session.ledger for session in self._live.values() if session.ledger.key is not None]
         changed = [each for each in (*ledgers, *self._ended.values()) if self._is_changed(each, at)]
-        for start in range(0, len(changed), _BATCH):
-            try:
-                await self._save(changed[start : start + _BATCH])
-            except (psycopg.Error, PoolTimeout) as error:
-                observe.failed("the sessions' records", error)
-                return
+        await asyncio.gather(*[self._saves.ask(ledger) for ledger in changed], return_exceptions=True)  # it is logged
         for number in [number for number, ledger in self._ended.items() if not self._is_changed(ledger, at)]:
             del self._ended[number]
             self._saved.pop(number, None)
@@ -208,8 +236,12 @@ class RealtimeSessions:
         for ledger in ledgers:
             self._saved[ledger.session] = rows[ledger.session][0], at
             if ledger.session not in there and (session := self._live.get(ledger.session)) is not None:
-                session.close(Close.REPLACED)
+                session.drop(Close.REPLACED)
         return [ledger.session in there for ledger in ledgers]
+
+    async def _discard(self, renamed: Sequence[_Renaming]) -> Sequence[None]:
+        await self._records.discard([(each.ledger.session, each.key.digest) for each in renamed])
+        return [None] * len(renamed)
 
     async def _settle(self, claims: Sequence[_Claim]) -> Sequence[Verdict]:
         async with self._records.settling() as settling:
@@ -220,10 +252,10 @@ class RealtimeSessions:
             if verdict.is_late:
                 continue
             ledger = claim.ledger
-            ledger.key = claim.key
-            ledger.cursors = dict(verdict.cursors)
-            ledger.cursors.setdefault(claim.topic, claim.start)
-            self._saved[ledger.session] = ledger.changes, at
+            self._take_key(ledger, claim.key)
+            ledger.cursors = _begun(claim, verdict)
+            if ledger.session in self._live:
+                self._saved[ledger.session] = ledger.changes, at
             for number in verdict.removed:
                 self._ended.pop(number, None)
                 self._saved.pop(number, None)
@@ -239,8 +271,12 @@ class RealtimeSessions:
         begun: dict[int, SavedSession] = {}
         ended: list[int] = []
         for claim in sorted(claims, key=lambda claim: claim.ledger.session):
-            others, session = known[claim.key.digest], claim.ledger.session
-            verdict = settle(session, claim.ref, claim.key, list(others.values()), claim.answering)
+            session = claim.ledger.session
+            others = known[claim.key.digest]
+            others.pop(session, None)
+            # One that became live after the others were probed is alive, too.
+            answering = self._by_key.get(claim.key.digest, set()) - claim.silent - {session}
+            verdict = settle(session, claim.ref, claim.key, list(others.values()), answering)
             verdicts.append(verdict)
             if verdict.is_late:
                 continue
@@ -248,7 +284,7 @@ class RealtimeSessions:
                 del others[number]
                 if begun.pop(number, None) is None:
                     ended.append(number)
-            cursors = {claim.topic: claim.start, **verdict.cursors}
+            cursors = _begun(claim, verdict)
             others[session] = Record(session, claim.ref, cursors)
             begun[session] = SavedSession(session, claim.key.digest, claim.ref, cursors)
         await settling.replace(ended, list(begun.values()))
@@ -262,6 +298,11 @@ class RealtimeSessions:
         if ledger is not None:
             return ledger.record()
         return Record(row.session, row.ref, row.cursors, bool(row.is_recent))
+
+
+def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:
+    """Return the positions with which a session begins: also of topics that were joined before it had a key."""
+    return {claim.topic: claim.start, **claim.ledger.cursors, **dict(list(verdict.cursors.items())[:_MOST_CURSORS])}
 
 
 def _row(ledger: Ledger) -> SavedSession:

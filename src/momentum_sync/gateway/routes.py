@@ -73,8 +73,7 @@ def values_of(event: Event, column: str) -> list[Value] | None:
         return None
     new = None if record is None else record[column]
     before = None if old is None else old.get(column)
-    if new is None or before is None:
-        one = before if new is None else new
-        return [] if one is None else [_decode(one)]
-    value, previous = _decode(new), _decode(before)
-    return [value] if value == previous else [value, previous]
+    values = [_decode(each) for each in (new, before) if each is not None]
+    if any(isinstance(value, list | dict) for value in values):
+        return None  # the column has another type by now
+    return values if len(values) < 2 or values[0] != values[1] else values[:1]

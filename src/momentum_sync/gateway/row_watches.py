@@ -25,6 +25,7 @@ from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Opera
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
 
+_MOST_CONDITIONS = 20
 _EVENTS = frozenset({"*", "INSERT", "UPDATE", "DELETE"})
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
 
@@ -82,6 +83,10 @@ class RowWatches:
         """Settle the first join on a socket; its record is written when this returns. Raise Unavailable."""
         return await self._sessions.claim(ledger, key, ref, topic, start)
 
+    async def rename(self, ledger: Ledger, key: Key) -> bool:
+        """Have a session be found under another key. Return whether it still exists. Raise Unavailable."""
+        return await self._sessions.rename(ledger, key)
+
     async def save(self, ledger: Ledger) -> bool:
         """Save a session now. Return whether it still exists. Raise Unavailable."""
         return await self._sessions.save(ledger)
@@ -129,13 +134,48 @@ class RowWatches:
         """
         # Also without bindings: the database refuses a token that was revoked.
         tables = await self._policies.published(identity)
-        watches = [await self._confirm(identity, binding, tables) for binding in bindings]
+        watches = [await self._confirm(identity, binding, _named(binding, tables)) for binding in bindings]
+        await self._follow_all(watches)
+        return Watched(tuple(watches), tuple(self._notices(watches, tables)))
+
+    async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
+        """Confirm bindings again, because tables or rights have changed. A table that was renamed is the same.
+
+        A binding of a table that cannot be read now stays: its changes are checked. One whose columns or filter cannot
+        be read any longer goes, and is reported.
+
+        Raises:
+            Unavailable: the database does not answer, or capture is not live.
+        """
+        tables = await self._policies.published(identity)
+        before = {watch.id: watch for watch in known}
+        watches: list[Watch] = []
+        wrong: list[str] = []
+        for binding in bindings:
+            old = before.get(binding.id)
+            same = [table for table in tables if old is not None and table.oid in old.relations]
+            is_wildcard = "*" in (binding.schema, binding.table)
+            if old is not None and not same and not is_wildcard:
+                watches.append(old)
+                continue
+            try:
+                watches.append(
+                    await self._confirm(
+                        identity, binding, same if same and not is_wildcard else _named(binding, tables)
+                    )
+                )
+            except BadRequest as error:
+                if old is not None:
+                    wrong.append(str(error))
+        await self._follow_all(watches)
+        return Watched(tuple(watches), tuple(wrong))
+
+    async def _follow_all(self, watches: Sequence[Watch]) -> None:
         for relation in sorted({relation for watch in watches for relation in watch.relations}):
             try:
                 await self._follow(relation)
             except CaptureError as error:
                 raise Unavailable(f"The table cannot be followed: {error}.") from error
-        return Watched(tuple(watches), tuple(self._notices(watches, tables)))
 
     def _notices(self, watches: Sequence[Watch], tables: Sequence[RowTable]) -> Iterator[str]:
         """Yield a notice for each table whose `DELETE` will be withheld."""
@@ -150,14 +190,14 @@ class RowWatches:
                     f" This mends it: alter table {name} replica identity full"
                 )
 
-    async def _confirm(self, identity: Identity, binding: Binding, tables: Sequence[RowTable]) -> Watch:
-        found = [
-            table for table in tables if binding.schema in ("*", table.schema) and binding.table in ("*", table.name)
-        ]
+    async def _confirm(self, identity: Identity, binding: Binding, found: Sequence[RowTable]) -> Watch:
+        """Confirm a binding of these tables."""
         try:
             conditions = parse_filter(binding.filter or "")
         except MalformedFilter as error:
             raise BadRequest("bad_filter", str(error)) from None
+        if len(conditions) > _MOST_CONDITIONS:
+            raise _refused(binding, f"a filter has at most {_MOST_CONDITIONS} conditions")
         is_wildcard = "*" in (binding.schema, binding.table)
         if binding.event not in _EVENTS or (is_wildcard and (conditions or binding.select is not None)):
             raise _refused(binding)
@@ -184,7 +224,12 @@ class RowWatches:
             await self._rights.check_pattern(identity, condition)
         elif condition.operator is not Operator.IS:
             operands = await self._rights.operands(identity, column.type_sql, condition.values)
-        return Test(condition, column.type_name, column.type_sql, operands)
+        return Test(condition, column.type_name, column.type_sql, column.definition, operands)
+
+
+def _named(binding: Binding, tables: Sequence[RowTable]) -> list[RowTable]:
+    """Return the tables that a binding names."""
+    return [table for table in tables if binding.schema in ("*", table.schema) and binding.table in ("*", table.name)]
 
 
 _UNKNOWN = f"no table of this name is in the publication {PUBLICATION} and can be selected"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -45,11 +46,18 @@ from momentum_sync.identity.tokens import Identity
 _SQL = queries.load(__package__)
 _MOST_ROWS = 200  # made-up rows
 _MOST_CONDITIONS = 10_000
+_MOST_ADMITTED = 50_000
 _USERS = ("3f0c2f6e-2c1b-4f6e-9d8e-5a1b7c9d0e11", "9a7d1b52-6b0f-4e1c-8a52-0c4e8f3b7d22")
 _GUESSES: Mapping[Kind, tuple[Value, ...]] = {
     Kind.UUID: _USERS, Kind.TEXT: ("", "other", *_USERS), Kind.INTEGER: (0, 1, 7), Kind.BOOLEAN: (True, False),
 }  # fmt: skip
-_claims = msgspec.json.Decoder(dict[str, object])
+_claims = msgspec.json.Decoder(dict[str, str])
+_object = msgspec.json.Decoder(dict[str, object])
+# A body of `auth.uid()` and its like that depends on the claims alone: it reads no table.
+_PLAIN = re.compile(
+    r"(?:\s|select\b|coalesce\b|nullif\b|current_setting\b|true\b|uuid\b|jsonb?\b|text\b|'[^']*'|::|->>?|[(),;])+",
+    re.IGNORECASE,
+)
 
 
 class CompiledPolicies:
@@ -70,6 +78,8 @@ class CompiledPolicies:
         self._changed_by: list[int] = []
         self._tables: dict[tuple[str, int], RowTable | None] = {}
         self._published: dict[str, list[int]] = {}
+        self._lists: dict[str, list[RowTable]] = {}
+        self._admitted: set[Identity] = set()
         # By table: reading a policy twice gives the same. None for one that is not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._told: Callable[[], None] = lambda: None
@@ -86,11 +96,14 @@ class CompiledPolicies:
     def missed(self) -> None:
         """Forget everything: changes may have been missed, and transaction ids of another primary mean nothing."""
         self._changed_by = []
+        self._admitted = set()
         self._forget()
 
     def _forget(self) -> None:
         self.generation += 1
         self._tables = {}
+        self._conditions = {}  # a function may be another one now
+        self._lists = {}
 
     async def decider(self, identity: Identity, relation: int) -> Decider | None:
         """Return what decides about a table's changes for a caller; None if the database has to.
@@ -109,17 +122,17 @@ class CompiledPolicies:
         if table is None or condition is None:
             return None
         try:
-            return Decider(table, bind(condition, _claims.decode(identity.claims)))
+            return Decider(table, bind(condition, _object.decode(identity.claims)))
         except NotDecidable:
             return None
 
     async def _load(self, identity: Identity, relation: int) -> RowTable | None:
         """Return the table as it is, once the snapshot sees every change so far; None if it cannot be compiled."""
         async for _ in self._pool.until_visible():
-            (tells,), rows = await self._pool.ask(
+            ((tells, functions),), rows = await self._pool.ask(
                 identity, (_SQL["tells_policies"], {}), tables_query([relation]), lane=Lane.CONNECT
             )
-            if not rows or not tells[0]:
+            if not rows or not tells or not all(map(_PLAIN.fullmatch, _claims.decode(functions).values())):
                 return None
             snapshot = Snapshot.parse(rows[0][-1])
             if all(snapshot.sees(xid) for xid in self._changed_by):
@@ -168,11 +181,29 @@ class CompiledPolicies:
     # What no event tells
 
     async def published(self, identity: Identity) -> list[RowTable]:
-        """Return the published tables that the caller may select from."""
-        (rows,) = await self._pool.ask(identity, tables_query(None), lane=Lane.CONNECT)
+        """Return the published tables that the caller may select from. Raise Unauthenticated for a revoked token."""
+        tables = self._lists.get(identity.role)
+        if tables is not None and identity in self._admitted:
+            return tables
+        async for _ in self._pool.until_visible():
+            generation, admitted = self.generation, self._admitted
+            here, rows = await self._pool.ask(identity, (_SQL["snapshot"], {}), tables_query(None), lane=Lane.CONNECT)
+            snapshot = Snapshot.parse(here[0][0])
+            if all(snapshot.sees(xid) for xid in self._changed_by):
+                break
         tables = [read_table(row) for row in rows]
         self._published[identity.role] = [table.oid for table in tables]
+        if len(admitted) >= _MOST_ADMITTED:
+            admitted.clear()
+        admitted.add(identity)  # a revocation replaces the set
+        if generation == self.generation:
+            self._lists[identity.role] = tables
         return tables
+
+    def revoked(self, xid: int) -> None:
+        """Note that a transaction has revoked tokens: the database is asked again whether it admits each."""
+        self._changed_by = [*self._changed_by[-99:], xid]
+        self._admitted = set()
 
     async def run(self) -> None:
         """Read the catalog again at intervals, for ever."""

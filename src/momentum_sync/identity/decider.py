@@ -13,6 +13,18 @@ from momentum_sync.wire.row_change import Change, Row
 _decode = msgspec.json.decode
 
 
+def seen_change(table: RowTable, *, is_seen: bool, was_seen: bool | None) -> SeenChange | None:
+    """Return what a caller sees of a change whose row it may see now, or might have seen before; None for nothing.
+
+    `was_seen` is None if the change has no whole old row apart from its row.
+    """
+    key = table.key or None
+    if is_seen:
+        # What the row was before it came into sight is not the caller's.
+        return SeenChange(table, old_columns=None if was_seen is not False else table.key)
+    return SeenChange(table, is_gone=True, old_columns=key) if was_seen else None
+
+
 class Undecided(Exception):
     """The database has to be asked about this change."""
 
@@ -45,16 +57,16 @@ class Decider:
             Undecided: the change lacks a column, or the column had another type.
         """
         if change.type == "TRUNCATE" or not self.table.secured:
-            return SeenChange(self.table, is_gone=False)
-        if any(self._types.get(column.name, column.type) != column.type for column in change.columns):
+            return SeenChange(self.table)
+        if change.columns != self.table.signature and any(
+            self._types.get(column.name, column.type) != column.type for column in change.columns
+        ):
             raise Undecided
-        if decide(self._condition, self._values(change.row)) is True:
-            return SeenChange(self.table, is_gone=False)
+        is_seen = decide(self._condition, self._values(change.row)) is True
+        was_seen: bool | None = None
         if change.type == "UPDATE" and change.has_whole_old_row:
-            before: Row = change.old_record or {}
-            if decide(self._condition, self._values(before)) is True:
-                return SeenChange(self.table, is_gone=True)
-        return None
+            was_seen = decide(self._condition, self._values(change.old_record or {})) is True
+        return seen_change(self.table, is_seen=is_seen, was_seen=was_seen)
 
     def _values(self, row: Row) -> Mapping[str, Value]:
         try:

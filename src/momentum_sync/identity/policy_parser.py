@@ -31,7 +31,7 @@ KINDS: Mapping[str, Kind] = {
 
 _CASTS = {
     exp.DType.TEXT: Kind.TEXT, exp.DType.VARCHAR: Kind.TEXT, exp.DType.UUID: Kind.UUID, exp.DType.INT: Kind.INTEGER,
-    exp.DType.BIGINT: Kind.INTEGER, exp.DType.SMALLINT: Kind.INTEGER,
+    exp.DType.BIGINT: Kind.INTEGER,
 }  # fmt: skip
 _BOTH = frozenset({"this", "expression"})
 _ONE = frozenset({"this"})
@@ -222,6 +222,8 @@ def _path(node: exp.Expr) -> tuple[str, ...]:
     _check_form(node)
     name = node.expression
     while isinstance(name, exp.Cast | exp.Paren):
+        if isinstance(name, exp.Cast) and name.to.this is not exp.DType.TEXT:
+            raise NotDecidable("an index")
         name = name.this
     if not isinstance(name, exp.Literal) or not name.is_string:
         raise NotDecidable("an index")

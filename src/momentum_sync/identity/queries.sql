@@ -87,7 +87,10 @@ select
             a.attname,
             -- Equal texts of such a column may have different bytes, and no filter may be decided on those.
             t.typname || case when n.collisdeterministic is false then ' (nondeterministic)' else '' end,
-            format_type(a.atttypid, a.atttypmod), has_column_privilege(c.oid, a.attnum, 'select'),
+            format_type(a.atttypid, null),
+            format_type(a.atttypid, null) || case when a.attcollation <> t.typcollation
+                then ' collate ' || a.attcollation::regcollation::text else '' end,
+            has_column_privilege(c.oid, a.attnum, 'select'),
             a.attnum = any (coalesce(k.conkey, '{}'))) order by a.attnum)::text
         from pg_catalog.pg_attribute a
         join pg_catalog.pg_type t on t.oid = a.atttypid
@@ -128,10 +131,20 @@ where has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(c.oid, '
     else c.oid::bigint = any (%(relations)s) end
 order by c.oid
 
+-- name: snapshot
+select pg_current_snapshot()::text
+
 -- name: tells_policies
 -- Whether the transaction that changes a policy tells every gateway.
 select exists (
-    select from pg_catalog.pg_event_trigger t where t.evtname = 'momentum_policies' and t.evtenabled in ('O', 'A'))
+    select from pg_catalog.pg_event_trigger t where t.evtname = 'momentum_policies' and t.evtenabled = 'A'),
+    (
+        -- What the compiler takes these functions for.
+        select coalesce(jsonb_object_agg(p.proname, case when l.lanname = 'sql' then p.prosrc else '' end), '{}')::text
+        from pg_catalog.pg_proc p
+        join pg_catalog.pg_language l on l.oid = p.prolang
+        join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = 'auth' and p.proname in ('uid', 'role', 'jwt') and p.pronargs = 0 and p.proconfig is null)
 
 -- name: allowed_rows
 -- Asked as the caller: which of the given rows the policies allow. The rows have the columns that the policies read.
@@ -140,6 +153,14 @@ select array(
     select e.id
     from unnest(%(ids)s::bigint[], %(rows)s::jsonb[]) as e (id, version)
     where exists (select from {row} where ({permissive}) and ({restrictive})))
+
+-- name: selected_rows
+-- Asked as the caller: which of the given rows it may select now, with the values that the policies read.
+select array(
+    select e.id
+    from unnest(%(ids)s::bigint[], %(rows)s::jsonb[]) as e (id, version)
+    cross join lateral jsonb_to_record(e.version) as v ({definitions})
+    where exists (select from {table} t where {same}))
 
 -- name: operand
 -- The values of a condition as `to_jsonb` makes them of the column's type.

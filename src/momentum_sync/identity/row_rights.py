@@ -21,7 +21,8 @@ from momentum_sync.database.pool import CallerPool, Lane, Params
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import BadRequest, Forbidden, Unavailable
 from momentum_sync.eventlog.event import Event
-from momentum_sync.identity.row_tables import RowTable, SeenChange
+from momentum_sync.identity.decider import seen_change
+from momentum_sync.identity.row_tables import RowColumn, RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.realtime_filter import Condition, Operator
 from momentum_sync.wire.row_change import Change, Row, parse_change
@@ -36,8 +37,9 @@ _OPERATORS: Mapping[Operator, str] = {
     Operator.LIKE: "like", Operator.ILIKE: "ilike", Operator.MATCH: "~", Operator.IMATCH: "~*",
     Operator.IS_DISTINCT: "is distinct from",
 }  # fmt: skip
+_MOST_OPERANDS = 20_000
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
-_columns = msgspec.json.Decoder(list[tuple[str, str, str, bool, bool]])
+_columns = msgspec.json.Decoder(list[tuple[str, str, str, str, bool, bool]])
 
 
 class _Version(NamedTuple):
@@ -61,15 +63,24 @@ class RowRights:
         self.deletes_by_key = deletes_by_key
         # By role and id, from the last answer: the question of policies depends on the role alone.
         self._known: dict[tuple[str, int], RowTable] = {}
+        # Joins and reviews of many clients ask for the same again.
+        self._operands: dict[tuple[str, tuple[str, ...]], tuple[bytes, ...]] = {}
+        self._private: set[RowTable] = set()  # tables with policies that their callers cannot evaluate
 
     async def operands(self, identity: Identity, type_sql: str, values: Sequence[str]) -> tuple[bytes, ...]:
         """Return the JSON of values of a type. Raise BadRequest with the database's words if they are none."""
-        query = sql.SQL(_SQL["operand"]).format(type=sql.SQL(type_sql)).as_bytes()
-        return tuple(text.encode() for text in (await self._one(identity, query, {"values": list(values)}))[0])
+        key = (type_sql, tuple(values))
+        if key not in self._operands:
+            query = sql.SQL(_SQL["operand"]).format(type=sql.SQL(type_sql.replace("%", "%%"))).as_bytes()
+            found = (await self._one(identity, query, {"values": list(values)}))[0]
+            if len(self._operands) >= _MOST_OPERANDS:
+                self._operands.clear()
+            self._operands[key] = tuple(text.encode() for text in found)
+        return self._operands[key]
 
     async def check_pattern(self, identity: Identity, condition: Condition) -> None:
         """Raise BadRequest with the database's words if a condition's pattern is malformed."""
-        await self._one(identity, *_test_query(Test(condition, "text", "text", ()), b'""'))
+        await self._one(identity, *_test_query(Test(condition, "text", "text", "text", ()), b'""'))
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
         """Return for each test and value whether it holds. A test that raises an error does not."""
@@ -105,17 +116,22 @@ class RowRights:
         """Decide about the changes of one relation, once the snapshot sees all of their transactions."""
         async for _ in self._pool.until_visible():
             table = self._known.get((identity.role, relation))
-            versions = _versions(events, table)
             asked = [tables_query([relation])]
-            if table is not None and table.secured and versions:
-                asked.append(rows_query(table, [(version.id, version.row) for version in versions]))
+            evaluated, selected = self._versions(events, table)
+            if table is not None and evaluated:
+                asked.append(rows_query(table, [(version.id, version.row) for version in evaluated]))
+            if table is not None and (by_key := _select_query(table, selected)) is not None:
+                asked.append(by_key)
             try:
                 rows, *answers = await self._pool.ask(identity, *asked)
-            except Forbidden:
-                return {}
-            except psycopg.Error as error:
+            except (psycopg.Error, Forbidden) as error:
                 # The table may have changed since the question was made, or a policy has raised an error.
                 if not await self._is_known(identity, relation, table):
+                    continue
+                if table is not None and isinstance(error, Forbidden) and table not in self._private:
+                    # The caller may be bound by a policy whose parts it may not name, such as a function in a private
+                    # schema. A policy is read once, by the owner; so the rows themselves are asked for.
+                    self._private.add(table)
                     continue
                 return await self._one_by_one(identity, relation, events, error)
             if not rows:
@@ -125,9 +141,29 @@ class RowRights:
             self._known[identity.role, relation] = now
             snapshot = Snapshot.parse(rows[0][-1])
             if table == now and all(snapshot.sees(event.xid) for event in events):
-                allowed = set(answers[0][0][0]) if answers else set()
+                allowed = {number for ((found,),) in answers for number in found}
                 return self._decided(now, events, allowed)
         raise Unavailable("The policies of a table change faster than they can be read; try again in a moment.")
+
+    def _versions(self, events: Sequence[Event], table: RowTable | None) -> tuple[list[_Version], list[_Version]]:
+        """Return the versions on which the policies are evaluated, and those whose rows are selected instead."""
+        evaluated: list[_Version] = []
+        selected: list[_Version] = []
+        if table is None or not table.secured:
+            return evaluated, selected
+        is_private = table in self._private
+        for event in events:
+            change = parse_change(event.body)
+            if change.type == "TRUNCATE":
+                continue
+            row, old = _Version(event.offset * 2, change.row, event), _row_before(change)
+            if not is_private and table.can_check(change.row):
+                evaluated.append(row)
+            elif change.type != "DELETE":
+                selected.append(row)
+            if old is not None and not is_private and table.can_check(old):
+                evaluated.append(_Version(event.offset * 2 + 1, old, event))
+        return evaluated, selected
 
     async def _is_known(self, identity: Identity, relation: int, table: RowTable | None) -> bool:
         """Return whether the table is still as it was asked about. Keep it as it is now."""
@@ -139,7 +175,7 @@ class RowRights:
         return self._known.get((identity.role, relation)) == table
 
     async def _one_by_one(
-        self, identity: Identity, relation: int, events: Sequence[Event], error: psycopg.Error
+        self, identity: Identity, relation: int, events: Sequence[Event], error: Exception
     ) -> dict[int, SeenChange]:
         """Decide about each change alone; one whose policies raise an error is not seen, as a SELECT would fail."""
         found: dict[int, SeenChange] = {}
@@ -154,13 +190,16 @@ class RowRights:
         found: dict[int, SeenChange] = {}
         for event in events:
             change = parse_change(event.body)
-            if change.type == "TRUNCATE" or not table.secured or event.offset * 2 in allowed:
-                found[event.offset] = SeenChange(table, is_gone=False)
-            elif change.type == "DELETE" and not table.can_check(change.row):
-                if self.deletes_by_key:
-                    found[event.offset] = SeenChange(table, is_gone=True)
-            elif event.offset * 2 + 1 in allowed:
-                found[event.offset] = SeenChange(table, is_gone=True)
+            seen: SeenChange | None
+            if change.type == "TRUNCATE" or not table.secured:
+                seen = SeenChange(table)
+            elif change.type == "DELETE" and (table in self._private or not table.can_check(change.row)):
+                seen = SeenChange(table, is_gone=True, old_columns=table.key) if self.deletes_by_key else None
+            else:
+                was_seen = event.offset * 2 + 1 in allowed if _row_before(change) is not None else None
+                seen = seen_change(table, is_seen=event.offset * 2 in allowed, was_seen=was_seen)
+            if seen is not None:
+                found[event.offset] = seen
         return found
 
 
@@ -179,22 +218,6 @@ def read_table(row: TupleRow) -> RowTable:
     )  # fmt: skip
 
 
-def _versions(events: Sequence[Event], table: RowTable | None) -> list[_Version]:
-    """Return the versions to evaluate: those that have every column that the policies read."""
-    if table is None:
-        return []
-    versions: list[_Version] = []
-    for event in events:
-        change = parse_change(event.body)
-        if change.type == "TRUNCATE":
-            continue
-        if table.can_check(change.row):
-            versions.append(_Version(event.offset * 2, change.row, event))
-        if (old := _row_before(change)) is not None and table.can_check(old):
-            versions.append(_Version(event.offset * 2 + 1, old, event))
-    return versions
-
-
 def _row_before(change: Change) -> Row | None:
     """Return the row before an update, if the change has all of it."""
     return change.old_record if change.type == "UPDATE" and change.has_whole_old_row else None
@@ -204,20 +227,17 @@ def rows_query(table: RowTable, rows: Sequence[tuple[int, Row]]) -> tuple[Query,
     """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
     # psycopg would take a % in a policy for a placeholder.
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in table.policies)
-    alias = sql.Identifier(table.name)
+    alias = _name(table.name)
     needed = [column for column in table.columns if table.needed is not None and column.name in table.needed]
     if table.needed is None:
         source = sql.SQL("jsonb_populate_record(null::{}, e.version) as {}").format(
-            sql.Identifier(table.schema, table.name), alias
+            _name(table.schema, table.name), alias
         )
     elif not needed:
         source = sql.SQL("(select) as {}").format(alias)
     else:
         # Only these columns: others may have types without a null, such as a domain, and no value in this version.
-        defined = [
-            sql.SQL("{} {}").format(sql.Identifier(column.name), sql.SQL(column.type_sql.replace("%", "%%")))
-            for column in needed
-        ]
+        defined = [_definition(column) for column in needed]
         source = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
     query = sql.SQL(_SQL["allowed_rows"]).format(row=source, permissive=permissive, restrictive=restrictive).as_bytes()
     names = table.needed
@@ -225,6 +245,38 @@ def rows_query(table: RowTable, rows: Sequence[tuple[int, Row]]) -> tuple[Query,
         _encode_row({name: value for name, value in row.items() if names is None or name in names}) for _, row in rows
     ]
     return query, {"ids": [number for number, _ in rows], "rows": texts}
+
+
+def _select_query(table: RowTable, versions: Sequence[_Version]) -> tuple[Query, Params] | None:
+    """Return the query that finds given rows by their key, as they are now; None for a table without a key.
+
+    A row counts only if it still has the values that the policies read.
+    """
+    names = [column.name for column in table.columns if column.name in (table.needed or ()) or column.is_key]
+    rows = [version for version in versions if all(name in version.row for name in table.key)]
+    if not table.key or not rows:
+        return None
+    columns = [column for column in table.columns if column.name in names]
+    same = sql.SQL(" and ").join(
+        sql.SQL("(t.{0} is not distinct from v.{0} or not e.version ? {1})").format(
+            _name(column.name), sql.Literal(column.name.replace("%", "%%"))
+        )
+        for column in columns
+    )
+    query = sql.SQL(_SQL["selected_rows"]).format(
+        definitions=sql.SQL(", ").join(map(_definition, columns)), table=_name(table.schema, table.name), same=same
+    )  # fmt: skip
+    texts = [_encode_row({name: value for name, value in one.row.items() if name in names}) for one in rows]
+    return query.as_bytes(), {"ids": [one.id for one in rows], "rows": texts}
+
+
+def _definition(column: RowColumn) -> sql.Composable:
+    return sql.SQL("{} {}").format(_name(column.name), sql.SQL(column.definition.replace("%", "%%")))
+
+
+def _name(*parts: str) -> sql.Identifier:
+    """Return an identifier in a query with parameters, in which psycopg would take a % for one."""
+    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
 
 
 def _encode_row(row: Row) -> str:
@@ -235,6 +287,7 @@ def _test_query(test: Test, value: bytes) -> tuple[Query, Params]:
     """Return the query of one test, with the operators of SQL."""
     condition = test.condition
     column, kind = sql.SQL("t.value"), sql.SQL(test.type_sql.replace("%", "%%"))
+    defined = sql.SQL(test.definition.replace("%", "%%"))
     if condition.operator is Operator.IS:
         # The words are the grammar's own: `null`, `true`, `false` and `unknown`.
         expression = sql.SQL("{} is {}").format(column, sql.SQL(condition.values[0]))
@@ -248,6 +301,6 @@ def _test_query(test: Test, value: bytes) -> tuple[Query, Params]:
         expression = sql.SQL("{} {} %(operand)s::text::{}").format(column, operator, kind)
     if condition.negated:
         expression = sql.SQL("not ({})").format(expression)
-    query = sql.SQL(_SQL["tested"]).format(condition=expression, type=kind).as_bytes()
+    query = sql.SQL(_SQL["tested"]).format(condition=expression, type=defined).as_bytes()
     row = '{"value":' + value.decode() + "}"
     return query, {"row": row, "operand": condition.values[0], "values": list(condition.values)}

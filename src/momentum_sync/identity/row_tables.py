@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from momentum_sync.wire.row_change import Row
+from momentum_sync.wire.row_change import Change, ChangedColumn, Row
 
 
 class RowColumn(msgspec.Struct, frozen=True):
@@ -16,7 +16,8 @@ class RowColumn(msgspec.Struct, frozen=True):
     Attributes:
         name: the column.
         type_name: `pg_type.typname` of its type.
-        type_sql: the type in SQL.
+        type_sql: the type in SQL, without a length, which would cut other values.
+        definition: the type with the column's collation.
         selectable: whether the role may select it.
         is_key: whether it belongs to the primary key.
     """
@@ -24,6 +25,7 @@ class RowColumn(msgspec.Struct, frozen=True):
     name: str
     type_name: str
     type_sql: str
+    definition: str
     selectable: bool
     is_key: bool
 
@@ -39,6 +41,7 @@ class RowTable(msgspec.Struct, frozen=True):
         policies: one SQL condition for the permissive policies and one for the restrictive ones; both must be true.
         needed: the columns that the policies read; None if one reads the row as a whole.
         columns: its columns.
+        signature: the same as changes have them.
         identity: names of the columns that the replica identity has of an old row.
         shown: names of the columns that the role may select; None if it may select all of them.
         key: names of the primary key's columns.
@@ -51,6 +54,7 @@ class RowTable(msgspec.Struct, frozen=True):
     policies: tuple[str, str]
     needed: frozenset[str] | None
     columns: tuple[RowColumn, ...]
+    signature: tuple[ChangedColumn, ...]
     identity: frozenset[str]
     shown: frozenset[str] | None
     key: frozenset[str]
@@ -65,14 +69,15 @@ class RowTable(msgspec.Struct, frozen=True):
         secured: bool,
         policies: tuple[str, str],
         needed: frozenset[str] | None,
-        columns: Sequence[tuple[str, str, str, bool, bool]],
+        columns: Sequence[tuple[str, str, str, str, bool, bool]],
         identity: frozenset[str],
     ) -> RowTable:
-        """Build a table; each column is its name, type name, type in SQL, and whether it is selectable and a key."""
+        """Build a table; each column has the fields of `RowColumn`."""
         every = tuple(RowColumn(*column) for column in columns)
         shown = frozenset(column.name for column in every if column.selectable)
         return cls(
-            oid, schema, name, secured, policies, needed, every, identity,
+            oid, schema, name, secured, policies, needed, every,
+            tuple(ChangedColumn(column.name, column.type_name.partition(" ")[0]) for column in every), identity,
             None if len(shown) == len(every) else shown,
             frozenset(column.name for column in every if column.is_key),
         )  # fmt: skip
@@ -91,6 +96,17 @@ class RowTable(msgspec.Struct, frozen=True):
         needed = frozenset(column.name for column in self.columns) if self.needed is None else self.needed
         return needed <= self.identity
 
+    def shown_of(self, change: Change) -> frozenset[str] | None:
+        """Return the columns of a change that the role may select; None for all of them.
+
+        A change from before a column was dropped or renamed has one that the table has no longer, and nobody can say
+        whether the role might have selected it.
+        """
+        if change.columns == self.signature:
+            return self.shown
+        same = frozenset(each.name for each in change.columns if each in self.signature)
+        return same if self.shown is None else same & self.shown
+
     def column(self, name: str) -> RowColumn | None:
         """Return a column that the role may select; None if there is none of this name."""
         return next((column for column in self.columns if column.name == name and column.selectable), None)
@@ -101,8 +117,10 @@ class SeenChange(NamedTuple):
 
     Attributes:
         table: its table as the caller may read it.
-        is_gone: the caller sees no more than that the row is gone: the change becomes a `DELETE` with the key.
+        is_gone: the caller sees no more than that the row is gone: the change becomes a `DELETE`.
+        old_columns: columns of the old row that it sees; None for all of them.
     """
 
     table: RowTable
-    is_gone: bool
+    is_gone: bool = False
+    old_columns: frozenset[str] | None = None

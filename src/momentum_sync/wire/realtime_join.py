@@ -105,6 +105,14 @@ def join_response(bindings: Sequence[Binding]) -> bytes:
     return b'{"postgres_changes":[' + b",".join(parts) + b"]}"
 
 
+def parse_token(payload: bytes) -> str | None:
+    """Return the token of an `access_token` message; None where it names none."""
+    try:
+        return _text(_object.decode(payload).get("access_token"))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _bindings(given: object) -> tuple[Binding, ...]:
     if not isinstance(given, list):
         return ()

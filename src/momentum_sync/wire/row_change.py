@@ -74,22 +74,13 @@ _parse = lru_cache(maxsize=_PARSED)(_decoder.decode)
 _parse_large = lru_cache(maxsize=_PARSED_LARGE)(_decoder.decode)
 
 
-def as_delete(change: Change, key: Set[str]) -> Change:
-    """Return the `DELETE` that reports a row which an `UPDATE` took out of a caller's sight.
-
-    Args:
-        change: the update, with the whole old row.
-        key: the columns of the primary key; empty without one.
-    """
-    old = change.old_record or {}
-    return msgspec.structs.replace(
-        change, type="DELETE", record=None,
-        old_record={name: value for name, value in old.items() if name in key} if key else dict(old),
-    )  # fmt: skip
+def as_delete(change: Change) -> Change:
+    """Return the `DELETE` that reports a row which an `UPDATE` took out of a caller's sight."""
+    return msgspec.structs.replace(change, type="DELETE", record=None, old_record=change.old_record or {})
 
 
-def encode_change(change: Change, columns: Set[str] | None) -> bytes:
-    """Return the JSON of a change with these columns only; None: all of them."""
+def encode_change(change: Change, columns: Set[str] | None, old_columns: Set[str] | None = None) -> bytes:
+    """Return the JSON of a change with these columns only, of its rows and of its old row; None: all of them."""
 
     def shown(name: str) -> bool:
         return columns is None or name in columns
@@ -99,7 +90,10 @@ def encode_change(change: Change, columns: Set[str] | None) -> bytes:
         bytes(change.commit_timestamp), b',"type":"', change.type.encode(), b'","columns":',
         _encode([column for column in change.columns if shown(column.name)]),
     ]  # fmt: skip
-    for name, row in (("record", change.record), ("old_record", change.old_record)):
+    old = change.old_record
+    if old is not None and old_columns is not None:
+        old = {name: value for name, value in old.items() if name in old_columns}
+    for name, row in (("record", change.record), ("old_record", old)):
         if row is not None:
             values = [_encode(column) + b":" + bytes(value) for column, value in row.items() if shown(column)]
             parts += [b',"', name.encode(), b'":{', b",".join(values), b"}"]

@@ -17,12 +17,14 @@ class Test(msgspec.Struct, frozen=True):
         condition: the condition.
         type_name: `pg_type.typname` of the column.
         type_sql: the type in SQL.
+        definition: the type with the column's collation.
         operands: the JSON of the condition's values, as `to_jsonb` makes it of the column's type.
     """
 
     condition: Condition
     type_name: str
     type_sql: str
+    definition: str
     operands: tuple[bytes, ...]
 
 

@@ -6,21 +6,20 @@ texts and the order of answers: Supabase, "Realtime Protocol". Broadcast and pre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from momentum_sync.errors import BadRequest, RequestError, Unauthenticated
+from momentum_sync.errors import BadRequest, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.conversation import Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.realtime_errors import reason
-from momentum_sync.gateway.dialects.realtime_resume import Ledger, key_of
+from momentum_sync.gateway.dialects.realtime_place import Places, Start
+from momentum_sync.gateway.dialects.realtime_resume import Ledger
 from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows
 from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
@@ -30,7 +29,7 @@ from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import DeliveryIds
+from momentum_sync.wire.messages import PRINTABLE, DeliveryIds
 from momentum_sync.wire.phoenix import (
     ClientFrame,
     MalformedFrame,
@@ -39,22 +38,13 @@ from momentum_sync.wire.phoenix import (
     encode_frame,
     encode_reply,
 )  # fmt: skip
-from momentum_sync.wire.realtime_join import Join, join_response, parse_join
+from momentum_sync.wire.realtime_join import Join, join_response, parse_join, parse_token
 
 _PREFIX = "realtime:"
+_MOST_NAME = 255  # of a topic; the binary frames of the protocol have room for no more
+_PRINTABLE = re.compile(PRINTABLE)
 _FOREIGN = "sb_"  # an API key in place of a token means the token of the connection
 _encode = msgspec.json.Encoder().encode
-
-
-_RESUMED = "Resumed: the changes since this client was connected follow."
-_GAP = "ResumeGap: changes since this client was connected may be missing; read the data again."
-
-
-class Start(NamedTuple):
-    """Where a topic begins, and what the app is told of it."""
-
-    position: Position
-    said: str
 
 
 class RealtimeSession:
@@ -71,9 +61,9 @@ class RealtimeSession:
     """
 
     __slots__ = (
-        "_checked", "_client_name", "_frames", "_has_gap", "_heartbeat", "_is_settled", "_last_heard", "_limits",
-        "_out", "_outgoing", "_pinged_id", "_probes", "_rows", "_version", "client_id", "closing", "cursor", "dialect",
-        "identity", "ledger", "revision", "topics",
+        "_checked", "_frames", "_heartbeat", "_last_heard", "_limits", "_name", "_out", "_outgoing", "_pinged_id",
+        "_places", "_probes", "_rows", "_version", "client_id", "closing", "cursor", "dialect", "identity", "revision",
+        "topics",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +80,7 @@ class RealtimeSession:
     ) -> None:
         self.identity = identity
         self.client_id = client_id
-        self.ledger = Ledger(0)
+        self._places = Places(rows, 0, name)
         self.topics: dict[str, Topic] = {}
         self.dialect = RowCursor(self.topics, version, rows.shared)
         self.cursor: Cursor = self.dialect
@@ -102,14 +92,17 @@ class RealtimeSession:
         self._heartbeat = heartbeat
         self._frames = TokenBucket(limits.realtime_frames, at)
         self._last_heard = at
-        self._client_name = name
-        self._is_settled = False
-        self._has_gap = False
+        self._name = name
         self._outgoing: Outgoing
         self._pinged_id = ""
         self._probes: list[tuple[int, Callable[[], None]]] = []
         self._out: list[bytes] = []
         self._checked: dict[int, bytes] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return the session's positions."""
+        return self._places.ledger
 
     @property
     def owner(self) -> Owner:
@@ -127,7 +120,7 @@ class RealtimeSession:
 
     def begin(self, session: int, position: Position, at: float) -> None:
         """Start after a position, as the session of this number. Nothing is sent until the client joins."""
-        self.ledger = Ledger(session)
+        self._places = Places(self._rows, session, self._name)
         self.cursor.begin(position)
         self._pinged_id = self.cursor.last_id
         self._last_heard = at  # until now the client had to wait for the server
@@ -147,6 +140,11 @@ class RealtimeSession:
     def close(self, why: Close) -> None:
         """End the conversation; the first reason stands."""
         self.closing = self.closing or why
+
+    def drop(self, why: Close) -> None:
+        """End the connection now."""
+        self.close(why)
+        self._outgoing.flush()
 
     def _reply(self, to: ClientFrame, response: bytes = b"{}", *, ok: bool = True) -> None:
         self._out.append(encode_reply(self._version, to, response, ok=ok))
@@ -202,7 +200,7 @@ class RealtimeSession:
             self._reply(frame)
             position = self.ledger.cursors.get(topic.name)
             self._end_topic(topic)
-            if position is not None and not topic.is_confirmed:
+            if position is not None and not topic.is_confirmed and len(self.ledger.cursors) < self._limits.topics:
                 # The reply to the join has not arrived in time. The client joins again, and has to find its position.
                 self.ledger.begin(topic.name, position)
         elif frame.event == "access_token":
@@ -213,19 +211,25 @@ class RealtimeSession:
             self._refuse(frame, f"NotAvailable: this server does not offer {frame.event} yet")
         return None
 
+    def _refusal(self, frame: ClientFrame, join: Join) -> str | None:
+        """Return why a topic cannot be joined, whoever joins it; None if it can."""
+        limits, name = self._limits, frame.topic
+        if not name.startswith(_PREFIX):
+            return "unmatched topic"
+        if name == _PREFIX:
+            return "TopicNameRequired: You must provide a topic name"
+        if len(name) > _MOST_NAME or not _PRINTABLE.fullmatch(name):
+            return f"TopicNameInvalid: A topic has at most {_MOST_NAME} printable characters"
+        if len(self.topics) >= limits.topics and name not in self.topics:
+            return "ChannelRateLimitReached: Too many channels"
+        if len(join.bindings) > limits.topics:
+            return f"TooManyBindings: A topic has at most {limits.topics} bindings"
+        return "NotAvailable: this server does not offer private channels yet" if join.is_private else None
+
     async def _join(self, frame: ClientFrame, services: Services) -> None:
-        if not frame.topic.startswith(_PREFIX):
-            self._refuse(frame, "unmatched topic")
-            return
-        if frame.topic == _PREFIX:
-            self._refuse(frame, "TopicNameRequired: You must provide a topic name")
-            return
-        if len(self.topics) >= self._limits.topics and frame.topic not in self.topics:
-            self._refuse(frame, "ChannelRateLimitReached: Too many channels")
-            return
         join = parse_join(bytes(frame.payload))
-        if join.is_private:
-            self._refuse(frame, "NotAvailable: this server does not offer private channels yet")
+        if (refusal := self._refusal(frame, join)) is not None:
+            self._refuse(frame, refusal)
             return
         identity = self.identity
         if join.access_token is not None and not join.access_token.startswith(_FOREIGN):
@@ -235,7 +239,7 @@ class RealtimeSession:
             watched = await self._rows.watch(identity, join.bindings)
         except BadRequest as error:
             wrong = str(error)
-        start = await self._start(frame, join, identity)
+        start = await self._start(frame, identity)
         if start is None:
             return
         now, at = services.now(), services.monotonic()
@@ -244,7 +248,11 @@ class RealtimeSession:
             _ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset),
         )  # fmt: skip
         await self._take_deciders([topic])
-        self._go_back(topic.name, start.position.offset)
+        replaced = self.topics.get(topic.name)
+        if replaced is None:
+            self._go_back(topic.name, start.position.offset)
+        else:  # it has had everything that was written, and what it had before the connection went back
+            topic.events.skip_to(max(self._outgoing.offset, replaced.events.since))
         self.topics[topic.name] = topic
         self._subscribed()
         self._reply(frame, join_response(join.bindings))
@@ -257,36 +265,20 @@ class RealtimeSession:
         for notice in watched.notices:
             self._system(topic, "rights", notice, ok=True)
 
-    async def _start(self, frame: ClientFrame, join: Join, identity: Identity) -> Start | None:
+    async def _start(self, frame: ClientFrame, identity: Identity) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
         # Everything up to here precedes the reply; everything after it follows.
         head = self._rows.position
-        if frame.topic in self.topics:  # joined again on the same socket: it has had everything that was written
-            return Start(replace(head, offset=self._outgoing.offset), "")
-        ledger, name = self.ledger, frame.topic
-        number = ledger.saw(frame.ref)
-        before = ledger.cursors.get(name)
-        if not self._is_settled:
-            key = key_of(self._client_name, join.presence_key, identity)
-            if key is not None and number is not None:
-                verdict = await self._rows.claim(ledger, key, number, name, head)
-                if verdict.is_late:
-                    self.close(Close.REPLACED)
-                    return None
-                before, self._has_gap = verdict.cursors.get(name), verdict.has_gap
-            self._is_settled = True
-        start = Start(head, _GAP if self._has_gap else "")
-        if before is not None:
-            try:
-                await self._rows.verify(before)
-                start = Start(before, _GAP if self._has_gap else _RESUMED)
-            except ResumeRefused:
-                start = Start(head, _GAP)
-        if ledger.cursors.get(name) != start.position:
-            ledger.begin(name, start.position)
-            if ledger.key is not None and not await self._rows.save(ledger):
-                self.close(Close.REPLACED)
-                return None
+        if frame.topic in self.topics:  # joined again on the same socket: it goes on
+            return Start(head, "")
+        try:
+            start = await self._places.start(frame.topic, frame.ref, identity, head)
+        except Unavailable:
+            # It is not known what the database has written. The next socket finds it.
+            self.close(Close.RESTART)
+            return None
+        if start is None:
+            self.close(Close.REPLACED)
         return start
 
     def _go_back(self, name: str, offset: int) -> None:
@@ -303,23 +295,32 @@ class RealtimeSession:
 
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
         """Take a fresh token for a topic. As at Supabase, there is no reply."""
-        token = _token(bytes(frame.payload))
+        token = parse_token(bytes(frame.payload))
         if token is None or token.startswith(_FOREIGN):
             return
         identity = await self._rows.authenticate_realtime(token)
         if self.topics.get(topic.name) is not topic or identity == topic.identity:
             return
         renewed = topic.renewed(identity, _ends_at(identity, services.now(), services.monotonic()))
+        wrong = ""
+        try:
+            renewed.events.watch((await self._rows.watch(identity, topic.events.bindings)).watches)
+        except BadRequest as error:
+            wrong = str(error)
+            renewed.events.watch(())
         await self._take_deciders([renewed])
         if self.topics.get(topic.name) is not topic:
             return
         self.topics[topic.name] = renewed
         self._subscribed()
-        ledger = self.ledger
-        if ledger.key is not None and (key := key_of(self._client_name, "", identity)) not in (None, ledger.key):
-            # Somebody has signed in: the next socket's joins will be theirs.
-            ledger.rename(key)
-            if not await self._rows.save(ledger):
+        if wrong:
+            self._system(renewed, "postgres_changes", wrong)
+        try:
+            is_known = await self._places.rename(topic.name, identity)
+        except Unavailable:
+            self.close(Close.RESTART)
+        else:
+            if not is_known:
                 self.close(Close.REPLACED)
 
     def _lose_token(self, topic: Topic, error: RequestError) -> None:
@@ -335,6 +336,7 @@ class RealtimeSession:
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted)))
         self.dialect.topics_changed()
+        self._checked = {}
         self.revision = object()
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:
@@ -363,11 +365,14 @@ class RealtimeSession:
         return what == "row_rights_changed"
 
     async def review(self, services: Services) -> None:
-        """Ask again which tables are published, and what decides about their changes."""
+        """Confirm all bindings again: tables, columns and rights may be others now."""
         for topic in list(self.topics.values()):
-            if any("*" in (binding.schema, binding.table) for binding in topic.events.bindings):
-                watched = await self._rows.watch(topic.identity, topic.events.bindings)
-                topic.events.watch(watched.watches)
+            events = topic.events
+            watched = await self._rows.watch_again(topic.identity, events.bindings, events.watches)
+            events.watch(watched.watches)
+            if self.topics.get(topic.name) is topic:
+                for notice in watched.notices:
+                    self._system(topic, "postgres_changes", notice)
         await self._take_deciders(list(self.topics.values()))
         self._subscribed()
 
@@ -402,7 +407,10 @@ class RealtimeSession:
             if at >= topic.ends_at:
                 late = 0 if topic.identity.expires_at is None else max(0, int(now - topic.identity.expires_at))
                 self._system(topic, "system", f"Token has expired {late} seconds ago")
+                position = self.ledger.cursors.get(topic.name)
                 self._end_topic(topic)
+                if position is not None and len(self.ledger.cursors) < self._limits.topics:
+                    self.ledger.begin(topic.name, position)  # with a fresh token, the client joins again
         return min([at + self._ping_every, *(topic.ends_at for topic in self.topics.values())])
 
     def ping(self) -> bytes:
@@ -440,15 +448,6 @@ class RealtimeSession:
     @property
     def _ping_every(self) -> float:
         return min(self._heartbeat, self._limits.ping_interval_s)
-
-
-def _token(payload: bytes) -> str | None:
-    """Return the token of an `access_token` message; None where it names none."""
-    try:
-        token = msgspec.json.decode(payload, type=dict[str, object]).get("access_token")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return token if isinstance(token, str) else None
 
 
 def _ends_at(identity: Identity, now: float, at: float) -> float:

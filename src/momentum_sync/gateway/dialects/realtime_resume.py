@@ -34,15 +34,16 @@ class Key(msgspec.Struct, frozen=True):
     is_exact: bool
 
 
-def key_of(client_id: str | None, presence_key: str, identity: Identity) -> Key | None:
-    """Return a client's key: its `client_id`, else its presence key, else the token's session, else its user.
+def key_of(client_id: str | None, identity: Identity) -> Key | None:
+    """Return a client's key: its `client_id`, else the token's session, else its user; None without any.
 
-    Callers never share keys, so that nobody can claim the sessions of another user.
+    A presence key is none, because each channel may have another. Users never share keys. Callers without a user do, if
+    they have the same `client_id`, so it has to be as random as a secret.
     """
     claims = msgspec.json.decode(identity.claims, type=dict[str, object])
     session_id = claims.get("session_id")
     user = str(identity.subject or claims.get("sub") or "")
-    for kind, name in (("client_id", client_id), ("presence", presence_key), ("session", session_id), ("user", user)):
+    for kind, name in (("client_id", client_id), ("session", session_id), ("user", user)):
         if isinstance(name, str) and name:
             text = msgspec.json.encode([kind, identity.role, user, name])
             return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id")
@@ -104,8 +105,14 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
     # Where several clients share the key, nothing says which of these is the one: it is given too much.
     cursors = lowest(record.cursors for record in used)
     names = tuple(record.session for record in found)
-    has_gap = len(used) < len(found)
-    return Verdict(claimed=names, removed=names if key.is_exact else (), cursors=cursors, has_gap=has_gap)
+    # Of the clients that have been away for long, one record is enough to tell them so.
+    old = sorted((record for record in records if not record.is_recent), key=lambda record: record.ref)
+    return Verdict(
+        claimed=names,
+        removed=names if key.is_exact else tuple(record.session for record in old[1:]),
+        cursors=cursors,
+        has_gap=len(used) < len(found),
+    )
 
 
 def lowest(each: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
@@ -156,6 +163,10 @@ class Ledger:
             return None
         self.ref = max(self.ref, number)
         return number
+
+    def ended(self) -> None:
+        """Note that the socket is closed: the highest `ref` has to be saved, too."""
+        self.changes += 1
 
     def begin(self, topic: str, position: Position) -> None:
         """Note that a topic was joined at a position."""

@@ -20,13 +20,13 @@ class SharedFrames:
     """Frames of one event, which topics with the same view of it share: each is encoded once."""
 
     def __init__(self) -> None:
-        self._offset = -1
+        self._event: Event | None = None
         self._frames: dict[Hashable, bytes] = {}
 
-    def get(self, offset: int, view: Hashable, encode: Callable[[], bytes]) -> bytes:
+    def get(self, event: Event, view: Hashable, encode: Callable[[], bytes]) -> bytes:
         """Return the frame of a view, which `encode` makes for the first one."""
-        if offset != self._offset:
-            self._offset = offset
+        if event is not self._event:
+            self._event = event
             self._frames = {}
         frame = self._frames.get(view)
         if frame is None:
@@ -42,13 +42,11 @@ class Watched(NamedTuple):
 
 
 class LiveSession(Protocol):
-    """A session whose socket is open in this gateway.
+    """A session whose socket is open in this gateway."""
 
-    Attributes:
-        ledger: its positions.
-    """
-
-    ledger: Ledger
+    @property
+    def ledger(self) -> Ledger:
+        """Return the session's positions."""
 
     def ping_if_due(self) -> None:
         """Send a ping if events were written since the last one."""
@@ -56,8 +54,8 @@ class LiveSession(Protocol):
     def probe(self, answered: Callable[[], None]) -> None:
         """Send a ping, and call `answered` when the client answers it."""
 
-    def close(self, why: Close) -> None:
-        """End the connection."""
+    def drop(self, why: Close) -> None:
+        """End the connection now."""
 
 
 class RowServices(Protocol):
@@ -84,6 +82,9 @@ class RowServices(Protocol):
             BadRequest: a table, column or filter is wrong, or the caller may not select it.
         """
 
+    async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
+        """Confirm bindings again, because tables or rights have changed. The notices say what ends."""
+
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         """Return what the caller sees of changes, each with the id of its relation, by offset."""
 
@@ -106,6 +107,9 @@ class RowServices(Protocol):
 
     async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
         """Settle the first join on a socket; its record is written when this returns."""
+
+    async def rename(self, ledger: Ledger, key: Key) -> bool:
+        """Have a session be found under another key. Return whether it still exists."""
 
     async def save(self, ledger: Ledger) -> bool:
         """Save a session now. Return whether it still exists."""

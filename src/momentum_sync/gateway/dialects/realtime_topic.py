@@ -32,38 +32,42 @@ class TopicEvents:
     Args:
         bindings: what the client asked for.
         watches: the same, confirmed.
-        since: offset of the last event before the join.
+        since: offset of the last event that the topic does not get.
 
     Attributes:
         channels: the channels of the watched tables.
         deciders: what decides about changes for the topic's caller, by relation; of the others the database does.
     """
 
-    __slots__ = ("_answers", "_since", "_watches", "bindings", "channels", "deciders")
+    __slots__ = ("_answers", "bindings", "channels", "deciders", "since", "watches")
 
     def __init__(self, bindings: tuple[Binding, ...], watches: tuple[Watch, ...], since: int) -> None:
         self.bindings = bindings
-        self._since = since
+        self.since = since
         self._answers: Mapping[tuple[Test, bytes], bool] = {}
         self.deciders: dict[int, Decider] = {}
         self.watch(watches)
 
     def watch(self, watches: tuple[Watch, ...]) -> None:
         """Have other watches: tables were published since."""
-        self._watches = watches
+        self.watches = watches
         self.channels = frozenset(row_channel(relation) for relation in self.relations)
+
+    def copy(self) -> TopicEvents:
+        """Return the same events, to be decided for another caller."""
+        return TopicEvents(self.bindings, self.watches, self.since)
 
     @property
     def relations(self) -> frozenset[int]:
         """Return the ids of the watched tables."""
-        return frozenset(relation for watch in self._watches for relation in watch.relations)
+        return frozenset(relation for watch in self.watches for relation in watch.relations)
 
     def slots(self, relation: int) -> frozenset[Slot] | None:
         """Return the routes by which every change that the topic can get of a table comes; None: all have to come."""
         decider = self.deciders.get(relation)
         by_rights = None if decider is None else decider.keys
         found: set[Slot] = set()
-        for watch in self._watches:
+        for watch in self.watches:
             if relation not in watch.relations:
                 continue
             values = _filtered_values(watch)
@@ -76,19 +80,19 @@ class TopicEvents:
 
     def skip_to(self, offset: int) -> None:
         """Note that the topic has had everything up to an offset: the connection may go back further for others."""
-        self._since = max(self._since, offset)
+        self.since = max(self.since, offset)
 
     def may_want(self, event: Event) -> int | None:
         """Return the relation of a change that a watch may get; None if none does, whatever the database says."""
         relation = relation_of(event)
-        if relation is None or event.offset <= self._since:
+        if relation is None or event.offset <= self.since:
             return None
         change = parse_change(event.body)
-        if any(matches(watch, relation, change, _unknown) is not False for watch in self._watches):
+        if any(matches(watch, relation, change, _unknown) is not False for watch in self.watches):
             return relation
         if change.type == "UPDATE" and change.has_whole_old_row:
-            gone = as_delete(change, frozenset())
-            if any(matches(watch, relation, gone, _unknown) is not False for watch in self._watches):
+            gone = as_delete(change)
+            if any(matches(watch, relation, gone, _unknown) is not False for watch in self.watches):
                 return relation
         return None
 
@@ -105,23 +109,23 @@ class TopicEvents:
         if seen is None:
             return None
         change = _filtered(event, seen)
-        found = [matches(watch, relation, change, _unknown) for watch in self._watches]
+        found = [matches(watch, relation, change, _unknown) for watch in self.watches]
         if None in found:
             raise Undecided
         return seen if True in found else None
 
     def matching(self, event: Event, relation: int, change: Change) -> list[Watch]:
         """Return the watches that get a change, with the database's answers."""
-        if event.offset <= self._since:
+        if event.offset <= self.since:
             return []
-        return [watch for watch in self._watches if matches(watch, relation, change, self._answer) is True]
+        return [watch for watch in self.watches if matches(watch, relation, change, self._answer) is True]
 
     # The tests that only the database can decide
 
     def open_tests(self, event: Event, relation: int, seen: SeenChange) -> Iterator[tuple[Test, bytes]]:
         """Yield the tests on which it depends whether a watch gets a visible change."""
         change = _filtered(event, seen)
-        for watch in self._watches:
+        for watch in self.watches:
             if matches(watch, relation, change, _unknown) is None:
                 yield from ((test, value) for test, value in tested(watch, change) if value is not None)
 
@@ -157,7 +161,7 @@ class Topic:
 
     def renewed(self, identity: Identity, ends_at: float) -> Topic:
         """Return the topic with a fresh token. It loses no event."""
-        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events)
+        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy())
         topic.is_confirmed = self.is_confirmed
         return topic
 
@@ -166,17 +170,18 @@ class Topic:
     ) -> list[bytes]:
         """Return the frames of a visible change: one for each choice of columns, with all ids that it matches."""
         by_columns: dict[frozenset[str] | None, list[int]] = {}
+        shown, key = seen.table.shown_of(parse_change(event.body)), seen.table.key
         for watch in self.events.matching(event, relation, _filtered(event, seen)):
-            by_columns.setdefault(_columns(watch, seen), []).append(watch.id)
+            by_columns.setdefault(_columns(watch, shown, key), []).append(watch.id)
         frames = []
         for columns, ids in by_columns.items():
-            view = (version, self.name, tuple(ids), columns, seen.is_gone, seen.table.key if seen.is_gone else None)
+            view = (version, self.name, tuple(ids), columns, seen.is_gone, seen.old_columns)
 
             def encode(ids: list[int] = ids, columns: frozenset[str] | None = columns) -> bytes:
                 payload = b'{"ids":' + _ids(ids) + b',"data":' + _data(event, seen, columns) + b"}"
                 return frame(encode_frame(version, self.name, "postgres_changes", payload))
 
-            frames.append(shared.get(event.offset, view, encode))
+            frames.append(shared.get(event, view, encode))
         return frames
 
 
@@ -196,21 +201,20 @@ def _filtered_values(watch: Watch) -> frozenset[tuple[str, Value]] | None:
 def _filtered(event: Event, seen: SeenChange) -> Change:
     """Return the change that filters apply to: for a row that is gone its `DELETE`, with the whole old row."""
     change = parse_change(event.body)
-    return as_delete(change, frozenset()) if seen.is_gone else change
+    return as_delete(change) if seen.is_gone else change
 
 
-def _columns(watch: Watch, seen: SeenChange) -> frozenset[str] | None:
+def _columns(watch: Watch, shown: frozenset[str] | None, key: frozenset[str]) -> frozenset[str] | None:
     """Return the columns that a watch gets: those that the caller may select and, of these, those that it selected."""
-    shown, select = seen.table.shown, watch.select
-    if select is None:
+    if watch.select is None:
         return shown
-    wanted = select | seen.table.key
+    wanted = watch.select | key
     return wanted if shown is None else wanted & shown
 
 
 def _data(event: Event, seen: SeenChange, columns: frozenset[str] | None) -> bytes:
     """Return the JSON of a change for a caller: the event's own where nothing is left out."""
-    if columns is None and not seen.is_gone:
+    if columns is None and not seen.is_gone and seen.old_columns is None:
         return event.body
     change = parse_change(event.body)
-    return encode_change(as_delete(change, seen.table.key) if seen.is_gone else change, columns)
+    return encode_change(as_delete(change) if seen.is_gone else change, columns, seen.old_columns)

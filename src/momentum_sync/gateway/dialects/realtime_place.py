@@ -1,0 +1,97 @@
+"""Where the topics of a session begin: where the client left off, or now."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from momentum_sync.eventlog.position import Position
+from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.gateway.dialects.realtime_resume import Ledger, key_of
+from momentum_sync.gateway.dialects.realtime_services import RowServices
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.phoenix import Ref
+
+_RESUMED = "Resumed: the changes since this client was connected follow."
+_GAP = "ResumeGap: changes since this client was connected may be missing; read the data again."
+_NO_KEY = "NotResumable: this client has neither a client_id parameter nor a user; after a lost connection, read again."
+
+
+class Start(NamedTuple):
+    """Where a topic begins, and what the app is told of it."""
+
+    position: Position
+    said: str
+
+
+class Places:
+    """The places of one session. Its methods raise Unavailable if it is not known what the database has written.
+
+    Args:
+        rows: the gateway.
+        session: the number of the session.
+        name: the client's `client_id`.
+
+    Attributes:
+        ledger: the session's positions.
+    """
+
+    __slots__ = ("_has_gap", "_is_settled", "_name", "_rows", "ledger")
+
+    def __init__(self, rows: RowServices, session: int, name: str | None) -> None:
+        self.ledger = Ledger(session)
+        self._rows = rows
+        self._name = name
+        self._is_settled = False
+        self._has_gap = False
+
+    async def start(self, topic: str, ref: Ref, identity: Identity, head: Position) -> Start | None:
+        """Return where a topic begins, once that is in the session's record.
+
+        Args:
+            topic: its name.
+            ref: `ref` of its join.
+            identity: its caller.
+            head: where it begins if there is nothing to continue.
+
+        Returns:
+            None if the client has a newer socket.
+        """
+        ledger = self.ledger
+        number = ledger.saw(ref)
+        before = ledger.cursors.get(topic)
+        if ledger.key is None:
+            key = key_of(self._name, identity)
+            if key is not None and number is not None:
+                # Without a join before, this one settles whose socket it is. After others, which had no key, somebody
+                # has signed in: then there is nothing to continue.
+                verdict = await self._rows.claim(ledger, key, 0 if self._is_settled else number, topic, head)
+                if verdict.is_late:
+                    return None
+                before, self._has_gap = verdict.cursors.get(topic, before), verdict.has_gap
+            self._is_settled = True
+        start = Start(head, _GAP if self._has_gap else "" if ledger.key is not None else _NO_KEY)
+        if before is not None:
+            try:
+                await self._rows.verify(before)
+                start = Start(before, _GAP if self._has_gap else _RESUMED)
+            except ResumeRefused:
+                start = Start(head, _GAP)
+        if ledger.cursors.get(topic) != start.position:
+            ledger.begin(topic, start.position)
+            if ledger.key is not None and not await self._rows.save(ledger):
+                return None
+        return start
+
+    async def rename(self, topic: str, identity: Identity) -> bool:
+        """Have the session be found by a caller, who may have signed in: the next joins will be theirs.
+
+        Returns:
+            Whether the session still exists.
+        """
+        ledger, key = self.ledger, key_of(self._name, identity)
+        if key is None or key == ledger.key:
+            return True
+        if ledger.key is None:
+            position = ledger.cursors.get(topic, self._rows.position)
+            return not (await self._rows.claim(ledger, key, 0, topic, position)).is_late
+        return await self._rows.rename(ledger, key)
