@@ -117,6 +117,33 @@ def test_what_counts_as_a_change(db: Sql, statement: str, changed: list[str]) ->
     assert [name for (name,) in rows] == changed
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create policy p on public.others using (true)",
+        "alter table public.others enable row level security",
+        "grant select (id) on public.others to authenticated",
+        "revoke select on public.others from authenticated",
+        "create or replace function auth.uid() returns uuid language sql stable as 'select null::uuid'",
+        "drop table public.others",
+    ],
+)
+@pytest.mark.parametrize("role", ["origin", "replica"])
+def test_rights_on_rows_of_any_table_are_told_in_the_transaction_that_changes_them(
+    db: Sql, statement: str, role: str
+) -> None:
+    db.execute("create table public.others (id int primary key)")
+    db.execute("select pg_create_logical_replication_slot('raw', 'test_decoding')")
+    with db.transaction():
+        db.execute(f"set local session_replication_role = {role}")
+        db.execute(statement.encode())
+    rows = db.execute("select data from pg_logical_slot_get_changes('raw', null, null)").fetchall()
+    told = [data for (data,) in rows if "momentum:control" in data]
+    assert len(told) == 1
+    assert '"row_rights_changed"' in told[0]
+    db.execute("select pg_drop_replication_slot('raw')")
+
+
 def test_a_broken_look_does_not_fail_the_operators_statement(db: Sql) -> None:
     db.execute("alter table momentum.policies rename to elsewhere")
     db.execute(CHANGED["coach_interventions"].encode())
@@ -135,7 +162,11 @@ def test_versions_of_a_row_go_with_its_events_as_far_as_policies_may_ask(db: Sql
         db.execute("delete from coach_interventions")
     rows = db.execute("select data from pg_logical_slot_get_changes('raw', null, null)").fetchall()
     messages = [json.loads(data.split("content:", 1)[1]) for (data,) in rows if "prefix: momentum_sync," in data]
-    told = [(message["event"]["event_type"], message.get("rows")) for message in messages]
+    told = [
+        (message["event"]["event_type"], message.get("rows"))
+        for message in messages
+        if message["event"]["event_type"] != "row_rights_changed"
+    ]
     kinds = [(kind, sorted(versions or {})) for kind, versions in told]
     assert kinds == [
         ("intervention_created", []), ("intervention_updated", []), ("intervention_deleted", ["was"]),
