@@ -157,7 +157,7 @@ def _gateway(
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 
     history = History(feed, log, limits.log)
-    rights = RowRights(pool, deletes_by_key=settings.deletes == "key")
+    rights = RowRights(pool, deletes_by_key=settings.deletes == "key", trusted=policies.trusted)
     authenticator = Authenticator(token_rules(settings), limits.keys)
     authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
     return Gateway(

@@ -126,13 +126,17 @@ class CompiledPolicies:
         except NotDecidable:
             return None
 
+    def trusted(self, role: str, relation: int) -> RowTable | None:
+        """Return a table as a role may read it; None if that is not known, or if nothing tells of its changes."""
+        return self._tables.get((role, relation))
+
     async def _load(self, identity: Identity, relation: int) -> RowTable | None:
-        """Return the table as it is, once the snapshot sees every change so far; None if it cannot be compiled."""
+        """Return the table as it is, once the snapshot sees every change so far; None if nothing tells of the next."""
         async for _ in self._pool.until_visible():
             ((tells, functions),), rows = await self._pool.ask(
                 identity, (_SQL["tells_policies"], {}), tables_query([relation]), lane=Lane.CONNECT
             )
-            if not rows or not tells or not all(map(_PLAIN.fullmatch, _claims.decode(functions).values())):
+            if not rows or not tells:
                 return None
             snapshot = Snapshot.parse(rows[0][-1])
             if all(snapshot.sees(xid) for xid in self._changed_by):
@@ -141,7 +145,8 @@ class CompiledPolicies:
         if len(self._conditions) >= _MOST_CONDITIONS:
             self._conditions.clear()
         if table not in self._conditions:
-            self._conditions[table] = await self._compile(identity, table)
+            is_plain = all(map(_PLAIN.fullmatch, _claims.decode(functions).values()))
+            self._conditions[table] = await self._compile(identity, table) if is_plain else None
         return table
 
     async def _compile(self, identity: Identity, table: RowTable) -> Condition | None:

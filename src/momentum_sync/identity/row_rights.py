@@ -6,7 +6,7 @@ given rows, and in the same snapshot the catalog says which policies apply now: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +38,7 @@ _OPERATORS: Mapping[Operator, str] = {
     Operator.IS_DISTINCT: "is distinct from",
 }  # fmt: skip
 _MOST_OPERANDS = 20_000
+_SNAPSHOT: tuple[Query, Params] = (_SQL["snapshot"], {})
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
 _columns = msgspec.json.Decoder(list[tuple[str, str, str, str, bool, bool]])
 
@@ -55,11 +56,15 @@ class RowRights:
 
     Args:
         pool: asks as the caller.
+        trusted: returns a table as a role may read it, if that is known to be up to date.
         deletes_by_key: send a `DELETE` whose old row cannot be checked to all callers, with its key, as Supabase does.
     """
 
-    def __init__(self, pool: CallerPool, *, deletes_by_key: bool) -> None:
+    def __init__(
+        self, pool: CallerPool, *, deletes_by_key: bool, trusted: Callable[[str, int], RowTable | None]
+    ) -> None:
         self._pool = pool
+        self._trusted = trusted
         self.deletes_by_key = deletes_by_key
         # By role and id, from the last answer: the question of policies depends on the role alone.
         self._known: dict[tuple[str, int], RowTable] = {}
@@ -114,9 +119,11 @@ class RowRights:
 
     async def _seen(self, identity: Identity, relation: int, events: Sequence[Event]) -> dict[int, SeenChange]:
         """Decide about the changes of one relation, once the snapshot sees all of their transactions."""
+        # While policies are told of in commit order, they need not be read with each answer.
+        trusted = self._trusted(identity.role, relation)
         async for _ in self._pool.until_visible():
-            table = self._known.get((identity.role, relation))
-            asked = [tables_query([relation])]
+            table = trusted or self._known.get((identity.role, relation))
+            asked = [_SNAPSHOT if trusted is not None else tables_query([relation])]
             evaluated, selected = self._versions(events, table)
             if table is not None and evaluated:
                 asked.append(rows_query(table, [(version.id, version.row) for version in evaluated]))
@@ -127,6 +134,7 @@ class RowRights:
             except (psycopg.Error, Forbidden) as error:
                 # The table may have changed since the question was made, or a policy has raised an error.
                 if not await self._is_known(identity, relation, table):
+                    trusted = None  # the notice of the change is still to come
                     continue
                 if table is not None and isinstance(error, Forbidden) and table not in self._private:
                     # The caller may be bound by a policy whose parts it may not name, such as a function in a private
@@ -137,8 +145,9 @@ class RowRights:
             if not rows:
                 self._known.pop((identity.role, relation), None)
                 return {}
-            now = read_table(rows[0])
-            self._known[identity.role, relation] = now
+            now = trusted or read_table(rows[0])
+            if trusted is None:
+                self._known[identity.role, relation] = now
             snapshot = Snapshot.parse(rows[0][-1])
             if table == now and all(snapshot.sees(event.xid) for event in events):
                 allowed = {number for ((found,),) in answers for number in found}
