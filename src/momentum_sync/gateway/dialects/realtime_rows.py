@@ -23,12 +23,12 @@ class _Decision(NamedTuple):
     """What is known of an event without the database.
 
     Attributes:
-        offset: the event's.
+        place: the event's offset, and its place in the WAL, which another epoch does not repeat.
         is_open: whether the database has to be asked.
         seen: topics that get it, each with what it sees.
     """
 
-    offset: int
+    place: tuple[int, int, int]
     is_open: bool
     seen: list[tuple[Topic, int, SeenChange]]
 
@@ -101,7 +101,8 @@ class RowCursor(Cursor):
 
     def _decide(self, event: Event) -> _Decision:
         decision = self._decision
-        if decision is not None and decision.offset == event.offset:
+        place = (event.offset, event.commit_lsn, event.commit_index)
+        if decision is not None and decision.place == place:
             return decision
         is_open, seen = False, []
         for topic in self._topics.values() if self._is_routed_here(event) else ():
@@ -115,7 +116,7 @@ class RowCursor(Cursor):
                 continue
             if found is not None:
                 seen.append((topic, relation, found))
-        self._decision = _Decision(event.offset, is_open, seen)
+        self._decision = _Decision(place, is_open, seen)
         return self._decision
 
     def _is_routed_here(self, event: Event) -> bool:
