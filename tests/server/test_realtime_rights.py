@@ -1,0 +1,122 @@
+"""Random policies, of which some are compiled and some are not: who gets which rows is what a SELECT would show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import websockets
+
+from tests.fixtures.postgres import Sql
+from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Server, sign
+
+USERS = [UUID(int=1), UUID(int=2)]
+TITLES, SIZES, FLAGS = ["a", "b", "A", "", None], [0, 1, 2, None], [True, False, None]
+OWNERS = [*USERS, UUID(int=3), None]
+ATOMS = [
+    "auth.uid() = owner", "(select auth.uid()) = owner", "owner = auth.uid()", "auth.uid()::text = owner::text",
+    "title = 'a'", "title in ('a', 'b')", "title <> 'a'", "flag", "size = 1", "owner is null", "title is not null",
+    "auth.jwt() ->> 'team' = title", "size = (auth.jwt() ->> 'size')::int", "auth.role() = 'authenticated'",
+    "auth.jwt() -> 'app_metadata' ->> 'role' = 'admin'", "true", "false", "flag = true", "auth.uid() is not null",
+    # These are left to the database.
+    "lower(title) = 'a'", "size > 0", "title like 'a%'", "coalesce(flag, true)", "title is distinct from 'b'",
+    "exists (select from public.members m where m.id = owner)", "length(title) = size",
+]  # fmt: skip
+CALLERS: list[tuple[str, dict[str, Any]]] = [
+    ("authenticated", {"sub": str(USERS[0]), "team": "a", "size": "1"}),
+    ("authenticated", {"sub": str(USERS[1]), "app_metadata": {"role": "admin"}}),
+    ("anon", {}),
+]
+
+
+def condition(chance: Random, depth: int = 2) -> str:
+    """Return a random condition."""
+    if depth == 0 or chance.random() < 0.3:
+        return chance.choice(ATOMS)
+    if chance.random() < 0.2:
+        return f"not ({condition(chance, depth - 1)})"
+    return f"({condition(chance, depth - 1)}) {chance.choice(['and', 'or'])} ({condition(chance, depth - 1)})"
+
+
+def create(sql: Sql, chance: Random, name: str) -> list[str]:
+    """Create a table with random policies and grants. Return the policies."""
+    sql.execute(
+        f"create table public.{name} (id int primary key, owner uuid, title text, size int, flag boolean);"
+        f" alter table public.{name} enable row level security;"
+        f" grant select on public.{name} to authenticated, service_role;"
+        f" alter publication supabase_realtime add table public.{name}"
+    )
+    if chance.random() < 0.7:
+        sql.execute(f"grant select on public.{name} to anon")
+    policies = []
+    for number in range(chance.randint(1, 3)):
+        kind = "restrictive" if number and chance.random() < 0.3 else "permissive"
+        role = chance.choice(["public", "public", "authenticated", "anon"])
+        policies.append(f"p{number} on public.{name} as {kind} for select to {role} using ({condition(chance)})")
+        sql.execute(f"create policy {policies[-1]}")
+    return policies
+
+
+def visible(sql: Sql, name: str, role: str, claims: dict[str, Any]) -> set[int]:
+    """Return the rows that a caller may select."""
+    with sql.transaction():
+        sql.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps({"role": role, **claims}),))
+        sql.execute(f"set local role {role}")
+        try:
+            with sql.transaction():
+                return {row[0] for row in sql.execute(f"select id from public.{name}").fetchall()}
+        except psycopg.errors.InsufficientPrivilege:
+            return set()
+        finally:
+            sql.execute("reset role")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+async def test_everybody_gets_what_a_select_would_show(server: Server, db: Sql, seed: int) -> None:
+    chance = Random(seed)
+    db.execute(
+        "create table public.members (id uuid primary key); grant select on public.members to anon, authenticated;"
+        f" insert into public.members values ('{USERS[0]}');"
+        " create table public.marks (id int primary key); grant select on public.marks to anon, authenticated;"
+        " alter publication supabase_realtime add table public.marks"
+    )
+    names = [f"t{number}" for number in range(6)]
+    policies = {name: create(db, chance, name) for name in names}
+    async with AsyncExitStack() as stack:
+        clients = []
+        for role, claims in CALLERS:
+            key = ANON_KEY if role == "anon" else sign(None, role=role, **claims)
+            url = f"{server.ws}/realtime/v1/websocket?vsn=2.0.0&apikey={key}"
+            client = await stack.enter_async_context(websockets.connect(url, max_queue=None))
+            for number, name in enumerate([*names, "marks"]):
+                bindings = [{"event": "INSERT", "schema": "public", "table": name}]
+                await client.send(
+                    json.dumps([str(number), str(number), f"realtime:{name}", "phx_join",
+                                {"config": {"postgres_changes": bindings}}])
+                )  # fmt: skip
+            clients.append(client)
+        for client in clients:
+            replies = 0
+            while replies < len(names) + 1:
+                replies += json.loads(await asyncio.wait_for(client.recv(), TIMEOUT_S))[3] == "phx_reply"
+        for number in range(25):
+            for name in names:
+                row = (number, *[chance.choice(each) for each in (OWNERS, TITLES, SIZES, FLAGS)])
+                db.execute(f"insert into public.{name} values (%s, %s, %s, %s, %s)", row)
+        db.execute("insert into public.marks values (1)")
+        for client, (role, claims) in zip(clients, CALLERS, strict=True):
+            found: dict[str, list[int]] = {name: [] for name in names}
+            while (frame := json.loads(await asyncio.wait_for(client.recv(), TIMEOUT_S)))[2] != "realtime:marks" or (
+                frame[3] != "postgres_changes"
+            ):
+                if frame[3] == "postgres_changes":
+                    found[frame[4]["data"]["table"]].append(frame[4]["data"]["record"]["id"])
+            for name in names:
+                expected = sorted(visible(db, name, role, claims))
+                assert found[name] == expected, (seed, role, policies[name])
