@@ -14,11 +14,12 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
+from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import Sql
 from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Bounds, Server, Start, sign
 from tests.fixtures.todos import TODOS, add_todo
 
-RESUMED = "Resumed: the changes since this client was connected follow."
+RESUMED = "Resumed: the changes since this client was last connected follow."
 
 
 class Page:
@@ -148,6 +149,7 @@ async def test_a_new_page_gets_nothing_from_before(start: Start, todos: Sql, use
             await old.join()
             await old.join("realtime:b")
         add_todo(todos, 1, user)
+        await until_logged(todos, 1)  # a change that the server has not read is after the join
         new = page(server, user, client_id="tab")
         async with new.connected():
             assert await new.join() is None

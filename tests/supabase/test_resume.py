@@ -23,7 +23,7 @@ from tests.fixtures.todos import TODOS, add_todo
 from tests.sdk.drivers import Driver
 from tests.supabase.programs import NAMES, missing, program
 
-RESUMED = "Resumed: the changes since this client was connected follow."
+RESUMED = "Resumed: the changes since this client was last connected follow."
 
 
 class App:

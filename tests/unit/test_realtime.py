@@ -600,10 +600,20 @@ def test_rights_are_reviewed_when_they_change() -> None:
     world.join()
     assert world.session.reviews("row_rights_changed")
     assert not world.session.reviews("policies_changed")
-    world.gateway.again = Watched((watching(3),), ("Unable",))
+    world.gateway.again = Watched((watching(3),), ("Notice",), ("Unable",))
     asyncio.run(world.session.review(world.gateway))
     assert ("watch_again", (watching(),)) in world.gateway.calls
-    assert world.said(world.sent(), "postgres_changes") == ["Unable"]
+    sent = world.sent()
+    assert world.said(sent, "postgres_changes") == ["Unable"]
+    assert world.said(sent, "rights") == ["Notice"]
+    asyncio.run(world.session.review(world.gateway))
+    assert world.said(world.sent(), "rights") == []  # once
+    world.gateway.again = Watched((), ())
+    asyncio.run(world.session.review(world.gateway))
+    world.sent()
+    world.gateway.again = Watched((watching(3),), ())
+    asyncio.run(world.session.review(world.gateway))
+    assert world.said(world.sent(), "postgres_changes") == ["Subscribed to PostgreSQL"]
     assert world.session.topics["realtime:a"].events.watches == (watching(3),)
 
 

@@ -25,9 +25,7 @@ from momentum_sync.wire.close import Close
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
-_TOUCH_S = (
-    600.0  # a quiet session is saved so often, far below a retention, which is days; else its record would expire
-)
+_TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 

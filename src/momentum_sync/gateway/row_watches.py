@@ -25,7 +25,7 @@ from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Opera
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
 
-_MOST_CONDITIONS = 20
+_MOST_TESTS = 20
 _EVENTS = frozenset({"*", "INSERT", "UPDATE", "DELETE"})
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
 
@@ -168,7 +168,7 @@ class RowWatches:
                 if old is not None:
                     wrong.append(str(error))
         await self._follow_all(watches)
-        return Watched(tuple(watches), tuple(wrong))
+        return Watched(tuple(watches), tuple(self._notices(watches, tables)), tuple(wrong))
 
     async def _follow_all(self, watches: Sequence[Watch]) -> None:
         for relation in sorted({relation for watch in watches for relation in watch.relations}):
@@ -196,11 +196,13 @@ class RowWatches:
             conditions = parse_filter(binding.filter or "")
         except MalformedFilter as error:
             raise BadRequest("bad_filter", str(error)) from None
-        if len(conditions) > _MOST_CONDITIONS:
-            raise _refused(binding, f"a filter has at most {_MOST_CONDITIONS} conditions")
+        if len(conditions) > _MOST_TESTS:
+            raise _refused(binding, f"a filter has at most {_MOST_TESTS} conditions")
         is_wildcard = "*" in (binding.schema, binding.table)
-        if binding.event not in _EVENTS or (is_wildcard and (conditions or binding.select is not None)):
-            raise _refused(binding)
+        if binding.event not in _EVENTS:
+            raise _refused(binding, "the event is none of INSERT, UPDATE, DELETE and *")
+        if is_wildcard and (conditions or binding.select is not None):
+            raise _refused(binding, "a wildcard can have neither filter nor select")
         if not is_wildcard and not found:
             raise _refused(binding)
         tests = [await self._test(identity, binding, found[0], condition) for condition in conditions]
@@ -223,7 +225,10 @@ class RowWatches:
         if condition.operator in _PATTERNS:
             await self._rights.check_pattern(identity, condition)
         elif condition.operator is not Operator.IS:
-            operands = await self._rights.operands(identity, column.type_sql, condition.values)
+            try:
+                operands = await self._rights.operands(identity, column.type_sql, condition.values)
+            except BadRequest as error:
+                raise _refused(binding, f"column {column.name}: {error}") from None
         return Test(condition, column.type_name, column.type_sql, column.definition, operands)
 
 
@@ -232,7 +237,7 @@ def _named(binding: Binding, tables: Sequence[RowTable]) -> list[RowTable]:
     return [table for table in tables if binding.schema in ("*", table.schema) and binding.table in ("*", table.name)]
 
 
-_UNKNOWN = f"no table of this name is in the publication {PUBLICATION} and can be selected"
+_UNKNOWN = f"the table is not in the publication {PUBLICATION}, or the role has no privilege to select it"
 
 
 def _refused(binding: Binding, why: str = _UNKNOWN) -> BadRequest:

@@ -45,14 +45,14 @@ from momentum_sync.identity.tokens import Identity
 
 _SQL = queries.load(__package__)
 _MOST_ROWS = 200  # made-up rows
-_MOST_CONDITIONS = 10_000
+_MOST_COMPILED = 10_000
 _MOST_ADMITTED = 50_000
 _USERS = ("3f0c2f6e-2c1b-4f6e-9d8e-5a1b7c9d0e11", "9a7d1b52-6b0f-4e1c-8a52-0c4e8f3b7d22")
 _GUESSES: Mapping[Kind, tuple[Value, ...]] = {
     Kind.UUID: _USERS, Kind.TEXT: ("", "other", *_USERS), Kind.INTEGER: (0, 1, 7), Kind.BOOLEAN: (True, False),
 }  # fmt: skip
-_claims = msgspec.json.Decoder(dict[str, str])
-_object = msgspec.json.Decoder(dict[str, object])
+_bodies = msgspec.json.Decoder(dict[str, str])
+_claims = msgspec.json.Decoder(dict[str, object])
 # A body of `auth.uid()` and its like that depends on the claims alone: it reads no table.
 _PLAIN = re.compile(
     r"(?:\s|select\b|coalesce\b|nullif\b|current_setting\b|true\b|uuid\b|jsonb?\b|text\b|'[^']*'|::|->>?|[(),;])+",
@@ -61,7 +61,7 @@ _PLAIN = re.compile(
 
 
 class CompiledPolicies:
-    """The policies of followed tables, by role.
+    """The policies of published tables, by role.
 
     Args:
         pool: asks as the caller.
@@ -80,7 +80,7 @@ class CompiledPolicies:
         self._published: dict[str, list[int]] = {}
         self._lists: dict[str, list[RowTable]] = {}
         self._admitted: set[Identity] = set()
-        # By table: reading a policy twice gives the same. None for one that is not compiled.
+        # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._told: Callable[[], None] = lambda: None
 
@@ -122,7 +122,7 @@ class CompiledPolicies:
         if table is None or condition is None:
             return None
         try:
-            return Decider(table, bind(condition, _object.decode(identity.claims)))
+            return Decider(table, bind(condition, _claims.decode(identity.claims)))
         except NotDecidable:
             return None
 
@@ -142,18 +142,20 @@ class CompiledPolicies:
             if all(snapshot.sees(xid) for xid in self._changed_by):
                 break
         table = read_table(rows[0])
-        if len(self._conditions) >= _MOST_CONDITIONS:
+        if len(self._conditions) >= _MOST_COMPILED:
             self._conditions.clear()
         if table not in self._conditions:
-            is_plain = all(map(_PLAIN.fullmatch, _claims.decode(functions).values()))
-            self._conditions[table] = await self._compile(identity, table) if is_plain else None
+            self._conditions[table] = await self._compile(identity, table, _bodies.decode(functions))
         return table
 
-    async def _compile(self, identity: Identity, table: RowTable) -> Condition | None:
+    async def _compile(self, identity: Identity, table: RowTable, functions: Mapping[str, str]) -> Condition | None:
         if not table.secured:
             return All(())
         kinds = {column.name: kind for column in table.columns if (kind := KINDS.get(column.type_name)) is not None}
         try:
+            for name, body in functions.items():
+                if not _PLAIN.fullmatch(body):
+                    raise NotDecidable(f"the function auth.{name}() is not the usual one")
             condition = parse_policies(*table.policies, table.name, kinds)
             await self._prove(identity, table, condition, kinds)
         except (NotDecidable, RequestError, psycopg.Error) as error:

@@ -178,7 +178,7 @@ def _value(operand: Operand, row: Mapping[str, Value]) -> Value:
 def keys(condition: Condition) -> frozenset[tuple[str, Value]] | None:
     """Return columns with values, one of which every row has for which a bound condition is true; None if unknown.
 
-    None at all, an empty set, means that it is true for no row.
+    The empty set means that it is true for no row.
     """
     match condition:
         case Equal(Column(name, _), Constant(value, _)) | Equal(Constant(value, _), Column(name, _)):

@@ -177,7 +177,7 @@ def _check_form(node: exp.Expr) -> None:
     """Raise NotDecidable for a node with a part that is not read here, which may change its meaning."""
     read = _PARTS.get(type(node))
     if read is None or not {name for name, part in node.args.items() if part} <= read:
-        raise NotDecidable(type(node).__name__)
+        raise NotDecidable(f"the policy has a form that is not compiled: {node.sql(dialect='postgres')[:200]}")
 
 
 def _selected(node: exp.Subquery) -> exp.Expr:

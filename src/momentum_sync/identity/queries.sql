@@ -100,7 +100,8 @@ select
     ),
     array(
         select a.attname::text from pg_catalog.pg_attribute a
-        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and (
+        -- The stream leaves generated columns out.
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and (
             c.relreplident = 'f'
             or exists (
                 select from pg_catalog.pg_index i

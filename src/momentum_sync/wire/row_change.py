@@ -80,7 +80,7 @@ def as_delete(change: Change) -> Change:
 
 
 def encode_change(change: Change, columns: Set[str] | None, old_columns: Set[str] | None = None) -> bytes:
-    """Return the JSON of a change with these columns only, of its rows and of its old row; None: all of them."""
+    """Return the JSON of a change. `columns` limits both rows, `old_columns` the old row further; None: all of them."""
 
     def shown(name: str) -> bool:
         return columns is None or name in columns

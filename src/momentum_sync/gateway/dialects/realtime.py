@@ -6,7 +6,6 @@ texts and the order of answers: Supabase, "Realtime Protocol". Broadcast and pre
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.conversation import Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.dialects.realtime_errors import reason
+from momentum_sync.gateway.dialects.realtime_errors import PREFIX, reason, why_not
 from momentum_sync.gateway.dialects.realtime_place import Places, Start
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
 from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows
@@ -29,7 +28,7 @@ from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import PRINTABLE, DeliveryIds
+from momentum_sync.wire.messages import DeliveryIds
 from momentum_sync.wire.phoenix import (
     ClientFrame,
     MalformedFrame,
@@ -38,12 +37,9 @@ from momentum_sync.wire.phoenix import (
     encode_frame,
     encode_reply,
 )  # fmt: skip
-from momentum_sync.wire.realtime_join import Join, join_response, parse_join, parse_token
+from momentum_sync.wire.realtime_join import join_response, parse_join, parse_token
 
-_PREFIX = "realtime:"
-_MOST_NAME = 255  # of a topic; the binary frames of the protocol have room for no more
-_PRINTABLE = re.compile(PRINTABLE)
-_FOREIGN = "sb_"  # an API key in place of a token means the token of the connection
+_API_KEY = "sb_"  # an API key in place of a token means the token of the connection
 _encode = msgspec.json.Encoder().encode
 
 
@@ -149,16 +145,23 @@ class RealtimeSession:
     def _reply(self, to: ClientFrame, response: bytes = b"{}", *, ok: bool = True) -> None:
         self._out.append(encode_reply(self._version, to, response, ok=ok))
 
-    def _refuse(self, to: ClientFrame, reason: str) -> None:
-        self._reply(to, _encode({"reason": reason}), ok=False)
+    def _refuse(self, to: ClientFrame, why: str) -> None:
+        self._reply(to, _encode({"reason": why}), ok=False)
 
     def _system(self, topic: Topic, extension: str, message: str, *, ok: bool = False) -> None:
         """Send a `system` message, which clients report to the app."""
         payload = _encode({
             "message": message, "status": "ok" if ok else "error", "extension": extension,
-            "channel": topic.name.removeprefix(_PREFIX),
+            "channel": topic.name.removeprefix(PREFIX),
         })  # fmt: skip
         self._out.append(encode_frame(self._version, topic.name, "system", payload, join_ref=topic.join_ref))
+
+    def _tell(self, topic: Topic, watched: Watched) -> None:
+        """Send what is to be told about a topic's tables, once each."""
+        for notice in watched.notices:
+            if notice not in topic.events.told:
+                self._system(topic, "rights", notice, ok=True)
+        topic.events.told = frozenset(watched.notices)
 
     def _end_topic(self, topic: Topic) -> None:
         """Send the `phx_close` of a topic, after which clients do not join it again."""
@@ -211,28 +214,14 @@ class RealtimeSession:
             self._refuse(frame, f"NotAvailable: this server does not offer {frame.event} yet")
         return None
 
-    def _refusal(self, frame: ClientFrame, join: Join) -> str | None:
-        """Return why a topic cannot be joined, whoever joins it; None if it can."""
-        limits, name = self._limits, frame.topic
-        if not name.startswith(_PREFIX):
-            return "unmatched topic"
-        if name == _PREFIX:
-            return "TopicNameRequired: You must provide a topic name"
-        if len(name) > _MOST_NAME or not _PRINTABLE.fullmatch(name):
-            return f"TopicNameInvalid: A topic has at most {_MOST_NAME} printable characters"
-        if len(self.topics) >= limits.topics and name not in self.topics:
-            return "ChannelRateLimitReached: Too many channels"
-        if len(join.bindings) > limits.topics:
-            return f"TooManyBindings: A topic has at most {limits.topics} bindings"
-        return "NotAvailable: this server does not offer private channels yet" if join.is_private else None
-
     async def _join(self, frame: ClientFrame, services: Services) -> None:
         join = parse_join(bytes(frame.payload))
-        if (refusal := self._refusal(frame, join)) is not None:
-            self._refuse(frame, refusal)
+        wrong_join = why_not(frame.topic, join, self.topics, self._limits.topics)
+        if wrong_join is not None:
+            self._refuse(frame, wrong_join)
             return
         identity = self.identity
-        if join.access_token is not None and not join.access_token.startswith(_FOREIGN):
+        if join.access_token is not None and not join.access_token.startswith(_API_KEY):
             identity = await self._rows.authenticate_realtime(join.access_token)
         watched, wrong = Watched((), ()), None
         try:
@@ -262,8 +251,7 @@ class RealtimeSession:
             self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
         if start.said:
             self._system(topic, "resume", start.said, ok=True)
-        for notice in watched.notices:
-            self._system(topic, "rights", notice, ok=True)
+        self._tell(topic, watched)
 
     async def _start(self, frame: ClientFrame, identity: Identity) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
@@ -296,18 +284,18 @@ class RealtimeSession:
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
         """Take a fresh token for a topic. As at Supabase, there is no reply."""
         token = parse_token(bytes(frame.payload))
-        if token is None or token.startswith(_FOREIGN):
+        if token is None or token.startswith(_API_KEY):
             return
         identity = await self._rows.authenticate_realtime(token)
         if self.topics.get(topic.name) is not topic or identity == topic.identity:
             return
         renewed = topic.renewed(identity, _ends_at(identity, services.now(), services.monotonic()))
-        wrong = ""
+        watched, wrong = Watched((), ()), ""
         try:
-            renewed.events.watch((await self._rows.watch(identity, topic.events.bindings)).watches)
+            watched = await self._rows.watch(identity, topic.events.bindings)
         except BadRequest as error:
             wrong = str(error)
-            renewed.events.watch(())
+        renewed.events.watch(watched.watches)
         await self._take_deciders([renewed])
         if self.topics.get(topic.name) is not topic:
             return
@@ -315,6 +303,7 @@ class RealtimeSession:
         self._subscribed()
         if wrong:
             self._system(renewed, "postgres_changes", wrong)
+        self._tell(renewed, watched)
         try:
             is_known = await self._places.rename(topic.name, identity)
         except Unavailable:
@@ -368,11 +357,15 @@ class RealtimeSession:
         """Confirm all bindings again: tables, columns and rights may be others now."""
         for topic in list(self.topics.values()):
             events = topic.events
+            was_live = bool(events.watches)
             watched = await self._rows.watch_again(topic.identity, events.bindings, events.watches)
             events.watch(watched.watches)
             if self.topics.get(topic.name) is topic:
-                for notice in watched.notices:
-                    self._system(topic, "postgres_changes", notice)
+                for wrong in watched.wrong:
+                    self._system(topic, "postgres_changes", wrong)
+                if watched.watches and not was_live:
+                    self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
+                self._tell(topic, watched)
         await self._take_deciders(list(self.topics.values()))
         self._subscribed()
 

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container, Sized
+from typing import Protocol
+
 from momentum_sync.errors import RequestError, Unauthenticated
+from momentum_sync.wire.messages import PRINTABLE
+from momentum_sync.wire.realtime_join import Join
+
+PREFIX = "realtime:"
+"""What the names of topics begin with."""
+
+_MOST_NAME = 255  # the binary frames of the protocol have room for no more
+_PRINTABLE = re.compile(PRINTABLE)
+
+
+class _Topics(Container[str], Sized, Protocol):
+    """The joined topics."""
+
 
 _REASONS = {
     "claims": "InvalidJWTToken: Fields `role` and `exp` are required in JWT",
@@ -32,3 +49,25 @@ def refusal(error: RequestError, *, is_realtime: bool) -> str | dict[str, str]:
         # As at Supabase, the words without the code that a reply has.
         return "Token has expired" if error.fault == "expired" else reason(error).partition(": ")[2]
     return str(error)
+
+
+def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
+    """Return why a topic cannot be joined, whoever joins it; None if it can.
+
+    Args:
+        name: its name.
+        join: what the client asks for.
+        topics: the topics that it has joined.
+        most: topics of a connection, and bindings of a topic.
+    """
+    if not name.startswith(PREFIX):
+        return "unmatched topic"
+    if name == PREFIX:
+        return "TopicNameRequired: You must provide a topic name"
+    if len(name) > _MOST_NAME or not _PRINTABLE.fullmatch(name):
+        return f"TopicNameInvalid: A topic has at most {_MOST_NAME} printable characters"
+    if len(topics) >= most and name not in topics:
+        return "ChannelRateLimitReached: Too many channels"
+    if len(join.bindings) > most:
+        return f"TooManyBindings: A topic has at most {most} bindings"
+    return "NotAvailable: this server does not offer private channels yet" if join.is_private else None

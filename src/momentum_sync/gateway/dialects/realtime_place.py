@@ -11,8 +11,8 @@ from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Ref
 
-_RESUMED = "Resumed: the changes since this client was connected follow."
-_GAP = "ResumeGap: changes since this client was connected may be missing; read the data again."
+_RESUMED = "Resumed: the changes since this client was last connected follow."
+_GAP = "ResumeGap: changes since this client was last connected may be missing; read the data again."
 _NO_KEY = "NotResumable: this client has neither a client_id parameter nor a user; after a lost connection, read again."
 
 

@@ -35,10 +35,11 @@ class SharedFrames:
 
 
 class Watched(NamedTuple):
-    """Confirmed bindings, and what the app has to be told about their tables."""
+    """Confirmed bindings, what the app has to be told about their tables, and what ends."""
 
     watches: tuple[Watch, ...]
     notices: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
 
 
 class LiveSession(Protocol):
@@ -83,7 +84,7 @@ class RowServices(Protocol):
         """
 
     async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
-        """Confirm bindings again, because tables or rights have changed. The notices say what ends."""
+        """Confirm bindings again, because tables or rights have changed."""
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         """Return what the caller sees of changes, each with the id of its relation, by offset."""

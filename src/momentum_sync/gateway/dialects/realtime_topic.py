@@ -36,16 +36,18 @@ class TopicEvents:
 
     Attributes:
         channels: the channels of the watched tables.
+        told: what was told about the tables.
         deciders: what decides about changes for the topic's caller, by relation; of the others the database does.
     """
 
-    __slots__ = ("_answers", "bindings", "channels", "deciders", "since", "watches")
+    __slots__ = ("_answers", "bindings", "channels", "deciders", "since", "told", "watches")
 
     def __init__(self, bindings: tuple[Binding, ...], watches: tuple[Watch, ...], since: int) -> None:
         self.bindings = bindings
         self.since = since
         self._answers: Mapping[tuple[Test, bytes], bool] = {}
         self.deciders: dict[int, Decider] = {}
+        self.told: frozenset[str] = frozenset()
         self.watch(watches)
 
     def watch(self, watches: tuple[Watch, ...]) -> None:
@@ -55,7 +57,9 @@ class TopicEvents:
 
     def copy(self) -> TopicEvents:
         """Return the same events, to be decided for another caller."""
-        return TopicEvents(self.bindings, self.watches, self.since)
+        events = TopicEvents(self.bindings, self.watches, self.since)
+        events.told = self.told
+        return events
 
     @property
     def relations(self) -> frozenset[int]:
