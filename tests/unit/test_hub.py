@@ -10,12 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.eventlog.feed import Beginning, HistoryForked, LocalFeed
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.broadcast import Broadcast
-from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.native import NativeDialect
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.subscriber import Dialect, Owner
@@ -65,6 +65,7 @@ class Wire:
         self.acks: list[str] = []
         self.held_back: list[tuple[int, bool]] = []
         self.began_at = ""
+        self.concern = "policies_changed"
 
     @property
     def owner(self) -> Owner:
@@ -74,7 +75,7 @@ class Wire:
         return self.identity.subject == user
 
     def reviews(self, what: str) -> bool:
-        return what == "policies_changed" and self.identity.role != "service_role"
+        return what == self.concern and self.identity.role != "service_role"
 
     def has_room(self, size: int) -> bool:
         return size <= self.room
@@ -116,14 +117,14 @@ class World:
     ) -> None:
         self.feed = LocalFeed(Window(1_000_000))
         self.dialect = Counting()
-        self.changed_by: list[tuple[int, UUID | None]] = []
+        self.changed_by: list[tuple[int, UUID | str | None]] = []
         self.missed: list[str] = []
         self.delivered: list[tuple[str, int, int, float | None]] = []
         self.hub = Hub(
             self.feed, limit=limit, limit_per_user=per_user, clock=lambda: 0.0,
             grants_changed=lambda *change: self.changed_by.append(change),
-            row_rights_changed=lambda _: None,
-        grants_missed=lambda: self.missed.append(self.feed.epoch),
+            row_rights_changed=lambda xid: self.changed_by.append((xid, "rows")),
+            grants_missed=lambda: self.missed.append(self.feed.epoch),
             delivered=self.note, limits=DeliveryLimits(coalesced_bytes=coalesced, large_bytes=large),
         )  # fmt: skip
         self.broken: list[bool] = []
@@ -772,3 +773,56 @@ def test_frames_collected_for_a_subscriber_that_fails_are_dropped() -> None:
     with pytest.raises(ZeroDivisionError):
         world.publish_together(("a",), ("a",), ("nobody's",))
     assert (wire.closing, wire.data) == (Close.RESTART, [])
+
+
+def test_changed_rights_on_rows_are_reviewed_by_those_whom_they_concern() -> None:
+    world = World()
+    user = uuid4()
+    native, rows = world.wire(user, "a"), world.wire(user, "b")
+    rows.concern = "row_rights_changed"
+    for each in (native, rows):
+        assert world.hub.admit(each)
+    world.publish("momentum:control", xid=77, body=b'{"event_type":"row_rights_changed"}')
+    assert world.changed_by == [(77, "rows")]
+    assert (native.held_back, rows.held_back) == ([], [(1, True)])
+    world.hub.review_rows()
+    assert (native.held_back, rows.held_back) == ([], [(1, True), (1, True)])
+
+
+def test_a_change_of_a_row_reaches_its_routes_and_those_who_get_all() -> None:
+    world = World()
+    mine, other, everybody = (world.wire(uuid4(), name) for name in "abc")
+    channel = row_channel(7)
+    for wire, slots in (
+        (mine, ((channel, "owner", "a"),)), (other, ((channel, "owner", "b"),)), (everybody, (channel,)),
+    ):  # fmt: skip
+        wire.cursor = Routed(slots)
+        wire.cursor.subscribe(Granted([channel], frozenset({channel})))
+        wire.follows = True
+        assert world.hub.admit(wire)
+        world.hub.update(wire)
+    assert world.hub.channels == 1
+    body = (
+        b'{"schema":"public","table":"t","type":"INSERT","commit_timestamp":"","columns":[],"errors":null,'
+        b'"record":{"owner":"a"}}'
+    )
+    world.publish(channel, body=body)
+    # Channels that are checked hold a subscriber back, before the event.
+    assert [each.held_back for each in (mine, other, everybody)] == [[(0, False)], [], [(0, False)]]
+    world.hub.leave(mine)
+    world.publish(channel, body=body)
+    assert len(mine.held_back) == 1
+
+
+class Routed(Cursor):
+    """A cursor with slots of its own."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self, given: tuple[Slot, ...]) -> None:
+        super().__init__(None, frozenset())
+        self._given = given
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self._given
