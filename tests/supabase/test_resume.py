@@ -1,4 +1,4 @@
-"""What each of Supabase's clients misses while its network or the server is away: nothing."""
+"""Each of Supabase's clients, while its network or the server is away: nothing is lost."""
 
 from __future__ import annotations
 

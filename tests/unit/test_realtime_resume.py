@@ -1,4 +1,4 @@
-"""Who continues where: the rules of the resume, each by the trace that shows why it is needed."""
+"""Tests of the rules of the resume, each by the trace that shows why it is needed."""
 
 from __future__ import annotations
 

@@ -55,14 +55,14 @@ Operand = Column | Claim | Constant
 
 
 class Equal(msgspec.Struct, frozen=True):
-    """Whether two values are equal; null if one is null."""
+    """An equality of two values; null if one is null."""
 
     left: Operand
     right: Operand
 
 
 class IsNull(msgspec.Struct, frozen=True):
-    """Whether a value is null."""
+    """SQL's IS NULL."""
 
     operand: Operand
 

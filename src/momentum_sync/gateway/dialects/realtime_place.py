@@ -1,4 +1,4 @@
-"""Where the topics of a session begin: where the client left off, or now."""
+"""The positions at which the topics of a session begin: that of an earlier session, or the present one."""
 
 from __future__ import annotations
 

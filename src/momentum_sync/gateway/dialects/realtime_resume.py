@@ -67,7 +67,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What the first join on a socket decides for all joins on it.
+    """The decision of the first join on a socket, which holds for all joins on it.
 
     Attributes:
         is_late: the client has a newer socket, and this one is to be closed.

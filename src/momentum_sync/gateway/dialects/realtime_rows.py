@@ -20,7 +20,7 @@ from momentum_sync.wire.row_watch import Test
 
 
 class _Decision(NamedTuple):
-    """What is known of an event without the database.
+    """A decision about an event, made without the database.
 
     Attributes:
         place: the event's offset, and its place in the WAL, which another epoch does not repeat.
@@ -34,7 +34,7 @@ class _Decision(NamedTuple):
 
 
 class RowCursor(Cursor):
-    """A cursor of a connection whose topics decide what it wants, and its dialect for what needs no database.
+    """A cursor whose events are chosen by the topics. It encodes the events that need no database.
 
     Args:
         topics: the joined topics by name.

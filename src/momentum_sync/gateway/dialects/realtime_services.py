@@ -1,4 +1,4 @@
-"""What sessions of Supabase's protocol ask of their gateway."""
+"""Services that a gateway provides to sessions of Supabase's protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SharedFrames:
 
 
 class Watched(NamedTuple):
-    """Confirmed bindings, what the app has to be told about their tables, and what ends."""
+    """Confirmed bindings, notices to the app about their tables, and errors of bindings that end."""
 
     watches: tuple[Watch, ...]
     notices: tuple[str, ...]
