@@ -112,6 +112,19 @@ async def writing_metrics(
         await task
 
 
+async def prepare_log(connections: LogConnections, retention: timedelta, limits: LifecycleLimits) -> None:
+    """Create partitions before capture begins, if the database answers in time; otherwise housekeeping does it.
+
+    In a new database the slot is created at the same moment. Once, PostgreSQL could then decode no insert into such a
+    partition for that slot: "could not map filenumber … to relation OID".
+    """
+    try:
+        async with asyncio.timeout(limits.metrics_s):
+            await keep_partitions(connections, retention=retention)
+    except (psycopg.Error, PoolTimeout, TimeoutError) as error:
+        observe.housekeeping_failed(error)
+
+
 async def keep_house(
     connections: LogConnections,
     event_metrics: EventMetrics,

@@ -42,7 +42,7 @@ from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import RowRights
-from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, writing_metrics
+from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, prepare_log, writing_metrics
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
 from momentum_sync.settings import Settings
@@ -127,6 +127,7 @@ async def server(
         if settings.pages:
             mount(api)
         mount_index(api, pages=settings.pages)
+        await prepare_log(connections, settings.retention, limits.lifecycle)
         await stack.enter_async_context(capturing(capture, stopped, limits.lifecycle))
         housekeeping = keep_house(connections, event_metrics, records, settings.retention, limits.lifecycle)
         await stack.enter_async_context(background(housekeeping, stopped))
