@@ -49,6 +49,9 @@ class CaptureLimits:
     stuck_failures: int = 3
     """Equal errors at the same LSN after which the slot is replaced."""
 
+    stuck_s: float = 30.0
+    """Time for which decoding must fail at the same LSN if its error alone does not say that it always will."""
+
     follow_s: float = 15.0
     """Wait until a further table is followed."""
 

@@ -136,7 +136,7 @@ def slot_lost(slot: str, why: str) -> None:
 
 
 def slot_may_be_stuck(said: str) -> None:
-    """Record a stream error that may be permanent; after three of them the slot is recreated."""
+    """Log a stream error that may be permanent; if it recurs at the same LSN, the slot is recreated."""
     _log.warning("slot may be stuck", error=said)
 
 

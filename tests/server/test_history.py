@@ -34,7 +34,7 @@ from tests.fixtures.postgres import (
     new_user,
     temporary_database,
 )
-from tests.fixtures.server import Server, Start, sign, until_state, until_stitched
+from tests.fixtures.server import Bounds, Server, Start, sign, until_state, until_stitched
 
 
 @contextmanager
@@ -359,6 +359,24 @@ async def test_a_publication_that_is_dropped_and_made_again_does_not_stop_captur
             assert confirmed["resumed"] or confirmed["reason"] == "history_changed"
         async with server.live(user) as client:
             assert {row["title"] for row in client.seen[1]["notifications"]} == {"Well", "meanwhile"}
+            add_notification(db, user, title="after")
+            assert (await client.until("realtime_event"))["event"]["title"] == "after"
+
+
+async def test_a_change_that_can_never_be_decoded_does_not_stop_capture_for_ever(
+    start: Start, bounds: Bounds, db: Sql, user: UUID
+) -> None:
+    """The row filter divides by zero, on every attempt."""
+    bounds("capture", stuck_s=1.0)
+    db.execute("create table divided (n integer primary key)")
+    db.execute("alter publication momentum_sync add table divided where (1 / n > 0)")
+    async with start() as server, server.live(user) as client:
+        db.execute("insert into divided values (0)")
+        add_notification(db, user, title="meanwhile")
+        await client.closed()
+        await until_state(server, "live")
+        async with server.live(user) as client:
+            assert [row["title"] for row in client.seen[1]["notifications"]] == ["meanwhile"]
             add_notification(db, user, title="after")
             assert (await client.until("realtime_event"))["event"]["title"] == "after"
 

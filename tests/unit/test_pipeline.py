@@ -310,26 +310,53 @@ async def test_nothing_is_confirmed_while_the_log_does_not_have_a_batch() -> Non
 
 def test_a_slot_is_given_up_after_failures_at_one_place_only() -> None:
     missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
-    stuck = StuckSlot(3)
+    stuck = StuckSlot(3, 30.0)
     for place in (100, 100, 200, 200):
         stuck.began(place)
-        stuck.failed(missing)
+        stuck.failed(missing, 0.0)
         assert stuck.for_ever is None
     for _ in range(2):
         stuck.begins()
-        stuck.failed(missing)  # the stream did not begin, so it has no LSN
+        stuck.failed(missing, 0.0)  # the stream did not begin, so it has no LSN
         assert stuck.for_ever is None
-    stuck.failed(missing)
+    stuck.failed(missing, 0.0)
     assert stuck.for_ever is missing
 
 
 def test_another_error_in_between_has_the_count_begin_again() -> None:
     missing = StreamRefused('publication "momentum_sync" does not exist', "42704", began=True)
-    stuck = StuckSlot(3)
+    stuck = StuckSlot(3, 30.0)
     stuck.began(100)
-    stuck.failed(missing)
-    stuck.failed(missing)
+    stuck.failed(missing, 0.0)
+    stuck.failed(missing, 0.0)
     stuck.forget()
-    stuck.failed(missing)
-    stuck.failed(missing)
+    stuck.failed(missing, 0.0)
+    stuck.failed(missing, 0.0)
     assert stuck.for_ever is None
+
+
+def test_an_error_that_need_not_last_must_do_so_for_a_while() -> None:
+    broken = StreamRefused("could not map filenumber to relation OID", "XX000", began=True)
+    assert broken.repeats
+    assert not broken.is_final
+    stuck = StuckSlot(3, 30.0)
+    stuck.began(100)
+    for now in (5.0, 10.0, 20.0, 34.9):
+        stuck.failed(broken, now)
+        assert stuck.for_ever is None
+    stuck.failed(broken, 35.0)
+    assert stuck.for_ever is broken
+    stuck.began(200)
+    stuck.failed(broken, 80.0)
+    stuck.failed(broken, 90.0)
+    stuck.failed(broken, 100.0)
+    assert stuck.for_ever is None
+
+
+@pytest.mark.parametrize("state", ["08006", "42501", "53100", "55006", "57014", "57P01", "58030", "58P01"])
+def test_errors_that_pass_by_themselves_or_by_an_operator_cost_no_slot(state: str) -> None:
+    assert not StreamRefused("could not access a file", state, began=True).repeats
+
+
+def test_an_error_before_the_stream_began_costs_no_slot() -> None:
+    assert not StreamRefused("internal error", "XX000", began=False).repeats

@@ -161,6 +161,11 @@ async def _held(conninfo: str, slot: str, limits: CaptureLimits) -> Held:
     return held
 
 
+# Classes of SQLSTATE: connection, authorization, transaction, resources, limits, object state, operator, system.
+# And insufficient_privilege.
+_PASSING = ("08", "28", "25", "40", "53", "54", "55", "57", "58", "42501")
+
+
 class StreamRefused(CaptureError):
     """PostgreSQL refused or ended the stream with an error.
 
@@ -175,6 +180,9 @@ class StreamRefused(CaptureError):
         # Another attempt may fail, too: something that the slot needs is missing, or its WAL is. Any file that
         # cannot be opened has this state, such as a library while packages are upgraded.
         self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
+        # Decoding can fail with all kinds of errors at the same place for ever: "could not map filenumber" (XX000), a
+        # division by zero in a row filter. The classes of _PASSING end without a new slot.
+        self.repeats = self.is_final or (began and not state.startswith(_PASSING))
 
 
 Take = Callable[[Sequence[bytes | memoryview]], None]

@@ -85,7 +85,7 @@ class Capture:
         self._pipeline: Pipeline | None = None
         self._ending = asyncio.Event()
         self._forked: str | None = None
-        self._stuck = StuckSlot(limits.stuck_failures)
+        self._stuck = StuckSlot(limits.stuck_failures, limits.stuck_s)
         self._process: Process | None = None
         self._slot_state: SlotState = UNKNOWN_SLOT
         self._triggers = Triggers([], [])
@@ -215,9 +215,9 @@ class Capture:
         """Record the values that the next run needs: a forked history, or a slot that may be stuck."""
         if isinstance(error, HistoryForked):
             self._forked = str(error)
-        elif isinstance(error, StreamRefused) and error.is_final:
+        elif isinstance(error, StreamRefused) and error.repeats:
             observe.slot_may_be_stuck(str(error))
-            self._stuck.failed(error)
+            self._stuck.failed(error, time.monotonic())
             return
         self._stuck.forget()
 
@@ -317,13 +317,19 @@ class StuckSlot:
     """Detects a slot that can never be read again: streams fail with the same error and get no further.
 
     A stream that advanced between two failures had another reason to end.
+
+    Args:
+        failures: equal failures at the same place after which a final error is believed.
+        patience_s: time between the first and the last of them before any other error is believed.
     """
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, patience_s: float) -> None:
         self._failures = failures
+        self._patience = patience_s
         self._began_at: int | None = None  # confirmed LSN of the present stream; None before it has begun
         self._failed_at: int | None = None  # the same of the stream that failed last
         self._times = 0
+        self._first = self._last = 0.0
         self._error: StreamRefused | None = None
 
     def begins(self) -> None:
@@ -334,11 +340,12 @@ class StuckSlot:
         """Note that the stream began at this confirmed LSN."""
         self._began_at = confirmed
 
-    def failed(self, error: StreamRefused) -> None:
-        """Note that the stream failed."""
+    def failed(self, error: StreamRefused, now: float) -> None:
+        """Note that the stream failed at `now`, in seconds of a monotonic clock."""
         same = self._error is not None and self._error.state == error.state and self._began_at == self._failed_at
         self._times = self._times + 1 if same else 1
-        self._failed_at, self._error = self._began_at, error
+        self._first = self._first if same else now
+        self._failed_at, self._error, self._last = self._began_at, error, now
 
     def forget(self) -> None:
         """Forget all failures."""
@@ -346,5 +353,8 @@ class StuckSlot:
 
     @property
     def for_ever(self) -> StreamRefused | None:
-        """Return the error once it has occurred often enough in a row."""
-        return self._error if self._times >= self._failures else None
+        """Return the error once it has occurred often enough in a row, and for long enough."""
+        if self._error is None or self._times < self._failures:
+            return None
+        waited = self._error.is_final or self._last - self._first >= self._patience
+        return self._error if waited else None
