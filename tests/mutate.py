@@ -38,6 +38,7 @@ TESTS = {
     "eventlog/feed": ["test_hub", "test_pipeline"],
     "eventlog/position": ["test_event"],
     "eventlog/resume": ["test_event"],
+    "eventlog/row_index": ["test_row_index", "test_routes"],
     "eventlog/samples": ["test_samples"],
     "eventlog/window": ["test_window"],
     "gateway/broadcast": ["test_hub"],

@@ -148,6 +148,11 @@ def row_channel(relation: int) -> str:
     return f"{ROWS}{relation}"
 
 
+def is_row_channel(channel: str) -> bool:
+    """Return whether changes of a table's rows are on a channel."""
+    return channel.startswith(ROWS)
+
+
 def relation_of(event: Event) -> int | None:
     """Return the relation whose row an event reports to have changed; None for an event of another kind."""
     channel = event.channels[0] if event.channels else ""

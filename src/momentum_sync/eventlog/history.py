@@ -24,6 +24,7 @@ from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.page import Page
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.eventlog.row_index import Route
 from momentum_sync.limits import LogLimits
 
 
@@ -82,8 +83,8 @@ class History:
         if await self.mark(position.epoch, position.offset) != position.mark:
             raise ResumeRefused("history_changed")
 
-    def in_window(self, offset: int, keys: Sequence[str], *, most: int) -> Page | None:
-        """Return events on any of the keys after `offset`, up to `most` bytes; None if the log must be asked."""
+    def in_window(self, offset: int, keys: Sequence[str | Route], *, most: int) -> Page | None:
+        """Return events on keys or routes after `offset`, up to `most` bytes; None if the log must be asked."""
         window = self._feed.window
         return window.after(offset, keys, most=most) if window.holds_after(offset) else None
 

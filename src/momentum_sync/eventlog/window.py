@@ -14,8 +14,9 @@ from heapq import merge
 from itertools import islice
 
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, is_row_channel
 from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.row_index import Held, Route, RowIndex
 
 
 class Window:
@@ -23,8 +24,9 @@ class Window:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._events: deque[tuple[Event, int]] = deque()
-        self._by_key: dict[str, deque[tuple[Event, int]]] = {}
+        self._events: deque[Held] = deque()
+        self._by_key: dict[str, deque[Held]] = {}
+        self._rows = RowIndex()
         self._size = 0
         self._ceiling = 0
         self._durable = 0
@@ -61,6 +63,7 @@ class Window:
         self._before = before
         self._events.clear()
         self._by_key.clear()
+        self._rows.clear()
         self._size = 0
         self._ceiling = self._evicted_ceiling = ceiling
         self._first = first
@@ -76,6 +79,8 @@ class Window:
             if held is None:
                 held = self._by_key[key] = deque()
             held.append(entry)
+            if is_row_channel(key):
+                self._rows.add(key, entry)
         self._size += event.size
         if self._size > self._limit:
             self._evict()
@@ -101,8 +106,8 @@ class Window:
         """Return whether every event after `offset` is held."""
         return offset + 1 >= self._first
 
-    def after(self, offset: int, keys: Sequence[str], *, most: int) -> Page:
-        """Return held events on any of the keys after `offset`, in order, each once, up to `most` bytes."""
+    def after(self, offset: int, keys: Sequence[str | Route], *, most: int) -> Page:
+        """Return held events on any of the keys or routes after `offset`, in order, each once, up to `most` bytes."""
         found: list[Event] = []
         size = 0
         for event in self._following(offset, keys):
@@ -117,18 +122,19 @@ class Window:
         """Count the events after `offset` on any of the keys, without those that the snapshot sees."""
         return sum(snapshot is None or not snapshot.sees(event.xid) for event in self._following(offset, keys))
 
-    def _following(self, offset: int, keys: Sequence[str]) -> Iterator[Event]:
+    def _following(self, offset: int, keys: Sequence[str | Route]) -> Iterator[Event]:
         last = offset
-        lists = [self._held_after(offset, key) for key in keys if key in self._by_key]
+        lists = [_held_after(offset, held) for key in keys for held in self._lists(key)]
         for event in lists[0] if len(lists) == 1 else merge(*lists, key=_number):
             if event.offset > last:
                 last = event.offset
                 yield event
 
-    def _held_after(self, offset: int, key: str) -> Iterator[Event]:
-        held = self._by_key[key]
-        start = bisect_right(held, offset, key=lambda entry: entry[0].offset)
-        return (event for event, _ in islice(held, start, None))
+    def _lists(self, key: str | Route) -> Iterable[deque[Held]]:
+        if isinstance(key, str):
+            held = self._by_key.get(key)
+            return () if held is None else (held,)
+        return self._rows.lists(key, self._by_key.get(key[0], ()))
 
     def reaches(self, snapshot: Snapshot) -> bool:
         """Return whether every event that the snapshot does not see is still held."""
@@ -158,6 +164,13 @@ class Window:
                 held.popleft()
                 if not held:
                     del self._by_key[key]
+                if is_row_channel(key):
+                    self._rows.evict(key, event)
+
+
+def _held_after(offset: int, held: deque[Held]) -> Iterator[Event]:
+    start = bisect_right(held, offset, key=lambda entry: entry[0].offset)
+    return (event for event, _ in islice(held, start, None))
 
 
 def _number(event: Event) -> int:

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from momentum_sync.eventlog.event import Event, key_of
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
+from momentum_sync.eventlog.row_index import Route
 from momentum_sync.identity.channels import Granted
-from momentum_sync.identity.policy import Value
 from momentum_sync.wire.messages import DeliveryIds
 
-Slot = str | tuple[str, str, Value]
-"""A name in the hub's index: that of a key, or a channel of changes of rows with a column and its value."""
+Slot = str | Route
+"""A name in the hub's index: that of a key, or a route."""
 
 
 def slot_of(channel: str, key: str) -> str:
@@ -120,6 +120,11 @@ class Cursor:
     def slots(self) -> tuple[Slot, ...]:
         """Return the names under which the hub finds the subscriber."""
         return tuple([slot_of(channel, key) for channel, key in self.channels.items()])
+
+    @property
+    def lookups(self) -> tuple[str | Route, ...]:
+        """Return the keys, or routes, by which the window finds the subscriber's events."""
+        return tuple(self.channels.values())
 
     # Events
 

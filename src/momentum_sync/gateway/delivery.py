@@ -277,7 +277,7 @@ class Delivery:
             return
         cursor = self._connection.cursor
         keys = list(cursor.channels.values())
-        page = self._gateway.history.in_window(cursor.offset, keys, most=self._page)
+        page = self._gateway.history.in_window(cursor.offset, cursor.lookups, most=self._page)
         if page is None:
             self._ask(self._ask_log(keys))
         elif self._lacks_room(page.events):  # before the database is asked about them

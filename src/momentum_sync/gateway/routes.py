@@ -6,16 +6,8 @@ a change costs what its receivers cost, however many subscribers the table has.
 
 from __future__ import annotations
 
-import msgspec
-
 from momentum_sync.eventlog.event import Event
-from momentum_sync.identity.policy import Value
-from momentum_sync.wire.row_change import parse_change
-
-Route = tuple[str, str, Value]
-"""A channel, a column, and its value."""
-
-_decode = msgspec.json.decode
+from momentum_sync.eventlog.row_index import Route, values_of
 
 
 class Routes:
@@ -60,20 +52,3 @@ class Routes:
             else:
                 found += [route for value in values if (route := (event.channels[0], column, value)) in routes]
         return found
-
-
-def values_of(event: Event, column: str) -> list[Value] | None:
-    """Return the values of a column in the new and in the old row of a change; None if they may be any.
-
-    That is so for a `TRUNCATE`, and for an `UPDATE` without the column.
-    """
-    change = parse_change(event.body)
-    record, old = change.record, change.old_record
-    if change.type == "TRUNCATE" or (record is not None and column not in record):
-        return None
-    new = None if record is None else record[column]
-    before = None if old is None else old.get(column)
-    values = [_decode(each) for each in (new, before) if each is not None]
-    if any(isinstance(value, list | dict) for value in values):
-        return None  # the column has another type by now
-    return values if len(values) < 2 or values[0] != values[1] else values[:1]

@@ -18,7 +18,8 @@ from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.row_rights import PUBLICATION, RowRights
+from momentum_sync.identity.row_queries import PUBLICATION
+from momentum_sync.identity.row_rights import RowRights
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Operator, parse_filter

@@ -39,7 +39,7 @@ from momentum_sync.identity.policy import (
     decide,
 )
 from momentum_sync.identity.policy_parser import KINDS, parse_policies
-from momentum_sync.identity.row_rights import read_table, rows_query, tables_query
+from momentum_sync.identity.row_queries import read_table, rows_query, tables_query
 from momentum_sync.identity.row_tables import RowTable
 from momentum_sync.identity.tokens import Identity
 
@@ -170,10 +170,7 @@ class CompiledPolicies:
         rows = list(_made_up_rows(condition, table, kinds))
         if table.needed is None:
             raise NotDecidable("a policy reads the row as a whole")
-        encoded = [
-            (number, {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in row.items()})
-            for number, row in enumerate(rows)
-        ]
+        encoded = [msgspec.json.encode(row).decode() for row in rows]
         for claims in _made_up_claims(condition, identity.role):
             try:
                 bound = bind(condition, claims)

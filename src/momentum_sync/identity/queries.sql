@@ -148,20 +148,20 @@ select exists (
         where n.nspname = 'auth' and p.proname in ('uid', 'role', 'jwt') and p.pronargs = 0 and p.proconfig is null)
 
 -- name: allowed_rows
--- Asked as the caller: which of the given rows the policies allow. The rows have the columns that the policies read.
--- The policies stand in a scope of their own, in which a name can mean nothing but a column of the row.
+-- Asked as the caller: the places of the given rows that the policies allow, from 0. The rows have the columns that the
+-- policies read. The policies stand in a scope of their own, in which a name can mean nothing but a column of the row.
 select array(
-    select e.id
-    from unnest(%(ids)s::bigint[], %(rows)s::jsonb[]) as e (id, version)
-    where exists (select from {row} where ({permissive}) and ({restrictive})))
+    select e.place - 1
+    from jsonb_array_elements(%(versions)s::jsonb) with ordinality as e (version, place)
+    where exists (select from {row} where ({permissive}) and ({restrictive}))), pg_current_snapshot()::text
 
 -- name: selected_rows
--- Asked as the caller: which of the given rows it may select now, with the values that the policies read.
+-- Asked as the caller: the places of the given rows that it may select now, with the values that the policies read.
 select array(
-    select e.id
-    from unnest(%(ids)s::bigint[], %(rows)s::jsonb[]) as e (id, version)
+    select e.place - 1
+    from jsonb_array_elements(%(versions)s::jsonb) with ordinality as e (version, place)
     cross join lateral jsonb_to_record(e.version) as v ({definitions})
-    where exists (select from {table} t where {same}))
+    where exists (select from {table} t where {same})), pg_current_snapshot()::text
 
 -- name: operand
 -- The values of a condition as `to_jsonb` makes them of the column's type.

@@ -6,41 +6,39 @@ given rows, and in the same snapshot the catalog says which policies apply now: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
 import psycopg
-from psycopg import sql
 from psycopg.rows import TupleRow
 
 from momentum_sync import observe
-from momentum_sync.database import queries
 from momentum_sync.database.connection import Query
 from momentum_sync.database.pool import CallerPool, Lane, Params
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import BadRequest, Forbidden, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.identity.decider import seen_change
-from momentum_sync.identity.row_tables import RowColumn, RowTable, SeenChange
+from momentum_sync.identity.row_queries import (
+    SNAPSHOT,
+    encode_row,
+    evaluated_columns,
+    operand_query,
+    read_table,
+    rows_query,
+    select_query,
+    selected_columns,
+    tables_query,
+    test_query,
+)
+from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
-from momentum_sync.wire.realtime_filter import Condition, Operator
+from momentum_sync.wire.realtime_filter import Condition
 from momentum_sync.wire.row_change import Change, Row, parse_change
 from momentum_sync.wire.row_watch import Test
 
-_SQL = queries.load(__package__)
-PUBLICATION = "supabase_realtime"
-"""The publication that names the tables whose changes clients may ask for."""
-
-_OPERATORS: Mapping[Operator, str] = {
-    Operator.EQ: "=", Operator.NEQ: "<>", Operator.LT: "<", Operator.LTE: "<=", Operator.GT: ">", Operator.GTE: ">=",
-    Operator.LIKE: "like", Operator.ILIKE: "ilike", Operator.MATCH: "~", Operator.IMATCH: "~*",
-    Operator.IS_DISTINCT: "is distinct from",
-}  # fmt: skip
 _MOST_OPERANDS = 20_000
-_SNAPSHOT: tuple[Query, Params] = (_SQL["snapshot"], {})
-_PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
-_columns = msgspec.json.Decoder(list[tuple[str, str, str, str, bool, bool]])
+_PAGES = 16
 
 
 class _Version(NamedTuple):
@@ -48,7 +46,38 @@ class _Version(NamedTuple):
 
     id: int
     row: Row
-    event: Event
+
+
+class _Question(NamedTuple):
+    """What has to be asked about versions of rows. Versions with the same values are asked about once.
+
+    Attributes:
+        query: its answer are places in `ids`, and the snapshot.
+        ids: the versions with each of the rows asked about.
+    """
+
+    query: tuple[Query, Params]
+    ids: list[list[int]]
+
+
+class _Page(NamedTuple):
+    """Changes of one table, and what has to be asked about them, whoever the caller is.
+
+    Attributes:
+        table: as the callers' role may read it.
+        is_private: the policies cannot be evaluated by callers.
+        events: the changes, by offset.
+        open: offsets of changes that all callers see.
+        keys: offsets of deleted rows that cannot be checked.
+        questions: what has to be asked.
+    """
+
+    table: RowTable
+    is_private: bool
+    events: dict[int, Event]
+    open: list[int]
+    keys: list[int]
+    questions: list[_Question]
 
 
 class RowRights:
@@ -71,13 +100,13 @@ class RowRights:
         # Joins and reviews of many clients ask for the same again.
         self._operands: dict[tuple[str, tuple[str, ...]], tuple[bytes, ...]] = {}
         self._private: set[RowTable] = set()  # tables with policies that their callers cannot evaluate
+        self._pages: dict[tuple[int, ...], _Page] = {}  # asked about for one caller after the other
 
     async def operands(self, identity: Identity, type_sql: str, values: Sequence[str]) -> tuple[bytes, ...]:
         """Return the JSON of values of a type. Raise BadRequest with the database's words if they are none."""
         key = (type_sql, tuple(values))
         if key not in self._operands:
-            query = sql.SQL(_SQL["operand"]).format(type=sql.SQL(type_sql.replace("%", "%%"))).as_bytes()
-            found = (await self._one(identity, query, {"values": list(values)}))[0]
+            found = (await self._one(identity, *operand_query(type_sql, values)))[0]
             if len(self._operands) >= _MOST_OPERANDS:
                 self._operands.clear()
             self._operands[key] = tuple(text.encode() for text in found)
@@ -85,14 +114,14 @@ class RowRights:
 
     async def check_pattern(self, identity: Identity, condition: Condition) -> None:
         """Raise BadRequest with the database's words if a condition's pattern is malformed."""
-        await self._one(identity, *_test_query(Test(condition, "text", "text", "text", ()), b'""'))
+        await self._one(identity, *test_query(Test(condition, "text", "text", "text", ()), b'""'))
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
         """Return for each test and value whether it holds. A test that raises an error does not."""
         if not tests:
             return []
         try:
-            answers = await self._pool.ask(identity, *[_test_query(test, value) for test, value in tests])
+            answers = await self._pool.ask(identity, *[test_query(test, value) for test, value in tests])
         except psycopg.Error as error:
             if len(tests) == 1:
                 observe.policy_failed("a filter", error)
@@ -123,14 +152,12 @@ class RowRights:
         trusted = self._trusted(identity.role, relation)
         async for _ in self._pool.until_visible():
             table = trusted or self._known.get((identity.role, relation))
-            asked = [_SNAPSHOT if trusted is not None else tables_query([relation])]
-            evaluated, selected = self._versions(events, table)
-            if table is not None and evaluated:
-                asked.append(rows_query(table, [(version.id, version.row) for version in evaluated]))
-            if table is not None and (by_key := _select_query(table, selected)) is not None:
-                asked.append(by_key)
+            page = None if table is None else self._page(table, events)
+            asked = [question.query for question in page.questions] if page is not None else []
+            if trusted is None or not asked:
+                asked.append(SNAPSHOT if trusted is not None else tables_query([relation]))
             try:
-                rows, *answers = await self._pool.ask(identity, *asked)
+                answers = await self._pool.ask(identity, *asked)
             except (psycopg.Error, Forbidden) as error:
                 # The table may have changed since the question was made, or a policy has raised an error.
                 if not await self._is_known(identity, relation, table):
@@ -142,37 +169,28 @@ class RowRights:
                     self._private.add(table)
                     continue
                 return await self._one_by_one(identity, relation, events, error)
-            if not rows:
+            if not answers[-1]:
                 self._known.pop((identity.role, relation), None)
                 return {}
-            now = trusted or read_table(rows[0])
+            now = trusted or read_table(answers[-1][0])
             if trusted is None:
                 self._known[identity.role, relation] = now
-            snapshot = Snapshot.parse(rows[0][-1])
-            if table == now and all(snapshot.sees(event.xid) for event in events):
-                allowed = {number for ((found,),) in answers for number in found}
-                return self._decided(now, events, allowed)
+            snapshot = Snapshot.parse(answers[-1][0][-1])
+            if page is not None and table == now and all(snapshot.sees(event.xid) for event in events):
+                return self._decided(page, [row[0] for (row,) in answers[: len(page.questions)]])
         raise Unavailable("The policies of a table change faster than they can be read; try again in a moment.")
 
-    def _versions(self, events: Sequence[Event], table: RowTable | None) -> tuple[list[_Version], list[_Version]]:
-        """Return the versions on which the policies are evaluated, and those whose rows are selected instead."""
-        evaluated: list[_Version] = []
-        selected: list[_Version] = []
-        if table is None or not table.secured:
-            return evaluated, selected
+    def _page(self, table: RowTable, events: Sequence[Event]) -> _Page:
+        """Return what has to be asked about changes. Callers with the same events share it."""
         is_private = table in self._private
-        for event in events:
-            change = parse_change(event.body)
-            if change.type == "TRUNCATE":
-                continue
-            row, old = _Version(event.offset * 2, change.row, event), _row_before(change)
-            if not is_private and table.can_check(change.row):
-                evaluated.append(row)
-            elif change.type != "DELETE":
-                selected.append(row)
-            if old is not None and not is_private and table.can_check(old):
-                evaluated.append(_Version(event.offset * 2 + 1, old, event))
-        return evaluated, selected
+        key = (id(table), *map(id, events))  # the page holds these objects
+        page = self._pages.get(key)
+        if page is None or page.is_private is not is_private:
+            page = _page(table, events, is_private=is_private)
+            while len(self._pages) >= _PAGES:
+                del self._pages[next(iter(self._pages))]
+            self._pages[key] = page
+        return page
 
     async def _is_known(self, identity: Identity, relation: int, table: RowTable | None) -> bool:
         """Return whether the table is still as it was asked about. Keep it as it is now."""
@@ -195,121 +213,61 @@ class RowRights:
             found.update(await self._seen(identity, relation, [event]))
         return found
 
-    def _decided(self, table: RowTable, events: Sequence[Event], allowed: set[int]) -> dict[int, SeenChange]:
-        found: dict[int, SeenChange] = {}
-        for event in events:
-            change = parse_change(event.body)
-            seen: SeenChange | None
-            if change.type == "TRUNCATE" or not table.secured:
-                seen = SeenChange(table)
-            elif change.type == "DELETE" and (table in self._private or not table.can_check(change.row)):
-                seen = SeenChange(table, is_gone=True, old_columns=table.key) if self.deletes_by_key else None
-            else:
-                was_seen = event.offset * 2 + 1 in allowed if _row_before(change) is not None else None
-                seen = seen_change(table, is_seen=event.offset * 2 in allowed, was_seen=was_seen)
+    def _decided(self, page: _Page, answers: Sequence[Sequence[int]]) -> dict[int, SeenChange]:
+        table = page.table
+        found = dict.fromkeys(page.open, SeenChange(table))
+        if self.deletes_by_key:
+            found |= dict.fromkeys(page.keys, SeenChange(table, is_gone=True, old_columns=table.key))
+        allowed = {
+            number
+            for question, places in zip(page.questions, answers, strict=True)
+            for place in places
+            for number in question.ids[place]
+        }
+        for offset in {number // 2 for number in allowed}:
+            has_before = _row_before(parse_change(page.events[offset].body)) is not None
+            was_seen = offset * 2 + 1 in allowed if has_before else None
+            seen = seen_change(table, is_seen=offset * 2 in allowed, was_seen=was_seen)
             if seen is not None:
-                found[event.offset] = seen
+                found[offset] = seen
         return found
 
 
-def tables_query(relations: Sequence[int] | None) -> tuple[Query, Params]:
-    """Return the query for tables with these ids; None: for those that are published."""
-    return _SQL["row_tables"], {"relations": relations, "publication": PUBLICATION}
+def _page(table: RowTable, events: Sequence[Event], *, is_private: bool) -> _Page:
+    evaluated: list[_Version] = []
+    selected: list[_Version] = []
+    page = _Page(table, is_private, {event.offset: event for event in events}, [], [], [])
+    for event in events:
+        change = parse_change(event.body)
+        if change.type == "TRUNCATE" or not table.secured:
+            page.open.append(event.offset)
+            continue
+        row, old = _Version(event.offset * 2, change.row), _row_before(change)
+        if not is_private and table.can_check(change.row):
+            evaluated.append(row)
+        elif change.type == "DELETE":
+            page.keys.append(event.offset)
+        elif table.key and all(name in change.row for name in table.key):
+            selected.append(row)
+        if old is not None and not is_private and table.can_check(old):
+            evaluated.append(_Version(event.offset * 2 + 1, old))
+    if evaluated:
+        rows, ids = _distinct(evaluated, evaluated_columns(table))
+        page.questions.append(_Question(rows_query(table, rows), ids))
+    if selected:
+        rows, ids = _distinct(selected, selected_columns(table))
+        page.questions.append(_Question(select_query(table, rows), ids))
+    return page
 
 
-def read_table(row: TupleRow) -> RowTable:
-    """Return the table of a row of that query."""
-    oid, schema, name, secured, permissive, restrictive, needed, columns, identity, _ = row
-    return RowTable.build(
-        oid, schema, name, secured=secured, policies=(permissive, restrictive),
-        needed=None if needed is None else frozenset(needed), columns=_columns.decode(columns),
-        identity=frozenset(identity),
-    )  # fmt: skip
+def _distinct(versions: Sequence[_Version], columns: frozenset[str] | None) -> tuple[list[str], list[list[int]]]:
+    """Return the distinct rows as JSON, and the versions with each."""
+    found: dict[str, list[int]] = {}
+    for version in versions:
+        found.setdefault(encode_row(version.row, columns), []).append(version.id)
+    return list(found), list(found.values())
 
 
 def _row_before(change: Change) -> Row | None:
     """Return the row before an update, if the change has all of it."""
     return change.old_record if change.type == "UPDATE" and change.has_whole_old_row else None
-
-
-def rows_query(table: RowTable, rows: Sequence[tuple[int, Row]]) -> tuple[Query, Params]:
-    """Return the query that evaluates policies on given rows. They are the operator's own SQL, from the catalog."""
-    # psycopg would take a % in a policy for a placeholder.
-    permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in table.policies)
-    alias = _name(table.name)
-    needed = [column for column in table.columns if table.needed is not None and column.name in table.needed]
-    if table.needed is None:
-        source = sql.SQL("jsonb_populate_record(null::{}, e.version) as {}").format(
-            _name(table.schema, table.name), alias
-        )
-    elif not needed:
-        source = sql.SQL("(select) as {}").format(alias)
-    else:
-        # Only these columns: others may have types without a null, such as a domain, and no value in this version.
-        defined = [_definition(column) for column in needed]
-        source = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
-    query = sql.SQL(_SQL["allowed_rows"]).format(row=source, permissive=permissive, restrictive=restrictive).as_bytes()
-    names = table.needed
-    texts = [
-        _encode_row({name: value for name, value in row.items() if names is None or name in names}) for _, row in rows
-    ]
-    return query, {"ids": [number for number, _ in rows], "rows": texts}
-
-
-def _select_query(table: RowTable, versions: Sequence[_Version]) -> tuple[Query, Params] | None:
-    """Return the query that finds given rows by their key, as they are now; None for a table without a key.
-
-    A row counts only if it still has the values that the policies read.
-    """
-    names = [column.name for column in table.columns if column.name in (table.needed or ()) or column.is_key]
-    rows = [version for version in versions if all(name in version.row for name in table.key)]
-    if not table.key or not rows:
-        return None
-    columns = [column for column in table.columns if column.name in names]
-    same = sql.SQL(" and ").join(
-        sql.SQL("(t.{0} is not distinct from v.{0} or not e.version ? {1})").format(
-            _name(column.name), sql.Literal(column.name.replace("%", "%%"))
-        )
-        for column in columns
-    )
-    query = sql.SQL(_SQL["selected_rows"]).format(
-        definitions=sql.SQL(", ").join(map(_definition, columns)), table=_name(table.schema, table.name), same=same
-    )  # fmt: skip
-    texts = [_encode_row({name: value for name, value in one.row.items() if name in names}) for one in rows]
-    return query.as_bytes(), {"ids": [one.id for one in rows], "rows": texts}
-
-
-def _definition(column: RowColumn) -> sql.Composable:
-    return sql.SQL("{} {}").format(_name(column.name), sql.SQL(column.definition.replace("%", "%%")))
-
-
-def _name(*parts: str) -> sql.Identifier:
-    """Return an identifier in a query with parameters, in which psycopg would take a % for one."""
-    return sql.Identifier(*(part.replace("%", "%%") for part in parts))
-
-
-def _encode_row(row: Row) -> str:
-    return msgspec.json.encode(row).decode()
-
-
-def _test_query(test: Test, value: bytes) -> tuple[Query, Params]:
-    """Return the query of one test, with the operators of SQL."""
-    condition = test.condition
-    column, kind = sql.SQL("t.value"), sql.SQL(test.type_sql.replace("%", "%%"))
-    defined = sql.SQL(test.definition.replace("%", "%%"))
-    if condition.operator is Operator.IS:
-        # The words are the grammar's own: `null`, `true`, `false` and `unknown`.
-        expression = sql.SQL("{} is {}").format(column, sql.SQL(condition.values[0]))
-    elif condition.operator is Operator.IN:
-        expression = sql.SQL("{} = any (%(values)s::text[]::{}[])").format(column, kind)
-    elif condition.operator in _PATTERNS:
-        operator = sql.SQL(_OPERATORS[condition.operator])
-        expression = sql.SQL("{}::text {} %(operand)s::text").format(column, operator)
-    else:
-        operator = sql.SQL(_OPERATORS[condition.operator])
-        expression = sql.SQL("{} {} %(operand)s::text::{}").format(column, operator, kind)
-    if condition.negated:
-        expression = sql.SQL("not ({})").format(expression)
-    query = sql.SQL(_SQL["tested"]).format(condition=expression, type=defined).as_bytes()
-    row = '{"value":' + value.decode() + "}"
-    return query, {"row": row, "operand": condition.values[0], "values": list(condition.values)}

@@ -58,6 +58,8 @@ def matches(watch: Watch, relation: int, change: Change, ask: Ask) -> bool | Non
     """
     if relation not in watch.relations or watch.event not in ("*", change.type):
         return False
+    if not watch.tests:
+        return True
     decided: bool | None = True
     for test, value in tested(watch, change):
         held = None if value is None else _held(test, value, change, ask)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from momentum_sync.eventlog.event import Event, row_channel
+from momentum_sync.eventlog.row_index import values_of
 from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.realtime_services import RowServices, SharedFrames
 from momentum_sync.gateway.dialects.realtime_topic import Topic
-from momentum_sync.gateway.routes import values_of
 from momentum_sync.identity.decider import Undecided
 from momentum_sync.identity.policy import Value
 from momentum_sync.identity.row_tables import SeenChange
@@ -58,6 +58,11 @@ class RowCursor(Cursor):
         """Return the routes of the topics, and the channels of tables with a topic that has none."""
         return self._slots
 
+    @property
+    def lookups(self) -> tuple[Slot, ...]:
+        """Return the same: the window finds changes by routes, too."""
+        return self._slots
+
     def topics_changed(self) -> None:
         """Note that the topics, or what decides for them, have changed."""
         self._decision = None
@@ -79,15 +84,15 @@ class RowCursor(Cursor):
 
     def channel_of(self, event: Event) -> str | None:
         """Return the channel of a change that a topic gets, or may get."""
-        channel = super().channel_of(event)
-        if channel is None:
+        channel = event.channels[0]  # changes of rows have one
+        if channel not in self.channels:
             return None
         decision = self._decide(event)
         return channel if decision.is_open or decision.seen else None
 
     def must_check(self, event: Event) -> bool:
         """Return whether the database has to decide."""
-        return super().channel_of(event) is not None and self._decide(event).is_open
+        return event.channels[0] in self.channels and self._decide(event).is_open
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the frames of an event that needed no database. It is the `Dialect` of its connection."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from momentum_sync.eventlog.event import Event, relation_of, row_channel
+from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.gateway.cursor import Slot
 from momentum_sync.gateway.dialects.realtime_services import SharedFrames
 from momentum_sync.identity.decider import Decider, Undecided
@@ -40,7 +40,7 @@ class TopicEvents:
         deciders: what decides about changes for the topic's caller, by relation; of the others the database does.
     """
 
-    __slots__ = ("_answers", "bindings", "channels", "deciders", "since", "told", "watches")
+    __slots__ = ("_answers", "_relations", "_whole", "bindings", "channels", "deciders", "since", "told", "watches")
 
     def __init__(self, bindings: tuple[Binding, ...], watches: tuple[Watch, ...], since: int) -> None:
         self.bindings = bindings
@@ -53,7 +53,12 @@ class TopicEvents:
     def watch(self, watches: tuple[Watch, ...]) -> None:
         """Have other watches: tables were published since."""
         self.watches = watches
-        self.channels = frozenset(row_channel(relation) for relation in self.relations)
+        self._relations = {row_channel(relation): relation for relation in self.relations}
+        self.channels = frozenset(self._relations)
+        # Tables of which the topic may get every change.
+        self._whole = frozenset(
+            relation for watch in watches if watch.event == "*" and not watch.tests for relation in watch.relations
+        )
 
     def copy(self) -> TopicEvents:
         """Return the same events, to be decided for another caller."""
@@ -88,9 +93,11 @@ class TopicEvents:
 
     def may_want(self, event: Event) -> int | None:
         """Return the relation of a change that a watch may get; None if none does, whatever the database says."""
-        relation = relation_of(event)
+        relation = self._relations.get(event.channels[0])
         if relation is None or event.offset <= self.since:
             return None
+        if relation in self._whole:
+            return relation
         change = parse_change(event.body)
         if any(matches(watch, relation, change, _unknown) is not False for watch in self.watches):
             return relation
