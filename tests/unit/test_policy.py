@@ -27,6 +27,7 @@ from momentum_sync.identity.policy import (
     columns,
     decide,
     keys,
+    simplified,
 )
 from momentum_sync.identity.policy import Any as AnyOf
 from momentum_sync.identity.policy_parser import parse_policies
@@ -232,6 +233,24 @@ def test_no_row_that_is_visible_is_missed_by_the_keys(condition: Condition) -> N
 
 
 # What a caller sees of a change
+
+
+@given(CONDITIONS)
+def test_a_simplified_condition_says_the_same_of_every_row(condition: Condition) -> None:
+    simple = simplified(condition)
+    names = sorted(VALUES)
+    for values in itertools.product(*[VALUES[name] for name in names]):
+        row = dict(zip(names, values, strict=True))
+        assert decide(simple, row) == decide(condition, row)
+    assert columns(simple) == columns(condition)
+
+
+def test_a_condition_of_one_part_is_that_part() -> None:
+    part = Equal(A, Constant(USER, Kind.UUID))
+    assert simplified(All((AnyOf((part,)), All(())))) == part
+    assert simplified(Not(All((part,)))) == Not(part)
+    assert simplified(AnyOf((AnyOf((part, IsNull(A))),))) == AnyOf((part, IsNull(A)))
+    assert simplified(All(())) == All(())
 
 
 def table(*, secured: bool = True) -> RowTable:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +21,6 @@ from momentum_sync.capture.row_messages import (
     Relation,
     RowMessage,
     Update,
-    Value,
     Values,
 )
 from momentum_sync.capture.values import ColumnType, Kind, MalformedValue, to_json
@@ -40,10 +41,12 @@ class RowChanges:
     def __init__(self) -> None:
         self._relations: dict[int, Relation] = {}
         self._types: dict[int, ColumnType] = {}
+        self._described: dict[int, _Described] = {}
 
     def describe(self, relation: Relation) -> None:
         """Take the description that holds for the relation's following changes."""
         self._relations[relation.oid] = relation
+        self._described.pop(relation.oid, None)
 
     def missing_types(self, relation: Relation) -> set[int]:
         """Return the ids of the types in a relation that are not known yet."""
@@ -53,6 +56,7 @@ class RowChanges:
         """Take the types that were asked for. One that no longer exists has text values from now on."""
         for oid in asked:
             self._types[oid] = types.get(oid, _UNKNOWN)
+        self._described.clear()
 
     def encode(self, message: RowMessage, relation_oid: int, committed_at: float) -> bytes:
         """Return the JSON of a change of one relation.
@@ -67,42 +71,71 @@ class RowChanges:
         Raises:
             UnknownRelation: the relation has not been described, or with other columns.
         """
+        described = self._described.get(relation_oid) or self._describe(relation_oid)
+        for values in _rows_of(message):
+            if len(values) != len(described.names):
+                raise UnknownRelation(
+                    f"a row of relation {relation_oid} has {len(values)} values, not {len(described.names)}"
+                )
+        body = _change(_Row(described, None), message, committed_at)
+        return body if len(body) <= _MOST else _change(_Row(described, _MOST_VALUE), message, committed_at)
+
+    def _describe(self, relation_oid: int) -> _Described:
         relation = self._relations.get(relation_oid)
         if relation is None:
             raise UnknownRelation(f"the stream has a change of relation {relation_oid} without its description")
-        for values in _rows_of(message):
-            if len(values) != len(relation.columns):
-                raise UnknownRelation(
-                    f"a row of relation {relation_oid} has {len(values)} values, not {len(relation.columns)}"
-                )
-        whole = _Row(relation, self._types, None)
-        body = self._change(whole, message, committed_at)
-        if len(body) <= _MOST:
-            return body
-        return self._change(_Row(relation, self._types, _MOST_VALUE), message, committed_at)
+        types = tuple(self._types[column.type_oid] for column in relation.columns)
+        described = self._described[relation_oid] = _Described(
+            relation.identity is Identity.FULL,
+            b'{"schema":' + _encode(relation.schema) + b',"table":' + _encode(relation.name) + b',"commit_timestamp":',
+            b',"columns":' + _encode([
+                {"name": column.name, "type": of.name} for column, of in zip(relation.columns, types, strict=True)
+            ]),
+            tuple(_encode(column.name) + b":" for column in relation.columns),
+            types,
+            relation,
+        )  # fmt: skip
+        return described
 
-    def _change(self, row: _Row, message: RowMessage, committed_at: float) -> bytes:
-        kind, record, old = "TRUNCATE", b"{}", b"{}"
-        match message:
-            case Insert(new=new):
-                kind, record, old = "INSERT", row.object(new), b""
-            case Update(old=before, new=new):
-                # Without an old row the key has not changed.
-                kind, record, old = "UPDATE", row.object(new, before), row.old(new if before is None else before)
-            case Delete(old=before):
-                kind, record, old = "DELETE", b"", row.old(before)
-        relation = row.relation
-        parts = [
-            b'{"schema":', _encode(relation.schema), b',"table":', _encode(relation.name),
-            b',"commit_timestamp":', _encode(_timestamp(committed_at)), b',"type":"', kind.encode(),
-            b'","columns":', row.columns(),
-        ]  # fmt: skip
-        if record:
-            parts += [b',"record":', record]
-        if old:
-            parts += [b',"old_record":', old]
-        parts += [b',"errors":', _encode(row.errors or None), b"}"]
-        return b"".join(parts)
+
+class _Described(NamedTuple):
+    """A relation, and the JSON that all of its changes have in common.
+
+    Attributes:
+        is_whole: the old row has all columns, not only the key.
+        head: up to the time of the commit.
+        columns: names and types.
+        names: each column's name and a colon.
+        types: each column's type.
+        relation: the relation.
+    """
+
+    is_whole: bool
+    head: bytes
+    columns: bytes
+    names: tuple[bytes, ...]
+    types: tuple[ColumnType, ...]
+    relation: Relation
+
+
+def _change(row: _Row, message: RowMessage, committed_at: float) -> bytes:
+    kind, record, old = b"TRUNCATE", b"{}", b"{}"
+    match message:
+        case Insert(new=new):
+            kind, record, old = b"INSERT", row.object(new), b""
+        case Update(old=before, new=new):
+            # Without an old row the key has not changed.
+            kind, record, old = b"UPDATE", row.object(new, before), row.old(new if before is None else before)
+        case Delete(old=before):
+            kind, record, old = b"DELETE", b"", row.old(before)
+    described = row.described
+    parts = [described.head, _timestamp(committed_at), b',"type":"', kind, b'"', described.columns]
+    if record:
+        parts += [b',"record":', record]
+    if old:
+        parts += [b',"old_record":', old]
+    parts += [b',"errors":', _encode(row.errors or None), b"}"]
+    return b"".join(parts)
 
 
 def _rows_of(message: RowMessage) -> list[Values]:
@@ -119,23 +152,18 @@ def _rows_of(message: RowMessage) -> list[Values]:
 class _Row:
     """Encodes the rows of one change. With `most`, values of more bytes of JSON are left out."""
 
-    def __init__(self, relation: Relation, types: Mapping[int, ColumnType], most: int | None) -> None:
-        self.relation = relation
-        self.errors: list[str] = [] if most is None else ["Error 413: Payload Too Large"]
-        self._types = types
-        self._most = most
+    __slots__ = ("_most", "described", "errors")
 
-    def columns(self) -> bytes:
-        """Return the JSON of names and types."""
-        return _encode([
-            {"name": column.name, "type": self._types[column.type_oid].name} for column in self.relation.columns
-        ])  # fmt: skip
+    def __init__(self, described: _Described, most: int | None) -> None:
+        self.described = described
+        self.errors: list[str] = [] if most is None else ["Error 413: Payload Too Large"]
+        self._most = most
 
     def old(self, values: Values) -> bytes:
         """Return the JSON of the columns of the old row that the replica identity has."""
-        if self.relation.identity is Identity.FULL:
+        if self.described.is_whole:
             return self.object(values)
-        pairs = zip(self.relation.columns, values, strict=True)
+        pairs = zip(self.described.relation.columns, values, strict=True)
         return self.object(tuple([value if column.is_key else UNCHANGED for column, value in pairs]))
 
     def object(self, values: Values, before: Values | None = None) -> bytes:
@@ -144,27 +172,29 @@ class _Row:
         `before` are the values of the old row, which has what the UPDATE did not change if the identity is full.
         """
         fields: list[bytes] = []
-        for place, (column, value) in enumerate(zip(self.relation.columns, values, strict=True)):
+        most, types = self._most, self.described.types
+        for place, (name, value) in enumerate(zip(self.described.names, values, strict=True)):
             if value is UNCHANGED:
                 # A null in the old row stands for a column outside of the key: an unchanged value is never null.
                 value = (None if before is None else before[place]) or UNCHANGED
             if value is not UNCHANGED:
-                text = self._value(value, self._types[column.type_oid], column.name)
-                if self._most is None or len(text) <= self._most:
-                    fields.append(_encode(column.name) + b":" + text)
+                text = b"null" if value is None else self._value(value, types[place], name)
+                if most is None or len(text) <= most:
+                    fields.append(name + text)
         return b"{" + b",".join(fields) + b"}"
 
-    def _value(self, value: Value, of: ColumnType, name: str) -> bytes:
-        if not isinstance(value, str):
-            return b"null"
+    def _value(self, value: str, of: ColumnType, name: bytes) -> bytes:
         try:
             return to_json(value, of)
         except MalformedValue as error:
             # The type has changed since the commit, such as a composite that has gained an attribute.
-            self.errors.append(f"the value of {name} is text, because its type has changed: {error}")
+            column = msgspec.json.decode(name[:-1], type=str)
+            self.errors.append(f"the value of {column} is text, because its type has changed: {error}")
             return _encode(value)
 
 
-def _timestamp(seconds: float) -> str:
-    """Return a time as Supabase's clients get it: UTC, with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+@lru_cache(maxsize=8)
+def _timestamp(seconds: float) -> bytes:
+    """Return the JSON of a time as Supabase's clients get it: UTC, with milliseconds."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _encode(text)

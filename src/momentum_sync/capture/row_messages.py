@@ -16,6 +16,7 @@ from momentum_sync.capture.pgoutput import ProtocolError
 _U8 = struct.Struct("!B")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
+_TEXT, _NULL, _UNCHANGED = b"tnu"
 _MOST_COLUMNS = 1_600  # PostgreSQL's own limit; a larger count would allocate for bytes that never come
 
 
@@ -190,21 +191,24 @@ class _Reader:
         return text
 
     def values(self) -> Values:
-        return tuple([self._value() for _ in range(self.count())])
-
-    def _value(self) -> Value:
-        match self.letter():
-            case "n":
-                return None
-            case "u":
-                return UNCHANGED
-            case "t":
-                length = self.number(_U32)
-                end = self.at + length
-                if end > len(self.data):
+        """Read a row. It is the loop that runs most often: its fields are not read by the methods above."""
+        count, data, at = self.count(), self.data, self.at
+        found: list[Value] = []
+        for _ in range(count):
+            kind = data[at]
+            at += 1
+            if kind == _TEXT:
+                (length,) = _U32.unpack_from(data, at)
+                start = at + 4
+                at = start + length
+                if at > len(data):
                     raise ValueError("a value is truncated")
-                text = self.data[self.at : end].decode()
-                self.at = end
-                return text
-            case kind:
-                raise ValueError(f"a value of kind {kind!r}")
+                found.append(data[start:at].decode())
+            elif kind == _NULL:
+                found.append(None)
+            elif kind == _UNCHANGED:
+                found.append(UNCHANGED)
+            else:
+                raise ValueError(f"a value of kind {chr(kind)!r}")
+        self.at = at
+        return tuple(found)

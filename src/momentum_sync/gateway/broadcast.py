@@ -143,7 +143,7 @@ class Broadcast:
                 return
             # With a boundary the ids contain the subscriber's own snapshot, so others cannot share the frame.
             shared = cursor.boundary is None
-            ids = cursor.deliver(event)
+            ids = cursor.deliver(event, self._event_id)
             if ids is None:
                 return
             if shared:

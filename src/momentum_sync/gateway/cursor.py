@@ -157,14 +157,18 @@ class Cursor:
             return False
         return self.channel_of(event) in self.checked
 
-    def deliver(self, event: Event) -> DeliveryIds | None:
-        """Move past an event. Return its ids; None if it is not for this subscriber, or is in its snapshot."""
+    def deliver(self, event: Event, event_id: str | None = None) -> DeliveryIds | None:
+        """Move past an event. Return its ids; None if it is not for this subscriber, or is in its snapshot.
+
+        `event_id` is its id for subscribers without a boundary, if it is known.
+        """
         if self.sees(event):
             return None
         channel = self.channel_of(event)
         if channel is None:
             return None
-        ids = DeliveryIds(self.id_of(event), self.last_id, channel)
+        own_id = event_id if event_id is not None and self.boundary is None else self.id_of(event)
+        ids = DeliveryIds(own_id, self.last_id, channel)
         self.passed(ids.event_id)
         return ids
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from momentum_sync.identity.policy import Condition, Value, columns, decide, keys
+from momentum_sync.identity.policy import Condition, Value, columns, decide, keys, simplified
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.wire.row_change import Change, Row
 
@@ -45,7 +45,7 @@ class Decider:
 
     def __init__(self, table: RowTable, condition: Condition) -> None:
         self.table = table
-        self._condition = condition
+        self._condition = simplified(condition)
         self._names = columns(condition)
         self._types = {column.name: column.type_name for column in table.columns if column.name in self._names}
         self.keys = keys(condition)

@@ -146,6 +146,20 @@ def _cast(text: str, kind: Kind) -> Value:
     raise NotDecidable(f"a claim that is no plain {kind.value}")
 
 
+def simplified(condition: Condition) -> Condition:
+    """Return an equal condition without conjunctions and disjunctions of one part."""
+    match condition:
+        case Not(part):
+            return Not(simplified(part))
+        case All(parts) | Any(parts):
+            simple: list[Condition] = []
+            for part in map(simplified, parts):
+                # A part of the same kind, such as an empty one, is as good as its parts.
+                simple += part.parts if isinstance(part, All | Any) and type(part) is type(condition) else [part]
+            return simple[0] if len(simple) == 1 else type(condition)(tuple(simple))
+    return condition
+
+
 def decide(condition: Condition, row: Mapping[str, Value]) -> bool | None:
     """Return the truth of a bound condition for a row, which has every column of it."""
     match condition:

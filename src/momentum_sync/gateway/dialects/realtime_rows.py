@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from momentum_sync.eventlog.event import Event, row_channel
-from momentum_sync.eventlog.row_index import values_of
 from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.realtime_services import RowServices, SharedFrames
 from momentum_sync.gateway.dialects.realtime_topic import Topic
 from momentum_sync.identity.decider import Undecided
-from momentum_sync.identity.policy import Value
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import DeliveryIds
@@ -42,7 +40,7 @@ class RowCursor(Cursor):
         shared: frames of the event that is being delivered.
     """
 
-    __slots__ = ("_decision", "_routed", "_shared", "_slots", "_topics", "_version")
+    __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version")
 
     def __init__(self, topics: Mapping[str, Topic], version: Version, shared: SharedFrames) -> None:
         super().__init__(None, frozenset())
@@ -50,7 +48,6 @@ class RowCursor(Cursor):
         self._version = version
         self._shared = shared
         self._slots: tuple[Slot, ...] = ()
-        self._routed: dict[str, dict[str, set[Value]]] = {}
         self._decision: _Decision | None = None
 
     @property
@@ -76,11 +73,6 @@ class RowCursor(Cursor):
             else:
                 slots.update(dict.fromkeys(route for each in routes if each is not None for route in each))
         self._slots = tuple(slots)
-        self._routed = {}
-        for slot in slots:
-            if not isinstance(slot, str):
-                channel, column, value = slot
-                self._routed.setdefault(channel, {}).setdefault(column, set()).add(value)
 
     def channel_of(self, event: Event) -> str | None:
         """Return the channel of a change that a topic gets, or may get."""
@@ -110,7 +102,7 @@ class RowCursor(Cursor):
         if decision is not None and decision.place == place:
             return decision
         is_open, seen = False, []
-        for topic in self._topics.values() if self._is_routed_here(event) else ():
+        for topic in self._topics.values():
             relation = topic.events.may_want(event)
             if relation is None:
                 continue
@@ -123,17 +115,6 @@ class RowCursor(Cursor):
                 seen.append((topic, relation, found))
         self._decision = _Decision(place, is_open, seen)
         return self._decision
-
-    def _is_routed_here(self, event: Event) -> bool:
-        """Return whether a change has a value that a topic may get: a page of the window has those of all users."""
-        columns = self._routed.get(event.channels[0])
-        if columns is None:
-            return True
-        for column, wanted in columns.items():
-            values = values_of(event, column)
-            if values is None or not wanted.isdisjoint(values):
-                return True
-        return False
 
 
 async def check_rows(
