@@ -3,6 +3,7 @@
 python -m faults                      one history of 30 seconds, with a random seed
 python -m faults --seed 7             the same schedule again
 python -m faults --minutes 30         one after another, for this long
+python -m faults --clients supabase   with Supabase's own clients, which script/test installs
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from faults.history import Verdict, run
 from faults.mutations import MUTATIONS
 from faults.nemesis import FAULTS
+from faults.supabase import run_supabase
 
 
 def main() -> None:
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="of the first history; the next ones count on")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long a history is disturbed (30)")
     parser.add_argument("--minutes", type=float, help="histories one after another for so long; else a single one")
+    parser.add_argument("--clients", choices=("native", "supabase"), default="native", help="whose protocol (native)")
     parser.add_argument("--only", action="append", choices=FAULTS, help="this fault alone; may be repeated")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a server with this defect on purpose")
     parser.add_argument("--logs", type=Path, help="a file for what the servers of the last history said")
@@ -33,9 +36,11 @@ def main() -> None:
     ends = time.monotonic() + (given.minutes or 0) * 60
     verdicts: list[Verdict] = []
     while not verdicts or time.monotonic() < ends:
-        verdict = run(seed, given.seconds, mutation=given.mutation, only=given.only, logs=given.logs)
+        verdict = (run if given.clients == "native" else run_supabase)(
+            seed, given.seconds, mutation=given.mutation, only=given.only, logs=given.logs
+        )
         verdicts.append(verdict)
-        _tell(verdict, given.seconds)
+        _tell(verdict, given)
         if verdict.wrong and given.logs:
             break  # this run writes the file
         seed += 1
@@ -43,18 +48,22 @@ def main() -> None:
     raise SystemExit(1 if any(verdict.wrong for verdict in verdicts) else 0)
 
 
-def _tell(verdict: Verdict, seconds: float) -> None:
+def _tell(verdict: Verdict, given: argparse.Namespace) -> None:
+    is_native = given.clients == "native"
+    again = "" if is_native else f" {verdict.doubled:,} came twice (at most {verdict.oldest:.1f} s old),"
     print(
         f"seed {verdict.seed}: {verdict.transactions:,} transactions, {verdict.events:,} events,"
-        f" {verdict.received:,} records of clients, {verdict.connects:,} connects, {verdict.resumes:,} resumes,"
-        f" {verdict.resyncs:,} snapshots, {sum(verdict.faults.values())} faults: "
+        f" {verdict.received:,} records of clients, {verdict.connects:,} {'connects' if is_native else 'joins'},"
+        f" {verdict.resumes:,} resumes, {verdict.resyncs:,} {'snapshots' if is_native else 'gaps told'},{again}"
+        f" {sum(verdict.faults.values())} faults: "
         + ("as it must be" if not verdict.wrong else f"{len(verdict.wrong)} WRONG"),
         flush=True,
     )
     for sentence in verdict.wrong[:20]:
         print(f"    {sentence}")
     if verdict.wrong:
-        print(f"  again: python -m faults --seed {verdict.seed} --seconds {seconds:g}", flush=True)
+        more = "" if is_native else " --clients supabase"
+        print(f"  again: python -m faults --seed {verdict.seed} --seconds {given.seconds:g}{more}", flush=True)
 
 
 def _sum_up(verdicts: list[Verdict]) -> None:

@@ -69,6 +69,9 @@ class Database:
 
     async def copy(self) -> None:
         """Copy the whole data directory while PostgreSQL is stopped."""
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            # PostgreSQL would wait a minute for the sender of a dead connection before it stops.
+            connection.execute("select pg_terminate_backend(pid) from pg_stat_replication")
         await self._stop("fast")
         kept = self._kept()
         if kept.exists():

@@ -24,7 +24,7 @@ from faults.workload import Writers
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 
-_SECRET = "a-secret-for-the-faults-with-more-than-32-bytes"
+SECRET = "a-secret-for-the-faults-with-more-than-32-bytes"
 _USERS = 5
 _DEVICES = 2
 _SETTLED_S = 60.0
@@ -32,7 +32,11 @@ _SETTLED_S = 60.0
 
 @dataclass
 class Verdict:
-    """The result of one history. `wrong` is empty if everything was correct."""
+    """The result of one history. `wrong` is empty if everything was correct.
+
+    With Supabase's clients, `connects` are joins, `resyncs` gaps that were told; `doubled` are changes that came again,
+    the `oldest` of them that many seconds after its first arrival.
+    """
 
     seed: int
     wrong: list[str] = field(default_factory=list)
@@ -42,6 +46,8 @@ class Verdict:
     connects: int = 0
     resumes: int = 0
     resyncs: int = 0
+    doubled: int = 0
+    oldest: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
 
 
@@ -81,12 +87,12 @@ async def _run(
     await proxy.start()
     await database.proxy.start()
     servers = Servers(
-        database.servers_conninfo, _SECRET, proxy, folder / "servers.log", mutation,
+        database.servers_conninfo, SECRET, proxy, folder / "servers.log", mutation,
         environment=clock_environment(folder, "server"),
     )  # fmt: skip
     nemesis = Nemesis(servers, database, proxy, chance)
     walkers = [
-        Walker(client, role, f"127.0.0.1:{proxy.port}", _SECRET, seed) for client, role in _clients(users)
+        Walker(client, role, f"127.0.0.1:{proxy.port}", SECRET, seed) for client, role in _clients(users)
     ]  # fmt: skip
     tasks: list[asyncio.Task[None]] = []
     stuck: list[str] = []

@@ -9,6 +9,9 @@ marks    positions are compared by their offset alone
 truncate a TRUNCATE is an ordinary event
 silence  database connections have no deadlines
 pins     connections have the settings of their role
+acks     a pong of a Supabase client confirms what was written after its ping
+forget   a Supabase client's topics begin anew after a lost connection
+open     policies without the database allow every row to Supabase's clients
 """
 
 from __future__ import annotations
@@ -31,7 +34,14 @@ from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.dialects.realtime import RealtimeSession
+from momentum_sync.gateway.dialects.realtime_place import Places, Start
+from momentum_sync.gateway.dialects.realtime_topic import TopicEvents
 from momentum_sync.gateway.hub import Hub
+from momentum_sync.identity.decider import Decider
+from momentum_sync.identity.row_tables import SeenChange
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.phoenix import Ref
 
 
 def stitch() -> None:
@@ -128,9 +138,37 @@ def pins() -> None:
     connection.pinned = slot.pinned = pinned  # type: ignore[attr-defined]
 
 
+def acks() -> None:
+    """Let a pong confirm everything that was written until it came."""
+    real = RealtimeSession.pong
+
+    def pong(session: RealtimeSession, payload: bytes) -> None:
+        session.ledger._advance(session.topics, session._outgoing.position or session._rows.position)
+        real(session, payload)
+
+    RealtimeSession.pong = pong  # type: ignore[method-assign, assignment]
+
+
+def forget() -> None:
+    """Begin every topic at the present position, and say that it was resumed."""
+    real = Places.start
+
+    async def start(places: Places, topic: str, ref: Ref, identity: Identity, head: Position) -> Start | None:
+        found = await real(places, topic, ref, identity, head)
+        return None if found is None else Start(head, found.said)
+
+    Places.start = start  # type: ignore[method-assign, assignment]
+
+
+def open_policies() -> None:
+    """Let every caller see every row."""
+    Decider.seen = lambda decider, change: SeenChange(decider.table)  # type: ignore[method-assign, assignment]
+    TopicEvents.slots = lambda events, relation: None  # type: ignore[method-assign, assignment]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "stitch": stitch, "dedup": dedup, "order": order, "sight": sight, "review": review, "marks": marks,
-    "truncate": truncate, "silence": silence, "pins": pins,
+    "truncate": truncate, "silence": silence, "pins": pins, "acks": acks, "forget": forget, "open": open_policies,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the contract, section 1. The product's triggers and decoder are not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -33,10 +33,22 @@ class Witness:
     """A record of the committed changes.
 
     Histories that were cut off, by a restored copy, a failover or a TRUNCATE, are kept separately.
+
+    Args:
+        conninfo: the database.
+        events: returns the events of a change, from its table, operation and columns.
+        emptied: kinds of rows that a TRUNCATE of a table removes. A table that is not in it must not be emptied.
     """
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        events: Callable[[str, str, str], Iterator[Change]] | None = None,
+        emptied: Mapping[str, str] = _KINDS,
+    ) -> None:
         self._conninfo = conninfo
+        self._events = events or _events
+        self._emptied = emptied
         self._before: list[Change] = []
         self._cut_off: list[list[Change]] = []
 
@@ -82,18 +94,24 @@ class Witness:
                             changes = [one for one in changes if one.row[0] != change]
                     transaction = []
                 elif found := _TABLE.fullmatch(line):
-                    transaction += _events(found[1], found[2], found[3])
+                    transaction += self._events(found[1], found[2], found[3])
                 elif found := _TRUNCATED.fullmatch(line):
-                    transaction += [_KINDS[name] for name in re.findall(r"public\.(\w+)", found[1]) if name in _KINDS]
+                    names = re.findall(r"public\.(\w+)", found[1])
+                    transaction += [self._emptied[name] for name in names if name in self._emptied]
         return [*ended, changes]
 
 
-def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
+def versions(operation: str, columns: str) -> tuple[Row, Row]:
+    """Return the old row of an UPDATE, and the new row or that of a DELETE."""
     old: Row = {}
     if operation == "UPDATE":
         before, columns = columns.split(" new-tuple: ")
         old = _row(before)
-    new = _row(columns)
+    return old, _row(columns)
+
+
+def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
+    old, new = versions(operation, columns)
     if table == "daily_engagement_scores":
         yield _score(operation, old, new)
     elif table == "coach_interventions":

@@ -16,6 +16,8 @@ _PAUSE_S = 0.01
 _STOP_S = 60.0
 _MOST_UNREAD = 60  # a snapshot shows at most 200
 
+ROW_TABLES = ("fault_rows", "fault_shared_rows")
+
 Sql = Connection[tuple[object, ...]]
 _numbers = itertools.count(1)
 
@@ -180,3 +182,46 @@ class Writers:
                 " scheduled_date) values (%s, 'check_in', %s, %s, %s)",
                 (user, self._day, f"number {next(_numbers)}", self._day),
             )
+
+
+class RowWriters(Writers):
+    """Threads that write to two published tables: `fault_rows`, and `fault_shared_rows`, whose policy asks a table.
+
+    Every version of a row has a number of its own. At times a row gets another owner.
+    """
+
+    def _many(self, connection: Sql, chance: Random) -> None:
+        for _ in range(chance.randint(5, 40)):
+            self._insert(connection, chance, chance.choice(ROW_TABLES))
+
+    def _step(self, connection: Sql, chance: Random) -> None:
+        table = chance.choice(ROW_TABLES)
+        one = f"(select id from {table} order by random() limit 1 for update skip locked)"
+        match chance.choices(("insert", "update", "move", "delete"), (5, 4, 1, 2))[0]:
+            case "insert":
+                self._insert(connection, chance, table)
+            case "update":
+                connection.execute(f"update {table} set number = %s where id = {one}".encode(), (next(_numbers),))
+            case "move":
+                connection.execute(
+                    f"update {table} set number = %s, owner = %s where id = {one}".encode(),
+                    (next(_numbers), chance.choice(self._users)),
+                )
+            case _:
+                connection.execute(f"delete from {table} where id = {one}".encode())
+
+    def _insert(self, connection: Sql, chance: Random, table: str) -> None:
+        connection.execute(
+            f"insert into {table} (owner, number, note) values (%s, %s, %s)".encode(),
+            (chance.choice(self._users), next(_numbers), "so 🏃" * chance.choice((1, 1, 1, 500))),
+        )
+
+    def mark(self) -> None:
+        """Write a last row of each owner to each table."""
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            for table in ROW_TABLES:
+                for user in self._users:
+                    connection.execute(
+                        f"insert into {table} (owner, number, note) values (%s, %s, 'last')".encode(),
+                        (user, next(_numbers)),
+                    )

@@ -28,10 +28,11 @@ Happened = dict[str, Any]
 
 
 class Driver:
-    """One run of a program with an SDK. `seen` has its output in order."""
+    """One run of a program with an SDK. `seen` has its output in order, unless `hear` takes it."""
 
-    def __init__(self, tell: Callable[[str], Any]) -> None:
+    def __init__(self, tell: Callable[[str], Any], hear: Callable[[Happened], None] | None = None) -> None:
         self._tell = tell
+        self._hear = hear
         self.seen: list[Happened] = []
         self._read = 0
         self._more = asyncio.Condition()
@@ -39,7 +40,11 @@ class Driver:
     async def happened(self, text: str) -> None:
         """Record an output of the program."""
         async with self._more:
-            self.seen.append(json.loads(text))
+            one = json.loads(text)
+            if self._hear is not None:
+                self._hear(one)
+            else:
+                self.seen.append(one)
             self._more.notify_all()
 
     async def do(self, what: str, **more: Any) -> None:
@@ -108,7 +113,7 @@ class Program:
         return str(folder / "kept" / "client.json")
 
     @asynccontextmanager
-    async def start(self) -> AsyncIterator[Driver]:
+    async def start(self, hear: Callable[[Happened], None] | None = None) -> AsyncIterator[Driver]:
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT, limit=2**22,
             env=self._env,
@@ -121,7 +126,7 @@ class Program:
             stdin.write(text.encode() + b"\n")
             await stdin.drain()
 
-        driver = Driver(tell)
+        driver = Driver(tell, hear)
 
         async def read() -> None:
             async for line in stdout:

@@ -20,8 +20,13 @@ class Driver:
         self.client: Any = None
         self.channels: dict[str, Any] = {}
 
-    async def open(self, url: str, key: str, token: str | None, params: dict[str, str], vsn: str | None = None) -> None:
-        self.client = AsyncRealtimeClient(f"{url}/realtime/v1", key, params=params)
+    async def open(
+        self, url: str, key: str, token: str | None, params: dict[str, str], vsn: str | None = None,
+        heartbeat: float | None = None,
+    ) -> None:  # fmt: skip
+        # By default it gives up after five attempts.
+        more: dict[str, Any] = {} if heartbeat is None else {"hb_interval": heartbeat, "max_retries": 1_000}
+        self.client = AsyncRealtimeClient(f"{url}/realtime/v1", key, params=params, **more)
         await self.client.connect()
         if token is not None:
             await self.client.set_auth(token)

@@ -6,11 +6,16 @@ export function driver(createClient, transport, happened) {
   const channels = new Map();
 
   const commands = {
-    open({ url, key, token: given, params = {}, vsn = undefined }) {
+    open({ url, key, token: given, params = {}, vsn = undefined, heartbeat = undefined }) {
       token = given;
       client = createClient(url, key, {
         ...(token ? { accessToken: async () => token } : {}),
-        realtime: { params, ...(transport ? { transport } : {}), ...(vsn ? { vsn } : {}) },
+        realtime: {
+          params,
+          ...(transport ? { transport } : {}),
+          ...(vsn ? { vsn } : {}),
+          ...(heartbeat ? { heartbeatIntervalMs: heartbeat * 1000 } : {}),
+        },
       });
     },
     subscribe({ topic, bindings = [], config = {} }) {

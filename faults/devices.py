@@ -1,0 +1,125 @@
+"""Devices: apps with Supabase's own clients, unmodified, that record every change of rows.
+
+The programs are those of `tests/supabase`. Their own reconnects are left as they are, but for the interval of their
+heartbeats, by which they notice a dead connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+import jwt
+
+from faults.row_checker import Came, Gap, Joined, Record
+from faults.workload import ROW_TABLES
+from tests.sdk.drivers import Program
+from tests.supabase.programs import missing, program
+
+HEARTBEAT_S = 3.0
+_READY_S = 60.0
+_TRACED = 5_000
+_CLIENTS = ("python-2026", "node-2026", "python-2025", "node-2025")
+
+
+class Identity(NamedTuple):
+    """How a device is known: by `client_id`, by its session, or by its user alone.
+
+    Only a device with a name of its own gets nothing again that it had long before.
+    """
+
+    client_id: str | None
+    session_id: str | None
+
+
+class Device:
+    """One app of a user. `records` has its record by table."""
+
+    def __init__(self, name: str, client: str, user: str, identity: Identity, *, filtered: bool) -> None:
+        self.name = f"{name} ({client})"
+        self.user = user
+        self.is_shared = identity.client_id is None
+        self.records: dict[str, list[Record]] = {table: [] for table in ROW_TABLES}
+        self.joins = self.resumes = self.gaps = 0
+        self.broken: list[str] = []
+        self.trace: deque[str] = deque(maxlen=_TRACED)
+        self._client = client
+        self._identity = identity
+        self._filtered = filtered
+        self._driver: Any = None
+
+    async def start(self, stack: AsyncExitStack, url: str, secret: str) -> None:
+        """Start the program, and wait until it has subscribed to both tables."""
+        running = await stack.enter_async_context(program(self._client))
+        assert isinstance(running, Program)
+        self._driver = await stack.enter_async_context(running.start(self._happened))
+        claims: dict[str, object] = {"aud": "authenticated", "exp": int(time.time()) + 86_400 * 4}
+        session = {"session_id": self._identity.session_id} if self._identity.session_id else {}
+        await self._driver.do(
+            "open", url=url, key=jwt.encode({**claims, "role": "anon"}, secret, algorithm="HS256"),
+            token=jwt.encode(
+                {**claims, **session, "role": "authenticated", "sub": self.user}, secret, algorithm="HS256"
+            ),
+            params={"client_id": self._identity.client_id} if self._identity.client_id else {},
+            heartbeat=HEARTBEAT_S,
+        )  # fmt: skip
+        for table in ROW_TABLES:
+            binding = {"event": "*", "schema": "public", "table": table}
+            if self._filtered:
+                binding["filter"] = f"owner=eq.{self.user}"
+            await self._driver.do("subscribe", topic=table, bindings=[binding], config={})
+        async with asyncio.timeout(_READY_S):
+            while not all(self.records.values()):
+                await asyncio.sleep(0.05)
+
+    def _happened(self, one: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self.trace.append(f"{time.time():.3f} {self.name}: {json.dumps(one)[:300]}")
+        if "change" in one:
+            change = one["change"]
+            row = change["old"] if change["eventType"] == "DELETE" else change["new"]
+            self.records[change["topic"]].append(Came((change["eventType"], int(row["number"])), now))
+        elif "system" in one:
+            self._told(one["system"]["topic"], str(one["system"]["message"]))
+        elif "failed" in one:
+            self.broken.append(f"{self.name}: {one['failed']}")
+
+    def _told(self, table: str, message: str) -> None:
+        if message == "Subscribed to PostgreSQL":
+            self.joins += 1
+            self.records[table].append(Joined())
+        elif message.startswith("Resumed"):
+            self.resumes += 1
+        elif message.startswith("ResumeGap"):
+            self.gaps += 1
+            self.records[table].append(Gap())
+        elif not message.startswith("{"):
+            self.broken.append(f"{self.name}: a message came: {message}")
+
+
+def make_devices(users: list[str]) -> list[Device]:
+    """Return devices of two users: with names of their own, two tabs of one session, and one without any.
+
+    Raises:
+        RuntimeError: none of Supabase's clients is installed.
+    """
+    there = [client for client in _CLIENTS if missing(client) is None]
+    if not there:
+        raise RuntimeError(f"{missing(_CLIENTS[0])}")
+    one, other = users[:2]
+    named: Callable[[str], Identity] = lambda name: Identity(name, None)  # noqa: E731
+    tab = Identity(None, json.dumps("tab"))
+    plans = [
+        ("phone", one, named("phone"), True), ("tablet", one, named("tablet"), False),
+        ("tab 1", one, tab, True), ("tab 2", one, tab, False),
+        ("laptop", other, named("laptop"), True), ("watch", other, Identity(None, None), False),
+    ]  # fmt: skip
+    return [
+        Device(name, there[number % len(there)], user, identity, filtered=filtered)
+        for number, (name, user, identity, filtered) in enumerate(plans)
+    ]
