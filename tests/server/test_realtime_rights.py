@@ -7,41 +7,14 @@ import json
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 import websockets
 
+from faults.row_rights import CALLERS, FLAGS, OWNERS, SIZES, TITLES, USERS, condition
 from tests.fixtures.postgres import Sql
 from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Server, sign
-
-USERS = [UUID(int=1), UUID(int=2)]
-TITLES, SIZES, FLAGS = ["a", "b", "A", "", None], [0, 1, 2, None], [True, False, None]
-OWNERS = [*USERS, UUID(int=3), None]
-ATOMS = [
-    "auth.uid() = owner", "(select auth.uid()) = owner", "owner = auth.uid()", "auth.uid()::text = owner::text",
-    "title = 'a'", "title in ('a', 'b')", "title <> 'a'", "flag", "size = 1", "owner is null", "title is not null",
-    "auth.jwt() ->> 'team' = title", "size = (auth.jwt() ->> 'size')::int", "auth.role() = 'authenticated'",
-    "auth.jwt() -> 'app_metadata' ->> 'role' = 'admin'", "true", "false", "flag = true", "auth.uid() is not null",
-    # These are left to the database.
-    "lower(title) = 'a'", "size > 0", "title like 'a%'", "coalesce(flag, true)", "title is distinct from 'b'",
-    "exists (select from public.members m where m.id = owner)", "length(title) = size",
-]  # fmt: skip
-CALLERS: list[tuple[str, dict[str, Any]]] = [
-    ("authenticated", {"sub": str(USERS[0]), "team": "a", "size": "1"}),
-    ("authenticated", {"sub": str(USERS[1]), "app_metadata": {"role": "admin"}}),
-    ("anon", {}),
-]
-
-
-def condition(chance: Random, depth: int = 2) -> str:
-    """Return a random condition."""
-    if depth == 0 or chance.random() < 0.3:
-        return chance.choice(ATOMS)
-    if chance.random() < 0.2:
-        return f"not ({condition(chance, depth - 1)})"
-    return f"({condition(chance, depth - 1)}) {chance.choice(['and', 'or'])} ({condition(chance, depth - 1)})"
 
 
 def create(sql: Sql, chance: Random, name: str) -> list[str]:

@@ -440,6 +440,22 @@ async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_
             assert (fields(came)["title"], fields(came)["previous_id"]) == ("chained", position)
 
 
+async def test_a_log_that_ends_before_the_window_is_no_resume(start: Start, db: Sql, user: UUID) -> None:
+    """So it is after failover to a lagging standby, until capture notices: the events in between are nowhere."""
+    async with start(window_bytes=65_536) as server:
+        async with server.live(user) as client:
+            add_notification(db, user)
+            last = (await client.until("realtime_event"))["event"]["id"]
+            for number in range(10):
+                add_notification(db, user, title=f"{number}" * 10_000)
+                await client.until("realtime_event")
+            await until_logged(db, 11)
+        db.execute("delete from momentum.event_log where number > 3")
+        async with server.connect(sign(user), last_event_id=last) as client:
+            confirmed = await client.next()
+            assert (confirmed["resumed"], confirmed["reason"]) == (False, "expired")
+
+
 async def test_a_read_after_a_restart_waits_for_events_sent_before_it(start: Start, own_cluster: Embedded) -> None:
     """A commit is in the WAL but not visible; one server logs its event and stops, the next must wait for it."""
     with psycopg.connect(own_cluster.conninfo, autocommit=True) as db:

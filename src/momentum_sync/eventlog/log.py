@@ -113,13 +113,13 @@ class EventLog:
             most: bytes after which the page ends.
 
         Returns:
-            The page, or None if the log no longer holds all events after `offset`.
+            The page, or None if the log does not hold all events between `offset` and `below`.
         """
         limits = self._limits
         # One transaction: its locks and its snapshot keep retention from dropping events between the check and the
         # page.
         async with self._connections.snapshot() as connection:
-            if not await _reaches(connection, epoch, offset):
+            if not await _reaches(connection, epoch, offset, below):
                 return None
             # A query covers a range of offsets, not all that follow: it is fast whichever index PostgreSQL chooses for
             # one client's events among millions. Where matches are rare, the ranges grow.
@@ -145,7 +145,7 @@ class EventLog:
             The number, up to `LogLimits.count_rows`; None as `after`.
         """
         async with self._connections.snapshot() as connection:
-            if not await _reaches(connection, epoch, offset):
+            if not await _reaches(connection, epoch, offset, below):
                 return None
             text = None if snapshot is None else str(snapshot)
             asked = {
@@ -186,8 +186,8 @@ class EventLog:
         ]
 
 
-async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, offset: int) -> bool:
-    row = await fetch_optional(connection, _SQL["reaches"], {"epoch": epoch, "offset": offset})
+async def _reaches(connection: AsyncConnection[TupleRow], epoch: str, offset: int, below: int) -> bool:
+    row = await fetch_optional(connection, _SQL["reaches"], {"epoch": epoch, "offset": offset, "below": below})
     return row is not None and bool(row[0])
 
 

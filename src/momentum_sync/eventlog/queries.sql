@@ -42,9 +42,11 @@ where (xid >= %(xmax)s or xid = any (%(under_way)s::bigint[]))
     and number >= (select kept_from from momentum.stream) and number < %(below)s and keys && %(keys)s
 
 -- name: reaches
--- Whether the log has everything that follows an offset in the present epoch: the next event exists.
+-- Whether the log has everything between two offsets of the present epoch: the first and the last event exist. The last
+-- one is missing where a standby that had not received it has taken over, and this server does not know that yet.
 select s.epoch = %(epoch)s and s.kept_from <= %(offset)s + 1
     and exists (select from momentum.event_log where number = %(offset)s + 1)
+    and exists (select from momentum.event_log where number = %(below)s - 1)
 from momentum.stream s
 
 -- name: count_after

@@ -159,7 +159,8 @@ class CompiledPolicies:
             condition = parse_policies(*table.policies, table.name, kinds)
             await self._prove(identity, table, condition, kinds)
         except (NotDecidable, RequestError, psycopg.Error) as error:
-            observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, str(error))
+            why = str(error) if isinstance(error, NotDecidable) else observe.described(error)
+            observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, why)
             return None
         return condition
 

@@ -1,0 +1,23 @@
+"""A short run of random rights on rows must be correct, and servers that leak must be detected."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from faults.row_rights import run
+
+
+def test_what_is_delivered_could_be_selected_and_what_could_be_is_delivered() -> None:
+    seed = int(time.time())
+    verdict = run(seed, 500, seconds=60.0)
+    assert verdict.wrong == [], f"again: script/faults row-rights --seed {seed}"
+    assert verdict.deliveries > 100
+    assert verdict.withheld > 50
+
+
+@pytest.mark.parametrize("mutation", ["open", "review"])
+def test_a_server_that_leaks_is_found_out(mutation: str) -> None:
+    verdict = run(2, 1_000, mutation=mutation, seconds=60.0)
+    assert any(sentence.startswith("LEAK") for sentence in verdict.wrong)
