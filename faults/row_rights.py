@@ -104,7 +104,8 @@ class Seen:
 class Write:
     """A committed write, and what each caller may get of it: nothing, an operation, or one of several.
 
-    `before` are the columns of the old row that each caller might see; a caller that saw nothing is missing.
+    `before` are the columns of the old row that each caller might see; a caller that saw nothing is missing. With
+    `rights_changed`, the change may be decided by others than those at its commit.
     """
 
     operation: str
@@ -113,6 +114,7 @@ class Write:
     may: dict[str, set[str | None]]
     before: dict[str, Row]
     after: dict[str, Row]
+    rights_changed: bool = False
 
 
 class Listener:
@@ -312,6 +314,7 @@ class World:
     async def _look_again(self) -> None:
         """Allow what the changed rights say as well: a change is decided by those at its commit, or by later ones."""
         for write in self._writes:
+            write.rights_changed = True
             after = await self._visible(write.table, write.id) if write.operation != "DELETE" else {}
             for listener in self._listeners:
                 if listener.name in after:
@@ -381,7 +384,7 @@ class World:
         if seen.record is not None and seen.type != "DELETE" and seen.record != after:
             self._verdict.wrong.append(f"VALUES: {listener.name} got {seen.record} for {after} in {write.table}")
         old = seen.old or {}
-        if len(write.may[listener.name]) == 1 and not old.items() <= before.items():
+        if not write.rights_changed and not old.items() <= before.items():
             self._verdict.wrong.append(f"LEAK: {listener.name} got the old row {old} for {before} in {write.table}")
 
     async def _execute(self, statement: str) -> None:

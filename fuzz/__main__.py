@@ -1,11 +1,12 @@
 """Feeds random bytes, guided by coverage, until something breaks or the time is over.
 
 python -m fuzz frames                frames of a client
+python -m fuzz realtime              frames of Supabase's clients
 python -m fuzz replication           messages of the database, and ids of clients
 python -m fuzz http                  requests made from the OpenAPI description, with every check of schemathesis
 python -m fuzz frames --seconds 600  for this long; default 30
 
-`frames` and `replication` need atheris, which exists for Linux on x86-64; it names the file with the finding.
+All but `http` need atheris, which exists for Linux on x86-64; it names the file with the finding.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=["frames", "replication", "http"])
+    parser.add_argument("target", choices=["frames", "realtime", "replication", "http"])
     parser.add_argument("--seconds", type=int, default=30)
     given, rest = parser.parse_known_args()
     if given.target == "http":

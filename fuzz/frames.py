@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.caller_reads import CallerReads
 from momentum_sync.gateway.connection_states import ConnectionState
+from momentum_sync.gateway.conversation import Conversation
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import Session
 from momentum_sync.gateway.dialects.realtime_services import RowServices
@@ -49,14 +50,14 @@ _MOST_WRITTEN = 256 * 1024
 _MOST_S = 1.0  # CPU seconds for one input: a flood is cut off within milliseconds
 
 
-def _sent(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+def sent(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
     """Return a client's frame with a zero mask, so that a mutation of the frame is a mutation of the payload."""
-    assert len(payload) < 126
-    return bytes((0x80 * fin | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+    length = bytes((0x80 | len(payload),)) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+    return bytes((0x80 * fin | opcode,)) + length + b"\0\0\0\0" + payload
 
 
 SEEDS = [
-    _sent(Opcode.TEXT, text.encode())
+    sent(Opcode.TEXT, text.encode())
     for text in (
         '{"type":"ping","ref":"r"}',
         '{"type":"request_momentum_update"}',
@@ -67,9 +68,9 @@ SEEDS = [
         '{"type":"authenticate","token":"a.b.c"}',
     )
 ] + [
-    _sent(Opcode.PING, b"x"), _sent(Opcode.PING, b"x" * 125), _sent(Opcode.PONG, b""), _sent(Opcode.CLOSE, b"\x03\xe8"),
-    _sent(Opcode.BINARY, b"x"), _sent(Opcode.TEXT, b"", fin=False), _sent(Opcode.CONT, b"", fin=False),
-    _sent(Opcode.TEXT, b'{"type":', fin=False) + _sent(Opcode.PING, b"") + _sent(Opcode.CONT, b'"ping"}'),
+    sent(Opcode.PING, b"x"), sent(Opcode.PING, b"x" * 125), sent(Opcode.PONG, b""), sent(Opcode.CLOSE, b"\x03\xe8"),
+    sent(Opcode.BINARY, b"x"), sent(Opcode.TEXT, b"", fin=False), sent(Opcode.CONT, b"", fin=False),
+    sent(Opcode.TEXT, b'{"type":', fin=False) + sent(Opcode.PING, b"") + sent(Opcode.CONT, b'"ping"}'),
 ]  # fmt: skip
 
 
@@ -140,19 +141,37 @@ def _gateway() -> Gateway:
     )  # fmt: skip
 
 
-_GATEWAY = _gateway()
-_Socket.gateway = _GATEWAY
+GATEWAY = _gateway()
+_Socket.gateway = GATEWAY
 _CONFIG = Config(app="none:none", log_config=None)
 
 
 def one(data: bytes) -> None:
     """Feed these bytes to one connection, and a flood of them to a second. Needs a running event loop."""
-    _one(data)
-    if data:
-        _one((data * (_FLOOD // len(data) + 1))[:_FLOOD])
+    for each in flooded(data):
+        converse(each, _session, check_message)
 
 
-def _one(data: bytes) -> None:
+def flooded(data: bytes) -> list[bytes]:
+    """Return the bytes, and a flood of them."""
+    return [data, (data * (_FLOOD // len(data) + 1))[:_FLOOD]] if data else [data]
+
+
+def _session(socket: WebSocketProtocol) -> Conversation:
+    session = Session(
+        Identity("authenticated", _USER, "{}", None), _USER, "fuzz",
+        Cursor(str(_USER), MOMENTUM.schema.per_user_channels), GATEWAY.native, GATEWAY.limits.sockets, heartbeat=25.0,
+        now=0.0, at=0.0,
+    )  # fmt: skip
+    granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
+    session.begin(granted, Position("abcdef01", 0, 0), None, 0.0, 0.0)
+    return session
+
+
+def converse(
+    data: bytes, make: Callable[[WebSocketProtocol], Conversation], check_text: Callable[[bytes], None]
+) -> None:
+    """Feed these bytes to one connection with a session, and check every text that the server sends."""
     began = time.process_time()
     wire = _Wire()
     socket = _Socket(_CONFIG, ServerState(), {})
@@ -161,15 +180,10 @@ def _one(data: bytes) -> None:
     protocol.state = State.OPEN
     protocol.parser = protocol.parse()
     next(protocol.parser)
-    socket.cursor = Cursor(str(_USER), MOMENTUM.schema.per_user_channels)
-    socket._session = Session(
-        Identity("authenticated", _USER, "{}", None), _USER, "fuzz", socket.cursor, _GATEWAY.native,
-        _GATEWAY.limits.sockets, heartbeat=25.0, now=0.0, at=0.0,
-    )  # fmt: skip
+    session = make(socket)
+    socket._session, socket.cursor, socket.dialect = session, session.cursor, session.dialect
     socket._enter(ConnectionState.OPENING)
-    _GATEWAY.hub.admit(socket)
-    granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
-    socket._session.begin(granted, Position("abcdef01", 0, 0), None, 0.0, 0.0)
+    GATEWAY.hub.admit(socket)
     socket._enter(ConnectionState.OPEN)
     socket.flush()
     for start in range(0, len(data), 4096):
@@ -180,19 +194,24 @@ def _one(data: bytes) -> None:
     socket.connection_lost(None)
     assert time.process_time() - began < _MOST_S, "this costs too much time"
     assert len(wire.written) < _MOST_WRITTEN, "this has the server write too much"
-    _check(bytes(wire.written))
+    _check(bytes(wire.written), check_text)
     assert socket._frames.size <= _MOST_WAITING
-    assert len(_GATEWAY.hub) == 0
+    assert len(GATEWAY.hub) == 0
 
 
-def _check(written: bytes) -> None:
-    """Check that the server's output is whole frames, and each text a message."""
+def _check(written: bytes, check_text: Callable[[bytes], None]) -> None:
+    """Check that the server's output is whole frames."""
     client = ClientProtocol(parse_uri("ws://fuzz"), state=State.OPEN, max_size=None)
     assert client.side is CLIENT
     client.receive_data(written)
     assert client.parser_exc is None or client.close_rcvd is not None, client.parser_exc
     for event in client.events_received():
         if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-            message = json.loads(bytes(event.data))
-            assert isinstance(message["type"], str)
-            assert message["timestamp"].endswith("Z")
+            check_text(bytes(event.data))
+
+
+def check_message(text: bytes) -> None:
+    """Check that a text is a message of the native protocol."""
+    message = json.loads(text)
+    assert isinstance(message["type"], str)
+    assert message["timestamp"].endswith("Z")

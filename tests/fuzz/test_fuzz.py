@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz import frames, replication
+from fuzz import frames, realtime, replication
 from momentum_sync.eventlog.event import Event
 
 
@@ -21,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "fuzz", *arguments], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("target", ["frames", "replication"])
+@pytest.mark.parametrize("target", ["frames", "realtime", "replication"])
 def test_steered_by_coverage(target: str) -> None:
     done = run(target, "--seconds", "6")
     if importlib.util.find_spec("atheris") is None:
@@ -31,7 +31,9 @@ def test_steered_by_coverage(target: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert executed is not None
-    assert int(executed[1]) > len({"frames": frames, "replication": replication}[target].SEEDS), "and changes of them"
+    assert int(executed[1]) > len({"frames": frames, "realtime": realtime, "replication": replication}[target].SEEDS), (
+        "and changes of them"
+    )
 
 
 def test_http_with_every_check_of_schemathesis() -> None:
@@ -60,11 +62,12 @@ def test_replication(data: bytes) -> None:
     replication.one(data)
 
 
-async def test_frames() -> None:
+@pytest.mark.parametrize("target", [frames, realtime], ids=["frames", "realtime"])
+async def test_frames(target: ModuleType) -> None:
     @settings(max_examples=300, deadline=None)
-    @given(_mutated(frames))
+    @given(_mutated(target))
     def one(data: bytes) -> None:
-        frames.one(data)
+        target.one(data)
 
     one()
 
