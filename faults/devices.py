@@ -45,13 +45,14 @@ class Device:
         self.user = user
         self.is_shared = identity.client_id is None
         self.records: dict[str, list[Record]] = {table: [] for table in ROW_TABLES}
-        self.joins = self.resumes = self.gaps = 0
+        self.joins = self.resumes = self.gaps = self.closed = 0
         self.broken: list[str] = []
         self.trace: deque[str] = deque(maxlen=_TRACED)
         self._client = client
         self._identity = identity
         self._filtered = filtered
         self._driver: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, stack: AsyncExitStack, url: str, secret: str) -> None:
         """Start the program, and wait until it has subscribed to both tables."""
@@ -69,13 +70,16 @@ class Device:
             heartbeat=HEARTBEAT_S,
         )  # fmt: skip
         for table in ROW_TABLES:
-            binding = {"event": "*", "schema": "public", "table": table}
-            if self._filtered:
-                binding["filter"] = f"owner=eq.{self.user}"
-            await self._driver.do("subscribe", topic=table, bindings=[binding], config={})
+            await self._subscribe(table)
         async with asyncio.timeout(_READY_S):
             while not all(self.records.values()):
                 await asyncio.sleep(0.05)
+
+    async def _subscribe(self, table: str) -> None:
+        binding = {"event": "*", "schema": "public", "table": table}
+        if self._filtered:
+            binding["filter"] = f"owner=eq.{self.user}"
+        await self._driver.do("subscribe", topic=table, bindings=[binding], config={})
 
     def _happened(self, one: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -84,6 +88,11 @@ class Device:
             change = one["change"]
             row = change["old"] if change["eventType"] == "DELETE" else change["new"]
             self.records[change["topic"]].append(Came((change["eventType"], int(row["number"])), now))
+        elif one.get("status") == "CLOSED":
+            # supabase-js 2.86 leaves its own channel when a rejoin is late. The app is told, and subscribes again.
+            self.closed += 1
+            self.records[one["topic"]].append(Gap())
+            self._tasks.append(asyncio.ensure_future(self._subscribe(one["topic"])))
         elif "system" in one:
             self._told(one["system"]["topic"], str(one["system"]["message"]))
         elif "failed" in one:

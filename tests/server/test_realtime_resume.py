@@ -157,6 +157,24 @@ async def test_a_new_page_gets_nothing_from_before(start: Start, todos: Sql, use
             assert await new.ids(1) == [2]
 
 
+async def test_a_client_that_first_repeats_an_old_frame_is_no_new_page(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    """The one in Python keeps its buffer where a connection is cut while it sends that, and sends it again."""
+    async with start() as server:
+        client = page(server, user, client_id="tab")
+        async with client.connected():
+            await client.join()
+            ref = client.ref
+            await client.join("realtime:b")
+        add_todo(todos, 1, user)
+        await until_logged(todos, 1)
+        async with client.connected():
+            client.ref = ref  # the next one has been seen
+            assert await client.join() == RESUMED
+            assert await client.ids(1) == [1]
+
+
 async def test_each_topic_goes_on_from_its_own_position(start: Start, todos: Sql, user: UUID, quick: None) -> None:
     async with start() as server:
         client = page(server, user, client_id="device")

@@ -36,9 +36,21 @@ def test_a_higher_ref_continues_and_takes_the_session_up() -> None:
 
 
 def test_a_new_page_continues_nothing_and_discards_what_was_before() -> None:
-    for ref in (1, 4):
-        verdict = settle(2, ref, EXACT, [record(1, 4, a=10)])
-        assert (verdict.claimed, verdict.removed, verdict.cursors) == ((), (1,), {})
+    verdict = settle(2, 1, EXACT, [record(1, 4, a=10)])
+    assert (verdict.claimed, verdict.removed, verdict.cursors) == ((), (1,), {})
+
+
+@pytest.mark.parametrize("key", [EXACT, SHARED])
+@pytest.mark.parametrize("ref", [2, 3, 4])
+def test_a_client_that_first_repeats_an_old_frame_continues(key: Key, ref: int) -> None:
+    """The one in Python sends its buffer again where the connection was cut while it did so."""
+    assert dict(settle(2, ref, key, [record(1, 4, a=10)]).cursors) == {"a": at(10)}
+    long_ago = settle(2, ref, key, [record(1, 4, False, a=10)])
+    assert (dict(long_ago.cursors), long_ago.has_gap) == ({"a": at(10)} if key is EXACT else {}, False)
+
+
+def test_under_a_shared_key_sockets_that_came_later_are_other_clients() -> None:
+    assert settle(2, 9, SHARED, [record(3, 4, a=10)]).cursors == {}
 
 
 def test_a_socket_that_was_accepted_before_a_newer_session_changes_nothing() -> None:

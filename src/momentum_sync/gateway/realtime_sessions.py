@@ -18,7 +18,7 @@ from momentum_sync import observe
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.session_records import SavedSession, SessionRecords, Settling
-from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, Verdict, settle
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, Verdict, may_continue, settle
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
@@ -154,7 +154,8 @@ class RealtimeSessions:
         silent: frozenset[int] = frozenset()
         if not key.is_exact:
             numbers = self._by_key.get(key.digest, set())
-            others = [other for number in numbers if (other := self._live[number]).ledger.ref < ref]
+            live = [self._live[number] for number in numbers]
+            others = [each for each in live if may_continue(ledger.session, ref, key, each.ledger.record())]
             answers = await asyncio.gather(*[self._answers(each) for each in others])
             silent = frozenset(
                 each.ledger.session for each, answered in zip(others, answers, strict=True) if not answered

@@ -3,7 +3,7 @@
 Every WebSocket library answers a ping by itself, in stream order. A ping that follows some events names a position; its
 pong says that the client's library has everything up to there. The position is kept for the session, which is one
 accepted socket, and a rejoin on another socket continues it. No official client sends an id of its own, but `ref`
-continues across the sockets of one client object, and a new object begins at 1.
+continues across the sockets of one client object, and a new object begins at 1: its reconnects are above.
 
 The rules and why each is needed: ARCHITECTURE.md, "Resume of Supabase's clients".
 """
@@ -19,6 +19,7 @@ import msgspec
 from momentum_sync.eventlog.position import Position
 from momentum_sync.identity.tokens import Identity
 
+_FIRST_REF = 1  # of a client object's first frame
 _MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
 
 
@@ -96,7 +97,9 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
     """
     if key.is_exact and any(record.session > session for record in records):
         return Verdict(is_late=True)
-    found = [record for record in records if record.ref < ref and record.session not in answering]
+    found = [
+        record for record in records if may_continue(session, ref, key, record) and record.session not in answering
+    ]
     if not found:
         # A page that was loaded anew: nothing from before it is of use to it.
         removed = tuple(record.session for record in records) if key.is_exact else ()
@@ -113,6 +116,17 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
         cursors=cursors,
         has_gap=len(used) < len(found),
     )
+
+
+def may_continue(session: int, ref: int, key: Key, record: Record) -> bool:
+    """Return whether the first join on a socket, by its `ref`, may be the reconnect of the client of a record.
+
+    A higher `ref` may have been seen before: a client may first repeat a frame that it could not send, as the one in
+    Python does. Under a shared key, records of clients that have been away for long are not worth that doubt.
+    """
+    if ref <= _FIRST_REF or record.session > session:
+        return False
+    return record.ref < ref or key.is_exact or record.is_recent
 
 
 def lowest(each: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
