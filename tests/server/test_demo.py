@@ -31,7 +31,7 @@ def receive(socket: ClientConnection, kind: str) -> dict[str, Any]:
 
 
 def test_a_row_written_in_plain_sql_is_on_a_screen(demo: Demo) -> None:
-    coach, user, _ = demo.links
+    coach, user, *_ = demo.links
     for link in (coach, user):
         page = urlsplit(link)
         body = urllib.request.urlopen(f"{page.scheme}://{page.netloc}{page.path}", timeout=20).read().decode()

@@ -30,6 +30,8 @@ from momentum_sync.token_settings import development_secret
 
 _LINKS_LAST = timedelta(days=7)
 _AUDIENCE = "authenticated"
+_SUPABASE = "supabase"
+_SUPABASE_PAGE = "http://127.0.0.1:8080/"  # of examples/supabase, as its package.json serves it
 _TRY_THIS = (
     "update daily_engagement_scores set final_score = 90, momentum_state = 'Rising'"
     " where score_date = current_date and user_id = '{}';"
@@ -105,6 +107,7 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
     with stopped_by_signals() as stopped:
         async with server.server(settings, conninfo, stopped=stopped) as running:
             links = _links(secret)
+            links[_SUPABASE] = _supabase_link(running.url, links)
             _add_links(running.api, links)
             world = asyncio.ensure_future(live(conninfo, pace=pace))
             world.add_done_callback(lambda _: stopped.set())
@@ -131,6 +134,16 @@ def _links(secret: str) -> dict[str, tuple[str, str]]:
         user = urlencode({"access_token": sign(secret, person.id, Role.user, _LINKS_LAST, audience=_AUDIENCE)})
         links[person.name.split()[0].lower()] = (f"{person.name}, a user", f"/pages/user.html#{user}")
     return links
+
+
+def _supabase_link(url: str, links: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Return the address of the page with Supabase's client, for the first user."""
+    who, page = links[PEOPLE[0].name.split()[0].lower()]
+    token = page.partition("#")[2]
+    return (
+        f"{who}, with Supabase's client: start examples/supabase first",
+        f"{_SUPABASE_PAGE}#{token}&{urlencode({'url': url})}",
+    )
 
 
 def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:

@@ -11,6 +11,17 @@ create or replace function public.momentum_display_name(target uuid) returns tex
 language sql stable set search_path = pg_catalog, pg_temp
 as 'select p.name from public.demo_people p where p.user_id = target'
 
+-- name: publish
+-- For Supabase's clients. At Supabase, each table is published by its owner.
+do $$ begin
+    if not exists (
+        select from pg_catalog.pg_publication_tables
+        where pubname = 'supabase_realtime' and schemaname = 'public' and tablename = 'daily_engagement_scores')
+    then
+        alter publication supabase_realtime add table public.daily_engagement_scores;
+    end if;
+end $$
+
 -- name: name
 insert into public.demo_people (user_id, name) values (%(id)s, %(name)s)
 on conflict (user_id) do update set name = excluded.name

@@ -72,6 +72,7 @@ async def live(conninfo: str, *, pace: float) -> None:
 
 async def _settle(connection: AsyncConnection[TupleRow], chance: random.Random) -> None:
     await connection.execute(_SQL["names"])
+    await connection.execute(_SQL["publish"])
     for person in (*PEOPLE, COACH):
         await connection.execute(_SQL["name"], {"id": person.id, "name": person.name})
         await connection.execute(
