@@ -94,7 +94,8 @@ async def _run(
     await database.proxy.start()
     servers = Servers(
         database.servers_conninfo, SECRET, proxy, folder / "servers.log", mutation,
-        environment=clock_environment(folder, "server"),
+        # Clients notice a dead connection first, as phones do: the server still takes it for open when they are back.
+        environment={**clock_environment(folder, "server"), "MOMENTUM_HEARTBEAT": "20s"},
     )  # fmt: skip
     nemesis = Nemesis(servers, database, proxy, Random(seed))
     devices = make_devices(users)

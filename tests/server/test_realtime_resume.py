@@ -157,6 +157,30 @@ async def test_a_new_page_gets_nothing_from_before(start: Start, todos: Sql, use
             assert await new.ids(1) == [2]
 
 
+@pytest.mark.parametrize("by", ["client_id", "session_id"])
+async def test_a_client_may_be_back_before_the_server_notices_that_it_was_away(
+    start: Start, bounds: Bounds, todos: Sql, user: UUID, quick: None, by: str
+) -> None:
+    """The old connection is half-open: the network has changed, and nothing more comes from it."""
+    bounds("resume", ping_s=0.05, save_s=0.05, probe_s=0.2)
+    async with start() as server:
+        old = page(server, user, **({"client_id": "phone"} if by == "client_id" else {}))
+        old.claims = {"session_id": "one"}
+        async with old.connected():
+            await old.join()
+            add_todo(todos, 1, user)
+            assert await old.ids(1) == [1]
+            await until_acknowledged(todos, 1)
+            old.socket.transport.pause_reading()  # it answers no ping from now on
+            add_todo(todos, 2, user)
+            await until_logged(todos, 2)
+            again = page(server, user, **{name: old.query[name] for name in old.query.keys() & {"client_id"}})
+            again.claims, again.ref = old.claims, old.ref
+            async with again.connected():
+                assert await again.join() == RESUMED
+                assert await again.ids(1) == [2]
+
+
 async def test_a_client_that_first_repeats_an_old_frame_is_no_new_page(
     start: Start, todos: Sql, user: UUID, quick: None
 ) -> None:

@@ -273,8 +273,10 @@ class RealtimeSessions:
             session = claim.ledger.session
             others = known[claim.key.digest]
             others.pop(session, None)
-            # One that became live after the others were probed is alive, too.
-            answering = self._by_key.get(claim.key.digest, set()) - claim.silent - {session}
+            # Under an exact key an open socket is one that the client has lost, and the server has not noticed yet.
+            answering: set[int] = set()
+            if not claim.key.is_exact:  # one that became live after the others were probed is alive, too
+                answering = self._by_key.get(claim.key.digest, set()) - claim.silent - {session}
             verdict = settle(session, claim.ref, claim.key, list(others.values()), answering)
             verdicts.append(verdict)
             if verdict.is_late:
