@@ -320,6 +320,51 @@ async def test_a_newer_socket_of_the_client_stays(start: Start, todos: Sql, user
                 assert await client.ids(1) == [1]
 
 
+async def test_a_gap_is_told_until_the_client_has_heard_of_it(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join()
+    todos.execute("select pg_drop_replication_slot('momentum_sync')")
+    async with start() as server:
+        client.server = server
+        before = todos.execute("select max(session) from momentum.realtime_sessions").fetchone()
+        async with client.connected():
+            client.socket.transport.pause_reading()  # the answer is on its way when the connection is lost
+            client.ref += 1
+            payload = {"config": {"postgres_changes": [TODOS]}, "access_token": sign(user)}
+            await client.socket.send(json.dumps([str(client.ref), str(client.ref), "realtime:a", "phx_join", payload]))
+            async with asyncio.timeout(TIMEOUT_S):
+                while todos.execute("select max(session) from momentum.realtime_sessions").fetchone() == before:
+                    await asyncio.sleep(0.02)
+        for told in (True, False):
+            async with client.connected():
+                said = await client.join()
+                assert said is not None
+                assert said.startswith("ResumeGap: ") is told
+                add_todo(todos, int(told), user)
+                assert await client.ids(1) == [int(told)]
+                await until_acknowledged(todos, 1)
+
+
+async def test_a_client_whose_record_has_expired_is_told_of_a_gap(
+    start: Start, todos: Sql, user: UUID, quick: None
+) -> None:
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            await client.join()
+        async with asyncio.timeout(TIMEOUT_S):  # the socket's end is saved, too
+            while todos.execute("delete from momentum.realtime_sessions").rowcount:
+                await asyncio.sleep(0.2)
+        async with client.connected():
+            said = await client.join()
+            assert said is not None
+            assert said.startswith("ResumeGap: ")
+
+
 async def test_a_gap_is_told(start: Start, todos: Sql, user: UUID, quick: None) -> None:
     async with start() as server:
         client = page(server, user, client_id="device")

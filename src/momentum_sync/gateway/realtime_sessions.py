@@ -18,7 +18,7 @@ from momentum_sync import observe
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.session_records import SavedSession, SessionRecords, Settling
-from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, Verdict, may_continue, settle
+from momentum_sync.gateway.dialects.realtime_resume import LOST, Key, Ledger, Record, Verdict, may_continue, settle
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
@@ -303,7 +303,8 @@ class RealtimeSessions:
 
 def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:
     """Return the positions with which a session begins: also of topics that were joined before it had a key."""
-    return {claim.topic: claim.start, **claim.ledger.cursors, **dict(list(verdict.cursors.items())[:_MOST_CURSORS])}
+    start = LOST if verdict.has_gap else claim.start
+    return {claim.topic: start, **claim.ledger.cursors, **dict(list(verdict.cursors.items())[:_MOST_CURSORS])}
 
 
 def _row(ledger: Ledger) -> SavedSession:

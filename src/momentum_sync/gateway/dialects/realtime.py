@@ -244,6 +244,7 @@ class RealtimeSession:
             topic.events.skip_to(max(self._outgoing.offset, replaced.events.since))
         self.topics[topic.name] = topic
         self._subscribed()
+        self._pinged_id = ""  # the next ping is due: its pong confirms the reply
         self._reply(frame, join_response(join.bindings))
         if wrong is not None:
             self._system(topic, "postgres_changes", wrong)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_resume import Ledger, key_of
+from momentum_sync.gateway.dialects.realtime_resume import LOST, Ledger, key_of
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Ref
@@ -76,8 +76,10 @@ class Places:
                 start = Start(before, _GAP if self._has_gap else _RESUMED)
             except ResumeRefused:
                 start = Start(head, _GAP)
-        if ledger.cursors.get(topic) != start.position:
-            ledger.begin(topic, start.position)
+        # The socket may be lost before the client is told of the gap; so the record moves only with its next pong.
+        recorded = LOST if start == Start(head, _GAP) else start.position
+        if ledger.cursors.get(topic) != recorded:
+            ledger.begin(topic, recorded)
             if ledger.key is not None and not await self._rows.save(ledger):
                 return None
         return start

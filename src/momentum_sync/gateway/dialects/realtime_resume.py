@@ -19,6 +19,9 @@ import msgspec
 from momentum_sync.eventlog.position import Position
 from momentum_sync.identity.tokens import Identity
 
+LOST = Position("00000000", 0, 0)
+"""The position of a client that is told of a gap, until it has confirmed that: resumed from here, it is told again."""
+
 _FIRST_REF = 1  # of a client object's first frame
 _MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
 
@@ -101,9 +104,10 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
         record for record in records if may_continue(session, ref, key, record) and record.session not in answering
     ]
     if not found:
-        # A page that was loaded anew: nothing from before it is of use to it.
+        # A page that was loaded anew: nothing from before it is of use to it. Or the client was away for so long that
+        # its record has expired.
         removed = tuple(record.session for record in records) if key.is_exact else ()
-        return Verdict(removed=removed)
+        return Verdict(removed=removed, has_gap=ref > _FIRST_REF and not records)
     used = found if key.is_exact else [record for record in found if record.is_recent]
     # Where several clients share the key, nothing says which of these is the one: it is given too much.
     cursors = lowest(record.cursors for record in used)
