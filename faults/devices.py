@@ -30,7 +30,7 @@ _CLIENTS = ("python-2026", "node-2026", "python-2025", "node-2025")
 class Identity(NamedTuple):
     """How a device is known: by `client_id`, by its session, or by its user alone.
 
-    Only a device with a name of its own gets nothing again that it had long before.
+    Only with a `client_id` is the age of repeated changes bounded.
     """
 
     client_id: str | None

@@ -11,7 +11,7 @@ silence  database connections have no deadlines
 pins     connections have the settings of their role
 acks     a pong of a Supabase client confirms what was written after its ping
 forget   a Supabase client's topics begin anew after a lost connection
-open     policies without the database allow every row to Supabase's clients
+open     compiled policies allow every row to Supabase's clients
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Random rights on rows: a client of Supabase's protocol receives exactly the changes of rows that it can SELECT.
+"""Random rights on rows: clients of Supabase's protocol receive exactly the changes of rows that they can SELECT.
+
+A row that leaves a client's sight arrives as a DELETE.
 
 Callers of several roles listen to tables whose policies, grants and memberships change at random, while rows are
 written. Before and after each write the row is selected in PostgreSQL as each of them, without any code of the product.

@@ -47,10 +47,10 @@ class CaptureLimits:
     """Checks of the slot per check of triggers and functions."""
 
     stuck_failures: int = 3
-    """Equal errors at the same LSN after which the slot is replaced."""
+    """Equal errors at the same LSN before the slot is replaced; those that may be temporary also last for `stuck_s`."""
 
     stuck_s: float = 30.0
-    """Time for which decoding must fail at the same LSN if its error alone does not say that it always will."""
+    """Time for which an error that may be temporary must recur at the same LSN before the slot is replaced."""
 
     follow_s: float = 15.0
     """Wait until a further table is followed."""

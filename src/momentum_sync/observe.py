@@ -59,7 +59,7 @@ def described(error: BaseException) -> str:
         return f"{type(error).__name__} ({error.sqlstate})" if error.sqlstate else type(error).__name__
     if isinstance(error, MomentumError | OSError) and str(error):
         cause = error.__cause__
-        # Callers are not told what they have no privilege on; the operator needs the name.
+        # The error for the client hides the object's name; the log shows it.
         denied = cause.diag.message_primary if isinstance(cause, psycopg.errors.InsufficientPrivilege) else None
         return f"{error} ({denied})" if denied else str(error)
     return type(error).__name__

@@ -440,7 +440,7 @@ async def test_a_quiet_client_resumes_from_where_the_feed_has_come_and_does_not_
             assert (fields(came)["title"], fields(came)["previous_id"]) == ("chained", position)
 
 
-async def test_a_log_that_ends_before_the_window_is_no_resume(start: Start, db: Sql, user: UUID) -> None:
+async def test_a_log_that_ends_before_the_window_refuses_the_resume(start: Start, db: Sql, user: UUID) -> None:
     """So it is after failover to a lagging standby, until capture notices: the events in between are nowhere."""
     async with start(window_bytes=65_536) as server:
         async with server.live(user) as client:

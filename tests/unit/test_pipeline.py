@@ -335,7 +335,7 @@ def test_another_error_in_between_has_the_count_begin_again() -> None:
     assert stuck.for_ever is None
 
 
-def test_an_error_that_need_not_last_must_do_so_for_a_while() -> None:
+def test_an_error_that_may_be_temporary_must_recur_for_a_while() -> None:
     broken = StreamRefused("could not map filenumber to relation OID", "XX000", began=True)
     assert broken.repeats
     assert not broken.is_final
@@ -354,9 +354,9 @@ def test_an_error_that_need_not_last_must_do_so_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("state", ["08006", "42501", "53100", "55006", "57014", "57P01", "58030", "58P01"])
-def test_errors_that_pass_by_themselves_or_by_an_operator_cost_no_slot(state: str) -> None:
+def test_errors_that_go_away_keep_the_slot(state: str) -> None:
     assert not StreamRefused("could not access a file", state, began=True).repeats
 
 
-def test_an_error_before_the_stream_began_costs_no_slot() -> None:
+def test_an_error_before_the_stream_began_keeps_the_slot() -> None:
     assert not StreamRefused("internal error", "XX000", began=False).repeats

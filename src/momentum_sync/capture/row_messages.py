@@ -191,7 +191,7 @@ class _Reader:
         return text
 
     def values(self) -> Values:
-        """Read a row. It is the loop that runs most often: its fields are not read by the methods above."""
+        """Read a row. The methods above are not used here: a call for each field would cost more than the rest."""
         count, data, at = self.count(), self.data, self.at
         found: list[Value] = []
         for _ in range(count):

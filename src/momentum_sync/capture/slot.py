@@ -181,7 +181,7 @@ class StreamRefused(CaptureError):
         # cannot be opened has this state, such as a library while packages are upgraded.
         self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
         # Decoding can fail with all kinds of errors at the same place for ever: "could not map filenumber" (XX000), a
-        # division by zero in a row filter. The classes of _PASSING end without a new slot.
+        # division by zero in a row filter. Those of _PASSING go away by themselves.
         self.repeats = self.is_final or (began and not state.startswith(_PASSING))
 
 

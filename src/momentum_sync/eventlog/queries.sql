@@ -43,7 +43,7 @@ where (xid >= %(xmax)s or xid = any (%(under_way)s::bigint[]))
 
 -- name: reaches
 -- Whether the log has everything between two offsets of the present epoch: the first and the last event exist. The last
--- one is missing where a standby that had not received it has taken over, and this server does not know that yet.
+-- one is missing after failover to a lagging standby, until capture detects it.
 select s.epoch = %(epoch)s and s.kept_from <= %(offset)s + 1
     and exists (select from momentum.event_log where number = %(offset)s + 1)
     and exists (select from momentum.event_log where number = %(below)s - 1)

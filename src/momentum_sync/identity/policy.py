@@ -154,7 +154,7 @@ def simplified(condition: Condition) -> Condition:
         case All(parts) | Any(parts):
             simple: list[Condition] = []
             for part in map(simplified, parts):
-                # A part of the same kind, such as an empty one, is as good as its parts.
+                # A nested part of the same kind is flattened; an empty one vanishes.
                 simple += part.parts if isinstance(part, All | Any) and type(part) is type(condition) else [part]
             return simple[0] if len(simple) == 1 else type(condition)(tuple(simple))
     return condition

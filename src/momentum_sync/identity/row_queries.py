@@ -1,4 +1,4 @@
-"""The questions that row rights ask: SQL made from policies and filters, which are operators' own, and parameters."""
+"""Builds the queries of row rights. Policies are the operator's own SQL, and the values of filters are parameters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows_query(table: RowTable, rows: Sequence[str]) -> tuple[Query, Params]:
 
 
 def select_query(table: RowTable, rows: Sequence[str]) -> tuple[Query, Params]:
-    """Return the query that finds rows by their key, as they are now. `table` has one.
+    """Return the query that finds rows by their key, as they are now. The table must have a key.
 
     A row counts only if it still has the values that the policies read.
     """

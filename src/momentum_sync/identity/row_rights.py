@@ -52,7 +52,7 @@ class _Question(NamedTuple):
     """What has to be asked about versions of rows. Versions with the same values are asked about once.
 
     Attributes:
-        query: its answer are places in `ids`, and the snapshot.
+        query: it returns indexes into `ids`, and the snapshot.
         ids: the versions with each of the rows asked about.
     """
 

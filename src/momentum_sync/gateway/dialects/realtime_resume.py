@@ -3,7 +3,8 @@
 Every WebSocket library answers a ping by itself, in stream order. A ping that follows some events names a position; its
 pong says that the client's library has everything up to there. The position is kept for the session, which is one
 accepted socket, and a rejoin on another socket continues it. No official client sends an id of its own, but `ref`
-continues across the sockets of one client object, and a new object begins at 1: its reconnects are above.
+continues across the sockets of one client object, and a new object begins at 1, so a first `ref` above 1 means a
+reconnect.
 
 The rules and why each is needed: ARCHITECTURE.md, "Resume of Supabase's clients".
 """
@@ -125,8 +126,8 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
 def may_continue(session: int, ref: int, key: Key, record: Record) -> bool:
     """Return whether the first join on a socket, by its `ref`, may be the reconnect of the client of a record.
 
-    A higher `ref` may have been seen before: a client may first repeat a frame that it could not send, as the one in
-    Python does. Under a shared key, records of clients that have been away for long are not worth that doubt.
+    A higher `ref` may have been seen before: a client may first repeat a frame that it could not send, as supabase-py
+    does. Under a shared key, an old record needs a lower `ref`, because it probably belongs to another client.
     """
     if ref <= _FIRST_REF or record.session > session:
         return False

@@ -57,7 +57,7 @@ class RowCursor(Cursor):
 
     @property
     def lookups(self) -> tuple[Slot, ...]:
-        """Return the same: the window finds changes by routes, too."""
+        """Return the slots: the window finds changes by routes, too."""
         return self._slots
 
     def topics_changed(self) -> None:
