@@ -13,6 +13,7 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.eventlog.feed import Beginning, HistoryForked, LocalFeed
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
+from momentum_sync.eventlog.row_index import Route
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.broadcast import Broadcast
 from momentum_sync.gateway.cursor import Cursor, Slot
@@ -794,7 +795,9 @@ def test_a_change_of_a_row_reaches_its_routes_and_those_who_get_all() -> None:
     mine, other, everybody = (world.wire(uuid4(), name) for name in "abc")
     channel = row_channel(7)
     for wire, slots in (
-        (mine, ((channel, "owner", "a"),)), (other, ((channel, "owner", "b"),)), (everybody, (channel,)),
+        (mine, (Route(channel, "owner", "text", "a"),)),
+        (other, (Route(channel, "owner", "text", "b"),)),
+        (everybody, (channel,)),
     ):  # fmt: skip
         wire.cursor = Routed(slots)
         wire.cursor.subscribe(Granted([channel], frozenset({channel})))
@@ -803,8 +806,8 @@ def test_a_change_of_a_row_reaches_its_routes_and_those_who_get_all() -> None:
         world.hub.update(wire)
     assert world.hub.channels == 1
     body = (
-        b'{"schema":"public","table":"t","type":"INSERT","commit_timestamp":"","columns":[],"errors":null,'
-        b'"record":{"owner":"a"}}'
+        b'{"schema":"public","table":"t","type":"INSERT","commit_timestamp":"",'
+        b'"columns":[{"name":"owner","type":"text"}],"errors":null,"record":{"owner":"a"}}'
     )
     world.publish(channel, body=body)
     # Channels that are checked hold a subscriber back, before the event.

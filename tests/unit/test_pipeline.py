@@ -353,9 +353,13 @@ def test_an_error_that_may_be_temporary_must_recur_for_a_while() -> None:
     assert stuck.for_ever is None
 
 
-@pytest.mark.parametrize("state", ["08006", "42501", "53100", "55006", "57014", "57P01", "58030", "58P01"])
+@pytest.mark.parametrize("state", ["", "08006", "42501", "53100", "55006", "57014", "57P01", "58030", "58P01"])
 def test_errors_that_go_away_keep_the_slot(state: str) -> None:
     assert not StreamRefused("could not access a file", state, began=True).repeats
+
+
+def test_a_row_that_is_too_large_to_be_decoded_will_always_be() -> None:
+    assert StreamRefused("Cannot enlarge string buffer", "54000", began=True).repeats
 
 
 def test_an_error_before_the_stream_began_keeps_the_slot() -> None:

@@ -14,6 +14,7 @@ from momentum_sync.errors import BadRequest, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.eventlog.row_index import Route
 from momentum_sync.gateway.dialects.realtime import RealtimeSession
 from momentum_sync.gateway.dialects.realtime_errors import reason, refusal
 from momentum_sync.gateway.dialects.realtime_resume import LOST, Key, Ledger, Verdict
@@ -564,7 +565,7 @@ def test_a_decider_needs_no_database_and_gives_routes() -> None:
     world.gateway.deciders = {7: Decider(TABLE, own)}
     world.gateway.watched = Watched((watching(),), ())
     world.join()
-    assert world.session.cursor.slots == ((row_channel(7), "owner", "alice"),)
+    assert world.session.cursor.slots == (Route(row_channel(7), "owner", "text", "alice"),)
     (frame,) = deliver(world, change(6), change(7, "bob"))
     assert frame[4]["data"]["record"]["id"] == 6
     assert [call for call in world.gateway.calls if call[0] == "seen"] == []

@@ -41,12 +41,25 @@ def test_a_new_page_continues_nothing_and_discards_what_was_before() -> None:
 
 
 @pytest.mark.parametrize("key", [EXACT, SHARED])
+def test_a_client_without_any_record_was_away_for_too_long_unless_it_is_new(key: Key) -> None:
+    assert settle(2, 2, key, []).has_gap
+    assert not settle(2, 1, key, []).has_gap
+    assert not settle(2, 0, key, []).has_gap
+    assert not settle(2, 1, key, [record(1, 4, a=10)]).has_gap
+
+
+def test_a_reconnect_that_finds_other_clients_alone_is_told_of_a_gap() -> None:
+    assert settle(2, 5, SHARED, [record(1, 4, a=10)], answering={1}).has_gap
+    assert settle(2, 5, SHARED, [record(1, 9, False, a=10)]).has_gap
+
+
+@pytest.mark.parametrize("key", [EXACT, SHARED])
 @pytest.mark.parametrize("ref", [2, 3, 4])
 def test_a_client_that_first_repeats_an_old_frame_continues(key: Key, ref: int) -> None:
     """The one in Python sends its buffer again where the connection was cut while it did so."""
     assert dict(settle(2, ref, key, [record(1, 4, a=10)]).cursors) == {"a": at(10)}
     long_ago = settle(2, ref, key, [record(1, 4, False, a=10)])
-    assert (dict(long_ago.cursors), long_ago.has_gap) == ({"a": at(10)} if key is EXACT else {}, False)
+    assert (dict(long_ago.cursors), long_ago.has_gap) == (({"a": at(10)}, False) if key is EXACT else ({}, True))
 
 
 def test_under_a_shared_key_sockets_that_came_later_are_other_clients() -> None:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from momentum_sync.eventlog.event import Event, relation_of, row_channel
+from momentum_sync.eventlog.row_index import Route, values_of
 from momentum_sync.gateway.routes import Routes
 
 CHANNEL = row_channel(7)
+TYPES = {"id": "int4", "owner": "text", "size": "int4", "open": "bool"}
 
 
-def event(kind: str, record: dict[str, Any] | None, old: dict[str, Any] | None = None, relation: int = 7) -> Event:
+def route(column: str, value: Any) -> Route:
+    return Route(CHANNEL, column, TYPES[column], value)
+
+
+def event(
+    kind: str,
+    record: dict[str, Any] | None,
+    old: dict[str, Any] | None = None,
+    relation: int = 7,
+    types: dict[str, str] | None = None,
+) -> Event:
+    columns = [{"name": name, "type": of} for name, of in {**TYPES, **(types or {})}.items()]
     body: dict[str, Any] = {
-        "schema": "public", "table": "t", "type": kind, "commit_timestamp": "", "columns": [], "errors": None,
+        "schema": "public", "table": "t", "type": kind, "commit_timestamp": "", "columns": columns, "errors": None,
         **({} if record is None else {"record": record}), **({} if old is None else {"old_record": old}),
     }  # fmt: skip
     return Event.build(
@@ -27,7 +41,7 @@ def event(kind: str, record: dict[str, Any] | None, old: dict[str, Any] | None =
 def routes(*values: tuple[str, Any]) -> Routes:
     made = Routes()
     for column, value in values:
-        made.add((CHANNEL, column, value))
+        made.add(route(column, value))
     return made
 
 
@@ -49,22 +63,24 @@ KNOWN: list[tuple[str, Any]] = [("owner", "a"), ("owner", "b"), ("owner", "ä\n"
         (event("TRUNCATE", {}, {}), KNOWN),
         # The column has become an array.
         (event("INSERT", {"owner": ["a"], "size": 2, "open": {"a": 1}}), [*KNOWN[:3], KNOWN[4]]),
+        # It had another type.
+        (event("INSERT", {"owner": 5, "size": 2, "open": None}, types={"owner": "int4"}), KNOWN[:3]),
         (event("INSERT", {"owner": "a"}, relation=8), []),
     ],
 )
 def test_a_change_is_found_by_the_values_of_both_rows(change: Event, expected: list[tuple[str, Any]]) -> None:
-    assert routes(*KNOWN).of(change) == [(CHANNEL, *one) for one in expected]
+    assert routes(*KNOWN).of(change) == [route(*one) for one in expected]
 
 
 def test_a_route_is_there_as_long_as_it_was_added_more_often_than_removed() -> None:
     found = routes(("owner", "a"), ("owner", "a"), ("size", 1))
     assert found
     change = event("INSERT", {"owner": "a", "size": 1})
-    found.remove((CHANNEL, "owner", "a"))
-    assert found.of(change) == [(CHANNEL, "owner", "a"), (CHANNEL, "size", 1)]
-    found.remove((CHANNEL, "owner", "a"))
-    assert found.of(change) == [(CHANNEL, "size", 1)]
-    found.remove((CHANNEL, "size", 1))
+    found.remove(route("owner", "a"))
+    assert found.of(change) == [route("owner", "a"), route("size", 1)]
+    found.remove(route("owner", "a"))
+    assert found.of(change) == [route("size", 1)]
+    found.remove(route("size", 1))
     assert not found
     assert found.of(change) == []
 
@@ -73,3 +89,10 @@ def test_the_relation_of_an_event() -> None:
     assert relation_of(event("INSERT", {})) == 7
     other = Event.build(offset=1, place=(1, 0), xid=1, committed_at=0.0, channels=("a",), body=b"{}")
     assert relation_of(other) is None
+
+
+def test_a_number_that_python_does_not_have_may_be_any_value() -> None:
+    change = event("INSERT", {"size": 1})
+    huge = msgspec.structs.replace(change, body=change.body.replace(b'"size": 1', b'"size": 1e400'))
+    assert values_of(change, "size", "int4") == [1]
+    assert values_of(huge, "size", "int4") is None

@@ -161,9 +161,9 @@ async def _held(conninfo: str, slot: str, limits: CaptureLimits) -> Held:
     return held
 
 
-# Classes of SQLSTATE: connection, authorization, transaction, resources, limits, object state, operator, system.
+# Classes of SQLSTATE: connection, authorization, transaction, resources, object state, operator, system.
 # And insufficient_privilege.
-_PASSING = ("08", "28", "25", "40", "53", "54", "55", "57", "58", "42501")
+_PASSING = ("08", "28", "25", "40", "53", "55", "57", "58", "42501")
 
 
 class StreamRefused(CaptureError):
@@ -182,7 +182,7 @@ class StreamRefused(CaptureError):
         self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
         # Decoding can fail with all kinds of errors at the same place for ever: "could not map filenumber" (XX000), a
         # division by zero in a row filter. Those of _PASSING go away by themselves.
-        self.repeats = self.is_final or (began and not state.startswith(_PASSING))
+        self.repeats = self.is_final or (began and state != "" and not state.startswith(_PASSING))
 
 
 Take = Callable[[Sequence[bytes | memoryview]], None]

@@ -107,7 +107,10 @@ class Window:
         return offset + 1 >= self._first
 
     def after(self, offset: int, keys: Sequence[str | Route], *, most: int) -> Page:
-        """Return held events on any of the keys or routes after `offset`, in order, each once, up to `most` bytes."""
+        """Return held events on any of the keys or routes after `offset`, in order, each once, up to `most` bytes.
+
+        A route may find further changes of its table, where its column is not indexed.
+        """
         found: list[Event] = []
         size = 0
         for event in self._following(offset, keys):
@@ -124,17 +127,27 @@ class Window:
 
     def _following(self, offset: int, keys: Sequence[str | Route]) -> Iterator[Event]:
         last = offset
-        lists = [_held_after(offset, held) for key in keys for held in self._lists(key)]
+        lists = [] if offset == self.last else [held for key in keys for held in self._lists(offset, key)]
         for event in lists[0] if len(lists) == 1 else merge(*lists, key=_number):
             if event.offset > last:
                 last = event.offset
                 yield event
 
-    def _lists(self, key: str | Route) -> Iterable[deque[Held]]:
+    def _lists(self, offset: int, key: str | Route) -> Iterator[Iterator[Event]]:
+        """Yield iterators over the events on a key or route after an offset, and perhaps others of the table."""
+        held = self._by_key.get(key if isinstance(key, str) else key.channel)
+        if held is None:
+            return
         if isinstance(key, str):
-            held = self._by_key.get(key)
-            return () if held is None else (held,)
-        return self._rows.lists(key, self._by_key.get(key[0], ()))
+            yield _held_after(offset, held)
+            return
+        found = self._rows.find(key, held)
+        for each in found.lists:
+            yield _held_after(offset, each)
+        missing = len(held) - found.covered
+        start = bisect_right(held, offset, key=_offset) if missing else 0
+        if start < missing:
+            yield (event for event, _ in islice(held, start, missing))
 
     def reaches(self, snapshot: Snapshot) -> bool:
         """Return whether every event that the snapshot does not see is still held."""
@@ -165,12 +178,16 @@ class Window:
                 if not held:
                     del self._by_key[key]
                 if is_row_channel(key):
-                    self._rows.evict(key, event)
+                    self._rows.evict(key, event, len(held))
 
 
-def _held_after(offset: int, held: deque[Held]) -> Iterator[Event]:
-    start = bisect_right(held, offset, key=lambda entry: entry[0].offset)
+def _held_after(offset: int, held: Sequence[Held]) -> Iterator[Event]:
+    start = bisect_right(held, offset, key=_offset)
     return (event for event, _ in islice(held, start, None))
+
+
+def _offset(entry: Held) -> int:
+    return entry[0].offset
 
 
 def _number(event: Event) -> int:

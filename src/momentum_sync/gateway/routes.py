@@ -14,41 +14,42 @@ class Routes:
     """The routes that have subscribers."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, dict[str, dict[Route, int]]] = {}
+        self._columns: dict[str, dict[tuple[str, str], dict[Route, int]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._columns)
 
     def add(self, route: Route) -> None:
         """Know a route."""
-        channel, column, _ = route
-        routes = self._columns.setdefault(channel, {}).setdefault(column, {})
+        columns = self._columns.setdefault(route.channel, {})
+        routes = columns.setdefault((route.column, route.type_name), {})
         routes[route] = routes.get(route, 0) + 1
 
     def remove(self, route: Route) -> None:
         """Forget a route that was added once."""
-        channel, column, _ = route
-        columns = self._columns[channel]
-        routes = columns[column]
+        columns = self._columns[route.channel]
+        routes = columns[route.column, route.type_name]
         routes[route] -= 1
         if routes[route]:
             return
         del routes[route]
         if not routes:
-            del columns[column]
+            del columns[route.column, route.type_name]
         if not columns:
-            del self._columns[channel]
+            del self._columns[route.channel]
 
     def of(self, event: Event) -> list[Route]:
         """Return the routes of a change. It is a list because subscribers leave their routes while they get it."""
-        columns = self._columns.get(event.channels[0])
+        channel = event.channels[0]
+        columns = self._columns.get(channel)
         if columns is None:
             return []
         found: list[Route] = []
-        for column, routes in columns.items():
-            values = values_of(event, column)
+        for (column, type_name), routes in columns.items():
+            values = values_of(event, column, type_name)
             if values is None:
                 found += routes
             else:
-                found += [route for value in values if (route := (event.channels[0], column, value)) in routes]
+                made = [Route(channel, column, type_name, value) for value in values]
+                found += [route for route in made if route in routes]
         return found

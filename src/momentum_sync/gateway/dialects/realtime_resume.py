@@ -108,7 +108,7 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
         # A page that was loaded anew: nothing from before it is of use to it. Or the client was away for so long that
         # its record has expired.
         removed = tuple(record.session for record in records) if key.is_exact else ()
-        return Verdict(removed=removed, has_gap=ref > _FIRST_REF and not records)
+        return Verdict(removed=removed, has_gap=ref > _FIRST_REF)
     used = found if key.is_exact else [record for record in found if record.is_recent]
     # Where several clients share the key, nothing says which of these is the one: it is given too much.
     cursors = lowest(record.cursors for record in used)

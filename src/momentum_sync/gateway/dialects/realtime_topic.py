@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from momentum_sync.eventlog.event import Event, row_channel
+from momentum_sync.eventlog.row_index import Route
 from momentum_sync.gateway.cursor import Slot
 from momentum_sync.gateway.dialects.realtime_services import SharedFrames
 from momentum_sync.identity.decider import Decider, Undecided
@@ -79,12 +80,13 @@ class TopicEvents:
         for watch in self.watches:
             if relation not in watch.relations:
                 continue
-            values = _filtered_values(watch)
-            if values is None:
-                values = by_rights
-            if values is None:
+            routes = _filtered_values(watch)
+            if routes is None and decider is not None and by_rights is not None:
+                types = {column.name: column.type_name for column in decider.table.columns}
+                routes = frozenset((column, types[column], value) for column, value in by_rights)
+            if routes is None:
                 return None
-            found |= {(row_channel(relation), column, value) for column, value in values}
+            found |= {Route(row_channel(relation), *route) for route in routes}
         return frozenset(found)
 
     def skip_to(self, offset: int) -> None:
@@ -200,12 +202,12 @@ def _unknown(test: Test, value: bytes) -> bool | None:
     return None
 
 
-def _filtered_values(watch: Watch) -> frozenset[tuple[str, Value]] | None:
-    """Return a column with the values that a watch's filter allows; None if it names none."""
+def _filtered_values(watch: Watch) -> frozenset[tuple[str, str, Value]] | None:
+    """Return a column, its type, and each value that a watch's filter allows; None if it names none."""
     for test in watch.tests:
         condition = test.condition
         if not condition.negated and condition.operator in (Operator.EQ, Operator.IN) and test.type_name in _ROUTED:
-            return frozenset((condition.column, _decode(operand)) for operand in test.operands)
+            return frozenset((condition.column, test.type_name, _decode(operand)) for operand in test.operands)
     return None
 
 
