@@ -65,6 +65,17 @@ class Cursor:
         """Record the offset up to which everything has been delivered, as the subscriber stops following the feed."""
         self.offset = offset
 
+    @property
+    def delivered(self) -> Position | None:
+        """Return the position of the last delivered event; None if the cursor has gone back before it since.
+
+        Only for a subscriber that does not follow the feed.
+        """
+        last = Position.parse(self.last_id) if self.last_id else None
+        if last is None or last.epoch != self.epoch or last.offset > self.offset:
+            return None
+        return replace(last, boundary=None)
+
     def advanced(self, lsn: int) -> None:
         """Drop the snapshot boundary once the stream has passed it."""
         if self.boundary is not None and lsn >= self.boundary.lsn:

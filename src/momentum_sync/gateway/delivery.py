@@ -105,12 +105,13 @@ class Delivery:
 
     @property
     def position(self) -> Position | None:
-        """Return the position up to which everything has been written; None if the mark there is not known."""
+        """Return a position up to which everything has been written; None if none is known."""
         if self.follows:
             return self._gateway.history.position
         cursor = self._connection.cursor
         mark = self._gateway.history.known_mark(cursor.offset)
-        return None if mark is None else Position(cursor.epoch, cursor.offset, mark)
+        # Far behind, in the log, only the marks of delivered events are known.
+        return cursor.delivered if mark is None else Position(cursor.epoch, cursor.offset, mark)
 
     def rewind(self, offset: int) -> None:
         """Catch up from an earlier offset. The cursor decides which of the events are for the client."""
