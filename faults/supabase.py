@@ -29,8 +29,8 @@ _USERS = 3
 _SETTLED_S = 150.0  # a client waits up to a minute between its attempts
 _MARKED_S = 5.0
 # What was sent since the last ping that was answered may come again; after a crash, what was sent since positions were
-# saved. Pauses and a slow database add to both.
-_WINDOW_S = 20.0
+# saved. Pauses and a slow database add to both, and a save on a dead connection of the database ends after 30 s.
+_WINDOW_S = 45.0
 _LEFT_OUT = frozenset({
     "table truncated", "slow policy",  # of the app
     # These clients name no position, and the records of those that they had are restored, too: docs/supabase.md.
