@@ -46,7 +46,7 @@ TESTS = {
     "gateway/dialects/native": ["test_native"],
     "gateway/dialects/realtime": ["test_realtime"],
     "gateway/dialects/realtime_resume": ["test_realtime_resume"],
-    "gateway/dialects/realtime_topic": ["test_realtime"],
+    "gateway/dialects/realtime_topic": ["test_realtime", "test_realtime_topic"],
     "gateway/handshake": ["test_handshake"],
     "gateway/hub": ["test_hub"],
     "gateway/routes": ["test_routes"],
