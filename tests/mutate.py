@@ -51,7 +51,7 @@ TESTS = {
     "gateway/hub": ["test_hub"],
     "gateway/routes": ["test_routes"],
     "gateway/send_budget": ["test_send_budget"],
-    "identity/decider": ["test_policy", "test_row_change", "test_realtime"],
+    "identity/decider": ["test_policy", "test_realtime_topic"],
     "identity/policy": ["test_policy"],
     "identity/policy_parser": ["test_policy"],
     "identity/row_tables": ["test_row_change"],

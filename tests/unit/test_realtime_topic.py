@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.eventlog.row_index import Route
 from momentum_sync.gateway.dialects.realtime_services import SharedFrames
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
+from momentum_sync.identity import policy as policies
 from momentum_sync.identity.decider import Decider, Undecided
 from momentum_sync.identity.policy import All, Column, Constant, Equal, Kind
 from momentum_sync.identity.row_tables import RowTable, SeenChange
@@ -101,16 +103,16 @@ def test_changes_that_a_watch_may_get(watched: tuple[Watch, ...], event: Event, 
 
 
 @pytest.mark.parametrize(
-    ("watched", "decider", "expected"),
+    ("watched", "policy", "expected"),
     [
         ((watch(),), None, None),
-        ((watch(),), Decider(TABLE, OWN), {("owner", "text", "alice")}),
-        ((watch(),), Decider(TABLE, All(())), None),
+        ((watch(),), OWN, {("owner", "text", "alice")}),
+        ((watch(),), All(()), None),
         ((watch(ALICE),), None, {("owner", "text", "alice")}),
         ((watch(condition_on("id", Operator.IN, "1", "2")),), None, {("id", "int4", 1), ("id", "int4", 2)}),
         ((watch(condition_on("id", Operator.GT, "1"), ALICE),), None, {("owner", "text", "alice")}),
         ((watch(condition_on("owner", Operator.EQ, "alice", negated=True)),), None, None),
-        ((watch(condition_on("id", Operator.GT, "1")),), Decider(TABLE, OWN), {("owner", "text", "alice")}),
+        ((watch(condition_on("id", Operator.GT, "1")),), OWN, {("owner", "text", "alice")}),
         (
             (watch(ALICE), watch(condition_on("id", Operator.EQ, "3"))),
             None,
@@ -122,11 +124,11 @@ def test_changes_that_a_watch_may_get(watched: tuple[Watch, ...], event: Event, 
     ],
 )
 def test_routes(
-    watched: tuple[Watch, ...], decider: Decider | None, expected: set[tuple[str, str, Any]] | None
+    watched: tuple[Watch, ...], policy: policies.Condition | None, expected: set[tuple[str, str, Any]] | None
 ) -> None:
     made = events(*watched)
-    if decider is not None:
-        made.deciders = {7: decider}
+    if policy is not None:
+        made.deciders = {7: Decider(TABLE, policy)}
     found = made.slots(7)
     assert found == (None if expected is None else {Route(CHANNEL, *one) for one in expected})
 
@@ -139,6 +141,13 @@ def test_what_is_decided_without_the_database() -> None:
     assert made.decide(change("INSERT", row()), 7) == SeenChange(TABLE)
     assert made.decide(change("INSERT", row("bob")), 7) is None
     assert made.decide(change("DELETE", None, row()), 7) is None, "seen, and nobody watches it"
+    # The column had another type; others do not matter.
+    inserted = change("INSERT", row())
+    retyped = inserted.body.replace(b'"type": "text"', b'"type": "varchar"')
+    with pytest.raises(Undecided):
+        made.decide(msgspec.structs.replace(inserted, body=retyped), 7)
+    wider = inserted.body.replace(b'"columns": [', b'"columns": [{"name": "more", "type": "json"}, ')
+    assert made.decide(msgspec.structs.replace(inserted, body=wider), 7) == SeenChange(TABLE)
     made.watch((watch(condition_on("note", Operator.LT, "m")),))
     with pytest.raises(Undecided):
         made.decide(change("INSERT", row()), 7)
