@@ -138,7 +138,9 @@ async def test_the_walk_of_a_newcomer(cluster: str) -> None:
         app.mkdir()
         web.mkdir()
         async with newcomer.demo() as demo:
-            for link in demo.links:
+            *pages, supabase = demo.links
+            assert supabase.startswith("http://127.0.0.1:8080/"), "it is there once examples/supabase was started"
+            for link in pages:
                 assert b"<!doctype html>" in await asyncio.to_thread(shown, link)
 
             assert "script/build" in README
