@@ -105,8 +105,10 @@ class Device:
         elif message.startswith("Resumed"):
             self.resumes += 1
         elif message.startswith("ResumeGap"):
-            self.gaps += 1
-            self.records[table].append(Gap())
+            # A client whose first attempts to connect failed is told so at its first join, when it has missed nothing.
+            if sum(isinstance(record, Joined) for record in self.records[table]) > 1:
+                self.gaps += 1
+                self.records[table].append(Gap())
         elif not message.startswith("{"):
             self.broken.append(f"{self.name}: a message came: {message}")
 

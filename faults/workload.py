@@ -87,7 +87,8 @@ class Writers:
                     while not self._stopped.wait(chance.random() * _PAUSE_S * 2):
                         with self._turn():
                             self._transaction(connection, chance)
-            except psycopg.Error:  # the witness knows whether it committed
+            # On a lost connection, `transaction` lets a Rollback through. The witness knows whether it committed.
+            except (psycopg.Error, psycopg.Rollback):
                 self._stopped.wait(0.2)
 
     def _transaction(self, connection: Sql, chance: Random) -> None:

@@ -303,7 +303,7 @@ class RealtimeSessions:
 
 def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:
     """Return the positions with which a session begins: also of topics that were joined before it had a key."""
-    start = LOST if verdict.has_gap else claim.start
+    start = LOST if verdict.has_lost else claim.start
     return {claim.topic: start, **claim.ledger.cursors, **dict(list(verdict.cursors.items())[:_MOST_CURSORS])}
 
 

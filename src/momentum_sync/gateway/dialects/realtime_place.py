@@ -35,7 +35,7 @@ class Places:
         ledger: the session's positions.
     """
 
-    __slots__ = ("_has_gap", "_is_settled", "_name", "_rows", "ledger")
+    __slots__ = ("_has_gap", "_has_lost", "_is_settled", "_name", "_rows", "ledger")
 
     def __init__(self, rows: RowServices, session: int, name: str | None) -> None:
         self.ledger = Ledger(session)
@@ -43,6 +43,7 @@ class Places:
         self._name = name
         self._is_settled = False
         self._has_gap = False
+        self._has_lost = False
 
     async def start(self, topic: str, ref: Ref, identity: Identity, head: Position) -> Start | None:
         """Return where a topic begins, once that is in the session's record.
@@ -68,6 +69,7 @@ class Places:
                 if verdict.is_late:
                     return None
                 before, self._has_gap = verdict.cursors.get(topic, before), verdict.has_gap
+                self._has_lost = verdict.has_lost
             self._is_settled = True
         start = Start(head, _GAP if self._has_gap else "" if ledger.key is not None else _NO_KEY)
         if before is not None:
@@ -77,7 +79,8 @@ class Places:
             except ResumeRefused:
                 start = Start(head, _GAP)
         # The socket may be lost before the client is told of the gap; so the record moves only with its next pong.
-        recorded = LOST if start == Start(head, _GAP) else start.position
+        has_lost = start == Start(head, _GAP) and (before is not None or self._has_lost)
+        recorded = LOST if has_lost else start.position
         if ledger.cursors.get(topic) != recorded:
             ledger.begin(topic, recorded)
             if ledger.key is not None and not await self._rows.save(ledger):

@@ -88,6 +88,11 @@ class Verdict(msgspec.Struct, frozen=True):
     cursors: Mapping[str, Position] = {}
     has_gap: bool = False
 
+    @property
+    def has_lost(self) -> bool:
+        """Return whether the gap is certain: there were sessions, which cannot be continued."""
+        return self.has_gap and bool(self.claimed)
+
 
 def settle(session: int, ref: int, key: Key, records: Sequence[Record], answering: Set[int] = frozenset()) -> Verdict:
     """Decide whether the first join on a socket belongs to a reconnect, and which sessions it continues.
@@ -106,7 +111,7 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
     ]
     if not found:
         # A page that was loaded anew: nothing from before it is of use to it. Or the client was away for so long that
-        # its record has expired.
+        # its record has expired; or its first attempts to connect have failed, which nobody can tell from that.
         removed = tuple(record.session for record in records) if key.is_exact else ()
         return Verdict(removed=removed, has_gap=ref > _FIRST_REF)
     used = found if key.is_exact else [record for record in found if record.is_recent]
