@@ -15,6 +15,7 @@ import asyncio
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -387,13 +388,23 @@ def _uuid(chance: Random) -> UUID:
     return UUID(int=chance.getrandbits(128), version=4)
 
 
-def main() -> None:
-    """Parse the command line and run. The exit status is 1 if anything was wrong."""
+Run = Callable[..., Verdict]
+
+
+def command(name: str, about: str | None, run: Run, *, deliveries: int) -> None:
+    """Parse the command line and run. The exit status is 1 if anything was wrong.
+
+    Args:
+        name: the module.
+        about: its description.
+        run: runs with a seed, a number of deliveries, a mutation and a file for the server's output.
+        deliveries: how many are checked by default.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m faults.rights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, help="of the run; else the clock's")
-    parser.add_argument("--deliveries", type=int, default=500, help="how many are checked (500)")
+    parser.add_argument("--deliveries", type=int, default=deliveries, help=f"how many are checked ({deliveries:,})")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a server with this defect on purpose")
     parser.add_argument("--logs", type=Path, help="a file for what the server said")
     given = parser.parse_args()
@@ -401,16 +412,16 @@ def main() -> None:
     seed = int(time.time()) if given.seed is None else given.seed
     verdict = run(seed, given.deliveries, mutation=given.mutation, logs=given.logs)
     print(
-        f"seed {verdict.seed}: {verdict.deliveries:,} deliveries checked, {verdict.withheld:,} times somebody who held"
-        f" a channel was rightly told nothing, in {time.monotonic() - began:.0f} s:"
+        f"seed {verdict.seed}: {verdict.deliveries:,} deliveries checked, {verdict.withheld:,} times a caller was"
+        f" rightly told nothing, in {time.monotonic() - began:.0f} s:"
         f" {'as it must be' if not verdict.wrong else f'{len(verdict.wrong)} WRONG'}"
     )
-    for name, count in verdict.done.most_common():
-        print(f"  {count:6,}  {name}")
+    for change, count in verdict.done.most_common():
+        print(f"  {count:6,}  {change}")
     for sentence in verdict.wrong[:20]:
         print(f"    {sentence}")
     raise SystemExit(1 if verdict.wrong else 0)
 
 
 if __name__ == "__main__":
-    main()
+    command("faults.rights", __doc__, run, deliveries=500)

@@ -12,15 +12,13 @@ python -m faults.row_rights --seed 7               the same run again
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,9 +31,9 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from websockets.asyncio.client import ClientConnection
 
-from faults.mutations import MUTATIONS
 from faults.nemesis import Servers
 from faults.proxy import Proxy
+from faults.rights import Verdict, command
 from faults.subscribers import SECRET
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
@@ -80,17 +78,6 @@ def condition(chance: Random, depth: int = 2) -> str:
     if chance.random() < 0.2:
         return f"not ({condition(chance, depth - 1)})"
     return f"({condition(chance, depth - 1)}) {chance.choice(['and', 'or'])} ({condition(chance, depth - 1)})"
-
-
-@dataclass
-class Verdict:
-    """The result of one run. `wrong` is empty if everything was correct."""
-
-    seed: int
-    deliveries: int = 0
-    withheld: int = 0
-    wrong: list[str] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -454,30 +441,5 @@ async def _run(seed: int, deliveries: int, seconds: float, conninfo: str, log: P
     return verdict
 
 
-def main() -> None:
-    """Parse the command line and run. The exit status is 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m faults.row_rights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, help="of the run; else the clock's")
-    parser.add_argument("--deliveries", type=int, default=1_000, help="how many are checked (1,000)")
-    parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a server with this defect on purpose")
-    parser.add_argument("--logs", type=Path, help="a file for what the server said")
-    given = parser.parse_args()
-    began = time.monotonic()
-    seed = int(time.time()) if given.seed is None else given.seed
-    verdict = run(seed, given.deliveries, mutation=given.mutation, logs=given.logs)
-    print(
-        f"seed {verdict.seed}: {verdict.deliveries:,} deliveries checked, {verdict.withheld:,} times a caller was"
-        f" rightly told nothing, in {time.monotonic() - began:.0f} s:"
-        f" {'as it must be' if not verdict.wrong else f'{len(verdict.wrong)} WRONG'}"
-    )
-    for name, count in verdict.done.most_common():
-        print(f"  {count:6,}  {name}")
-    for sentence in verdict.wrong[:20]:
-        print(f"    {sentence}")
-    raise SystemExit(1 if verdict.wrong else 0)
-
-
 if __name__ == "__main__":
-    main()
+    command("faults.row_rights", __doc__, run, deliveries=1_000)
