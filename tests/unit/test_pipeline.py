@@ -336,7 +336,7 @@ def test_another_error_in_between_has_the_count_begin_again() -> None:
 
 
 def test_an_error_that_may_be_temporary_must_recur_for_a_while() -> None:
-    broken = StreamRefused("could not map filenumber to relation OID", "XX000", began=True)
+    broken = StreamRefused("division by zero", "22012", began=True)
     assert broken.repeats
     assert not broken.is_final
     stuck = StuckSlot(3, 30.0)
@@ -356,6 +356,12 @@ def test_an_error_that_may_be_temporary_must_recur_for_a_while() -> None:
 @pytest.mark.parametrize("state", ["", "08006", "42501", "53100", "55006", "57014", "57P01", "58030", "58P01"])
 def test_errors_that_go_away_keep_the_slot(state: str) -> None:
     assert not StreamRefused("could not access a file", state, began=True).repeats
+
+
+def test_a_table_that_was_created_while_the_slot_was_will_never_be_decoded() -> None:
+    for word in ("filenode", "filenumber"):
+        assert StreamRefused(f'could not map {word} "base/5/1" to relation OID', "XX000", began=True).is_final
+    assert not StreamRefused("cache lookup failed", "XX000", began=True).is_final
 
 
 def test_a_row_that_is_too_large_to_be_decoded_will_always_be() -> None:

@@ -180,8 +180,10 @@ class StreamRefused(CaptureError):
         # Another attempt may fail, too: something that the slot needs is missing, or its WAL is. Any file that
         # cannot be opened has this state, such as a library while packages are upgraded.
         self.is_final = self.names_publication or (state == errors.UndefinedFile.sqlstate and "WAL" in sentence)
-        # Decoding can fail with all kinds of errors at the same place for ever: "could not map filenumber" (XX000), a
-        # division by zero in a row filter. Those of _PASSING go away by themselves.
+        # A table was created while the slot was: its rows cannot be decoded from this slot.
+        self.is_final |= state == errors.InternalError_.sqlstate and "could not map file" in sentence
+        # Decoding can fail with all kinds of errors at the same place for ever, such as a division by zero in a row
+        # filter. Those of _PASSING go away by themselves.
         self.repeats = self.is_final or (began and state != "" and not state.startswith(_PASSING))
 
 

@@ -109,6 +109,8 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
             links = _links(secret)
             links[_SUPABASE] = _supabase_link(running.url, links)
             _add_links(running.api, links)
+            # PostgreSQL cannot decode rows of a table that is created at the same time as the slot.
+            await _until_live(running, stopped)
             world = asyncio.ensure_future(live(conninfo, pace=pace))
             world.add_done_callback(lambda _: stopped.set())
             welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, links, conninfo)))
@@ -119,6 +121,15 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
                 for task in (world, welcome):
                     if not task.cancelled():
                         task.result()
+
+
+async def _until_live(running: server.Running, stopped: asyncio.Event) -> None:
+    """Wait until capture is live, or the demo is stopped."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in (running.live, stopped)]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(*waiting)
 
 
 async def _greet(running: server.Running, text: str) -> None:
