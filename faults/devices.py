@@ -28,7 +28,7 @@ _CLIENTS = ("python-2026", "node-2026", "python-2025", "node-2025")
 
 
 class Identity(NamedTuple):
-    """How a device is known: by `client_id`, by its session, or by its user alone.
+    """The identity of a device: its `client_id`, its session, or its user alone.
 
     Only with a `client_id` is the age of repeated changes bounded.
     """

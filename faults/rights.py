@@ -15,7 +15,7 @@ import asyncio
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -332,6 +332,16 @@ def run(
 
     `logs` keeps the server's output.
     """
+    return on_a_database(lambda conninfo, log: _run(seed, deliveries, seconds, conninfo, log, mutation), logs)
+
+
+def on_a_database(work: Callable[[str, Path], Coroutine[None, None, Verdict]], logs: Path | None) -> Verdict:
+    """Do work on a PostgreSQL of its own, with the two roles of SECURITY.md.
+
+    Args:
+        work: it gets the connection string, and the file to which servers log.
+        logs: keeps that file.
+    """
     with short_folder() as folder, Embedded(folder) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(
@@ -340,9 +350,9 @@ def run(
         migrate(postgres.conninfo, tell=lambda _: None, server_role="momentum_server")
         log = folder / "server.log"
         try:
-            return asyncio.run(_run(seed, deliveries, seconds, postgres.conninfo, log, mutation))
+            return asyncio.run(work(postgres.conninfo, log))
         finally:
-            if logs is not None:
+            if logs is not None and log.exists():
                 shutil.copy(log, logs)
 
 

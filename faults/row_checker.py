@@ -36,7 +36,7 @@ Record = Came | Joined | Gap
 
 @dataclass
 class Findings:
-    """What a check has found. `doubled` counts changes that came again; `oldest` is the highest age of one in seconds.
+    """The result of a check. `doubled` counts changes that came again; `oldest` is the highest age of one in seconds.
 
     The age is the time from its first arrival to the last sign of life before the connection was lost.
     """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -25,7 +24,6 @@ from typing import Any
 from uuid import UUID
 
 import jwt
-import psycopg
 import websockets
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
@@ -33,10 +31,8 @@ from websockets.asyncio.client import ClientConnection
 
 from faults.nemesis import Servers
 from faults.proxy import Proxy
-from faults.rights import Verdict, command
+from faults.rights import Verdict, command, on_a_database
 from faults.subscribers import SECRET
-from momentum_sync.database.embedded import Embedded, short_folder
-from momentum_sync.database.migrate import migrate
 
 _TABLES = [f"t{number}" for number in range(5)]
 _MARKS = "marks"
@@ -397,18 +393,7 @@ def run(
 
     `logs` keeps the server's output.
     """
-    with short_folder() as folder, Embedded(folder) as postgres:
-        with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
-            connection.execute(
-                "create role momentum_server login noinherit; create role momentum_capture login replication"
-            )
-        migrate(postgres.conninfo, tell=lambda _: None, server_role="momentum_server")
-        log = folder / "server.log"
-        try:
-            return asyncio.run(_run(seed, deliveries, seconds, postgres.conninfo, log, mutation))
-        finally:
-            if logs is not None and log.exists():
-                shutil.copy(log, logs)
+    return on_a_database(lambda conninfo, log: _run(seed, deliveries, seconds, conninfo, log, mutation), logs)
 
 
 async def _run(seed: int, deliveries: int, seconds: float, conninfo: str, log: Path, mutation: str | None) -> Verdict:

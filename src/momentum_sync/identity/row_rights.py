@@ -49,7 +49,7 @@ class _Version(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """What has to be asked about versions of rows. Versions with the same values are asked about once.
+    """A question about versions of rows. Versions with the same values are asked about once.
 
     Attributes:
         query: it returns indexes into `ids`, and the snapshot.
@@ -61,7 +61,7 @@ class _Question(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """Changes of one table, and what has to be asked about them, whoever the caller is.
+    """Changes of one table, and the questions about them, which are the same for all callers.
 
     Attributes:
         table: as the callers' role may read it.
