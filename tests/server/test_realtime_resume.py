@@ -476,6 +476,29 @@ async def test_one_write_saves_many_sessions_and_no_event_is_a_write(
         assert writes() - before < 400  # of 2,000 events that were delivered
 
 
+@pytest.mark.parametrize("between", ["nothing", "left", "another topic"])
+async def test_signing_in_by_a_join_takes_the_position_along(
+    start: Start, todos: Sql, user: UUID, quick: None, between: str
+) -> None:
+    """supabase-py puts a token that comes during the first join into the next join, and sends no `access_token`."""
+    async with start() as server:
+        client = page(server, user, client_id="device")
+        async with client.connected():
+            client.ref += 1
+            join = {"config": {"postgres_changes": [TODOS]}}
+            await client.socket.send(json.dumps([str(client.ref), str(client.ref), "realtime:a", "phx_join", join]))
+            if between == "left":
+                await client.send("realtime:a", "phx_leave")
+            ref = await client.send("phoenix", "heartbeat")
+            while (await client.next())[1] != ref:
+                pass
+            await client.join("realtime:b" if between == "another topic" else "realtime:a")
+        add_todo(todos, 1, user)
+        async with client.connected():
+            assert await client.join() == RESUMED
+            assert await client.ids(1) == [1]
+
+
 async def test_a_join_that_the_client_gave_up_keeps_the_position(
     start: Start, todos: Sql, user: UUID, bounds: Bounds
 ) -> None:

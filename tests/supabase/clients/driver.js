@@ -3,6 +3,7 @@
 export function driver(createClient, transport, happened) {
   let client;
   let token;
+  let opened;
   const channels = new Map();
 
   const commands = {
@@ -17,8 +18,10 @@ export function driver(createClient, transport, happened) {
           ...(heartbeat ? { heartbeatIntervalMs: heartbeat * 1000 } : {}),
         },
       });
+      opened = token ? client.realtime.setAuth() : undefined;
     },
-    subscribe({ topic, bindings = [], config = {} }) {
+    async subscribe({ topic, bindings = [], config = {} }) {
+      await opened; // or the first join has no token; for that there are tests without a client
       const channel = client.channel(topic, { config });
       for (const binding of bindings) {
         channel.on("postgres_changes", binding, (change) => happened({ change: { topic, ...change } }));

@@ -258,10 +258,11 @@ class RealtimeSession:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
         # Everything up to here precedes the reply; everything after it follows.
         head = self._rows.position
-        if frame.topic in self.topics:  # joined again on the same socket: it goes on
-            return Start(head, "")
         try:
-            start = await self._places.start(frame.topic, frame.ref, identity, head)
+            if frame.topic not in self.topics:
+                start = await self._places.start(frame.topic, frame.ref, identity, head)
+            else:  # joined again on the same socket: it goes on, for a caller who may have signed in
+                start = Start(head, "") if await self._places.rename(frame.topic, identity) else None
         except Unavailable:
             # It is not known what the database has written. The next socket finds it.
             self.close(Close.RESTART)

@@ -59,9 +59,12 @@ class Places:
         """
         ledger = self.ledger
         number = ledger.saw(ref)
+        key = key_of(self._name, identity)
+        has_signed_in = ledger.key is not None and not ledger.key.has_user and key is not None and key.has_user
+        if has_signed_in and not await self.rename(topic, identity):  # else the client's next socket is not recognized
+            return None
         before = ledger.cursors.get(topic)
         if ledger.key is None:
-            key = key_of(self._name, identity)
             if key is not None and number is not None:
                 # Without a join before, this one settles whose socket it is. After others, which had no key, somebody
                 # has signed in: then there is nothing to continue.

@@ -33,10 +33,12 @@ class Key(msgspec.Struct, frozen=True):
     Attributes:
         digest: of what names the client.
         is_exact: whether it names one client object; otherwise several tabs or devices may share it.
+        has_user: whether it names a user.
     """
 
     digest: str
     is_exact: bool
+    has_user: bool = True
 
 
 def key_of(client_id: str | None, identity: Identity) -> Key | None:
@@ -51,7 +53,7 @@ def key_of(client_id: str | None, identity: Identity) -> Key | None:
     for kind, name in (("client_id", client_id), ("session", session_id), ("user", user)):
         if isinstance(name, str) and name:
             text = msgspec.json.encode([kind, identity.role, user, name])
-            return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id")
+            return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id", bool(user))
     return None
 
 
