@@ -54,6 +54,7 @@ TESTS = {
     "identity/decider": ["test_policy", "test_realtime_topic"],
     "identity/policy": ["test_policy"],
     "identity/policy_parser": ["test_policy"],
+    "identity/policy_equality": ["test_policy_equality"],
     "identity/row_tables": ["test_row_change"],
     "identity/tokens": ["test_tokens"],
     "schema": ["test_event", "test_authorizer"],

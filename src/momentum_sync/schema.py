@@ -7,6 +7,7 @@ app; `tests/server/test_other_domain.py` declares another one in a single file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -50,6 +51,7 @@ class Schema:
         per_user_channels: channels that deliver an event only to the connections of its `user_id`.
         grant: SQL function in `public` that takes a channel and returns `granted`, `checked` (each event) or null.
         may_act_for: SQL function in `public` that takes a user's id and returns whether the caller may act for it.
+        claims: SQL functions without arguments, by `schema.name`, that return a text of the caller's token; its names.
     """
 
     tables: tuple[TableSpec, ...]
@@ -58,6 +60,7 @@ class Schema:
     per_user_channels: frozenset[str]
     grant: str
     may_act_for: str
+    claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def own(self, user_id: UUID | None) -> list[str]:
         """Return the channels that every connection of a user has; none without a user."""

@@ -1,4 +1,4 @@
--- Authorization: policies for coaches and admins, grants of channels, revocation, and fingerprints of the policies.
+-- Authorization: policies for coaches and admins, grants of channels, revocation, and knowledge of changed policies.
 --
 -- Creates: functions public.momentum_caller_role(), momentum_is_unbound(), momentum_may_act_for(uuid),
 --   momentum_must_act_for(uuid), momentum_grant(text); tables momentum.policies and momentum.revocations with their
@@ -124,21 +124,6 @@ $$;
 
 -- Policies for coaches and admins -------------------------------------------------------------------------------------
 
--- Return an expression of a policy in normal form: with or without a sub-select, with the operands of a comparison in
--- one order, and with the role in app_metadata read by expression or by function.
-create or replace function momentum.canonical(expression text) returns text
-language sql
-immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select regexp_replace(
-        replace(
-            regexp_replace(
-                expression, '\( SELECT (auth\.\w+\(\)|public\.momentum_caller_role\(\)) AS \w+\)', '\1', 'g'),
-            '((auth.jwt() -> ''app_metadata''::text) ->> ''role''::text)', 'public.momentum_caller_role()'),
-        '\((\w+) = auth\.uid\(\)\)', '(auth.uid() = \1)', 'g')
-$$;
-
 -- An app that has policies of these names keeps them.
 do $$
 declare
@@ -188,8 +173,9 @@ begin
         where p.polrelid = 'public.coach_interventions'::regclass
             and p.polname = 'Coaches can update assigned interventions'
             and pg_get_expr(p.polqual, p.polrelid) like '%momentum_caller_role()%'
-            and momentum.canonical(pg_get_expr(p.polqual, p.polrelid))
-                = '((public.momentum_caller_role() = ''coach''::text) AND (auth.uid() = assigned_coach_id))'
+            and regexp_replace(pg_get_expr(p.polqual, p.polrelid), '\( SELECT (\S+\(\)) AS \w+\)', '\1', 'g') in (
+                '((public.momentum_caller_role() = ''coach''::text) AND (auth.uid() = assigned_coach_id))',
+                '((public.momentum_caller_role() = ''coach''::text) AND (assigned_coach_id = auth.uid()))')
             and pg_get_expr(p.polwithcheck, p.polrelid) = pg_get_expr(p.polqual, p.polrelid)
     ) then
         alter policy "Coaches can update assigned interventions" on public.coach_interventions
@@ -203,16 +189,17 @@ $$;
 
 -- Policies: as shipped, or changed since ----------------------------------------------------------------------------
 
--- The policies decide the receivers of each event. Their fingerprints let the server know this without a query for each
--- event.
+-- The policies decide the receivers of each event. What is known of them lets the server serve most events without a
+-- query for each. The text of policies is compared here, in the transaction that changes one. If it differs, the
+-- policies count as changed until `migrate` or the server has compared their meaning: policies of other names or
+-- spellings may allow the same rows (src/momentum_sync/identity/policy_equality.py).
 --
 -- As shipped, they grant rows by the token alone, with one exception: a coach sees the scores of assigned users, and
 -- assignments are rows. So a channel is *granted* if the token alone grants it, and *checked* if rows or an operator's
 -- own policies decide; on a checked channel the server has the database check each event, as the caller, before it is
 -- delivered.
 
--- The policies that apply to SELECTs of an authenticated caller, without their names. A policy for service_role only
--- does not apply.
+-- The policies that apply to SELECTs of an authenticated caller, without their names.
 create or replace function momentum.policies_of(target regclass) returns text
 language sql
 stable
@@ -222,14 +209,12 @@ as $$
     select string_agg(distinct concat_ws(' ', p.kind, p.expression), E'\n' order by concat_ws(' ', p.kind, p.expression))
     from (
         select case when p.polpermissive then 'permissive' else 'restrictive' end as kind,
-            coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true') as expression
+            coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') as expression
         from pg_policy p
         where p.polrelid = target and p.polcmd in ('r', '*') and exists (
             select from unnest(p.polroles) as to_role (oid)
             where to_role.oid = 0 or pg_has_role('authenticated', to_role.oid, 'usage'))
     ) as p
-    where p.kind = 'restrictive' or p.expression not in (
-        '(auth.role() = ''service_role''::text)', '((auth.jwt() ->> ''role''::text) = ''service_role''::text)')
 $$;
 
 -- The present policies and privileges that decide which rows and columns of a table an authenticated caller may select.
@@ -304,11 +289,29 @@ begin
 end;
 $$;
 
+-- An earlier version had no equal_to_shipped. All rows are made anew below; until then the event trigger of the next file
+-- would warn that it does not find the table.
+set client_min_messages = error;
+do $$
+begin
+    if to_regclass('momentum.policies') is not null and not exists (
+        select from pg_attribute a
+        where a.attrelid = to_regclass('momentum.policies') and a.attname = 'equal_to_shipped'
+    ) then
+        drop table momentum.policies;
+    end if;
+end;
+$$;
+set client_min_messages = warning;
+
+-- equal_to_shipped: policies that were proved to allow the same rows as the shipped ones.
 create table if not exists momentum.policies (
     table_name text primary key,
     shipped text not null,
     current text not null,
-    changed boolean not null generated always as (current <> shipped) stored
+    equal_to_shipped text,
+    changed boolean not null
+        generated always as (current <> shipped and current is distinct from equal_to_shipped) stored
 );
 alter table momentum.policies enable row level security;
 
@@ -330,7 +333,11 @@ begin
         wanted := momentum.shipped_policies(name);
         insert into momentum.policies (table_name, shipped, current)
         values (name, wanted, coalesce(momentum.describe_policies(name), 'no such table'))
-        on conflict (table_name) do update set shipped = excluded.shipped, current = excluded.current;
+        on conflict (table_name) do update set
+            shipped = excluded.shipped,
+            current = excluded.current,
+            equal_to_shipped = case when momentum.policies.shipped = excluded.shipped
+                then momentum.policies.equal_to_shipped end;
     end loop;
 end;
 $$;
@@ -392,6 +399,30 @@ second. A table that is locked is checked at the next call.
 
 Example:
     select momentum.check_policies()';
+
+create or replace function momentum.accept_policies(target text, described text) returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+    update momentum.policies p set equal_to_shipped = described
+    where p.table_name = target and p.current = described and p.changed;
+    if found then
+        perform momentum.publish(
+            array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'), null::jsonb);
+    end if;
+end;
+$$;
+comment on function momentum.accept_policies(text, text) is 'Record that the present policies of a table allow the same rows as the shipped ones, and notify every gateway. The
+server calls it once it has proved that. Nothing happens if the policies have changed since.
+
+Args:
+    target: the table.
+    described: the policies, as in `momentum.policies.current`.
+Example:
+    select momentum.accept_policies(''coach_interventions'', ''row level security true …'')';
 
 -- The grant of a channel ----------------------------------------------------------------------------------------------
 

@@ -134,8 +134,8 @@ def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
         FUNCTIONS.format("p.prosecdef and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)").encode()
     ).fetchall()
     assert rows == [
-        ("momentum.admit(jsonb)",), ("momentum.check_policies()",), ("momentum.check_publishing()",),
-        ("momentum.keep_partitions(interval)",),
+        ("momentum.accept_policies(text,text)",), ("momentum.admit(jsonb)",), ("momentum.check_policies()",),
+        ("momentum.check_publishing()",), ("momentum.keep_partitions(interval)",),
     ]  # fmt: skip
     for (name,) in rows:
         holders = db.execute(
@@ -154,15 +154,15 @@ from pg_proc p
 where not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
     and (p.pronamespace = 'public'::regnamespace
         or p.pronamespace = 'momentum'::regnamespace and p.proname in (
-            'publish', 'keep_partitions', 'check_publishing', 'check_policies', 'reset_policies', 'revoke', 'admit',
-            'become'))
+            'publish', 'keep_partitions', 'check_publishing', 'check_policies', 'accept_policies', 'reset_policies',
+            'revoke', 'admit', 'become'))
 order by 1
 """
 
 
 def test_every_public_function_is_described_and_its_example_runs(db: Sql) -> None:
     found = db.execute(DESCRIBED.encode()).fetchall()
-    assert len(found) == 25
+    assert len(found) == 26
     for name, text, takes_arguments, raises, is_trigger in found:
         assert text, name
         assert ("\nArgs:\n" in text) == takes_arguments, name

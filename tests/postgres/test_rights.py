@@ -117,6 +117,17 @@ def test_what_counts_as_a_change(db: Sql, statement: str, changed: list[str]) ->
     assert [name for (name,) in rows] == changed
 
 
+def test_what_has_changed_meanwhile_is_not_accepted(db: Sql, published: Published) -> None:
+    db.execute('alter policy "Users can view own notifications" on momentum_notifications using (true)')
+    published()
+    db.execute("select momentum.accept_policies('momentum_notifications', 'another description')")
+    assert db.execute("select changed from momentum.policies where changed").fetchall() == [(True,)]
+    assert published() == []
+    db.execute("select momentum.accept_policies(table_name, current) from momentum.policies where changed")
+    assert db.execute("select changed from momentum.policies where changed").fetchall() == []
+    assert published() == [(["momentum:control"], {"event_type": "policies_changed"})]
+
+
 @pytest.mark.parametrize(
     "statement",
     [

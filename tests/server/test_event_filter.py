@@ -92,6 +92,26 @@ async def test_without_an_event_trigger_a_changed_policy_is_noticed_within_a_sec
         assert await events(client, db) == []
 
 
+async def test_the_server_compares_the_meaning_of_changed_policies(start: Start, db: Sql) -> None:
+    """Until then they count as changed, and each event is checked."""
+
+    def changed() -> list[str]:
+        rows = db.execute("select table_name from momentum.policies where changed order by 1").fetchall()
+        return [name for (name,) in rows]
+
+    db.execute('drop policy "Users can view own interventions" on coach_interventions')
+    db.execute("create policy mine on coach_interventions using (user_id = auth.uid()) with check (false)")
+    db.execute('alter policy "Users can view own notifications" on momentum_notifications using (true)')
+    assert changed() == ["coach_interventions", "momentum_notifications"]
+    async with start():
+        async with asyncio.timeout(TIMEOUT_S):
+            while changed() != ["momentum_notifications"]:
+                await asyncio.sleep(0.05)
+    assert db.execute("select momentum.has_changed_policies('coach_interventions')").fetchone() == (False,)
+    db.execute("alter policy mine on coach_interventions using (true)")
+    assert changed() == ["coach_interventions", "momentum_notifications"]
+
+
 async def test_under_shipped_policies_granted_channels_need_no_query_per_event(
     server: Server, db: Sql, user: UUID, coach: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:

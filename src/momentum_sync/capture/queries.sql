@@ -24,7 +24,7 @@ with functions as (
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'momentum' and (p.proname, oidvectortypes(p.proargtypes)) in (
         ('become', 'text, text'), ('admit', 'jsonb'), ('check_policies', ''), ('keep_partitions', 'interval'),
-        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'))
+        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'), ('accept_policies', 'text, text'))
 )
 select
     current_user::text as role,
@@ -33,7 +33,7 @@ select
         select pg_get_userbyid(t.relowner)::text from pg_catalog.pg_class t
         where t.oid = to_regclass('public.daily_engagement_scores')
     ) as app_owner,
-    (select count(*) = 6 from functions) as is_whole,
+    (select count(*) = 7 from functions) as is_whole,
     coalesce(
         has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
         and has_table_privilege(s.oid, 'select') and has_table_privilege(s.oid, 'insert')
@@ -42,6 +42,7 @@ select
         and has_table_privilege(f.oid, 'update') and has_table_privilege(f.oid, 'delete')
         and has_table_privilege(r.oid, 'select') and has_table_privilege(r.oid, 'insert')
         and has_table_privilege(r.oid, 'update') and has_table_privilege(r.oid, 'delete')
+        and has_table_privilege(to_regclass('momentum.policies'), 'select')
         and has_schema_privilege(c.relnamespace, 'usage')
         and (select bool_and(has_function_privilege(p.oid, 'execute')) from functions p)
         and pg_has_role(current_user, 'anon', become.right_to)
@@ -212,6 +213,12 @@ select pg_logical_emit_message(true, %(prefix)s, %(content)s)
 
 -- name: check_policies
 select momentum.check_policies()
+
+-- name: changed_policies
+select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
+
+-- name: accept_policies
+select momentum.accept_policies(%(table)s, %(described)s)
 
 -- name: check_triggers
 select p.found -> 'problems', p.found -> 'foreign_triggers'

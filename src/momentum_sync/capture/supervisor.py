@@ -79,7 +79,7 @@ class Capture:
         self._schema = schema
         self._limits = limits
         self._checkpoints = Checkpoints(connections, log, slot, limits)
-        self._checks = DatabaseChecks(connections, limits)
+        self._checks = DatabaseChecks(connections, schema, limits)
         self._probe = LagProbe(uuid.uuid4().hex)
         self._probe.lost(time.monotonic())
         self._pipeline: Pipeline | None = None

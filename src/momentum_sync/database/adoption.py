@@ -6,7 +6,7 @@ Nothing here changes anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import psycopg
@@ -16,7 +16,9 @@ from psycopg.rows import TupleRow
 from momentum_sync.database import queries
 from momentum_sync.database.connection import connect
 from momentum_sync.database.files import SEED_VERSIONS, Migration, migrations, text
+from momentum_sync.domain.tables import SCHEMA
 from momentum_sync.errors import Unsuitable
+from momentum_sync.identity.policy_equality import are_equal, read_description
 
 _SQL = queries.load(__package__)
 _TABLES = ("daily_engagement_scores", "momentum_notifications", "coach_interventions")
@@ -171,22 +173,28 @@ def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
         )
 
 
+def accept_equal_policies(connection: Connection[TupleRow]) -> None:
+    """Record which changed policies allow the same rows as the shipped ones."""
+    for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
+        if are_equal(shipped, current, SCHEMA, table):
+            connection.execute(_SQL["accept_policies"], {"table": table, "described": current})
+
+
 def differences(connection: Connection[TupleRow]) -> Iterator[str]:
     """Return how the app's tables and policies differ from the shipped ones, and the cost of each difference."""
     names = {(table, line): name for table, name, line in connection.execute(_SQL["policy_names"])}
     for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
-        has, should = set(_lines(current)), set(_lines(shipped))
-        for line in sorted(has - should):
-            name = names.get((table, line))
-            if name is not None:
-                yield f'public.{table}: the policy "{name}" is not a shipped policy: {line}'
-            elif line in _FACTS:
+        has, should = read_description(current), read_description(shipped)
+        for line in sorted({*has.facts} - {*should.facts}):
+            if line in _FACTS:
                 yield f"public.{table}: {_FACTS[line]}"
             elif line.startswith("role "):
                 yield "public.momentum_caller_role() differs from the shipped version"
-        for line in sorted(should - has):
-            if line.startswith(("permissive", "restrictive")):
-                yield f"public.{table}: lacks a shipped policy: {line}"
+        for line in _only_in(has.policies, should.policies, table):
+            if (name := names.get((table, line))) is not None:
+                yield f'public.{table}: the policy "{name}" is not a shipped policy: {line}'
+        for line in _only_in(should.policies, has.policies, table):
+            yield f"public.{table}: lacks a shipped policy: {line}"
         yield (
             f"public.{table}: because of these differences, an update writes two events instead of one, and each event"
             " is checked with a query for each subscribed caller; other tables are not affected"
@@ -200,15 +208,16 @@ def differences(connection: Connection[TupleRow]) -> Iterator[str]:
         yield f'public.{table}: the policy "{name}" trusts user_metadata, which users can edit themselves'
 
 
-def _lines(described: str) -> list[str]:
-    """Return the lines of a description of policies; an expression may span several."""
-    lines: list[str] = []
-    for line in described.splitlines():
-        if line.startswith(("row level", "readable", "assignments", "role ", "permissive", "restrictive", "unknown")):
-            lines.append(line)
-        else:
-            lines[-1] += "\n" + line
-    return lines
+def _only_in(lines: Sequence[str], others: Sequence[str], table: str) -> list[str]:
+    """Return the policies that allow rows or forbid them, and have no equal among the others."""
+
+    def is_only(line: str) -> bool:
+        kind = line.partition(" ")[0]
+        everything = "permissive true\n" if kind == "restrictive" else ""  # alone, it would allow nothing
+        same = ["", *(other for other in others if other.startswith(kind))]
+        return not any(are_equal(everything + line, everything + other, SCHEMA, table) for other in same)
+
+    return [line for line in sorted(lines) if is_only(line)]
 
 
 def may_add_triggers(connection: Connection[TupleRow]) -> list[str]:

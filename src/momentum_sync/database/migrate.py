@@ -6,6 +6,7 @@ The bookkeeping is the Supabase CLI's, `supabase_migrations.schema_migrations (v
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -63,6 +64,8 @@ def migrate(
         _lock(connection, patience_s)
         try:
             applied = _apply(connection, tell, again=again, patience_s=patience_s)
+            accept = functools.partial(adoption.accept_equal_policies, connection)
+            patiently("comparing policies", "migrate", accept, patience_s)
             if not adoption.has_event_trigger(connection):
                 tell("no event trigger (it requires a superuser): changed policies are noticed within about a second")
             if server_role is not None:

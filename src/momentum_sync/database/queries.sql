@@ -44,11 +44,14 @@ order by 1
 -- name: policies
 select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
 
+-- name: accept_policies
+select momentum.accept_policies(%(table)s, %(described)s)
+
 -- name: policy_names
 -- Policies of the tables, with their lines in `momentum.policies`.
 select c.relname::text, p.polname::text,
     case when p.polpermissive then 'permissive ' else 'restrictive ' end
-        || coalesce(momentum.canonical(pg_get_expr(p.polqual, p.polrelid)), 'true')
+        || coalesce(pg_get_expr(p.polqual, p.polrelid), 'true')
 from pg_policy p
 join pg_class c on c.oid = p.polrelid
 where c.oid in (

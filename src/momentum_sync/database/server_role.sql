@@ -5,12 +5,14 @@ grant anon, authenticated, service_role to %1$I %2$s;
 grant usage on schema momentum to %1$I;
 revoke all on schema momentum_log from %1$I;
 grant execute on function
-    momentum.become(text, text), momentum.admit(jsonb), momentum.check_policies(), momentum.keep_partitions(interval),
-    momentum.check_publishing(), momentum.mark(pg_lsn, timestamptz)
+    momentum.become(text, text), momentum.admit(jsonb), momentum.check_policies(),
+    momentum.accept_policies(text, text), momentum.keep_partitions(interval), momentum.check_publishing(),
+    momentum.mark(pg_lsn, timestamptz)
     to %1$I;
 grant select, insert on momentum.event_log to %1$I;
 grant select, insert, update on momentum.stream to %1$I;
 grant select, insert, update, delete on momentum.followed_tables, momentum.realtime_sessions to %1$I;
+grant select on momentum.policies to %1$I;
 grant usage on sequence momentum.realtime_session_numbers to %1$I;
 
 -- A policy without a condition costs nothing, and does not prevent index scans.
@@ -19,7 +21,8 @@ declare
     log regclass;
 begin
     foreach log in array array[
-        'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions']::regclass[]
+        'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions',
+        'momentum.policies']::regclass[]
     loop
         execute format('drop policy if exists %%I on %%s', 'The server keeps the log: ' || %1$L, log);
         execute format('create policy %%I on %%s for all to %%I using (true) with check (true)',

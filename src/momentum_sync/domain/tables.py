@@ -59,4 +59,5 @@ SCHEMA = Schema(
     per_user_channels=frozenset({CACHE_INVALIDATION}),
     grant="momentum_grant",
     may_act_for="momentum_may_act_for",
+    claims={"public.momentum_caller_role": ("app_metadata", "role")},
 )

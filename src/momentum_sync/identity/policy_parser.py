@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
@@ -62,35 +63,48 @@ def parse_policies(permissive: str, restrictive: str, table: str, kinds: Mapping
     Raises:
         NotDecidable: one of them has a form that is not known here.
     """
-    parser = _Parser(table, kinds)
+    parser = PolicyParser(table, kinds)
     return All((parser.read(permissive), parser.read(restrictive)))
 
 
-class _Parser:
-    def __init__(self, table: str, kinds: Mapping[str, Kind]) -> None:
+class PolicyParser:
+    """Reads conditions.
+
+    Args:
+        table: the table's name, which may qualify columns.
+        kinds: the types of its columns.
+        functions: the values of functions without arguments, by `schema.name`, beside those of the schema `auth`.
+    """
+
+    def __init__(
+        self, table: str, kinds: Mapping[str, Kind], functions: Mapping[str, Operand] = MappingProxyType({})
+    ) -> None:
         self._table = table
         self._kinds = kinds
+        self._functions = {"auth.uid": _USER, "auth.role": Claim(("role",), Kind.TEXT), **functions}
 
     def read(self, text: str) -> Condition:
+        """Return the condition of a text. Raise NotDecidable."""
         try:
             tree = parse_one(text, dialect="postgres")
         except (SqlglotError, RecursionError) as error:
             raise NotDecidable("a form that is not known here") from error
-        return self._condition(tree)
+        return self.condition(tree)
 
-    def _condition(self, node: exp.Expr) -> Condition:
+    def condition(self, node: exp.Expr) -> Condition:
+        """Return the condition of a node. Raise NotDecidable."""
         _check_form(node)
         match node:
             case exp.Paren():
-                return self._condition(node.this)
+                return self.condition(node.this)
             case exp.Boolean():
                 return _TRUE if node.this else _FALSE
             case exp.And():
-                return All((self._condition(node.left), self._condition(node.right)))
+                return All((self.condition(node.left), self.condition(node.right)))
             case exp.Or():
-                return Any((self._condition(node.left), self._condition(node.right)))
+                return Any((self.condition(node.left), self.condition(node.right)))
             case exp.Not():
-                return Not(self._condition(node.this))
+                return Not(self.condition(node.this))
             case exp.Is() if isinstance(node.expression, exp.Null):
                 found = IsNull(self._operand(node.this))
                 return Not(found) if node.args.get("negate") else found
@@ -141,11 +155,8 @@ class _Parser:
             case exp.Cast():
                 return self._cast(node)
             case exp.Dot():
-                name = _function(node)
-                if name == "uid":
-                    return _USER
-                if name == "role":
-                    return Claim(("role",), Kind.TEXT)
+                if (value := self._functions.get(_function(node))) is not None:
+                    return value
             case exp.JSONExtractScalar():
                 return Claim(_path(node), Kind.TEXT)
         raise NotDecidable(type(node).__name__)
@@ -201,12 +212,12 @@ def _literal(node: exp.Literal) -> Constant:
     raise NotDecidable("a number")
 
 
-def _function(node: exp.Dot) -> str | None:
-    """Return the name of a function of the schema `auth` without arguments."""
+def _function(node: exp.Dot) -> str:
+    """Return the schema and name of a call without arguments; an empty string for anything else."""
     call = node.expression
-    if not isinstance(node.this, exp.Identifier) or node.this.this != "auth" or not isinstance(call, exp.Anonymous):
-        return None
-    return None if call.expressions else str(call.this)
+    if not isinstance(node.this, exp.Identifier) or not isinstance(call, exp.Anonymous) or call.expressions:
+        return ""
+    return f"{node.this.this}.{call.this}"
 
 
 def _path(node: exp.Expr) -> tuple[str, ...]:
@@ -215,7 +226,7 @@ def _path(node: exp.Expr) -> tuple[str, ...]:
         node = node.this
     if isinstance(node, exp.Subquery):
         return _path(_selected(node))
-    if isinstance(node, exp.Dot) and _function(node) == "jwt":
+    if isinstance(node, exp.Dot) and _function(node) == "auth.jwt":
         return ()
     if not isinstance(node, exp.JSONExtract | exp.JSONExtractScalar):
         raise NotDecidable(type(node).__name__)
