@@ -35,6 +35,7 @@ from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.gateway.websocket import WebSocketProtocol
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
@@ -138,6 +139,7 @@ def _gateway() -> Gateway:
         authenticator=Authenticator(TokenRules(secret="x" * 32), KeyLimits()), authorizer=cast(Authorizer, None),
         event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
         rows=cast(RowServices, None),
+        members=TopicMembers(lambda _, tell: tell(), 0.0, lambda *_: None, lambda: "unique"),
     )  # fmt: skip
 
 

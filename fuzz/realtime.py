@@ -31,7 +31,7 @@ from momentum_sync.wire.phoenix import (
     encode_reply,
 )
 from momentum_sync.wire.realtime_filter import MalformedFilter, parse_filter
-from momentum_sync.wire.realtime_join import join_response, parse_join, parse_token
+from momentum_sync.wire.realtime_join import Join, join_response, parse_join, parse_token
 
 _CALLER = Identity("authenticated", UUID(int=1), "{}", None)
 _JOIN = (
@@ -95,12 +95,13 @@ def one(data: bytes) -> None:
 
 def _session(socket: WebSocketProtocol, version: Version) -> Conversation:
     session = RealtimeSession(
-        _CALLER, "fuzz", version, cast(RowServices, _Rows()), GATEWAY.limits.sockets, name="fuzz", heartbeat=25.0,
-        at=0.0,
+        _CALLER, "fuzz", version, cast(RowServices, _Rows()), GATEWAY.members, GATEWAY.limits.sockets, name="fuzz",
+        heartbeat=25.0, at=0.0,
     )  # fmt: skip
     session.attach(socket)
     session.begin(1, Position("abcdef01", 0, 0), 0.0)
-    session.topics["realtime:a"] = Topic("realtime:a", "1", _CALLER, float("inf"), TopicEvents((), (), 0))
+    everything = Join(sends_to_self=True, acknowledges=True, has_presence=True)
+    session.add(Topic("realtime:a", "1", _CALLER, float("inf"), TopicEvents((), (), 0), everything))
     return session
 
 

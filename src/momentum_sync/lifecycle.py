@@ -141,7 +141,7 @@ async def keep_house(
             if dropped:
                 observe.partitions_dropped(dropped)
             await event_metrics.clean()
-            await sessions.forget(retention)
+            await sessions.forget(max(retention, timedelta(seconds=limits.sessions_s)))
             gc.collect()
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)

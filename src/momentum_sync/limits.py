@@ -277,6 +277,15 @@ class SocketLimits:
     realtime_frames: Rate = Rate(500, 50)
     """The same for Supabase's protocol, whose clients send a join and a token for each topic."""
 
+    realtime_frame_bytes: int = 256 * 1024
+    """A larger message of a client of Supabase's protocol ends the connection with 1009; also the largest by HTTP."""
+
+    presence_bytes: int = 4 * 1024
+    """Payload of one `track`."""
+
+    presence_s: float = 0.05
+    """Time for which changes of a topic's presence are collected."""
+
     topics: int = 100
     """Topics of one connection, as at Supabase; at most as many bindings in one topic."""
 
@@ -356,6 +365,9 @@ class UserLimits:
     requests: Rate = Rate(200, 20)
     frames: Rate = Rate(500, 100)
 
+    broadcasts: Rate = Rate(500, 100)
+    """Messages by HTTP."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OriginLimits:
@@ -377,6 +389,12 @@ class LifecycleLimits:
 
     housekeeping_retry_s: float = 60.0
     """The same after a failure."""
+
+    sessions_s: float = 30 * 86_400.0
+    """Time for which records of Supabase's clients are kept, if the log is not kept longer.
+
+    A client that was away for longer than the log lasts can be told so only while its record is there.
+    """
 
     # uvicorn's `timeout_graceful_shutdown` takes whole seconds only.
     stop_s: int = 10

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import FastAPI
 
@@ -36,6 +36,7 @@ from momentum_sync.gateway.listener import listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.gateway.row_watches import RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.compiled_policies import CompiledPolicies
@@ -177,6 +178,9 @@ def _gateway(
         event_filter=EventFilter(pool, authorizer, application.schema),
         reads=CallerReads(pool, authorizer, feed),
         rows=RowWatches(authenticator, rights, policies, feed, history, sessions, follow),
+        members=TopicMembers(
+            asyncio.get_running_loop().call_later, limits.sockets.presence_s, observe.sent, lambda: str(uuid4())
+        ),
     )  # fmt: skip
 
 

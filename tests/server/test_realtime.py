@@ -367,15 +367,6 @@ async def test_malformed_frames_are_ignored(server: Server) -> None:
         assert (await client.next())[3] == "phx_reply"
 
 
-async def test_what_is_not_offered_yet_is_refused_and_never_silent(server: Server) -> None:
-    async with connected(server) as client:
-        await client.join()
-        for event in ("broadcast", "presence"):
-            await client.send("realtime:a", event, {}, "1")
-            reply = (await client.next())[4]
-            assert (reply["status"], reply["response"]["reason"][:14]) == ("error", "NotAvailable: ")
-
-
 async def test_policies_that_changed_before_a_change_count_for_it(server: Server, todos: Sql) -> None:
     todos.execute(
         "create table public.marks (id int primary key); grant select on public.marks to authenticated;"

@@ -124,7 +124,7 @@ async def test_what_was_missed_follows_the_next_join(
     start: Start, todos: Sql, user: UUID, quick: None, by: str
 ) -> None:
     query = {"client_id": "device-1"} if by == "client_id" else {}
-    config: dict[str, Any] = {"presence": {"key": "me"}}
+    config: dict[str, Any] = {"presence": {"key": "me", "enabled": False}}
     async with start() as server:
         client = page(server, user, **query)
         client.claims = {"session_id": str(uuid4())} if by == "session_id" else {}
@@ -547,7 +547,7 @@ async def test_a_refreshed_token_keeps_the_session(start: Start, todos: Sql, use
     async with start() as server:
         client = page(server, user)
         async with client.connected():
-            await client.join(presence={"key": "me"})
+            await client.join(presence={"key": "me", "enabled": False})
             await client.join("realtime:b")
             await client.send("realtime:a", "access_token", {"access_token": sign(user, jti="again")})
             ref = await client.send("phoenix", "heartbeat")
@@ -556,7 +556,7 @@ async def test_a_refreshed_token_keeps_the_session(start: Start, todos: Sql, use
         async with client.connected():
             assert await client.join("realtime:b") == RESUMED
             assert await client.ids(1, "realtime:b") == [1]
-            assert await client.join(presence={"key": "me"}) == RESUMED
+            assert await client.join(presence={"key": "me", "enabled": False}) == RESUMED
             assert await client.ids(1) == [1]
 
 

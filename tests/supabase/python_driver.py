@@ -33,7 +33,10 @@ class Driver:
             await self.client.set_auth(token)
         self.opened.set()
 
-    async def subscribe(self, topic: str, bindings: list[dict[str, str]], config: dict[str, Any]) -> None:
+    async def subscribe(
+        self, topic: str, bindings: list[dict[str, str]], config: dict[str, Any], events: list[str] | None = None,
+        presence: bool = False,
+    ) -> None:  # fmt: skip
         await self.opened.wait()  # or the first join has no token; for that there are tests without a client
         channel = self.client.channel(topic, {"config": config})
 
@@ -52,11 +55,30 @@ class Driver:
                 binding["event"], changed, table=binding.get("table", "*"), schema=binding.get("schema", "public"),
                 filter=binding.get("filter"),
             )  # fmt: skip
+        for event in events or []:
+            channel.on_broadcast(event, lambda message: write(broadcast={"topic": topic, **message}))
+        if presence:
+            channel.on_presence_sync(
+                lambda: write(presence={"topic": topic, "state": presence_of(channel.presence_state())})
+            )
         channel.on_system(lambda payload: write(system={"topic": topic, **payload.model_dump()}))
         self.channels[topic] = channel
         await channel.subscribe(
             lambda status, error: write(status=status.value, topic=topic, error=None if error is None else str(error))
         )
+
+    async def send(self, topic: str, event: str, payload: dict[str, Any]) -> None:
+        await self.channels[topic].send_broadcast(event, payload)
+
+    async def http_send(self, topic: str, event: str, payload: dict[str, Any]) -> None:
+        await self.channels[topic].http_send(event, payload)
+        write(sent=event)
+
+    async def track(self, topic: str, payload: dict[str, Any]) -> None:
+        await self.channels[topic].track(payload)
+
+    async def untrack(self, topic: str) -> None:
+        await self.channels[topic].untrack()
 
     async def unsubscribe(self, topic: str) -> None:
         await self.channels[topic].unsubscribe()
@@ -65,6 +87,11 @@ class Driver:
     async def token(self, token: str) -> None:
         await self.client.set_auth(token)
         write(renewed=True)
+
+
+def presence_of(state: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names that are tracked, by key."""
+    return {key: sorted(meta["name"] for meta in metas) for key, metas in state.items()}
 
 
 async def main() -> None:

@@ -71,6 +71,7 @@ async def test_changes_come_in_order_from_the_moment_of_subscribed_on(app: App, 
     update, delete = changes[20:]
     assert (update["eventType"], update["new"]["title"], update["old"]["title"]) == ("UPDATE", "new", "t")
     assert (delete["eventType"], delete["old"]["id"], delete["new"]) == ("DELETE", 7, {})
+    assert "Resume" not in json.dumps(app.driver.seen), "a new client has missed nothing"
 
 
 async def test_several_channels_on_one_socket_are_left_one_by_one(app: App, todos: Sql) -> None:

@@ -21,7 +21,7 @@ from momentum_sync.domain.tables import SCHEMA
 from momentum_sync.errors import Forbidden, NotFound, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
-from momentum_sync.gateway.conversation import Work
+from momentum_sync.gateway.conversation import BinaryMessage, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import COMMANDS, Command, NativeDialect, Session
 from momentum_sync.identity.channels import Filtered, Granted
@@ -325,7 +325,7 @@ def test_one_unreadable_message_after_another_ends_it() -> None:
         session.receive(b"nonsense", GATEWAY)
     session.receive(b'{"type": "ping"}', GATEWAY)
     for _ in range(4):
-        session.receive(None, GATEWAY)
+        session.receive(BinaryMessage(b"\x00"), GATEWAY)
     assert session.closing is None
     session.receive(b"[]", GATEWAY)
     closing: Close | None = session.closing
@@ -513,7 +513,7 @@ def test_every_answer_repeats_the_ref() -> None:
     for start in "abcde":
         answers = receive(session, {"type": "subscribe", "channels": [start + name for name in many], "ref": start})
     assert (answers[0]["code"], answers[0]["ref"]) == ("too_many_channels", "e")
-    session.receive(None, GATEWAY)
+    session.receive(BinaryMessage(b"\x00"), GATEWAY)
     (error,) = sent(session)
     assert (error["code"], error.get("ref")) == ("binary_frame", None)
     session.lose(["a"], 1001.0)
@@ -531,7 +531,7 @@ def test_errors_say_in_a_sentence_what_is_wrong() -> None:
         *receive(session, {"type": "authenticate", "token": "t"}, Gateway(renewed=identity(user=UUID(int=9)))),
         *receive(session, {"type": "mark_notification_read", "notification_id": str(UUID(int=0))}),
     ]
-    session.receive(None, GATEWAY)
+    session.receive(BinaryMessage(b"\x00"), GATEWAY)
     session.lose(["a"], 1001.0)
     for error in (*said, *sent(session)):
         assert error["type"] == "error"

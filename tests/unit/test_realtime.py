@@ -12,14 +12,13 @@ import pytest
 
 from momentum_sync.errors import BadRequest, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event, row_channel
-from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.eventlog.row_index import Route
+from momentum_sync.gateway.conversation import BinaryMessage
 from momentum_sync.gateway.dialects.realtime import RealtimeSession
 from momentum_sync.gateway.dialects.realtime_errors import reason, refusal
-from momentum_sync.gateway.dialects.realtime_resume import LOST, Key, Ledger, Verdict
-from momentum_sync.gateway.dialects.realtime_services import LiveSession, SharedFrames, Watched
-from momentum_sync.identity.channels import Filtered, Granted
+from momentum_sync.gateway.dialects.realtime_resume import LOST, Verdict
+from momentum_sync.gateway.dialects.realtime_services import SharedFrames, Watched
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.policy import Column, Constant, Equal, Kind
 from momentum_sync.identity.row_tables import RowTable, SeenChange
@@ -30,184 +29,15 @@ from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import DeliveryIds
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.realtime_filter import Condition, Operator
-from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Watch
+from tests.unit.realtime_world import ANON, USER, Gateway, World, at, identity
 
-USER = UUID(int=1)
-ANON = Identity("anon", None, '{"role":"anon"}', None)
 TABLE = RowTable.build(
     7, "public", "t", secured=True, policies=("", ""), needed=frozenset({"owner"}),
     columns=[("id", "int4", "integer", "integer", True, True), ("owner", "text", "text", "text", True, False)],
     identity=frozenset({"id"}),
 )  # fmt: skip
 LIKE = row_watch.Test(Condition("owner", Operator.LIKE, False, ("a%",)), "text", "text", "text", ())
-
-
-def at(offset: int) -> Position:
-    return Position("abcdef01", offset, offset)
-
-
-def identity(expires_at: float | None = None, user: UUID = USER) -> Identity:
-    return Identity("authenticated", user, json.dumps({"sub": str(user), "session_id": "s"}), expires_at)
-
-
-class Gateway:
-    """The services of a session, without a database."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-        self.position = at(5)
-        self.generation = 0
-        self.shared = SharedFrames()
-        self.tokens: dict[str, Identity | Exception] = {"t": identity()}
-        self.watched: Watched | Exception = Watched((), ())
-        self.again = Watched((), ())
-        self.deciders: dict[int, Decider] = {}
-        self.visible: dict[int, SeenChange] = {}
-        self.truths: dict[bytes, bool] = {}
-        self.verdict: Verdict | Exception = Verdict()
-        self.there = True
-        self.refused: Exception | None = None
-        self.calls: list[Any] = []
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def authenticate(self, token: str) -> Identity:
-        raise AssertionError(token)
-
-    async def grants(self, identity: Identity, user_id: UUID | None, channels: Sequence[str]) -> Granted:
-        raise AssertionError(channels)
-
-    async def filter(self, identity: Identity, events: Sequence[tuple[Event, str | None]]) -> Filtered:
-        raise AssertionError(events)
-
-    async def authenticate_realtime(self, token: str) -> Identity:
-        found = self.tokens.get(token, Unauthenticated("No.", "invalid_token"))
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    async def decider(self, identity: Identity, relation: int) -> Decider | None:
-        return self.deciders.get(relation)
-
-    async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> Watched:
-        self.calls.append(("watch", identity, len(bindings)))
-        if isinstance(self.watched, Exception):
-            raise self.watched
-        return self.watched
-
-    async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
-        self.calls.append(("watch_again", tuple(known)))
-        return self.again
-
-    async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
-        self.calls.append(("seen", identity, [(event.offset, relation) for event, relation in events]))
-        return {event.offset: self.visible[event.offset] for event, _ in events if event.offset in self.visible}
-
-    async def tested(self, identity: Identity, tests: Sequence[tuple[row_watch.Test, bytes]]) -> list[bool]:
-        return [self.truths[value] for _, value in tests]
-
-    async def verify(self, position: Position) -> None:
-        if self.refused is not None:
-            raise self.refused
-
-    async def number(self) -> int:
-        return 1
-
-    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
-        self.calls.append(("claim", key.is_exact, ref, topic, start))
-        if isinstance(self.verdict, Exception):
-            raise self.verdict
-        if not self.verdict.is_late:
-            ledger.key = key
-            ledger.cursors = {topic: start, **ledger.cursors, **self.verdict.cursors}
-        return self.verdict
-
-    async def rename(self, ledger: Ledger, key: Key) -> bool:
-        self.calls.append("rename")
-        ledger.rename(key)
-        return self.there
-
-    async def save(self, ledger: Ledger) -> bool:
-        self.calls.append("save")
-        return self.there
-
-    def begin(self, session: LiveSession) -> None:
-        self.calls.append("begin")
-
-    def end(self, session: LiveSession) -> None:
-        self.calls.append("end")
-
-
-class Outgoing:
-    """The outgoing side: what was written so far, and pings."""
-
-    def __init__(self) -> None:
-        self.offset = 5
-        self.position: Position | None = at(5)
-        self.rewound: list[int] = []
-        self.pings: list[bytes] = []
-        self.flushes = 0
-        self.session: RealtimeSession
-
-    def rewind(self, offset: int) -> None:
-        self.rewound.append(offset)
-
-    def flush(self, *, ping: bool = False) -> None:
-        self.flushes += 1
-        if ping:
-            self.pings.append(self.session.ping())
-
-
-class World:
-    """A session with its surroundings."""
-
-    def __init__(self, *, name: str | None = "c", shared: SharedFrames | None = None, **limits: Any) -> None:
-        self.gateway = Gateway()
-        self.gateway.shared = shared or SharedFrames()
-        self.outgoing = Outgoing()
-        self.session = RealtimeSession(
-            ANON, "x", Version.V2, self.gateway, SocketLimits(**limits), name=name, heartbeat=25.0, at=1000.0
-        )
-        self.outgoing.session = self.session
-        self.session.attach(self.outgoing)
-        self.session.begin(1, at(5), 1000.0)
-        self.ref = 0
-
-    def send(
-        self, topic: str, event: str, payload: dict[str, Any] | None = None, join_ref: str | None = None
-    ) -> list[Any]:
-        """Handle a frame completely. Return the frames that answer it."""
-        self.ref += 1
-        text = json.dumps([join_ref, str(self.ref), topic, event, payload or {}]).encode()
-        request = self.session.receive(text, self.gateway)
-        if request is not None:
-            try:
-                asyncio.run(_run(request.work))
-            except (BadRequest, Unauthenticated, Unavailable) as error:
-                request.failed(error, self.gateway.time)
-        return self.sent()
-
-    def sent(self) -> list[Any]:
-        return [json.loads(text) for text in self.session.to_send()]
-
-    def join(self, topic: str = "realtime:a", *, count: int = 1, token: str | None = "t", **config: Any) -> list[Any]:
-        bindings = [{"event": "*", "schema": "public", "table": "t"}] * count
-        payload: dict[str, Any] = {"config": {"postgres_changes": bindings, **config}}
-        if token is not None:
-            payload["access_token"] = token
-        return self.send(topic, "phx_join", payload, str(self.ref + 1))
-
-    def said(self, frames: list[Any], extension: str) -> list[str]:
-        return [frame[4]["message"] for frame in frames if frame[3] == "system" and frame[4]["extension"] == extension]
-
-
-async def _run(work: Any) -> None:
-    await work
 
 
 def change(offset: int, owner: str = "alice", relation: int = 7) -> Event:
@@ -308,7 +138,7 @@ def test_heartbeats_and_frames_for_unknown_topics() -> None:
     # The client in Python of 2025 would take an answer for the end of a channel that it is about to join.
     assert world.send("realtime:a", "phx_leave") == []
     assert world.send("realtime:a", "phx_leave", join_ref="1")[0][4]["status"] == "ok"
-    assert world.session.receive(None, world.gateway) is None
+    assert world.session.receive(BinaryMessage(b"\x00"), world.gateway) is None
     assert world.session.receive(b"nonsense", world.gateway) is None
     assert world.sent() == []
 
@@ -321,14 +151,6 @@ def test_leaving_is_answered_and_ends_the_topic() -> None:
     assert (reply[1], reply[3], reply[4]["status"]) == ("2", "phx_reply", "ok")
     assert close == ["1", "1", "realtime:a", "phx_close", {}]
     assert world.session.cursor.channels == {}
-
-
-@pytest.mark.parametrize("event", ["broadcast", "presence"])
-def test_what_is_not_offered_is_refused(event: str) -> None:
-    world = World()
-    world.join()
-    (reply,) = world.send("realtime:a", event)
-    assert reply[4]["response"]["reason"] == f"NotAvailable: this server does not offer {event} yet"
 
 
 # Tokens
@@ -656,7 +478,7 @@ def test_silence_is_noticed() -> None:
 def test_callers_with_one_public_key_have_no_common_limit() -> None:
     assert World().session.owner.is_public
     session = RealtimeSession(
-        identity(), "x", Version.V2, Gateway(), SocketLimits(), name=None, heartbeat=25.0, at=0.0
+        identity(), "x", Version.V2, Gateway(), World().members, SocketLimits(), name=None, heartbeat=25.0, at=0.0
     )  # fmt: skip
     assert not session.owner.is_public
     assert session.owner.subject == USER

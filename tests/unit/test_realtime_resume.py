@@ -7,8 +7,9 @@ from uuid import UUID
 import pytest
 
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, key_of, lowest, settle
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, key_of, lowest, proves_reconnect, settle
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.phoenix import Version
 
 EXACT, SHARED = Key("k", True), Key("k", False)
 
@@ -46,6 +47,27 @@ def test_a_client_without_any_record_was_away_for_too_long_unless_it_is_new(key:
     assert not settle(2, 1, key, []).has_gap
     assert not settle(2, 0, key, []).has_gap
     assert not settle(2, 1, key, [record(1, 4, a=10)]).has_gap
+
+
+@pytest.mark.parametrize(
+    ("ref", "version", "proved"),
+    [
+        (1, Version.V1, False), (2, Version.V1, True), (6, Version.V1, True), (250, Version.V1, True),
+        (1, Version.V2, False), (2, Version.V2, True), (5, Version.V2, True), (6, Version.V2, False),
+        (250, Version.V2, False), (251, Version.V2, True), (0, Version.V2, False),
+    ],
+)  # fmt: skip
+def test_a_first_ref_proves_a_reconnect_where_no_new_client_begins_with_it(
+    ref: int, version: Version, proved: bool
+) -> None:
+    assert proves_reconnect(ref, version) is proved
+
+
+@pytest.mark.parametrize("key", [EXACT, SHARED])
+def test_without_proof_and_without_a_record_a_client_is_new(key: Key) -> None:
+    assert not settle(2, 6, key, [], is_reconnect=False).has_gap
+    continued = settle(2, 6, key, [record(1, 4, a=10)], is_reconnect=False)
+    assert (dict(continued.cursors), continued.has_gap) == ({"a": at(10)}, False)
 
 
 def test_a_reconnect_that_finds_other_clients_alone_is_told_of_a_gap() -> None:

@@ -20,7 +20,7 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire import row_watch
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.realtime_filter import Condition, Operator
-from momentum_sync.wire.realtime_join import Binding
+from momentum_sync.wire.realtime_join import Binding, Join
 from momentum_sync.wire.row_change import parse_change
 from momentum_sync.wire.row_watch import Watch
 
@@ -158,7 +158,7 @@ def test_what_is_decided_without_the_database() -> None:
 
 def test_a_fresh_token_keeps_what_was_asked_for() -> None:
     bindings = (Binding(1, "*", "public", "t", None, None, b"{}"),)
-    topic = Topic("realtime:a", "3", CALLER, 10.0, TopicEvents(bindings, (watch(),), 4))
+    topic = Topic("realtime:a", "3", CALLER, 10.0, TopicEvents(bindings, (watch(),), 4), Join())
     assert not topic.is_confirmed
     topic.is_confirmed = True
     topic.events.told = frozenset({"notice"})
@@ -176,7 +176,7 @@ def test_a_fresh_token_keeps_what_was_asked_for() -> None:
 
 
 def frames(*watches: Watch, event: Event, seen: SeenChange, shared: SharedFrames | None = None) -> list[Any]:
-    topic = Topic("realtime:a", "3", CALLER, 10.0, events(*watches))
+    topic = Topic("realtime:a", "3", CALLER, 10.0, events(*watches), Join())
     found = topic.frames(Version.V2, event, 7, seen, shared or SharedFrames())
     return [json.loads(each[4:] if each[1] == 126 else each[2:]) for each in found]
 
@@ -226,12 +226,12 @@ def test_topics_share_frames_of_the_same_view_alone() -> None:
     ]  # fmt: skip
     first = [frames(watched, event=event, seen=seen, shared=shared) for seen, watched in views]
     assert first == [frames(watched, event=event, seen=seen) for seen, watched in views]
-    topic = Topic("realtime:a", "3", CALLER, 10.0, events(watch()))
+    topic = Topic("realtime:a", "3", CALLER, 10.0, events(watch()), Join())
     (one,), (again,) = (topic.frames(Version.V2, event, 7, SeenChange(TABLE), shared) for _ in range(2))
     assert one is again
     (other,) = topic.frames(Version.V1, event, 7, SeenChange(TABLE), shared)
     assert other != one
-    elsewhere = Topic("realtime:b", "3", CALLER, 10.0, events(watch()))
+    elsewhere = Topic("realtime:b", "3", CALLER, 10.0, events(watch()), Join())
     assert elsewhere.frames(Version.V2, event, 7, SeenChange(TABLE), shared) != [one]
 
 

@@ -19,6 +19,10 @@ from momentum_sync.wire.messages import DeliveryIds
 Work = Coroutine[object, object, None]
 
 
+class BinaryMessage(bytes):
+    """The content of a binary message; that of a text is `bytes`."""
+
+
 class Request(NamedTuple):
     """Work in the database that a message needs, and how its failure is answered.
 
@@ -67,6 +71,10 @@ class Outgoing(Protocol):
     def flush(self, *, ping: bool = False) -> None:
         """Write the messages that wait, and then a ping."""
 
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Return the function that writes whole frames at once, before the messages that wait."""
+
 
 class Conversation(Protocol):
     """One client's session. `now` is seconds since 1970, `at` seconds on a monotonic clock.
@@ -78,6 +86,10 @@ class Conversation(Protocol):
 
     cursor: Cursor
     closing: Close | None
+
+    @property
+    def most_bytes(self) -> int:
+        """Return the size of the largest message that the client may send."""
 
     @property
     def identity(self) -> Identity:
@@ -116,8 +128,8 @@ class Conversation(Protocol):
     def to_send(self) -> list[bytes]:
         """Return the texts to write since the last call."""
 
-    def receive(self, message: bytes | None, services: Services) -> Request | None:
-        """Handle a message; None stands for a binary one. Return the work that it needs."""
+    def receive(self, message: bytes, services: Services) -> Request | None:
+        """Handle a message, which may be a `BinaryMessage`. Return the work that it needs."""
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:
         """Expect the client to acknowledge these cache keys."""

@@ -14,6 +14,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from momentum_sync.gateway.conversation import BinaryMessage
 from momentum_sync.gateway.handshake import SUBPROTOCOL
 from momentum_sync.limits import Limits
 
@@ -40,7 +41,7 @@ class Frames:
     """The protocol's state machine, and the messages that have arrived.
 
     Attributes:
-        inbox: messages not handled yet; None stands for a binary one.
+        inbox: messages not handled yet.
     """
 
     __slots__ = ("_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox")
@@ -50,7 +51,7 @@ class Frames:
         self._protocol = ServerProtocol(
             max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
         )
-        self.inbox: list[bytes | None] = []  # an empty deque is 600 bytes
+        self.inbox: list[bytes] = []  # an empty deque is 600 bytes
         self._closed_with: int | None = None
         self._parts: list[bytes] = []
         self._binary = False
@@ -78,6 +79,10 @@ class Frames:
             self._protocol.data_to_send()
         return bad
 
+    def allow(self, most: int) -> None:
+        """Accept messages of so many bytes from now on."""
+        self._protocol.max_message_size = most
+
     def accept(self, request: Request) -> Response:
         """Return the answer to a handshake, with status 101 if it is valid."""
         response = self._protocol.accept(request)
@@ -97,13 +102,14 @@ class Frames:
         else:
             return
         if frame.fin:
-            self.inbox.append(None if self._binary else b"".join(self._parts))
+            message = b"".join(self._parts)
+            self.inbox.append(BinaryMessage(message) if self._binary else message)
             self._parts = []
 
     @property
     def size(self) -> int:
         """Return the bytes of messages that are not handled yet."""
-        return sum(len(message or b"") for message in self.inbox) + sum(map(len, self._parts))
+        return sum(map(len, self.inbox)) + sum(map(len, self._parts))
 
     @property
     def is_open(self) -> bool:

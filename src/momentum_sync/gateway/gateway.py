@@ -25,6 +25,7 @@ from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.event_filter import EventFilter
@@ -68,6 +69,7 @@ class Gateway:
         event_filter: EventFilter,
         reads: CallerReads,
         rows: RowServices,
+        members: TopicMembers,
     ) -> None:
         self.options = options
         self.limits = limits
@@ -81,6 +83,7 @@ class Gateway:
         self.event_filter = event_filter
         self.reads = reads
         self.rows = rows
+        self.members = members
         self.opener = Opener(authorizer, feed, history, application.schema, application.snapshot)
         self.native = NativeDialect(application.commands(reads), application.encoders)
         self.send_buffer = options.send_buffer
@@ -88,6 +91,7 @@ class Gateway:
         self.connects = TokenBuckets(limits.users.connects)
         self.requests = TokenBuckets(limits.users.requests)
         self.frames = TokenBuckets(limits.users.frames)
+        self.broadcasts = TokenBuckets(limits.users.broadcasts)
         self.refused_origins = TokenBuckets(limits.origins.warnings, most=limits.origins.most)
 
     def drain(self) -> None:
@@ -140,7 +144,7 @@ class Gateway:
         identity = await self.authenticator.realtime(key)
         self._take_in(identity)
         session = RealtimeSession(
-            identity, str(uuid4()), version, self.rows, self.limits.sockets, name=query.get("client_id"),
+            identity, str(uuid4()), version, self.rows, self.members, self.limits.sockets, name=query.get("client_id"),
             heartbeat=self.options.heartbeat, at=time.monotonic(),
         )  # fmt: skip
 

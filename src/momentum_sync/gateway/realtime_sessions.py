@@ -80,6 +80,7 @@ class _Claim(NamedTuple):
     topic: str
     start: Position
     silent: frozenset[int]
+    is_reconnect: bool
 
 
 class _Renaming(NamedTuple):
@@ -138,7 +139,9 @@ class RealtimeSessions:
         if ledger.session in self._live:
             self._by_key.setdefault(key.digest, set()).add(ledger.session)
 
-    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+    async def claim(
+        self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position, *, is_reconnect: bool
+    ) -> Verdict:
         """Settle the first join on a socket. Its record is written when this returns, unless it is late.
 
         Args:
@@ -147,6 +150,7 @@ class RealtimeSessions:
             ref: the join's.
             topic: the joined topic.
             start: where the topic begins if it does not go on from earlier.
+            is_reconnect: whether the ref proves a reconnect.
 
         Raises:
             Unavailable: the database does not answer.
@@ -160,7 +164,7 @@ class RealtimeSessions:
             silent = frozenset(
                 each.ledger.session for each, answered in zip(others, answers, strict=True) if not answered
             )
-        verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, silent))
+        verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, silent, is_reconnect))
         for session in verdict.claimed:
             if (old := self._live.get(session)) is not None:
                 old.drop(Close.REPLACED)
@@ -277,7 +281,9 @@ class RealtimeSessions:
             answering: set[int] = set()
             if not claim.key.is_exact:  # one that became live after the others were probed is alive, too
                 answering = self._by_key.get(claim.key.digest, set()) - claim.silent - {session}
-            verdict = settle(session, claim.ref, claim.key, list(others.values()), answering)
+            verdict = settle(
+                session, claim.ref, claim.key, list(others.values()), answering, is_reconnect=claim.is_reconnect
+            )
             verdicts.append(verdict)
             if verdict.is_late:
                 continue

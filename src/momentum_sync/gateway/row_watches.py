@@ -80,9 +80,11 @@ class RowWatches:
         """Note that a session's socket is closed."""
         self._sessions.end(session)
 
-    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+    async def claim(
+        self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position, *, is_reconnect: bool
+    ) -> Verdict:
         """Settle the first join on a socket; its record is written when this returns. Raise Unavailable."""
-        return await self._sessions.claim(ledger, key, ref, topic, start)
+        return await self._sessions.claim(ledger, key, ref, topic, start, is_reconnect=is_reconnect)
 
     async def rename(self, ledger: Ledger, key: Key) -> bool:
         """Have a session be found under another key. Return whether it still exists. Raise Unavailable."""

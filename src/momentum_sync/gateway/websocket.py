@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from math import floor
 from typing import Any, cast
+from uuid import UUID
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -67,8 +67,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._state = ConnectionState.HANDSHAKE
         self._session: Conversation | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._early = 0
-        self._after_close = 0
+        self._early = self._after_close = 0
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
 
@@ -200,6 +199,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._has_ended():
             return
         self._session = session
+        self._frames.allow(session.most_bytes)
         self.cursor, self.dialect = session.cursor, session.dialect
         session.attach(self)
         self._enter(ConnectionState.OPENING)
@@ -301,7 +301,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Return whether a change may concern the client."""
         return self.conversation.reviews(what)
 
-    def is_of(self, user: uuid.UUID) -> bool:
+    def is_of(self, user: UUID) -> bool:
         """Return whether a user's token is in use."""
         return self.conversation.is_of(user)
 
@@ -381,8 +381,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def drained(self) -> None:
         """Send the pong that waited until the client reads again."""
-        pong = self._frames.held_pong()
-        if pong and not self._has_ended():
+        if (pong := self._frames.held_pong()) and not self._has_ended():
             self._delivery.write_raw(pong)
 
     def _tick(self, *, ping: bool = True) -> None:
@@ -391,19 +390,18 @@ class WebSocketProtocol(asyncio.Protocol):
             self._ticker.cancel()
         if self._has_ended():
             return
-        session, gateway = self.conversation, self.gateway
-        now, at = time.time(), time.monotonic()
+        session, gateway, now, at = self.conversation, self.gateway, time.time(), time.monotonic()
         if session.is_silent(at) and self._state is not ConnectionState.WORKING:
-            # `connection_lost` follows in a later loop iteration, and until then no event may be written to the socket.
-            self._delivery.end()
+            self._delivery.end()  # `connection_lost` follows later, and until then no event may be written
             gateway.hub.leave(self)
             self._transport.abort()
             return
-        reached = gateway.feed.position if self.follows else None
-        again = session.tick(now, at, round(gateway.feed.status().lag * 1000), reached)
+        lag_ms, reached = round(gateway.feed.status().lag * 1000), gateway.feed.position if self.follows else None
+        again = session.tick(now, at, lag_ms, reached)
         self.flush(ping=ping)
-        every = gateway.limits.sockets.tick_s
-        # Times are rounded up to a common grid: connections that wake together share a loop iteration.
+        every = (
+            gateway.limits.sockets.tick_s
+        )  # rounded up to a common grid: those that wake together share an iteration
         self._ticker = self._loop.call_later((floor(again / every) + 1) * every - at, self._tick)
 
     def finish(self, why: Close) -> None:

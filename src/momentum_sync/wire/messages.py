@@ -201,9 +201,18 @@ def ping_frame(payload: bytes) -> bytes:
 
 def frame(payload: bytes) -> bytes:
     """Wrap a payload in one text frame of a server, unmasked: RFC 6455, section 5.2."""
+    return b"\x81" + _length(payload) + payload
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Wrap a payload in one binary frame of a server."""
+    return b"\x82" + _length(payload) + payload
+
+
+def _length(payload: bytes) -> bytes:
     length = len(payload)
     if length < 126:
-        return b"\x81" + bytes((length,)) + payload
+        return bytes((length,))
     if length < 65536:
-        return b"\x81\x7e" + length.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + length.to_bytes(8, "big") + payload
+        return b"\x7e" + length.to_bytes(2, "big")
+    return b"\x7f" + length.to_bytes(8, "big")

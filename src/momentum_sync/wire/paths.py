@@ -13,3 +13,6 @@ SOCKETS = frozenset({PREFIX, f"{PREFIX}/", SHORT, f"{PREFIX}{SHORT}"})
 
 REALTIME_SOCKETS = frozenset({"/realtime/v1/websocket", "/socket/websocket"})
 """Paths of the WebSocket that speaks Supabase's protocol: at Supabase, and at its server alone."""
+
+BROADCASTS = ("/realtime/v1/api/broadcast", "/api/broadcast")
+"""Paths of broadcasts by HTTP: at Supabase, and at its server alone."""

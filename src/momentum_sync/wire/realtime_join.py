@@ -89,7 +89,7 @@ def parse_join(payload: bytes) -> Join:
         sends_to_self=_flag(broadcast.get("self")),
         acknowledges=_flag(broadcast.get("ack")),
         is_private=_flag(config.get("private")),
-        has_presence=_flag(presence.get("enabled")),
+        has_presence=_flag(presence.get("enabled", bool(presence))),  # clients before 2025 do not say `enabled`
         presence_key=_text(presence.get("key")) or "",
         replay=_replay(_mapping(broadcast.get("replay"))),
         wants_replication_notice=_flag(broadcast.get("replication_ready")),

@@ -15,7 +15,7 @@ import msgspec
 from momentum_sync.errors import Forbidden, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import Outgoing, Request, Services, Work
+from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.subscriber import Owner
 from momentum_sync.identity.channels import Filtered, Granted
@@ -140,6 +140,11 @@ class Session:
         """Return whether the token is the user's. An admin's connection for that user is not."""
         return self.identity.subject == user
 
+    @property
+    def most_bytes(self) -> int:
+        """Return the size of the largest message that the client may send."""
+        return self._limits.frame_bytes
+
     def attach(self, outgoing: Outgoing) -> None:
         """Need nothing: the client names its position itself."""
 
@@ -189,9 +194,9 @@ class Session:
             self.close(Close.TOO_MANY_MESSAGES)
         return self.closing is None
 
-    def receive(self, message: bytes | None, services: Services) -> Request | None:
-        """Handle a message; None stands for a binary one. Return the work that it needs."""
-        if message is None:
+    def receive(self, message: bytes, services: Services) -> Request | None:
+        """Handle a message. Return the work that it needs."""
+        if isinstance(message, BinaryMessage):
             sentence = "Messages must be text frames; this frame is binary."
             self._receive_unreadable("binary_frame", sentence, services.now(), None)
             return None

@@ -1,7 +1,7 @@
 """Supabase's protocol: a session without its socket. Frames come in, frames and work come out, times pass.
 
-A client joins topics on one socket, each with its own token and its own bindings of `postgres_changes`. Frames, error
-texts and the order of answers: Supabase, "Realtime Protocol". Broadcast and presence are refused.
+A client joins topics on one socket, each with its own token and its own bindings of `postgres_changes`, and sends and
+gets the topics' broadcasts and presence. Frames, error texts and the order of answers: Supabase, "Realtime Protocol".
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
-import msgspec
-
 from momentum_sync.errors import BadRequest, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import Outgoing, Request, Services
+from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.dialects.realtime_errors import PREFIX, reason, why_not
+from momentum_sync.gateway.dialects.realtime_answers import Answers
+from momentum_sync.gateway.dialects.realtime_errors import reason, why_not
+from momentum_sync.gateway.dialects.realtime_messages import Messages
 from momentum_sync.gateway.dialects.realtime_place import Places, Start
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
-from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows
+from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows, take_deciders
 from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
 from momentum_sync.gateway.subscriber import Owner
+from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.limits import SocketLimits
@@ -33,14 +34,12 @@ from momentum_sync.wire.phoenix import (
     ClientFrame,
     MalformedFrame,
     Version,
+    decode_binary,
     decode_text,
-    encode_frame,
-    encode_reply,
 )  # fmt: skip
 from momentum_sync.wire.realtime_join import join_response, parse_join, parse_token
 
 _API_KEY = "sb_"  # an API key in place of a token means the token of the connection
-_encode = msgspec.json.Encoder().encode
 
 
 class RealtimeSession:
@@ -54,12 +53,13 @@ class RealtimeSession:
         topics: the joined topics by name.
         closing: why the connection is to end; None while it is not.
         revision: replaced when topics, their tokens or their bindings change.
+        version: of the serializer.
     """
 
     __slots__ = (
-        "_checked", "_frames", "_heartbeat", "_last_heard", "_limits", "_name", "_out", "_outgoing", "_pinged_id",
-        "_places", "_probes", "_rows", "_version", "client_id", "closing", "cursor", "dialect", "identity", "revision",
-        "topics",
+        "_checked", "_frames", "_heartbeat", "_last_heard", "_limits", "_messages", "_name", "_out", "_outgoing",
+        "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "dialect", "identity",
+        "revision", "topics", "version",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,7 @@ class RealtimeSession:
         client_id: str,
         version: Version,
         rows: RowServices,
+        members: TopicMembers,
         limits: SocketLimits,
         *,
         name: str | None,
@@ -76,14 +77,15 @@ class RealtimeSession:
     ) -> None:
         self.identity = identity
         self.client_id = client_id
-        self._places = Places(rows, 0, name)
+        self._places = Places(rows, 0, name, version)
         self.topics: dict[str, Topic] = {}
         self.dialect = RowCursor(self.topics, version, rows.shared)
         self.cursor: Cursor = self.dialect
         self.closing: Close | None = None
         self.revision: object = object()
-        self._version = version
+        self.version = version
         self._rows = rows
+        self._messages = Messages(members, self, limits)
         self._limits = limits
         self._heartbeat = heartbeat
         self._frames = TokenBucket(limits.realtime_frames, at)
@@ -92,7 +94,7 @@ class RealtimeSession:
         self._outgoing: Outgoing
         self._pinged_id = ""
         self._probes: list[tuple[int, Callable[[], None]]] = []
-        self._out: list[bytes] = []
+        self._out = Answers(version)
         self._checked: dict[int, bytes] = {}
 
     @property
@@ -116,22 +118,34 @@ class RealtimeSession:
 
     def begin(self, session: int, position: Position, at: float) -> None:
         """Start after a position, as the session of this number. Nothing is sent until the client joins."""
-        self._places = Places(self._rows, session, self._name)
+        self._places = Places(self._rows, session, self._name, self.version)
         self.cursor.begin(position)
         self._pinged_id = self.cursor.last_id
         self._last_heard = at  # until now the client had to wait for the server
         self._rows.begin(self)
 
     def lost(self) -> None:
-        """Leave the record to the sessions that may continue it."""
+        """Leave the record to the sessions that may continue it, and the topics to the others."""
         self._rows.end(self)
+        for topic in self.topics.values():
+            self._messages.leave(topic)
 
     # Out
 
     def to_send(self) -> list[bytes]:
         """Return the texts to write since the last call."""
-        out, self._out = self._out, []
-        return out
+        return self._out.take()
+
+    @property
+    def most_bytes(self) -> int:
+        """Return the size of the largest message that the client may send."""
+        return self._limits.realtime_frame_bytes
+
+    def write(self, data: bytes) -> None:
+        """Write a frame of a broadcast or of presence, after what waits to be written."""
+        if self._out:
+            self._outgoing.flush()
+        self._outgoing.write(data)
 
     def close(self, why: Close) -> None:
         """End the conversation; the first reason stands."""
@@ -142,83 +156,85 @@ class RealtimeSession:
         self.close(why)
         self._outgoing.flush()
 
-    def _reply(self, to: ClientFrame, response: bytes = b"{}", *, ok: bool = True) -> None:
-        self._out.append(encode_reply(self._version, to, response, ok=ok))
-
-    def _refuse(self, to: ClientFrame, why: str) -> None:
-        self._reply(to, _encode({"reason": why}), ok=False)
-
-    def _system(self, topic: Topic, extension: str, message: str, *, ok: bool = False) -> None:
-        """Send a `system` message, which clients report to the app."""
-        payload = _encode({
-            "message": message, "status": "ok" if ok else "error", "extension": extension,
-            "channel": topic.name.removeprefix(PREFIX),
-        })  # fmt: skip
-        self._out.append(encode_frame(self._version, topic.name, "system", payload, join_ref=topic.join_ref))
-
-    def _tell(self, topic: Topic, watched: Watched) -> None:
-        """Send what is to be told about a topic's tables, once each."""
-        for notice in watched.notices:
-            if notice not in topic.events.told:
-                self._system(topic, "rights", notice, ok=True)
-        topic.events.told = frozenset(watched.notices)
-
     def _end_topic(self, topic: Topic) -> None:
         """Send the `phx_close` of a topic, after which clients do not join it again."""
         self.topics.pop(topic.name, None)
+        self._messages.leave(topic)
         self.ledger.end(topic.name)
         self._subscribed()
-        self._out.append(
-            encode_frame(
-                self._version, topic.name, "phx_close", b"{}", ref=topic.join_ref, join_ref=topic.join_ref
-            )
-        )  # fmt: skip
+        self._out.end(topic)
 
     # In
 
-    def receive(self, message: bytes | None, services: Services) -> Request | None:
-        """Handle a message; None stands for a binary one. Return the work that it needs.
+    def receive(self, message: bytes, services: Services) -> Request | None:
+        """Handle a message. Return the work that it needs.
 
         As at Supabase, malformed frames are ignored.
         """
-        if message is None:
+        if isinstance(message, BinaryMessage):
+            self._receive_binary(message)
             return None
         try:
-            frame = decode_text(message, self._version)
+            frame = decode_text(message, self.version)
         except MalformedFrame:
             return None
         self.ledger.saw(frame.ref)
         if frame.topic == "phoenix":
-            self._reply(frame)
+            self._out.reply(frame)
         elif frame.event == "phx_join":
             return Request(self._join(frame, services), lambda error, _: self._refuse_join(frame, error))
-        elif (topic := self.topics.get(frame.topic)) is None:
-            if frame.event != "phx_leave":
-                self._refuse(frame, "unmatched topic")
-            elif frame.join_ref is not None:
-                # Phoenix answers this always. But the client in Python of 2025 leaves each topic before it joins it
-                # on a new socket, with `join_ref` null, and takes an answer for the end of the channel.
-                self._reply(frame)
-        elif frame.event == "phx_leave":
-            self._reply(frame)
-            position = self.ledger.cursors.get(topic.name)
-            self._end_topic(topic)
-            if position is not None and not topic.is_confirmed and len(self.ledger.cursors) < self._limits.topics:
-                # The reply to the join has not arrived in time. The client joins again, and has to find its position.
-                self.ledger.begin(topic.name, position)
-        elif frame.event == "access_token":
-            return Request(
-                self._renew(topic, frame, services), lambda error, _: self._lose_token(topic, error)
-            )  # fmt: skip
-        elif frame.event in ("broadcast", "presence"):
-            self._refuse(frame, f"NotAvailable: this server does not offer {frame.event} yet")
+        elif (topic := self.topics.get(frame.topic)) is not None:
+            return self._receive_on(topic, frame, services)
+        elif frame.event != "phx_leave":
+            self._out.refuse(frame, "unmatched topic")
+        elif frame.join_ref is not None:
+            # Phoenix answers this always. But the client in Python of 2025 leaves each topic before it joins it on a
+            # new socket, with `join_ref` null, and takes an answer for the end of the channel.
+            self._out.reply(frame)
         return None
+
+    def _receive_on(self, topic: Topic, frame: ClientFrame, services: Services) -> Request | None:
+        """Handle a frame for a joined topic."""
+        match frame.event:
+            case "phx_leave":
+                self._out.reply(frame)
+                self._leave(topic)
+            case "access_token":
+                return Request(
+                    self._renew(topic, frame, services), lambda error, _: self._lose_token(topic, error)
+                )  # fmt: skip
+            case "broadcast":
+                self._out.answer(frame, self._messages.text(frame, topic))
+            case "presence":
+                answer, state = self._messages.presence(frame, topic)
+                self._out.answer(frame, answer)
+                self._out.presence(topic, state)
+        return None
+
+    def _receive_binary(self, message: bytes) -> None:
+        try:
+            frame = decode_binary(message)
+        except MalformedFrame:
+            return
+        self.ledger.saw(frame.ref)
+        topic = self.topics.get(frame.topic)
+        if topic is None:
+            self._out.refuse(frame, "unmatched topic")
+        else:
+            self._out.answer(frame, self._messages.binary(frame, topic))
+
+    def _leave(self, topic: Topic) -> None:
+        position = self.ledger.cursors.get(topic.name)
+        self._end_topic(topic)
+        if position is not None and not topic.is_confirmed and len(self.ledger.cursors) < self._limits.topics:
+            # The reply to the join has not arrived in time. The client joins again, and has to find its position.
+            self.ledger.begin(topic.name, position)
 
     async def _join(self, frame: ClientFrame, services: Services) -> None:
         join = parse_join(bytes(frame.payload))
         wrong_join = why_not(frame.topic, join, self.topics, self._limits.topics)
         if wrong_join is not None:
-            self._refuse(frame, wrong_join)
+            self._out.refuse(frame, wrong_join)
             return
         identity = self.identity
         if join.access_token is not None and not join.access_token.startswith(_API_KEY):
@@ -234,25 +250,34 @@ class RealtimeSession:
         now, at = services.now(), services.monotonic()
         topic = Topic(
             frame.topic, frame.join_ref if frame.join_ref is not None else frame.ref, identity,
-            _ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset),
+            _ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset), join,
         )  # fmt: skip
-        await self._take_deciders([topic])
+        await take_deciders([topic], self._rows)
         replaced = self.topics.get(topic.name)
         if replaced is None:
             self._go_back(topic.name, start.position.offset)
         else:  # it has had everything that was written, and what it had before the connection went back
             topic.events.skip_to(max(self._outgoing.offset, replaced.events.since))
-        self.topics[topic.name] = topic
+        state = self.add(topic)
         self._subscribed()
         self._pinged_id = ""  # the next ping is due: its pong confirms the reply
-        self._reply(frame, join_response(join.bindings))
+        self._out.reply(frame, join_response(join.bindings))
         if wrong is not None:
-            self._system(topic, "postgres_changes", wrong)
+            self._out.system(topic, "postgres_changes", wrong)
         elif join.bindings:
-            self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
+            self._out.system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
         if start.said:
-            self._system(topic, "resume", start.said, ok=True)
-        self._tell(topic, watched)
+            self._out.system(topic, "resume", start.said, ok=True)
+        self._out.tell(topic, watched)
+        self._out.presence(topic, state)
+
+    def add(self, topic: Topic) -> bytes | None:
+        """Have a topic be joined. Return the JSON of its presence, if the client wants that."""
+        replaced = self.topics.get(topic.name)
+        if replaced is not None:
+            self._messages.leave(replaced)
+        self.topics[topic.name] = topic
+        return self._messages.join(topic)
 
     async def _start(self, frame: ClientFrame, identity: Identity) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
@@ -281,7 +306,7 @@ class RealtimeSession:
             self._outgoing.rewind(offset)
 
     def _refuse_join(self, frame: ClientFrame, error: RequestError) -> None:
-        self._refuse(frame, reason(error))
+        self._out.refuse(frame, reason(error))
 
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
         """Take a fresh token for a topic. As at Supabase, there is no reply."""
@@ -298,14 +323,14 @@ class RealtimeSession:
         except BadRequest as error:
             wrong = str(error)
         renewed.events.watch(watched.watches)
-        await self._take_deciders([renewed])
+        await take_deciders([renewed], self._rows)
         if self.topics.get(topic.name) is not topic:
             return
         self.topics[topic.name] = renewed
         self._subscribed()
         if wrong:
-            self._system(renewed, "postgres_changes", wrong)
-        self._tell(renewed, watched)
+            self._out.system(renewed, "postgres_changes", wrong)
+        self._out.tell(renewed, watched)
         try:
             is_known = await self._places.rename(topic.name, identity)
         except Unavailable:
@@ -318,7 +343,7 @@ class RealtimeSession:
         if not isinstance(error, Unauthenticated):
             self.close(Close.RESTART)  # the client reconnects, and sends the token again
         elif self.topics.get(topic.name) is topic:
-            self._system(topic, "system", reason(error).partition(": ")[2])
+            self._out.system(topic, "system", reason(error).partition(": ")[2])
             self._end_topic(topic)
 
     def _subscribed(self) -> None:
@@ -338,7 +363,7 @@ class RealtimeSession:
     async def check(self, events: Sequence[Event], services: Services) -> Filtered:
         """Decide which topics get which changes, and encode those."""
         revision = self.revision
-        frames = await check_rows(events, list(self.topics.values()), self._version, self._rows)
+        frames = await check_rows(events, list(self.topics.values()), self.version, self._rows)
         if self.revision is revision:  # else the page is checked again
             self._checked = frames
         return Filtered(set(self._checked), [])
@@ -364,25 +389,12 @@ class RealtimeSession:
             events.watch(watched.watches)
             if self.topics.get(topic.name) is topic:
                 for wrong in watched.wrong:
-                    self._system(topic, "postgres_changes", wrong)
+                    self._out.system(topic, "postgres_changes", wrong)
                 if watched.watches and not was_live:
-                    self._system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
-                self._tell(topic, watched)
-        await self._take_deciders(list(self.topics.values()))
+                    self._out.system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
+                self._out.tell(topic, watched)
+        await take_deciders(list(self.topics.values()), self._rows)
         self._subscribed()
-
-    async def _take_deciders(self, topics: Sequence[Topic]) -> None:
-        """Ask for what decides about changes, until it is up to date for all of these topics at once."""
-        generation = None
-        while generation != self._rows.generation:
-            generation = self._rows.generation
-            for topic in topics:
-                deciders = {
-                    relation: decider
-                    for relation in sorted(topic.events.relations)
-                    if (decider := await self._rows.decider(topic.identity, relation)) is not None
-                }
-                topic.events.deciders = deciders
 
     # Time
 
@@ -401,7 +413,7 @@ class RealtimeSession:
         for topic in list(self.topics.values()):
             if at >= topic.ends_at:
                 late = 0 if topic.identity.expires_at is None else max(0, int(now - topic.identity.expires_at))
-                self._system(topic, "system", f"Token has expired {late} seconds ago")
+                self._out.system(topic, "system", f"Token has expired {late} seconds ago")
                 position = self.ledger.cursors.get(topic.name)
                 self._end_topic(topic)
                 if position is not None and len(self.ledger.cursors) < self._limits.topics:

@@ -51,6 +51,11 @@ def refusal(error: RequestError, *, is_realtime: bool) -> str | dict[str, str]:
     return str(error)
 
 
+def is_topic_name(name: str) -> bool:
+    """Return whether a topic may have a name, with `realtime:`."""
+    return len(name) <= _MOST_NAME and _PRINTABLE.fullmatch(name) is not None
+
+
 def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
     """Return why a topic cannot be joined, whoever joins it; None if it can.
 
@@ -64,7 +69,7 @@ def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
         return "unmatched topic"
     if name == PREFIX:
         return "TopicNameRequired: You must provide a topic name"
-    if len(name) > _MOST_NAME or not _PRINTABLE.fullmatch(name):
+    if not is_topic_name(name):
         return f"TopicNameInvalid: A topic has at most {_MOST_NAME} printable characters"
     if len(topics) >= most and name not in topics:
         return "ChannelRateLimitReached: Too many channels"

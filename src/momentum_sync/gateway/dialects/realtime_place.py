@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_resume import LOST, Ledger, key_of
+from momentum_sync.gateway.dialects.realtime_resume import LOST, Ledger, key_of, proves_reconnect
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
-from momentum_sync.wire.phoenix import Ref
+from momentum_sync.wire.phoenix import Ref, Version
 
 _RESUMED = "Resumed: the changes since this client was last connected follow."
 _GAP = "ResumeGap: changes since this client was last connected may be missing; read the data again."
@@ -30,17 +30,19 @@ class Places:
         rows: the gateway.
         session: the number of the session.
         name: the client's `client_id`.
+        version: of its serializer.
 
     Attributes:
         ledger: the session's positions.
     """
 
-    __slots__ = ("_has_gap", "_has_lost", "_is_settled", "_name", "_rows", "ledger")
+    __slots__ = ("_has_gap", "_has_lost", "_is_settled", "_name", "_rows", "_version", "ledger")
 
-    def __init__(self, rows: RowServices, session: int, name: str | None) -> None:
+    def __init__(self, rows: RowServices, session: int, name: str | None, version: Version) -> None:
         self.ledger = Ledger(session)
         self._rows = rows
         self._name = name
+        self._version = version
         self._is_settled = False
         self._has_gap = False
         self._has_lost = False
@@ -68,7 +70,10 @@ class Places:
             if key is not None and number is not None:
                 # Without a join before, this one settles whose socket it is. After others, which had no key, somebody
                 # has signed in: then there is nothing to continue.
-                verdict = await self._rows.claim(ledger, key, 0 if self._is_settled else number, topic, head)
+                first = 0 if self._is_settled else number
+                verdict = await self._rows.claim(
+                    ledger, key, first, topic, head, is_reconnect=proves_reconnect(first, self._version)
+                )
                 if verdict.is_late:
                     return None
                 before, self._has_gap = verdict.cursors.get(topic, before), verdict.has_gap
@@ -101,5 +106,5 @@ class Places:
             return True
         if ledger.key is None:
             position = ledger.cursors.get(topic, self._rows.position)
-            return not (await self._rows.claim(ledger, key, 0, topic, position)).is_late
+            return not (await self._rows.claim(ledger, key, 0, topic, position, is_reconnect=False)).is_late
         return await self._rows.rename(ledger, key)

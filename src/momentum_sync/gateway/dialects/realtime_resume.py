@@ -3,8 +3,8 @@
 Every WebSocket library answers a ping by itself, in stream order. A ping that follows some events names a position; its
 pong says that the client's library has everything up to there. The position is kept for the session, which is one
 accepted socket, and a rejoin on another socket continues it. No official client sends an id of its own, but `ref`
-continues across the sockets of one client object, and a new object begins at 1, so a first `ref` above 1 means a
-reconnect.
+continues across the sockets of one client object. A new object begins at 1, so a first `ref` above 1 means a reconnect;
+but supabase-js of 2026 begins at 6 or more, because it numbers its own callbacks, too.
 
 The rules and why each is needed: ARCHITECTURE.md, "Resume of Supabase's clients".
 """
@@ -19,11 +19,13 @@ import msgspec
 
 from momentum_sync.eventlog.position import Position
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.wire.phoenix import Version
 
 LOST = Position("00000000", 0, 0)
 """The position of a client that is told of a gap, until it has confirmed that: resumed from here, it is told again."""
 
 _FIRST_REF = 1  # of a client object's first frame
+_FIRST_REFS = range(6, 251)  # of supabase-js of 2026: 4, and up to 2 for each of the topics, of which there are 100
 _MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
 
 
@@ -96,7 +98,15 @@ class Verdict(msgspec.Struct, frozen=True):
         return self.has_gap and bool(self.claimed)
 
 
-def settle(session: int, ref: int, key: Key, records: Sequence[Record], answering: Set[int] = frozenset()) -> Verdict:
+def proves_reconnect(ref: int, version: Version) -> bool:
+    """Return whether the `ref` of a socket's first join proves that its client has had another socket."""
+    return ref > _FIRST_REF and (version is Version.V1 or ref not in _FIRST_REFS)
+
+
+def settle(
+    session: int, ref: int, key: Key, records: Sequence[Record], answering: Set[int] = frozenset(), *,
+    is_reconnect: bool = True,
+) -> Verdict:  # fmt: skip
     """Decide whether the first join on a socket belongs to a reconnect, and which sessions it continues.
 
     Args:
@@ -105,6 +115,7 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
         key: the client's key, of which `records` are the others.
         records: the sessions.
         answering: sessions whose socket has answered a ping since the join: they are other clients.
+        is_reconnect: whether a `ref` above 1 is proof of one, also without a record.
     """
     if key.is_exact and any(record.session > session for record in records):
         return Verdict(is_late=True)
@@ -115,7 +126,7 @@ def settle(session: int, ref: int, key: Key, records: Sequence[Record], answerin
         # A page that was loaded anew: nothing from before it is of use to it. Or the client was away for so long that
         # its record has expired; or its first attempts to connect have failed, which nobody can tell from that.
         removed = tuple(record.session for record in records) if key.is_exact else ()
-        return Verdict(removed=removed, has_gap=ref > _FIRST_REF)
+        return Verdict(removed=removed, has_gap=ref > _FIRST_REF and is_reconnect)
     used = found if key.is_exact else [record for record in found if record.is_recent]
     # Where several clients share the key, nothing says which of these is the one: it is given too much.
     cursors = lowest(record.cursors for record in used)

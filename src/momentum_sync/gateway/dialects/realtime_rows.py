@@ -156,3 +156,16 @@ async def _ask_tests(
     answers = dict(zip(asked, await rows.tested(identity, list(asked)), strict=True))
     for topic in topics:
         topic.events.learn(answers)
+
+
+async def take_deciders(topics: Sequence[Topic], rows: RowServices) -> None:
+    """Ask for what decides about changes, until it is up to date for all of these topics at once."""
+    generation = None
+    while generation != rows.generation:
+        generation = rows.generation
+        for topic in topics:
+            topic.events.deciders = {
+                relation: decider
+                for relation in sorted(topic.events.relations)
+                if (decider := await rows.decider(topic.identity, relation)) is not None
+            }

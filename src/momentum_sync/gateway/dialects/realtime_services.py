@@ -106,7 +106,9 @@ class RowServices(Protocol):
     async def number(self) -> int:
         """Return the number of a socket that has just been accepted."""
 
-    async def claim(self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position) -> Verdict:
+    async def claim(
+        self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position, *, is_reconnect: bool
+    ) -> Verdict:
         """Settle the first join on a socket; its record is written when this returns."""
 
     async def rename(self, ledger: Ledger, key: Key) -> bool:

@@ -17,7 +17,7 @@ from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Ref, Version, encode_frame
 from momentum_sync.wire.realtime_filter import Operator
-from momentum_sync.wire.realtime_join import Binding
+from momentum_sync.wire.realtime_join import Binding, Join
 from momentum_sync.wire.row_change import Change, as_delete, encode_change, parse_change
 from momentum_sync.wire.row_watch import Test, Watch, matches, tested
 
@@ -159,13 +159,17 @@ class Topic:
         identity: its caller.
         ends_at: when the caller's token ends, in seconds on a monotonic clock.
         events: which events it gets.
+        join: what its client asked for.
         is_confirmed: whether the client has answered a ping that followed the reply to its join.
     """
 
-    __slots__ = ("ends_at", "events", "identity", "is_confirmed", "join_ref", "name")
+    __slots__ = ("ends_at", "events", "identity", "is_confirmed", "join", "join_ref", "name")
 
-    def __init__(self, name: str, join_ref: Ref, identity: Identity, ends_at: float, events: TopicEvents) -> None:
+    def __init__(
+        self, name: str, join_ref: Ref, identity: Identity, ends_at: float, events: TopicEvents, join: Join
+    ) -> None:
         self.name = name
+        self.join = join
         self.join_ref = join_ref
         self.identity = identity
         self.ends_at = ends_at
@@ -174,7 +178,7 @@ class Topic:
 
     def renewed(self, identity: Identity, ends_at: float) -> Topic:
         """Return the topic with a fresh token. It loses no event."""
-        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy())
+        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy(), self.join)
         topic.is_confirmed = self.is_confirmed
         return topic
 

@@ -12,11 +12,12 @@ from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.handshake import is_allowed
+from momentum_sync.gateway.http.broadcasts import add_broadcasts
 from momentum_sync.gateway.http.events import add_events
 from momentum_sync.gateway.http.health import add_health
 from momentum_sync.gateway.http.metrics import add_metrics
 from momentum_sync.gateway.http.requests import answer_errors, bound_bodies
-from momentum_sync.wire.paths import PREFIX, SHORT
+from momentum_sync.wire.paths import BROADCASTS, PREFIX, SHORT
 
 
 def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
@@ -28,11 +29,16 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     gateway.application.add_routes(sync, gateway.reads)
     add_events(sync, gateway)
     add_health(sync, gateway)
+    add_broadcasts(api, gateway)
     api.include_router(sync)
     add_metrics(api, gateway, metrics)
     _add_sockets(api)
     answer_errors(api)
-    bound_bodies(api, gateway.limits.http.body_bytes)
+    limits = gateway.limits
+    bound_bodies(
+        api,
+        lambda path: limits.sockets.realtime_frame_bytes if path.startswith(BROADCASTS) else limits.http.body_bytes,
+    )
     # Added last and therefore outermost, because refusals of `bound_bodies` need CORS headers, too. No credentials:
     # tokens are never in cookies.
     api.add_middleware(_Cors, options=gateway.options)
@@ -64,6 +70,20 @@ class _Cors(CORSMiddleware):
             max_age=600,
         )
         self._options = options
+        # Like the sockets of Supabase's protocol, these take tokens from headers alone, so any page may send.
+        self._any = CORSMiddleware(
+            app,
+            allow_origins=["*"],
+            allow_methods=["POST"],
+            allow_headers=["authorization", "apikey", "content-type", "x-client-info"],
+            max_age=600,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(BROADCASTS):
+            await self._any(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def is_allowed_origin(self, origin: str) -> bool:
         options = self._options

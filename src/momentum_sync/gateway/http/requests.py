@@ -135,12 +135,12 @@ def answer_errors(api: FastAPI) -> None:
             return refusal(503, "unavailable", "Something went wrong here; try again in a moment.")
 
 
-def bound_bodies(api: FastAPI, most: int) -> None:
-    """Refuse larger bodies than `most` bytes before they are read."""
+def bound_bodies(api: FastAPI, bound: Callable[[str], int]) -> None:
+    """Refuse larger bodies, before they are read, than a path's bound in bytes."""
 
     @api.middleware("http")
     async def bounded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length")
+        length, most = request.headers.get("content-length"), bound(request.url.path)
         if request.method == "POST" and "content-type" not in request.headers:
             # Bodies have one type here, so a request that names none is taken to have it.
             request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]

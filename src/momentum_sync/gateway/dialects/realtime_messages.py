@@ -1,0 +1,106 @@
+"""Broadcasts and presence of one connection of Supabase's protocol: what its frames mean, and their answers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from momentum_sync.gateway.dialects.realtime_topic import Topic
+from momentum_sync.gateway.presence import BadPresence
+from momentum_sync.gateway.topic_members import Member, TopicKey, TopicMembers
+from momentum_sync.limits import SocketLimits
+from momentum_sync.wire.phoenix import ClientBroadcast, ClientFrame
+from momentum_sync.wire.realtime_broadcast import Broadcast
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Presence(msgspec.Struct):
+    """The payload of a `presence` frame."""
+
+    event: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+_presence = msgspec.json.Decoder(_Presence)
+
+
+class Reply(NamedTuple):
+    """The answer to a frame: its status, and the JSON object of its response."""
+
+    ok: bool
+    response: bytes = b"{}"
+
+
+class Messages:
+    """The messages of one connection.
+
+    Args:
+        members: the members of all topics.
+        member: the connection.
+        limits: bounds.
+    """
+
+    __slots__ = ("_keys", "_limits", "_member", "_members")
+
+    def __init__(self, members: TopicMembers, member: Member, limits: SocketLimits) -> None:
+        self._members = members
+        self._member = member
+        self._limits = limits
+        self._keys: dict[str, str] = {}
+
+    def join(self, topic: Topic) -> bytes | None:
+        """Have the connection get a topic's messages. Return the JSON of its presence, if the client wants that."""
+        key = topic_key(topic)
+        self._members.join(key, self._member)
+        self._keys[topic.name] = topic.join.presence_key or self._members.unique()
+        return self._members.watch(key, self._member) if topic.join.has_presence else None
+
+    def leave(self, topic: Topic) -> None:
+        """Have the connection get nothing more of a topic."""
+        self._members.leave(topic_key(topic), self._member)
+        self._keys.pop(topic.name, None)
+
+    def text(self, frame: ClientFrame, topic: Topic) -> Reply | None:
+        """Send a broadcast of a text frame. Return the answer, if the client wants one."""
+        return self._send(Broadcast(topic.name, "", bytes(frame.payload), is_text=True), topic)
+
+    def binary(self, frame: ClientBroadcast, topic: Topic) -> Reply | None:
+        """Send a broadcast of a binary frame. Return the answer, if the client wants one."""
+        return self._send(Broadcast(topic.name, frame.event, frame.payload, is_json=frame.is_json), topic)
+
+    def _send(self, message: Broadcast, topic: Topic) -> Reply | None:
+        self._members.broadcast(
+            message, is_private=topic.join.is_private, sender=self._member, to_sender=topic.join.sends_to_self
+        )
+        return Reply(ok=True) if topic.join.acknowledges else None
+
+    def presence(self, frame: ClientFrame, topic: Topic) -> tuple[Reply, bytes | None]:
+        """Track or untrack. Return the answer, and the JSON of the presence if the client gets it from now on."""
+        key = topic_key(topic)
+        try:
+            asked = _presence.decode(frame.payload)
+            event, payload = asked.event.lower(), bytes(asked.payload)
+            if event == "untrack":
+                self._members.untrack(key, self._member)
+                return Reply(ok=True), None
+            if event != "track":
+                return _refused("PresenceUnknown: the event is neither track nor untrack"), None
+            if len(payload) > self._limits.presence_bytes:
+                return _refused(f"Track message size exceeded: {self._limits.presence_bytes} bytes at most"), None
+            self._members.track(key, self._member, self._keys[topic.name], payload)
+        except (msgspec.MsgspecError, BadPresence, RecursionError):
+            return _refused("PresenceMalformed: the payload is no JSON object"), None
+        # As at Supabase, who tracks gets the presence, too.
+        state = None if self._members.watches(key, self._member) else self._members.watch(key, self._member)
+        return Reply(ok=True), state
+
+
+def topic_key(topic: Topic) -> TopicKey:
+    """Return the topic's place among the members."""
+    return TopicKey(topic.name, topic.join.is_private)
+
+
+def _refused(why: str) -> Reply:
+    return Reply(ok=False, response=_encode({"reason": why}))

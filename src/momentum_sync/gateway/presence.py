@@ -1,0 +1,115 @@
+"""The presence of one topic: who is there, and the changes since they were last sent.
+
+Semantics of `Phoenix.Presence`, which Supabase's clients merge: a key has one meta for each member that tracks under
+it, a meta has a `phx_ref` of its own, and a changed meta leaves and joins in one diff. Diffs are collected, so that
+many changes within a moment are one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RESERVED = ("phx_ref", "phx_ref_prev")
+
+
+class BadPresence(ValueError):
+    """A payload that is no JSON object."""
+
+
+class Tracked(NamedTuple):
+    """A meta of a member. `content` is its JSON, with `phx_ref`."""
+
+    key: str
+    content: bytes
+
+
+class Presence:
+    """The tracked members of a topic.
+
+    Args:
+        new_ref: makes a `phx_ref` that no other has, on any gateway.
+    """
+
+    __slots__ = ("_before", "_new_ref", "_refs", "_tracked")
+
+    def __init__(self, new_ref: Callable[[], str]) -> None:
+        self._new_ref = new_ref
+        self._tracked: dict[object, Tracked] = {}
+        self._refs: dict[object, str] = {}
+        # Of members that have changed since the last diff, what that told of them: None for those not there.
+        self._before: dict[object, Tracked | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._tracked)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether nobody is there, and everybody has been told."""
+        return not self._tracked and not self._before
+
+    def track(self, member: object, key: str, payload: bytes) -> None:
+        """Have a member be there, or replace what it tracks.
+
+        Args:
+            member: the member.
+            key: the name under which it is listed.
+            payload: a JSON object.
+
+        Raises:
+            BadPresence: the payload is none.
+        """
+        try:
+            given = _object.decode(payload)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise BadPresence(str(error)) from None
+        ref, before = self._new_ref(), self._refs.get(member)
+        own: dict[str, object] = {"phx_ref": ref}
+        if before is not None:
+            own["phx_ref_prev"] = before
+        rest = {name: value for name, value in given.items() if name not in _RESERVED}
+        self._note(member)
+        self._refs[member] = ref
+        self._tracked[member] = Tracked(key, _encode({**own, **rest}))
+
+    def untrack(self, member: object) -> bool:
+        """Have a member be gone. Return whether it was there."""
+        if member not in self._tracked:
+            return False
+        self._note(member)
+        del self._tracked[member], self._refs[member]
+        return True
+
+    def _note(self, member: object) -> None:
+        self._before.setdefault(member, self._tracked.get(member))
+
+    def state(self) -> bytes:
+        """Return the JSON of a `presence_state`: all metas by key."""
+        return _by_key(self._tracked.values())
+
+    def diff(self) -> bytes | None:
+        """Return the JSON of a `presence_diff` since the last call; None if nothing has changed."""
+        joins: list[Tracked] = []
+        leaves: list[Tracked] = []
+        for member, before in self._before.items():
+            now = self._tracked.get(member)
+            if before is not None:
+                leaves.append(before)
+            if now is not None:
+                joins.append(now)
+        self._before = {}
+        if not joins and not leaves:  # who came and went in between
+            return None
+        return b'{"joins":' + _by_key(joins) + b',"leaves":' + _by_key(leaves) + b"}"
+
+
+def _by_key(all_tracked: Iterable[Tracked]) -> bytes:
+    metas: dict[str, list[msgspec.Raw]] = {}
+    for tracked in all_tracked:
+        metas.setdefault(tracked.key, []).append(msgspec.Raw(tracked.content))
+    listed: Mapping[str, object] = {key: {"metas": each} for key, each in metas.items()}
+    return _encode(listed)
