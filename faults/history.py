@@ -108,6 +108,7 @@ async def _run(
             await servers.until(servers.serving, "live")
         except TimeoutError:
             stuck.append(f"the server did not become live again; it had been through {dict(nemesis.faults)}")
+            servers.ask()
             with (folder / "servers.log").open("a") as log:
                 print(*await asyncio.to_thread(_activity, postgres.conninfo), sep="\n", file=log)
         finally:

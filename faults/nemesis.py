@@ -84,6 +84,11 @@ class Servers:
                     raise RuntimeError(f"the server ended by itself; see {self._log}")
                 await asyncio.sleep(0.05)
 
+    def ask(self) -> None:
+        """Have every server log what its tasks wait for."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGUSR1)
+
     async def end(self, port: int, number: int) -> None:
         """End a server by a signal and wait for it."""
         self._proxy.ports.remove(port)

@@ -165,6 +165,36 @@ async def drain(gateway: Gateway, seconds: float) -> None:
 
 
 @contextmanager
+def tasks_told_by_signal() -> Iterator[None]:
+    """Log what every task waits for when SIGUSR1 arrives: for a server that seems to be stuck."""
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        observe.tasks([_place(task) for task in asyncio.all_tasks(loop)])
+
+    loop.add_signal_handler(signal.SIGUSR1, tell)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def _place(task: asyncio.Task[object]) -> str:
+    """Return the lines at which a task waits, from the outermost call to the innermost."""
+    places: list[str] = []
+    waits: object = task.get_coro()
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "ag_frame", None) or getattr(waits, "gi_frame", None)
+        if frame is None:
+            break
+        places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+        waits = (
+            getattr(waits, "cr_await", None) or getattr(waits, "ag_await", None) or getattr(waits, "gi_yieldfrom", None)
+        )
+    return " > ".join(places)
+
+
+@contextmanager
 def stopped_by_signals() -> Iterator[asyncio.Event]:
     """Yield an event that SIGINT and SIGTERM set. A second signal ends the process at once."""
     stopped = asyncio.Event()

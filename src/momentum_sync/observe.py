@@ -186,6 +186,11 @@ def capture_broke(error: BaseException, pause: float) -> None:
     _log.warning("capture failed", error=described(error), retry_in_s=pause)
 
 
+def tasks(places: Sequence[str]) -> None:
+    """Log what the tasks of the event loop wait for."""
+    _log.info("tasks", count=len(places), waiting=sorted(places))
+
+
 def malformed_message(said: str, size: int) -> None:
     """Log a logical message with the product's prefix that could not be read and is skipped."""
     metrics.FAILURES.add()

@@ -76,6 +76,17 @@ async def test_a_second_sigterm_ends_at_once(process: tuple[subprocess.Popen[byt
         client.socket.transport.abort()
 
 
+async def test_sigusr1_logs_what_the_tasks_wait_for(
+    process: tuple[subprocess.Popen[bytes], Server], tmp_path: Path
+) -> None:
+    running, _ = process
+    running.send_signal(signal.SIGUSR1)
+    async with asyncio.timeout(20):
+        while "Capture._capture:" not in (log := (tmp_path / "server.log").read_text()):
+            await asyncio.sleep(0.02)
+    assert "LogConnections.until_ended:" in log
+
+
 async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_is_taken(
     start: Start, db: Sql, user: UUID, database: str, tmp_path: Path, bounds: Bounds
 ) -> None:

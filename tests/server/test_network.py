@@ -27,7 +27,7 @@ from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
 from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
-from tests.fixtures.server import Bounds, Server, Start, sign, until_state
+from tests.fixtures.server import TIMEOUT_S, Bounds, Server, Start, sign, until_state
 
 ALL = 1.1  # the share that reaches every connection
 
@@ -70,6 +70,18 @@ async def test_connections_to_the_database_that_go_silent_are_given_up(
         await until_logged(db, 2)
     slots = db.execute("select slot_name from pg_replication_slots where database = current_database()").fetchall()
     assert slots == [("momentum_sync",)]
+
+
+async def test_silent_connections_do_not_hold_up_the_next_run_one_after_the_other(
+    start: Start, database: str, db: Sql
+) -> None:
+    """Where one connection breaks, the others are suspect, and each would be noticed only after its deadline."""
+    async with behind_a_proxy(start, database) as (server, proxy):
+        assert proxy.go_dead(Random(0), ALL) > 3
+        db.execute("select pg_terminate_backend(active_pid) from pg_replication_slots where active")
+        await until_state(server, "broken")
+        async with asyncio.timeout(TIMEOUT_S):  # half of the deadline of one of them
+            await until_state(server, "live")
 
 
 async def test_connections_to_the_database_that_are_reset_are_made_again(

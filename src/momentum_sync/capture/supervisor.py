@@ -201,6 +201,7 @@ class Capture:
             except (CaptureError, FencedOff, ProtocolError, PoolTimeout, psycopg.Error, OSError, TimeoutError) as error:
                 broke = error
                 self._learn_from(error)
+                await self._connections.renew()
             except Exception as error:
                 # A defect restarts capture, as a lost connection does, instead of ending the server.
                 observe.failed("capture", error)

@@ -11,13 +11,13 @@ from dotenv import dotenv_values
 from momentum_sync import observe, server
 from momentum_sync.cli import explained
 from momentum_sync.cli.options import with_options
-from momentum_sync.lifecycle import stopped_by_signals
+from momentum_sync.lifecycle import stopped_by_signals, tasks_told_by_signal
 from momentum_sync.settings import Settings, read, unknown
 
 
 @with_options
 def serve(**given: object) -> None:
-    """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once.
+    """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once. SIGUSR1 logs what its tasks wait for.
 
     Settings are also read from the environment and .env; options take precedence. Keep secrets in the environment or
     .env: other users of the machine can read a command line.
@@ -42,6 +42,6 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, conninfo: str) -> None:
     if settings.development:
         observe.development_secret()
-    with stopped_by_signals() as stopped:
+    with stopped_by_signals() as stopped, tasks_told_by_signal():
         async with server.server(settings, conninfo, stopped=stopped):
             await stopped.wait()

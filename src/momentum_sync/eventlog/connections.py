@@ -34,6 +34,14 @@ class LogConnections:
         await self._writes.open(wait=False)
         await self._reads.open(wait=False)
 
+    async def renew(self) -> None:
+        """Replace all connections: the network or the database has failed, and others may be dead, too.
+
+        One that is dead and silent answers no query. Each would be noticed only when it is used, after its deadline.
+        """
+        await self._reads.drain()
+        await self._writes.drain()
+
     async def close(self) -> None:
         """Close all connections."""
         await self._reads.close(timeout=5.0)
