@@ -23,6 +23,7 @@ from benchmarks import (
     fan_out,
     latency,
     memory,
+    realtime,
     rows,
     sizes,
     throughput,
@@ -43,6 +44,7 @@ MEASURES: dict[str, ModuleType] = {
     "big_transaction": big_transaction,
     "sizes": sizes,
     "rows": rows,
+    "realtime": realtime,
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"

@@ -16,16 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import LiteralString, Protocol, cast
 from urllib.parse import urlsplit
 
 import psycopg
 import uvloop
 
 from benchmarks.environment import environment, serving, token, user
-from benchmarks.load_clients import CONNECTING_AT_ONCE, handshake
+from benchmarks.load_clients import CONNECTING_AT_ONCE, handshake, pong_to, row_join, row_request
 from benchmarks.machine import SERVER_CORES, pin, prepare_process
 from benchmarks.report import Bench, Line
-from momentum_sync.capture.pgoutput import Message, decode
+from momentum_sync.capture.pgoutput import Change, Message, decode
 from momentum_sync.capture.slot import open_stream
 from momentum_sync.limits import CaptureLimits
 
@@ -39,16 +40,87 @@ READER_SLOT = "bare_reader"
 PERCENTILES = (50.0, 95.0, 99.0, 99.9)
 AT_MOST = {50.0: 1.5, 99.0: 3.0}
 
-# User and score identify a write everywhere.
+# User and number identify a write everywhere.
 Write = tuple[int, int]
-SnapshotBoundary = dict[Write, float]
-SCORE = re.compile(rb'"user_id" ?: ?"00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score" ?: ?(\d+)\.(\d\d)')
+Times = dict[Write, float]
+_SCORE = re.compile(rb'"user_id" ?: ?"00000000-0000-4000-8000-([0-9a-f]{12})"[^{}]*"final_score" ?: ?(\d+)\.(\d\d)')
+_ROW = re.compile(rb'w(\d+):(\d+)(?=["t])')  # in JSON, and in the stream, where the next column follows
 
 
-def found(data: bytes) -> Iterator[Write]:
-    """Yield a write for each score event in these bytes."""
-    for index, whole, hundredths in SCORE.findall(data):
-        yield int(index, 16), int(whole) * 100 + int(hundredths)
+class Kind(Protocol):
+    """What is written, and how clients get it."""
+
+    with_rows: bool
+    live: bytes
+    statement: LiteralString
+
+    def request(self, url: str, index: int) -> bytes:
+        """Return the request that opens a client's connection."""
+
+    def first(self, index: int) -> bytes:
+        """Return the frame that a client sends when it is open."""
+
+    def values(self, index: int, number: int) -> tuple[object, ...]:
+        """Return the parameters of a write."""
+
+    def found(self, data: bytes) -> Iterator[Write]:
+        """Yield the writes whose events are in these bytes."""
+
+
+class Scores:
+    """Scores by the native protocol."""
+
+    with_rows = False
+    live = b'"initial_state"'
+    statement: LiteralString = "update public.daily_engagement_scores set final_score = %s where user_id = %s"
+
+    def request(self, url: str, index: int) -> bytes:
+        """Return the request of a user."""
+        return handshake(url, token(index))
+
+    def first(self, index: int) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def values(self, index: int, number: int) -> tuple[object, ...]:
+        """Return score and user."""
+        return number / 100, user(index)
+
+    def found(self, data: bytes) -> Iterator[Write]:
+        """Yield users and hundredths of scores."""
+        for index, whole, hundredths in _SCORE.findall(data):
+            yield int(index, 16), int(whole) * 100 + int(hundredths)
+
+
+class Rows:
+    """Changes of rows by Supabase's protocol."""
+
+    with_rows = True
+    live = b"Subscribed to PostgreSQL"
+    statement: LiteralString = "insert into public.rows (user_id, value, at) values (%s, %s, now())"
+
+    def __init__(self, *, filtered: bool = False) -> None:
+        self._filtered = filtered
+
+    def request(self, url: str, index: int) -> bytes:
+        """Return the request of a user."""
+        return row_request(url, index)
+
+    def first(self, index: int) -> bytes:
+        """Return the join of a user."""
+        return row_join(index, filtered=self._filtered)
+
+    def values(self, index: int, number: int) -> tuple[object, ...]:
+        """Return user and number."""
+        return user(index), f"w{index}:{number}"
+
+    def found(self, data: bytes) -> Iterator[Write]:
+        """Yield users and numbers."""
+        for index, number in _ROW.findall(data):
+            yield int(index), int(number)
+
+
+SCORES = Scores()
 
 
 # The clients
@@ -57,25 +129,34 @@ def found(data: bytes) -> Iterator[Write]:
 class Client(asyncio.Protocol):
     """A socket that records the arrival time of each write. It parses frames only as far as necessary."""
 
-    def __init__(self, index: int, url: str, seen: SnapshotBoundary) -> None:
+    def __init__(self, kind: Kind, index: int, url: str, seen: Times) -> None:
         self.live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request = handshake(url, token(index))
+        self._kind = kind
+        self._request = kind.request(url, index)
+        self._first = kind.first(index)
         self._seen = seen
         self._kept = b""
+        self._transport: asyncio.WriteTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Request the upgrade."""
-        transport.write(self._request)  # type: ignore[attr-defined]
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one in all but its class
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         """Take whole or partial frames: an event counts when its closing bytes are there."""
         now = time.monotonic()
+        if self._first:
+            self._transport.write(self._first)  # RFC 6455, section 4.1: after the response
+            self._first = b""
+        if (pong := pong_to(data)) is not None:
+            self._transport.write(pong)
         data = self._kept + data
         end = data.rfind(b'"}')
         self._kept = data[end + 2 :] if end >= 0 else data
-        for write in found(data[: end + 2]):
+        for write in self._kind.found(data[: end + 2]):
             self._seen.setdefault(write, now)
-        if not self.live.done() and b'"initial_state"' in data:
+        if not self.live.done() and self._kind.live in data:
             self.live.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,17 +165,17 @@ class Client(asyncio.Protocol):
             self.live.set_exception(exc or ConnectionError("closed before it was live"))
 
 
-async def _clients(url: str, connections: int, pipe: Connection) -> None:
+async def _clients(kind: Kind, url: str, connections: int, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     address = urlsplit(url)
     host, port = address.hostname or "127.0.0.1", address.port or 80
-    seen: SnapshotBoundary = {}
+    seen: Times = {}
     gate = asyncio.Semaphore(CONNECTING_AT_ONCE)
     transports = []
 
     async def connect(index: int) -> None:
         async with gate:
-            transport, client = await loop.create_connection(lambda: Client(index, url, seen), host, port)
+            transport, client = await loop.create_connection(lambda: Client(kind, index, url, seen), host, port)
             transports.append(transport)
             await asyncio.wait_for(client.live, 60)
 
@@ -106,27 +187,27 @@ async def _clients(url: str, connections: int, pipe: Connection) -> None:
     pipe.send((seen, lost))
 
 
-def clients(url: str, connections: int, pipe: Connection) -> None:
+def clients(kind: Kind, url: str, connections: int, pipe: Connection) -> None:
     """Run all clients in one process: send the connect time, then on request the arrival times and lost clients."""
     prepare_process()
-    uvloop.run(_clients(url, connections, pipe))
+    uvloop.run(_clients(kind, url, connections, pipe))
 
 
 # The floor
 
 
-async def _reader(conninfo: str, pipe: Connection) -> None:
-    seen: SnapshotBoundary = {}
+async def _reader(kind: Kind, conninfo: str, pipe: Connection) -> None:
+    seen: Times = {}
 
     def take(payloads: Sequence[bytes | memoryview]) -> None:
         for payload in payloads:
             frame = decode(payload)
-            if isinstance(frame, Message):
-                now = time.monotonic()
-                for write in found(frame.content):
-                    seen.setdefault(write, now)
+            content = frame.content if isinstance(frame, Message) else payload if isinstance(frame, Change) else b""
+            now = time.monotonic()
+            for write in kind.found(bytes(content)):
+                seen.setdefault(write, now)
 
-    async with open_stream(conninfo, READER_SLOT, CaptureLimits()) as stream:
+    async with open_stream(conninfo, READER_SLOT, CaptureLimits(), with_rows=kind.with_rows) as stream:
         reading = asyncio.ensure_future(stream.run(take))
         pipe.send("live")
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
@@ -134,19 +215,20 @@ async def _reader(conninfo: str, pipe: Connection) -> None:
     pipe.send(seen)
 
 
-def reader(conninfo: str, pipe: Connection) -> None:
+def reader(kind: Kind, conninfo: str, pipe: Connection) -> None:
     """Run the bare replication reader on the core of the server."""
     pin(SERVER_CORES)
     prepare_process()
-    uvloop.run(_reader(conninfo, pipe))
+    uvloop.run(_reader(kind, conninfo, pipe))
 
 
 # The writer
 
 
-async def _writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection) -> None:
-    sent: SnapshotBoundary = {}
-    statement = "update public.daily_engagement_scores set final_score = %s where user_id = %s"
+async def _writer(
+    kind: Kind, conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection
+) -> None:  # fmt: skip
+    sent: Times = {}
     total = int(rate * seconds)
     numbers = iter(range(total))
     began = time.monotonic() + 0.1
@@ -157,18 +239,18 @@ async def _writer(conninfo: str, connections: int, rate: int, seconds: float, pi
                 delay = began + number / rate - time.monotonic()
                 if delay > 0:
                     await asyncio.sleep(delay)
-                index, score = number % connections, 1 + number // connections
-                sent[index, score] = time.monotonic()
-                await connection.execute(statement, (score / 100, user(index)))
+                index, times = number % connections, 1 + number // connections
+                sent[index, times] = time.monotonic()
+                await connection.execute(kind.statement, kind.values(index, times))
 
     await asyncio.gather(*(write() for _ in range(WRITERS)))
     pipe.send((sent, time.monotonic() - began))
 
 
-def writer(conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection) -> None:
+def writer(kind: Kind, conninfo: str, connections: int, rate: int, seconds: float, pipe: Connection) -> None:
     """Write at a steady rate and record the times."""
     prepare_process()
-    uvloop.run(_writer(conninfo, connections, rate, seconds, pipe))
+    uvloop.run(_writer(kind, conninfo, connections, rate, seconds, pipe))
 
 
 # The run
@@ -196,7 +278,7 @@ def lines(what: str, runs: list[tuple[list[float], list[float]]], load: str) -> 
 
 
 def run(
-    conninfo: str, url: str, connections: int, rate: int, seconds: float, *, floor: bool = True
+    conninfo: str, url: str, connections: int, rate: int, seconds: float, *, floor: bool = True, kind: Kind = SCORES
 ) -> tuple[list[float], list[float]]:
     """Return seconds from the write to the floor, and to its client, of each write after the warm-up.
 
@@ -206,11 +288,11 @@ def run(
         context = multiprocessing.get_context("spawn")
         duration = WARM_UP_S + seconds
         parts: list[tuple[Callable[..., None], tuple[object, ...]]] = [
-            (clients, (url, connections)),
-            (writer, (conninfo, connections, rate, duration)),
+            (clients, (kind, url, connections)),
+            (writer, (kind, conninfo, connections, rate, duration)),
         ]
         if floor:
-            parts.append((reader, (conninfo,)))
+            parts.append((reader, (kind, conninfo)))
         pipes, processes = [], []
         for work, arguments in parts:
             ours, theirs = context.Pipe()
@@ -251,7 +333,7 @@ def _slot(conninfo: str) -> Iterator[None]:
         connection.execute("select pg_drop_replication_slot(%s)", (READER_SLOT,))
 
 
-def _took(writes: list[Write], sent: SnapshotBoundary, seen: SnapshotBoundary) -> list[float]:
+def _took(writes: list[Write], sent: Times, seen: Times) -> list[float]:
     return [seen[write] - sent[write] for write in writes if write in seen]
 
 

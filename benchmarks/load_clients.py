@@ -6,15 +6,16 @@ Clients that decoded each frame would cost more CPU than the server and, on two 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import select
 import socket
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from benchmarks.environment import PATH
+from benchmarks.environment import PATH, token, user
 
 CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
@@ -35,6 +36,31 @@ def handshake(url: str, token: str, *, client: str = "c", channels: str = "", la
         "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
         f"Authorization: Bearer {token}\r\n\r\n"
     ).encode()
+
+
+def row_request(url: str, index: int) -> bytes:
+    """Return the request of a user's client of Supabase's protocol."""
+    return (
+        f"GET /realtime/v1/websocket?vsn=2.0.0&client_id=c{index}&apikey={quote(token(index))} HTTP/1.1\r\n"
+        f"Host: {urlsplit(url).netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def row_join(index: int, *, filtered: bool = False, ref: int = 1) -> bytes:
+    """Return the join of a user's client, whose changes of rows may be filtered by its user."""
+    binding = {"event": "INSERT", "schema": "public", "table": "rows"}
+    if filtered:
+        binding["filter"] = f"user_id=eq.{user(index)}"
+    payload = {"config": {"postgres_changes": [binding], "presence": {"enabled": False}}}
+    return text_frame(json.dumps([str(ref), str(ref), "realtime:rows", "phx_join", payload]).encode())
+
+
+def text_frame(text: bytes) -> bytes:
+    """Return a client's text frame of less than 64 KiB."""
+    # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the text as it is.
+    size = bytes((0x80 | len(text),)) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2, "big")
+    return b"\x81" + size + b"\0\0\0\0" + text
 
 
 class LoadClients:
@@ -111,13 +137,19 @@ class LoadClients:
                 _answer_ping(each, data)
 
 
-def _answer_ping(connection: socket.socket, data: bytes) -> None:
-    """Answer a ping, with its payload if there is one: Supabase's clients acknowledge by that."""
+def pong_to(data: bytes) -> bytes | None:
+    """Return the answer to a ping, with its payload if there is one: Supabase's clients acknowledge by that."""
     found = _PING.search(data)
-    if found is not None:
-        payload = found[2] or b""
-        # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the payload as it is.
-        connection.send(b"\x8a" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload)
+    if found is None:
+        return None
+    payload = found[2] or b""
+    # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the payload as it is.
+    return b"\x8a" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload
+
+
+def _answer_ping(connection: socket.socket, data: bytes) -> None:
+    if (pong := pong_to(data)) is not None:
+        connection.send(pong)
 
 
 async def connect(

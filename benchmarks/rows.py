@@ -6,18 +6,16 @@ clock runs until every client has its last change.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
 
 import psycopg
 import uvloop
 
-from benchmarks.environment import Server, environment, serving, token, user
-from benchmarks.load_clients import LoadClients, connect
+from benchmarks.environment import Server, environment, serving
+from benchmarks.load_clients import LoadClients, connect, row_join, row_request
 from benchmarks.machine import cpu_seconds, prepare_process, resident
 from benchmarks.report import Bench, Line
 
@@ -43,6 +41,7 @@ alter table public.rows enable row level security;
 create policy rights on public.rows for select to authenticated using (true);
 grant select on public.rows, public.row_teams to authenticated;
 alter publication supabase_realtime add table public.rows;
+analyze public.row_teams;
 """
 
 
@@ -52,8 +51,7 @@ def measure(bench: Bench) -> Iterator[Line]:
     (few,) = bench.sizes(CLIENTS)
     many = few if bench.quick else MANY
     with environment(many) as (conninfo, folder), psycopg.connect(conninfo, autocommit=True) as writer:
-        for statement in TABLE.strip().split(";\n"):
-            writer.execute(statement.encode())
+        create_table(writer)
         with serving(conninfo, folder) as server:
             rates = {
                 clients: run(bench, writer, server, "own", clients, filtered=False, changes=CHANGES)
@@ -79,6 +77,12 @@ def measure(bench: Bench) -> Iterator[Line]:
             with uvloop.run(connected(server, min(many, 5_000), filtered=False)) as clients:
                 kilobytes = (resident(server.pid) - before) / len(clients) / 1000
         yield Line("memory a connection with one topic", "kB", [kilobytes], most=14)
+
+
+def create_table(writer: psycopg.Connection) -> None:
+    """Create the tables, as in an app that has been used for a while."""
+    for statement in TABLE.strip().split(";\n"):
+        writer.execute(statement.encode())
 
 
 def run(
@@ -107,24 +111,6 @@ def run(
 
 async def connected(server: Server, clients: int, *, filtered: bool) -> LoadClients:
     """Open sockets that have joined one topic each."""
-    requests = [_request(server.url, index) for index in range(clients)]
-    joins = [_join(index, filtered=filtered) for index in range(clients)]
+    requests = [row_request(server.url, index) for index in range(clients)]
+    joins = [row_join(index, filtered=filtered) for index in range(clients)]
     return await connect(server.url, requests, until=(b"Subscribed to PostgreSQL", 1), first=joins)
-
-
-def _request(url: str, index: int) -> bytes:
-    return (
-        f"GET /realtime/v1/websocket?vsn=2.0.0&client_id=c{index}&apikey={quote(token(index))} HTTP/1.1\r\n"
-        f"Host: {urlsplit(url).netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    ).encode()
-
-
-def _join(index: int, *, filtered: bool) -> bytes:
-    binding = {"event": "INSERT", "schema": "public", "table": "rows"}
-    if filtered:
-        binding["filter"] = f"user_id=eq.{user(index)}"
-    payload = {"config": {"postgres_changes": [binding]}}
-    text = json.dumps(["1", "1", "realtime:rows", "phx_join", payload]).encode()
-    # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the text as it is.
-    return b"\x81\xfe" + len(text).to_bytes(2, "big") + b"\0\0\0\0" + text
