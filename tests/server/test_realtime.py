@@ -400,6 +400,37 @@ async def test_policies_that_changed_before_a_change_count_for_it(server: Server
         assert await seen(7, "private")
 
 
+async def test_who_shares_frames_of_a_table_that_all_may_see_gets_own_ones_once_that_changes(
+    server: Server, todos: Sql
+) -> None:
+    todos.execute("alter table public.todos disable row level security")
+    one, other = uuid4(), uuid4()
+    async with connected(server) as first, connected(server) as second:
+        await first.live(TODOS, token=sign(one))
+        await second.live(TODOS, token=sign(other))
+        number = 0
+        for statement, sees_other in [
+            ("select 1", True),
+            ("alter table public.todos enable row level security", False),
+            ("alter policy mine on public.todos using (true)", True),
+            ("alter policy mine on public.todos using (auth.uid() = owner)", False),
+            ("create policy more on public.todos for select to authenticated using (true)", True),
+            ("revoke select on public.todos from authenticated;"
+             " grant select (id, owner) on public.todos to authenticated", True),
+        ]:  # fmt: skip
+            todos.execute(statement.encode())
+            number += 2
+            add_todo(todos, number, other)
+            add_todo(todos, number + 1, one)
+            for client, is_owner in ((first, False), (second, True)):
+                record = (await client.change())["data"]["record"]
+                wanted = number if is_owner or sees_other else number + 1
+                assert record["id"] == wanted, statement
+                assert ("title" in record) == ("revoke" not in statement)
+                if sees_other:
+                    assert (await client.change())["data"]["record"]["id"] == number + 1
+
+
 async def test_a_policy_that_raises_an_error_withholds_that_row_alone(server: Server, todos: Sql) -> None:
     todos.execute("alter policy mine on public.todos using (auth.uid() = owner and 1 / (id - 2) <> 7)")
     one = uuid4()

@@ -20,7 +20,7 @@ from momentum_sync.gateway.dialects.realtime_errors import reason, refusal
 from momentum_sync.gateway.dialects.realtime_resume import LOST, Verdict
 from momentum_sync.gateway.dialects.realtime_services import SharedFrames, Watched
 from momentum_sync.identity.decider import Decider
-from momentum_sync.identity.policy import Column, Constant, Equal, Kind
+from momentum_sync.identity.policy import All, Column, Constant, Equal, Kind
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.limits import SocketLimits
@@ -418,6 +418,55 @@ def test_topics_that_see_the_same_share_a_frame() -> None:
     assert shared.encoded == 1
     worlds[0].session.encode(change(6), ids, 0.0)  # another event at the same offset, of another epoch
     assert shared.encoded == 2
+
+
+def whole(shared: SharedFrames, version: Version = Version.V2, *watches: Watch, **config: Any) -> World:
+    """Return a client that gets every change of a table."""
+    world = World(shared=shared, version=version)
+    world.gateway.deciders = {7: Decider(TABLE, All(()))}
+    world.gateway.watched = Watched(watches or (watching(),), ())
+    world.join(**config)
+    return world
+
+
+def test_connections_that_get_every_change_share_a_dialect_and_are_not_asked_about() -> None:
+    shared = SharedFrames()
+    one, other = whole(shared), whole(shared)
+    assert one.session.dialect is other.session.dialect
+    assert one.session.cursor.checked == set()
+    event, ids = change(6), DeliveryIds("", "", "")
+    assert one.session.dialect.encode(event, ids, 0.0) == one.session.encode(event, ids, 0.0) != b""
+    inserts = Watch(id=1, event="INSERT", relations=frozenset({7}), tests=())
+    assert whole(shared, Version.V2, inserts).session.dialect is not one.session.dialect
+    assert whole(shared, Version.V1).session.dialect is not one.session.dialect
+    deletes = whole(shared, Version.V2, Watch(id=1, event="DELETE", relations=frozenset({7}), tests=()))
+    assert deletes.session.dialect.encode(event, ids, 0.0) == b""
+    elsewhere = World(shared=shared)
+    elsewhere.gateway.deciders, elsewhere.gateway.watched = one.gateway.deciders, one.gateway.watched
+    elsewhere.join("realtime:b")
+    assert elsewhere.session.dialect is not one.session.dialect
+
+
+@pytest.mark.parametrize("why", ["a filter", "a policy", "no decider", "a second topic"])
+def test_other_connections_have_a_dialect_of_their_own(why: str) -> None:
+    world = World()
+    world.gateway.deciders = {7: Decider(TABLE, All(()))}
+    if why == "a policy":
+        world.gateway.deciders = {7: Decider(TABLE, Equal(Column("owner", Kind.TEXT), Constant("a", Kind.TEXT)))}
+    if why == "no decider":
+        world.gateway.deciders = {}
+    world.gateway.watched = Watched((watching(1, LIKE) if why == "a filter" else watching(),), ())
+    world.join()
+    if why == "a second topic":
+        world.join("realtime:b")
+    assert world.session.dialect is world.session.rows
+    assert world.session.cursor.checked == set(world.session.cursor.channels)
+
+
+def test_a_topic_without_changes_of_rows_shares_no_dialect() -> None:
+    world = World()
+    world.join(count=0)
+    assert world.session.dialect is world.session.rows
 
 
 def test_rights_are_reviewed_when_they_change() -> None:

@@ -96,11 +96,17 @@ def test_who_has_left_gets_nothing() -> None:
     assert sender.members.topics == 0
 
 
-def test_a_message_follows_what_waits_to_be_written() -> None:
-    sender, other = room(Version.V2, Version.V2)
-    other.session.receive(b'[null, "7", "phoenix", "heartbeat", {}]', other.gateway)
-    sender.send(TOPIC, "broadcast", TEXT)
-    assert [each[3] for each in other.written()] == ["phx_reply", "broadcast"]
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_a_senders_own_message_follows_the_answers_before_it(is_binary: bool) -> None:
+    (sender,) = room(Version.V2, broadcast={"self": True})
+    sender.session.receive(b'[null, "7", "phoenix", "heartbeat", {}]', sender.gateway)
+    if is_binary:
+        sender.send_binary(push("moved", b"{}", is_json=True))
+    else:
+        sender.send(TOPIC, "broadcast", TEXT)
+    reply, message = sender.written()
+    assert reply[3] == "phx_reply"
+    assert isinstance(message, bytes) is is_binary
 
 
 def test_one_encoding_serves_all_members_of_a_version() -> None:

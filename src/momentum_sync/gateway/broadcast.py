@@ -112,6 +112,8 @@ class Broadcast:
                     data = self._frame(subscriber.dialect, channel, cursor.last_id)
                     previous_id, dialect = cursor.last_id, subscriber.dialect  # not before: the line above may fail
                 cursor.passed(event_id)
+                if not data:  # the dialect leaves this event out
+                    continue
                 if cache_keys:
                     subscriber.expect_acks(cache_keys)
                 # The cursor is at this event: a subscriber that falls behind now gets the events after it.

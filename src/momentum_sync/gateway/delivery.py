@@ -44,6 +44,9 @@ class Connection(Subscriber, Protocol):
     def flush(self, frames: Sequence[bytes] = ()) -> None:
         """Write the messages that wait, then these frames, at once."""
 
+    def index(self) -> None:
+        """Have the hub index the present subscriptions, if the connection follows the feed."""
+
     def finish(self, why: Close) -> None:
         """End the connection."""
 
@@ -243,7 +246,7 @@ class Delivery:
     def _fall_behind(self, offset: int) -> None:
         self._connection.cursor.rewind(offset)
         self._enter(DeliveryState.CATCHING_UP)
-        self._gateway.hub.update(self._connection)
+        self._connection.index()
 
     def hold_back(self, offset: int, *, review: bool) -> None:
         """Stop following the feed after `offset`; see `Subscriber`."""
@@ -331,7 +334,7 @@ class Delivery:
         # No `await` lies between this comparison and `update`, so no event falls between the page and the feed.
         if page.through == self._gateway.history.offset and not self._review:
             self._enter(DeliveryState.FOLLOWING)
-            self._gateway.hub.update(connection)
+            connection.index()
         else:
             # One page per loop iteration: capture and other connections run in between.
             self._loop.call_soon(self.catch_up)

@@ -32,8 +32,34 @@ class Member(Protocol):
     def version(self) -> Version:
         """Return the version of its protocol."""
 
-    def write(self, data: bytes) -> None:
-        """Write a whole WebSocket frame, after what waits to be written."""
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Return the function that writes whole WebSocket frames at once."""
+
+
+Writers = dict[Member, Callable[[bytes], None]]
+"""Members, in the order in which they joined, with the functions that write to them."""
+
+
+class _Listeners:
+    """Those who get messages, by the version of their protocol."""
+
+    __slots__ = ("by_version",)
+
+    def __init__(self) -> None:
+        self.by_version: dict[Version, Writers] = {version: {} for version in Version}
+
+    def __bool__(self) -> bool:
+        return any(self.by_version.values())
+
+    def __contains__(self, member: Member) -> bool:
+        return member in self.by_version[member.version]
+
+    def add(self, member: Member) -> None:
+        self.by_version[member.version][member] = member.write
+
+    def remove(self, member: Member) -> None:
+        self.by_version[member.version].pop(member, None)
 
 
 class TopicMembers:
@@ -52,10 +78,9 @@ class TopicMembers:
         self._later = later
         self._presence_s = presence_s
         self._sent = sent
-        # A dict in place of a set: messages reach members in the order in which these joined.
-        self._members: dict[TopicKey, dict[Member, None]] = {}
+        self._members: dict[TopicKey, _Listeners] = {}
         self._presence: dict[TopicKey, Presence] = {}
-        self._watchers: dict[TopicKey, dict[Member, None]] = {}
+        self._watchers: dict[TopicKey, _Listeners] = {}
         self._due: dict[TopicKey, None] = {}
         self._counter = itertools.count(1)
         self._origin = unique()
@@ -73,15 +98,16 @@ class TopicMembers:
 
     def join(self, topic: TopicKey, member: Member) -> None:
         """Have a member get the topic's broadcasts."""
-        self._members.setdefault(topic, {})[member] = None
+        self._members.setdefault(topic, _Listeners()).add(member)
 
     def leave(self, topic: TopicKey, member: Member) -> None:
         """Have a member get nothing more of a topic, and be absent."""
         for known in (self._members, self._watchers):
-            members = known.get(topic, {})
-            members.pop(member, None)
-            if not members:
-                known.pop(topic, None)
+            listeners = known.get(topic)
+            if listeners is not None:
+                listeners.remove(member)
+                if not listeners:
+                    del known[topic]
         presence = self._presence.get(topic)
         if presence is not None and presence.untrack(member):
             self._tell_later(topic)
@@ -97,20 +123,26 @@ class TopicMembers:
             sender: the member that sends it; None if it came by HTTP.
             to_sender: whether the sender gets it, too.
         """
-        members = self._members.get(TopicKey(message.topic, is_private))
-        if members is None:
-            return
-        others = [member for member in members if to_sender or member is not sender]
-        self._write(others, {version: broadcast_frame(message, version) for version in Version})
+        listeners = self._members.get(TopicKey(message.topic, is_private))
+        if listeners is not None:
+            left_out = None if to_sender else sender
+            self._write(listeners, lambda version: broadcast_frame(message, version), left_out)
 
-    def _write(self, members: list[Member], frames: dict[Version, bytes | None]) -> None:
+    def _write(
+        self, listeners: _Listeners, encode: Callable[[Version], bytes | None], left_out: Member | None = None
+    ) -> None:  # fmt: skip
         count = size = 0
-        for member in members:
-            data = frames[member.version]
-            if data is not None:
-                member.write(data)
-                count += 1
-                size += len(data)
+        for version, writers in listeners.by_version.items():
+            data = encode(version) if writers else None
+            if data is None:
+                continue
+            written = len(writers) - (left_out in writers)
+            count += written
+            size += written * len(data)
+            # A copy: a write may end its connection.
+            for member, write in list(writers.items()):
+                if member is not left_out:
+                    write(data)
         if count:
             self._sent(count, size)
 
@@ -118,13 +150,13 @@ class TopicMembers:
 
     def watch(self, topic: TopicKey, member: Member) -> bytes:
         """Have a member get the topic's presence. Return the JSON of the state, which comes first."""
-        self._watchers.setdefault(topic, {})[member] = None
+        self._watchers.setdefault(topic, _Listeners()).add(member)
         presence = self._presence.get(topic)
         return b"{}" if presence is None else presence.state()
 
     def watches(self, topic: TopicKey, member: Member) -> bool:
         """Return whether a member gets the topic's presence."""
-        return member in self._watchers.get(topic, {})
+        return member in self._watchers.get(topic, ())
 
     def track(self, topic: TopicKey, member: Member, key: str, payload: bytes) -> None:
         """Have a member be present. Raise BadPresence."""
@@ -150,13 +182,12 @@ class TopicMembers:
     def _tell(self) -> None:
         due, self._due = self._due, {}
         for topic in due:
-            presence = self._presence[topic]
-            diff = presence.diff()
-            if presence.is_idle:
-                del self._presence[topic]
-            if diff is not None:
-                watchers = list(self._watchers.get(topic, {}))
-                frames: dict[Version, bytes | None] = {
-                    version: frame(encode_frame(version, topic.name, "presence_diff", diff)) for version in Version
-                }
-                self._write(watchers, frames)
+            self._tell_of(topic)
+
+    def _tell_of(self, topic: TopicKey) -> None:
+        presence, watchers = self._presence[topic], self._watchers.get(topic)
+        diff = presence.diff()
+        if presence.is_idle:
+            del self._presence[topic]
+        if diff is not None and watchers is not None:
+            self._write(watchers, lambda version: frame(encode_frame(version, topic.name, "presence_diff", diff)))

@@ -256,7 +256,7 @@ class WebSocketProtocol(asyncio.Protocol):
         inbox = self._frames.inbox
         while inbox and session.closing is None:
             request = session.receive(inbox.pop(0), self.gateway)
-            self._index()
+            self.index()
             if request is not None:
                 self._enter(ConnectionState.WORKING)
                 self._transport.pause_reading()
@@ -278,15 +278,15 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._enter(ConnectionState.OPEN)
         # Before the answer is written: `subscription_confirmed` means that the subscription is live.
-        self._index()
+        self.index()
         if session.revision is not revision:  # a fresh token ends at another time
             self._tick()
         self._work_through()
         if self._state is ConnectionState.OPEN and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _index(self) -> None:
-        """Have the hub index the present subscriptions."""
+    def index(self) -> None:
+        """Have the hub index the present subscriptions, if the connection follows the feed."""
         self.dialect = self.conversation.dialect
         self.gateway.hub.update(self)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from momentum_sync.identity.policy import Condition, Value, columns, decide, keys, simplified
+from momentum_sync.identity.policy import All, Condition, Value, columns, decide, keys, simplified
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.wire.row_change import Change, Row
 
@@ -49,6 +49,11 @@ class Decider:
         self._names = columns(condition)
         self._types = {column.name: column.type_name for column in table.columns if column.name in self._names}
         self.keys = keys(condition)
+
+    @property
+    def allows_all(self) -> bool:
+        """Return whether the caller may see every change, whatever is in it."""
+        return not self.table.secured or self._condition == All(())
 
     def seen(self, change: Change) -> SeenChange | None:
         """Return what the caller sees of a change; None for nothing.

@@ -21,11 +21,11 @@ from momentum_sync.gateway.dialects.realtime_place import Places, Start
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
 from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows, take_deciders
 from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
-from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
-from momentum_sync.gateway.subscriber import Owner
+from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents, ends_at
+from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.identity.channels import Filtered, Granted
-from momentum_sync.identity.tokens import LEEWAY_S, Identity
+from momentum_sync.identity.tokens import Identity
 from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
 from momentum_sync.wire.close import Close
@@ -49,7 +49,7 @@ class RealtimeSession:
         identity: the caller whose API key opened the connection.
         client_id: a name of its own for each connection.
         cursor: its position, and the channels of all topics.
-        dialect: the same object.
+        rows: the same object.
         topics: the joined topics by name.
         closing: why the connection is to end; None while it is not.
         revision: replaced when topics, their tokens or their bindings change.
@@ -58,8 +58,8 @@ class RealtimeSession:
 
     __slots__ = (
         "_checked", "_frames", "_heartbeat", "_last_heard", "_limits", "_messages", "_name", "_out", "_outgoing",
-        "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "dialect", "identity",
-        "revision", "topics", "version",
+        "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "identity", "revision",
+        "rows", "topics", "version",
     )  # fmt: skip
 
     def __init__(
@@ -79,8 +79,8 @@ class RealtimeSession:
         self.client_id = client_id
         self._places = Places(rows, 0, name, version)
         self.topics: dict[str, Topic] = {}
-        self.dialect = RowCursor(self.topics, version, rows.shared)
-        self.cursor: Cursor = self.dialect
+        self.rows = RowCursor(self.topics, version, rows.shared)
+        self.cursor: Cursor = self.rows
         self.closing: Close | None = None
         self.revision: object = object()
         self.version = version
@@ -101,6 +101,11 @@ class RealtimeSession:
     def ledger(self) -> Ledger:
         """Return the session's positions."""
         return self._places.ledger
+
+    @property
+    def dialect(self) -> Dialect:
+        """Return what encodes events while the connection follows the feed."""
+        return self.rows.view or self.rows
 
     @property
     def owner(self) -> Owner:
@@ -141,11 +146,10 @@ class RealtimeSession:
         """Return the size of the largest message that the client may send."""
         return self._limits.realtime_frame_bytes
 
-    def write(self, data: bytes) -> None:
-        """Write a frame of a broadcast or of presence, after what waits to be written."""
-        if self._out:
-            self._outgoing.flush()
-        self._outgoing.write(data)
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """Return the function that writes frames at once, before what waits to be written."""
+        return self._outgoing.write
 
     def close(self, why: Close) -> None:
         """End the conversation; the first reason stands."""
@@ -204,6 +208,7 @@ class RealtimeSession:
                     self._renew(topic, frame, services), lambda error, _: self._lose_token(topic, error)
                 )  # fmt: skip
             case "broadcast":
+                self._outgoing.flush()  # what was answered before comes before the message
                 self._out.answer(frame, self._messages.text(frame, topic))
             case "presence":
                 answer, state = self._messages.presence(frame, topic)
@@ -221,6 +226,7 @@ class RealtimeSession:
         if topic is None:
             self._out.refuse(frame, "unmatched topic")
         else:
+            self._outgoing.flush()
             self._out.answer(frame, self._messages.binary(frame, topic))
 
     def _leave(self, topic: Topic) -> None:
@@ -250,7 +256,7 @@ class RealtimeSession:
         now, at = services.now(), services.monotonic()
         topic = Topic(
             frame.topic, frame.join_ref if frame.join_ref is not None else frame.ref, identity,
-            _ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset), join,
+            ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset), join,
         )  # fmt: skip
         await take_deciders([topic], self._rows)
         replaced = self.topics.get(topic.name)
@@ -316,7 +322,7 @@ class RealtimeSession:
         identity = await self._rows.authenticate_realtime(token)
         if self.topics.get(topic.name) is not topic or identity == topic.identity:
             return
-        renewed = topic.renewed(identity, _ends_at(identity, services.now(), services.monotonic()))
+        renewed = topic.renewed(identity, ends_at(identity, services.now(), services.monotonic()))
         watched, wrong = Watched((), ()), ""
         try:
             watched = await self._rows.watch(identity, topic.events.bindings)
@@ -350,8 +356,8 @@ class RealtimeSession:
         """Have the cursor follow the tables of the present topics."""
         wanted = {channel for topic in self.topics.values() for channel in topic.events.channels}
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
-        self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted)))
-        self.dialect.topics_changed()
+        self.rows.topics_changed()
+        self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted if self.rows.view is None else ())))
         self._checked = {}
         self.revision = object()
 
@@ -371,7 +377,7 @@ class RealtimeSession:
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the frames of a change, whether the database decided about it or not."""
         checked = self._checked.pop(event.offset, None)
-        return self.dialect.encode(event, ids, now) if checked is None else checked
+        return self.rows.encode(event, ids, now) if checked is None else checked
 
     def lose(self, channels: Sequence[str], now: float) -> None:
         """Lose nothing: a caller without rights on a table gets no changes of it."""
@@ -455,8 +461,3 @@ class RealtimeSession:
     @property
     def _ping_every(self) -> float:
         return min(self._heartbeat, self._limits.ping_interval_s)
-
-
-def _ends_at(identity: Identity, now: float, at: float) -> float:
-    """Return when a token ends, on the monotonic clock."""
-    return float("inf") if identity.expires_at is None else at + identity.expires_at + LEEWAY_S - now

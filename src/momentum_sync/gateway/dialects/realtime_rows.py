@@ -8,7 +8,8 @@ from typing import NamedTuple
 from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.realtime_services import RowServices, SharedFrames
-from momentum_sync.gateway.dialects.realtime_topic import Topic
+from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents
+from momentum_sync.gateway.subscriber import Dialect
 from momentum_sync.identity.decider import Undecided
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
@@ -31,6 +32,34 @@ class _Decision(NamedTuple):
     seen: list[tuple[Topic, int, SeenChange]]
 
 
+class SharedView:
+    """The dialect of connections with one topic that gets every change of its tables: they share each frame.
+
+    Args:
+        topic: the topic of one of them, as it is now.
+        version: of the serializer.
+        shared: frames of the event that is being delivered.
+    """
+
+    __slots__ = ("__weakref__", "_shared", "_topic", "_version")
+
+    def __init__(self, topic: Topic, version: Version, shared: SharedFrames) -> None:
+        events = TopicEvents((), topic.events.watches, 0)
+        events.deciders = topic.events.deciders
+        self._topic = Topic(topic.name, None, topic.identity, topic.ends_at, events, topic.join)
+        self._version = version
+        self._shared = shared
+
+    def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
+        """Return the frames of an event; none for a kind of change that the topic does not get."""
+        topic = self._topic
+        relation = topic.events.may_want(event)
+        seen = None if relation is None else topic.events.decide(event, relation)
+        if relation is None or seen is None:
+            return b""
+        return b"".join(topic.frames(self._version, event, relation, seen, self._shared))
+
+
 class RowCursor(Cursor):
     """A cursor whose events are chosen by the topics. It encodes the events that need no database.
 
@@ -38,9 +67,12 @@ class RowCursor(Cursor):
         topics: the joined topics by name.
         version: of the serializer.
         shared: frames of the event that is being delivered.
+
+    Attributes:
+        view: the dialect that the connection shares with others; None if its frames depend on rows or on the caller.
     """
 
-    __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version")
+    __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version", "view")
 
     def __init__(self, topics: Mapping[str, Topic], version: Version, shared: SharedFrames) -> None:
         super().__init__(None, frozenset())
@@ -49,6 +81,7 @@ class RowCursor(Cursor):
         self._shared = shared
         self._slots: tuple[Slot, ...] = ()
         self._decision: _Decision | None = None
+        self.view: Dialect | None = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -73,6 +106,18 @@ class RowCursor(Cursor):
             else:
                 slots.update(dict.fromkeys(route for each in routes if each is not None for route in each))
         self._slots = tuple(slots)
+        self.view = self._view()
+
+    def _view(self) -> Dialect | None:
+        topics = [topic for topic in self._topics.values() if topic.events.relations]
+        view = topics[0].events.view if len(topics) == 1 else None
+        if view is None:
+            return None
+        key = self._version, topics[0].name, view
+        shared = self._shared.views.get(key)
+        if shared is None:
+            self._shared.views[key] = shared = SharedView(topics[0], self._version, self._shared)
+        return shared
 
     def channel_of(self, event: Event) -> str | None:
         """Return the channel of a change that a topic gets, or may get."""

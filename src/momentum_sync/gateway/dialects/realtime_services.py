@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
+from momentum_sync.gateway.subscriber import Dialect
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
@@ -17,11 +19,16 @@ from momentum_sync.wire.row_watch import Test, Watch
 
 
 class SharedFrames:
-    """Frames of one event, which topics with the same view of it share: each is encoded once."""
+    """Frames of one event, which topics with the same view of it share: each is encoded once.
+
+    Attributes:
+        views: the views of connections that get every change of their tables, by what they consist of.
+    """
 
     def __init__(self) -> None:
         self._event: Event | None = None
         self._frames: dict[Hashable, bytes] = {}
+        self.views: WeakValueDictionary[Hashable, Dialect] = WeakValueDictionary()
 
     def get(self, event: Event, view: Hashable, encode: Callable[[], bytes]) -> bytes:
         """Return the frame of a view, which `encode` makes for the first one."""

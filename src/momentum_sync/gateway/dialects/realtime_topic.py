@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import msgspec
 
@@ -13,7 +13,7 @@ from momentum_sync.gateway.dialects.realtime_services import SharedFrames
 from momentum_sync.identity.decider import Decider, Undecided
 from momentum_sync.identity.policy import Value
 from momentum_sync.identity.row_tables import SeenChange
-from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.tokens import LEEWAY_S, Identity
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Ref, Version, encode_frame
 from momentum_sync.wire.realtime_filter import Operator
@@ -88,6 +88,19 @@ class TopicEvents:
                 return None
             found |= {Route(row_channel(relation), *route) for route in routes}
         return frozenset(found)
+
+    @property
+    def view(self) -> Hashable | None:
+        """Return what decides about frames, if that is neither a row nor the caller, but for its role; else None."""
+        if any(watch.tests for watch in self.watches):
+            return None
+        tables = []
+        for relation in sorted(self.relations):
+            decider = self.deciders.get(relation)
+            if decider is None or not decider.allows_all:
+                return None
+            tables.append(decider.table)
+        return self.watches, tuple(tables)
 
     def skip_to(self, offset: int) -> None:
         """Note that the topic has had everything up to an offset: the connection may go back further for others."""
@@ -235,3 +248,8 @@ def _data(event: Event, seen: SeenChange, columns: frozenset[str] | None) -> byt
         return event.body
     change = parse_change(event.body)
     return encode_change(as_delete(change) if seen.is_gone else change, columns, seen.old_columns)
+
+
+def ends_at(identity: Identity, now: float, at: float) -> float:
+    """Return when a token ends, on the monotonic clock, of which `at` is now."""
+    return float("inf") if identity.expires_at is None else at + identity.expires_at + LEEWAY_S - now
