@@ -89,7 +89,7 @@ class Device:
             row = change["old"] if change["eventType"] == "DELETE" else change["new"]
             self.records[change["topic"]].append(Came((change["eventType"], int(row["number"])), now))
         elif one.get("status") == "CLOSED":
-            # supabase-js 2.86 leaves its own channel when a rejoin is late. The app is told, and subscribes again.
+            # supabase-js 2.86 leaves its own channel when a rejoin is late. The app subscribes again.
             self.closed += 1
             self.records[one["topic"]].append(Gap())
             self._tasks.append(asyncio.ensure_future(self._subscribe(one["topic"])))
@@ -105,7 +105,7 @@ class Device:
         elif message.startswith("Resumed"):
             self.resumes += 1
         elif message.startswith("ResumeGap"):
-            # A client whose first attempts to connect failed is told so at its first join, when it has missed nothing.
+            # A client gets this at its first join if attempts to connect had failed before. It has missed nothing.
             if sum(isinstance(record, Joined) for record in self.records[table]) > 1:
                 self.gaps += 1
                 self.records[table].append(Gap())

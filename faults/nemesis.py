@@ -85,7 +85,7 @@ class Servers:
                 await asyncio.sleep(0.05)
 
     def ask(self) -> None:
-        """Have every server log what its tasks wait for."""
+        """Have every server log the places at which its tasks wait."""
         for process in self.processes.values():
             process.send_signal(signal.SIGUSR1)
 

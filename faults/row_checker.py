@@ -1,4 +1,4 @@
-"""Checks what a client of Supabase's protocol received of one table against the changes that its user may see.
+"""Checks a client's record of the changes of one table against the changes that its user may see.
 
 Shares no code with the server. A record is correct if, in each part between gaps that were told, every change came in
 commit order without a gap. After a connection was lost, changes may come again, from a short time before it on.
@@ -50,7 +50,7 @@ def check(records: Sequence[Record], branches: Sequence[Sequence[What]], *, wind
     """Check one topic's record.
 
     Args:
-        records: what happened, in order. It begins before the first change of the first branch.
+        records: they are in order. It begins before the first change of the first branch.
         branches: histories, each from the beginning; the last one is the present.
         window: highest age of a change that may come again.
     """

@@ -200,7 +200,7 @@ class World:
         await self._execute(f"alter publication supabase_realtime add table {names}")
 
     async def round(self) -> None:
-        """Change rights, write rows, and check what everybody got."""
+        """Change rights, write rows, and check the changes that came."""
         self._writes = []
         for listener in self._listeners:
             listener.got.clear()

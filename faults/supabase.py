@@ -28,7 +28,7 @@ from momentum_sync.database.migrate import migrate
 _USERS = 3
 _SETTLED_S = 150.0  # a client waits up to a minute between its attempts
 _MARKED_S = 5.0
-# What was sent since the last ping that was answered may come again; after a crash, what was sent since positions were
+# Changes since the last answered ping may come again; after a crash, changes since positions were
 # saved. Pauses and a slow database add to both, and a save on a dead connection of the database ends after 30 s.
 _WINDOW_S = 45.0
 _LEFT_OUT = frozenset({
@@ -136,7 +136,7 @@ async def _stop(servers: Servers, proxy: Proxy, database: Database) -> None:
 
 
 def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
-    """Return what the old and the new owner of a row get of its change."""
+    """Return the change as the old and the new owner of a row get it."""
     if table not in ROW_TABLES:
         return
     old, new = versions(operation, columns)
@@ -168,7 +168,7 @@ async def _until_settled(
 ) -> list[list[Change]]:
     """Wait until the record of every device is complete, or for as long as this may take. Return the branches.
 
-    Now and then last rows are written: a client that is told of a gap gets only what is written after its join.
+    Now and then last rows are written: after a gap a client gets only changes from after its join.
     """
     ends = time.monotonic() + settle
     while True:

@@ -166,7 +166,7 @@ async def drain(gateway: Gateway, seconds: float) -> None:
 
 @contextmanager
 def tasks_told_by_signal() -> Iterator[None]:
-    """Log what every task waits for when SIGUSR1 arrives: for a server that seems to be stuck."""
+    """Log the place at which every task waits, when SIGUSR1 arrives: for a server that seems to be stuck."""
     loop = asyncio.get_running_loop()
 
     def tell() -> None:

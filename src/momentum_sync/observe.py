@@ -187,7 +187,7 @@ def capture_broke(error: BaseException, pause: float) -> None:
 
 
 def tasks(places: Sequence[str]) -> None:
-    """Log what the tasks of the event loop wait for."""
+    """Log the places at which the tasks of the event loop wait."""
     _log.info("tasks", count=len(places), waiting=sorted(places))
 
 

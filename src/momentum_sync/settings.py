@@ -188,7 +188,7 @@ class Settings(BaseSettings):
                 " set SUPABASE_JWT_SECRET or SUPABASE_URL first"
             )
         if self.host not in _LOOPBACK:
-            # The anon key grants nothing by itself, so its length does not matter.
+            # The anon key grants nothing, so its length does not matter.
             for secret, name, least in (
                 (self.jwt_secret, "SUPABASE_JWT_SECRET", _LEAST_SECRET),
                 (self.service_role_key, "SUPABASE_SERVICE_ROLE_KEY", _LEAST_KEY),

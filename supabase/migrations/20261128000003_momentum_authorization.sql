@@ -289,7 +289,7 @@ begin
 end;
 $$;
 
--- An earlier version had no equal_to_shipped. All rows are made anew below; until then the event trigger of the next file
+-- An earlier version had no equal_to_shipped. All rows are written again below; until then the event trigger of the next file
 -- would warn that it does not find the table.
 set client_min_messages = error;
 do $$

@@ -48,7 +48,7 @@ class Page:
                 socket.transport.abort()
 
     async def join(self, topic: str = "realtime:a", *bindings: dict[str, Any], **config: Any) -> str | None:
-        """Join a topic. Return what the client is told of its resume."""
+        """Join a topic. Return the message about its resume."""
         self.ref += 1
         token = sign(self.user, **self.claims)
         payload = {"config": {"postgres_changes": list(bindings or [TODOS]), **config}, "access_token": token}
@@ -391,7 +391,7 @@ async def test_a_client_without_an_id_is_told_after_a_long_time(
         client = page(server, user)
         async with client.connected():
             await client.join()
-    async with start() as server:  # what it knew in memory is gone
+    async with start() as server:  # its memory is empty
         client.server = server
         async with client.connected():
             said = await client.join()

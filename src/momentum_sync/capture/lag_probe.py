@@ -43,7 +43,7 @@ class LagProbe:
     def lost(self, now: float) -> None:
         """Note that the stream broke: the probe under way will not return, and another is due from now on."""
         self._under_way = None
-        # Kept when the stream breaks, so that the lag grows until a probe has come back.
+        # Kept when the stream breaks, so that the lag grows until a probe has returned.
         self._due_since = now if self._due_since is None else self._due_since
 
     def lag(self, now: float) -> float:

@@ -60,7 +60,7 @@ class Keepalive(NamedTuple):
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """A message about rows, not decoded yet: most are about tables that nobody follows.
+    """A message about rows, not decoded yet: most are about tables that are not followed.
 
     Attributes:
         relation: the relation; 0 for a TRUNCATE, which may have several.

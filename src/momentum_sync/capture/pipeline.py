@@ -202,7 +202,7 @@ class Pipeline:
             missing, self._missing = self._missing, set()
             if missing:
                 self._rows.learn(missing, await self._load_types(missing))
-            # What is held may have changes of a relation that is about to be followed.
+            # The held frames may have changes of a relation that is about to be followed.
             await self._free.wait()
             held, self._held = self._held, []
             if not self._ending:

@@ -1,7 +1,7 @@
 """Changes of rows as events: the JSON that Supabase's clients get as `data`.
 
 Fields and values: Supabase, "Realtime Protocol", section "Postgres changes". The column list and the values are whole
-here; a gateway leaves out what a caller may not see or did not select.
+here; a gateway leaves out columns that a caller may not see or did not select.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class Capture:
                     busy_since = began
                 self._enter(CaptureState.WAITING)
                 if busy_since is not None and began - busy_since > limits.slot_elsewhere_s:
-                    # Subscribers are told once: until this instance is live, `Gateway.admit` takes no new connection.
+                    # Subscribers get one notice: until this instance is live, `Gateway.admit` takes no new connection.
                     busy_since = None
                     self._feed.elsewhere()
                 await asyncio.sleep(limits.slot_retry_s)
@@ -279,7 +279,7 @@ class Capture:
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline
             observe.capture_began(self._slot, checkpoint.epoch, checkpoint.offset)
-            # Only `append` returns without an error: when capture is told to end, or when a TRUNCATE ends the history.
+            # Only `append` returns without an error: when capture has to end, or when a TRUNCATE ends the history.
             await first_of(
                 stream.run(pipeline.take), pipeline.append(), pipeline.load_types(), pipeline.probe(self._checks),
                 pipeline.watch(),

@@ -17,7 +17,9 @@ from momentum_sync.settings import Settings, read, unknown
 
 @with_options
 def serve(**given: object) -> None:
-    """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once. SIGUSR1 logs what its tasks wait for.
+    """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once.
+
+    SIGUSR1 logs the places at which its tasks wait.
 
     Settings are also read from the environment and .env; options take precedence. Keep secrets in the environment or
     .env: other users of the machine can read a command line.

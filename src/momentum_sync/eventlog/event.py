@@ -154,7 +154,7 @@ def is_row_channel(channel: str) -> bool:
 
 
 def relation_of(event: Event) -> int | None:
-    """Return the relation whose row an event reports to have changed; None for an event of another kind."""
+    """Return the relation of the row that an event reports; None for an event of another kind."""
     channel = event.channels[0] if event.channels else ""
     return int(channel.removeprefix(ROWS)) if channel.startswith(ROWS) else None
 

@@ -105,7 +105,7 @@ select public.cleanup_realtime_metrics()
 select array(select nextval('momentum.realtime_session_numbers') from generate_series(1, %(count)s))
 
 -- name: sessions_of
--- The sessions of some clients, which nobody else can settle until the transaction ends.
+-- The sessions of some clients, which no other transaction can settle until the transaction ends.
 select s.session, s.identity, s.ref, s.cursors::text, s.seen_at > now() - %(recent)s::interval
 from momentum.realtime_sessions s
 where s.identity = any (%(identities)s)

@@ -1,10 +1,10 @@
 """The window's index of changes of rows by the values in a column.
 
 A client whose policy or filter allows certain values of a column alone, such as its user's id, gets the changes with
-those from here. So what it costs to catch up depends on its own changes, not on all of the table's.
+those from here. So the cost of a catch-up depends on its own changes, not on all of the table's.
 
 A column is indexed from its first look-up on, and backwards a slice at each further one, because a table may have tens
-of thousands of changes in the window. What is not indexed yet is found in the table's own list.
+of thousands of changes in the window. Changes that are not indexed yet are found in the table's own list.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Held = tuple[Event, int]
 """An event in the window, and the highest transaction id up to it."""
 
 _MOST_COLUMNS = 4  # of one table: a client may filter by any
-_IDLE = 20_000  # changes after which a column that nobody has looked up gives up its place
+_IDLE = 20_000  # changes after which a column that was not looked up gives up its place
 _SLICE = 2_000  # changes that one look-up indexes, in about 10 ms
 _LONGEST = 100  # characters of a value that is a key of its own
 _decode = msgspec.json.decode

@@ -149,7 +149,7 @@ class Conversation(Protocol):
         """Remove channels that the caller can no longer have, and report it."""
 
     async def review(self, services: Services) -> None:
-        """Ask again what the caller may have, because policies have changed."""
+        """Ask for the caller's rights again, because policies have changed."""
 
     # Time
 
@@ -180,7 +180,7 @@ class Opened(NamedTuple):
 
     Attributes:
         position: everything after this position follows.
-        begin: sends what comes first.
+        begin: sends the opening.
         channels: the number of its channels.
         outcome: how it began, for the metrics: `resumed`, `snapshot`, …
         replayed: events that follow the position already.
@@ -198,7 +198,7 @@ class Entrance(NamedTuple):
 
     Attributes:
         conversation: its session.
-        open: reads what comes first. Raises RequestError if the connection cannot be opened.
+        open: reads the opening. Raises RequestError if the connection cannot be opened.
     """
 
     conversation: Conversation

@@ -328,7 +328,7 @@ class Delivery:
         self._page_bytes = min(limits.page_bytes, max(limits.smallest_page_bytes, 2 * self._page_bytes))
         self._connection.flush(frames)
         self._gateway.send_budget.done(self)
-        # `flush` ends a connection whose session is closing or whose client is too slow.
+        # `flush` ends a connection if its session is closing or its client is too slow.
         if self._state is not DeliveryState.CATCHING_UP:
             return
         # No `await` lies between this comparison and `update`, so no event falls between the page and the feed.
@@ -400,7 +400,7 @@ class Delivery:
         return same and self._state is DeliveryState.ASKING and not self._paused and not self._review
 
     async def _ask_grants(self) -> None:
-        """Ask again what the caller may have."""
+        """Ask for the caller's rights again."""
         # Cleared before the query: a change of policies while it runs requires another review.
         self._review = False
         await self._connection.conversation.review(self._gateway)

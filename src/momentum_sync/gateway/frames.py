@@ -80,7 +80,7 @@ class Frames:
         return bad
 
     def allow(self, most: int) -> None:
-        """Accept messages of so many bytes from now on."""
+        """Set the largest size of a message, in bytes."""
         self._protocol.max_message_size = most
 
     def accept(self, request: Request) -> Response:
@@ -130,7 +130,7 @@ class Frames:
     def closed_with(self) -> int | None:
         """Return the code of the server's own close frame; None before it, and if the client closes.
 
-        The protocol closes by itself if the client breaks it, as with a message that is too large.
+        The protocol closes if the client breaks it, as with a message that is too large.
         """
         if self._closed_with is None and self._protocol.parser_exc is not None:
             sent = self._protocol.close_sent

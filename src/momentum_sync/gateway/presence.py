@@ -1,4 +1,4 @@
-"""The presence of one topic: who is there, and the changes since they were last sent.
+"""The presence of one topic: its members, and the changes since the last diff.
 
 Semantics of `Phoenix.Presence`, which Supabase's clients merge: a key has one meta for each member that tracks under
 it, a meta has a `phx_ref` of its own, and a changed meta leaves and joins in one diff. Diffs are collected, so that
@@ -41,7 +41,7 @@ class Presence:
         self._new_ref = new_ref
         self._tracked: dict[object, Tracked] = {}
         self._refs: dict[object, str] = {}
-        # Of members that have changed since the last diff, what that told of them: None for those not there.
+        # By member that has changed since the last diff: its meta in that; None if it was absent.
         self._before: dict[object, Tracked | None] = {}
 
     def __len__(self) -> int:
@@ -49,11 +49,11 @@ class Presence:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether nobody is there, and everybody has been told."""
+        """Return whether the topic has no members, and no diff is due."""
         return not self._tracked and not self._before
 
     def track(self, member: object, key: str, payload: bytes) -> None:
-        """Have a member be there, or replace what it tracks.
+        """Add a member, or replace its meta.
 
         Args:
             member: the member.
@@ -77,7 +77,7 @@ class Presence:
         self._tracked[member] = Tracked(key, _encode({**own, **rest}))
 
     def untrack(self, member: object) -> bool:
-        """Have a member be gone. Return whether it was there."""
+        """Remove a member. Return whether it was there."""
         if member not in self._tracked:
             return False
         self._note(member)
@@ -102,7 +102,7 @@ class Presence:
             if now is not None:
                 joins.append(now)
         self._before = {}
-        if not joins and not leaves:  # who came and went in between
+        if not joins and not leaves:  # members that came and went in between
             return None
         return b'{"joins":' + _by_key(joins) + b',"leaves":' + _by_key(leaves) + b"}"
 

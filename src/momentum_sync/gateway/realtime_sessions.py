@@ -249,7 +249,7 @@ class RealtimeSessions:
     async def _settle(self, claims: Sequence[_Claim]) -> Sequence[Verdict]:
         async with self._records.settling() as settling:
             verdicts = await self._settle_in(settling, claims)
-        # Committed: nobody else can claim the same sessions any longer.
+        # Committed: no other gateway can claim the same sessions.
         at = time.monotonic()
         for claim, verdict in zip(claims, verdicts, strict=True):
             if verdict.is_late:

@@ -1,7 +1,7 @@
 """Routes of changes of rows: from the values in a row to the subscribers that may see it.
 
 A subscriber that can only get rows with a certain value in a column, such as its user's id, is found by that value. So
-a change costs what its receivers cost, however many subscribers the table has.
+the cost of a change grows with its receivers, and not with the subscribers of the table.
 """
 
 from __future__ import annotations

@@ -114,14 +114,14 @@ class RowWatches:
         return self._policies.generation
 
     async def decider(self, identity: Identity, relation: int) -> Decider | None:
-        """Return what decides about a table's changes for a caller; None if the database has to."""
+        """Return the decider of a table's changes for a caller; None if the database has to."""
         decider = await self._policies.decider(identity, relation)
         if decider is not None and self._rights.deletes_by_key and not decider.table.checks_deletes:
             return None  # a route would miss the keys of deleted rows, which go to all
         return decider
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
-        """Return what the caller sees of changes, each with the id of its relation, by offset."""
+        """Return the visible part of changes, each with the id of its relation, by offset."""
         return await self._rights.seen(identity, events)
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
@@ -181,7 +181,7 @@ class RowWatches:
                 raise Unavailable(f"The table cannot be followed: {error}.") from error
 
     def _notices(self, watches: Sequence[Watch], tables: Sequence[RowTable]) -> Iterator[str]:
-        """Yield a notice for each table whose `DELETE` will be withheld."""
+        """Yield a notice for each table with a `DELETE` that will be withheld."""
         if self._rights.deletes_by_key:
             return
         asked = {relation for watch in watches if watch.event in ("*", "DELETE") for relation in watch.relations}

@@ -1,6 +1,6 @@
-"""Who has joined which topic on this gateway, and what members send each other: broadcasts and presence.
+"""The members of topics on this gateway, and their messages to each other: broadcasts and presence.
 
-None of it is stored. A message is encoded once for each version of the protocol, and written to each member at once; a
+Nothing is stored. A message is encoded once for each version of the protocol, and written to each member at once; a
 member that does not read is closed as too slow, like one that asks and does not read.
 """
 
@@ -42,7 +42,7 @@ Writers = dict[Member, Callable[[bytes], None]]
 
 
 class _Listeners:
-    """Those who get messages, by the version of their protocol."""
+    """Receivers of messages, by the version of their protocol."""
 
     __slots__ = ("by_version",)
 

@@ -65,7 +65,7 @@ class CompiledPolicies:
 
     Args:
         pool: asks as the caller.
-        interval_s: interval at which the catalog is read again, for what no event tells.
+        interval_s: interval at which the catalog is read again, for changes without an event.
 
     Attributes:
         generation: counts changes; a decider of an earlier one must not be used.
@@ -106,7 +106,7 @@ class CompiledPolicies:
         self._lists = {}
 
     async def decider(self, identity: Identity, relation: int) -> Decider | None:
-        """Return what decides about a table's changes for a caller; None if the database has to.
+        """Return the decider of a table's changes for a caller; None if the database has to.
 
         Raises:
             Unavailable: the database does not answer.
@@ -127,11 +127,11 @@ class CompiledPolicies:
             return None
 
     def trusted(self, role: str, relation: int) -> RowTable | None:
-        """Return a table as a role may read it; None if that is not known, or if nothing tells of its changes."""
+        """Return a table as a role may read it; None if that is not known, or if its changes have no event."""
         return self._tables.get((role, relation))
 
     async def _load(self, identity: Identity, relation: int) -> RowTable | None:
-        """Return the table as it is, once the snapshot sees every change so far; None if nothing tells of the next."""
+        """Return the table as it is, once the snapshot sees every change so far; None if its changes have no event."""
         async for _ in self._pool.until_visible():
             ((tells, functions),), rows = await self._pool.ask(
                 identity, (_SQL["tells_policies"], {}), tables_query([relation]), lane=Lane.CONNECT
@@ -183,7 +183,7 @@ class CompiledPolicies:
             if set(allowed[0]) != decided:
                 raise NotDecidable("the database decides otherwise")
 
-    # What no event tells
+    # Changes without an event
 
     async def published(self, identity: Identity) -> list[RowTable]:
         """Return the published tables that the caller may select from. Raise Unauthenticated for a revoked token."""
@@ -267,7 +267,7 @@ def _made_up_rows(condition: Condition, table: RowTable, kinds: Mapping[str, Kin
 
 
 def _made_up_claims(condition: Condition, role: str) -> list[dict[str, object]]:
-    """Return claims of several callers: with and without what the policies read."""
+    """Return claims of several callers: with and without the claims that the policies read."""
     constants = [each.value for each in _operands(condition) if isinstance(each, Constant)]
     texts = [value for value in constants if isinstance(value, str)] or ["other"]
     found: list[dict[str, object]] = [{"role": role}, {"role": role, "sub": _USERS[0]}]

@@ -14,13 +14,13 @@ _decode = msgspec.json.decode
 
 
 def seen_change(table: RowTable, *, is_seen: bool, was_seen: bool | None) -> SeenChange | None:
-    """Return what a caller sees of a change whose row it may see now, or might have seen before; None for nothing.
+    """Return the visible part of a change, given the visibility of the row after it and before; None for nothing.
 
     `was_seen` is None if the change has no whole old row apart from its row.
     """
     key = table.key or None
     if is_seen:
-        # What the row was before it came into sight is not the caller's.
+        # The row as it was before it came into sight is not the caller's.
         return SeenChange(table, old_columns=None if was_seen is not False else table.key)
     return SeenChange(table, is_gone=True, old_columns=key) if was_seen else None
 
@@ -52,11 +52,11 @@ class Decider:
 
     @property
     def allows_all(self) -> bool:
-        """Return whether the caller may see every change, whatever is in it."""
+        """Return whether the caller may see every change of the table."""
         return not self.table.secured or self._condition == All(())
 
     def seen(self, change: Change) -> SeenChange | None:
-        """Return what the caller sees of a change; None for nothing.
+        """Return the visible part of a change; None for nothing.
 
         Raises:
             Undecided: the change lacks a column, or the column had another type.

@@ -34,9 +34,9 @@ from momentum_sync.schema import Schema
 
 _MOST_ATOMS = 8  # of which there are three to that power of choices
 _KINDS = ("permissive", "restrictive")
-# Callers whose policies are compared have this role; a policy for others is false for them.
+# The callers have this role; a policy for others is false for them.
 _ROLE = Constant("authenticated", Kind.TEXT)
-# What a subquery may consist of. sqlglot reads these in full; of other nodes it might leave something out.
+# The nodes of a subquery. sqlglot reads these in full; of other nodes it might leave something out.
 _READ = (
     exp.And, exp.Or, exp.Not, exp.Paren, exp.EQ, exp.In, exp.Exists, exp.Subquery, exp.Select, exp.From, exp.Where,
     exp.Table, exp.TableAlias, exp.Column, exp.Identifier, exp.Alias, exp.Literal, exp.Cast, exp.DataType, exp.Dot,
@@ -109,7 +109,7 @@ def are_equal(one: str, other: str, schema: Schema, table: str) -> bool:
 
 
 class _Reader:
-    """Reads one expression; what the parser does not know becomes an atom, named by its text."""
+    """Reads one expression; a part that the parser does not know becomes an atom, named by its text."""
 
     def __init__(self, parser: PolicyParser) -> None:
         self._parser = parser

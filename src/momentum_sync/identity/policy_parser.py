@@ -1,4 +1,4 @@
-"""Reads policies as the catalog prints them. What is not read here is left to the database: nothing is guessed."""
+"""Reads policies as the catalog prints them. Other forms are left to the database: nothing is guessed."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class RowRights:
         return row
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
-        """Return what the caller sees of changes, each with the id of its relation, by offset."""
+        """Return the visible part of changes, each with the id of its relation, by offset."""
         found: dict[int, SeenChange] = {}
         by_relation: dict[int, list[Event]] = {}
         for event, relation in events:
@@ -148,7 +148,7 @@ class RowRights:
 
     async def _seen(self, identity: Identity, relation: int, events: Sequence[Event]) -> dict[int, SeenChange]:
         """Decide about the changes of one relation, once the snapshot sees all of their transactions."""
-        # While policies are told of in commit order, they need not be read with each answer.
+        # While events report policies in commit order, they need not be read with each answer.
         trusted = self._trusted(identity.role, relation)
         async for _ in self._pool.until_visible():
             table = trusted or self._known.get((identity.role, relation))
@@ -181,7 +181,7 @@ class RowRights:
         raise Unavailable("The policies of a table change faster than they can be read; try again in a moment.")
 
     def _page(self, table: RowTable, events: Sequence[Event]) -> _Page:
-        """Return what has to be asked about changes. Callers with the same events share it."""
+        """Return the questions about changes. Callers with the same events share it."""
         is_private = table in self._private
         key = (id(table), *map(id, events))  # the page holds these objects
         page = self._pages.get(key)

@@ -1,4 +1,4 @@
-"""Published tables, as a role may read them, and what is decided about their changes."""
+"""Published tables, as a role may read them, and decisions about their changes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RowTable(msgspec.Struct, frozen=True):
         return same if self.shown is None else same & self.shown
 
     def column(self, name: str) -> RowColumn | None:
-        """Return a column that the role may select; None if there is none of this name."""
+        """Return a column that the role may select; None if no column has this name."""
         return next((column for column in self.columns if column.name == name and column.selectable), None)
 
 
@@ -117,7 +117,7 @@ class SeenChange(NamedTuple):
 
     Attributes:
         table: its table as the caller may read it.
-        is_gone: the caller sees no more than that the row is gone: the change becomes a `DELETE`.
+        is_gone: the caller sees only that the row has left its sight: the change becomes a `DELETE`.
         old_columns: columns of the old row that it sees; None for all of them.
     """
 

@@ -84,7 +84,7 @@ def api_key(key: str, rules: TokenRules) -> Identity | None:
 
 
 def realtime_key(key: str, rules: TokenRules) -> Identity | None:
-    """Return the identity of a configured API key of Supabase's protocol; None if it is none of them."""
+    """Return the identity of a configured API key of Supabase's protocol; None for any other."""
     if rules.service_role_key and _same(key, rules.service_role_key):
         return service_role()
     if rules.anon_key and _same(key, rules.anon_key):

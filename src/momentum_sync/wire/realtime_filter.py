@@ -4,8 +4,8 @@ Grammar: Supabase, "Realtime Protocol", section "Filters". A value with a comma,
 backslash is in double quotes, as in PostgREST. Semantics: those of the SQL operator on the column's type, where null is
 neither true nor false.
 
-`holds` decides the common cases on the JSON of a change. What depends on a collation, on a locale or on a type's own
-operators is left to the database.
+`holds` decides the common cases on the JSON of a change. A comparison that depends on a collation, on a locale or
+on a type's own operators is left to the database.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def holds(condition: Condition, type_name: str, operands: Sequence[bytes], value
 
 
 class _Truth(Enum):
-    """SQL's truth values, and one for what only the database can tell."""
+    """SQL's truth values, and one that only the database can decide."""
 
     TRUE = "true"
     FALSE = "false"

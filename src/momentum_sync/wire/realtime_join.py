@@ -75,7 +75,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_join(payload: bytes) -> Join:
-    """Return what a payload asks for. What is malformed in it is left out."""
+    """Return the request in a payload, without its malformed parts."""
     try:
         given = _object.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

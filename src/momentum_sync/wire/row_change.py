@@ -1,4 +1,4 @@
-"""The change of a row in an event's body, and what one caller sees of it.
+"""The change of a row in an event's body, and its visible part for one caller.
 
 The body is `data` of Supabase's `postgres_changes`; `capture/row_changes` writes it.
 """
@@ -36,7 +36,7 @@ class Change(msgspec.Struct, frozen=True):
         commit_timestamp: JSON.
         columns: the table's columns.
         record: the new row; None for `DELETE`.
-        old_record: what the replica identity has of the old row; None for `INSERT`.
+        old_record: the old row, as far as the replica identity has it; None for `INSERT`.
         errors: JSON.
     """
 

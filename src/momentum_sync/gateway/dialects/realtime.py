@@ -46,7 +46,7 @@ class RealtimeSession:
     """A conversation with one client; see `gateway/conversation: Conversation`.
 
     Attributes:
-        identity: the caller whose API key opened the connection.
+        identity: the caller of the API key that opened the connection.
         client_id: a name of its own for each connection.
         cursor: its position, and the channels of all topics.
         rows: the same object.
@@ -104,7 +104,7 @@ class RealtimeSession:
 
     @property
     def dialect(self) -> Dialect:
-        """Return what encodes events while the connection follows the feed."""
+        """Return the encoding of events while the connection follows the feed."""
         return self.rows.view or self.rows
 
     @property
@@ -148,7 +148,7 @@ class RealtimeSession:
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """Return the function that writes frames at once, before what waits to be written."""
+        """Return the function that writes frames at once, before the answers that wait."""
         return self._outgoing.write
 
     def close(self, why: Close) -> None:
@@ -208,7 +208,7 @@ class RealtimeSession:
                     self._renew(topic, frame, services), lambda error, _: self._lose_token(topic, error)
                 )  # fmt: skip
             case "broadcast":
-                self._outgoing.flush()  # what was answered before comes before the message
+                self._outgoing.flush()  # earlier answers come before the message
                 self._out.answer(frame, self._messages.text(frame, topic))
             case "presence":
                 answer, state = self._messages.presence(frame, topic)
@@ -295,7 +295,7 @@ class RealtimeSession:
             else:  # joined again on the same socket: it goes on, for a caller who may have signed in
                 start = Start(head, "") if await self._places.rename(frame.topic, identity) else None
         except Unavailable:
-            # It is not known what the database has written. The next socket finds it.
+            # The database may have written the record or not. The next socket finds it.
             self.close(Close.RESTART)
             return None
         if start is None:
@@ -415,7 +415,7 @@ class RealtimeSession:
         return self.closing is None
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
-        """End topics whose token has expired; the socket stays open, as at Supabase."""
+        """End topics with an expired token; the socket stays open, as at Supabase."""
         for topic in list(self.topics.values()):
             if at >= topic.ends_at:
                 late = 0 if topic.identity.expires_at is None else max(0, int(now - topic.identity.expires_at))

@@ -56,7 +56,7 @@ class Answers:
         self._frames.append(encode_frame(self._version, topic.name, "system", payload, join_ref=topic.join_ref))
 
     def tell(self, topic: Topic, watched: Watched) -> None:
-        """Send what is to be told about a topic's tables, once each."""
+        """Send the notices about a topic's tables, once each."""
         for notice in watched.notices:
             if notice not in topic.events.told:
                 self.system(topic, "rights", notice, ok=True)

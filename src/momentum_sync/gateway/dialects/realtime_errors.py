@@ -42,7 +42,7 @@ def reason(error: RequestError) -> str:
 
 
 def refusal(error: RequestError, *, is_realtime: bool) -> str | dict[str, str]:
-    """Return what a refused handshake says: to Supabase's clients a text, to ours a code and a sentence."""
+    """Return the message of a refused handshake: to Supabase's clients a text, to ours a code and a sentence."""
     if not is_realtime:
         return {"code": error.code, "message": str(error)}
     if isinstance(error, Unauthenticated):
@@ -57,11 +57,11 @@ def is_topic_name(name: str) -> bool:
 
 
 def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
-    """Return why a topic cannot be joined, whoever joins it; None if it can.
+    """Return why no caller can join a topic; None if that depends on the caller.
 
     Args:
         name: its name.
-        join: what the client asks for.
+        join: the client's request.
         topics: the topics that it has joined.
         most: topics of a connection, and bindings of a topic.
     """

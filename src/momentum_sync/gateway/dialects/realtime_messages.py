@@ -1,4 +1,4 @@
-"""Broadcasts and presence of one connection of Supabase's protocol: what its frames mean, and their answers."""
+"""Broadcasts and presence of one connection of Supabase's protocol: its frames, and their answers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Messages:
             self._members.track(key, self._member, self._keys[topic.name], payload)
         except (msgspec.MsgspecError, BadPresence, RecursionError):
             return _refused("PresenceMalformed: the payload is no JSON object"), None
-        # As at Supabase, who tracks gets the presence, too.
+        # As at Supabase, a client that tracks gets the presence, too.
         state = None if self._members.watches(key, self._member) else self._members.watch(key, self._member)
         return Reply(ok=True), state
 

@@ -17,14 +17,14 @@ _NO_KEY = "NotResumable: this client has neither a client_id parameter nor a use
 
 
 class Start(NamedTuple):
-    """Where a topic begins, and what the app is told of it."""
+    """The beginning of a topic, and the message to the app about it."""
 
     position: Position
     said: str
 
 
 class Places:
-    """The places of one session. Its methods raise Unavailable if it is not known what the database has written.
+    """The places of one session. Its methods raise Unavailable if the database does not confirm a write.
 
     Args:
         rows: the gateway.
@@ -86,7 +86,7 @@ class Places:
                 start = Start(before, _GAP if self._has_gap else _RESUMED)
             except ResumeRefused:
                 start = Start(head, _GAP)
-        # The socket may be lost before the client is told of the gap; so the record moves only with its next pong.
+        # The socket may be lost before the client learns of the gap; so the record moves only with its next pong.
         has_lost = start == Start(head, _GAP) and (before is not None or self._has_lost)
         recorded = LOST if has_lost else start.position
         if ledger.cursors.get(topic) != recorded:
@@ -96,7 +96,7 @@ class Places:
         return start
 
     async def rename(self, topic: str, identity: Identity) -> bool:
-        """Have the session be found by a caller, who may have signed in: the next joins will be theirs.
+        """Have the session be found by a caller that may have signed in: the next joins will be theirs.
 
         Returns:
             Whether the session still exists.

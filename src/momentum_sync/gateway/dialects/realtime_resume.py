@@ -1,6 +1,6 @@
 """Resume for Supabase's clients, which send no position: acknowledged pings.
 
-Every WebSocket library answers a ping by itself, in stream order. A ping that follows some events names a position; its
+Every WebSocket library answers pings, in stream order. A ping that follows some events names a position; its
 pong says that the client's library has everything up to there. The position is kept for the session, which is one
 accepted socket, and a rejoin on another socket continues it. No official client sends an id of its own, but `ref`
 continues across the sockets of one client object. A new object begins at 1, so a first `ref` above 1 means a reconnect;
@@ -33,7 +33,7 @@ class Key(msgspec.Struct, frozen=True):
     """The identity under which a client's sessions are found.
 
     Attributes:
-        digest: of what names the client.
+        digest: of the client's name.
         is_exact: whether it names one client object; otherwise several tabs or devices may share it.
         has_user: whether it names a user.
     """
@@ -81,9 +81,9 @@ class Verdict(msgspec.Struct, frozen=True):
     Attributes:
         is_late: the client has a newer socket, and this one is to be closed.
         claimed: sessions that this one continues; their sockets are closed.
-        removed: sessions whose records go.
+        removed: sessions without a record from now on.
         cursors: where the topics go on.
-        has_gap: the client has missed changes that cannot be told from those it had.
+        has_gap: the client has missed changes that cannot be distinguished from those it had.
     """
 
     is_late: bool = False
@@ -123,8 +123,8 @@ def settle(
         record for record in records if may_continue(session, ref, key, record) and record.session not in answering
     ]
     if not found:
-        # A page that was loaded anew: nothing from before it is of use to it. Or the client was away for so long that
-        # its record has expired; or its first attempts to connect have failed, which nobody can tell from that.
+        # A page that was loaded again: nothing from before it is of use to it. Or the client was away for so long that
+        # its record has expired; or its first attempts to connect have failed, which looks the same.
         removed = tuple(record.session for record in records) if key.is_exact else ()
         return Verdict(removed=removed, has_gap=ref > _FIRST_REF and is_reconnect)
     used = found if key.is_exact else [record for record in found if record.is_recent]
@@ -161,7 +161,7 @@ def lowest(each: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
             if other is None or (other.epoch == position.epoch and position.offset < other.offset):
                 found[topic] = position
             elif other.epoch != position.epoch:
-                # Which of the two epochs is the present one is for `History` to say; both ways the client is told.
+                # `History` knows which of the two epochs is the present one; both ways the client gets a notice.
                 found[topic] = min(other, position, key=lambda one: one.offset)
     return found
 
@@ -176,7 +176,7 @@ class Ledger:
         key: the client's key; None until the first join, and for a client without any.
         ref: the highest `ref` that was seen.
         cursors: positions by topic.
-        changes: counts changes, for those who save.
+        changes: counts changes, to know when to save.
     """
 
     __slots__ = ("_number", "_pings", "changes", "cursors", "key", "ref", "session")

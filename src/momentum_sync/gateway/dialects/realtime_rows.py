@@ -24,7 +24,7 @@ class _Decision(NamedTuple):
     Attributes:
         place: the event's offset, and its place in the WAL, which another epoch does not repeat.
         is_open: whether the database has to be asked.
-        seen: topics that get it, each with what it sees.
+        seen: topics that get it, each with the part that it sees.
     """
 
     place: tuple[int, int, int]
@@ -94,7 +94,7 @@ class RowCursor(Cursor):
         return self._slots
 
     def topics_changed(self) -> None:
-        """Note that the topics, or what decides for them, have changed."""
+        """Note that the topics or their deciders have changed."""
         self._decision = None
         slots: dict[Slot, None] = {}
         relations = {relation for topic in self._topics.values() for relation in topic.events.relations}
@@ -204,7 +204,7 @@ async def _ask_tests(
 
 
 async def take_deciders(topics: Sequence[Topic], rows: RowServices) -> None:
-    """Ask for what decides about changes, until it is up to date for all of these topics at once."""
+    """Ask for the deciders of changes, until they are up to date for all of these topics at once."""
     generation = None
     while generation != rows.generation:
         generation = rows.generation

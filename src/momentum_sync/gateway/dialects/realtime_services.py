@@ -22,7 +22,7 @@ class SharedFrames:
     """Frames of one event, which topics with the same view of it share: each is encoded once.
 
     Attributes:
-        views: the views of connections that get every change of their tables, by what they consist of.
+        views: the views of connections that get every change of their tables, by their parts.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Watched(NamedTuple):
 
 
 class LiveSession(Protocol):
-    """A session whose socket is open in this gateway."""
+    """A session with a socket that is open in this gateway."""
 
     @property
     def ledger(self) -> Ledger:
@@ -81,7 +81,7 @@ class RowServices(Protocol):
         """Return the frames of the event that is being delivered."""
 
     async def decider(self, identity: Identity, relation: int) -> Decider | None:
-        """Return what decides about a table's changes for a caller; None if the database has to."""
+        """Return the decider of a table's changes for a caller; None if the database has to."""
 
     async def watch(self, identity: Identity, bindings: Sequence[Binding]) -> Watched:
         """Confirm bindings with the database, and have their tables' changes become events.
@@ -94,7 +94,7 @@ class RowServices(Protocol):
         """Confirm bindings again, because tables or rights have changed."""
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
-        """Return what the caller sees of changes, each with the id of its relation, by offset."""
+        """Return the visible part of changes, each with the id of its relation, by offset."""
 
     async def tested(self, identity: Identity, tests: Sequence[tuple[Test, bytes]]) -> list[bool]:
         """Return for each test and value whether it holds."""

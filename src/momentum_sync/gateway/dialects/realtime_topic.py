@@ -31,14 +31,14 @@ class TopicEvents:
     """The changes that a topic gets.
 
     Args:
-        bindings: what the client asked for.
+        bindings: the client's request.
         watches: the same, confirmed.
         since: offset of the last event that the topic does not get.
 
     Attributes:
         channels: the channels of the watched tables.
-        told: what was told about the tables.
-        deciders: what decides about changes for the topic's caller, by relation; of the others the database does.
+        told: notices about the tables that were sent.
+        deciders: they decide about changes for the topic's caller, by relation; of the others the database does.
     """
 
     __slots__ = ("_answers", "_relations", "_whole", "bindings", "channels", "deciders", "since", "told", "watches")
@@ -91,7 +91,7 @@ class TopicEvents:
 
     @property
     def view(self) -> Hashable | None:
-        """Return what decides about frames, if that is neither a row nor the caller, but for its role; else None."""
+        """Return a key of the frames if they depend only on the event, the bindings and the caller's role; else None."""
         if any(watch.tests for watch in self.watches):
             return None
         tables = []
@@ -107,7 +107,7 @@ class TopicEvents:
         self.since = max(self.since, offset)
 
     def may_want(self, event: Event) -> int | None:
-        """Return the relation of a change that a watch may get; None if none does, whatever the database says."""
+        """Return the relation of a change that a watch may get; None if none does, even with the database's answers."""
         relation = self._relations.get(event.channels[0])
         if relation is None or event.offset <= self.since:
             return None
@@ -123,7 +123,7 @@ class TopicEvents:
         return None
 
     def decide(self, event: Event, relation: int) -> SeenChange | None:
-        """Return what the caller sees of a change that a watch may get.
+        """Return the visible part of a change that a watch may get.
 
         Raises:
             Undecided: the database has to be asked, about the rights or about a filter.
@@ -172,7 +172,7 @@ class Topic:
         identity: its caller.
         ends_at: when the caller's token ends, in seconds on a monotonic clock.
         events: which events it gets.
-        join: what its client asked for.
+        join: its client's request.
         is_confirmed: whether the client has answered a ping that followed the reply to its join.
     """
 

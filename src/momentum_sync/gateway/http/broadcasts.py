@@ -138,7 +138,7 @@ def _send(gateway: Gateway, caller: Identity, messages: list[Broadcast], *, is_p
         raise NotFound("not_available", "this server does not offer private channels yet")
     at = time.monotonic()
     for number, message in enumerate(messages):
-        # Callers without a user have one rate together: whoever has the page has their key.
+        # Callers without a user have one rate together: every visitor of a page has their key.
         if caller.role != "service_role" and not gateway.broadcasts.take(caller.subject or caller.role, at):
             raise TooMany("too_many_requests", f"Too many requests: {number} of {len(messages)} messages were sent")
         gateway.members.broadcast(message, is_private=False, sender=None, to_sender=True)
