@@ -91,7 +91,7 @@ class TopicEvents:
 
     @property
     def view(self) -> Hashable | None:
-        """Return a key of the frames if they depend only on the event, the bindings and the caller's role; else None."""
+        """Return a key of the frames if these depend on event, bindings and the caller's role alone; else None."""
         if any(watch.tests for watch in self.watches):
             return None
         tables = []
