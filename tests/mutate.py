@@ -47,7 +47,7 @@ TESTS = {
     "gateway/dialects/realtime": ["test_realtime", "test_realtime_messages"],
     "gateway/dialects/realtime_answers": ["test_realtime", "test_realtime_messages"],
     "gateway/dialects/realtime_messages": ["test_realtime_messages"],
-    "gateway/dialects/realtime_place": ["test_realtime"],
+    "gateway/dialects/realtime_place": ["test_realtime_place"],
     "gateway/dialects/realtime_resume": ["test_realtime_resume"],
     "gateway/dialects/realtime_topic": ["test_realtime", "test_realtime_topic"],
     "gateway/handshake": ["test_handshake"],

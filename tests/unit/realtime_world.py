@@ -59,6 +59,10 @@ class Gateway:
         self.there = True
         self.refused: Exception | None = None
         self.calls: list[Any] = []
+        self.claims: list[tuple[Ledger, Key, bool]] = []
+        self.renamed: list[tuple[Ledger, Key]] = []
+        self.saved: list[Ledger] = []
+        self.verified: list[Position] = []
 
     def now(self) -> float:
         return self.time
@@ -102,6 +106,7 @@ class Gateway:
         return [self.truths[value] for _, value in tests]
 
     async def verify(self, position: Position) -> None:
+        self.verified.append(position)
         if self.refused is not None:
             raise self.refused
 
@@ -112,6 +117,7 @@ class Gateway:
         self, ledger: Ledger, key: Key, ref: int, topic: str, start: Position, *, is_reconnect: bool
     ) -> Verdict:
         self.calls.append(("claim", key.is_exact, ref, topic, start))
+        self.claims.append((ledger, key, is_reconnect))
         if isinstance(self.verdict, Exception):
             raise self.verdict
         if not self.verdict.is_late:
@@ -121,11 +127,13 @@ class Gateway:
 
     async def rename(self, ledger: Ledger, key: Key) -> bool:
         self.calls.append("rename")
+        self.renamed.append((ledger, key))
         ledger.rename(key)
         return self.there
 
     async def save(self, ledger: Ledger) -> bool:
         self.calls.append("save")
+        self.saved.append(ledger)
         return self.there
 
     def begin(self, session: LiveSession) -> None:
