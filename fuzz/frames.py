@@ -139,7 +139,9 @@ def _gateway() -> Gateway:
         authenticator=Authenticator(TokenRules(secret="x" * 32), KeyLimits()), authorizer=cast(Authorizer, None),
         event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
         rows=cast(RowServices, None),
-        members=TopicMembers(lambda _, tell: tell(), 0.0, lambda *_: None, lambda: "unique"),
+        members=TopicMembers(
+            lambda _, tell: tell(), 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique"
+        ),
     )  # fmt: skip
 
 

@@ -119,6 +119,12 @@ CHECKED_EVENTS = Count(
     "outcome",
     ["seen", "withheld"],
 )  # fmt: skip
+BROADCASTS = Count(
+    "momentum_broadcasts",
+    "Broadcasts of clients of Supabase's protocol, by the way they came.",
+    "by",
+    ["socket", "http"],
+)
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
 CAPTURE_BREAKS = Count("momentum_capture_breaks", "Restarts of capture after an error of the stream or the log.")
 
@@ -127,6 +133,8 @@ READ = {
     "momentum_connections": "Connections that are open and admitted.",
     "momentum_subscriptions": "Subscriptions to channels, over all connections.",
     "momentum_channels": "Distinct channels with subscribers.",
+    "momentum_topics": "Topics of Supabase's protocol with members.",
+    "momentum_present": "Members in the presence of all topics.",
     "momentum_queue_bytes": "Unsent bytes of all connections.",
     "momentum_window_bytes": "Bytes of the newest events in memory.",
     "momentum_capture_live": "1 while the feed runs.",
@@ -136,8 +144,8 @@ READ = {
 }
 
 _KEPT = (
-    EVENTS, FRAMES, BYTES, DELAY, APPEND, OPENINGS, REPLAYED, CLOSES, REFUSALS, CHECKED_EVENTS, FAILURES,
-    CAPTURE_BREAKS,
+    EVENTS, FRAMES, BYTES, DELAY, APPEND, OPENINGS, REPLAYED, CLOSES, REFUSALS, CHECKED_EVENTS, BROADCASTS,
+    FAILURES, CAPTURE_BREAKS,
 )  # fmt: skip
 
 

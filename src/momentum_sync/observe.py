@@ -268,6 +268,11 @@ def sent(frames: int, size: int) -> None:
     metrics.BYTES.add(size)
 
 
+def broadcast(by: str) -> None:
+    """Count a broadcast of a client, by `socket` or by `http`."""
+    metrics.BROADCASTS.add(1, by)
+
+
 def checked(seen: int, withheld: int) -> None:
     """Count events that the database allowed and withheld."""
     metrics.CHECKED_EVENTS.add(seen, "seen")

@@ -179,7 +179,8 @@ def _gateway(
         reads=CallerReads(pool, authorizer, feed),
         rows=RowWatches(authenticator, rights, policies, feed, history, sessions, follow),
         members=TopicMembers(
-            asyncio.get_running_loop().call_later, limits.sockets.presence_s, observe.sent, lambda: str(uuid4())
+            asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
+            received=observe.broadcast, unique=lambda: str(uuid4()),
         ),
     )  # fmt: skip
 

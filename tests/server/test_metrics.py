@@ -137,7 +137,7 @@ async def test_the_dashboard_asks_for_what_there_is(server: Server) -> None:
             assert found, panel["title"]
             asked |= found
             labels = set(re.findall(r"by \((\w+)\)", target["expr"])) - {"le"}
-            assert labels <= {"type", "outcome", "code", "reason"}
+            assert labels <= {"type", "outcome", "code", "reason", "by"}
     assert asked <= names, asked - names
     ours = {
         name for name in names if name.startswith("momentum_") and not name.endswith(("_created", "_sum", "_count"))

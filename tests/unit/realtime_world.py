@@ -180,12 +180,11 @@ class World:
         self.outgoing = Outgoing()
         self.later: list[Callable[[], None]] = []
         self.counted: list[tuple[int, int]] = []
+        self.received: list[str] = []
         self.members = members or TopicMembers(
-            lambda _, tell: self.later.append(tell),
-            0.05,
-            lambda *sent: self.counted.append(sent),
-            lambda: next(_UNIQUE),
-        )
+            lambda _, tell: self.later.append(tell), 0.05, sent=lambda *sent: self.counted.append(sent),
+            received=self.received.append, unique=lambda: next(_UNIQUE),
+        )  # fmt: skip
         self.session = RealtimeSession(
             ANON, "x", version, self.gateway, self.members, SocketLimits(**limits), name=name, heartbeat=25.0, at=1000.0
         )

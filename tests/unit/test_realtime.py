@@ -193,6 +193,64 @@ def test_a_refused_token_ends_the_topic() -> None:
     assert world.session.closing is Close.RESTART
 
 
+def test_bindings_that_a_fresh_token_may_not_have_are_told() -> None:
+    world = World()
+    world.join()
+    world.gateway.tokens["u"] = identity(user=UUID(int=2))
+    world.gateway.watched = BadRequest("bad_binding", "Unable to subscribe.")
+    (told,) = world.send("realtime:a", "access_token", {"access_token": "u"})
+    assert told[2:4] == ["realtime:a", "system"]
+    assert told[4] == {
+        "message": "Unable to subscribe.", "status": "error", "extension": "postgres_changes", "channel": "a",
+    }  # fmt: skip
+    assert world.session.topics["realtime:a"].events.watches == ()
+    assert ("watch", identity(user=UUID(int=2)), 1) in world.gateway.calls
+
+
+@pytest.mark.parametrize(
+    ("there", "verdict", "closing"),
+    [(False, Verdict(), Close.REPLACED), (True, Verdict(is_late=True), Close.REPLACED),
+     (True, Unavailable("Later."), Close.RESTART)],
+)  # fmt: skip
+def test_a_session_that_cannot_be_found_under_the_fresh_token_closes(
+    there: bool, verdict: Verdict | Exception, closing: Close
+) -> None:
+    world = World(name="c" if not there else None)
+    if there:  # without a key so far
+        world.join(token=None)
+    else:
+        world.join()
+    world.gateway.tokens["u"] = identity(user=UUID(int=2))
+    world.gateway.there, world.gateway.verdict = there, verdict
+    world.send("realtime:a", "access_token", {"access_token": "u"})
+    assert world.session.closing is closing
+
+
+def test_a_fresh_token_ends_at_its_own_time() -> None:
+    world = World()
+    world.gateway.tokens |= {"t": identity(1010.0), "u": identity(1500.0, UUID(int=2))}
+    world.join()
+    ends = world.session.topics["realtime:a"].ends_at
+    world.send("realtime:a", "access_token", {"access_token": "u"})
+    assert world.session.topics["realtime:a"].ends_at == ends + 490.0
+
+
+def test_a_join_without_join_ref_is_known_by_its_ref() -> None:
+    world = World()
+    world.send("realtime:a", "phx_join", {"config": {}, "access_token": "t"})
+    assert world.session.topics["realtime:a"].join_ref == "1"
+    world.send("realtime:b", "phx_join", {"config": {}, "access_token": "t"}, "7")
+    assert world.session.topics["realtime:b"].join_ref == "7"
+
+
+def test_messages_about_the_resume_and_the_subscription_are_no_errors() -> None:
+    world = World(name=None)
+    frames = world.join(token=None)
+    assert [(frame[4]["extension"], frame[4]["status"]) for frame in frames if frame[3] == "system"] == [
+        ("postgres_changes", "ok"), ("resume", "ok"),
+    ]  # fmt: skip
+
+
 def test_an_expired_token_ends_its_topic_and_keeps_the_position() -> None:
     world = World()
     world.gateway.tokens["short"] = identity(expires_at=1010.0)

@@ -77,6 +77,14 @@ def test_self_and_ack(is_binary: bool, flag: bool | str) -> None:
     assert answers == ([expected] if flag else [])
 
 
+def test_broadcasts_are_counted_by_the_way_they_came() -> None:
+    (sender,) = room(Version.V2)
+    sender.send(TOPIC, "broadcast", TEXT)
+    sender.send_binary(push("moved", b"{}", is_json=True))
+    sender.members.broadcast(Broadcast(TOPIC, "e", b"{}"), is_private=False, sender=None, to_sender=True)
+    assert sender.received == ["socket", "socket", "http"]
+
+
 def test_a_message_for_a_topic_that_was_not_joined_is_refused() -> None:
     sender, other = room(Version.V2, Version.V2)
     (reply,) = sender.send_binary(push("moved", b"{}", is_json=True, topic="realtime:b"))

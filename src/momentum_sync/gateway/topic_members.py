@@ -69,15 +69,23 @@ class TopicMembers:
         later: calls a function after seconds, such as `loop.call_later`.
         presence_s: seconds for which changes of presence are collected.
         sent: called with the number of frames that were written, and their bytes.
+        received: called for each broadcast, with `socket` or `http`.
         unique: returns a text that no other call returns, on any gateway.
     """
 
     def __init__(
-        self, later: Later, presence_s: float, sent: Callable[[int, int], None], unique: Callable[[], str]
+        self,
+        later: Later,
+        presence_s: float,
+        *,
+        sent: Callable[[int, int], None],
+        received: Callable[[str], None],
+        unique: Callable[[], str],
     ) -> None:
         self._later = later
         self._presence_s = presence_s
         self._sent = sent
+        self._received = received
         self._members: dict[TopicKey, _Listeners] = {}
         self._presence: dict[TopicKey, Presence] = {}
         self._watchers: dict[TopicKey, _Listeners] = {}
@@ -123,6 +131,7 @@ class TopicMembers:
             sender: the member that sends it; None if it came by HTTP.
             to_sender: whether the sender gets it, too.
         """
+        self._received("http" if sender is None else "socket")
         listeners = self._members.get(TopicKey(message.topic, is_private))
         if listeners is not None:
             left_out = None if to_sender else sender

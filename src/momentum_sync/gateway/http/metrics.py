@@ -26,6 +26,8 @@ def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
         "momentum_connections": lambda: len(hub),
         "momentum_subscriptions": lambda: hub.subscriptions,
         "momentum_channels": lambda: hub.channels,
+        "momentum_topics": lambda: gateway.members.topics,
+        "momentum_present": lambda: gateway.members.present,
         "momentum_queue_bytes": lambda: gateway.send_budget.total,
         "momentum_window_bytes": lambda: feed.window.size,
         "momentum_capture_live": lambda: feed.status().live,
