@@ -153,8 +153,10 @@ def forget() -> None:
     """Begin every topic at the present position, and say that it was resumed."""
     real = Places.start
 
-    async def start(places: Places, topic: str, ref: Ref, identity: Identity, head: Position) -> Start | None:
-        found = await real(places, topic, ref, identity, head)
+    async def start(
+        places: Places, topic: str, ref: Ref, identity: Identity, head: Position, *, is_alone: bool
+    ) -> Start | None:  # fmt: skip
+        found = await real(places, topic, ref, identity, head, is_alone=is_alone)
         return None if found is None else Start(head, found.said)
 
     Places.start = start  # type: ignore[method-assign, assignment]

@@ -140,7 +140,8 @@ def _gateway() -> Gateway:
         event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
         rows=cast(RowServices, None),
         members=TopicMembers(
-            lambda _, tell: tell(), 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique"
+            lambda _, tell: tell(), 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique",
+            failed=lambda *_: None,
         ),
     )  # fmt: skip
 

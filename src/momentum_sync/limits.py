@@ -283,6 +283,12 @@ class SocketLimits:
     presence_bytes: int = 4 * 1024
     """Payload of one `track`."""
 
+    presence_key_bytes: int = 255
+    """Key of a member in the presence of a topic."""
+
+    presence_members: int = 5_000
+    """Members in the presence of a topic."""
+
     presence_s: float = 0.05
     """Time for which changes of a topic's presence are collected."""
 

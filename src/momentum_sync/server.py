@@ -180,7 +180,7 @@ def _gateway(
         rows=RowWatches(authenticator, rights, policies, feed, history, sessions, follow),
         members=TopicMembers(
             asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
-            received=observe.broadcast, unique=lambda: str(uuid4()),
+            received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,
         ),
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ class TokenBucket:
         self._tokens = float(rate.burst)
         self._at = now
 
-    def take(self, now: float) -> bool:
-        """Take a token. Return False if there is none."""
+    def take(self, now: float, count: int = 1) -> bool:
+        """Take tokens, all or none. Return False if there are not enough."""
         passed = max(0.0, now - self._at)
         self._tokens = min(self._rate.burst, self._tokens + passed * self._rate.per_second)
         self._at = now
-        if self._tokens < 1.0:
+        if self._tokens < count:
             return False
-        self._tokens -= 1.0
+        self._tokens -= count
         return True
 
     def is_full(self, now: float) -> bool:
@@ -43,8 +43,8 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: Hashable, now: float) -> bool:
-        """Take a token of a key's bucket. Return False if there is none."""
+    def take(self, key: Hashable, now: float, count: int = 1) -> bool:
+        """Take tokens of a key's bucket, all or none. Return False if there are not enough."""
         self._forget(now)
         bucket = self._buckets.pop(key, None)
         if bucket is None:
@@ -52,7 +52,7 @@ class TokenBuckets:
                 return False
             bucket = TokenBucket(self._rate, now)
         self._buckets[key] = bucket
-        return bucket.take(now)
+        return bucket.take(now, count)
 
     def _forget(self, now: float) -> None:
         """Forget the least recently used buckets that are full."""

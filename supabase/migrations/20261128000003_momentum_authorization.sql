@@ -336,8 +336,7 @@ begin
         on conflict (table_name) do update set
             shipped = excluded.shipped,
             current = excluded.current,
-            equal_to_shipped = case when momentum.policies.shipped = excluded.shipped
-                then momentum.policies.equal_to_shipped end;
+            equal_to_shipped = null;  -- another version may compare in another way
     end loop;
 end;
 $$;
@@ -400,7 +399,7 @@ second. A table that is locked is checked at the next call.
 Example:
     select momentum.check_policies()';
 
-create or replace function momentum.accept_policies(target text, described text) returns void
+create or replace function momentum.accept_policies(target text, compared text, described text) returns void
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
@@ -408,21 +407,22 @@ set lock_timeout = '100ms'
 as $$
 begin
     update momentum.policies p set equal_to_shipped = described
-    where p.table_name = target and p.current = described and p.changed;
+    where p.table_name = target and p.shipped = compared and p.current = described and p.changed;
     if found then
         perform momentum.publish(
             array['momentum:control'], jsonb_build_object('event_type', 'policies_changed'), null::jsonb);
     end if;
 end;
 $$;
-comment on function momentum.accept_policies(text, text) is 'Record that the present policies of a table allow the same rows as the shipped ones, and notify every gateway. The
+comment on function momentum.accept_policies(text, text, text) is 'Record that the present policies of a table allow the same rows as the shipped ones, and notify every gateway. The
 server calls it once it has proved that. Nothing happens if the policies have changed since.
 
 Args:
     target: the table.
-    described: the policies, as in `momentum.policies.current`.
+    compared: the shipped policies, as in `momentum.policies.shipped`.
+    described: the present ones, as in `momentum.policies.current`.
 Example:
-    select momentum.accept_policies(''coach_interventions'', ''row level security true …'')';
+    select momentum.accept_policies(''coach_interventions'', ''row level security true …'', ''…'')';
 
 -- The grant of a channel ----------------------------------------------------------------------------------------------
 

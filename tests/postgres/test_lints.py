@@ -134,7 +134,7 @@ def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
         FUNCTIONS.format("p.prosecdef and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype)").encode()
     ).fetchall()
     assert rows == [
-        ("momentum.accept_policies(text,text)",), ("momentum.admit(jsonb)",), ("momentum.check_policies()",),
+        ("momentum.accept_policies(text,text,text)",), ("momentum.admit(jsonb)",), ("momentum.check_policies()",),
         ("momentum.check_publishing()",), ("momentum.keep_partitions(interval)",),
     ]  # fmt: skip
     for (name,) in rows:

@@ -120,10 +120,13 @@ def test_what_counts_as_a_change(db: Sql, statement: str, changed: list[str]) ->
 def test_what_has_changed_meanwhile_is_not_accepted(db: Sql, published: Published) -> None:
     db.execute('alter policy "Users can view own notifications" on momentum_notifications using (true)')
     published()
-    db.execute("select momentum.accept_policies('momentum_notifications', 'another description')")
+    for asked in ("shipped, 'another description'", "'another text', current"):
+        db.execute(
+            f"select momentum.accept_policies(table_name, {asked}) from momentum.policies where changed".encode()
+        )
     assert db.execute("select changed from momentum.policies where changed").fetchall() == [(True,)]
     assert published() == []
-    db.execute("select momentum.accept_policies(table_name, current) from momentum.policies where changed")
+    db.execute("select momentum.accept_policies(table_name, shipped, current) from momentum.policies where changed")
     assert db.execute("select changed from momentum.policies where changed").fetchall() == []
     assert published() == [(["momentum:control"], {"event_type": "policies_changed"})]
 

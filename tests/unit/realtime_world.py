@@ -153,10 +153,14 @@ class Outgoing:
         self.pings: list[bytes] = []
         self.flushes = 0
         self.written: list[bytes] = []
+        self.indexed: list[list[str]] = []
         self.session: RealtimeSession
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
+
+    def index(self) -> None:
+        self.indexed.append(sorted(self.session.cursor.channels))
 
     def rewind(self, offset: int) -> None:
         self.rewound.append(offset)
@@ -181,9 +185,11 @@ class World:
         self.later: list[Callable[[], None]] = []
         self.counted: list[tuple[int, int]] = []
         self.received: list[str] = []
+        self.failures: list[tuple[str, Exception]] = []
         self.members = members or TopicMembers(
             lambda _, tell: self.later.append(tell), 0.05, sent=lambda *sent: self.counted.append(sent),
             received=self.received.append, unique=lambda: next(_UNIQUE),
+            failed=lambda *failed: self.failures.append(failed),
         )  # fmt: skip
         self.session = RealtimeSession(
             ANON, "x", version, self.gateway, self.members, SocketLimits(**limits), name=name, heartbeat=25.0, at=1000.0

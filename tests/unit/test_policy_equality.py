@@ -84,6 +84,18 @@ def test_equal(policies: tuple[str, ...]) -> None:
         ("(user_id OPERATOR(public.=) auth.uid())", ADMIN, ASSIGNED),
         (OWN, "((auth.jwt() -> 'user_metadata'::text) ->> 'role'::text) = 'admin'::text", ASSIGNED),
         (OWN, ADMIN, ASSIGNED, "this is no SQL ((("),
+        # The column list of an alias renames by position: here the relation is inverted.
+        (
+            OWN,
+            ADMIN,
+            ASSIGNED.replace("coach_interventions i\n", "coach_interventions i(id, assigned_coach_id, user_id)\n"),
+        ),
+        (OWN, ADMIN, ASSIGNED.replace("coach_interventions i\n", "coach_interventions i TABLESAMPLE system (1)\n")),
+        (OWN, ADMIN, ASSIGNED.replace("SELECT i.user_id", "SELECT DISTINCT i.user_id").replace("))))", ") LIMIT 0)))")),
+        (OWN, ADMIN, ASSIGNED, "(EXISTS ( SELECT 1\n   FROM ( SELECT) x))"),
+        (OWN, ADMIN, ASSIGNED, "(public.volatile() AND (NOT public.volatile()))"),
+        (OWN, ADMIN, ASSIGNED, "(f('a\rb'::text) AND (NOT f('a\nb'::text)))"),
+        (" OR ".join([OWN] * 2_000), ADMIN, ASSIGNED),
     ],
 )
 def test_not_equal(policies: tuple[str, ...]) -> None:
@@ -115,6 +127,13 @@ def test_an_alias_is_not_taken_for_the_table_outside() -> None:
     related, always = (described(inner.format("i", outside)) for outside in (table, "i"))
     assert not are_equal(related, always, SCHEMA, table)
     assert are_equal(related, described(inner.format("j", table)), SCHEMA, table)
+
+
+def test_a_comparison_that_takes_long_is_not_made() -> None:
+    many = [f"(user_id = '00000000-0000-4000-8000-{number:012}'::uuid)" for number in range(8)]
+    one, other = " OR ".join(many * 40), " OR ".join(reversed(many * 40))
+    assert are_equal(described(one), described(one), SCHEMA, "daily_engagement_scores")
+    assert not are_equal(described(one), described(other), SCHEMA, "daily_engagement_scores")
 
 
 def test_more_conditions_than_are_tried_are_not_equal() -> None:

@@ -505,6 +505,19 @@ def test_connections_that_get_every_change_share_a_dialect_and_are_not_asked_abo
     assert elsewhere.session.dialect is not one.session.dialect
 
 
+def test_the_hub_is_told_at_once_that_a_topic_has_ended() -> None:
+    """It writes to connections with a shared dialect without asking."""
+    world = World()
+    world.gateway.deciders = {7: Decider(TABLE, All(()))}
+    world.gateway.watched = Watched((watching(),), ())
+    world.gateway.tokens["t"] = identity(1010.0)
+    world.join()
+    assert world.outgoing.indexed[-1] == ["momentum:rows:7"]
+    world.session.tick(1100.0, 1100.0, 0, None)
+    assert world.session.topics == {}
+    assert world.outgoing.indexed[-1] == []
+
+
 @pytest.mark.parametrize("why", ["a filter", "a policy", "no decider", "a second topic"])
 def test_other_connections_have_a_dialect_of_their_own(why: str) -> None:
     world = World()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from momentum_sync.gateway.topic_members import TopicKey
+from momentum_sync.wire.close import Close
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.realtime_broadcast import Broadcast, broadcast_frame
 from tests.unit.realtime_world import World
@@ -16,12 +17,12 @@ TEXT = {"type": "broadcast", "event": "moved", "payload": {"x": 1}, "more": None
 TOPIC = "realtime:a"
 
 
-def room(*versions: Version, **config: Any) -> list[World]:
+def room(*versions: Version, presence_members: int = 100, **config: Any) -> list[World]:
     """Return clients that have joined one topic."""
     worlds: list[World] = []
     for version in versions:
         members = worlds[0].members if worlds else None
-        world = World(version=version, members=members)
+        world = World(version=version, members=members, presence_members=presence_members)
         world.join(count=0, **config)
         world.written()
         worlds.append(world)
@@ -55,11 +56,11 @@ def test_a_binary_broadcast_is_text_where_it_can_be() -> None:
 
 def test_names_that_a_binary_frame_cannot_carry_go_as_text() -> None:
     long = "é" * 128
-    message = Broadcast(TOPIC, long, b'{"x":1}', meta=b'{"id":"7"}')
+    message = Broadcast(TOPIC, long, b'{"x":1}')
     data = broadcast_frame(message, Version.V2)
     assert data is not None
     assert data[0] == 0x81
-    payload = {"type": "broadcast", "event": long, "payload": {"x": 1}, "meta": {"id": "7"}}
+    payload = {"type": "broadcast", "event": long, "payload": {"x": 1}}
     assert json.loads(data[4:])[4] == payload
     assert broadcast_frame(Broadcast(TOPIC, long, b"\xff", is_json=False), Version.V2) is None
 
@@ -228,6 +229,61 @@ def test_without_a_key_everybody_has_an_own_one() -> None:
     one.pass_time()
     (diff,) = one.written()
     assert len(diff[4]["joins"]) == 2
+
+
+def test_who_leaves_just_before_another_comes_is_told_to_have_left() -> None:
+    watcher, first, second = room(*[Version.V2] * 3, presence={"enabled": True, "key": "k"})
+    track(first, {"n": 1})
+    watcher.pass_time()
+    watcher.written()
+    first.session.lost()
+    track(second, {"n": 2})
+    track(second, {}, "untrack")
+    track(second, {"n": 3})
+    watcher.pass_time()
+    (diff,) = watcher.written()
+    assert (metas(diff[4]["joins"]), metas(diff[4]["leaves"])) == ({"k": [{"n": 3}]}, {"k": [{"n": 1}]})
+
+
+def test_bounds_of_presence_are_told() -> None:
+    one, other = room(*[Version.V2] * 2, presence={"enabled": True}, presence_members=1)
+    track(one, {})
+    (reply,) = track(other, {})
+    assert reply[4]["response"]["reason"] == "Too many members: a topic has at most 1"
+    track(one, {}, "untrack")
+    assert track(other, {})[0][4]["status"] == "ok"
+    long = World()
+    (refused,) = long.join(presence={"key": "k" * 256})
+    assert refused[4]["response"]["reason"] == "PresenceKeyInvalid: A key has at most 255 bytes"
+
+
+def test_a_join_that_ends_after_the_socket_leaves_nothing_behind() -> None:
+    world = World()
+    watch = world.gateway.watch
+
+    async def lost(*asked: Any) -> Any:
+        world.session.lost()
+        return await watch(*asked)
+
+    world.gateway.watch = lost  # type: ignore[method-assign, assignment]
+    world.join(count=0, presence={"enabled": True})
+    assert world.members.topics == 0
+    assert world.session.topics == {}
+
+
+def test_a_member_that_fails_is_dropped_and_the_others_get_the_message() -> None:
+    sender, broken, other = room(*[Version.V2] * 3)
+
+    def fail(data: bytes) -> None:
+        raise OSError("no such file")
+
+    broken.outgoing.write = fail  # type: ignore[method-assign]
+    broken.join(count=0)
+    other.written()
+    sender.send(TOPIC, "broadcast", TEXT)
+    assert len(other.written()) == 1
+    assert broken.session.closing is Close.RESTART
+    assert [str(error) for _, error in sender.failures] == ["no such file"]
 
 
 def test_a_second_join_begins_anew() -> None:

@@ -28,8 +28,10 @@ class Joins:
         self.gateway = Gateway()
         self.places = Places(cast(RowServices, self.gateway), 7, name, version)
 
-    def start(self, topic: str = "a", ref: str | None = "3", identity: Identity = USER) -> Start | None:
-        return asyncio.run(self.places.start(topic, ref, identity, HEAD))
+    def start(
+        self, topic: str = "a", ref: str | None = "3", identity: Identity = USER, *, is_alone: bool = True
+    ) -> Start | None:  # fmt: skip
+        return asyncio.run(self.places.start(topic, ref, identity, HEAD, is_alone=is_alone))
 
     def begins(self, topic: str = "a", ref: str | None = "3", identity: Identity = USER) -> tuple[Position, str]:
         """Return the position and the first word of the message."""
@@ -147,6 +149,10 @@ def test_a_caller_that_signs_in_renames_the_session() -> None:
     joins.start("c", identity=USER)
     joins.start("d", identity=ANON)
     assert len(joins.gateway.renamed) == 1, "the key has a user, and keeps it"
+    mixed = Joins()
+    mixed.start("a", identity=ANON)
+    mixed.start("b", identity=USER, is_alone=False)
+    assert mixed.gateway.renamed == [], "the next socket joins the first topic first, and is found by its key"
     gone = Joins()
     gone.start("a", identity=ANON)
     gone.gateway.there = False

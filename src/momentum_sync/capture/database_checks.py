@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from psycopg import AsyncConnection, errors
+from psycopg import errors
 from psycopg.rows import TupleRow
 
 from momentum_sync import observe
@@ -46,7 +47,8 @@ class DatabaseChecks:
             try:
                 async with self._connections.writing() as connection:
                     await fetch_one(connection, _SQL["check_policies"])
-                    await self._accept_equal(connection)
+                    changed = await (await connection.execute(_SQL["changed_policies"])).fetchall()
+                await self._accept_equal(changed)
                 failed = 0
             except (errors.LockNotAvailable, errors.QueryCanceled) as error:  # a table is locked: try at the next turn
                 failed += 1
@@ -54,15 +56,21 @@ class DatabaseChecks:
                     observe.policies_unwatched(error, failed)
             await asyncio.sleep(self._limits.policy_check_interval_s)
 
-    async def _accept_equal(self, connection: AsyncConnection[TupleRow]) -> None:
-        changed = await (await connection.execute(_SQL["changed_policies"])).fetchall()
+    async def _accept_equal(self, changed: Sequence[TupleRow]) -> None:
         for table, shipped, current in changed:
             if (table, shipped, current) in self._unequal:
                 continue
-            if are_equal(shipped, current, self._schema, table):
-                await fetch_one(connection, _SQL["accept_policies"], {"table": table, "described": current})
-            else:
-                self._unequal = {*list(self._unequal)[-_MOST_UNEQUAL:], (table, shipped, current)}
+            # Before the comparison: a defect in it must not repeat.
+            self._unequal = {*list(self._unequal)[-_MOST_UNEQUAL:], (table, shipped, current)}
+            try:
+                equal = await asyncio.to_thread(are_equal, shipped, current, self._schema, table)
+            except Exception as error:  # the policies count as changed, which is right, only slower
+                observe.failed(f"comparing the policies of {table}", error)
+                continue
+            if equal:
+                asked = {"table": table, "shipped": shipped, "described": current}
+                async with self._connections.writing() as connection:
+                    await fetch_one(connection, _SQL["accept_policies"], asked)
 
     async def load_types(self, oids: set[int]) -> dict[int, ColumnType]:
         """Return column types by their ids."""

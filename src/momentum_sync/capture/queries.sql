@@ -24,7 +24,7 @@ with functions as (
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'momentum' and (p.proname, oidvectortypes(p.proargtypes)) in (
         ('become', 'text, text'), ('admit', 'jsonb'), ('check_policies', ''), ('keep_partitions', 'interval'),
-        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'), ('accept_policies', 'text, text'))
+        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'), ('accept_policies', 'text, text, text'))
 )
 select
     current_user::text as role,
@@ -218,7 +218,7 @@ select momentum.check_policies()
 select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
 
 -- name: accept_policies
-select momentum.accept_policies(%(table)s, %(described)s)
+select momentum.accept_policies(%(table)s, %(shipped)s, %(described)s)
 
 -- name: check_triggers
 select p.found -> 'problems', p.found -> 'foreign_triggers'

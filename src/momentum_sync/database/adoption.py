@@ -177,7 +177,8 @@ def accept_equal_policies(connection: Connection[TupleRow]) -> None:
     """Record which changed policies allow the same rows as the shipped ones."""
     for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
         if are_equal(shipped, current, SCHEMA, table):
-            connection.execute(_SQL["accept_policies"], {"table": table, "described": current})
+            asked = {"table": table, "shipped": shipped, "described": current}
+            connection.execute(_SQL["accept_policies"], asked)
 
 
 def differences(connection: Connection[TupleRow]) -> Iterator[str]:

@@ -45,7 +45,7 @@ order by 1
 select p.table_name, p.shipped, p.current from momentum.policies p where p.changed order by p.table_name
 
 -- name: accept_policies
-select momentum.accept_policies(%(table)s, %(described)s)
+select momentum.accept_policies(%(table)s, %(shipped)s, %(described)s)
 
 -- name: policy_names
 -- Policies of the tables, with their lines in `momentum.policies`.

@@ -6,7 +6,7 @@ grant usage on schema momentum to %1$I;
 revoke all on schema momentum_log from %1$I;
 grant execute on function
     momentum.become(text, text), momentum.admit(jsonb), momentum.check_policies(),
-    momentum.accept_policies(text, text), momentum.keep_partitions(interval), momentum.check_publishing(),
+    momentum.accept_policies(text, text, text), momentum.keep_partitions(interval), momentum.check_publishing(),
     momentum.mark(pg_lsn, timestamptz)
     to %1$I;
 grant select, insert on momentum.event_log to %1$I;

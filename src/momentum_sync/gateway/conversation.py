@@ -71,6 +71,9 @@ class Outgoing(Protocol):
     def flush(self, *, ping: bool = False) -> None:
         """Write the messages that wait, and then a ping."""
 
+    def index(self) -> None:
+        """Have the hub index the present subscriptions at once, if the connection follows the feed."""
+
     @property
     def write(self) -> Callable[[bytes], None]:
         """Return the function that writes whole frames at once, before the messages that wait."""

@@ -35,16 +35,19 @@ class Presence:
         new_ref: makes a `phx_ref` that no other has, on any gateway.
     """
 
-    __slots__ = ("_before", "_new_ref", "_refs", "_tracked")
+    __slots__ = ("_before", "_new_ref", "_refs", "_state", "_tracked")
 
     def __init__(self, new_ref: Callable[[], str]) -> None:
         self._new_ref = new_ref
         self._tracked: dict[object, Tracked] = {}
+        self._state: bytes | None = None
         self._refs: dict[object, str] = {}
         # By member that has changed since the last diff: its meta in that; None if it was absent.
         self._before: dict[object, Tracked | None] = {}
 
-    def __len__(self) -> int:
+    @property
+    def members(self) -> int:
+        """Return the number of members."""
         return len(self._tracked)
 
     @property
@@ -86,10 +89,13 @@ class Presence:
 
     def _note(self, member: object) -> None:
         self._before.setdefault(member, self._tracked.get(member))
+        self._state = None
 
     def state(self) -> bytes:
         """Return the JSON of a `presence_state`: all metas by key."""
-        return _by_key(self._tracked.values())
+        if self._state is None:
+            self._state = _by_key(self._tracked.values())
+        return self._state
 
     def diff(self) -> bytes | None:
         """Return the JSON of a `presence_diff` since the last call; None if nothing has changed."""

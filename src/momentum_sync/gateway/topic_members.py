@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from momentum_sync.gateway.presence import Presence
+from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Version, encode_frame
 from momentum_sync.wire.realtime_broadcast import Broadcast, broadcast_frame
@@ -35,6 +36,9 @@ class Member(Protocol):
     @property
     def write(self) -> Callable[[bytes], None]:
         """Return the function that writes whole WebSocket frames at once."""
+
+    def drop(self, why: Close) -> None:
+        """End the connection now."""
 
 
 Writers = dict[Member, Callable[[bytes], None]]
@@ -71,6 +75,7 @@ class TopicMembers:
         sent: called with the number of frames that were written, and their bytes.
         received: called for each broadcast, with `socket` or `http`.
         unique: returns a text that no other call returns, on any gateway.
+        failed: called with the name and the error of a failure that concerns one member.
     """
 
     def __init__(
@@ -81,11 +86,13 @@ class TopicMembers:
         sent: Callable[[int, int], None],
         received: Callable[[str], None],
         unique: Callable[[], str],
+        failed: Callable[[str, Exception], None],
     ) -> None:
         self._later = later
         self._presence_s = presence_s
         self._sent = sent
         self._received = received
+        self._failed = failed
         self._members: dict[TopicKey, _Listeners] = {}
         self._presence: dict[TopicKey, Presence] = {}
         self._watchers: dict[TopicKey, _Listeners] = {}
@@ -102,7 +109,7 @@ class TopicMembers:
     @property
     def present(self) -> int:
         """Return the number of tracked members of all topics."""
-        return sum(map(len, self._presence.values()))
+        return sum(presence.members for presence in self._presence.values())
 
     def join(self, topic: TopicKey, member: Member) -> None:
         """Have a member get the topic's broadcasts."""
@@ -150,10 +157,21 @@ class TopicMembers:
             size += written * len(data)
             # A copy: a write may end its connection.
             for member, write in list(writers.items()):
-                if member is not left_out:
+                if member is left_out:
+                    continue
+                try:
                     write(data)
+                except Exception as error:  # the others get the message all the same
+                    self._failed("a broadcast", error)
+                    self._drop(member)
         if count:
             self._sent(count, size)
+
+    def _drop(self, member: Member) -> None:
+        try:
+            member.drop(Close.RESTART)
+        except Exception as error:
+            self._failed("the end of a connection", error)
 
     # Presence
 
@@ -169,10 +187,17 @@ class TopicMembers:
 
     def track(self, topic: TopicKey, member: Member, key: str, payload: bytes) -> None:
         """Have a member be present. Raise BadPresence."""
-        presence = self._presence.get(topic) or Presence(self._new_ref)
+        presence = self._presence.get(topic)
+        if presence is None:
+            presence = Presence(self._new_ref)
         presence.track(member, key, payload)
         self._presence[topic] = presence
         self._tell_later(topic)
+
+    def present_on(self, topic: TopicKey) -> int:
+        """Return the number of tracked members of a topic."""
+        presence = self._presence.get(topic)
+        return 0 if presence is None else presence.members
 
     def untrack(self, topic: TopicKey, member: Member) -> None:
         """Have a member be absent."""

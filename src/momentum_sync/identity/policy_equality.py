@@ -29,19 +29,26 @@ from momentum_sync.identity.policy import (
     Operand,
     decide,
 )
-from momentum_sync.identity.policy_parser import KINDS, PolicyParser
+from momentum_sync.identity.policy_parser import KINDS, PolicyParser, function_name
 from momentum_sync.schema import Schema
 
 _MOST_ATOMS = 8  # of which there are three to that power of choices
 _KINDS = ("permissive", "restrictive")
 # The callers have this role; a policy for others is false for them.
 _ROLE = Constant("authenticated", Kind.TEXT)
-# The nodes of a subquery. sqlglot reads these in full; of other nodes it might leave something out.
-_READ = (
-    exp.And, exp.Or, exp.Not, exp.Paren, exp.EQ, exp.In, exp.Exists, exp.Subquery, exp.Select, exp.From, exp.Where,
-    exp.Table, exp.TableAlias, exp.Column, exp.Identifier, exp.Alias, exp.Literal, exp.Cast, exp.DataType, exp.Dot,
-    exp.Anonymous, exp.JSONExtract, exp.JSONExtractScalar, exp.Boolean,
-)  # fmt: skip
+_MOST_STEPS = 200_000  # conditions that are decided, about half a second
+_ONE, _BOTH = frozenset({"this"}), frozenset({"this", "expression"})
+_JSON = _BOTH | {"only_json_types"}
+# The parts of a subquery that are read in full. A node with any other part is not compared.
+_READ: Mapping[type[exp.Expr], frozenset[str]] = {
+    exp.And: _BOTH, exp.Or: _BOTH, exp.EQ: _BOTH, exp.Dot: _BOTH, exp.Not: _ONE, exp.Paren: _ONE, exp.Exists: _ONE,
+    exp.Subquery: _ONE, exp.From: _ONE, exp.Where: _ONE, exp.TableAlias: _ONE, exp.DataType: _ONE, exp.Boolean: _ONE,
+    exp.In: frozenset({"this", "query"}), exp.Select: frozenset({"expressions", "from_", "where"}),
+    exp.Table: frozenset({"this", "db", "alias"}), exp.Column: frozenset({"this", "table"}),
+    exp.Identifier: frozenset({"this", "quoted"}), exp.Alias: frozenset({"this", "alias"}),
+    exp.Literal: frozenset({"this", "is_string"}), exp.Cast: frozenset({"this", "to"}), exp.Anonymous: _ONE,
+    exp.JSONExtract: _JSON, exp.JSONExtractScalar: _JSON,
+}  # fmt: skip
 _INNER = "\0inner"  # no name in PostgreSQL has this character
 
 
@@ -61,7 +68,7 @@ def read_description(described: str) -> Described:
     """Read the lines of a description; an expression may span several."""
     found = Described([], [])
     lines = found.facts
-    for line in described.splitlines():
+    for line in described.split("\n"):
         if line.startswith(("row level", "readable", "assignments", "role ", "unknown", "no such")):
             lines = found.facts
             lines.append(line)
@@ -83,6 +90,8 @@ def are_equal(one: str, other: str, schema: Schema, table: str) -> bool:
         table: the table.
     """
     left, right = read_description(one), read_description(other)
+    if left == right:
+        return True
     if left.facts != right.facts:
         return False
     functions = {name: Claim(path, Kind.TEXT) for name, path in schema.claims.items()}
@@ -93,10 +102,16 @@ def are_equal(one: str, other: str, schema: Schema, table: str) -> bool:
         for column in (*spec.key, *spec.version)
         if column.type in KINDS
     }
-    reader = _Reader(PolicyParser("", columns, functions))
-    conditions = [_condition(each.policies, reader) for each in (left, right)]
+    reader = _Reader(PolicyParser("", columns, functions), frozenset({"auth.uid", "auth.role", "auth.jwt", *functions}))
+    try:
+        return _are_equal(_condition(left.policies, reader), _condition(right.policies, reader))
+    except RecursionError:
+        return False
+
+
+def _are_equal(*conditions: Condition) -> bool:
     atoms = sorted({atom for condition in conditions for atom in _atoms(condition)}, key=repr)
-    if len(atoms) > _MOST_ATOMS:
+    if len(atoms) > _MOST_ATOMS or 3 ** len(atoms) * sum(map(_size, conditions)) > _MOST_STEPS:
         return False
     names = [f"{number}" for number in range(len(atoms))]
     replaced = dict(zip(atoms, (Holds(Column(name, Kind.BOOLEAN)) for name in names), strict=True))
@@ -111,8 +126,9 @@ def are_equal(one: str, other: str, schema: Schema, table: str) -> bool:
 class _Reader:
     """Reads one expression; a part that the parser does not know becomes an atom, named by its text."""
 
-    def __init__(self, parser: PolicyParser) -> None:
+    def __init__(self, parser: PolicyParser, functions: frozenset[str]) -> None:
         self._parser = parser
+        self._functions = functions  # others may be volatile: two calls in one expression may differ
 
     def read(self, text: str) -> Condition:
         try:
@@ -133,9 +149,19 @@ class _Reader:
         try:
             return self._parser.condition(node)
         except NotDecidable:
-            if not all(isinstance(each, _READ) for each in node.walk()):
+            if not all(self._is_read(each) for each in node.walk()):
                 raise
             return _opaque(_normal(node).sql(dialect="postgres"))
+
+    def _is_read(self, node: exp.Expr) -> bool:
+        if isinstance(node, exp.Anonymous) and not isinstance(node.parent, exp.Dot):
+            return False
+        if isinstance(node, exp.Dot) and function_name(node) not in self._functions:
+            return False
+        if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Select) and len(node.this.expressions) != 1:
+            return False
+        read = _READ.get(type(node))
+        return read is not None and set(_given(node)) <= read
 
 
 def _condition(policies: Sequence[str], reader: _Reader) -> Condition:
@@ -163,11 +189,10 @@ def _normal(node: exp.Expr) -> exp.Expr:
 
     def change(each: exp.Expr) -> exp.Expr:
         if isinstance(each, exp.Subquery) and not (set(_given(each.this)) - {"expressions"}):
-            (inner, *more) = each.this.expressions
-            if not more:
-                found = inner.this if isinstance(inner, exp.Alias) else inner
-                assert isinstance(found, exp.Expr)
-                return found
+            inner = each.this.expressions[0]
+            found = inner.this if isinstance(inner, exp.Alias) else inner
+            assert isinstance(found, exp.Expr)
+            return found
         if isinstance(each, exp.Table) and alias is not None:
             each.set("alias", None)
         if isinstance(each, exp.Column) and each.table == alias:
@@ -216,3 +241,12 @@ def _plain(condition: Condition) -> Condition | bool:
 
 def _operand(operand: Operand) -> Operand:
     return _ROLE if isinstance(operand, Claim) and operand.path == ("role",) else operand
+
+
+def _size(condition: Condition) -> int:
+    match condition:
+        case Not(part):
+            return 1 + _size(part)
+        case All(parts) | Any(parts):
+            return 1 + sum(map(_size, parts))
+    return 1

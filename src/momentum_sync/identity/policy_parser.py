@@ -155,7 +155,7 @@ class PolicyParser:
             case exp.Cast():
                 return self._cast(node)
             case exp.Dot():
-                if (value := self._functions.get(_function(node))) is not None:
+                if (value := self._functions.get(function_name(node))) is not None:
                     return value
             case exp.JSONExtractScalar():
                 return Claim(_path(node), Kind.TEXT)
@@ -212,7 +212,7 @@ def _literal(node: exp.Literal) -> Constant:
     raise NotDecidable("a number")
 
 
-def _function(node: exp.Dot) -> str:
+def function_name(node: exp.Dot) -> str:
     """Return the schema and name of a call without arguments; an empty string for anything else."""
     call = node.expression
     if not isinstance(node.this, exp.Identifier) or not isinstance(call, exp.Anonymous) or call.expressions:
@@ -226,7 +226,7 @@ def _path(node: exp.Expr) -> tuple[str, ...]:
         node = node.this
     if isinstance(node, exp.Subquery):
         return _path(_selected(node))
-    if isinstance(node, exp.Dot) and _function(node) == "auth.jwt":
+    if isinstance(node, exp.Dot) and function_name(node) == "auth.jwt":
         return ()
     if not isinstance(node, exp.JSONExtract | exp.JSONExtractScalar):
         raise NotDecidable(type(node).__name__)

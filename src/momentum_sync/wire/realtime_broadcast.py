@@ -12,7 +12,7 @@ import msgspec
 from momentum_sync.wire.messages import binary_frame, frame
 from momentum_sync.wire.phoenix import Version, encode_broadcast, encode_frame
 
-_MOST_NAME = 255  # bytes of a topic, an event and its meta in a binary frame
+_MOST_NAME = 255  # bytes of a topic and an event in a binary frame
 _encode = msgspec.json.Encoder().encode
 
 
@@ -25,7 +25,6 @@ class Broadcast(msgspec.Struct, frozen=True):
         payload: for a text, the JSON object of the frame's payload; else the sender's payload alone.
         is_json: whether the payload is JSON.
         is_text: whether `payload` is that of a text frame.
-        meta: a JSON object, or nothing.
     """
 
     topic: str
@@ -33,22 +32,20 @@ class Broadcast(msgspec.Struct, frozen=True):
     payload: bytes
     is_json: bool = True
     is_text: bool = False
-    meta: bytes = b""
 
 
 def broadcast_frame(message: Broadcast, version: Version) -> bytes | None:
     """Return the WebSocket frame of a broadcast; None if the version cannot carry it."""
     if message.is_text:
         return frame(encode_frame(version, message.topic, "broadcast", message.payload))
-    fits = max(len(message.topic.encode()), len(message.event.encode()), len(message.meta)) <= _MOST_NAME
+    fits = max(len(message.topic.encode()), len(message.event.encode())) <= _MOST_NAME
     if version is Version.V2 and fits:
         return binary_frame(
-            encode_broadcast(message.topic, message.event, message.payload, is_json=message.is_json, meta=message.meta)
-        )
+            encode_broadcast(message.topic, message.event, message.payload, is_json=message.is_json)
+        )  # fmt: skip
     if not message.is_json:
         return None
-    meta = b',"meta":' + message.meta if message.meta else b""
     payload = b"".join((
-        b'{"type":"broadcast","event":', _encode(message.event), b',"payload":', message.payload, meta, b"}"
+        b'{"type":"broadcast","event":', _encode(message.event), b',"payload":', message.payload, b"}"
     ))  # fmt: skip
     return frame(encode_frame(version, message.topic, "broadcast", payload))

@@ -57,9 +57,9 @@ class RealtimeSession:
     """
 
     __slots__ = (
-        "_checked", "_frames", "_heartbeat", "_last_heard", "_limits", "_messages", "_name", "_out", "_outgoing",
-        "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "identity", "revision",
-        "rows", "topics", "version",
+        "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name", "_out",
+        "_outgoing", "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "identity",
+        "revision", "rows", "topics", "version",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +92,7 @@ class RealtimeSession:
         self._last_heard = at
         self._name = name
         self._outgoing: Outgoing
+        self._is_lost = False
         self._pinged_id = ""
         self._probes: list[tuple[int, Callable[[], None]]] = []
         self._out = Answers(version)
@@ -132,6 +133,7 @@ class RealtimeSession:
     def lost(self) -> None:
         """Leave the record to the sessions that may continue it, and the topics to the others."""
         self._rows.end(self)
+        self._is_lost = True
         for topic in self.topics.values():
             self._messages.leave(topic)
 
@@ -186,7 +188,7 @@ class RealtimeSession:
         if frame.topic == "phoenix":
             self._out.reply(frame)
         elif frame.event == "phx_join":
-            return Request(self._join(frame, services), lambda error, _: self._refuse_join(frame, error))
+            return Request(self._join(frame, services), lambda error, _: self._out.refuse(frame, reason(error)))
         elif (topic := self.topics.get(frame.topic)) is not None:
             return self._receive_on(topic, frame, services)
         elif frame.event != "phx_leave":
@@ -238,7 +240,7 @@ class RealtimeSession:
 
     async def _join(self, frame: ClientFrame, services: Services) -> None:
         join = parse_join(bytes(frame.payload))
-        wrong_join = why_not(frame.topic, join, self.topics, self._limits.topics)
+        wrong_join = why_not(frame.topic, join, self.topics, self._limits)
         if wrong_join is not None:
             self._out.refuse(frame, wrong_join)
             return
@@ -259,6 +261,8 @@ class RealtimeSession:
             ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset), join,
         )  # fmt: skip
         await take_deciders([topic], self._rows)
+        if self._is_lost:
+            return
         replaced = self.topics.get(topic.name)
         if replaced is None:
             self._go_back(topic.name, start.position.offset)
@@ -291,7 +295,7 @@ class RealtimeSession:
         head = self._rows.position
         try:
             if frame.topic not in self.topics:
-                start = await self._places.start(frame.topic, frame.ref, identity, head)
+                start = await self._places.start(frame.topic, frame.ref, identity, head, is_alone=not self.topics)
             else:  # joined again on the same socket: it goes on, for a caller who may have signed in
                 start = Start(head, "") if await self._places.rename(frame.topic, identity) else None
         except Unavailable:
@@ -310,9 +314,6 @@ class RealtimeSession:
                 if topic.name != name:
                     topic.events.skip_to(reached)
             self._outgoing.rewind(offset)
-
-    def _refuse_join(self, frame: ClientFrame, error: RequestError) -> None:
-        self._out.refuse(frame, reason(error))
 
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
         """Take a fresh token for a topic. As at Supabase, there is no reply."""
@@ -338,12 +339,10 @@ class RealtimeSession:
             self._out.system(renewed, "postgres_changes", wrong)
         self._out.tell(renewed, watched)
         try:
-            is_known = await self._places.rename(topic.name, identity)
+            if not await self._places.rename(topic.name, identity):
+                self.close(Close.REPLACED)
         except Unavailable:
             self.close(Close.RESTART)
-        else:
-            if not is_known:
-                self.close(Close.REPLACED)
 
     def _lose_token(self, topic: Topic, error: RequestError) -> None:
         if not isinstance(error, Unauthenticated):
@@ -360,6 +359,7 @@ class RealtimeSession:
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted if self.rows.view is None else ())))
         self._checked = {}
         self.revision = object()
+        self._outgoing.index()  # the hub may write to a shared view without asking
 
     def expect_acks(self, cache_keys: Iterable[str]) -> None:
         """Expect nothing: changes of rows have no cache keys."""

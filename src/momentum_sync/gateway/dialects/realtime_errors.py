@@ -7,6 +7,7 @@ from collections.abc import Container, Sized
 from typing import Protocol
 
 from momentum_sync.errors import RequestError, Unauthenticated
+from momentum_sync.limits import SocketLimits
 from momentum_sync.wire.messages import PRINTABLE
 from momentum_sync.wire.realtime_join import Join
 
@@ -56,15 +57,16 @@ def is_topic_name(name: str) -> bool:
     return len(name) <= _MOST_NAME and _PRINTABLE.fullmatch(name) is not None
 
 
-def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
+def why_not(name: str, join: Join, topics: _Topics, limits: SocketLimits) -> str | None:
     """Return why no caller can join a topic; None if that depends on the caller.
 
     Args:
         name: its name.
         join: the client's request.
         topics: the topics that it has joined.
-        most: topics of a connection, and bindings of a topic.
+        limits: bounds.
     """
+    most = limits.topics
     if not name.startswith(PREFIX):
         return "unmatched topic"
     if name == PREFIX:
@@ -75,4 +77,6 @@ def why_not(name: str, join: Join, topics: _Topics, most: int) -> str | None:
         return "ChannelRateLimitReached: Too many channels"
     if len(join.bindings) > most:
         return f"TooManyBindings: A topic has at most {most} bindings"
+    if len(join.presence_key.encode()) > limits.presence_key_bytes:
+        return f"PresenceKeyInvalid: A key has at most {limits.presence_key_bytes} bytes"
     return "NotAvailable: this server does not offer private channels yet" if join.is_private else None

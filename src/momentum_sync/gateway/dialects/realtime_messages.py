@@ -89,6 +89,8 @@ class Messages:
                 return _refused("PresenceUnknown: the event is neither track nor untrack"), None
             if len(payload) > self._limits.presence_bytes:
                 return _refused(f"Track message size exceeded: {self._limits.presence_bytes} bytes at most"), None
+            if self._members.present_on(key) >= self._limits.presence_members:
+                return _refused(f"Too many members: a topic has at most {self._limits.presence_members}"), None
             self._members.track(key, self._member, self._keys[topic.name], payload)
         except (msgspec.MsgspecError, BadPresence, RecursionError):
             return _refused("PresenceMalformed: the payload is no JSON object"), None

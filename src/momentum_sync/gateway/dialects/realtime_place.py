@@ -47,7 +47,9 @@ class Places:
         self._has_gap = False
         self._has_lost = False
 
-    async def start(self, topic: str, ref: Ref, identity: Identity, head: Position) -> Start | None:
+    async def start(
+        self, topic: str, ref: Ref, identity: Identity, head: Position, *, is_alone: bool
+    ) -> Start | None:  # fmt: skip
         """Return where a topic begins, once that is in the session's record.
 
         Args:
@@ -55,6 +57,7 @@ class Places:
             ref: `ref` of its join.
             identity: its caller.
             head: where it begins if there is nothing to continue.
+            is_alone: whether no other topic is joined. Else the key stays: the next socket joins those, too.
 
         Returns:
             None if the client has a newer socket.
@@ -62,7 +65,9 @@ class Places:
         ledger = self.ledger
         number = ledger.saw(ref)
         key = key_of(self._name, identity)
-        has_signed_in = ledger.key is not None and not ledger.key.has_user and key is not None and key.has_user
+        has_signed_in = (
+            is_alone and ledger.key is not None and not ledger.key.has_user and key is not None and key.has_user
+        )
         if has_signed_in and not await self.rename(topic, identity):  # else the client's next socket is not recognized
             return None
         before = ledger.cursors.get(topic)

@@ -6,8 +6,10 @@ in the form that Supabase's clients show to the app: `message`, and for 422 `err
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -17,7 +19,7 @@ from momentum_sync.errors import NotFound, RequestError, TooMany, Unauthenticate
 from momentum_sync.gateway.dialects.realtime_errors import PREFIX, is_topic_name, refusal
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import credentials
-from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.tokens import Identity, bearer
 from momentum_sync.wire.paths import BROADCASTS
 from momentum_sync.wire.realtime_broadcast import Broadcast
 
@@ -57,7 +59,7 @@ def add_broadcasts(api: FastAPI, gateway: Gateway) -> None:
         for each in given.messages:
             if not bytes(each.payload).startswith(b"{"):
                 raise Unprocessable("payload", "must be an object")
-        _send(
+        await _send(
             gateway, caller,
             [_broadcast(each.topic, each.event, bytes(each.payload)) for each in given.messages],
             is_private=any(each.private for each in given.messages),
@@ -65,7 +67,7 @@ def add_broadcasts(api: FastAPI, gateway: Gateway) -> None:
 
     async def single(request: Request) -> None:
         caller = await _identify(request, gateway)
-        topic, event = request.path_params["topic"], request.path_params["event"]
+        topic, event = _names(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         body = await request.body()
         if kind == "application/json":
@@ -78,13 +80,12 @@ def add_broadcasts(api: FastAPI, gateway: Gateway) -> None:
             raise _UnsupportedType("unsupported_type", "Send application/json or application/octet-stream.")
         is_private = request.query_params.get("private", "").lower() in ("true", "1")
         message = _broadcast(topic, event, body, is_json=kind == "application/json")
-        _send(gateway, caller, [message], is_private=is_private)
+        await _send(gateway, caller, [message], is_private=is_private)
 
     for path in BROADCASTS:
         api.add_api_route(path, _answering(batch), methods=["POST"], status_code=202, include_in_schema=False)
         api.add_api_route(
-            f"{path}/{{topic:path}}/events/{{event}}", _answering(single), methods=["POST"], status_code=202,
-            include_in_schema=False,
+            f"{path}/{{names:path}}", _answering(single), methods=["POST"], status_code=202, include_in_schema=False
         )  # fmt: skip
 
 
@@ -116,12 +117,21 @@ def _answering(handle: Callable[[Request], Awaitable[None]]) -> Callable[[Reques
 async def _identify(request: Request, gateway: Gateway) -> Identity:
     """Return the caller: that of the token, else that of the API key."""
     authorization, apikey = credentials(request)
-    token = (authorization or "").removeprefix("Bearer ").strip()
-    if not token or token.startswith(_API_KEY):
+    token = bearer(authorization)
+    if token is None or token.startswith(_API_KEY):
         token = apikey or token
     if not token:
         raise Unauthenticated("API key is missing", "missing_api_key")
     return await gateway.authenticator.realtime(token)
+
+
+def _names(request: Request) -> tuple[str, str]:
+    """Return topic and event of `…/TOPIC/events/EVENT`, in which a slash of a name is `%2F`."""
+    raw: bytes = request.scope["raw_path"]
+    parts = raw.partition(b"?")[0].decode("ascii", "replace").split("/")
+    if len(parts) < 4 or parts[-2] != "events" or parts[-4] != "broadcast":
+        raise NotFound("not_found", "Send to …/api/broadcast/TOPIC/events/EVENT, each name percent-encoded")
+    return unquote(parts[-3]), unquote(parts[-1])
 
 
 def _broadcast(topic: str, event: str, payload: bytes, *, is_json: bool = True) -> Broadcast:
@@ -133,12 +143,17 @@ def _broadcast(topic: str, event: str, payload: bytes, *, is_json: bool = True) 
     return Broadcast(name, event, payload, is_json=is_json)
 
 
-def _send(gateway: Gateway, caller: Identity, messages: list[Broadcast], *, is_private: bool) -> None:
+async def _send(gateway: Gateway, caller: Identity, messages: list[Broadcast], *, is_private: bool) -> None:
     if is_private:
         raise NotFound("not_available", "this server does not offer private channels yet")
-    at = time.monotonic()
-    for number, message in enumerate(messages):
-        # Callers without a user have one rate together: every visitor of a page has their key.
-        if caller.role != "service_role" and not gateway.broadcasts.take(caller.subject or caller.role, at):
-            raise TooMany("too_many_requests", f"Too many requests: {number} of {len(messages)} messages were sent")
+    rate = gateway.limits.users.broadcasts
+    if caller.role != "service_role":
+        if len(messages) > rate.burst:
+            raise Unprocessable("messages", f"should have at most {rate.burst:.0f} item(s)")
+        # All or none: who tries again would send the first ones twice. Callers without a user have one rate together,
+        # because every visitor of a page has their key.
+        if not gateway.broadcasts.take(caller.subject or caller.role, time.monotonic(), len(messages)):
+            raise TooMany("too_many_requests", "Too many requests")
+    for message in messages:
         gateway.members.broadcast(message, is_private=False, sender=None, to_sender=True)
+        await asyncio.sleep(0)  # a message to many members takes a while, and others wait
