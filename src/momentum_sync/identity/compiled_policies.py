@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import psycopg
+from psycopg.rows import TupleRow
 
 from momentum_sync import observe
 from momentum_sync.database import queries
-from momentum_sync.database.pool import CallerPool, Lane
+from momentum_sync.database.connection import Query
+from momentum_sync.database.pool import CallerPool, Lane, Params
 from momentum_sync.database.visibility import Snapshot
-from momentum_sync.errors import RequestError
+from momentum_sync.errors import RequestError, Unauthenticated
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.policy import (
     All,
@@ -41,18 +43,20 @@ from momentum_sync.identity.policy import (
 from momentum_sync.identity.policy_parser import KINDS, parse_policies
 from momentum_sync.identity.row_queries import read_table, rows_query, tables_query
 from momentum_sync.identity.row_tables import RowTable
-from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.tokens import Identity, service_role
 
 _SQL = queries.load(__package__)
 _MOST_ROWS = 200  # made-up rows
 _MOST_COMPILED = 10_000
 _MOST_ADMITTED = 50_000
+_MOST_REVOCATIONS = 50_000
 _USERS = ("3f0c2f6e-2c1b-4f6e-9d8e-5a1b7c9d0e11", "9a7d1b52-6b0f-4e1c-8a52-0c4e8f3b7d22")
 _GUESSES: Mapping[Kind, tuple[Value, ...]] = {
     Kind.UUID: _USERS, Kind.TEXT: ("", "other", *_USERS), Kind.INTEGER: (0, 1, 7), Kind.BOOLEAN: (True, False),
 }  # fmt: skip
 _bodies = msgspec.json.Decoder(dict[str, str])
 _claims = msgspec.json.Decoder(dict[str, object])
+_times = msgspec.json.Decoder(dict[str, float])
 # A body of `auth.uid()` and its like that depends on the claims alone: it reads no table.
 _PLAIN = re.compile(
     r"(?:\s|select\b|coalesce\b|nullif\b|current_setting\b|true\b|uuid\b|jsonb?\b|text\b|'[^']*'|::|->>?|[(),;])+",
@@ -80,6 +84,8 @@ class CompiledPolicies:
         self._published: dict[str, list[int]] = {}
         self._lists: dict[str, list[RowTable]] = {}
         self._admitted: set[Identity] = set()
+        self._revoked: dict[str, float] | None = None  # by user, as far as all are known
+        self._locks: dict[object, asyncio.Lock] = {}
         # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._told: Callable[[], None] = lambda: None
@@ -97,6 +103,7 @@ class CompiledPolicies:
         """Forget everything: changes may have been missed, and transaction ids of another primary mean nothing."""
         self._changed_by = []
         self._admitted = set()
+        self._revoked = None
         self._forget()
 
     def _forget(self) -> None:
@@ -112,12 +119,13 @@ class CompiledPolicies:
             Unavailable: the database does not answer.
         """
         key = (identity.role, relation)
-        while key not in self._tables:
-            generation = self.generation
-            table = await self._load(identity, relation)
-            if generation == self.generation:
-                self._tables[key] = table
-        table = self._tables[key]
+        async with self._locks.setdefault(key, asyncio.Lock()):  # many ask at once after a restart
+            while key not in self._tables:
+                generation = self.generation
+                table = await self._load(identity, relation)
+                if generation == self.generation:
+                    self._tables[key] = table
+            table = self._tables[key]
         condition = None if table is None else self._conditions.get(table)
         if table is None or condition is None:
             return None
@@ -187,28 +195,72 @@ class CompiledPolicies:
 
     async def published(self, identity: Identity) -> list[RowTable]:
         """Return the published tables that the caller may select from. Raise Unauthenticated for a revoked token."""
-        tables = self._lists.get(identity.role)
-        if tables is not None and identity in self._admitted:
-            return tables
+        await self._admit(identity)
+        async with self._locks.setdefault(identity.role, asyncio.Lock()):
+            while (tables := self._lists.get(identity.role)) is None:
+                generation = self.generation
+                rows = await self._ask_visible(identity, tables_query(None))
+                tables = [read_table(row) for row in rows]
+                self._published[identity.role] = [table.oid for table in tables]
+                if generation == self.generation:
+                    self._lists[identity.role] = tables
+        return tables
+
+    async def _ask_visible(self, identity: Identity, query: tuple[Query, Params]) -> list[TupleRow]:
+        """Ask as a caller, once the snapshot sees every change so far."""
+        rows: list[TupleRow] = []
         async for _ in self._pool.until_visible():
-            generation, admitted = self.generation, self._admitted
-            here, rows = await self._pool.ask(identity, (_SQL["snapshot"], {}), tables_query(None), lane=Lane.CONNECT)
-            snapshot = Snapshot.parse(here[0][0])
-            if all(snapshot.sees(xid) for xid in self._changed_by):
+            here, rows = await self._pool.ask(identity, (_SQL["snapshot"], {}), query, lane=Lane.CONNECT)
+            if all(Snapshot.parse(here[0][0]).sees(xid) for xid in self._changed_by):
                 break
-        tables = [read_table(row) for row in rows]
-        self._published[identity.role] = [table.oid for table in tables]
+        return rows
+
+    # Revoked tokens
+
+    async def _admit(self, identity: Identity) -> None:
+        """Raise Unauthenticated for a revoked token. Where all revocations are known, no query is needed."""
+        if identity in self._admitted:
+            return
+        admitted = self._admitted
+        async with self._locks.setdefault("revocations", asyncio.Lock()):
+            if self._revoked is None:
+                await self._load_revocations()
+        revoked = self._is_revoked(identity)
+        if revoked is None:
+            await self._ask_visible(identity, (_SQL["snapshot"], {}))  # the database refuses it
+        elif revoked:
+            raise Unauthenticated("The token was revoked.", "token_revoked")
         if len(admitted) >= _MOST_ADMITTED:
             admitted.clear()
         admitted.add(identity)  # a revocation replaces the set
-        if generation == self.generation:
-            self._lists[identity.role] = tables
-        return tables
+
+    def _is_revoked(self, identity: Identity) -> bool | None:
+        """Return whether a token was revoked; None if only the database knows."""
+        if self._revoked is None:
+            return None
+        at = self._revoked.get(str(identity.subject))
+        issued = _claims.decode(identity.claims).get("iat", 0)
+        if at is None:
+            return False
+        return issued <= at if isinstance(issued, int | float) else None
+
+    async def _load_revocations(self) -> None:
+        admitted = self._admitted
+        async for _ in self._pool.until_visible():
+            asked = (_SQL["revocations"], {"most": _MOST_REVOCATIONS + 1})
+            (((text, found),),) = await self._pool.ask(service_role(), asked, lane=Lane.CONNECT)
+            if all(Snapshot.parse(text).sees(xid) for xid in self._changed_by):
+                break
+        revoked = None if found is None else _times.decode(found)
+        # With too many, or after a further revocation, each token is asked about.
+        if revoked is not None and len(revoked) <= _MOST_REVOCATIONS and admitted is self._admitted:
+            self._revoked = revoked
 
     def revoked(self, xid: int) -> None:
-        """Note that a transaction has revoked tokens: the database is asked again whether it admits each."""
+        """Note that a transaction has revoked tokens: those that were admitted are looked at again."""
         self._changed_by = [*self._changed_by[-99:], xid]
         self._admitted = set()
+        self._revoked = None
 
     async def run(self) -> None:
         """Read the catalog again at intervals, for ever."""

@@ -135,6 +135,13 @@ order by c.oid
 -- name: snapshot
 select pg_current_snapshot()::text
 
+-- name: revocations
+-- All of them, up to a number of users; null where row level security would hide some.
+select pg_current_snapshot()::text,
+    case when not row_security_active('momentum.revocations') then (
+        select coalesce(jsonb_object_agg(r.user_id, extract(epoch from r.revoked_at)), '{}')::text
+        from (select x.user_id, x.revoked_at from momentum.revocations x limit %(most)s) r) end
+
 -- name: tells_policies
 -- Whether the transaction that changes a policy tells every gateway.
 select exists (
