@@ -25,6 +25,7 @@ from momentum_sync.wire.close import Close
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
+_SLICES = 50  # of the sessions that are pinged together
 _TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -203,9 +204,12 @@ class RealtimeSessions:
         """Ping and save at intervals, for ever."""
         due = 0.0
         while True:
-            await asyncio.sleep(self._limits.ping_s)
-            for session in list(self._live.values()):
-                session.ping_if_due()
+            # Spread over the interval: thousands of pings at once would delay the events that come meanwhile.
+            sessions = list(self._live.values())
+            for place in range(_SLICES):
+                for session in sessions[place::_SLICES]:
+                    session.ping_if_due()
+                await asyncio.sleep(self._limits.ping_s / _SLICES)
             at = time.monotonic()
             if at >= due:
                 due = at + self._limits.save_s
