@@ -41,7 +41,7 @@ TESTS = {
     "eventlog/row_index": ["test_row_index", "test_routes"],
     "eventlog/samples": ["test_samples"],
     "eventlog/window": ["test_window"],
-    "gateway/broadcast": ["test_hub"],
+    "gateway/fan_out": ["test_hub"],
     "gateway/cursor": ["test_cursor"],
     "gateway/dialects/native": ["test_native"],
     "gateway/dialects/realtime": ["test_realtime", "test_realtime_messages"],

@@ -248,7 +248,7 @@ def refused(code: str) -> None:
 
 
 def delivered(event_types: Sequence[str], frames: int, size: int, delays: Sequence[float]) -> None:
-    """Count events that were broadcast.
+    """Count events that were sent to their subscribers.
 
     Args:
         event_types: their types.

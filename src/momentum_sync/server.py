@@ -26,8 +26,8 @@ from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.application import Application
-from momentum_sync.gateway.broadcast import Broadcast
 from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.http.api import make_api
 from momentum_sync.gateway.http.metrics import readings
@@ -226,19 +226,19 @@ def _options(settings: Settings) -> GatewayOptions:
     )
 
 
-def _reporting(samples: Samples) -> Callable[[Sequence[Broadcast]], None]:
-    """Return a function that reports broadcasts to the metrics and to the samples."""
+def _reporting(samples: Samples) -> Callable[[Sequence[FanOut]], None]:
+    """Return a function that reports fan-outs to the metrics and to the samples."""
 
-    def report(broadcasts: Sequence[Broadcast]) -> None:
+    def report(fan_outs: Sequence[FanOut]) -> None:
         observe.delivered(
-            [broadcast.event.event_type for broadcast in broadcasts],
-            sum([broadcast.frames for broadcast in broadcasts]),
-            sum([broadcast.size for broadcast in broadcasts]),
-            [broadcast.delay for broadcast in broadcasts if broadcast.delay is not None],
+            [fan_out.event.event_type for fan_out in fan_outs],
+            sum([fan_out.frames for fan_out in fan_outs]),
+            sum([fan_out.size for fan_out in fan_outs]),
+            [fan_out.delay for fan_out in fan_outs if fan_out.delay is not None],
         )
-        samples.delivered((each.event, each.delay) for each in broadcasts if each.broken is None)
-        for broadcast in broadcasts:
-            if broadcast.broken is not None:
-                samples.failed(broadcast.event, observe.described(broadcast.broken))
+        samples.delivered((each.event, each.delay) for each in fan_outs if each.broken is None)
+        for fan_out in fan_outs:
+            if fan_out.broken is not None:
+                samples.failed(fan_out.event, observe.described(fan_out.broken))
 
     return report

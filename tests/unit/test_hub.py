@@ -15,9 +15,9 @@ from momentum_sync.eventlog.feed import Beginning, HistoryForked, LocalFeed
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.eventlog.row_index import Route
 from momentum_sync.eventlog.window import Window
-from momentum_sync.gateway.broadcast import Broadcast
 from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.native import NativeDialect
+from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.channels import Granted
@@ -131,9 +131,9 @@ class World:
         self.broken: list[bool] = []
         self.feed.begin(Beginning("abcdef01", 0, 0, 100, 9, 1))
 
-    def note(self, broadcasts: Sequence[Broadcast]) -> None:
-        self.delivered += [(each.event.event_type, each.frames, each.size, each.delay) for each in broadcasts]
-        self.broken += [each.broken is not None for each in broadcasts]
+    def note(self, fan_outs: Sequence[FanOut]) -> None:
+        self.delivered += [(each.event.event_type, each.frames, each.size, each.delay) for each in fan_outs]
+        self.broken += [each.broken is not None for each in fan_outs]
 
     def wire(self, user: UUID, client_id: str) -> Wire:
         return Wire(user, client_id, self.dialect)

@@ -1,4 +1,4 @@
-"""The hub: the index from channels to subscribers, and the broadcast of events to them.
+"""The hub: the index from channels to subscribers, and the fan-out of events to them.
 
 Subscribers are kept in two groups, so that those for whom every event on their channels is cost a comparison and two
 assignments an event. The frames that events of one batch bring for a subscriber are coalesced into one write: a
@@ -13,8 +13,8 @@ from uuid import UUID
 
 from momentum_sync.eventlog.event import CONTROL, Event, relation_of
 from momentum_sync.eventlog.feed import LocalFeed
-from momentum_sync.gateway.broadcast import NOBODY, Broadcast, Subscribers, Unwritten, close_broken
 from momentum_sync.gateway.cursor import Slot, slot_of
+from momentum_sync.gateway.fan_out import NOBODY, FanOut, Subscribers, Unwritten, close_broken
 from momentum_sync.gateway.routes import Routes
 from momentum_sync.gateway.subscriber import Owner, Subscriber
 from momentum_sync.limits import DeliveryLimits
@@ -43,7 +43,7 @@ class Hub:
             before anybody's grants are asked for again.
         row_rights_changed: called with the id of a transaction that may have changed rights on rows of any table.
         grants_missed: called when such a change may have been missed.
-        delivered: called with the broadcasts of a batch of events.
+        delivered: called with the fan-outs of a batch of events.
         limits: bounds.
     """
 
@@ -57,7 +57,7 @@ class Hub:
         grants_changed: Callable[[int, UUID | None], None],
         row_rights_changed: Callable[[int], None],
         grants_missed: Callable[[], None],
-        delivered: Callable[[Sequence[Broadcast]], None],
+        delivered: Callable[[Sequence[FanOut]], None],
         limits: DeliveryLimits,
     ) -> None:
         self._feed = feed
@@ -77,8 +77,8 @@ class Hub:
         self._by_client: dict[tuple[Owner, str], Subscriber] = {}
         self._by_owner: dict[Owner, int] = {}
         self._with_boundary: dict[Subscriber, None] = {}
-        self._broadcasts: list[Broadcast] = []
-        self._unwritten: Unwritten = {}  # only while a batch is broadcast
+        self._fan_outs: list[FanOut] = []
+        self._unwritten: Unwritten = {}  # only while a batch is sent
         feed.subscribe(self)
 
     @property
@@ -182,28 +182,28 @@ class Hub:
     # The feed's subscriber
 
     def event(self, event: Event, *, more: bool = False) -> None:
-        """Broadcast an event on its channels, once to each subscriber. If `more` follow, collect the frames."""
+        """Send an event on its channels, once to each subscriber. If `more` follow, collect the frames."""
         if CONTROL in event.channels:
             self._control(event)
         event_id = f"{self._feed.epoch}-{event.offset}-{self._feed.mark:x}"
-        broadcast = Broadcast(event, event_id, self._clock(), self._unwritten, self._limits, keep=more)
-        self._broadcasts.append(broadcast)
+        fan_out = FanOut(event, event_id, self._clock(), self._unwritten, self._limits, keep=more)
+        self._fan_outs.append(fan_out)
         for channel, key in zip(event.channels, event.keys, strict=True):
-            self._broadcast(broadcast, channel, slot_of(channel, key))
+            self._fan_out(fan_out, channel, slot_of(channel, key))
         if self._routes and relation_of(event) is not None:
             for routed in self._routes.of(event):
-                self._broadcast(broadcast, event.channels[0], routed)
-        if broadcast.broken is not None:
+                self._fan_out(fan_out, event.channels[0], routed)
+        if fan_out.broken is not None:
             # Capture restarts and reads the rest of the batch again; the feed drops the events that it repeats.
-            raise broadcast.broken
+            raise fan_out.broken
 
-    def _broadcast(self, broadcast: Broadcast, channel: str, slot: Slot) -> None:
+    def _fan_out(self, fan_out: FanOut, channel: str, slot: Slot) -> None:
         plain, careful = self._plain.get(slot), self._careful.get(slot)
         if plain or careful:
-            broadcast.to_channel(channel, plain or NOBODY, careful or NOBODY)
+            fan_out.to_channel(channel, plain or NOBODY, careful or NOBODY)
 
     def published(self) -> None:
-        """Write the collected frames of the batch, and report the broadcasts."""
+        """Write the collected frames of the batch, and report the fan-outs."""
         broken: Exception | None = None
         for subscriber in list(self._unwritten):
             data = self._unwritten.pop(subscriber, None)
@@ -213,14 +213,14 @@ class Hub:
             except Exception as error:
                 broken = close_broken(subscriber, error)
         now = self._clock()
-        broadcasts, self._broadcasts = self._broadcasts, []
-        matched = [broadcast for broadcast in broadcasts if broadcast.matched]
-        for broadcast in matched:
-            broadcast.delay = now - broadcast.event.committed_at
+        fan_outs, self._fan_outs = self._fan_outs, []
+        matched = [fan_out for fan_out in fan_outs if fan_out.matched]
+        for fan_out in matched:
+            fan_out.delay = now - fan_out.event.committed_at
         if broken is not None:
             # The error is reported once, with an event that had subscribers.
             matched[-1].broken = matched[-1].broken or broken
-        self._delivered(broadcasts)
+        self._delivered(fan_outs)
         if broken is not None:
             raise broken
 

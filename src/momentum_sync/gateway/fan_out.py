@@ -16,12 +16,12 @@ Subscribers = dict[Subscriber, None]
 """An ordered set."""
 
 Unwritten = dict[Subscriber, bytes]
-"""Frames collected for one write a subscriber, while a batch of events is broadcast."""
+"""Frames collected for one write a subscriber, while a batch of events is sent."""
 
 NOBODY: Subscribers = {}
 
 
-class Broadcast:
+class FanOut:
     """Writes one event to its subscribers, once each.
 
     Args:
