@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -154,6 +154,27 @@ async def test_who_does_not_read_is_closed_and_the_others_get_everything(start: 
                     await asyncio.wait_for(slow.recv(), TIMEOUT_S)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4409
+
+
+async def test_members_that_do_not_read_do_not_keep_the_total_exhausted(start: Start) -> None:
+    payload = {"type": "broadcast", "event": "e", "payload": {"a": "x" * 100_000}}
+    async with start(send_buffer_bytes=16 * 2**20, send_total_bytes=16 * 2**20) as server, joined(server) as sender:
+        async with AsyncExitStack() as stack:
+            slow = [await stack.enter_async_context(joined(server)) for _ in range(5)]
+            for each in slow:
+                each.transport.pause_reading()
+            for number in range(80):  # 40 MB for all of them
+                await sender.send(json.dumps(["1", str(number + 2), "realtime:room", "broadcast", payload]))
+                await sender.send(json.dumps([None, "h", "phoenix", "heartbeat", {}]))
+                while json.loads(await asyncio.wait_for(sender.recv(), TIMEOUT_S))[1] != "h":
+                    pass
+            for each in slow:
+                each.transport.resume_reading()
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    while True:
+                        await asyncio.wait_for(each.recv(), TIMEOUT_S)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == 4409
 
 
 async def test_presence_of_a_dead_socket_vanishes(server: Server) -> None:

@@ -188,9 +188,12 @@ class Delivery:
                 # there.
                 self._fall_behind(self._gateway.history.offset)
         elif was_paused:
-            # Answers to a client that reads nothing and keeps asking.
+            # Answers to a client that reads nothing and keeps asking, or broadcasts. They wait for no turn, so they may
+            # not keep the total exhausted, for which all others would wait.
             self._beyond += len(data)
-            if self._beyond > self._gateway.send_buffer:
+            gateway = self._gateway
+            most = gateway.limits.delivery.large_bytes if gateway.send_budget.full else gateway.send_buffer
+            if self._beyond > most:
                 self._connection.finish(Close.TOO_SLOW)
 
     def _may_be_direct(self) -> bool:
