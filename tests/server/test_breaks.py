@@ -223,6 +223,7 @@ async def test_clients_are_closed_when_another_instance_takes_over_the_slot(
     async with start() as first, first.live(user) as client, start(live=False) as second:
         add_notification(db, user, title="read")
         last = (await client.next())["event"]["id"]
+        await until_state(second, "waiting")
         db.execute(
             "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = 'momentum_sync'"
         )

@@ -111,9 +111,10 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
             _add_links(running.api, links)
             # PostgreSQL cannot decode rows of a table that is created at the same time as the slot.
             await _until_live(running, stopped)
-            world = asyncio.ensure_future(live(conninfo, pace=pace))
+            ready = asyncio.Event()
+            world = asyncio.ensure_future(live(conninfo, pace=pace, ready=ready))
             world.add_done_callback(lambda _: stopped.set())
-            welcome = asyncio.ensure_future(_greet(running, _welcome(running.url, links, conninfo)))
+            welcome = asyncio.ensure_future(_greet(ready, _welcome(running.url, links, conninfo)))
             try:
                 await stopped.wait()
             finally:
@@ -132,8 +133,9 @@ async def _until_live(running: server.Running, stopped: asyncio.Event) -> None:
         await end(*waiting)
 
 
-async def _greet(running: server.Running, text: str) -> None:
-    await running.live.wait()
+async def _greet(ready: asyncio.Event, text: str) -> None:
+    """Print the links once their pages have something to show."""
+    await ready.wait()
     print(text, flush=True)
 
 

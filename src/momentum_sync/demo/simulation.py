@@ -53,8 +53,14 @@ PEOPLE = tuple(Person(name) for name in ("Amara", "Ben", "Chiara", "Dmitri", "El
 COACH = Person("Noor", is_coach=True)
 
 
-async def live(conninfo: str, *, pace: float) -> None:
-    """Create the people and change something every `pace` seconds, until cancelled. Waits for the database."""
+async def live(conninfo: str, *, pace: float, ready: asyncio.Event) -> None:
+    """Create the people and change something every `pace` seconds, until cancelled. Waits for the database.
+
+    Args:
+        conninfo: the database.
+        pace: seconds between changes.
+        ready: set once the people are there.
+    """
     chance = random.Random()
     while True:
         try:
@@ -62,6 +68,7 @@ async def live(conninfo: str, *, pace: float) -> None:
                 conninfo, autocommit=True, connect_timeout=5, application_name="momentum-sync demo"
             ) as connection:
                 await _settle(connection, chance)
+                ready.set()
                 while True:
                     await _change(connection, chance)
                     await asyncio.sleep(pace)
