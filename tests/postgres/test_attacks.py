@@ -89,7 +89,7 @@ def test_a_writer_gains_nothing_by_the_triggers(
         db.execute("update momentum.settings set notify = true")
     db.execute(f"grant references, select on auth.users to {attacker}; grant usage on schema auth to {attacker}")
     with armed(database, attacker) as session:
-        session.execute("set search_path = public, pg_catalog, pg_temp")  # keeps pg_temp's types out of this session
+        session.execute("set search_path = public, pg_catalog, pg_temp")  # keeps pg_temp's types out of this connection
         add_score(session, user)
         add_intervention(session, user)
         add_notification(session, user)

@@ -107,6 +107,12 @@ async def test_the_server_compares_the_meaning_of_changed_policies(start: Start,
         async with asyncio.timeout(TIMEOUT_S):
             while changed() != ["momentum_notifications"]:
                 await asyncio.sleep(0.05)
+        # Back to a spelling that was accepted before another one.
+        for spelling in ("auth.uid() = user_id", "user_id = auth.uid()", "user_id = (select auth.uid())"):
+            db.execute(f"alter policy mine on coach_interventions using ({spelling})".encode())
+            async with asyncio.timeout(TIMEOUT_S):
+                while changed() != ["momentum_notifications"]:
+                    await asyncio.sleep(0.05)
     assert db.execute("select momentum.has_changed_policies('coach_interventions')").fetchone() == (False,)
     db.execute("alter policy mine on coach_interventions using (true)")
     assert changed() == ["coach_interventions", "momentum_notifications"]

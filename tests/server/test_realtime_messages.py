@@ -42,6 +42,15 @@ async def message(socket: ClientConnection) -> Any:
             return frame[4]
 
 
+async def closed_with(socket: ClientConnection) -> int:
+    """Read until the server closes a socket. Return its close code."""
+    with pytest.raises(websockets.ConnectionClosed) as closed:
+        while True:
+            await asyncio.wait_for(socket.recv(), TIMEOUT_S)
+    assert closed.value.rcvd is not None
+    return int(closed.value.rcvd.code)
+
+
 def sent(event: str, payload: bytes, *, is_json: bool = True, topic: str = "realtime:room") -> bytes:
     return bytes([4, len(topic), len(event), 0, is_json]) + topic.encode() + event.encode() + payload
 
@@ -134,10 +143,7 @@ async def test_a_large_message_is_delivered_and_a_larger_one_ends_the_connection
         await one.send(json.dumps(["1", "2", "realtime:room", "broadcast", payload]))
         assert await message(other) == payload
         await one.send("x" * 300_000)
-        with pytest.raises(websockets.ConnectionClosed) as closed:
-            await one.recv()
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 1009
+        assert await closed_with(one) == 1009
 
 
 async def test_who_does_not_read_is_closed_and_the_others_get_everything(start: Start) -> None:
@@ -149,11 +155,7 @@ async def test_who_does_not_read_is_closed_and_the_others_get_everything(start: 
                 await sender.send(json.dumps(["1", str(number + 2), "realtime:room", "broadcast", payload]))
                 assert await message(other) == payload
             slow.transport.resume_reading()
-            with pytest.raises(websockets.ConnectionClosed) as closed:
-                while True:
-                    await asyncio.wait_for(slow.recv(), TIMEOUT_S)
-            assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == 4409
+            assert await closed_with(slow) == 4409
 
 
 async def test_members_that_do_not_read_do_not_keep_the_total_exhausted(start: Start) -> None:
@@ -170,11 +172,7 @@ async def test_members_that_do_not_read_do_not_keep_the_total_exhausted(start: S
                     pass
             for each in slow:
                 each.transport.resume_reading()
-                with pytest.raises(websockets.ConnectionClosed) as closed:
-                    while True:
-                        await asyncio.wait_for(each.recv(), TIMEOUT_S)
-                assert closed.value.rcvd is not None
-                assert closed.value.rcvd.code == 4409
+                assert await closed_with(each) == 4409
 
 
 async def test_presence_of_a_dead_socket_vanishes(server: Server) -> None:

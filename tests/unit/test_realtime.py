@@ -506,7 +506,7 @@ def test_connections_that_get_every_change_share_a_dialect_and_are_not_asked_abo
 
 
 def test_the_hub_is_told_at_once_that_a_topic_has_ended() -> None:
-    """It writes to connections with a shared dialect without asking."""
+    """With a shared dialect, nothing else is checked before a frame is written."""
     world = World()
     world.gateway.deciders = {7: Decider(TABLE, All(()))}
     world.gateway.watched = Watched((watching(),), ())

@@ -68,6 +68,7 @@ class DatabaseChecks:
                 observe.failed(f"comparing the policies of {table}", error)
                 continue
             if equal:
+                self._unequal.discard((table, shipped, current))  # if the table is locked now, the next turn accepts it
                 asked = {"table": table, "shipped": shipped, "described": current}
                 async with self._connections.writing() as connection:
                     await fetch_one(connection, _SQL["accept_policies"], asked)
