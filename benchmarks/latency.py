@@ -27,7 +27,7 @@ from benchmarks.load_clients import CONNECTING_AT_ONCE, handshake, pong_to, row_
 from benchmarks.machine import SERVER_CORES, pin, prepare_process
 from benchmarks.report import Bench, Line
 from momentum_sync.capture.pgoutput import Change, Message, decode
-from momentum_sync.capture.slot import open_stream
+from momentum_sync.capture.slot import ROWS, open_stream
 from momentum_sync.limits import CaptureLimits
 
 CONNECTIONS = 1000
@@ -50,7 +50,7 @@ _ROW = re.compile(rb'w(\d+):(\d+)(?=["t])')  # in JSON, and in the stream, where
 class Kind(Protocol):
     """What is written, and how clients get it."""
 
-    with_rows: bool
+    publications: Sequence[str]
     live: bytes
     statement: LiteralString
 
@@ -70,7 +70,7 @@ class Kind(Protocol):
 class Scores:
     """Scores by the native protocol."""
 
-    with_rows = False
+    publications: Sequence[str] = ()
     live = b'"initial_state"'
     statement: LiteralString = "update public.daily_engagement_scores set final_score = %s where user_id = %s"
 
@@ -95,7 +95,7 @@ class Scores:
 class Rows:
     """Changes of rows by Supabase's protocol."""
 
-    with_rows = True
+    publications: Sequence[str] = (ROWS,)
     live = b"Subscribed to PostgreSQL"
     statement: LiteralString = "insert into public.rows (user_id, value, at) values (%s, %s, now())"
 
@@ -207,7 +207,7 @@ async def _reader(kind: Kind, conninfo: str, pipe: Connection) -> None:
             for write in kind.found(bytes(content)):
                 seen.setdefault(write, now)
 
-    async with open_stream(conninfo, READER_SLOT, CaptureLimits(), with_rows=kind.with_rows) as stream:
+    async with open_stream(conninfo, READER_SLOT, CaptureLimits(), publications=kind.publications) as stream:
         reading = asyncio.ensure_future(stream.run(take))
         pipe.send("live")
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)

@@ -18,7 +18,7 @@ from momentum_sync import observe
 from momentum_sync.capture.supervisor import Capture
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event_metrics import EventMetrics
-from momentum_sync.eventlog.partitions import keep_partitions
+from momentum_sync.eventlog.partitions import keep_message_partitions, keep_partitions
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.gateway import Gateway
@@ -121,6 +121,7 @@ async def prepare_log(connections: LogConnections, retention: timedelta, limits:
     try:
         async with asyncio.timeout(limits.metrics_s):
             await keep_partitions(connections, retention=retention)
+            await keep_message_partitions(connections)
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         observe.housekeeping_failed(error)
 
@@ -140,6 +141,9 @@ async def keep_house(
             dropped = await keep_partitions(connections, retention=retention)
             if dropped:
                 observe.partitions_dropped(dropped)
+            missing = await keep_message_partitions(connections)
+            if missing:
+                observe.no_message_partitions(missing)
             await event_metrics.clean()
             await sessions.forget(max(retention, timedelta(seconds=limits.sessions_s)))
             gc.collect()

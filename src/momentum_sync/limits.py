@@ -292,6 +292,12 @@ class SocketLimits:
     presence_s: float = 0.05
     """Time for which changes of a topic's presence are collected."""
 
+    replayed: int = 1_000
+    """Messages that a join can have replayed."""
+
+    replayed_bytes: int = 4 * 1024 * 1024
+    """Their size."""
+
     topics: int = 100
     """Topics of one connection, as at Supabase; at most as many bindings in one topic."""
 

@@ -121,10 +121,11 @@ CHECKED_EVENTS = Count(
 )  # fmt: skip
 BROADCASTS = Count(
     "momentum_broadcasts",
-    "Broadcasts of clients of Supabase's protocol, by the way they came.",
+    "Broadcasts to topics of Supabase's protocol, by the way they came.",
     "by",
-    ["socket", "http"],
+    ["socket", "http", "database"],
 )
+SEND_FAILURES = Count("momentum_send_failures", "Messages that realtime.send could not insert.")
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
 CAPTURE_BREAKS = Count("momentum_capture_breaks", "Restarts of capture after an error of the stream or the log.")
 
@@ -145,7 +146,7 @@ READ = {
 
 _KEPT = (
     EVENTS, FRAMES, BYTES, DELAY, APPEND, OPENINGS, REPLAYED, CLOSES, REFUSALS, CHECKED_EVENTS, BROADCASTS,
-    FAILURES, CAPTURE_BREAKS,
+    SEND_FAILURES, FAILURES, CAPTURE_BREAKS,
 )  # fmt: skip
 
 

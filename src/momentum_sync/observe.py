@@ -197,6 +197,18 @@ def malformed_message(said: str, size: int) -> None:
     _log.error("malformed logical message", error=said, bytes=size)
 
 
+def no_message_partitions(names: Sequence[str]) -> None:
+    """Log that `realtime.messages` has no partition for a day, so nothing can be sent from the database on it."""
+    _log.error("realtime.messages lacks partitions", missing=names, see="docs/supabase.md")
+
+
+def send_failed(state: bytes) -> None:
+    """Count a message that `realtime.send` could not insert; the writer got a warning."""
+    metrics.SEND_FAILURES.add()
+    text = state.decode(errors="replace")[:5]
+    _log.warning("realtime.send failed", sqlstate=text if text.isalnum() else "?")
+
+
 def migrated(line: str) -> None:
     """Log one step of a migration."""
     _log.info("migrate", step=line)
@@ -269,7 +281,7 @@ def sent(frames: int, size: int) -> None:
 
 
 def broadcast(by: str) -> None:
-    """Count a broadcast of a client, by `socket` or by `http`."""
+    """Count a broadcast, by `socket`, by `http` or by the `database`."""
     metrics.BROADCASTS.add(1, by)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from uuid import UUID, uuid4
@@ -34,7 +34,7 @@ from momentum_sync.gateway.http.metrics import readings
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.listener import listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
-from momentum_sync.gateway.row_watches import RowWatches
+from momentum_sync.gateway.row_watches import RowSource, RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.gateway.websocket import protocol_for
@@ -43,6 +43,7 @@ from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import RowRights
+from momentum_sync.identity.topic_rights import TopicRights
 from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, prepare_log, writing_metrics
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
@@ -121,7 +122,7 @@ async def server(
         records = SessionRecords(connections)
         sessions = RealtimeSessions(records, limits.resume)
         policies = CompiledPolicies(pool, interval_s=limits.capture.policy_check_interval_s)
-        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, policies, capture.follow)
+        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, policies, capture)
         policies.report(gateway.hub.review_rows)
         await stack.enter_async_context(background(policies.run(), stopped))
         api = make_api(gateway, Scrape(readings(gateway)).text)
@@ -151,7 +152,7 @@ def _gateway(
     samples: Samples,
     sessions: RealtimeSessions,
     policies: CompiledPolicies,
-    follow: Callable[[int], Awaitable[None]],
+    source: RowSource,
 ) -> Gateway:
     def up_to_date() -> bool:
         # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
@@ -159,6 +160,8 @@ def _gateway(
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 
     history = History(feed, log, limits.log)
+    topics = TopicRights(pool, policies.is_current)
+    policies.also(topics.have_changed)
     rights = RowRights(pool, deletes_by_key=settings.deletes == "key", trusted=policies.trusted)
     authenticator = Authenticator(token_rules(settings), limits.keys)
     authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
@@ -177,7 +180,7 @@ def _gateway(
         authorizer=authorizer,
         event_filter=EventFilter(pool, authorizer, application.schema),
         reads=CallerReads(pool, authorizer, feed),
-        rows=RowWatches(authenticator, rights, policies, feed, history, sessions, follow),
+        rows=RowWatches(authenticator, rights, policies, feed, history, sessions, source, topics),
         members=TopicMembers(
             asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
             received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,

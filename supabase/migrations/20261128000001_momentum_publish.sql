@@ -381,6 +381,11 @@ begin
         envelope := envelope || jsonb_build_object('rows', rows);
     end if;
     perform pg_logical_emit_message(true, 'momentum_sync', envelope::text);
+    -- PostgreSQL orders the changes of subtransactions by LSN, and takes the end of a message for it, but the start of
+    -- a row. So the row that follows directly could come before the message; and after a change of rights it must not.
+    if 'momentum:control' = any (channels) then
+        perform pg_logical_emit_message(true, 'momentum_sync.space', '');
+    end if;
     if momentum.notifies() then
         perform momentum.notify(channels, event);
     end if;

@@ -135,7 +135,8 @@ def test_definers_check_their_caller_or_have_none(db: Sql) -> None:
     ).fetchall()
     assert rows == [
         ("momentum.accept_policies(text,text,text)",), ("momentum.admit(jsonb)",), ("momentum.check_policies()",),
-        ("momentum.check_publishing()",), ("momentum.keep_partitions(interval)",),
+        ("momentum.check_publishing()",), ("momentum.keep_message_partitions()",),
+        ("momentum.keep_partitions(interval)",), ("momentum.place_messages(text)",),
     ]  # fmt: skip
     for (name,) in rows:
         holders = db.execute(
@@ -155,14 +156,14 @@ where not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 
     and (p.pronamespace = 'public'::regnamespace
         or p.pronamespace = 'momentum'::regnamespace and p.proname in (
             'publish', 'keep_partitions', 'check_publishing', 'check_policies', 'accept_policies', 'reset_policies',
-            'revoke', 'admit', 'become'))
+            'revoke', 'admit', 'become', 'keep_message_partitions', 'place_messages'))
 order by 1
 """
 
 
 def test_every_public_function_is_described_and_its_example_runs(db: Sql) -> None:
     found = db.execute(DESCRIBED.encode()).fetchall()
-    assert len(found) == 26
+    assert len(found) == 28
     for name, text, takes_arguments, raises, is_trigger in found:
         assert text, name
         assert ("\nArgs:\n" in text) == takes_arguments, name

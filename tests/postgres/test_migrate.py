@@ -19,6 +19,7 @@ from tests.fixtures.postgres import SERVER_ROLE, add_intervention, add_score, ne
 
 VERSIONS = [
     "20241215000000", "20241217000001", "20261128000001", "20261128000002", "20261128000003", "20261128000004",
+    "20261129000001",
 ]  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def test_the_migrations_are_those_of_the_contract() -> None:
     assert [migration.title for migration in migrations()] == [
         "20241215000000_momentum_meter", "20241217000001_realtime_momentum_triggers", "20261128000001_momentum_publish",
         "20261128000002_momentum_triggers", "20261128000003_momentum_authorization",
-        "20261128000004_momentum_policy_changes",
+        "20261128000004_momentum_policy_changes", "20261129000001_realtime_messages",
     ]  # fmt: skip
 
 

@@ -268,7 +268,11 @@ async def test_topics_are_joined_twice_and_left(server: Server, todos: Sql) -> N
     [
         ("realtime:", {}, "TopicNameRequired: You must provide a topic name"),
         ("room", {}, "unmatched topic"),
-        ("realtime:a", {"private": True}, "NotAvailable: this server does not offer private channels yet"),
+        (
+            "realtime:a",
+            {"private": True},
+            "Unauthorized: You do not have permissions to read from this Channel topic: a",
+        ),
     ],
 )
 async def test_joins_that_are_refused(server: Server, topic: str, config: dict[str, Any], reason: str) -> None:

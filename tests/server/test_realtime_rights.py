@@ -7,6 +7,7 @@ import json
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -93,3 +94,32 @@ async def test_everybody_gets_what_a_select_would_show(server: Server, db: Sql, 
             for name in names:
                 expected = sorted(visible(db, name, role, claims))
                 assert found[name] == expected, (seed, role, policies[name])
+
+
+async def test_a_row_behind_a_change_of_policies_in_one_transaction_is_decided_by_the_new_ones(
+    server: Server, db: Sql, user: UUID
+) -> None:
+    """PostgreSQL could pass on a row before the message that it follows directly, from another subtransaction."""
+    db.execute(
+        "create table public.notes (id int primary key); alter table public.notes enable row level security;"
+        " grant select on public.notes to authenticated; alter publication supabase_realtime add table public.notes;"
+        " create policy everybody on public.notes for select to authenticated using (true);"
+        " insert into public.notes values (0)"  # an insert into an empty table writes more than the row
+    )
+    url = f"{server.ws}/realtime/v1/websocket?vsn=2.0.0&apikey={sign(user)}"
+    async with websockets.connect(url, max_queue=None) as client:
+        config = {"postgres_changes": [{"event": "*", "schema": "public", "table": "notes"}]}
+        await client.send(json.dumps(["1", "1", "realtime:a", "phx_join", {"config": config}]))
+        while json.loads(await asyncio.wait_for(client.recv(), TIMEOUT_S))[3] != "system":
+            pass
+        insert = "do $$ begin insert into public.notes values (%d); exception when division_by_zero then null; end $$"
+        with db.transaction():
+            db.execute(insert % 1)
+            db.execute("drop policy everybody on public.notes")
+            db.execute(insert % 2)
+        db.execute("select realtime.send('{}', 'done', 'a', false)")
+        seen, event = [], ""
+        while event != "broadcast":
+            *_, event, payload = json.loads(await asyncio.wait_for(client.recv(), TIMEOUT_S))
+            seen += [payload["data"]["record"]["id"]] if event == "postgres_changes" else []
+        assert seen == [1]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from momentum_sync.errors import BadRequest, Unauthenticated, Unavailable
+from momentum_sync.errors import BadRequest, Forbidden, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.page import Newest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.conversation import BinaryMessage
 from momentum_sync.gateway.dialects.realtime import RealtimeSession
@@ -21,6 +22,7 @@ from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.topic_access import EVERYTHING, TopicAccess
 from momentum_sync.limits import SocketLimits
 from momentum_sync.wire import row_watch
 from momentum_sync.wire.messages import frame
@@ -58,6 +60,10 @@ class Gateway:
         self.verdict: Verdict | Exception = Verdict()
         self.there = True
         self.refused: Exception | None = None
+        self.access = EVERYTHING
+        self.access_error: Exception | None = None
+        self.replayed = Newest([], is_whole=True)
+        self.unread: Exception | None = None
         self.calls: list[Any] = []
         self.claims: list[tuple[Ledger, Key, bool]] = []
         self.renamed: list[tuple[Ledger, Key]] = []
@@ -97,6 +103,21 @@ class Gateway:
     async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
         self.calls.append(("watch_again", tuple(known)))
         return self.again
+
+    async def admit(self, identity: Identity) -> None:
+        raise AssertionError(identity)
+
+    async def topic_access(self, identity: Identity, topic: str) -> TopicAccess:
+        self.calls.append(("access", topic))
+        if self.access_error is not None:
+            raise self.access_error
+        return self.access
+
+    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
+        self.calls.append(("newest", channel, offset, since, most))
+        if self.unread is not None:
+            raise self.unread
+        return self.replayed
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         self.calls.append(("seen", identity, [(event.offset, relation) for event, relation in events]))
@@ -213,7 +234,7 @@ class World:
         if request is not None:
             try:
                 asyncio.run(_run(request.work))
-            except (BadRequest, Unauthenticated, Unavailable) as error:
+            except (BadRequest, Forbidden, Unauthenticated, Unavailable) as error:
                 request.failed(error, self.gateway.time)
         return self.sent()
 
@@ -228,10 +249,12 @@ class World:
     def written(self) -> list[Any]:
         """Return the texts that were written at once, decoded, and the binary frames as they are."""
         found: list[Any] = []
-        for data in self.outgoing.written:
+        data = b"".join(self.outgoing.written)
+        while data:
             length, start = (data[1], 2) if data[1] < 126 else (int.from_bytes(data[2:4], "big"), 4)
-            assert len(data) == start + length
-            found.append(json.loads(data[start:]) if data[0] == 0x81 else data[start:])
+            content, is_text, data = data[start : start + length], data[0] == 0x81, data[start + length :]
+            assert len(content) == length
+            found.append(json.loads(content) if is_text else content)
         self.outgoing.written = []
         return found
 

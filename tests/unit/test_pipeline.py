@@ -14,6 +14,8 @@ from uuid import UUID
 
 import pytest
 
+from momentum_sync import metrics
+from momentum_sync.capture.broadcasts import MESSAGES
 from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import ProtocolError
 from momentum_sync.capture.pipeline import Pipeline
@@ -217,8 +219,101 @@ async def test_frames_behind_an_unknown_type_wait_until_it_is_loaded() -> None:
 
 async def test_changes_of_relations_that_nobody_follows_are_not_decoded() -> None:
     run, feed = following(Told())
-    run.take([begin(200), wal(b"R" + struct.pack("!I", 8) + b"nonsense"), insert(b"x", oid=8), commit(200, 210)])
+    nonsense = wal(b"I" + struct.pack("!I", 8) + b"nonsense")
+    run.take([begin(200), relation(8), nonsense, wal(b"U" + nonsense[26:]), commit(200, 210)])
     assert feed.offset == 0
+
+
+MESSAGE_COLUMNS = ("topic", "event", "payload", "private", "id", "binary_payload")
+
+
+def partition(oid: int = 9, schema: bytes = b"realtime", name: bytes = b"messages_2026_11_29") -> bytes:
+    columns = [b"\0" + each.encode() + b"\0" + struct.pack("!Ii", 25, -1) for each in MESSAGE_COLUMNS]
+    head = b"R" + struct.pack("!I", oid) + schema + b"\0" + name + b"\0d"
+    return wal(head + struct.pack("!H", len(columns)) + b"".join(columns))
+
+
+def sent(*values: str | None, oid: int = 9) -> bytes:
+    texts = [b"n" if each is None else b"t" + struct.pack("!I", len(each)) + each.encode() for each in values]
+    return wal(b"I" + struct.pack("!I", oid) + b"N" + struct.pack("!H", len(texts)) + b"".join(texts))
+
+
+def broadcasting(after: int = 0) -> tuple[Pipeline, LocalFeed, Samples]:
+    feed = LocalFeed(Window(100_000))
+    feed.begin(Beginning("abcdef01", 0, 0, 100, 1, 1))
+    samples = Samples(10.0, lambda: 0.0)
+    sequencer = Sequencer(offset=0, place=(0, 0), near_xid=1, followed={MESSAGES: after})
+    return pipeline(Told(), feed, sequencer, samples), feed, samples
+
+
+async def test_messages_of_every_partition_are_events_on_their_topics() -> None:
+    run, feed, _ = broadcasting()
+    run.take([
+        begin(200), partition(), sent("a", "e", "{}", "t", "i", None), partition(10, name=b"messages_2026_11_30"),
+        message(), sent("b", "e", "{}", "f", "i", None, oid=10), commit(200, 210),
+    ])  # fmt: skip
+    events = [feed.window.at(offset) for offset in (1, 2, 3)]
+    assert [(each.channels, each.commit_index) for each in events if each] == [
+        (("topic:a",), 0), (("c",), 1), (("public_topic:b",), 2),
+    ]  # fmt: skip
+    assert events[0] is not None
+    assert events[0].body == b'{"type":"broadcast","event":"e","payload":{},"meta":{"id":"i"}}'
+
+
+@pytest.mark.parametrize("described", [
+    partition(schema=b"public"), partition(name=b"message"), partition(name=b"messages2"),
+])  # fmt: skip
+async def test_other_tables_have_no_messages(described: bytes) -> None:
+    run, feed, _ = broadcasting()
+    run.take([begin(200), described, sent("a", "e", "{}", "t", "i", None), commit(200, 210)])
+    assert feed.offset == 0
+    run.take([begin(300), partition(), sent("a", "e", "{}", "t", "i", None), commit(300, 310)])
+    assert feed.offset == 1
+    run.take([begin(400), described, sent("a", "e", "{}", "t", "i", None), commit(400, 410)])
+    assert feed.offset == 1, "the table has been renamed"
+
+
+async def test_messages_are_events_from_an_lsn_on() -> None:
+    run, feed, _ = broadcasting(after=200)
+    run.take([begin(200), partition(), sent("a", "e", "{}", "t", "i", None), commit(200, 210)])
+    assert feed.offset == 0
+    run.take([begin(300), sent("a", "e", "{}", "t", "i", None), commit(300, 310)])
+    assert feed.offset == 1
+
+
+async def test_messages_that_are_changed_or_deleted_are_no_events_and_have_no_place() -> None:
+    run, feed, _ = broadcasting()
+    old = sent("a", "e", "{}", "t", "i", None)[31:]
+    deleted = wal(b"D" + struct.pack("!I", 9) + b"K" + old)
+    updated = wal(b"U" + struct.pack("!I", 9) + b"N" + old)
+    run.take([begin(200), partition(), deleted, updated, sent("a", "e", "{}", "t", "i", None), commit(200, 210)])
+    event = feed.window.at(1)
+    assert event is not None
+    assert (feed.offset, event.commit_index) == (1, 0)
+
+
+async def test_a_message_that_cannot_be_sent_is_reported_and_has_a_place_but_no_offset() -> None:
+    run, feed, samples = broadcasting()
+    run.take([
+        begin(200), partition(), sent(None, "e", "{}", "t", "i", None), sent("a", "e", "{}", "t", "i", None),
+        commit(200, 210),
+    ])  # fmt: skip
+    event = feed.window.at(1)
+    assert event is not None
+    assert (feed.offset, event.commit_index) == (1, 1)
+    assert len(samples.take()) == 1
+
+
+async def test_a_failed_send_is_counted_and_is_no_event() -> None:
+    run, feed, _ = broadcasting()
+    before = metrics.SEND_FAILURES.collect().samples[0].value
+    content = b"42501"
+    failed = wal(
+        b"M" + struct.pack("!BQ", 1, 1) + b"momentum_sync.send_failed\0" + struct.pack("!I", len(content)) + content
+    )
+    run.take([begin(200), failed, commit(200, 210)])
+    assert feed.offset == 0
+    assert metrics.SEND_FAILURES.collect().samples[0].value == before + 1
 
 
 async def test_a_change_without_a_description_ends_the_run() -> None:

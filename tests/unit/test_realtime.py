@@ -80,7 +80,8 @@ def test_a_join_is_answered_with_its_bindings_and_then_live() -> None:
         "message": "Subscribed to PostgreSQL", "status": "ok", "extension": "postgres_changes", "channel": "a",
     }]  # fmt: skip
     assert (notice[4]["extension"], notice[4]["message"]) == ("rights", "Notice.")
-    assert world.session.cursor.channels == {row_channel(7): row_channel(7)}
+    channels = (row_channel(7), "public_topic:a")
+    assert world.session.cursor.channels == dict(zip(channels, channels, strict=True))
     assert world.session.topics["realtime:a"].identity == identity()
 
 
@@ -101,7 +102,7 @@ def test_a_topic_without_bindings_has_the_callers_of_the_connection() -> None:
         ("realtime:a\0", {}, "TopicNameInvalid: "),
         ("realtime:c", {}, "ChannelRateLimitReached: "),
         ("realtime:a", {"count": 3}, "TooManyBindings: "),
-        ("realtime:a", {"private": True}, "NotAvailable: "),
+        ("realtime:a", {"broadcast": {"replay": {"since": 1}}}, "UnableToReplayMessages: "),
     ],
 )
 def test_joins_that_are_refused(topic: str, config: dict[str, Any], said: str) -> None:
@@ -445,7 +446,7 @@ def test_a_decider_needs_no_database_and_gives_routes() -> None:
     world.gateway.deciders = {7: Decider(TABLE, own)}
     world.gateway.watched = Watched((watching(),), ())
     world.join()
-    assert world.session.cursor.slots == (Route(row_channel(7), "owner", "text", "alice"),)
+    assert world.session.cursor.slots == ("public_topic:a", Route(row_channel(7), "owner", "text", "alice"))
     (frame,) = deliver(world, change(6), change(7, "bob"))
     assert frame[4]["data"]["record"]["id"] == 6
     assert [call for call in world.gateway.calls if call[0] == "seen"] == []
@@ -512,7 +513,7 @@ def test_the_hub_is_told_at_once_that_a_topic_has_ended() -> None:
     world.gateway.watched = Watched((watching(),), ())
     world.gateway.tokens["t"] = identity(1010.0)
     world.join()
-    assert world.outgoing.indexed[-1] == ["momentum:rows:7"]
+    assert world.outgoing.indexed[-1] == ["momentum:rows:7", "public_topic:a"]
     world.session.tick(1100.0, 1100.0, 0, None)
     assert world.session.topics == {}
     assert world.outgoing.indexed[-1] == []
@@ -534,10 +535,15 @@ def test_other_connections_have_a_dialect_of_their_own(why: str) -> None:
     assert world.session.cursor.checked == set(world.session.cursor.channels)
 
 
-def test_a_topic_without_changes_of_rows_shares_no_dialect() -> None:
-    world = World()
-    world.join(count=0)
-    assert world.session.dialect is world.session.rows
+def test_topics_without_changes_of_rows_share_a_dialect() -> None:
+    shared = SharedFrames()
+    one, same, more = World(shared=shared), World(shared=shared), World(shared=shared)
+    for world in (one, same, more):
+        world.join(count=0)
+    more.join("realtime:b", count=0)
+    assert one.session.dialect is same.session.dialect
+    assert one.session.dialect is not one.session.rows
+    assert more.session.dialect is not one.session.dialect
 
 
 def test_rights_are_reviewed_when_they_change() -> None:

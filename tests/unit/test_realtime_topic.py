@@ -17,6 +17,7 @@ from momentum_sync.identity.decider import Decider, Undecided
 from momentum_sync.identity.policy import All, Column, Constant, Equal, Kind
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.topic_access import EVERYTHING
 from momentum_sync.wire import row_watch
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.realtime_filter import Condition, Operator
@@ -162,7 +163,7 @@ def test_a_fresh_token_keeps_what_was_asked_for() -> None:
     assert not topic.is_confirmed
     topic.is_confirmed = True
     topic.events.told = frozenset({"notice"})
-    renewed = topic.renewed(OTHER, 20.0)
+    renewed = topic.renewed(OTHER, 20.0, EVERYTHING)
     assert (renewed.name, renewed.join_ref, renewed.identity, renewed.ends_at) == ("realtime:a", "3", OTHER, 20.0)
     assert renewed.is_confirmed
     copied = renewed.events

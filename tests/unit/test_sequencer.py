@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from momentum_sync.capture.pgoutput import Begin, Message
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.eventlog.envelope import Malformed
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, row_channel
 
 Wal = list[tuple[int, list[bytes]]]
 
@@ -121,9 +122,11 @@ def test_indexes_count_every_message_of_ours_and_events_carry_what_the_envelope_
 def rows(sequencer: Sequencer, lsn: int, *relations: int) -> list[Event]:
     """Read a transaction with one change of each relation, as the pipeline does."""
     sequencer.begin(Begin(lsn, float(lsn), lsn))
-    events = [
-        sequencer.row(relation, lambda at: b'{"at":%d}' % at) for relation in relations if sequencer.follows(relation)
-    ]
+
+    def encode(relation: int, at: float) -> tuple[str, bytes]:
+        return row_channel(relation), b'{"at":%d}' % at
+
+    events = [sequencer.row(partial(encode, each)) for each in relations if sequencer.follows(each)]
     sequencer.commit()
     return [event for event in events if event is not None]
 
@@ -159,7 +162,7 @@ def test_rows_and_messages_that_are_repeated_get_the_offsets_that_they_had(
                 if change == 0:
                     found.append(sequencer.message(Message(True, "momentum_sync", envelope("x"))))
                 elif sequencer.follows(change):
-                    found.append(sequencer.row(change, lambda _: b"{}"))
+                    found.append(sequencer.row(lambda _: ("c", b"{}")))
             sequencer.commit()
         return [event for event in found if event is not None]
 

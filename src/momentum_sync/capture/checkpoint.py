@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from momentum_sync.capture.slot import ROWS, SlotFacts
+from momentum_sync.capture.broadcasts import MESSAGES
+from momentum_sync.capture.slot import BROADCASTS, ROWS, SlotFacts
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.connection import fetch_one, fetch_optional
 from momentum_sync.errors import CaptureError, FencedOff
@@ -96,28 +97,48 @@ class _Row:
 
 
 class _Followed(NamedTuple):
-    """The followed tables, and whether a stream may name their publication."""
+    """The followed tables.
+
+    Attributes:
+        after: by relation, the LSN after which its changes are events.
+        streamable: publications that a stream may name.
+        has_messages: whether there is a table `realtime.messages`, and its publication.
+        by_name: a stream finds publications as they are now, not as of the change that it decodes.
+    """
 
     after: dict[int, int]
-    may_stream: bool
+    streamable: frozenset[str]
+    has_messages: bool
+    by_name: bool
+
+    @property
+    def publications(self) -> frozenset[str]:
+        """Return the publications that the followed tables come with."""
+        return frozenset(publication_of(relation) for relation in self.after)
+
+
+def publication_of(relation: int) -> str:
+    """Return the publication that a followed table's rows come with."""
+    return BROADCASTS if relation == MESSAGES else ROWS
 
 
 async def _followed(connection: AsyncConnection[TupleRow]) -> _Followed:
-    relations, after, may_stream = await fetch_one(connection, _SQL["followed"], {"publication": ROWS})
-    return _Followed(dict(zip(relations, after, strict=True)), may_stream)
+    asked = {"publications": [ROWS, BROADCASTS], "broadcasts": BROADCASTS}
+    relations, after, streamable, *facts = await fetch_one(connection, _SQL["followed"], asked)
+    return _Followed(dict(zip(relations, after, strict=True)), frozenset(streamable), *facts)
 
 
-async def _unfollow(connection: AsyncConnection[TupleRow], followed: _Followed) -> str:
-    """Follow nothing any longer, because the stream cannot carry rows. Return why the history ends with that.
+async def _unfollow(connection: AsyncConnection[TupleRow], followed: _Followed, missing: Set[str]) -> str:
+    """Follow nothing any longer, because the stream lacks a publication. Return why the history ends with that.
 
     Raises:
-        CaptureError: it could, and was opened before the first table was followed.
+        CaptureError: it could have it, and was opened before the first table was followed.
     """
-    if followed.may_stream:
+    if missing & followed.streamable:
         raise CaptureError("a table is followed since the stream was opened; opening it again")
     # Their changes had offsets, and the stream no longer has them.
     await connection.execute(_SQL["unfollow_all"])
-    return f"the publication {ROWS} was dropped"
+    return f"the publication {min(missing)} was dropped"
 
 
 class Checkpoints:
@@ -129,23 +150,37 @@ class Checkpoints:
         self._slot = slot
         self._limits = limits
 
-    async def needs_rows(self) -> bool:
-        """Return whether tables are followed, and the stream can carry their rows."""
+    async def publications(self, *, is_new: bool) -> frozenset[str]:
+        """Return the publications that the stream should carry: those of followed tables, and of messages to topics.
+
+        `is_new` tells whether the slot has just been created. Before PostgreSQL 18 only a new slot can be read with a
+        publication that may be younger than itself.
+        """
         async with self._connections.writing() as connection:
             followed = await _followed(connection)
-        return bool(followed.after) and followed.may_stream
+        wanted = followed.publications
+        if followed.has_messages and (is_new or followed.by_name):
+            wanted |= {BROADCASTS}
+        return wanted & followed.streamable
 
-    async def publication_lsn(self) -> int:
-        """Return an LSN behind the creation of the publication of rows. Raise CaptureError if it does not exist.
+    async def has_messages(self) -> bool:
+        """Return whether there is a table `realtime.messages`, and its publication."""
+        async with self._connections.writing() as connection:
+            return (await _followed(connection)).has_messages
+
+    async def publication_lsn(self, publication: str) -> int:
+        """Return an LSN behind the creation of a publication. Raise CaptureError if it does not exist.
 
         Every transaction that began before the creation has ended: decoding would look for the publication as of then.
         """
         ceiling: int | None = None
         while True:
             async with self._connections.writing() as connection:
-                exists, at, next_xid = await fetch_one(connection, _SQL["published"], {"publication": ROWS})
+                exists, at, next_xid = await fetch_one(connection, _SQL["published"], {"publication": publication})
                 if not exists:
-                    raise CaptureError(f"the publication {ROWS} is missing; create it with: momentum-sync migrate")
+                    raise CaptureError(
+                        f"the publication {publication} is missing; create it with: momentum-sync migrate --again"
+                    )
                 ceiling = next_xid if ceiling is None else ceiling
                 (ended,) = await fetch_one(connection, _SQL["have_ended"], {"ceiling": ceiling})
             if ended:
@@ -153,11 +188,11 @@ class Checkpoints:
             await asyncio.sleep(self._limits.settle_interval_s)
 
     async def check_followable(self, relation: int) -> None:
-        """Raise CaptureError for a table of the server's own: each append to the log would make a further event."""
+        """Raise CaptureError for the server's own tables, of which each append makes an event, and for messages."""
         async with self._connections.writing() as connection:
             (ours,) = await fetch_one(connection, _SQL["is_our_own"], {"relation": relation})
         if ours:
-            raise CaptureError("the server's own tables cannot be followed")
+            raise CaptureError("the server's own tables and realtime.messages cannot be followed as rows")
 
     async def follow(self, relation: int, after: int, *, token: uuid.UUID) -> None:
         """Record that a relation's changes become events after an LSN. Raise FencedOff if another instance writes."""
@@ -172,7 +207,7 @@ class Checkpoints:
         *,
         known: FeedState | None = None,
         broke: str | None = None,
-        with_rows: bool = False,
+        publications: Set[str] = frozenset(),
     ) -> Checkpoint:
         """Make this instance the writer of the log, and return where the history stands.
 
@@ -184,7 +219,7 @@ class Checkpoints:
             known: how far the feed of this process has followed the history. Events up to there need not be loaded,
                 and a log without events that the feed saw logged was restored from a copy.
             broke: why the history ends here regardless of the log, if the stream has shown it.
-            with_rows: whether the stream carries the rows of followed tables.
+            publications: those whose rows the stream carries.
 
         Raises:
             FencedOff: the log belongs to another slot that still exists.
@@ -205,8 +240,8 @@ class Checkpoints:
                         f" MOMENTUM_SLOT={row.slot}"
                     )
                 followed = await _followed(connection)
-                if followed.after and not with_rows:
-                    broke = await _unfollow(connection, followed)
+                if missing := followed.publications - publications:
+                    broke = await _unfollow(connection, followed, missing)
                 broke = broke or await self._break(connection, row, facts, known)
                 newest: list[Event] | None = []
                 if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
@@ -222,7 +257,13 @@ class Checkpoints:
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
                         incarnation, token, newest=newest or [], before=before, followed=followed.after,
                     )  # fmt: skip
-            return await self._begin(connection, facts, row, (ceiling, incarnation), token, broke)
+            checkpoint = await self._begin(connection, facts, row, (ceiling, incarnation), token, broke)
+            if checkpoint.place != (0, 0):
+                return checkpoint
+            if BROADCASTS in publications:
+                await connection.execute(_SQL["follow_messages"], {"messages": MESSAGES})
+            await connection.execute(_SQL["follow_from_the_start"])
+            return replace(checkpoint, followed=(await _followed(connection)).after)
 
     async def _begin(
         self,
@@ -258,8 +299,6 @@ class Checkpoints:
                 "holder": token,
             },
         )
-        if place == (0, 0):
-            await connection.execute(_SQL["follow_from_the_start"])
         ceiling, incarnation = xids
         return Checkpoint(
             epoch, offset, place, 0, ceiling, incarnation, token, followed=(await _followed(connection)).after,

@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from uuid import UUID
 
 import psycopg
 
 from momentum_sync import observe
+from momentum_sync.capture.broadcasts import MESSAGES, Broadcasts
 from momentum_sync.capture.database_checks import DatabaseChecks
 from momentum_sync.capture.lag_probe import PREFIX as PROBE
 from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import Begin, Change, Commit, Keepalive, Message, ProtocolError, decode, status
 from momentum_sync.capture.row_changes import RowChanges, UnknownRelation
-from momentum_sync.capture.row_messages import Relation, Truncate, decode_row
+from momentum_sync.capture.row_messages import Insert, Relation, RowMessage, Truncate, decode_relation, decode_row
 from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import Stream
 from momentum_sync.capture.values import ColumnType
 from momentum_sync.errors import CaptureError
 from momentum_sync.eventlog.envelope import Malformed
-from momentum_sync.eventlog.event import CONTROL, Event
+from momentum_sync.eventlog.event import CONTROL, Event, row_channel
 from momentum_sync.eventlog.feed import FeedPublisher
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.limits import CaptureLimits
+
+SEND_FAILED = "momentum_sync.send_failed"
+"""The prefix of a logical message with which `realtime.send` reports the SQLSTATE of its failure."""
 
 LoadTypes = Callable[[set[int]], Awaitable[Mapping[int, ColumnType]]]
 
@@ -48,11 +52,11 @@ class Pipeline:
         token: the fencing token of this run.
         limits: bounds.
         load_types: loads types by their ids.
-        with_rows: whether the stream carries the rows of published tables.
+        publications: the publications whose rows the stream carries.
 
     Attributes:
         token: as above.
-        with_rows: as above.
+        publications: as above.
         caught_up: set when a lag probe of this run has returned: everything that was sent before has been read.
         unlogged_since: monotonic time since when an event has been waiting for the log; None if none is.
     """
@@ -69,7 +73,7 @@ class Pipeline:
         limits: CaptureLimits,
         load_types: LoadTypes,
         *,
-        with_rows: bool = False,
+        publications: Collection[str] = (),
     ) -> None:
         self._stream = stream
         self._log = log
@@ -78,10 +82,11 @@ class Pipeline:
         self._sequencer = sequencer
         self._samples = samples
         self.token = token
-        self.with_rows = with_rows
+        self.publications = publications
         self._limits = limits
         self._load_types = load_types
         self._rows = RowChanges()
+        self._broadcasts = Broadcasts()
         self._descriptions: dict[int, bytes] = {}  # of relations that are not followed
         self._held: list[bytes | memoryview] = []  # frames that wait for types
         self._holds = asyncio.Event()
@@ -121,8 +126,8 @@ class Pipeline:
                             break
                 case Change():
                     if frame.relation and not self._sequencer.is_followed(frame.relation):
-                        if frame.describes:  # it comes once in a stream, and the relation may be followed later
-                            self._descriptions[frame.relation] = frame.frame
+                        if frame.describes or frame.relation in self._broadcasts.places:
+                            events += self._unfollowed(frame)
                         continue
                     events += self._change(frame)
                     if self._missing:
@@ -156,11 +161,36 @@ class Pipeline:
 
     def _event(self, message: Message) -> Event | None:
         try:
-            return self._sequencer.message(message)
+            event = self._sequencer.message(message)
         except Malformed as error:
-            observe.malformed_message(str(error), len(message.content))
-            self._samples.unreadable(len(message.content), str(error))
+            self._malformed(error, len(message.content))
             return None
+        if event is None and message.prefix == SEND_FAILED:
+            observe.send_failed(message.content)
+        return event
+
+    def _malformed(self, error: Malformed, size: int) -> None:
+        observe.malformed_message(str(error), size)
+        self._samples.unreadable(size, str(error))
+
+    def _unfollowed(self, frame: Change) -> list[Event]:
+        """Keep the description of a relation. Return the event of a message in `realtime.messages`."""
+        if frame.describes:  # it comes once in a stream, and the relation may be followed later
+            self._descriptions[frame.relation] = frame.frame
+            self._broadcasts.describe(decode_relation(frame.payload))
+            return []
+        message = decode_row(frame.payload) if self._sequencer.follows(MESSAGES) else None
+        if not isinstance(message, Insert):  # else retention, or an app that tidies up
+            return []
+        try:
+            event = self._sequencer.row(lambda _: self._broadcasts.read(message))
+        except Malformed as error:
+            self._malformed(error, len(frame.frame))
+            return []
+        if event is None:
+            return []
+        observe.broadcast("database")
+        return [event]
 
     def _change(self, frame: Change) -> list[Event]:
         """Return the events of a message about rows of followed relations."""
@@ -181,12 +211,15 @@ class Pipeline:
         for relation in relations:
             if self._sequencer.follows(relation):
                 try:
-                    event = self._sequencer.row(relation, partial(self._rows.encode, message, relation))
+                    event = self._sequencer.row(partial(self._encode, message, relation))
                 except UnknownRelation as error:
                     raise ProtocolError(str(error)) from None
                 if event is not None:
                     events.append(event)
         return events
+
+    def _encode(self, message: RowMessage, relation: int, committed_at: float) -> tuple[str, bytes]:
+        return row_channel(relation), self._rows.encode(message, relation, committed_at)
 
     def _hold(self, frames: Sequence[bytes | memoryview]) -> None:
         """Keep frames until `load_types` takes them."""

@@ -24,7 +24,8 @@ with functions as (
     from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'momentum' and (p.proname, oidvectortypes(p.proargtypes)) in (
         ('become', 'text, text'), ('admit', 'jsonb'), ('check_policies', ''), ('keep_partitions', 'interval'),
-        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'), ('accept_policies', 'text, text, text'))
+        ('check_publishing', ''), ('mark', 'pg_lsn, timestamp with time zone'), ('accept_policies', 'text, text, text'),
+        ('keep_message_partitions', ''), ('place_messages', 'text'))
 )
 select
     current_user::text as role,
@@ -33,7 +34,7 @@ select
         select pg_get_userbyid(t.relowner)::text from pg_catalog.pg_class t
         where t.oid = to_regclass('public.daily_engagement_scores')
     ) as app_owner,
-    (select count(*) = 7 from functions) as is_whole,
+    (select count(*) = 9 from functions) as is_whole,
     coalesce(
         has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
         and has_table_privilege(s.oid, 'select') and has_table_privilege(s.oid, 'insert')
@@ -151,13 +152,21 @@ on conflict (single) do update set
     last_mark = excluded.last_mark, holder = excluded.holder
 
 -- name: followed
--- The followed tables, and whether a stream may name the publication that they come with: from PostgreSQL 18 on it need
--- not exist.
+-- The followed tables; which publications a stream may name, since from PostgreSQL 18 on they need not exist; whether
+-- there are messages to topics; and whether PostgreSQL is that new.
 select
     coalesce(array_agg(f.relation::bigint order by f.relation), '{}'),
     coalesce(array_agg((f.after_lsn - '0/0'::pg_lsn)::bigint order by f.relation), '{}'),
+    array(
+        select wanted.name
+        from unnest(%(publications)s::text[]) as wanted (name)
+        where current_setting('server_version_num')::int >= 180000
+            or exists (select from pg_catalog.pg_publication p where p.pubname = wanted.name)),
+    exists (
+        select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'realtime' and c.relname = 'messages')
+        and exists (select from pg_catalog.pg_publication p where p.pubname = %(broadcasts)s),
     current_setting('server_version_num')::int >= 180000
-        or exists (select from pg_catalog.pg_publication p where p.pubname = %(publication)s)
 from momentum.followed_tables f
 
 -- name: follow
@@ -168,6 +177,9 @@ from momentum.stream s
 where s.holder = %(holder)s
 for share of s
 returning relation
+
+-- name: follow_messages
+insert into momentum.followed_tables (relation, after_lsn) values (%(messages)s::oid, '0/0') on conflict do nothing
 
 -- name: unfollow_all
 delete from momentum.followed_tables
@@ -186,7 +198,8 @@ select exists (select from pg_catalog.pg_publication p where p.pubname = %(publi
 select exists (
     select from pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where c.oid = %(relation)s::oid and n.nspname in ('momentum', 'momentum_log'))
+    where c.oid = %(relation)s::oid and (
+        n.nspname in ('momentum', 'momentum_log') or n.nspname = 'realtime' and c.relname ~ '^messages(_|$)'))
 
 -- name: next_xid
 -- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time

@@ -112,6 +112,18 @@ def decode_row(payload: bytes) -> RowMessage | None:
     return message
 
 
+def decode_relation(payload: bytes) -> Relation:
+    """Decode the payload of a message that describes a relation.
+
+    Raises:
+        ProtocolError: it is malformed, or another message.
+    """
+    message = decode_row(payload)
+    if not isinstance(message, Relation):
+        raise ProtocolError("a description of a relation was expected")
+    return message
+
+
 def _decode(reader: _Reader) -> RowMessage | None:
     match reader.letter():
         case "R":

@@ -4,7 +4,7 @@ A place is (LSN of the commit, index within the transaction), which a crash does
 that were not confirmed: events at or below the last place in the log are dropped, the others get the offsets that
 follow, so a repeated event gets the offset that it had. Indexes count every message under the product's prefix, valid
 or not, so that a malformed one shifts nothing; and every change of a followed relation, from the LSN on with which the
-database records that it is followed.
+database records that it is followed. The partitions of `realtime.messages` are followed together, under one id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Set
 from momentum_sync.capture.pgoutput import Begin, Message
 from momentum_sync.database.visibility import widen
 from momentum_sync.eventlog.envelope import open_envelope
-from momentum_sync.eventlog.event import Event, row_channel
+from momentum_sync.eventlog.event import Event
 
 PREFIX = "momentum_sync"
 
@@ -107,23 +107,25 @@ class Sequencer:
         after = self._followed.get(relation)
         return after is not None and self._begin is not None and self._begin.lsn > after
 
-    def row(self, relation: int, encode: Callable[[float], bytes]) -> Event | None:
+    def row(self, encode: Callable[[float], tuple[str, bytes]]) -> Event | None:
         """Return the event of a change of a followed relation; None for one that is in the log.
 
-        `encode` returns the event's JSON. It takes the time of the commit, in seconds since 1970.
+        `encode` returns the event's channel and JSON. It takes the time of the commit, in seconds since 1970. An error
+        that it raises leaves the change without an offset, but with a place.
         """
         assert self._begin is not None
         place = (self._begin.lsn, self._index)
         self._index += 1
         if place <= self._place:
             return None
+        channel, body = encode(self._begin.committed_at)
         event = Event.build(
             offset=self.offset + 1,
             place=place,
             xid=self._xid,
             committed_at=self._begin.committed_at,
-            channels=(row_channel(relation),),
-            body=encode(self._begin.committed_at),
+            channels=(channel,),
+            body=body,
             logged=True,  # a row is never refused: the slot would repeat it for ever
         )
         self._place = place

@@ -8,9 +8,10 @@ over reading and confirming are worth the difference.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psycopg
 from psycopg import AsyncConnection, errors, pq, sql
@@ -29,8 +30,9 @@ _STREAM = {"wal_sender_timeout": "30s", "statement_timeout": "0"}
 _FAILOVER = 17_00_00  # the server_version_num that first has such slots
 # pgoutput requires a publication. This one has no table, because logical messages belong to no publication.
 PUBLICATION = "momentum_sync"
-# The tables that Supabase's clients may follow, as at Supabase.
+# The tables that Supabase's clients may follow, and the messages that they get, as at Supabase.
 ROWS = "supabase_realtime"
+BROADCASTS = "supabase_realtime_messages_publication"
 # PostgreSQL compares synchronous_standby_names with this name, so `preflight` looks for it there.
 APPLICATION = "momentum-sync capture"
 
@@ -76,6 +78,18 @@ async def read_slot_state(conninfo: str, slot: str, limits: CaptureLimits) -> Sl
     return SlotState("absent", None, None) if row is None else SlotState(*row)
 
 
+class Ensured(NamedTuple):
+    """How a slot came to be there.
+
+    Attributes:
+        created: it has just been created.
+        lost: why the one before could never be read again, if there was one.
+    """
+
+    created: bool
+    lost: str | None
+
+
 async def ensure_slot(
     conninfo: str,
     slot: str,
@@ -83,7 +97,7 @@ async def ensure_slot(
     *,
     stuck: StreamRefused | None = None,
     before: Process | None = None,
-) -> str | None:
+) -> Ensured:
     """Create the slot if it is missing or can never be read again.
 
     Args:
@@ -93,11 +107,8 @@ async def ensure_slot(
         stuck: the error with which streaming from the slot has ended repeatedly.
         before: the WAL sender of the previous stream. After a network failure it does not know yet that its client has
             disconnected, and holds the slot.
-
-    Returns:
-        Why the slot could never be read again, if that was so.
     """
-    lost = None
+    lost, created = None, False
     async with _asking(conninfo, limits) as connection:
         held = await _slot(connection, slot)
         if held is not None and not held.ours:
@@ -119,7 +130,8 @@ async def ensure_slot(
             create = _SQL["create_slot_failover" if connection.info.server_version >= _FAILOVER else "create_slot"]
             with suppress(errors.DuplicateObject):  # another instance created the same slot
                 await connection.execute(create, {"slot": slot})
-    return lost
+                created = True
+    return Ensured(created, lost)
 
 
 async def _is_stuck(connection: AsyncConnection[TupleRow], error: StreamRefused) -> bool:
@@ -315,11 +327,15 @@ class Stream:
 
 @asynccontextmanager
 async def open_stream(
-    conninfo: str, slot: str, limits: CaptureLimits, *, with_rows: bool = False
+    conninfo: str, slot: str, limits: CaptureLimits, *, publications: Collection[str] = ()
 ) -> AsyncIterator[Stream]:
     """Connect, acquire the slot and start the stream.
 
-    With `with_rows`, changes of the tables in `supabase_realtime` come, too.
+    Args:
+        conninfo: connection string of a role that may replicate.
+        slot: name of the slot.
+        limits: bounds.
+        publications: those whose rows come, too.
 
     Raises:
         SlotBusy: another instance holds the slot.
@@ -343,7 +359,7 @@ async def open_stream(
             if (await _held(conninfo, slot, limits)).failover is False:
                 await _keep_through_failover(connection, slot)
             await settle(connection)
-            await _start(connection.pgconn, slot, limits, with_rows=with_rows)
+            await _start(connection.pgconn, slot, limits, publications)
         # Read while the stream holds the slot: before, another instance could still advance it.
         held = await _held(conninfo, slot, limits)
         confirmed = lsn.parse(held.confirmed_lsn)
@@ -361,12 +377,12 @@ async def _keep_through_failover(connection: AsyncConnection[TupleRow], slot: st
         raise SlotBusy(str(error).strip()) from error
 
 
-async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits, *, with_rows: bool) -> None:
-    publications = f"{PUBLICATION},{ROWS}" if with_rows else PUBLICATION
+async def _start(pgconn: pq.abc.PGconn, slot: str, limits: CaptureLimits, publications: Collection[str]) -> None:
+    names = ",".join([PUBLICATION, *sorted(publications)])
     # At 0/0 PostgreSQL begins at the slot's confirmed LSN.
     command = sql.SQL(
         "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}, messages 'true')"
-    ).format(sql.Identifier(slot), sql.Literal(publications))
+    ).format(sql.Identifier(slot), sql.Literal(names))
     pgconn.send_query(command.as_bytes())
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(limits.answer_s):

@@ -15,7 +15,8 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from momentum_sync import observe
-from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
+from momentum_sync.capture.broadcasts import MESSAGES
+from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints, publication_of
 from momentum_sync.capture.database_checks import DatabaseChecks
 from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import ProtocolError
@@ -91,6 +92,7 @@ class Capture:
         self._triggers = Triggers([], [])
         self._state = CaptureState.STARTING
         self._following = asyncio.Lock()
+        self._has_messages = False
         self._live = asyncio.Event()
         self.has_begun = asyncio.Event()
         feed.report(self.status)
@@ -118,7 +120,7 @@ class Capture:
 
         Raises:
             Unavailable: capture is not live, or the database does not answer.
-            CaptureError: the publication of rows does not exist.
+            CaptureError: the publication does not exist.
         """
         pipeline = self._pipeline
         if pipeline is not None and self._live.is_set() and pipeline.follows(relation):
@@ -134,10 +136,24 @@ class Capture:
         except (TimeoutError, PoolTimeout, psycopg.Error, FencedOff) as error:
             raise Unavailable("The event stream cannot take up this table now; try again in a moment.") from error
 
+    async def follow_messages(self) -> None:
+        """Make the messages in `realtime.messages` events, if the database has that table.
+
+        Raises:
+            Unavailable: capture is not live, or the database does not answer.
+        """
+        if self._has_messages:
+            try:
+                await self.follow(MESSAGES)
+            except CaptureError:  # the publication has been dropped since
+                self._has_messages = False
+
     async def _follow(self, pipeline: Pipeline, relation: int) -> None:
-        if not pipeline.with_rows:
+        publication = publication_of(relation)
+        has_publication = publication in pipeline.publications
+        if not has_publication:
             # Before PostgreSQL 18 a stream that begins before the publication was created fails for ever.
-            await pipeline.until_durable(await self._checkpoints.publication_lsn())
+            await pipeline.until_durable(await self._checkpoints.publication_lsn(publication))
         await self._checkpoints.check_followable(relation)
         after = pipeline.reserve()
         try:
@@ -147,10 +163,10 @@ class Capture:
             pipeline.fail(CaptureError("it is not known whether a table is followed"))
             self._is_over(pipeline)
             raise
-        if pipeline.with_rows:
+        if has_publication:
             pipeline.follow(relation, after)
             return
-        # The next run opens the stream with rows.
+        # The next run opens the stream with the publication.
         self._is_over(pipeline)
         pipeline.end()
 
@@ -233,23 +249,35 @@ class Capture:
                     if triggers != self._triggers:
                         observe.publishing(triggers.problems, triggers.foreign_triggers)
                     self._triggers = triggers
+                    await self._look_for_messages()
                 checks += 1
             except Exception as error:
                 self._slot_state = UNKNOWN_SLOT
                 observe.slot_unknown(error)
             await asyncio.sleep(self._limits.slot_check_interval_s)
 
+    async def _look_for_messages(self) -> None:
+        """Follow `realtime.messages` soon after it was created."""
+        if self._live.is_set() and not self._has_messages and await self._checkpoints.has_messages():
+            self._has_messages = True
+            await self.follow_messages()
+
+    async def _prepare(self) -> frozenset[str]:
+        """Have a slot that can be read. Return the publications with which to read it."""
+        self._stuck.begins()
+        self._has_messages = await self._checkpoints.has_messages()  # before the slot, which may be created
+        ensured = await ensure_slot(
+            self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process
+        )  # fmt: skip
+        if ensured.lost is not None:
+            self._stuck.forget()
+            observe.slot_lost(self._slot, ensured.lost)
+        return await self._checkpoints.publications(is_new=ensured.created and self._has_messages)
+
     async def _run_once(self) -> None:
         limits = self._limits
-        self._stuck.begins()
-        lost = await ensure_slot(
-            self._conninfo, self._slot, limits, stuck=self._stuck.for_ever, before=self._process
-        )  # fmt: skip
-        if lost is not None:
-            self._stuck.forget()
-            observe.slot_lost(self._slot, lost)
-        with_rows = await self._checkpoints.needs_rows()
-        async with open_stream(self._conninfo, self._slot, limits, with_rows=with_rows) as stream:
+        publications = await self._prepare()
+        async with open_stream(self._conninfo, self._slot, limits, publications=publications) as stream:
             self._process = stream.process
             self._stuck.began(stream.facts.confirmed_lsn)
             # Before `_pipeline` is set, `end` cannot stop this run, which therefore checks for itself.
@@ -257,7 +285,7 @@ class Capture:
                 return
             # Only the holder of the slot may acquire the checkpoint, because that fences off the present writer.
             checkpoint = await self._checkpoints.acquire(
-                stream.facts, known=self._feed.state, broke=self._forked, with_rows=with_rows
+                stream.facts, known=self._feed.state, broke=self._forked, publications=publications
             )  # fmt: skip
             # Kept until an epoch has begun: if `acquire` fails, the log alone does not show the fork.
             self._forked = None
@@ -274,7 +302,7 @@ class Capture:
             )  # fmt: skip
             pipeline = Pipeline(
                 stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits,
-                self._checks.load_types, with_rows=with_rows,
+                self._checks.load_types, publications=publications,
             )  # fmt: skip
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline

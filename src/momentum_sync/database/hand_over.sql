@@ -8,7 +8,9 @@ declare
     tables text[] := string_to_array(current_setting('momentum.hand_over_tables'), ',');
     functions text[] := string_to_array(current_setting('momentum.hand_over_functions'), ',');
     ours oid[] := array(
-        select n.oid from pg_namespace n where n.nspname in ('momentum', 'momentum_log', 'supabase_migrations'));
+        select n.oid from pg_namespace n
+        where n.nspname in ('momentum', 'momentum_log', 'supabase_migrations')
+            or n.nspname = 'realtime' and obj_description(n.oid, 'pg_namespace') like '%Made by Momentum Sync.');
     made text;
 begin
     execute format('grant create on database %I to %I', current_database(), owner);
@@ -17,7 +19,8 @@ begin
     execute format('grant references on auth.users to %I', owner);
     for made in
         select quote_ident(p.pubname) from pg_publication p join pg_roles r on r.oid = p.pubowner
-        where p.pubname in ('supabase_realtime', 'momentum_sync') and r.rolsuper
+        where p.pubname in ('supabase_realtime', 'momentum_sync', 'supabase_realtime_messages_publication')
+            and r.rolsuper
     loop
         execute format('alter publication %s owner to %I', made, owner);
     end loop;

@@ -7,6 +7,7 @@ revoke all on schema momentum_log from %1$I;
 grant execute on function
     momentum.become(text, text), momentum.admit(jsonb), momentum.check_policies(),
     momentum.accept_policies(text, text, text), momentum.keep_partitions(interval), momentum.check_publishing(),
+    momentum.keep_message_partitions(), momentum.place_messages(text),
     momentum.mark(pg_lsn, timestamptz)
     to %1$I;
 grant select, insert on momentum.event_log to %1$I;

@@ -83,6 +83,39 @@ begin
 end;
 $$;
 
+-- Broadcasts from the database, unless they are Supabase's.
+do $$
+declare
+    mark constant text := '%Made by Momentum Sync.';
+    schema_id oid := to_regnamespace('realtime');
+    made record;
+begin
+    if obj_description((
+        select c.oid from pg_class c where c.relnamespace = schema_id and c.relname = 'messages'), 'pg_class') like mark
+    then
+        drop publication if exists supabase_realtime_messages_publication;
+        drop table realtime.messages;
+    else
+        -- Of Supabase's table only the partitions are ours.
+        for made in
+            select c.oid::regclass as name from pg_class c
+            where c.relnamespace = schema_id and obj_description(c.oid, 'pg_class') like mark
+        loop
+            execute format('drop table %s', made.name);
+        end loop;
+    end if;
+    for made in
+        select p.oid::regprocedure as name from pg_proc p
+        where p.pronamespace = schema_id and obj_description(p.oid, 'pg_proc') like mark
+    loop
+        execute format('drop function %s', made.name);
+    end loop;
+    if obj_description(schema_id, 'pg_namespace') like mark then
+        drop schema realtime;
+    end if;
+end;
+$$;
+
 drop sequence if exists momentum.realtime_session_numbers;
 drop schema if exists momentum_log cascade;
 drop schema if exists momentum;

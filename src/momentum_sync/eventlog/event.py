@@ -13,6 +13,10 @@ from momentum_sync.eventlog.position import mark_of
 CONTROL = "momentum:control"
 """The channel on which the database addresses the server: `revoked`, `policies_changed`, `table_truncated`."""
 
+PRIVATE_TOPIC = "topic:"
+PUBLIC_TOPIC = "public_topic:"
+"""What the channels of topics of Supabase's protocol begin with: private ones, and those that anybody may join."""
+
 _FEW_CHANNELS = 8
 
 
@@ -157,6 +161,11 @@ def relation_of(event: Event) -> int | None:
     """Return the relation of the row that an event reports; None for an event of another kind."""
     channel = event.channels[0] if event.channels else ""
     return int(channel.removeprefix(ROWS)) if channel.startswith(ROWS) else None
+
+
+def topic_channel(topic: str, *, is_private: bool) -> str:
+    """Return the channel of a topic's messages from the database. The topic has no `realtime:`."""
+    return (PRIVATE_TOPIC if is_private else PUBLIC_TOPIC) + topic
 
 
 def key_of(channel: str, user_id: str | None, per_user: Set[str]) -> str:

@@ -21,11 +21,13 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.log import EventLog
-from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.page import Newest, Page
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.eventlog.row_index import Route
 from momentum_sync.limits import LogLimits
+
+_ALL = 2**62  # bytes
 
 
 class History:
@@ -124,6 +126,35 @@ class History:
         if self._feed.epoch != position.epoch:
             raise ResumeRefused("history_changed")
         return counted + window.count_after(offset, keys, snapshot)
+
+    async def newest(self, key: str, offset: int, *, since: float, most: int) -> Newest:
+        """Return the newest events on a key up to an offset, at most `most`, of commits since a time.
+
+        Args:
+            key: the key.
+            offset: the last one.
+            since: seconds since 1970.
+            most: events.
+
+        Raises:
+            Unavailable: the log does not answer.
+            ResumeRefused: the epoch has ended (`history_changed`).
+        """
+        epoch, below = self._feed.epoch, self._feed.window.first
+        held = [
+            event
+            for event in self._feed.window.after(below - 1, [key], most=_ALL).events
+            if event.offset <= offset and event.committed_at >= since
+        ]
+        if len(held) > most:
+            return Newest(held[len(held) - most :], is_whole=False)
+        missing = most - len(held)
+        # One more than may be sent shows whether there are older ones.
+        async with _answering():
+            older = await self._log.newest_on(epoch, key, below=min(below, offset + 1), since=since, most=missing + 1)
+        if self._feed.epoch != epoch or older is None:
+            raise ResumeRefused("history_changed")
+        return Newest([*older.events[max(0, len(older.events) - missing) :], *held], older.is_whole)
 
     async def before_unseen(self, epoch: str, snapshot: Snapshot, keys: Sequence[str]) -> int:
         """Return the offset after which every event on the keys comes that the snapshot does not see.

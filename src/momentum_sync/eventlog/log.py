@@ -16,11 +16,12 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event import Event
-from momentum_sync.eventlog.page import Page
+from momentum_sync.eventlog.page import Newest, Page
 from momentum_sync.eventlog.partitions import keep_partitions
 from momentum_sync.limits import LogLimits
 
 _SQL = queries.load(__package__)
+_YEAR_9999 = 253_402_300_799  # the last second that every client can write
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -135,6 +136,24 @@ class EventLog:
         # The query ends with the event that exceeds `most`, so a page that fits was not cut.
         whole = len(events) < limits.page_rows and sum(len(event.body) for event in events) <= most
         return Page(events, stop - 1 if whole else events[-1].offset)
+
+    async def newest_on(self, epoch: str, key: str, *, below: int, since: float, most: int) -> Newest | None:
+        """Return the newest events on a key before an offset; None if the epoch has ended.
+
+        Args:
+            epoch: the epoch.
+            key: the key.
+            below: the events end before this offset.
+            since: the first commit, in seconds since 1970.
+            most: events.
+        """
+        asked: dict[str, object] = {"key": key, "below": below, "since": min(since, _YEAR_9999), "most": most}
+        async with self._connections.snapshot() as connection:
+            row = await fetch_optional(connection, _SQL["log_reaches_back"], {"epoch": epoch, **asked})
+            if row is None:
+                return None
+            events = await self._events(connection, "newest_on", asked)
+        return Newest(events[::-1], bool(row[0]) and len(events) < most)
 
     async def count_after(
         self, epoch: str, offset: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int

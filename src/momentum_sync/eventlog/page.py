@@ -12,3 +12,10 @@ class Page(NamedTuple):
 
     events: list[Event]
     through: int
+
+
+class Newest(NamedTuple):
+    """The newest events on a key, in order. `is_whole` tells whether there are no older ones since the given time."""
+
+    events: list[Event]
+    is_whole: bool

@@ -1,4 +1,4 @@
-"""Partitions of the log, one a UTC day by PostgreSQL's clock."""
+"""Partitions of the log and of `realtime.messages`, one a UTC day by PostgreSQL's clock."""
 
 from __future__ import annotations
 
@@ -24,4 +24,18 @@ async def keep_partitions(connections: LogConnections, *, retention: timedelta |
     """
     async with connections.writing() as connection:
         row = await fetch_one(connection, _SQL["keep_partitions"], {"retention": retention})
+    return list(row[0])
+
+
+async def keep_message_partitions(connections: LogConnections) -> list[str]:
+    """Create the partitions of `realtime.messages`, as far as the database has the table, and drop old ones.
+
+    Returns:
+        The names of those that could not be created: the table is Supabase's, and its owner has to.
+
+    Raises:
+        psycopg.errors.LockNotAvailable: another session holds a lock on the table for long; nothing has changed.
+    """
+    async with connections.writing() as connection:
+        row = await fetch_one(connection, _SQL["keep_message_partitions"], {})
     return list(row[0])

@@ -75,6 +75,24 @@ from (
 where before <= %(most)s
 order by number
 
+-- name: log_reaches_back
+-- Whether the log has every event since a time; no row if the epoch has ended.
+select s.kept_from = 1 or exists (
+    select from momentum.event_log l
+    where l.number = s.kept_from and l.committed_at <= to_timestamp(%(since)s))
+from momentum.stream s
+where s.epoch = %(epoch)s
+
+-- name: newest_on
+-- From the newest backwards.
+select number, commit_lsn::text, commit_index, xid, extract(epoch from committed_at)::double precision, channels,
+    event::text, rows::text
+from momentum.event_log
+where keys && array[%(key)s::text] and number < %(below)s and number >= (select kept_from from momentum.stream)
+    and committed_at >= to_timestamp(%(since)s)
+order by number desc
+limit %(most)s
+
 -- name: newest
 -- From the last event backwards, up to `most` bytes.
 select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
@@ -90,6 +108,9 @@ order by number
 
 -- name: keep_partitions
 select momentum.keep_partitions(%(retention)s)
+
+-- name: keep_message_partitions
+select momentum.keep_message_partitions()
 
 -- name: write_metrics
 insert into public.realtime_event_metrics (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -10,6 +11,7 @@ from momentum_sync.errors import BadRequest, CaptureError, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.page import Newest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
@@ -22,6 +24,8 @@ from momentum_sync.identity.row_queries import PUBLICATION
 from momentum_sync.identity.row_rights import RowRights
 from momentum_sync.identity.row_tables import RowTable, SeenChange
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.topic_access import TopicAccess
+from momentum_sync.identity.topic_rights import TopicRights
 from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Operator, parse_filter
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
@@ -29,6 +33,16 @@ from momentum_sync.wire.row_watch import Test, Watch
 _MOST_TESTS = 20
 _EVENTS = frozenset({"*", "INSERT", "UPDATE", "DELETE"})
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
+
+
+class RowSource(Protocol):
+    """Capture, as sessions need it. Its methods raise Unavailable while it is not live."""
+
+    async def follow(self, relation: int) -> None:
+        """Have the changes of a relation's rows become events. Raise CaptureError if that is not possible."""
+
+    async def follow_messages(self) -> None:
+        """Have the messages in `realtime.messages` become events, if the database has that table."""
 
 
 class RowWatches:
@@ -41,7 +55,8 @@ class RowWatches:
         feed: the events.
         history: the events before.
         sessions: numbers, settles and saves sessions.
-        follow: has the changes of a relation become events. Raises Unavailable or CaptureError.
+        source: has changes become events.
+        topics: decides about private topics.
     """
 
     def __init__(
@@ -52,7 +67,8 @@ class RowWatches:
         feed: LocalFeed,
         history: History,
         sessions: RealtimeSessions,
-        follow: Callable[[int], Awaitable[None]],
+        source: RowSource,
+        topics: TopicRights,
     ) -> None:
         self._authenticator = authenticator
         self._rights = rights
@@ -61,7 +77,8 @@ class RowWatches:
         self._feed = feed
         self._history = history
         self._sessions = sessions
-        self._follow = follow
+        self._source = source
+        self._topics = topics
 
     @property
     def position(self) -> Position:
@@ -120,6 +137,18 @@ class RowWatches:
             return None  # a route would miss the keys of deleted rows, which go to all
         return decider
 
+    async def topic_access(self, identity: Identity, topic: str) -> TopicAccess:
+        """Return the rights of a caller on the messages of a private topic, which has no `realtime:`."""
+        return await self._topics.of(identity, topic)
+
+    async def admit(self, identity: Identity) -> None:
+        """Raise Unauthenticated for a revoked token."""
+        await self._policies.admit(identity)
+
+    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
+        """Return the newest events on a channel up to an offset, of commits since a time in seconds since 1970."""
+        return await self._history.newest(channel, offset, since=since, most=most)
+
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         """Return the visible part of changes, each with the id of its relation, by offset."""
         return await self._rights.seen(identity, events)
@@ -135,6 +164,7 @@ class RowWatches:
             BadRequest: a table, column or filter is wrong, or the caller may not select it.
             Unavailable: the database does not answer, or capture is not live.
         """
+        await self._source.follow_messages()
         # Also without bindings: the database refuses a token that was revoked.
         tables = await self._policies.published(identity)
         watches = [await self._confirm(identity, binding, _named(binding, tables)) for binding in bindings]
@@ -176,7 +206,7 @@ class RowWatches:
     async def _follow_all(self, watches: Sequence[Watch]) -> None:
         for relation in sorted({relation for watch in watches for relation in watch.relations}):
             try:
-                await self._follow(relation)
+                await self._source.follow(relation)
             except CaptureError as error:
                 raise Unavailable(f"The table cannot be followed: {error}.") from error
 

@@ -181,6 +181,14 @@ class TopicMembers:
         presence = self._presence.get(topic)
         return b"{}" if presence is None else presence.state()
 
+    def unwatch(self, topic: TopicKey, member: Member) -> None:
+        """Have a member get nothing more of the topic's presence."""
+        listeners = self._watchers.get(topic)
+        if listeners is not None:
+            listeners.remove(member)
+            if not listeners:
+                del self._watchers[topic]
+
     def watches(self, topic: TopicKey, member: Member) -> bool:
         """Return whether a member gets the topic's presence."""
         return member in self._watchers.get(topic, ())

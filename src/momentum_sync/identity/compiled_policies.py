@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import psycopg
@@ -89,10 +89,19 @@ class CompiledPolicies:
         # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._told: Callable[[], None] = lambda: None
+        self._others: list[Callable[[], Awaitable[bool]]] = []
 
     def report(self, told: Callable[[], None]) -> None:
         """Call this when the policies of a table have changed without an event."""
         self._told = told
+
+    def also(self, has_changed: Callable[[], Awaitable[bool]]) -> None:
+        """Ask this, too, when the catalog is read again."""
+        self._others.append(has_changed)
+
+    def is_current(self, snapshot: Snapshot) -> bool:
+        """Return whether a snapshot sees every change so far."""
+        return all(snapshot.sees(xid) for xid in self._changed_by)
 
     def changed(self, xid: int) -> None:
         """Note that a transaction has changed policies, or what they depend on. Older answers do not count."""
@@ -147,7 +156,7 @@ class CompiledPolicies:
             if not rows or not tells:
                 return None
             snapshot = Snapshot.parse(rows[0][-1])
-            if all(snapshot.sees(xid) for xid in self._changed_by):
+            if self.is_current(snapshot):
                 break
         table = read_table(rows[0])
         if len(self._conditions) >= _MOST_COMPILED:
@@ -195,7 +204,7 @@ class CompiledPolicies:
 
     async def published(self, identity: Identity) -> list[RowTable]:
         """Return the published tables that the caller may select from. Raise Unauthenticated for a revoked token."""
-        await self._admit(identity)
+        await self.admit(identity)
         async with self._locks.setdefault(identity.role, asyncio.Lock()):
             while (tables := self._lists.get(identity.role)) is None:
                 generation = self.generation
@@ -211,13 +220,13 @@ class CompiledPolicies:
         rows: list[TupleRow] = []
         async for _ in self._pool.until_visible():
             here, rows = await self._pool.ask(identity, (_SQL["snapshot"], {}), query, lane=Lane.CONNECT)
-            if all(Snapshot.parse(here[0][0]).sees(xid) for xid in self._changed_by):
+            if self.is_current(Snapshot.parse(here[0][0])):
                 break
         return rows
 
     # Revoked tokens
 
-    async def _admit(self, identity: Identity) -> None:
+    async def admit(self, identity: Identity) -> None:
         """Raise Unauthenticated for a revoked token. Where all revocations are known, no query is needed."""
         if identity in self._admitted:
             return
@@ -249,7 +258,7 @@ class CompiledPolicies:
         async for _ in self._pool.until_visible():
             asked = (_SQL["revocations"], {"most": _MOST_REVOCATIONS + 1})
             (((text, found),),) = await self._pool.ask(service_role(), asked, lane=Lane.CONNECT)
-            if all(Snapshot.parse(text).sees(xid) for xid in self._changed_by):
+            if self.is_current(Snapshot.parse(text)):
                 break
         revoked = None if found is None else _times.decode(found)
         # With too many, or after a further revocation, each token is asked about.
@@ -267,7 +276,7 @@ class CompiledPolicies:
         while True:
             await asyncio.sleep(self._interval_s)
             try:
-                if await self._is_outdated():
+                if await self._is_outdated() or any([await has_changed() for has_changed in self._others]):
                     self._forget()
                     self._told()
             except (RequestError, psycopg.Error) as error:

@@ -126,6 +126,8 @@ left join lateral (
 ) policies on true
 where has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(c.oid, 'select')
     and n.nspname not in ('momentum', 'momentum_log')
+    -- Clients get these messages on their topics.
+    and not (n.nspname = 'realtime' and c.relname ~ '^messages(_|$)')
     and case when %(relations)s::bigint[] is null then exists (
         select from pg_catalog.pg_publication_tables p
         where p.pubname = %(publication)s and p.schemaname = n.nspname and p.tablename = c.relname)
@@ -179,3 +181,81 @@ select array(
 -- name: tested
 -- Whether a condition is true for a value. The value has the JSON that a change has, and the column's own type.
 select ({condition}) is true from jsonb_to_record(%(row)s::jsonb) as t (value {type})
+
+-- name: message_policies
+-- Asked as the caller: the conditions under which it may select from realtime.messages and insert into it, and the
+-- snapshot. No row if it has no privilege on the schema.
+select
+    case
+        when not has_table_privilege(c.oid, 'select') then 'false'
+        when not row_security_active(c.oid) then 'true'
+        else coalesce(string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' or ')
+            filter (where p.polpermissive and p.polcmd in ('r', '*')), 'false')
+    end,
+    case when not row_security_active(c.oid) then 'true'
+        else coalesce(string_agg('(' || pg_get_expr(p.polqual, p.polrelid) || ')', ' and ')
+            filter (where not p.polpermissive and p.polcmd in ('r', '*')), 'true')
+    end,
+    case
+        when not has_table_privilege(c.oid, 'insert') then 'false'
+        when not row_security_active(c.oid) then 'true'
+        else coalesce(string_agg('(' || pg_get_expr(coalesce(p.polwithcheck, p.polqual), p.polrelid) || ')', ' or ')
+            filter (where p.polpermissive and p.polcmd in ('a', '*')), 'false')
+    end,
+    case when not row_security_active(c.oid) then 'true'
+        else coalesce(string_agg('(' || pg_get_expr(coalesce(p.polwithcheck, p.polqual), p.polrelid) || ')', ' and ')
+            filter (where not p.polpermissive and p.polcmd in ('a', '*')), 'true')
+    end,
+    pg_current_snapshot()::text
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join pg_catalog.pg_policy p on p.polrelid = c.oid and exists (
+    select from unnest(p.polroles) as to_role (oid)
+    where to_role.oid = 0 or pg_has_role(current_user, to_role.oid, 'usage'))
+where n.nspname = 'realtime' and c.relname = 'messages' and has_schema_privilege(n.oid, 'usage')
+group by c.oid
+
+-- name: topic_access
+-- Asked as the caller: for which extensions the policies allow a message of a private topic.
+select array(
+    select e.extension
+    from unnest(array['broadcast', 'presence']) as e (extension)
+    where exists (
+        select from jsonb_populate_record(null::realtime.messages, jsonb_build_object(
+            'topic', %(topic)s::text, 'extension', e.extension, 'private', true, 'id', gen_random_uuid(),
+            'inserted_at', localtimestamp, 'updated_at', localtimestamp)) as messages
+        where ({permissive}) and ({restrictive})))
+
+-- name: try_messages
+-- Asked as the caller, in a transaction that is rolled back: insert a message of each extension.
+do $$
+declare
+    tried text;
+    inserted text[] := '{}';
+begin
+    foreach tried in array array['broadcast', 'presence'] loop
+        begin
+            insert into realtime.messages (topic, extension, private)
+            values (current_setting('realtime.topic'), tried, true);
+            inserted := inserted || tried;
+        exception when insufficient_privilege then
+            null;  -- the policies do not allow it
+        end;
+    end loop;
+    perform set_config('momentum.tried', inserted::text, true);
+end;
+$$
+
+-- name: tried_messages
+select current_setting('momentum.tried')::text[]
+
+-- name: place_messages
+-- Asked as the server, in the same transaction.
+select momentum.place_messages(%(topic)s)::text[]
+
+-- name: become
+select momentum.become(%(role)s, %(claims)s)
+
+-- name: placed_messages
+select array(
+    select m.extension from realtime.messages m where m.topic = %(topic)s and m.id = any (%(ids)s::uuid[]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
-from momentum_sync.errors import BadRequest, RequestError, Unauthenticated, Unavailable
+from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services
@@ -18,9 +18,11 @@ from momentum_sync.gateway.dialects.realtime_answers import Answers
 from momentum_sync.gateway.dialects.realtime_errors import reason, why_not
 from momentum_sync.gateway.dialects.realtime_messages import Messages
 from momentum_sync.gateway.dialects.realtime_place import Places, Start
+from momentum_sync.gateway.dialects.realtime_replay import replay
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
+from momentum_sync.gateway.dialects.realtime_rights import access, confirm, lost_right
 from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows, take_deciders
-from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
+from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents, ends_at
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.gateway.topic_members import TopicMembers
@@ -30,13 +32,7 @@ from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import DeliveryIds
-from momentum_sync.wire.phoenix import (
-    ClientFrame,
-    MalformedFrame,
-    Version,
-    decode_binary,
-    decode_text,
-)  # fmt: skip
+from momentum_sync.wire.phoenix import ClientFrame, MalformedFrame, Version, decode_binary, decode_text
 from momentum_sync.wire.realtime_join import join_response, parse_join, parse_token
 
 _API_KEY = "sb_"  # an API key in place of a token means the token of the connection
@@ -247,19 +243,16 @@ class RealtimeSession:
         identity = self.identity
         if join.access_token is not None and not join.access_token.startswith(_API_KEY):
             identity = await self._rows.authenticate_realtime(join.access_token)
-        watched, wrong = Watched((), ()), None
-        try:
-            watched = await self._rows.watch(identity, join.bindings)
-        except BadRequest as error:
-            wrong = str(error)
+        confirmed = await confirm(frame.topic, join, identity, self._rows)
         start = await self._start(frame, identity)
         if start is None:
             return
-        now, at = services.now(), services.monotonic()
         topic = Topic(
             frame.topic, frame.join_ref if frame.join_ref is not None else frame.ref, identity,
-            ends_at(identity, now, at), TopicEvents(join.bindings, watched.watches, start.position.offset), join,
+            ends_at(identity, services.now(), services.monotonic()),
+            TopicEvents(join.bindings, confirmed.watched.watches, start.position.offset), join, confirmed.access,
         )  # fmt: skip
+        replayed = await replay(topic, start, self.version, self._rows, self._limits)
         await take_deciders([topic], self._rows)
         if self._is_lost:
             return
@@ -272,14 +265,11 @@ class RealtimeSession:
         self._subscribed()
         self._pinged_id = ""  # the next ping is due: its pong confirms the reply
         self._out.reply(frame, join_response(join.bindings))
-        if wrong is not None:
-            self._out.system(topic, "postgres_changes", wrong)
-        elif join.bindings:
-            self._out.system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
-        if start.said:
-            self._out.system(topic, "resume", start.said, ok=True)
-        self._out.tell(topic, watched)
+        self._out.joined(topic, confirmed, start, replayed)
         self._out.presence(topic, state)
+        if replayed.frames:
+            self._outgoing.flush()  # the reply comes first
+            self.write(b"".join(replayed.frames))
 
     def add(self, topic: Topic) -> bytes | None:
         """Have a topic be joined. Return the JSON of its presence, if the client wants that."""
@@ -323,21 +313,20 @@ class RealtimeSession:
         identity = await self._rows.authenticate_realtime(token)
         if self.topics.get(topic.name) is not topic or identity == topic.identity:
             return
-        renewed = topic.renewed(identity, ends_at(identity, services.now(), services.monotonic()))
-        watched, wrong = Watched((), ()), ""
-        try:
-            watched = await self._rows.watch(identity, topic.events.bindings)
-        except BadRequest as error:
-            wrong = str(error)
-        renewed.events.watch(watched.watches)
+        confirmed = await confirm(topic.name, topic.join, identity, self._rows)
+        renewed = topic.renewed(
+            identity, ends_at(identity, services.now(), services.monotonic()), confirmed.access
+        )  # fmt: skip
+        renewed.events.watch(confirmed.watched.watches)
         await take_deciders([renewed], self._rows)
         if self.topics.get(topic.name) is not topic:
             return
         self.topics[topic.name] = renewed
+        self._messages.renew(renewed)
         self._subscribed()
-        if wrong:
-            self._out.system(renewed, "postgres_changes", wrong)
-        self._out.tell(renewed, watched)
+        if confirmed.wrong:
+            self._out.system(renewed, "postgres_changes", confirmed.wrong)
+        self._out.tell(renewed, confirmed.watched)
         try:
             if not await self._places.rename(topic.name, identity):
                 self.close(Close.REPLACED)
@@ -345,15 +334,16 @@ class RealtimeSession:
             self.close(Close.RESTART)
 
     def _lose_token(self, topic: Topic, error: RequestError) -> None:
-        if not isinstance(error, Unauthenticated):
+        if not isinstance(error, Unauthenticated | Forbidden):
             self.close(Close.RESTART)  # the client reconnects, and sends the token again
         elif self.topics.get(topic.name) is topic:
-            self._out.system(topic, "system", reason(error).partition(": ")[2])
+            said = lost_right(topic) if isinstance(error, Forbidden) else reason(error).partition(": ")[2]
+            self._out.system(topic, "system", said)
             self._end_topic(topic)
 
     def _subscribed(self) -> None:
         """Have the cursor follow the tables of the present topics."""
-        wanted = {channel for topic in self.topics.values() for channel in topic.events.channels}
+        wanted = {channel for topic in self.topics.values() for channel in topic.channels}
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
         self.rows.topics_changed()
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted if self.rows.view is None else ())))
@@ -389,6 +379,12 @@ class RealtimeSession:
     async def review(self, services: Services) -> None:
         """Confirm all bindings again: tables, columns and rights may be others now."""
         for topic in list(self.topics.values()):
+            try:
+                topic.access = await access(topic.name, topic.join, topic.identity, self._rows)
+            except Forbidden as error:
+                self._lose_token(topic, error)
+                continue
+            self._messages.renew(topic)
             events = topic.events
             was_live = bool(events.watches)
             watched = await self._rows.watch_again(topic.identity, events.bindings, events.watches)

@@ -6,6 +6,9 @@ import msgspec
 
 from momentum_sync.gateway.dialects.realtime_errors import PREFIX
 from momentum_sync.gateway.dialects.realtime_messages import Reply
+from momentum_sync.gateway.dialects.realtime_place import Start
+from momentum_sync.gateway.dialects.realtime_replay import Replayed
+from momentum_sync.gateway.dialects.realtime_rights import Confirmed
 from momentum_sync.gateway.dialects.realtime_services import Watched
 from momentum_sync.gateway.dialects.realtime_topic import Topic
 from momentum_sync.wire.phoenix import ClientBroadcast, ClientFrame, Version, encode_frame, encode_reply
@@ -54,6 +57,20 @@ class Answers:
             "channel": topic.name.removeprefix(PREFIX),
         })  # fmt: skip
         self._frames.append(encode_frame(self._version, topic.name, "system", payload, join_ref=topic.join_ref))
+
+    def joined(self, topic: Topic, confirmed: Confirmed, start: Start, replayed: Replayed) -> None:
+        """Send the messages to the app that follow the reply to a join."""
+        if confirmed.wrong:
+            self.system(topic, "postgres_changes", confirmed.wrong)
+        elif topic.join.bindings:
+            self.system(topic, "postgres_changes", "Subscribed to PostgreSQL", ok=True)
+        if topic.join.wants_replication_notice:
+            self.system(topic, "system", "Replication connection established", ok=True)
+        if start.said:
+            self.system(topic, "resume", start.said, ok=True)
+        if replayed.said:
+            self.system(topic, "replay", replayed.said, ok=True)
+        self.tell(topic, confirmed.watched)
 
     def tell(self, topic: Topic, watched: Watched) -> None:
         """Send the notices about a topic's tables, once each."""

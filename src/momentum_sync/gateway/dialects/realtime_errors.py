@@ -37,7 +37,7 @@ def reason(error: RequestError) -> str:
         if error.fault == "expired":
             return f"InvalidJWTToken: Token has expired {int(error.late_s)} seconds ago"
         return _REASONS[error.fault]
-    if error.status == 503:
+    if error.status == 503 and error.code == "unavailable":
         return f"UnableToConnectToProject: {error}"
     return f"{error.code}: {error}"
 
@@ -79,4 +79,6 @@ def why_not(name: str, join: Join, topics: _Topics, limits: SocketLimits) -> str
         return f"TooManyBindings: A topic has at most {most} bindings"
     if len(join.presence_key.encode()) > limits.presence_key_bytes:
         return f"PresenceKeyInvalid: A key has at most {limits.presence_key_bytes} bytes"
-    return "NotAvailable: this server does not offer private channels yet" if join.is_private else None
+    if join.replay is not None and not join.is_private:
+        return "UnableToReplayMessages: Replay is not allowed for public channels"
+    return None

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from momentum_sync.gateway.dialects.realtime_errors import PREFIX
 from momentum_sync.gateway.dialects.realtime_topic import Topic
 from momentum_sync.gateway.presence import BadPresence
 from momentum_sync.gateway.topic_members import Member, TopicKey, TopicMembers
+from momentum_sync.identity.topic_access import BROADCAST, PRESENCE
 from momentum_sync.limits import SocketLimits
 from momentum_sync.wire.phoenix import ClientBroadcast, ClientFrame
 from momentum_sync.wire.realtime_broadcast import Broadcast
@@ -55,7 +57,15 @@ class Messages:
         key = topic_key(topic)
         self._members.join(key, self._member)
         self._keys[topic.name] = topic.join.presence_key or self._members.unique()
-        return self._members.watch(key, self._member) if topic.join.has_presence else None
+        return self._members.watch(key, self._member) if topic.join.has_presence and _sees_presence(topic) else None
+
+    def renew(self, topic: Topic) -> None:
+        """Take away what the caller of a joined topic may not do any longer."""
+        key = topic_key(topic)
+        if PRESENCE not in topic.access.writes:
+            self._members.untrack(key, self._member)
+        if not _sees_presence(topic):
+            self._members.unwatch(key, self._member)
 
     def leave(self, topic: Topic) -> None:
         """Have the connection get nothing more of a topic."""
@@ -71,6 +81,8 @@ class Messages:
         return self._send(Broadcast(topic.name, frame.event, frame.payload, is_json=frame.is_json), topic)
 
     def _send(self, message: Broadcast, topic: Topic) -> Reply | None:
+        if BROADCAST not in topic.access.writes:
+            return _refused(not_allowed(topic.name))  # also without `ack`, so that nothing is lost silently
         self._members.broadcast(
             message, is_private=topic.join.is_private, sender=self._member, to_sender=topic.join.sends_to_self
         )
@@ -82,6 +94,8 @@ class Messages:
         try:
             asked = _presence.decode(frame.payload)
             event, payload = asked.event.lower(), bytes(asked.payload)
+            if PRESENCE not in topic.access.writes:
+                return _refused(not_allowed(topic.name)), None
             if event == "untrack":
                 self._members.untrack(key, self._member)
                 return Reply(ok=True), None
@@ -95,13 +109,22 @@ class Messages:
         except (msgspec.MsgspecError, BadPresence, RecursionError):
             return _refused("PresenceMalformed: the payload is no JSON object"), None
         # As at Supabase, a client that tracks gets the presence, too.
-        state = None if self._members.watches(key, self._member) else self._members.watch(key, self._member)
-        return Reply(ok=True), state
+        gets_it = self._members.watches(key, self._member) or not _sees_presence(topic)
+        return Reply(ok=True), None if gets_it else self._members.watch(key, self._member)
 
 
 def topic_key(topic: Topic) -> TopicKey:
     """Return the topic's place among the members."""
     return TopicKey(topic.name, topic.join.is_private)
+
+
+def not_allowed(name: str) -> str:
+    """Return the error of a message that the caller may not send to a topic."""
+    return f"Unauthorized: You do not have permissions to write to this Channel topic: {name.removeprefix(PREFIX)}"
+
+
+def _sees_presence(topic: Topic) -> bool:
+    return PRESENCE in topic.access.reads
 
 
 def _refused(why: str) -> Reply:

@@ -22,6 +22,11 @@ class Start(NamedTuple):
     position: Position
     said: str
 
+    @property
+    def is_resumed(self) -> bool:
+        """Return whether the client continues where it was."""
+        return self.said == _RESUMED
+
 
 class Places:
     """The places of one session. Its methods raise Unavailable if the database does not confirm a write.

@@ -1,4 +1,4 @@
-"""Changes of rows on a connection of Supabase's protocol: which topics get which of them."""
+"""Events on a connection of Supabase's protocol: which topics get which changes of rows and which messages."""
 
 from __future__ import annotations
 
@@ -24,40 +24,52 @@ class _Decision(NamedTuple):
     Attributes:
         place: the event's offset, and its place in the WAL, which another epoch does not repeat.
         is_open: whether the database has to be asked.
-        seen: topics that get it, each with the part that it sees.
+        seen: topics that get the change, each with the part that it sees.
+        messages: topics that get the message.
     """
 
     place: tuple[int, int, int]
     is_open: bool
     seen: list[tuple[Topic, int, SeenChange]]
+    messages: list[Topic]
 
 
 class SharedView:
-    """The dialect of connections with one topic that gets every change of its tables: they share each frame.
+    """The dialect of connections with equal topics, of which one at most has tables, and gets every change of those.
+
+    They share each frame.
 
     Args:
-        topic: the topic of one of them, as it is now.
+        topics: the topics of one of them, as they are now.
         version: of the serializer.
         shared: frames of the event that is being delivered.
     """
 
-    __slots__ = ("__weakref__", "_shared", "_topic", "_version")
+    __slots__ = ("__weakref__", "_by_channel", "_shared", "_topic", "_version")
 
-    def __init__(self, topic: Topic, version: Version, shared: SharedFrames) -> None:
-        events = TopicEvents((), topic.events.watches, 0)
-        events.deciders = topic.events.deciders
-        self._topic = Topic(topic.name, None, topic.identity, topic.ends_at, events, topic.join)
+    def __init__(self, topics: Sequence[Topic], version: Version, shared: SharedFrames) -> None:
+        copies = [_from_the_start(topic) for topic in topics]
+        self._by_channel = {topic.channel: topic for topic in copies}
+        self._topic = next((topic for topic in copies if topic.events.relations), None)
         self._version = version
         self._shared = shared
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the frames of an event; none for a kind of change that the topic does not get."""
         topic = self._topic
-        relation = topic.events.may_want(event)
-        seen = None if relation is None else topic.events.decide(event, relation)
-        if relation is None or seen is None:
-            return b""
-        return b"".join(topic.frames(self._version, event, relation, seen, self._shared))
+        relation = None if topic is None else topic.events.may_want(event)
+        if topic is None or relation is None:
+            found = [self._by_channel[channel] for channel in event.channels if channel in self._by_channel]
+            return b"".join([each.message(self._version, event, self._shared) for each in found])
+        seen = topic.events.decide(event, relation)
+        return b"" if seen is None else b"".join(topic.frames(self._version, event, relation, seen, self._shared))
+
+
+def _from_the_start(topic: Topic) -> Topic:
+    """Return a topic that gets what this one does, whenever it was joined."""
+    events = TopicEvents((), topic.events.watches, 0)
+    events.deciders = topic.events.deciders
+    return Topic(topic.name, None, topic.identity, topic.ends_at, events, topic.join)
 
 
 class RowCursor(Cursor):
@@ -96,7 +108,7 @@ class RowCursor(Cursor):
     def topics_changed(self) -> None:
         """Note that the topics or their deciders have changed."""
         self._decision = None
-        slots: dict[Slot, None] = {}
+        slots: dict[Slot, None] = {topic.channel: None for topic in self._topics.values()}
         relations = {relation for topic in self._topics.values() for relation in topic.events.relations}
         for relation in sorted(relations):
             watching = [topic.events for topic in self._topics.values() if relation in topic.events.relations]
@@ -109,23 +121,26 @@ class RowCursor(Cursor):
         self.view = self._view()
 
     def _view(self) -> Dialect | None:
-        topics = [topic for topic in self._topics.values() if topic.events.relations]
-        view = topics[0].events.view if len(topics) == 1 else None
-        if view is None:
+        topics = list(self._topics.values())
+        with_tables = [topic for topic in topics if topic.events.relations]
+        view = with_tables[0].events.view if with_tables else ()
+        if view is None or len(with_tables) > 1:
             return None
-        key = self._version, topics[0].name, view
+        named = tuple(sorted((topic.name, topic.channel) for topic in topics))
+        key = self._version, named, with_tables[0].name if with_tables else "", view
         shared = self._shared.views.get(key)
         if shared is None:
-            self._shared.views[key] = shared = SharedView(topics[0], self._version, self._shared)
+            self._shared.views[key] = shared = SharedView(topics, self._version, self._shared)
         return shared
 
     def channel_of(self, event: Event) -> str | None:
-        """Return the channel of a change that a topic gets, or may get."""
-        channel = event.channels[0]  # changes of rows have one
-        if channel not in self.channels:
+        """Return the channel of an event that a topic gets, or may get."""
+        # Changes of rows have one channel, and nearly all messages.
+        channel = next((channel for channel in event.channels if channel in self.channels), None)
+        if channel is None:
             return None
         decision = self._decide(event)
-        return channel if decision.is_open or decision.seen else None
+        return channel if decision.is_open or decision.seen or decision.messages else None
 
     def must_check(self, event: Event) -> bool:
         """Return whether the database has to decide."""
@@ -135,6 +150,8 @@ class RowCursor(Cursor):
         """Return the frames of an event that needed no database. It is the `Dialect` of its connection."""
         decision = self._decide(event)
         assert not decision.is_open, f"event {event.offset} was not checked"
+        if decision.messages:
+            return b"".join([topic.message(self._version, event, self._shared) for topic in decision.messages])
         return b"".join(
             frame
             for topic, relation, seen in decision.seen
@@ -146,10 +163,12 @@ class RowCursor(Cursor):
         place = (event.offset, event.commit_lsn, event.commit_index)
         if decision is not None and decision.place == place:
             return decision
-        is_open, seen = False, []
+        is_open, seen, messages = False, [], []
         for topic in self._topics.values():
             relation = topic.events.may_want(event)
             if relation is None:
+                if topic.gets(event):
+                    messages.append(topic)
                 continue
             try:
                 found = topic.events.decide(event, relation)
@@ -158,7 +177,7 @@ class RowCursor(Cursor):
                 continue
             if found is not None:
                 seen.append((topic, relation, found))
-        self._decision = _Decision(place, is_open, seen)
+        self._decision = _Decision(place, is_open, seen, messages)
         return self._decision
 
 

@@ -7,12 +7,14 @@ from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.page import Newest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
 from momentum_sync.gateway.subscriber import Dialect
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.topic_access import TopicAccess
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
@@ -92,6 +94,19 @@ class RowServices(Protocol):
 
     async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
         """Confirm bindings again, because tables or rights have changed."""
+
+    async def admit(self, identity: Identity) -> None:
+        """Raise Unauthenticated for a revoked token."""
+
+    async def topic_access(self, identity: Identity, topic: str) -> TopicAccess:
+        """Return the rights of a caller on the messages of a private topic, which has no `realtime:`."""
+
+    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
+        """Return the newest events on a channel up to an offset, of commits since a time in seconds since 1970.
+
+        Raises:
+            ResumeRefused: the history has changed meanwhile.
+        """
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         """Return the visible part of changes, each with the id of its relation, by offset."""

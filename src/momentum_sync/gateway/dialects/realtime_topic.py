@@ -6,16 +6,19 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import msgspec
 
-from momentum_sync.eventlog.event import Event, row_channel
+from momentum_sync.eventlog.event import Event, row_channel, topic_channel
 from momentum_sync.eventlog.row_index import Route
 from momentum_sync.gateway.cursor import Slot
+from momentum_sync.gateway.dialects.realtime_errors import PREFIX
 from momentum_sync.gateway.dialects.realtime_services import SharedFrames
 from momentum_sync.identity.decider import Decider, Undecided
 from momentum_sync.identity.policy import Value
 from momentum_sync.identity.row_tables import SeenChange
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
+from momentum_sync.identity.topic_access import EVERYTHING, TopicAccess
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Ref, Version, encode_frame
+from momentum_sync.wire.realtime_broadcast import stored_frame
 from momentum_sync.wire.realtime_filter import Operator
 from momentum_sync.wire.realtime_join import Binding, Join
 from momentum_sync.wire.row_change import Change, as_delete, encode_change, parse_change
@@ -173,13 +176,22 @@ class Topic:
         ends_at: when the caller's token ends, in seconds on a monotonic clock.
         events: which events it gets.
         join: its client's request.
+        access: its caller's rights on its messages.
+        channel: the channel of messages from the database.
         is_confirmed: whether the client has answered a ping that followed the reply to its join.
     """
 
-    __slots__ = ("ends_at", "events", "identity", "is_confirmed", "join", "join_ref", "name")
+    __slots__ = ("access", "channel", "ends_at", "events", "identity", "is_confirmed", "join", "join_ref", "name")
 
     def __init__(
-        self, name: str, join_ref: Ref, identity: Identity, ends_at: float, events: TopicEvents, join: Join
+        self,
+        name: str,
+        join_ref: Ref,
+        identity: Identity,
+        ends_at: float,
+        events: TopicEvents,
+        join: Join,
+        access: TopicAccess = EVERYTHING,
     ) -> None:
         self.name = name
         self.join = join
@@ -187,13 +199,32 @@ class Topic:
         self.identity = identity
         self.ends_at = ends_at
         self.events = events
+        self.access = access
+        self.channel = topic_channel(name.removeprefix(PREFIX), is_private=join.is_private)
         self.is_confirmed = False
 
-    def renewed(self, identity: Identity, ends_at: float) -> Topic:
+    def renewed(self, identity: Identity, ends_at: float, access: TopicAccess) -> Topic:
         """Return the topic with a fresh token. It loses no event."""
-        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy(), self.join)
+        topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy(), self.join, access)
         topic.is_confirmed = self.is_confirmed
         return topic
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """Return the channels of its messages and of its tables."""
+        return self.events.channels | {self.channel}
+
+    def gets(self, event: Event) -> bool:
+        """Return whether an event is a message to the topic that the client has not had."""
+        return event.offset > self.events.since and self.channel in event.channels
+
+    def message(self, version: Version, event: Event, shared: SharedFrames) -> bytes:
+        """Return the frame of a message from the database; nothing if the version cannot carry it."""
+
+        def encode() -> bytes:
+            return stored_frame(event.body, event.event_type, self.name, version) or b""
+
+        return shared.get(event, (version, self.name), encode)
 
     def frames(
         self, version: Version, event: Event, relation: int, seen: SeenChange, shared: SharedFrames

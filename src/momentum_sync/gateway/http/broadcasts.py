@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 
 from momentum_sync import observe
-from momentum_sync.errors import NotFound, RequestError, TooMany, Unauthenticated, Unprocessable
+from momentum_sync.errors import Forbidden, NotFound, RequestError, TooMany, Unauthenticated, Unprocessable
 from momentum_sync.gateway.dialects.realtime_errors import PREFIX, is_topic_name, refusal
+from momentum_sync.gateway.dialects.realtime_messages import not_allowed
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import credentials
 from momentum_sync.identity.tokens import Identity, bearer
+from momentum_sync.identity.topic_access import BROADCAST
 from momentum_sync.wire.paths import BROADCASTS
 from momentum_sync.wire.realtime_broadcast import Broadcast
 
@@ -33,6 +36,13 @@ class _Message(msgspec.Struct):
     event: str
     payload: msgspec.Raw
     private: bool = False
+
+
+class _Outgoing(NamedTuple):
+    """A message to send. `is_private` tells whether its topic is."""
+
+    message: Broadcast
+    is_private: bool
 
 
 class _Batch(msgspec.Struct):
@@ -60,10 +70,13 @@ def add_broadcasts(api: FastAPI, gateway: Gateway) -> None:
             if not bytes(each.payload).startswith(b"{"):
                 raise Unprocessable("payload", "must be an object")
         await _send(
-            gateway, caller,
-            [_broadcast(each.topic, each.event, bytes(each.payload)) for each in given.messages],
-            is_private=any(each.private for each in given.messages),
-        )  # fmt: skip
+            gateway,
+            caller,
+            [
+                _Outgoing(_broadcast(each.topic, each.event, bytes(each.payload)), each.private)
+                for each in given.messages
+            ],
+        )
 
     async def single(request: Request) -> None:
         caller = await _identify(request, gateway)
@@ -80,7 +93,7 @@ def add_broadcasts(api: FastAPI, gateway: Gateway) -> None:
             raise _UnsupportedType("unsupported_type", "Send application/json or application/octet-stream.")
         is_private = request.query_params.get("private", "").lower() in ("true", "1")
         message = _broadcast(topic, event, body, is_json=kind == "application/json")
-        await _send(gateway, caller, [message], is_private=is_private)
+        await _send(gateway, caller, [_Outgoing(message, is_private)])
 
     for path in BROADCASTS:
         api.add_api_route(path, _answering(batch), methods=["POST"], status_code=202, include_in_schema=False)
@@ -143,17 +156,23 @@ def _broadcast(topic: str, event: str, payload: bytes, *, is_json: bool = True) 
     return Broadcast(name, event, payload, is_json=is_json)
 
 
-async def _send(gateway: Gateway, caller: Identity, messages: list[Broadcast], *, is_private: bool) -> None:
-    if is_private:
-        raise NotFound("not_available", "this server does not offer private channels yet")
+async def _send(gateway: Gateway, caller: Identity, messages: list[_Outgoing]) -> None:
+    """Send messages, all of them or none: who tries again would send the first ones twice.
+
+    Supabase answers 202 for a private message that the caller may not send, and drops it. Here the caller is told.
+    """
+    await gateway.rows.admit(caller)
     rate = gateway.limits.users.broadcasts
     if caller.role != "service_role":
         if len(messages) > rate.burst:
             raise Unprocessable("messages", f"should have at most {rate.burst:.0f} item(s)")
-        # All or none: who tries again would send the first ones twice. Callers without a user have one rate together,
-        # because every visitor of a page has their key.
+        # Callers without a user have one rate together, because every visitor of a page has their key.
         if not gateway.broadcasts.take(caller.subject or caller.role, time.monotonic(), len(messages)):
             raise TooMany("too_many_requests", "Too many requests")
-    for message in messages:
-        gateway.members.broadcast(message, is_private=False, sender=None, to_sender=True)
+    for name in sorted({each.message.topic for each in messages if each.is_private}):
+        access = await gateway.rows.topic_access(caller, name.removeprefix(PREFIX))
+        if BROADCAST not in access.writes:
+            raise Forbidden(not_allowed(name).partition(": ")[2], "Unauthorized")
+    for message, is_private in messages:
+        gateway.members.broadcast(message, is_private=is_private, sender=None, to_sender=True)
         await asyncio.sleep(0)  # a message to many members takes a while, and others wait
