@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from momentum_sync.capture.preflight import check
 from momentum_sync.database import embedded as module
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.errors import Unsuitable
@@ -42,11 +43,15 @@ def test_starts_keeps_its_data_and_stops() -> None:
             assert connection.execute("select n from kept").fetchone() == (7,)
 
 
-def test_nobody_else_on_the_machine_can_connect() -> None:
+def test_nobody_else_on_the_machine_can_connect_and_a_new_one_has_to_be_migrated() -> None:
     with short_folder() as folder, Embedded(folder) as embedded:
         assert (folder / "postgres").stat().st_mode & 0o777 == 0o700
         with psycopg.connect(embedded.conninfo) as connection:
             assert connection.execute("show listen_addresses").fetchone() == ("",)
+        # Without the roles that a migration of any database in the cluster creates.
+        with pytest.raises(Unsuitable, match="not migrated") as unsuitable:
+            check(embedded.conninfo, "momentum_sync")
+        assert unsuitable.value.hint == "Run: momentum-sync migrate"
 
 
 def test_the_last_to_leave_stops_it() -> None:

@@ -112,7 +112,7 @@ def test_migrate_then_serve(tmp_path: Path, empty_database: str) -> None:
     refused = run("serve", "--port", "0", "--database-url", empty_database, cwd=tmp_path)
     assert (refused.returncode, "momentum-sync migrate" in refused.stderr) == (2, True)
     first = run("migrate", cwd=tmp_path, DATABASE_URL=empty_database)
-    assert (first.returncode, first.stdout.splitlines()[-1]) == (0, "6 migrations applied.")
+    assert (first.returncode, first.stdout.splitlines()[-1]) == (0, "7 migrations applied.")
     assert run("migrate", cwd=tmp_path, DATABASE_URL=empty_database).stdout == "The database is up to date.\n"
     server = subprocess.Popen(
         [sys.executable, "-m", "momentum_sync", "serve", "--port", "0"],

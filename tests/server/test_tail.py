@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import websockets
+
 from faults.proxy import Proxy
 from tests.fixtures.cli import clean, run
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score
-from tests.fixtures.server import SECRET, Server, Start, sign
+from tests.fixtures.server import SECRET, SERVICE_KEY, Server, Start, sign
 
 
 @asynccontextmanager
@@ -42,6 +44,55 @@ async def line(process: asyncio.subprocess.Process) -> str:
 async def an_object(process: asyncio.subprocess.Process) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(await line(process))
     return found
+
+
+async def until_joined(server: Server) -> None:
+    """Wait until a client has joined a topic."""
+    async with server.http(SERVICE_KEY) as http, asyncio.timeout(20):
+        while "momentum_topics 1.0" not in (await http.get("/metrics")).text:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_topics_messages_and_presence(tmp_path: Path, server: Server, db: Sql) -> None:
+    async with tail(tmp_path, "--url", server.url, "--topic", "room", "--json") as process:
+        await until_joined(server)
+        db.execute("select realtime.send('{\"n\": 1, \"id\": 2}', 'moved', 'room')")
+        db.execute("select realtime.send_binary('\\x00ff', 'raw', 'room')")
+        found = [await an_object(process), await an_object(process)]
+        assert [(each["topic"], each["event"], each["payload"]) for each in found] == [
+            ("room", "moved", {"n": 1, "id": 2}), ("room", "raw", {"base64": "AP8="}),
+        ]  # fmt: skip
+        assert all(each["meta"]["id"] for each in found)
+        url = f"{server.ws}/realtime/v1/websocket?apikey={SERVICE_KEY}&vsn=2.0.0"
+        async with websockets.connect(url) as member:
+            await member.send(json.dumps(["1", "1", "realtime:room", "phx_join", {"config": {"private": True}}]))
+            track = {"type": "presence", "event": "track", "payload": {"name": "Alice"}}
+            await member.send(json.dumps(["1", "2", "realtime:room", "presence", track]))
+            joined = await an_object(process)
+            assert (joined["presence"], joined["name"]) == ("joined", "Alice")
+        assert (await an_object(process))["presence"] == "left"
+
+
+async def test_a_public_topic_in_lines_and_what_fits(tmp_path: Path, server: Server, db: Sql) -> None:
+    arguments = ("--topic", "room", "--public", "--type", "mov*", "--where", "n=2", "--count", "1")
+    async with tail(tmp_path, "--url", server.url, *arguments) as process:
+        await until_joined(server)
+        async with server.http(SERVICE_KEY) as http:
+            for event, number in (("other", 2), ("moved", 1), ("moved", 2)):
+                path = f"/realtime/v1/api/broadcast/room/events/{event}"
+                assert (await http.post(path, json={"n": number})).status_code == 202
+        assert 'moved                     {"n": 2}' in await line(process)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_a_topic_that_is_refused(tmp_path: Path, server: Server, user: UUID) -> None:
+    arguments = ("tail", "--url", server.url, "--topic", "room", "--token", sign(user))
+    refused = await asyncio.to_thread(run, *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "permissions to read from this Channel topic: room" in refused.stderr
+    wrong = await asyncio.to_thread(run, *arguments, "--all", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "--topic goes with neither" in wrong.stderr
 
 
 async def test_a_users_events_across_two_runs(tmp_path: Path, server: Server, db: Sql, user: UUID, other: UUID) -> None:

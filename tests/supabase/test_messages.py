@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.fixtures.postgres import Sql
 from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Server, sign
 from tests.sdk.drivers import Driver
 from tests.supabase.programs import missing, program
@@ -92,6 +93,45 @@ async def test_messages_by_http_come_to_all(server: Server, names: list[str]) ->
             for name, driver in drivers.items():
                 (got,) = await broadcasts(driver, 1)
                 assert (got["event"], got["payload"]) == ("by-http", {"by": sender}), name
+
+
+async def test_messages_from_the_database_come_to_all(server: Server, db: Sql, names: list[str]) -> None:
+    new = names[0]
+    db.execute(
+        "create policy members on realtime.messages for select to authenticated using (realtime.topic() = 'room')"
+    )
+    async with room(server, names, private=True) as drivers:
+        db.execute("select realtime.send(jsonb_build_object('n', n), 'moved', 'room') from generate_series(1, 5) n")
+        db.execute("select realtime.send_binary('\\x00ff0a', 'raw', 'room')")
+        db.execute("select realtime.send('{\"n\": 6}', 'moved', 'room')")
+        for name, driver in drivers.items():
+            got = await broadcasts(driver, 7 if name == new else 6)
+            assert [each["payload"]["n"] for each in got if each["event"] == "moved"] == [1, 2, 3, 4, 5, 6], name
+            assert all(each["meta"]["id"] for each in got if each["event"] == "moved"), name
+            assert [each["bytes"] for each in got if each["event"] == "raw"] == [[0, 255, 10]] * (name == new)
+
+
+async def test_a_new_client_asks_for_messages_from_before(server: Server, db: Sql, names: list[str]) -> None:
+    new, old, _ = names  # the client in Python cannot ask
+    db.execute(
+        "create policy members on realtime.messages for select to authenticated using (realtime.topic() = 'room')"
+    )
+    db.execute("select realtime.send(jsonb_build_object('n', n), 'moved', 'room') from generate_series(1, 30) n")
+    for name in (new, old):
+        async with room(server, [name], private=True, broadcast={"replay": {"since": 0, "limit": 20}}) as drivers:
+            got = await broadcasts(drivers[name], 20)
+            assert [each["payload"]["n"] for each in got] == list(range(11, 31)), name
+            assert all(each["meta"]["replayed"] for each in got), name
+
+
+async def test_a_topic_without_a_policy_is_refused(server: Server, names: list[str]) -> None:
+    for name in names:
+        client_of = program(name)
+        async with client_of as client, client.start() as driver:
+            await driver.do("open", url=server.url, key=ANON_KEY, token=sign(uuid4()), params={})
+            await driver.do("subscribe", topic="room", bindings=[], config={"private": True})
+            failed = await driver.until(lambda one: one.get("status") == "CHANNEL_ERROR")
+            assert "Unauthorized: You do not have permissions to read from this Channel topic: room" in failed["error"]
 
 
 async def until_present(driver: Driver, wanted: dict[str, list[str]]) -> None:

@@ -35,21 +35,31 @@ class App:
         self.user = user
 
     async def live(self, **params: str) -> None:
-        """Connect, and subscribe to the user's rows."""
+        """Connect, and join a private topic for the user's rows and for messages from the database."""
         await self.driver.do(
             "open", url=f"http://127.0.0.1:{self.network.port}", key=ANON_KEY,
             token=sign(self.user, session_id="one"), params=params,
         )  # fmt: skip
-        await self.driver.do("subscribe", topic="room", bindings=[TODOS], config={})
+        await self.driver.do("subscribe", topic="room", bindings=[TODOS], config={"private": True}, events=["added"])
         await self.driver.until(lambda one: one.get("status") == "SUBSCRIBED")
 
     def rows(self) -> list[int]:
         """Return the rows of all changes that came, in order."""
         return [change["new"]["id"] for change in self.driver.all("change")]
 
+    def messages(self) -> list[int]:
+        """Return the rows of all messages that came, in order."""
+        return [message["payload"]["row"] for message in self.driver.all("broadcast")]
+
     async def until(self, number: int) -> None:
-        """Wait for the change of a row."""
-        await self.driver.come(lambda: number in self.rows(), True)
+        """Wait for the change of a row, and for the message about it."""
+        await self.driver.come(lambda: number in self.rows() and number in self.messages(), True)
+
+    def check(self, count: int) -> None:
+        """Check that everything came, and that the first time each came is in order."""
+        for came in (self.rows(), self.messages()):
+            first = list(dict.fromkeys(came))
+            assert first == list(range(count)), came
 
 
 @pytest_asyncio.fixture(params=NAMES)
@@ -66,24 +76,25 @@ async def app(request: pytest.FixtureRequest, todos: Sql) -> AsyncIterator[App]:
         yield App(driver, network, uuid4())
 
 
-def check(rows: list[int], count: int) -> None:
-    """Check that every row came, and that the first time each came is in order."""
-    first = list(dict.fromkeys(rows))
-    assert first == list(range(count)), rows
-
-
 class Writer:
-    """Writes rows all the time, one after the other."""
+    """Writes rows, one after the other, each with a message in the same transaction."""
 
     def __init__(self, sql: Sql, user: UUID) -> None:
         self.count = 0
         self._sql = sql
         self._user = user
+        sql.execute("create policy everybody on realtime.messages for select to authenticated using (true)")
+
+    def _add(self) -> None:
+        with self._sql.transaction():
+            add_todo(self._sql, self.count, self._user)
+            row = (self.count,)
+            self._sql.execute("select realtime.send(jsonb_build_object('row', %s::int), 'added', 'room')", row)
 
     async def write(self, count: int) -> None:
         """Write some rows, with a little time between them."""
         for _ in range(count):
-            await asyncio.to_thread(add_todo, self._sql, self.count, self._user)
+            await asyncio.to_thread(self._add)
             self.count += 1
             await asyncio.sleep(0.02)
 
@@ -101,7 +112,7 @@ async def test_cuts_lose_nothing(app: App, start: Start, todos: Sql, params: dic
             await writer.write(10)
             app.network.ports = ports
             await app.until(writer.count - 1)
-        check(app.rows(), writer.count)
+        app.check(writer.count)
         assert RESUMED in [system["message"] for system in app.driver.all("system")]
 
 
@@ -133,7 +144,7 @@ async def test_a_killed_server_loses_nothing(app: App, database: str, todos: Sql
             await writer.write(5)
             process = await serve()
             await app.until(writer.count - 1)
-        check(app.rows(), writer.count)
+        app.check(writer.count)
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)

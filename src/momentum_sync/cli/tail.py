@@ -7,11 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import typer
@@ -32,6 +32,7 @@ from momentum_sync import (
 )
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, secret_of, sign
+from momentum_sync.cli.topic_tail import TopicTail
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
 from momentum_sync.tasks import end
@@ -62,37 +63,53 @@ def tail(
         str | None,
         typer.Option(envvar="MOMENTUM_TOKEN", help="Access token; if omitted, one is signed with SUPABASE_JWT_SECRET."),
     ] = None,
+    topic: Annotated[
+        str | None,
+        typer.Option(help="Show broadcasts and presence of a private topic of Supabase's protocol, such as room-1."),
+    ] = None,
+    public: Annotated[bool, typer.Option(help="With --topic: the public topic of this name.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="File that stores the position: the next run resumes where this one ends.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Exit after this number of events.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")] = False,
 ) -> None:
-    """Show the events of one user or of all users as they are committed.
+    """Show the events of one user or of all users as they are committed, or the messages of a topic.
 
     Reconnects automatically and resumes without a gap; prints a notice where events may be missing. Needs a token
     (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: a token of the user for --user, one of
-    service_role for --all and --channel.
+    service_role for --all, --channel and --topic.
     """
     with explained():
-        if token is None and (user is None) != (everyone or bool(channel)):
-            raise Unsuitable(
-                "Neither a user nor a token was given, or both --user and --all or --channel.",
-                "Run momentum-sync tail --user <uuid>, or momentum-sync tail --all, or give a --token.",
-            )
-        fits = _filter(kind or [], where or [])
+        _check(user, token, topic, has_channels=everyone or bool(channel), has_state=state is not None)
+        wanted = _Wanted(kind or [], _conditions(where or []))
         shown = _Json(sys.stdout) if as_json else _Lines(Console(highlight=False, soft_wrap=True))
         # A function, because `tail` may run for longer than one token lasts.
-        given = token if token is not None else _token_maker(user)
-        channels = [*(_ALL if everyone else ()), *(channel or ())]
+        given = _token_maker(user) if token is None else lambda: token
+        if topic is not None:
+            work = _tail_topic(TopicTail(url, topic, given, is_private=not public), topic, wanted, shown, count)
+        else:
+            channels = [*(_ALL if everyone else ()), *(channel or ())]
+            work = _tail(url, given if token is None else token, user, channels, state, wanted, shown, count)
         try:
-            asyncio.run(_tail(url, given, user, channels, state, fits, shown, count))
+            asyncio.run(work)
         except Ended as error:
             raise Unsuitable(f"The server rejected this client for good: {error}.", _OTHERS) from None
         except BrokenPipeError:  # the reader has exited; nothing must be flushed to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+def _check(user: UUID | None, token: str | None, topic: str | None, *, has_channels: bool, has_state: bool) -> None:
+    """Raise Unsuitable for options that do not go together."""
+    if topic is not None and (has_channels or has_state):
+        raise Unsuitable("--topic goes with neither --all, --channel nor --state.", "momentum-sync tail --topic room-1")
+    if token is None and topic is None and (user is None) != has_channels:
+        raise Unsuitable(
+            "Neither a user nor a token was given, or both --user and --all or --channel.",
+            "Run momentum-sync tail --user <uuid>, or momentum-sync tail --all, or give a --token.",
+        )
 
 
 def _token_maker(user: UUID | None) -> Callable[[], str]:
@@ -102,7 +119,7 @@ def _token_maker(user: UUID | None) -> Callable[[], str]:
     return lambda: sign(secret, user, role, _TOKENS_LAST, audience=settings.jwt_audience)
 
 
-def _filter(kinds: Sequence[str], conditions: Sequence[str]) -> Callable[[Event], bool]:
+def _conditions(conditions: Sequence[str]) -> dict[str, str]:
     wanted: dict[str, str] = {}
     for condition in conditions:
         name, equals, value = condition.partition("=")
@@ -111,13 +128,40 @@ def _filter(kinds: Sequence[str], conditions: Sequence[str]) -> Callable[[Event]
                 f"--where {condition} is not a condition.", "Write a field and its value, such as --where status=sent"
             )
         wanted[name] = value
+    return wanted
 
-    def fits(event: Event) -> bool:
-        return (not kinds or any(fnmatchcase(event.type, kind) for kind in kinds)) and all(
-            _text(event.fields.get(name)) == value for name, value in wanted.items()
+
+class _Wanted(NamedTuple):
+    """Events to show.
+
+    Attributes:
+        kinds: patterns of their types; any if there are none.
+        values: fields that they must have, as text.
+    """
+
+    kinds: Sequence[str]
+    values: Mapping[str, str]
+
+    def has(self, kind: str, fields: object) -> bool:
+        """Return whether an event is to be shown."""
+        found: Mapping[str, object] = fields if isinstance(fields, Mapping) else {}
+        return (not self.kinds or any(fnmatchcase(kind, each) for each in self.kinds)) and all(
+            _text(found.get(name)) == value for name, value in self.values.items()
         )
 
-    return fits
+
+async def _tail_topic(
+    topics: TopicTail, topic: str, wanted: _Wanted, shown: _Json | _Lines, count: int | None
+) -> None:  # fmt: skip
+    async for message in topics.messages():
+        # A notice is shown whatever is wanted, and counts for nothing.
+        if "notice" not in message:
+            if not wanted.has(str(message.get("event", message.get("presence"))), message.get("payload", message)):
+                continue
+            count = None if count is None else count - 1
+        shown.message(topic, message)
+        if count == 0:
+            return
 
 
 def _text(value: object) -> str:
@@ -130,7 +174,7 @@ async def _tail(
     user: UUID | None,
     channels: Sequence[str],
     state: Path | None,
-    fits: Callable[[Event], bool],
+    wanted: _Wanted,
     shown: _Json | _Lines,
     count: int | None,
 ) -> None:
@@ -161,7 +205,7 @@ async def _tail(
         )
     except ValueError as error:
         raise Unsuitable(f"{error}.", "--url http://127.0.0.1:8787") from None
-    following = asyncio.ensure_future(_follow(client, fits, shown, count))
+    following = asyncio.ensure_future(_follow(client, wanted, shown, count))
     watching = asyncio.ensure_future(_watch(client, waiting))
     done, _ = await asyncio.wait({following, refused}, return_when=asyncio.FIRST_COMPLETED)
     await end(following, watching)
@@ -177,13 +221,13 @@ async def _watch(client: Client, waiting: asyncio.Event) -> None:
             print("momentum-sync: connected", file=sys.stderr, flush=True)
 
 
-async def _follow(client: Client, fits: Callable[[Event], bool], shown: _Json | _Lines, count: int | None) -> None:
+async def _follow(client: Client, wanted: _Wanted, shown: _Json | _Lines, count: int | None) -> None:
     events = client.events()
     async with client:
         async for one in events:
             if isinstance(one, Resync):
                 shown.resync(one)
-            elif fits(one):
+            elif wanted.has(one.type, one.fields):
                 shown.event(one)
                 count = None if count is None else count - 1
             if count == 0:
@@ -203,6 +247,9 @@ class _Json:
 
     def resync(self, resync: Resync) -> None:
         self._write({"resync": resync.reason, "id": resync.id})
+
+    def message(self, topic: str, message: Mapping[str, Any]) -> None:
+        self._write({"topic": topic, **message})
 
     def _write(self, value: Mapping[str, Any]) -> None:
         self._out.write(json.dumps(value) + "\n")
@@ -224,6 +271,19 @@ class _Lines:
             if name not in _PLAIN and value not in (None, {}, ""):
                 line.append(f"  {name}=", "dim")
                 line.append(_printable(_text(value)))
+        self._console.print(line)
+
+    def message(self, topic: str, message: Mapping[str, Any]) -> None:
+        if "notice" in message:
+            self._console.print(Text(f"── {_printable(message['notice'])} ──", "yellow"))
+            return
+        line = Text()
+        line.append(_clock(datetime.now(UTC).isoformat()), "dim")
+        kind = message.get("event", f"presence {message.get('presence')}")
+        line.append(f"  {_printable(str(kind)):<24}", "cyan")
+        replayed = message.get("meta", {}).get("replayed")
+        shown = message.get("payload", {name: message[name] for name in message if name != "presence"})
+        line.append(f"  {_printable(json.dumps(shown, ensure_ascii=False))}{'  (replayed)' if replayed else ''}")
         self._console.print(line)
 
     def resync(self, resync: Resync) -> None:

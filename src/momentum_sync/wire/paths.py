@@ -11,7 +11,7 @@ SHORT = "/ws"
 SOCKETS = frozenset({PREFIX, f"{PREFIX}/", SHORT, f"{PREFIX}{SHORT}"})
 """All paths of the WebSocket."""
 
-REALTIME_SOCKETS = frozenset({"/realtime/v1/websocket", "/socket/websocket"})
+REALTIME_SOCKETS = ("/realtime/v1/websocket", "/socket/websocket")
 """Paths of the WebSocket that speaks Supabase's protocol: at Supabase, and at its server alone."""
 
 BROADCASTS = ("/realtime/v1/api/broadcast", "/api/broadcast")
