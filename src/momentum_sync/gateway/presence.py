@@ -2,7 +2,7 @@
 
 Semantics of `Phoenix.Presence`, which Supabase's clients merge: a key has one meta for each member that tracks under
 it, a meta has a `phx_ref` of its own, and a changed meta leaves and joins in one diff. Diffs are collected, so that
-many changes within a moment are one frame.
+many changes within a moment are one frame. A state is as of the last diff, so that the next one fits it, too.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Presence:
         new_ref: makes a `phx_ref` that no other has, on any gateway.
     """
 
-    __slots__ = ("_before", "_new_ref", "_refs", "_state", "_tracked")
+    __slots__ = ("_changed", "_new_ref", "_refs", "_shown", "_state", "_tracked")
 
     def __init__(self, new_ref: Callable[[], str]) -> None:
         self._new_ref = new_ref
         self._tracked: dict[object, Tracked] = {}
+        self._shown: dict[object, Tracked] = {}  # the same as of the last diff
+        self._changed: dict[object, None] = {}  # members that have changed since
         self._state: bytes | None = None
         self._refs: dict[object, str] = {}
-        # By member that has changed since the last diff: its meta in that; None if it was absent.
-        self._before: dict[object, Tracked | None] = {}
 
     @property
     def members(self) -> int:
@@ -53,7 +53,7 @@ class Presence:
     @property
     def is_idle(self) -> bool:
         """Return whether the topic has no members, and no diff is due."""
-        return not self._tracked and not self._before
+        return not self._tracked and not self._changed
 
     def track(self, member: object, key: str, payload: bytes) -> None:
         """Add a member, or replace its meta.
@@ -75,7 +75,7 @@ class Presence:
         if before is not None:
             own["phx_ref_prev"] = before
         rest = {name: value for name, value in given.items() if name not in _RESERVED}
-        self._note(member)
+        self._changed[member] = None
         self._refs[member] = ref
         self._tracked[member] = Tracked(key, _encode({**own, **rest}))
 
@@ -83,31 +83,29 @@ class Presence:
         """Remove a member. Return whether it was there."""
         if member not in self._tracked:
             return False
-        self._note(member)
+        self._changed[member] = None
         del self._tracked[member], self._refs[member]
         return True
 
-    def _note(self, member: object) -> None:
-        self._before.setdefault(member, self._tracked.get(member))
-        self._state = None
-
     def state(self) -> bytes:
-        """Return the JSON of a `presence_state`: all metas by key."""
+        """Return the JSON of a `presence_state`: all metas by key, as of the last diff."""
         if self._state is None:
-            self._state = _by_key(self._tracked.values())
+            self._state = _by_key(self._shown.values())
         return self._state
 
     def diff(self) -> bytes | None:
         """Return the JSON of a `presence_diff` since the last call; None if nothing has changed."""
         joins: list[Tracked] = []
         leaves: list[Tracked] = []
-        for member, before in self._before.items():
-            now = self._tracked.get(member)
+        for member in self._changed:
+            before, now = self._shown.pop(member, None), self._tracked.get(member)
             if before is not None:
                 leaves.append(before)
             if now is not None:
                 joins.append(now)
-        self._before = {}
+                self._shown[member] = now
+        self._changed = {}
+        self._state = None
         if not joins and not leaves:  # members that came and went in between
             return None
         return b'{"joins":' + _by_key(joins) + b',"leaves":' + _by_key(leaves) + b"}"
