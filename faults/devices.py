@@ -1,4 +1,4 @@
-"""Devices: apps with Supabase's own clients, unmodified, that record every change of rows.
+"""Devices: apps with Supabase's own clients, unmodified, that record every change of rows and every message.
 
 The programs are those of `tests/supabase`. Their own reconnects are left as they are, but for the interval of their
 heartbeats, by which they notice a dead connection.
@@ -22,6 +22,9 @@ from tests.sdk.drivers import Program
 from tests.supabase.programs import missing, program
 
 HEARTBEAT_S = 3.0
+MESSAGES = "fault_messages"
+"""The record of messages from the database, which a trigger sends to a private topic of each user."""
+
 _READY_S = 60.0
 _TRACED = 5_000
 _CLIENTS = ("python-2026", "node-2026", "python-2025", "node-2025")
@@ -44,7 +47,7 @@ class Device:
         self.name = f"{name} ({client})"
         self.user = user
         self.is_shared = identity.client_id is None
-        self.records: dict[str, list[Record]] = {table: [] for table in ROW_TABLES}
+        self.records: dict[str, list[Record]] = {table: [] for table in (*ROW_TABLES, MESSAGES)}
         self.joins = self.resumes = self.gaps = self.closed = 0
         self.broken: list[str] = []
         self.trace: deque[str] = deque(maxlen=_TRACED)
@@ -55,7 +58,7 @@ class Device:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, stack: AsyncExitStack, url: str, secret: str) -> None:
-        """Start the program, and wait until it has subscribed to both tables."""
+        """Start the program, and wait until it has joined all topics."""
         running = await stack.enter_async_context(program(self._client))
         assert isinstance(running, Program)
         self._driver = await stack.enter_async_context(running.start(self._happened))
@@ -69,13 +72,18 @@ class Device:
             params={"client_id": self._identity.client_id} if self._identity.client_id else {},
             heartbeat=HEARTBEAT_S,
         )  # fmt: skip
-        for table in ROW_TABLES:
+        for table in self.records:
             await self._subscribe(table)
         async with asyncio.timeout(_READY_S):
             while not all(self.records.values()):
                 await asyncio.sleep(0.05)
 
     async def _subscribe(self, table: str) -> None:
+        if table == MESSAGES:
+            config = {"private": True, "broadcast": {"replication_ready": True}}
+            topic = f"{MESSAGES}:{self.user}"
+            await self._driver.do("subscribe", topic=topic, bindings=[], config=config, events=["row"])
+            return
         binding = {"event": "*", "schema": "public", "table": table}
         if self._filtered:
             binding["filter"] = f"owner=eq.{self.user}"
@@ -88,18 +96,22 @@ class Device:
             change = one["change"]
             row = change["old"] if change["eventType"] == "DELETE" else change["new"]
             self.records[change["topic"]].append(Came((change["eventType"], int(row["number"])), now))
+        elif "broadcast" in one:
+            message = one["broadcast"]["payload"]
+            self.records[MESSAGES].append(Came((message["operation"], int(message["number"])), now))
         elif one.get("status") == "CLOSED":
             # supabase-js 2.86 leaves its own channel when a rejoin is late. The app subscribes again.
             self.closed += 1
-            self.records[one["topic"]].append(Gap())
-            self._tasks.append(asyncio.ensure_future(self._subscribe(one["topic"])))
+            table = one["topic"].partition(":")[0]
+            self.records[table].append(Gap())
+            self._tasks.append(asyncio.ensure_future(self._subscribe(table)))
         elif "system" in one:
-            self._told(one["system"]["topic"], str(one["system"]["message"]))
+            self._told(one["system"]["topic"].partition(":")[0], str(one["system"]["message"]))
         elif "failed" in one:
             self.broken.append(f"{self.name}: {one['failed']}")
 
     def _told(self, table: str, message: str) -> None:
-        if message == "Subscribed to PostgreSQL":
+        if message in ("Subscribed to PostgreSQL", "Replication connection established"):
             self.joins += 1
             self.records[table].append(Joined())
         elif message.startswith("Resumed"):

@@ -15,7 +15,7 @@ import psycopg
 
 from faults.checker import Change
 from faults.database import SERVER, Database, clock_environment, clock_of_children
-from faults.devices import Device, make_devices
+from faults.devices import MESSAGES, Device, make_devices
 from faults.history import SECRET, Verdict
 from faults.nemesis import FAULTS, Nemesis, Servers
 from faults.proxy import Proxy
@@ -56,6 +56,21 @@ create policy granted on fault_shared_rows for select to authenticated using (ex
     select from fault_grants g where g.caller = auth.uid() and g.owner = fault_shared_rows.owner));
 grant select on fault_rows, fault_shared_rows, fault_grants to authenticated;
 alter publication supabase_realtime add table fault_rows, fault_shared_rows;
+create policy own on realtime.messages for select to authenticated
+    using (realtime.topic() = 'fault_messages:' || (select auth.uid()));
+create function tell_fault_rows() returns trigger language plpgsql security definer set search_path = pg_catalog as $$
+begin
+    if tg_op <> 'INSERT' and old.owner is distinct from new.owner then
+        perform realtime.send(
+            jsonb_build_object('operation', 'DELETE', 'number', old.number), 'row', 'fault_messages:' || old.owner);
+    end if;
+    if tg_op <> 'DELETE' then
+        perform realtime.send(
+            jsonb_build_object('operation', tg_op, 'number', new.number), 'row', 'fault_messages:' || new.owner);
+    end if;
+    return null;
+end $$;
+create trigger tell after insert or update or delete on fault_rows for each row execute function tell_fault_rows();
 """
 
 
@@ -71,8 +86,7 @@ def run_supabase(
         ]
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {SERVER} superuser login")
-            for statement in _TABLES.strip().split(";\n"):
-                connection.execute(statement.encode())
+            connection.execute(_TABLES.encode())
             for user in users:
                 connection.execute("insert into auth.users (id) values (%s)", (user,))
                 connection.execute("insert into fault_grants values (%s, %s)", (user, user))
@@ -148,9 +162,11 @@ def _events(table: str, operation: str, columns: str) -> Iterator[Change]:
 
 
 def _of(branches: Sequence[Sequence[Change]], table: str, user: str) -> list[list[What]]:
+    """Return the changes of a table that a user may see. Messages report those of one table, in the same order."""
+    wanted = ROW_TABLES[0] if table == MESSAGES else table
     return [
         [(str(change.what[0]), int(str(change.what[1]))) for change in branch
-         if change.row[0] == table and change.user == user]
+         if change.row[0] == wanted and change.user == user]
         for branch in branches
     ]  # fmt: skip
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import struct
 
+from momentum_sync.capture.broadcasts import Broadcasts
 from momentum_sync.capture.pgoutput import Begin, Change, Commit, Keepalive, Message, ProtocolError, decode
 from momentum_sync.capture.row_changes import RowChanges, UnknownRelation
-from momentum_sync.capture.row_messages import Identity, Relation, RelationColumn, decode_row
+from momentum_sync.capture.row_messages import Identity, Insert, Relation, RelationColumn, decode_row
 from momentum_sync.capture.sequencer import PREFIX, Sequencer
 from momentum_sync.capture.values import ColumnType, Kind
 from momentum_sync.eventlog.envelope import Malformed
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
+from momentum_sync.wire.phoenix import Version
+from momentum_sync.wire.realtime_broadcast import stored_frame
 
 _HEADER = b"w" + bytes(24)
 
@@ -32,6 +35,8 @@ SEEDS = [
     _message(b'{"channels": ["momentum:control"], "event": {"event_type": "revoked", "user_id": "b"}}'),
     _HEADER + b"R" + struct.pack("!I", 7) + b"public\0notes\0d" + struct.pack("!HB", 1, 1) + b"id\0" + bytes(8),
     _HEADER + b"I" + struct.pack("!I", 7) + b"N" + struct.pack("!HcIsc", 2, b"t", 1, b"1", b"n"),
+    _HEADER + b"I" + struct.pack("!I", 9) + b"N" + struct.pack("!H", 5)
+    + b"".join(b"t" + struct.pack("!I", len(each)) + each for each in (b"a", b"e", b"\\x41", b"i", b"t")),
     _HEADER + b"U" + struct.pack("!I", 7) + b"K" + struct.pack("!HcIsc", 2, b"t", 1, b"1", b"n") + b"N"
     + struct.pack("!HcIsc", 2, b"t", 1, b"2", b"u"),
     _HEADER + b"D" + struct.pack("!I", 7) + b"O" + struct.pack("!Hcc", 2, b"n", b"n"),
@@ -69,6 +74,8 @@ def _check_change(change: Change) -> None:
     rows.describe(Relation(7, "public", "notes", Identity.DEFAULT, columns))
     try:
         message = decode_row(change.payload)
+        if isinstance(message, Insert):
+            _check_broadcast(message)
         if message is None or isinstance(message, Relation):
             return
         body = json.loads(rows.encode(message, change.relation or 7, 0.0))
@@ -76,6 +83,22 @@ def _check_change(change: Change) -> None:
         return
     assert body["type"] in ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
     assert isinstance(body.get("record", body.get("old_record")), dict)
+
+
+def _check_broadcast(message: Insert) -> None:
+    """Take a row for a message to a topic, and encode what comes of it for both versions."""
+    broadcasts = Broadcasts()
+    columns = tuple(RelationColumn(name, 25, False) for name in ("topic", "event", "binary_payload", "id", "private"))
+    broadcasts.describe(Relation(message.relation, "realtime", "messages", Identity.DEFAULT, columns))
+    try:
+        channel, body = broadcasts.read(message)
+    except Malformed:
+        return
+    json.loads(body)
+    for version in Version:
+        for replayed in (False, True):
+            data = stored_frame(body, "", f"realtime:{channel.partition(':')[2]}", version, replayed=replayed)
+            assert data is None or data[0] in (0x81, 0x82)
 
 
 def _check(event: Event) -> None:

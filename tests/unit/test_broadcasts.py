@@ -68,6 +68,7 @@ def test_a_table_of_before_binary_payloads_has_none() -> None:
         ({"topic": None}, "1 to 246"), ({"topic": ""}, "1 to 246"), ({"topic": "x" * 247}, "1 to 246"),
         ({"topic": UNCHANGED}, "1 to 246"), ({"event": None}, "no event"),
         ({"payload": '"' + "x" * (MOST_BYTES - 1) + '"'}, "more than"),
+        ({"binary_payload": "\\\\000"}, "hexadecimal"), ({"binary_payload": "\\x0"}, "hexadecimal"),
         ({"payload": "[" * 257 + "]" * 257}, "levels"),
     ],
 )  # fmt: skip

@@ -63,8 +63,7 @@ class Broadcasts:
             raise Malformed(f"a topic has 1 to {_MOST_NAME - len(_PREFIX)} characters")
         if event is None:
             raise Malformed("a row of realtime.messages has no event")
-        # Bytes come as text: \x and two digits for each.
-        payload = (value("payload") or "{}").encode() if content is None else bytes.fromhex(content[2:])
+        payload = (value("payload") or "{}").encode() if content is None else _bytes(content)
         if len(payload) > MOST_BYTES:
             raise Malformed(f"a payload of {len(payload)} bytes, more than {MOST_BYTES}")
         if content is None and is_deeper(payload, MAX_DEPTH):
@@ -72,3 +71,11 @@ class Broadcasts:
         body = encode_stored(event, payload, value("id") or "", is_json=content is None)
         # Without a value, the column's default does not apply any longer; the narrower reading is the safe one.
         return topic_channel(topic, is_private=value("private") != "f"), body
+
+
+def _bytes(text: str) -> bytes:
+    """Return the bytes that a text in hexadecimal stands for. The stream's `bytea_output` is pinned."""
+    try:
+        return bytes.fromhex(text.removeprefix("\\x"))
+    except ValueError:
+        raise Malformed("bytes that are not in hexadecimal") from None
