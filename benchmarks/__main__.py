@@ -27,6 +27,7 @@ from benchmarks import (
     rows,
     sizes,
     throughput,
+    topics,
     triggers,
 )
 from benchmarks.chart import svg
@@ -45,6 +46,7 @@ MEASURES: dict[str, ModuleType] = {
     "sizes": sizes,
     "rows": rows,
     "realtime": realtime,
+    "topics": topics,
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"
