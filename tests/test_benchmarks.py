@@ -79,7 +79,10 @@ def test_a_measure_that_fails_does_not_cost_the_others(
     assert "nobody answers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["latency", "throughput", "connects", "compare", "big_transaction", "triggers"])
+MEASURED = ["latency", "throughput", "connects", "compare", "big_transaction", "triggers", "topics"]
+
+
+@pytest.mark.parametrize("what", MEASURED)
 def test_a_measure_runs_from_end_to_end(what: str, tmp_path: Path) -> None:
     _measure(what, tmp_path)
 
