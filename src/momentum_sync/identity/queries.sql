@@ -238,8 +238,8 @@ begin
             insert into realtime.messages (topic, extension, private)
             values (current_setting('realtime.topic'), tried, true);
             inserted := inserted || tried;
-        exception when insufficient_privilege then
-            null;  -- the policies do not allow it
+        exception when others then
+            null;  -- the policies do not allow it, or one of them fails
         end;
     end loop;
     perform set_config('momentum.tried', inserted::text, true);

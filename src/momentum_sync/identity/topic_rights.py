@@ -21,7 +21,7 @@ from momentum_sync.database.pool import CallerPool, Lane, Params
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Forbidden, Unavailable
 from momentum_sync.identity.tokens import Identity
-from momentum_sync.identity.topic_access import EXTENSIONS, NOTHING, TopicAccess
+from momentum_sync.identity.topic_access import NOTHING, TopicAccess
 
 _SQL = queries.load(__package__)
 _SET_TOPIC: LiteralString = "select set_config('realtime.topic', %(topic)s, true)"
@@ -97,12 +97,13 @@ class TopicRights:
                 await connection.execute(_SET_TOPIC, {"topic": topic})
                 await connection.execute(_SQL["try_messages"])
                 (written,) = await _row(connection, _SQL["tried_messages"], {})
+                found = TopicAccess(frozenset(), frozenset(written))
                 await connection.execute(_SERVER)
                 (ids,) = await _row(connection, _SQL["place_messages"], {"topic": topic})
                 caller: Params = {"role": identity.role, "claims": identity.claims}
                 await connection.execute(_SQL["become"], caller)
                 (read,) = await _row(connection, _SQL["placed_messages"], {"ids": ids, "topic": topic})
-                found = TopicAccess(frozenset(read), frozenset(written) & frozenset(EXTENSIONS))
+                found = TopicAccess(frozenset(read), frozenset(written))
                 raise psycopg.Rollback
         except (psycopg.Error, Forbidden) as error:
             observe.policy_failed("realtime.messages", error)
