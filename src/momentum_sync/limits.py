@@ -40,6 +40,9 @@ class CaptureLimits:
     silence_s: float = 20.0
     """Time without data after which the stream is restarted. Probes arrive every second, keepalives every 15 s."""
 
+    messages_wait_s: float = 2.0
+    """Time that a join waits until messages from the database are events; before PostgreSQL 18 that may take longer."""
+
     slot_check_interval_s: float = 5.0
     """Interval at which the state of the slot is read for health."""
 
@@ -110,6 +113,9 @@ class LogLimits:
 
     page_rows: int = 1_000
     """Most events in one page."""
+
+    replay_rows: int = 100
+    """Most messages that one query of a replay reads: each may have 3,000 KiB."""
 
     first_span: int = 20_000
     """Offsets that the first query of a page covers. Each further query covers four times as many."""

@@ -202,6 +202,11 @@ def no_message_partitions(names: Sequence[str]) -> None:
     _log.error("realtime.messages lacks partitions", missing=names, see="docs/supabase.md")
 
 
+def messages_not_followed(error: BaseException) -> None:
+    """Log that messages in `realtime.messages` do not become events yet; it is tried again."""
+    _log.warning("realtime.messages not followed", error=described(error))
+
+
 def send_failed(state: bytes) -> None:
     """Count a message that `realtime.send` could not insert; the writer got a warning."""
     metrics.SEND_FAILURES.add()

@@ -196,7 +196,10 @@ begin
     if messages is null then
         return missing;
     end if;
-    perform s.single from momentum.settings s for update;  -- one server at a time
+    perform s.single from momentum.settings s for update skip locked;  -- one server at a time
+    if not found then
+        return missing;
+    end if;
     -- From yesterday on: `inserted_at` is in the time zone of the writer's session.
     for day in select today + ahead from generate_series(-1, 3) as ahead loop
         name := 'messages_' || to_char(day, 'YYYY_MM_DD');
@@ -204,6 +207,10 @@ begin
             select from pg_class c join pg_class m on m.relnamespace = c.relnamespace
             where m.oid = messages and c.relname = name);
         begin
+            if has_default then
+                -- The attachment looks through it. A lock that is waited for would hold up the writers behind it.
+                lock table only realtime.messages_default in access exclusive mode nowait;
+            end if;
             -- First the table, then its attachment: unlike `create table ... partition of`, this blocks no writer.
             execute format('create table realtime.%I (like realtime.messages including defaults)', name);
             execute format('alter table realtime.%I enable row level security', name);
@@ -211,12 +218,15 @@ begin
             execute format(
                 'alter table realtime.messages attach partition realtime.%I for values from (%L) to (%L)',
                 name, day::timestamp, (day + 1)::timestamp);
-        exception when insufficient_privilege or invalid_object_definition or check_violation then
-            if not has_default then  -- else that has messages of the day already, and takes the others
+        exception when insufficient_privilege or invalid_object_definition or check_violation or lock_not_available then
+            if not has_default then  -- else that has messages of the day already, or takes them for now
                 missing := missing || name;
             end if;
         end;
     end loop;
+    if has_default then
+        delete from realtime.messages_default d where d.inserted_at < today - 3;
+    end if;
     -- As at Supabase, messages are kept for three days. What topics get comes from the event log, which has its own
     -- retention.
     for part in
@@ -228,23 +238,25 @@ begin
             and obj_description(c.oid, 'pg_class') = mark
         order by c.relname
     loop
-        execute format('drop table %s', part.name);
+        begin
+            -- DROP locks the whole table. Where somebody uses it, the next hour is soon enough.
+            lock table realtime.messages in access exclusive mode nowait;
+            execute format('drop table %s', part.name);
+        exception when lock_not_available then
+            exit;
+        end;
     end loop;
-    if has_default then
-        delete from realtime.messages_default d where d.inserted_at < today - 3;
-    end if;
     return missing;
 end;
 $$;
 comment on function momentum.keep_message_partitions() is 'Create the partitions of realtime.messages of the coming days, and drop those older than three days.
 
-The server calls it every hour. It drops only partitions that it created.
+The server calls it every hour. It drops only partitions that it created, waits for no lock, and leaves what is in use
+for the next time.
 
 Returns:
     the names of partitions that could not be created, because the owner of the app''s tables does not own
     realtime.messages, or because another partition covers their day.
-Raises:
-    lock_not_available: the table was in use for half a second.
 Example:
     select momentum.keep_message_partitions()';
 

@@ -461,3 +461,30 @@ async def test_events_unseen_by_a_snapshot_are_found_with_the_index_on_xid(log: 
     assert "event_log_xid_idx" in text or "xid_idx" in text
     removed = sum(map(int, re.findall(r'"Rows Removed by [^"]*": (\d+)', text)))
     assert removed < 10_000, "of 40,000"
+
+
+async def test_the_newest_events_on_a_key_come_within_bounds(open_log: Open) -> None:
+    log = await open_log(limits=LogLimits(replay_rows=3, first_span=4))
+    await keep_partitions(log.connections, retention=None)
+    epoch = (await log.acquire(FACTS)).epoch
+    events = [event(number, channels=("a" if number % 2 else "b",)) for number in range(1, 41)]
+    await log.write(events, confirmed=300)
+    ours = [each.offset for each in events if each.channels == ("a",)]
+    size = len(events[20].body)
+
+    async def newest(
+        most: int = 100, most_bytes: int = 10**6, below: int = 41, since: float = 0.0
+    ) -> tuple[list[int], bool]:
+        found = await log.newest_on(epoch, "a", below=below, since=since, most=most, most_bytes=most_bytes)
+        assert found is not None
+        return [each.offset for each in found.events], found.is_whole
+
+    assert (await newest())[0] == ours
+    assert await newest(most=5) == (ours[-5:], False)
+    assert (await newest(most=len(ours)))[0] == ours
+    assert await newest(most=0) == ([], False)
+    assert await newest(most_bytes=7 * size) == (ours[-7:], False)
+    assert await newest(most_bytes=size - 1) == ([], False)
+    assert (await newest(below=8))[0] == [1, 3, 5, 7]
+    assert (await newest(since=10**12))[0] == []
+    assert await log.newest_on("another", "a", below=41, since=0.0, most=1, most_bytes=1) is None

@@ -90,6 +90,24 @@ def test_days_have_partitions_and_old_ones_go(db: Sql) -> None:
     assert one(db, NAMES) == sorted([*wanted, "messages_2020_01_02"]), "the other one is somebody else's"
 
 
+def test_partitions_are_kept_beside_transactions_that_use_the_table(db: Sql, database: str) -> None:
+    """None waits for the other."""
+    day = one(db, "select to_char(now() at time zone 'UTC' + interval '3 days', 'YYYY_MM_DD')")
+    db.execute(
+        f"drop table realtime.messages_{day}; create table realtime.messages_2020_01_01 partition of realtime.messages"
+        " for values from ('2020-01-01') to ('2020-01-02');"
+        " comment on table realtime.messages_2020_01_01 is 'Made by Momentum Sync.'".encode()
+    )
+    with psycopg.connect(database) as app:
+        app.execute("select realtime.send('{}', 'e', 'a')")
+        assert one(db, "select momentum.keep_message_partitions()") == []
+        assert f"messages_{day}" in one(db, NAMES)
+        assert "messages_2020_01_01" in one(db, NAMES), "it goes another time"
+        app.commit()
+    assert one(db, "select momentum.keep_message_partitions()") == []
+    assert "messages_2020_01_01" not in one(db, NAMES)
+
+
 def test_a_day_without_a_partition_loses_no_message(db: Sql) -> None:
     today = one(db, "select to_char(now() at time zone 'UTC', 'YYYY_MM_DD')")
     db.execute(f"drop table realtime.messages_{today}".encode())

@@ -9,12 +9,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
+from momentum_sync.errors import Unavailable
+from momentum_sync.identity.tokens import Identity
+from momentum_sync.identity.topic_access import TopicAccess
+from momentum_sync.identity.topic_rights import TopicRights
 from tests.fixtures.postgres import As, Sql
-from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Server, sign
+from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign, until_state
 
 BATCH = "/realtime/v1/api/broadcast"
 MEMBERS = """
@@ -74,7 +79,7 @@ class Member:
 @asynccontextmanager
 async def connected(server: Server, topic: str, key: str = ANON_KEY, version: str = "2.0.0") -> AsyncIterator[Member]:
     url = f"{server.ws}/realtime/v1/websocket?apikey={key}&vsn={version}"
-    async with websockets.connect(url, open_timeout=TIMEOUT_S, max_queue=None) as socket:
+    async with websockets.connect(url, open_timeout=TIMEOUT_S, max_queue=None, max_size=None) as socket:
         yield Member(socket, topic)
 
 
@@ -329,3 +334,116 @@ async def test_rows_that_no_client_could_get_are_reported_and_stop_nothing(serve
         db.execute("update realtime.messages set event = 'later'; delete from realtime.messages")
         db.execute("select realtime.send('{\"n\": 1}', 'e', 'room')")
         assert (await member.message())["payload"]["n"] == 1
+
+
+@asynccontextmanager
+async def held(database: str, statement: str) -> AsyncIterator[psycopg.Connection[Any]]:
+    """Hold a transaction open."""
+    with psycopg.connect(database) as connection:
+        connection.execute(statement.encode())
+        yield connection
+
+
+async def test_a_policy_that_goes_during_a_join_refuses_it(server: Server, db: Sql, database: str, user: UUID) -> None:
+    db.execute("create policy everybody on realtime.messages for select to authenticated using (true)")
+    async with connected(server, "room", sign(user)) as member:
+        async with held(database, "lock table momentum.realtime_sessions in access exclusive mode") as connection:
+            joining = asyncio.ensure_future(member.join({"private": True}))
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            async with asyncio.timeout(TIMEOUT_S):
+                while db.execute(waiting.encode()).fetchone() == (0,):
+                    await asyncio.sleep(0.02)
+            db.execute("drop policy everybody on realtime.messages")
+            await until_logged(db, "row_rights_changed", 2)
+            connection.rollback()
+        assert (await joining)["status"] == "error"
+
+
+async def until_logged(db: Sql, event_type: str, count: int) -> None:
+    """Wait until the log has a number of events of a type."""
+    query = "select count(*) >= %s from momentum.event_log where event ->> 'event_type' = %s"
+    async with asyncio.timeout(TIMEOUT_S):
+        while db.execute(query, (count, event_type)).fetchone() != (True,):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_client_that_reads_nothing_cannot_send_with_rights_that_it_has_lost(
+    start: Start, bounds: Bounds, db: Sql, user: UUID, other: UUID
+) -> None:
+    bounds("delivery", stall_s=60.0)
+    db.execute("create policy reading on realtime.messages for select to authenticated using (true)")
+    db.execute("create policy writing on realtime.messages for insert to authenticated with check (true)")
+    async with start() as server, connected(server, "room", SERVICE_KEY) as witness:
+        assert (await witness.join({"private": True}))["status"] == "ok"
+        url = f"{server.ws}/realtime/v1/websocket?apikey={sign(user)}&vsn=2.0.0"
+        async with websockets.connect(url, max_queue=1, max_size=None) as socket:
+            member = Member(socket, "room")
+            assert (await member.join({"private": True}))["status"] == "ok"
+            for _ in range(4):  # more than the buffers of the sockets
+                db.execute("select realtime.send(jsonb_build_object('x', repeat('x', 2900000)), 'large', 'room')")
+            for _ in range(4):
+                await witness.message()
+            db.execute("drop policy writing on realtime.messages; drop policy reading on realtime.messages")
+            async with server.http(sign(user)) as http, asyncio.timeout(TIMEOUT_S):
+                path = f"{BATCH}/room/events/allowed?private=true"
+                while (await http.post(path, json={})).status_code != 403:
+                    await asyncio.sleep(0.05)
+            # Its own connection is told in the same moment; then this frame finds no topic.
+            await until_logged(db, "row_rights_changed", 2)
+            await asyncio.sleep(0.3)
+            await member.send("broadcast", {"type": "broadcast", "event": "stolen", "payload": {}})
+            await asyncio.sleep(0.3)
+            db.execute("select realtime.send('{}', 'done', 'room')")
+            names = []
+            while "done" not in names:
+                names.append((await witness.message())["event"])
+            assert "stolen" not in names
+
+
+async def test_a_topic_is_joined_while_its_messages_cannot_be_followed_yet(
+    start: Start, bounds: Bounds, db: Sql, database: str
+) -> None:
+    """An earlier version has captured the database, and a transaction is open since before."""
+    bounds("capture", messages_wait_s=0.2)
+    publication = "supabase_realtime_messages_publication"
+    db.execute(f"alter publication {publication} rename to hidden".encode())
+    async with start():
+        pass
+    assert db.execute("select from momentum.followed_tables").fetchall() == []
+    async with held(database, "select pg_current_xact_id()") as connection, start() as server:
+        db.execute(f"alter publication hidden rename to {publication}".encode())
+        async with connected(server, "room", SERVICE_KEY) as member:
+            assert (await member.join({"private": True}))["status"] == "ok"
+            pending = await member.until(lambda frame: frame[3] == "system" and frame[4]["extension"] == "rights")
+            assert pending[4]["message"].startswith("BroadcastsPending: ")
+            connection.rollback()
+            async with asyncio.timeout(TIMEOUT_S):
+                while db.execute("select from momentum.followed_tables").fetchall() == []:
+                    await asyncio.sleep(0.05)
+            db.execute("select realtime.send('{\"n\": 1}', 'e', 'room')")
+            assert (await member.message())["payload"]["n"] == 1
+        await until_state(server, "live")  # the stream has begun again
+        async with connected(server, "room", SERVICE_KEY) as member:
+            config = {"private": True, "broadcast": {"replay": {"since": 0}}}
+            assert (await member.join(config))["status"] == "ok"
+            assert (await member.message())["payload"]["n"] == 1
+            assert member.said("replay") == [
+                "ReplayGap: the newest 1 messages were replayed; there may be older ones."
+            ], "what was sent before they were followed is missing"
+
+
+async def test_a_join_waits_while_the_database_is_away_for_a_moment(
+    server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.execute("create policy everybody on realtime.messages for select to authenticated using (true)")
+    real = TopicRights.of
+    failures = iter([Unavailable("No."), Unavailable("No.")])
+
+    async def of(rights: TopicRights, identity: Identity, topic: str) -> TopicAccess:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return await real(rights, identity, topic)
+
+    monkeypatch.setattr(TopicRights, "of", of)
+    async with connected(server, "room", sign(user)) as member:
+        assert (await member.join({"private": True}))["status"] == "ok"

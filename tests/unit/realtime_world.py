@@ -113,8 +113,8 @@ class Gateway:
             raise self.access_error
         return self.access
 
-    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
-        self.calls.append(("newest", channel, offset, since, most))
+    async def newest(self, channel: str, offset: int, *, since: float, most: int, most_bytes: int) -> Newest:
+        self.calls.append(("newest", channel, offset, since, most, most_bytes))
         if self.unread is not None:
             raise self.unread
         return self.replayed

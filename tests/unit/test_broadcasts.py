@@ -67,7 +67,7 @@ def test_a_table_of_before_binary_payloads_has_none() -> None:
     [
         ({"topic": None}, "1 to 246"), ({"topic": ""}, "1 to 246"), ({"topic": "x" * 247}, "1 to 246"),
         ({"topic": UNCHANGED}, "1 to 246"), ({"event": None}, "no event"),
-        ({"payload": '"' + "x" * (MOST_BYTES - 1) + '"'}, "more than"),
+        ({"payload": '"' + "x" * (MOST_BYTES - 2) + '"'}, "more than"), ({"event": "x" * MOST_BYTES}, "more than"),
         ({"binary_payload": "\\\\000"}, "hexadecimal"), ({"binary_payload": "\\x0"}, "hexadecimal"),
         ({"payload": "[" * 257 + "]" * 257}, "levels"),
     ],
@@ -78,7 +78,7 @@ def test_what_no_client_could_get_is_malformed(values: dict[str, Value], said: s
 
 
 def test_the_largest_are_read() -> None:
-    largest = '"' + "x" * (MOST_BYTES - 2) + '"'
+    largest = '"' + "x" * (MOST_BYTES - 3) + '"'  # and a byte of the event's name
     assert described(*COLUMNS).read(row(topic="x" * 246))[0] == "topic:" + "x" * 246
     assert len(described(*COLUMNS).read(row(payload=largest))[1]) > MOST_BYTES
     assert described(*COLUMNS).read(row(payload="[" * 256 + "]" * 256))

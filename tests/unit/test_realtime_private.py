@@ -153,12 +153,26 @@ def test_a_message_goes_to_the_topics_with_its_name_and_kind() -> None:
         assert sorted(numbers(world, world.session.encode(found, IDS, 0.0))) == sorted(wanted)
 
 
+def test_each_version_has_frames_of_its_own() -> None:
+    shared = SharedFrames()
+    old, new = World(version=Version.V1, shared=shared), World(shared=shared)
+    message = event(6, "public_topic:a", n=6)
+    for world in (old, new):
+        world.join(count=0)
+    assert old.session.dialect is not new.session.dialect
+    for encode in (old.session.dialect.encode, old.session.encode):
+        old.outgoing.written = [encode(message, IDS, 0.0)]
+        (frame,) = old.written()
+        assert (frame["topic"], frame["event"], frame["payload"]["payload"]) == ("realtime:a", "broadcast", {"n": 6})
+    assert numbers(new, new.session.dialect.encode(message, IDS, 0.0)) == [("realtime:a", 6)]
+
+
 def test_a_topic_gets_no_message_from_before_its_join() -> None:
     world = World()
     world.join(count=0)
     (topic,) = world.session.topics.values()
     assert [topic.gets(event(offset, "public_topic:a")) for offset in (5, 6)] == [False, True]
-    topic.events.skip_to(7)
+    topic.skip_to(7)
     assert [topic.gets(event(offset, "public_topic:a")) for offset in (7, 8)] == [False, True]
 
 
@@ -167,6 +181,52 @@ def test_messages_and_changes_of_rows_on_one_connection() -> None:
     world.join(count=0)
     assert world.session.cursor.checked == set()
     assert world.session.cursor.slots == ("public_topic:a",)
+
+
+def test_rights_that_change_during_a_join_are_looked_at_again() -> None:
+    world = World()
+    changes = iter([READER, NOBODY])
+    real = world.gateway.topic_access
+
+    async def access(identity: Any, topic: str) -> TopicAccess:
+        found = await real(identity, topic)
+        if (then := next(changes, None)) is not None:  # after the answer, and before the topic is joined
+            world.gateway.access = then
+            world.gateway.generation += 1
+        return found
+
+    world.gateway.topic_access = access  # type: ignore[method-assign]
+    (reply,) = world.join(count=0, private=True)
+    assert reply[4]["response"]["reason"].startswith("Unauthorized: ")
+    assert [call for call in world.gateway.calls if call[0] == "access"] == [("access", "a")] * 3
+    assert world.session.topics == {}
+
+
+def test_rights_that_never_settle_refuse_the_join() -> None:
+    world = World()
+    real = world.gateway.topic_access
+
+    async def access(identity: Any, topic: str) -> TopicAccess:
+        world.gateway.generation += 1
+        return await real(identity, topic)
+
+    world.gateway.topic_access = access  # type: ignore[method-assign]
+    (reply,) = world.join(count=0, private=True)
+    assert reply[4]["response"]["reason"].startswith("UnableToConnectToProject: ")
+
+
+def test_a_topic_that_is_joined_again_as_private_has_had_none_of_its_messages() -> None:
+    world = World()
+    world.join(count=0)
+    world.outgoing.offset = 9
+    world.join(count=0, private=True)
+    (topic,) = world.session.topics.values()
+    assert world.outgoing.rewound == [5]
+    assert [topic.gets(event(offset, "topic:a")) for offset in (5, 6)] == [False, True]
+    assert topic.events.since == 9, "changes of rows are the same for both"
+    world.join(count=0, private=True)
+    (topic,) = world.session.topics.values()
+    assert [topic.gets(event(offset, "topic:a")) for offset in (9, 10)] == [False, True]
 
 
 # Replay
@@ -185,14 +245,14 @@ def test_a_replay_follows_the_reply() -> None:
     assert reply[4]["status"] == "ok"
     assert [each[4]["payload"]["n"] for each in messages] == [2, 4]
     assert all(each[4]["meta"] == {"id": "i", "replayed": True} for each in messages)
-    assert ("newest", "topic:a", 5, 1.5, 7) in world.gateway.calls
+    assert ("newest", "topic:a", 5, 1.5, 7, 4 * 1024 * 1024) in world.gateway.calls
 
 
 @pytest.mark.parametrize(("limit", "most"), [(None, 10), (10, 10), (11, 10), (9, 9), (0, 0)])
 def test_a_replay_has_a_limit(limit: int | None, most: int) -> None:
-    world = World(replayed=10)
+    world = World(replayed=10, replayed_bytes=77)
     replaying(world, {"since": 0} | ({} if limit is None else {"limit": limit}))
-    assert ("newest", "topic:a", 5, 0.0, most) in world.gateway.calls
+    assert ("newest", "topic:a", 5, 0.0, most, 77) in world.gateway.calls
 
 
 def test_a_client_is_told_of_messages_that_were_not_replayed() -> None:
@@ -203,21 +263,12 @@ def test_a_client_is_told_of_messages_that_were_not_replayed() -> None:
     assert said == ["ReplayGap: the newest 1 messages were replayed; there may be older ones."]
 
 
-def test_a_replay_has_a_size() -> None:
-    size = len(event(1, "topic:a").body)
-    world = World(replayed_bytes=2 * size)
-    world.gateway.replayed = Newest([event(number, "topic:a", n=number) for number in (2, 3, 4)], is_whole=True)
-    replaying(world, {"since": 0})
-    frames = world.written()
-    assert [each[4]["payload"]["n"] for each in frames if each[3] == "broadcast"] == [3, 4]
-    assert world.said(frames, "replay") == ["ReplayGap: the newest 2 messages were replayed; there may be older ones."]
-
-
 def test_a_client_that_is_resumed_has_had_them() -> None:
     world = World()
     world.gateway.verdict = Verdict(cursors={"realtime:a": at(3)})
-    replaying(world, {"since": 0})
-    assert [call for call in world.gateway.calls if call[0] == "newest"] == []
+    world.gateway.replayed = Newest([event(2, "topic:a")], is_whole=False)
+    assert world.said(replaying(world, {"since": 0}), "replay") == []
+    assert [each for each in world.written() if each[3] == "broadcast"] == []
     assert world.outgoing.rewound == [3]
 
 
@@ -228,6 +279,7 @@ def test_a_replay_that_cannot_be_read_refuses_the_join(error: Exception) -> None
     (reply,) = replaying(world, {"since": 0})
     assert reply[4]["response"]["reason"] == "UnableToReplayMessages: Realtime was unable to replay messages"
     assert world.session.topics == {}
+    assert world.session.ledger.cursors == {}, "the next join gets them"
 
 
 def test_a_client_of_the_older_version_gets_no_bytes_replayed() -> None:

@@ -19,7 +19,7 @@ MESSAGES: Final = 0
 """The id under which the table and its partitions are followed. No relation has it."""
 
 MOST_BYTES = 3_000 * 1024
-"""Size of a message's payload, as at Supabase."""
+"""Size of a message's payload, as at Supabase, with the name of its event."""
 
 _NAME = re.compile(r"messages(?:_\w+)?")
 _MOST_NAME = 255  # characters of a topic, with `realtime:`, in a join
@@ -64,8 +64,8 @@ class Broadcasts:
         if event is None:
             raise Malformed("a row of realtime.messages has no event")
         payload = (value("payload") or "{}").encode() if content is None else _bytes(content)
-        if len(payload) > MOST_BYTES:
-            raise Malformed(f"a payload of {len(payload)} bytes, more than {MOST_BYTES}")
+        if len(payload) + len(event) > MOST_BYTES:
+            raise Malformed(f"a payload and an event of {len(payload) + len(event)} bytes, more than {MOST_BYTES}")
         if content is None and is_deeper(payload, MAX_DEPTH):
             raise Malformed(f"a payload with more than {MAX_DEPTH} levels of JSON")
         body = encode_stored(event, payload, value("id") or "", is_json=content is None)

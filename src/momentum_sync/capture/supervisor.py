@@ -22,7 +22,7 @@ from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import ProtocolError
 from momentum_sync.capture.pipeline import Pipeline
 from momentum_sync.capture.sequencer import Sequencer
-from momentum_sync.capture.slot import Process, StreamRefused, ensure_slot, open_stream, read_slot_state
+from momentum_sync.capture.slot import BROADCASTS, Process, StreamRefused, ensure_slot, open_stream, read_slot_state
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy, Unavailable
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.feed import Beginning, FeedPublisher, HistoryForked
@@ -92,7 +92,8 @@ class Capture:
         self._triggers = Triggers([], [])
         self._state = CaptureState.STARTING
         self._following = asyncio.Lock()
-        self._has_messages = False
+        self._follows_messages = asyncio.Event()
+        self._look_for_messages = asyncio.Event()
         self._live = asyncio.Event()
         self.has_begun = asyncio.Event()
         feed.report(self.status)
@@ -136,17 +137,44 @@ class Capture:
         except (TimeoutError, PoolTimeout, psycopg.Error, FencedOff) as error:
             raise Unavailable("The event stream cannot take up this table now; try again in a moment.") from error
 
-    async def follow_messages(self) -> None:
-        """Make the messages in `realtime.messages` events, if the database has that table.
+    async def follow_messages(self) -> bool:
+        """Return whether the messages in `realtime.messages` are events, or there is no such table.
+
+        It waits for that, but not for long: before PostgreSQL 18 it may take as long as the oldest transaction.
 
         Raises:
-            Unavailable: capture is not live, or the database does not answer.
+            Unavailable: the database does not answer.
         """
-        if self._has_messages:
+        if self._follows_messages.is_set():
+            return True
+        try:
+            if not await self._checkpoints.has_messages():
+                return True
+            self._look_for_messages.set()
+            async with asyncio.timeout(self._limits.messages_wait_s):
+                await self._follows_messages.wait()
+        except TimeoutError:
+            return False
+        except (PoolTimeout, psycopg.Error) as error:
+            raise Unavailable("The database does not answer; try again in a moment.") from error
+        return True
+
+    async def _keep_messages(self) -> None:
+        """Follow `realtime.messages` as soon as it is there, also if it is created or published later."""
+        while True:
+            await self._live.wait()
             try:
-                await self.follow(MESSAGES)
-            except CaptureError:  # the publication has been dropped since
-                self._has_messages = False
+                if not self._follows_messages.is_set() and await self._checkpoints.has_messages():
+                    # Outside of `follow`, which other tables would wait for.
+                    await self._checkpoints.publication_lsn(BROADCASTS)
+                    await self.follow(MESSAGES)
+                    self._follows_messages.set()
+            except (CaptureError, Unavailable, PoolTimeout, psycopg.Error) as error:
+                observe.messages_not_followed(error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.slot_check_interval_s):
+                    await self._look_for_messages.wait()
+            self._look_for_messages.clear()
 
     async def _follow(self, pipeline: Pipeline, relation: int) -> None:
         publication = publication_of(relation)
@@ -178,10 +206,11 @@ class Capture:
     async def run(self) -> None:
         """Capture until told to end or cancelled, with a longer pause after each failure in a row."""
         looking = asyncio.ensure_future(self._watch_database())
+        keeping = asyncio.ensure_future(self._keep_messages())
         try:
             await self._capture()
         finally:
-            await end(looking)
+            await end(looking, keeping)
 
     def _enter(self, state: CaptureState) -> None:
         self._state = enter(self._state, state, CAPTURE_TRANSITIONS)
@@ -249,30 +278,23 @@ class Capture:
                     if triggers != self._triggers:
                         observe.publishing(triggers.problems, triggers.foreign_triggers)
                     self._triggers = triggers
-                    await self._look_for_messages()
                 checks += 1
             except Exception as error:
                 self._slot_state = UNKNOWN_SLOT
                 observe.slot_unknown(error)
             await asyncio.sleep(self._limits.slot_check_interval_s)
 
-    async def _look_for_messages(self) -> None:
-        """Follow `realtime.messages` soon after it was created."""
-        if self._live.is_set() and not self._has_messages and await self._checkpoints.has_messages():
-            self._has_messages = True
-            await self.follow_messages()
-
     async def _prepare(self) -> frozenset[str]:
         """Have a slot that can be read. Return the publications with which to read it."""
         self._stuck.begins()
-        self._has_messages = await self._checkpoints.has_messages()  # before the slot, which may be created
+        has_messages = await self._checkpoints.has_messages()  # before the slot, which may be created
         ensured = await ensure_slot(
             self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process
         )  # fmt: skip
         if ensured.lost is not None:
             self._stuck.forget()
             observe.slot_lost(self._slot, ensured.lost)
-        return await self._checkpoints.publications(is_new=ensured.created and self._has_messages)
+        return await self._checkpoints.publications(is_new=ensured.created and has_messages)
 
     async def _run_once(self) -> None:
         limits = self._limits
@@ -289,6 +311,10 @@ class Capture:
             )  # fmt: skip
             # Kept until an epoch has begun: if `acquire` fails, the log alone does not show the fork.
             self._forked = None
+            if MESSAGES in checkpoint.followed:
+                self._follows_messages.set()
+            else:
+                self._follows_messages.clear()
             if checkpoint.broke is not None:
                 observe.history_broke(checkpoint.epoch, checkpoint.broke)
             with suppress(psycopg.errors.LockNotAvailable):  # the append creates today's partition if it has to

@@ -380,7 +380,7 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
         async with (
             _connection(pool, seconds, frozen=True) as connection,
             connection.pipeline(),
-            connection.transaction(),
+            connection.transaction(force_rollback=True),  # a policy may call a function that writes
         ):
             for caller, asked, _ in questions:
                 if answers:  # the role is still the previous caller's, which may not use the schema `momentum`

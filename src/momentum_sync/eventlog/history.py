@@ -19,6 +19,7 @@ from psycopg_pool import PoolTimeout
 
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import Unavailable
+from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.page import Newest, Page
@@ -127,14 +128,15 @@ class History:
             raise ResumeRefused("history_changed")
         return counted + window.count_after(offset, keys, snapshot)
 
-    async def newest(self, key: str, offset: int, *, since: float, most: int) -> Newest:
-        """Return the newest events on a key up to an offset, at most `most`, of commits since a time.
+    async def newest(self, key: str, offset: int, *, since: float, most: int, most_bytes: int) -> Newest:
+        """Return the newest events on a key up to an offset, of commits since a time.
 
         Args:
             key: the key.
             offset: the last one.
             since: seconds since 1970.
             most: events.
+            most_bytes: bytes; the event that exceeds them is not returned.
 
         Raises:
             Unavailable: the log does not answer.
@@ -146,15 +148,19 @@ class History:
             for event in self._feed.window.after(below - 1, [key], most=_ALL).events
             if event.offset <= offset and event.committed_at >= since
         ]
-        if len(held) > most:
-            return Newest(held[len(held) - most :], is_whole=False)
-        missing = most - len(held)
-        # One more than may be sent shows whether there are older ones.
+        fitting: list[Event] = []
+        for event in reversed(held):
+            most_bytes -= len(event.body)
+            if most_bytes < 0 or len(fitting) == most:
+                return Newest(fitting[::-1], is_whole=False)
+            fitting.append(event)
         async with _answering():
-            older = await self._log.newest_on(epoch, key, below=min(below, offset + 1), since=since, most=missing + 1)
+            older = await self._log.newest_on(
+                epoch, key, below=min(below, offset + 1), since=since, most=most - len(fitting), most_bytes=most_bytes
+            )
         if self._feed.epoch != epoch or older is None:
             raise ResumeRefused("history_changed")
-        return Newest([*older.events[max(0, len(older.events) - missing) :], *held], older.is_whole)
+        return Newest([*older.events, *fitting[::-1]], older.is_whole)
 
     async def before_unseen(self, epoch: str, snapshot: Snapshot, keys: Sequence[str]) -> int:
         """Return the offset after which every event on the keys comes that the snapshot does not see.

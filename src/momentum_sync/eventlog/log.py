@@ -137,8 +137,10 @@ class EventLog:
         whole = len(events) < limits.page_rows and sum(len(event.body) for event in events) <= most
         return Page(events, stop - 1 if whole else events[-1].offset)
 
-    async def newest_on(self, epoch: str, key: str, *, below: int, since: float, most: int) -> Newest | None:
-        """Return the newest events on a key before an offset; None if the epoch has ended.
+    async def newest_on(
+        self, epoch: str, key: str, *, below: int, since: float, most: int, most_bytes: int
+    ) -> Newest | None:
+        """Return the newest events on a key before an offset, as far as they can be found in a few seconds.
 
         Args:
             epoch: the epoch.
@@ -146,14 +148,40 @@ class EventLog:
             below: the events end before this offset.
             since: the first commit, in seconds since 1970.
             most: events.
+            most_bytes: bytes; the event that exceeds them is not returned.
+
+        Returns:
+            The events; None if the epoch has ended.
         """
-        asked: dict[str, object] = {"key": key, "below": below, "since": min(since, _YEAR_9999), "most": most}
+        limits, found, is_cut = self._limits, list[Event](), False
+        since = min(since, _YEAR_9999)
+        clock = asyncio.get_running_loop().time
+        span, ends = limits.first_span, clock() + limits.search_s
         async with self._connections.snapshot() as connection:
-            row = await fetch_optional(connection, _SQL["log_reaches_back"], {"epoch": epoch, **asked})
+            row = await fetch_optional(connection, _SQL["log_reaches_back"], {"epoch": epoch, "since": since})
             if row is None:
                 return None
-            events = await self._events(connection, "newest_on", asked)
-        return Newest(events[::-1], bool(row[0]) and len(events) < most)
+            first, reaches_back = int(row[0]), bool(row[1])
+            # Backwards in ranges of offsets, which grow where matches are rare, as in `after`.
+            while below > first and not is_cut:
+                if clock() > ends:
+                    is_cut = True
+                    break
+                start = max(first, below - span)
+                asked: dict[str, object] = {
+                    "key": key, "first": start, "below": below, "since": since, "most": most_bytes,
+                    "limit": min(most - len(found) + 1, limits.replay_rows),
+                }  # fmt: skip
+                events = await self._events(connection, "newest_on", asked)
+                for event in events:
+                    most_bytes -= len(event.body)
+                    is_cut = is_cut or most_bytes < 0 or len(found) == most
+                    if not is_cut:
+                        found.append(event)
+                # A full page may have been cut within the range.
+                full = len(events) == limits.replay_rows
+                below, span = (events[-1].offset, span) if full else (start, span * 4)
+        return Newest(found[::-1], is_whole=reaches_back and not is_cut)
 
     async def count_after(
         self, epoch: str, offset: int, keys: Sequence[str], snapshot: Snapshot | None, *, below: int

@@ -32,9 +32,6 @@ async def keep_message_partitions(connections: LogConnections) -> list[str]:
 
     Returns:
         The names of those that could not be created: the table is Supabase's, and its owner has to.
-
-    Raises:
-        psycopg.errors.LockNotAvailable: another session holds a lock on the table for long; nothing has changed.
     """
     async with connections.writing() as connection:
         row = await fetch_one(connection, _SQL["keep_message_partitions"], {})

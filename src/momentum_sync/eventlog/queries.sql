@@ -76,22 +76,36 @@ where before <= %(most)s
 order by number
 
 -- name: log_reaches_back
--- Whether the log has every event since a time; no row if the epoch has ended.
-select s.kept_from = 1 or exists (
-    select from momentum.event_log l
-    where l.number = s.kept_from and l.committed_at <= to_timestamp(%(since)s))
+-- The first offset, and whether the log has every event since a time, also of `realtime.messages`, which has the id 0;
+-- no row if the epoch has ended.
+select s.kept_from,
+    (
+        s.kept_from = 1 or exists (
+            select from momentum.event_log l
+            where l.number = s.kept_from and l.committed_at <= to_timestamp(%(since)s)))
+        and exists (
+            select from momentum.followed_tables f
+            where f.relation = 0 and (f.after_lsn = '0/0' or f.followed_at <= to_timestamp(%(since)s)))
 from momentum.stream s
 where s.epoch = %(epoch)s
 
 -- name: newest_on
--- From the newest backwards.
-select number, commit_lsn::text, commit_index, xid, extract(epoch from committed_at)::double precision, channels,
-    event::text, rows::text
-from momentum.event_log
-where keys && array[%(key)s::text] and number < %(below)s and number >= (select kept_from from momentum.stream)
-    and committed_at >= to_timestamp(%(since)s)
+-- From the newest backwards, up to the first with which their bytes exceed `most`.
+select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
+from (
+    select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
+        extract(epoch from committed_at)::double precision as committed_at,
+        sum(octet_length(event::text)) over (order by number desc) - octet_length(event::text) as before
+    from (
+        select * from momentum.event_log
+        where number >= %(first)s and number < %(below)s and keys && array[%(key)s::text]
+            and committed_at >= to_timestamp(%(since)s)
+        order by number desc
+        limit %(limit)s
+    ) as page
+) as measured
+where before <= %(most)s
 order by number desc
-limit %(most)s
 
 -- name: newest
 -- From the last event backwards, up to `most` bytes.

@@ -275,12 +275,13 @@ class Delivery:
         if self._state is DeliveryState.ASKING:  # it goes on, and so does its turn, when the answer is there
             return
         budget = self._gateway.send_budget
+        # A change of policies precedes in the log the events that it affects, so grants come before the next page. They
+        # do not wait until the client has read everything: meanwhile it could send with rights that it has lost.
+        if self._review and self._state is DeliveryState.CATCHING_UP:
+            self._ask(self._ask_grants())
+            return
         if self._state is not DeliveryState.CATCHING_UP or self._paused:
             budget.done(self)  # a turn that it does not use
-            return
-        # A change of policies precedes in the log the events that it affects, so grants come before the next page.
-        if self._review:
-            self._ask(self._ask_grants())
             return
         cursor = self._connection.cursor
         keys = list(cursor.channels.values())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -30,7 +32,10 @@ from momentum_sync.wire.realtime_filter import Condition, MalformedFilter, Opera
 from momentum_sync.wire.realtime_join import Binding
 from momentum_sync.wire.row_watch import Test, Watch
 
+Answer = TypeVar("Answer")
 _MOST_TESTS = 20
+_PATIENCE_S = 6.0
+_PAUSES_S = (0.1, 0.3, 0.6, 1.0, 1.0, 1.0, 1.0, 1.0)
 _EVENTS = frozenset({"*", "INSERT", "UPDATE", "DELETE"})
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
 
@@ -41,8 +46,8 @@ class RowSource(Protocol):
     async def follow(self, relation: int) -> None:
         """Have the changes of a relation's rows become events. Raise CaptureError if that is not possible."""
 
-    async def follow_messages(self) -> None:
-        """Have the messages in `realtime.messages` become events, if the database has that table."""
+    async def follow_messages(self) -> bool:
+        """Return whether the messages in `realtime.messages` are events, or there is no such table."""
 
 
 class RowWatches:
@@ -139,15 +144,15 @@ class RowWatches:
 
     async def topic_access(self, identity: Identity, topic: str) -> TopicAccess:
         """Return the rights of a caller on the messages of a private topic, which has no `realtime:`."""
-        return await self._topics.of(identity, topic)
+        return await _patiently(lambda: self._topics.of(identity, topic))
 
     async def admit(self, identity: Identity) -> None:
         """Raise Unauthenticated for a revoked token."""
         await self._policies.admit(identity)
 
-    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
+    async def newest(self, channel: str, offset: int, *, since: float, most: int, most_bytes: int) -> Newest:
         """Return the newest events on a channel up to an offset, of commits since a time in seconds since 1970."""
-        return await self._history.newest(channel, offset, since=since, most=most)
+        return await self._history.newest(channel, offset, since=since, most=most, most_bytes=most_bytes)
 
     async def seen(self, identity: Identity, events: Sequence[tuple[Event, int]]) -> dict[int, SeenChange]:
         """Return the visible part of changes, each with the id of its relation, by offset."""
@@ -164,12 +169,16 @@ class RowWatches:
             BadRequest: a table, column or filter is wrong, or the caller may not select it.
             Unavailable: the database does not answer, or capture is not live.
         """
-        await self._source.follow_messages()
+        return await _patiently(lambda: self._watch(identity, bindings))
+
+    async def _watch(self, identity: Identity, bindings: Sequence[Binding]) -> Watched:
+        has_messages = await self._source.follow_messages()
         # Also without bindings: the database refuses a token that was revoked.
         tables = await self._policies.published(identity)
         watches = [await self._confirm(identity, binding, _named(binding, tables)) for binding in bindings]
         await self._follow_all(watches)
-        return Watched(tuple(watches), tuple(self._notices(watches, tables)))
+        pending = () if has_messages else (_PENDING,)
+        return Watched(tuple(watches), (*pending, *self._notices(watches, tables)))
 
     async def watch_again(self, identity: Identity, bindings: Sequence[Binding], known: Sequence[Watch]) -> Watched:
         """Confirm bindings again, because tables or rights have changed. A table that was renamed is the same.
@@ -265,11 +274,32 @@ class RowWatches:
         return Test(condition, column.type_name, column.type_sql, column.definition, operands)
 
 
+async def _patiently(work: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Do work for a join, again while the database is away for a moment.
+
+    A client gives its join 10 s. One that is answered with an error does not always join again: supabase-py of 2025
+    stays without the channel.
+    """
+    ends = time.monotonic() + _PATIENCE_S
+    for pause in _PAUSES_S:
+        try:
+            return await work()
+        except Unavailable:
+            if time.monotonic() + pause > ends:
+                raise
+        await asyncio.sleep(pause)
+    return await work()
+
+
 def _named(binding: Binding, tables: Sequence[RowTable]) -> list[RowTable]:
     """Return the tables that a binding names."""
     return [table for table in tables if binding.schema in ("*", table.schema) and binding.table in ("*", table.name)]
 
 
+_PENDING = (
+    "BroadcastsPending: messages from the database do not come yet. They will once the transactions have ended that"
+    " were open when their table was published."
+)
 _UNKNOWN = f"the table is not in the publication {PUBLICATION}, or the role has no privilege to select it"
 
 

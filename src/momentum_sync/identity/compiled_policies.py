@@ -267,6 +267,7 @@ class CompiledPolicies:
 
     def revoked(self, xid: int) -> None:
         """Note that a transaction has revoked tokens: those that were admitted are looked at again."""
+        self.generation += 1  # a join that is under way is looked at again, too
         self._changed_by = [*self._changed_by[-99:], xid]
         self._admitted = set()
         self._revoked = None

@@ -67,7 +67,15 @@ class TopicRights:
             except (psycopg.Error, Forbidden):
                 if known is None:
                     raise
-                return await self._of_real_rows(identity, topic)
+                # The policies may be other ones by now, which raise no error.
+                (policies,) = await self._pool.ask(identity, (_SQL["message_policies"], {}), lane=Lane.CONNECT)
+                if not policies:
+                    return NOTHING
+                self._known[identity.role] = _policies(policies[0])
+                found = await self._of_real_rows(identity, topic) if _policies(policies[0]) == known else None
+                if found is not None:
+                    return found
+                continue
             if not policies:  # no schema `realtime`, or none for this role
                 return NOTHING
             *texts, snapshot = policies[0]
@@ -89,35 +97,44 @@ class TopicRights:
         before, self._reported[role] = self._reported[role], now
         return now != before
 
-    async def _of_real_rows(self, identity: Identity, topic: str) -> TopicAccess:
-        """Decide with rows that are inserted and rolled back. A policy that raises an error allows nothing."""
-        found = NOTHING
+    async def _of_real_rows(self, identity: Identity, topic: str) -> TopicAccess | None:
+        """Decide with rows that are inserted and rolled back. A policy that raises an error allows nothing.
+
+        Returns:
+            None if a change of policies was not visible yet.
+        """
+        found, is_current = NOTHING, True
         try:
             async with self._pool.as_caller(identity) as connection:
+                # The statements that follow have newer snapshots.
+                (snapshot,) = await _row(connection, _SQL["snapshot"], {})
+                is_current = self._is_current(Snapshot.parse(str(snapshot)))
                 await connection.execute(_SET_TOPIC, {"topic": topic})
                 await connection.execute(_SQL["try_messages"])
                 (written,) = await _row(connection, _SQL["tried_messages"], {})
-                found = TopicAccess(frozenset(), frozenset(written))
+                found = TopicAccess(frozenset(), _texts(written))
                 await connection.execute(_SERVER)
                 (ids,) = await _row(connection, _SQL["place_messages"], {"topic": topic})
                 caller: Params = {"role": identity.role, "claims": identity.claims}
                 await connection.execute(_SQL["become"], caller)
                 (read,) = await _row(connection, _SQL["placed_messages"], {"ids": ids, "topic": topic})
-                found = TopicAccess(frozenset(read), frozenset(written))
+                found = TopicAccess(_texts(read), _texts(written))
                 raise psycopg.Rollback
         except (psycopg.Error, Forbidden) as error:
             observe.policy_failed("realtime.messages", error)
-        return found
+        return found if is_current else None
 
 
 async def _row(
     connection: psycopg.AsyncConnection[tuple[object, ...]], query: LiteralString, parameters: Mapping[str, object]
-) -> tuple[list[str]]:
+) -> tuple[object, ...]:
     row = await (await connection.execute(query, parameters)).fetchone()
     assert row is not None
-    (found,) = row
-    assert isinstance(found, list)
-    return (found,)
+    return row
+
+
+def _texts(value: object) -> frozenset[str]:
+    return frozenset(map(str, value)) if isinstance(value, list) else frozenset()
 
 
 def _policies(texts: Sequence[str]) -> _Policies:

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
-from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.event import Event, topic_channel
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.realtime_answers import Answers
-from momentum_sync.gateway.dialects.realtime_errors import reason, why_not
+from momentum_sync.gateway.dialects.realtime_errors import PREFIX, reason, why_not
 from momentum_sync.gateway.dialects.realtime_messages import Messages
 from momentum_sync.gateway.dialects.realtime_place import Places, Start
-from momentum_sync.gateway.dialects.realtime_replay import replay
+from momentum_sync.gateway.dialects.realtime_replay import NOTHING, replay
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
-from momentum_sync.gateway.dialects.realtime_rights import access, confirm, lost_right
+from momentum_sync.gateway.dialects.realtime_rights import access, confirm, lost_right, settle
 from momentum_sync.gateway.dialects.realtime_rows import RowCursor, check_rows, take_deciders
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.dialects.realtime_topic import Topic, TopicEvents, ends_at
@@ -243,8 +243,12 @@ class RealtimeSession:
         identity = self.identity
         if join.access_token is not None and not join.access_token.startswith(_API_KEY):
             identity = await self._rows.authenticate_realtime(join.access_token)
+        head = self._rows.position  # everything up to here precedes the reply; everything after it follows
         confirmed = await confirm(frame.topic, join, identity, self._rows)
-        start = await self._start(frame, identity)
+        channel = topic_channel(frame.topic.removeprefix(PREFIX), is_private=join.is_private)
+        # Before the record is written: a client that joins again after a failure has had nothing.
+        replayed = await replay(channel, frame.topic, join, head.offset, self.version, self._rows, self._limits)
+        start = await self._start(frame, identity, head)
         if start is None:
             return
         topic = Topic(
@@ -252,15 +256,16 @@ class RealtimeSession:
             ends_at(identity, services.now(), services.monotonic()),
             TopicEvents(join.bindings, confirmed.watched.watches, start.position.offset), join, confirmed.access,
         )  # fmt: skip
-        replayed = await replay(topic, start, self.version, self._rows, self._limits)
-        await take_deciders([topic], self._rows)
+        confirmed = await settle(topic, confirmed, self._rows)
         if self._is_lost:
             return
         replaced = self.topics.get(topic.name)
-        if replaced is None:
+        if replaced is not None:  # it has had everything that was written, and what it had before that went back
+            topic.replace(replaced, self._outgoing.offset)
+        if replaced is None or replaced.channel != topic.channel:
             self._go_back(topic.name, start.position.offset)
-        else:  # it has had everything that was written, and what it had before the connection went back
-            topic.events.skip_to(max(self._outgoing.offset, replaced.events.since))
+        if start.is_resumed:  # it repeats its first join, and has had these
+            replayed = NOTHING
         state = self.add(topic)
         self._subscribed()
         self._pinged_id = ""  # the next ping is due: its pong confirms the reply
@@ -279,10 +284,8 @@ class RealtimeSession:
         self.topics[topic.name] = topic
         return self._messages.join(topic)
 
-    async def _start(self, frame: ClientFrame, identity: Identity) -> Start | None:
+    async def _start(self, frame: ClientFrame, identity: Identity, head: Position) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
-        # Everything up to here precedes the reply; everything after it follows.
-        head = self._rows.position
         try:
             if frame.topic not in self.topics:
                 start = await self._places.start(frame.topic, frame.ref, identity, head, is_alone=not self.topics)
@@ -302,7 +305,7 @@ class RealtimeSession:
         if offset < reached:
             for topic in self.topics.values():
                 if topic.name != name:
-                    topic.events.skip_to(reached)
+                    topic.skip_to(reached)
             self._outgoing.rewind(offset)
 
     async def _renew(self, topic: Topic, frame: ClientFrame, services: Services) -> None:
@@ -318,7 +321,7 @@ class RealtimeSession:
             identity, ends_at(identity, services.now(), services.monotonic()), confirmed.access
         )  # fmt: skip
         renewed.events.watch(confirmed.watched.watches)
-        await take_deciders([renewed], self._rows)
+        confirmed = await settle(renewed, confirmed, self._rows)
         if self.topics.get(topic.name) is not topic:
             return
         self.topics[topic.name] = renewed

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_place import Start
 from momentum_sync.gateway.dialects.realtime_services import RowServices
-from momentum_sync.gateway.dialects.realtime_topic import Topic
 from momentum_sync.limits import SocketLimits
 from momentum_sync.wire.phoenix import Version
 from momentum_sync.wire.realtime_broadcast import stored_frame
+from momentum_sync.wire.realtime_join import Join
 
 
 class Replayed(NamedTuple):
@@ -30,17 +29,19 @@ class Replayed(NamedTuple):
     said: str
 
 
-_NOTHING = Replayed([], "")
+NOTHING = Replayed([], "")
 
 
 async def replay(
-    topic: Topic, start: Start, version: Version, rows: RowServices, limits: SocketLimits
+    channel: str, name: str, join: Join, offset: int, version: Version, rows: RowServices, limits: SocketLimits
 ) -> Replayed:  # fmt: skip
-    """Return the messages that a join asks for. A client that is resumed had them, for it repeats its first join.
+    """Return the messages up to an offset that a join asks for.
 
     Args:
-        topic: the topic.
-        start: where it begins.
+        channel: the topic's channel.
+        name: its name, with `realtime:`.
+        join: the client's request.
+        offset: what follows it comes with the live messages.
         version: of the client's serializer.
         rows: the gateway.
         limits: bounds.
@@ -48,23 +49,16 @@ async def replay(
     Raises:
         Unavailable: they cannot be read now.
     """
-    asked = topic.join.replay
-    if asked is None or start.is_resumed:
-        return _NOTHING
+    asked = join.replay
+    if asked is None:
+        return NOTHING
     most = limits.replayed if asked.limit is None else min(asked.limit, limits.replayed)
+    since = asked.since / 1_000
     try:
-        found = await rows.newest(topic.channel, start.position.offset, since=asked.since / 1_000, most=most)
+        found = await rows.newest(channel, offset, since=since, most=most, most_bytes=limits.replayed_bytes)
     except (Unavailable, ResumeRefused) as error:
         raise Unavailable("Realtime was unable to replay messages", "UnableToReplayMessages") from error
-    events, size = [], 0
-    for event in reversed(found.events):
-        size += len(event.body)
-        if size > limits.replayed_bytes:
-            break
-        events.append(event)
-    frames = [
-        stored_frame(event.body, event.event_type, topic.name, version, replayed=True) for event in reversed(events)
-    ]
-    is_whole = found.is_whole and len(events) == len(found.events)
-    said = "" if is_whole else f"ReplayGap: the newest {len(events)} messages were replayed; there may be older ones."
+    frames = [stored_frame(each.body, each.event_type, name, version, replayed=True) for each in found.events]
+    count = len(found.events)
+    said = "" if found.is_whole else f"ReplayGap: the newest {count} messages were replayed; there may be older ones."
     return Replayed([frame for frame in frames if frame is not None], said)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from momentum_sync.errors import BadRequest, Forbidden
+from momentum_sync.errors import BadRequest, Forbidden, Unavailable
 from momentum_sync.gateway.dialects.realtime_errors import PREFIX
+from momentum_sync.gateway.dialects.realtime_rows import take_deciders
 from momentum_sync.gateway.dialects.realtime_services import RowServices, Watched
 from momentum_sync.gateway.dialects.realtime_topic import Topic
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.identity.topic_access import BROADCAST, EVERYTHING, TopicAccess
 from momentum_sync.wire.realtime_join import Join
+
+_ATTEMPTS = 20
 
 
 class Confirmed(NamedTuple):
@@ -20,11 +23,13 @@ class Confirmed(NamedTuple):
         access: its rights on the topic's messages.
         watched: its bindings; without any if they are wrong.
         wrong: why they are; empty if they are right.
+        generation: of the rights; see `RowServices`.
     """
 
     access: TopicAccess
     watched: Watched
     wrong: str
+    generation: int
 
 
 async def confirm(name: str, join: Join, identity: Identity, rows: RowServices) -> Confirmed:
@@ -41,12 +46,30 @@ async def confirm(name: str, join: Join, identity: Identity, rows: RowServices) 
         Unauthenticated: its token was revoked.
         Unavailable: the database does not answer.
     """
-    watched, wrong = Watched((), ()), ""
+    watched, wrong, generation = Watched((), ()), "", rows.generation
     try:
         watched = await rows.watch(identity, join.bindings)
     except BadRequest as error:
         wrong = str(error)
-    return Confirmed(await access(name, join, identity, rows), watched, wrong)
+    return Confirmed(await access(name, join, identity, rows), watched, wrong, generation)
+
+
+async def settle(topic: Topic, confirmed: Confirmed, rows: RowServices) -> Confirmed:
+    """Have a topic, which is not joined yet, be up to date with its caller's rights. Return these.
+
+    A change of rights is told to joined topics only. So nothing may be awaited between this and the join.
+
+    Raises:
+        Forbidden, Unauthenticated or Unavailable: as `confirm`.
+    """
+    for _ in range(_ATTEMPTS):
+        await take_deciders([topic], rows)
+        if confirmed.generation == rows.generation:
+            return confirmed
+        confirmed = await confirm(topic.name, topic.join, topic.identity, rows)
+        topic.access = confirmed.access
+        topic.events.watch(confirmed.watched.watches)
+    raise Unavailable("Rights change faster than they can be read; try again in a moment.")
 
 
 async def access(name: str, join: Join, identity: Identity, rows: RowServices) -> TopicAccess:

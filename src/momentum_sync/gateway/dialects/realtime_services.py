@@ -101,7 +101,7 @@ class RowServices(Protocol):
     async def topic_access(self, identity: Identity, topic: str) -> TopicAccess:
         """Return the rights of a caller on the messages of a private topic, which has no `realtime:`."""
 
-    async def newest(self, channel: str, offset: int, *, since: float, most: int) -> Newest:
+    async def newest(self, channel: str, offset: int, *, since: float, most: int, most_bytes: int) -> Newest:
         """Return the newest events on a channel up to an offset, of commits since a time in seconds since 1970.
 
         Raises:

@@ -181,7 +181,10 @@ class Topic:
         is_confirmed: whether the client has answered a ping that followed the reply to its join.
     """
 
-    __slots__ = ("access", "channel", "ends_at", "events", "identity", "is_confirmed", "join", "join_ref", "name")
+    __slots__ = (
+        "_messages_since", "access", "channel", "ends_at", "events", "identity", "is_confirmed", "join", "join_ref",
+        "name",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -202,12 +205,28 @@ class Topic:
         self.access = access
         self.channel = topic_channel(name.removeprefix(PREFIX), is_private=join.is_private)
         self.is_confirmed = False
+        self._messages_since = events.since
 
     def renewed(self, identity: Identity, ends_at: float, access: TopicAccess) -> Topic:
         """Return the topic with a fresh token. It loses no event."""
         topic = Topic(self.name, self.join_ref, identity, ends_at, self.events.copy(), self.join, access)
         topic.is_confirmed = self.is_confirmed
+        topic._messages_since = self._messages_since
         return topic
+
+    def skip_to(self, offset: int) -> None:
+        """Note that the topic has had everything up to an offset: the connection may go back further for others."""
+        self.events.skip_to(offset)
+        self._messages_since = max(self._messages_since, offset)
+
+    def replace(self, replaced: Topic, offset: int) -> None:
+        """Have what a join of before has had, which the connection has delivered up to an offset.
+
+        A private topic has other messages than the public one of its name.
+        """
+        self.events.skip_to(max(offset, replaced.events.since))
+        if replaced.channel == self.channel:
+            self._messages_since = max(self._messages_since, offset, replaced._messages_since)
 
     @property
     def channels(self) -> frozenset[str]:
@@ -216,7 +235,7 @@ class Topic:
 
     def gets(self, event: Event) -> bool:
         """Return whether an event is a message to the topic that the client has not had."""
-        return event.offset > self.events.since and self.channel in event.channels
+        return event.offset > self._messages_since and self.channel in event.channels
 
     def message(self, version: Version, event: Event, shared: SharedFrames) -> bytes:
         """Return the frame of a message from the database; nothing if the version cannot carry it."""
