@@ -55,7 +55,7 @@ def test_the_wheel_holds_pages_sdk_and_migrations(wheel: Path) -> None:
     package = wheel / "momentum_sync"
     for name in ("web/static/user.html", "web/static/coach.js", "web/sdk/index.js", "web/sdk/client.js", "py.typed"):
         assert (package / name).is_file(), name
-    assert len(list((package / "supabase" / "migrations").glob("*.sql"))) == 6
+    assert len(list((package / "supabase" / "migrations").glob("*.sql"))) == 7
     metadata = next(wheel.glob("*.dist-info")) / "METADATA"
     needed = [line for line in metadata.read_text(encoding="utf-8").splitlines() if line.startswith("Requires-Dist")]
     names = sorted(re.split("[<>]", line.split()[1])[0] for line in needed if "extra" not in line)
@@ -71,4 +71,4 @@ def test_what_is_installed_finds_its_pages_and_migrations(wheel: Path) -> None:
     text = f"import sys; sys.path.insert(0, {str(wheel)!r}); {code}"
     done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, timeout=60, check=False)
     home = wheel / "momentum_sync"
-    assert done.stdout.split() == [str(home), str(home / "web" / "sdk"), "6"], done.stderr
+    assert done.stdout.split() == [str(home), str(home / "web" / "sdk"), "7"], done.stderr
