@@ -135,6 +135,7 @@ async def keep_house(
 ) -> None:
     """Create partitions ahead, and delete what has expired, every hour, and sooner after a failure."""
     gc.set_threshold(*_COLLECT_GARBAGE)
+    is_first = True
     while True:
         pause = limits.housekeeping_s
         try:
@@ -146,7 +147,9 @@ async def keep_house(
                 observe.no_message_partitions(missing)
             await event_metrics.clean()
             await sessions.forget(max(retention, timedelta(seconds=limits.sessions_s)))
-            gc.collect()
+            if not is_first:  # at the start everything is in use
+                gc.collect()
+            is_first = False
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)
             pause = limits.housekeeping_retry_s

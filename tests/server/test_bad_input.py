@@ -18,7 +18,17 @@ import websockets
 from websockets.frames import Frame, Opcode
 
 from tests.fixtures.postgres import Sql, add_score
-from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Client, Server, sign
+from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Client, Common, Server, sign
+
+
+@pytest.fixture
+def database(shared_database: str) -> str:
+    return shared_database
+
+
+@pytest.fixture
+def server(common: Common) -> Server:
+    return common.server
 
 
 @asynccontextmanager

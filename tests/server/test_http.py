@@ -11,7 +11,18 @@ import pytest
 
 from momentum_sync.domain.reads import SQL, MomentumReads, overview_query
 from tests.fixtures.postgres import As, Sql, add_intervention, add_notification, add_score, new_user
-from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Server, Start, sign
+from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, Common, Server, Start, sign
+
+
+@pytest.fixture
+def database(shared_database: str) -> str:
+    return shared_database
+
+
+@pytest.fixture
+def server(common: Common) -> Server:
+    return common.server
+
 
 ENDPOINTS = ["/sync/momentum", "/sync/interventions", "/sync/notifications"]
 
@@ -96,10 +107,11 @@ async def test_an_overview_is_of_whom_the_caller_may_see(server: Server, db: Sql
     seen = await ask(sign(coach, app_role="coach"))
     assert [(one["user_id"], one["final_score"]) for one in seen["people"]] == [(str(user), 20)], "who is assigned"
     assert [(day["Rising"], day["Steady"], day["NeedsCare"]) for day in seen["days"]] == [(1, 0, 0), (0, 0, 1)]
-    assert {one["id"] for one in seen["interventions"]} == {str(mine), str(others)}, "coaches see all that are open"
+    assert {one["id"] for one in seen["interventions"]} >= {str(mine), str(others)}, "coaches see all that are open"
     assert str(done) not in str(seen)
     everybody = await ask(sign(coach, app_role="admin"))
-    assert [one["user_id"] for one in everybody["people"]] == [str(user), str(other)], "who needs care comes first"
+    ours = [one["user_id"] for one in everybody["people"] if one["user_id"] in (str(user), str(other))]
+    assert ours == [str(user), str(other)], "who needs care comes first"
     own = await ask(sign(other))
     assert [one["user_id"] for one in own["people"]] == [str(other)]
     assert [one["id"] for one in own["interventions"]] == [str(others)]

@@ -15,7 +15,18 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from momentum_sync.limits import Rate
-from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign
+from tests.fixtures.server import ANON_KEY, SERVICE_KEY, TIMEOUT_S, Bounds, Common, Server, Start, sign
+
+
+@pytest.fixture
+def database(shared_database: str) -> str:
+    return shared_database
+
+
+@pytest.fixture
+def server(common: Common) -> Server:
+    return common.server
+
 
 BATCH = "/realtime/v1/api/broadcast"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 import websockets
@@ -312,13 +314,20 @@ async def test_a_message_that_cannot_be_sent_warns_the_writer_and_is_counted(
     server: Server, db: Sql, user: UUID, acting: As
 ) -> None:
     said: list[str] = []
-    with acting(user) as sql:
-        sql.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
-        sql.execute("select realtime.send('{}', 'e', 'room')")
-    assert said == ['WarnSendingBroadcastMessage: new row violates row-level security policy for table "messages"']
+
+    async def counted(http: httpx.AsyncClient) -> float:
+        found = re.search(r"momentum_send_failures_total ([\d.]+)", (await http.get("/metrics")).text)
+        assert found is not None
+        return float(found[1])
+
     async with server.http(SERVICE_KEY) as http:
+        before = await counted(http)
+        with acting(user) as sql:
+            sql.add_notice_handler(lambda notice: said.append(str(notice.message_primary)))
+            sql.execute("select realtime.send('{}', 'e', 'room')")
+        assert said == ['WarnSendingBroadcastMessage: new row violates row-level security policy for table "messages"']
         async with asyncio.timeout(TIMEOUT_S):
-            while "momentum_send_failures_total 1.0" not in (await http.get("/metrics")).text:
+            while await counted(http) != before + 1:
                 await asyncio.sleep(0.05)
 
 

@@ -17,7 +17,17 @@ from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, new_user
-from tests.fixtures.server import PATH, SERVICE_KEY, Bounds, Server, Start, sign
+from tests.fixtures.server import PATH, SERVICE_KEY, Bounds, Common, Server, Start, sign
+
+
+@pytest.fixture
+def database(shared_database: str) -> str:
+    return shared_database
+
+
+@pytest.fixture
+def server(common: Common) -> Server:
+    return common.server
 
 
 def own(user: UUID) -> list[str]:
@@ -127,24 +137,26 @@ async def test_request_momentum_update(server: Server, db: Sql, user: UUID) -> N
 async def test_mark_notification_read(server: Server, db: Sql, user: UUID) -> None:
     notification = add_notification(db, user)
     message = {"type": "mark_notification_read", "notification_id": str(notification), "ref": 1}
-    opened = "select status, opened_at from momentum_notifications"
+    opened = "select status, opened_at from momentum_notifications where id = %s"
     async with server.live(user) as client:
         await client.send(message)
         both = {came["type"]: came for came in [await client.next(), await client.next()]}
         answer = both["notification_marked_read"]
         assert (answer["notification_id"], answer["ref"]) == (str(notification), 1)
         assert both["realtime_event"]["event"]["status"] == "opened"
-        row = db.execute(opened).fetchone()
+        row = db.execute(opened, (notification,)).fetchone()
         assert row is not None
         assert row[0] == "opened"
         assert row[1] is not None
         again = await client.ask(message)
         assert again["type"] == "notification_marked_read"
-        assert db.execute(opened).fetchone() == row
-        db.execute("update momentum_notifications set status = 'clicked'")
+        assert db.execute(opened, (notification,)).fetchone() == row
+        db.execute("update momentum_notifications set status = 'clicked' where id = %s", (notification,))
         await client.until("realtime_event")
         assert (await client.ask(message))["type"] == "notification_marked_read"
-        assert db.execute("select status from momentum_notifications").fetchone() == ("clicked",)
+        assert db.execute("select status from momentum_notifications where id = %s", (notification,)).fetchone() == (
+            "clicked",
+        )
 
 
 async def test_a_notification_of_another_is_as_unknown_as_one_that_is_not(
@@ -208,7 +220,8 @@ async def test_a_message_in_the_same_breath_as_the_close_is_done(server: Server,
         close = Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True)
         client.socket.transport.write(Frame(Opcode.TEXT, text).serialize(mask=True) + close)
         async with asyncio.timeout(20):
-            while db.execute("select status from momentum_notifications").fetchone() != ("opened",):
+            done = "select status from momentum_notifications where id = %s"
+            while db.execute(done, (notification,)).fetchone() != ("opened",):
                 await asyncio.sleep(0.02)
 
 
