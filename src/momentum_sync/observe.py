@@ -202,6 +202,12 @@ def no_message_partitions(names: Sequence[str]) -> None:
     _log.error("realtime.messages lacks partitions", missing=names, see="docs/supabase.md")
 
 
+def unsendable_message(said: str, size: int) -> None:
+    """Log a row of `realtime.messages` that no client can get."""
+    metrics.FAILURES.add()
+    _log.error("a row of realtime.messages was not sent", error=said, bytes=size)
+
+
 def messages_not_followed(error: BaseException) -> None:
     """Log that messages in `realtime.messages` do not become events yet; it is tried again."""
     _log.warning("realtime.messages not followed", error=described(error))

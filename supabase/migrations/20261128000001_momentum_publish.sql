@@ -543,13 +543,21 @@ set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_build_object(
         'problems', coalesce((
-            select jsonb_agg(
-                i.name || case when d.name is null then ' is missing'
+            select jsonb_agg(found.problem order by found.problem)
+            from (
+                select i.name || case when d.name is null then ' is missing'
                     when d.definition like 'disabled%' then ' is disabled' else ' is not as it was installed' end
-                order by i.name)
-            from momentum.installed i
-            left join momentum.definitions() d using (name)
-            where d.definition is distinct from i.definition), '[]'),
+                from momentum.installed i
+                left join momentum.definitions() d using (name)
+                where d.definition is distinct from i.definition
+                union all
+                select 'publication supabase_realtime_messages_publication is missing'
+                from pg_namespace n
+                join pg_class c on c.relnamespace = n.oid and c.relname = 'messages'
+                where n.nspname = 'realtime' and obj_description(n.oid, 'pg_namespace') like '%Made by Momentum Sync.'
+                    and not exists (
+                        select from pg_publication p where p.pubname = 'supabase_realtime_messages_publication')
+            ) as found (problem)), '[]'),
         'foreign_triggers', coalesce((
             select jsonb_agg(distinct t.tgname || ' on ' || t.tgrelid::regclass)
             from pg_trigger t
@@ -567,7 +575,7 @@ as $$
 $$;
 comment on function momentum.check_publishing() is 'Return what stands in the way of publishing, as an object of two arrays.
 
-`problems` are functions and triggers that are not as the migrations created them. `foreign_triggers` are AFTER triggers
+`problems` are functions, triggers and publications that are not as the migrations created them. `foreign_triggers` are AFTER triggers
 of others that run before the publishing ones: if one changes the row again, the event of the later version is
 published before that of the earlier one.
 

@@ -42,7 +42,7 @@ begin
             binary_payload bytea,
             primary key (id, inserted_at)
         ) partition by range (inserted_at);
-        execute format('comment on table realtime.messages is %L', 'Messages that topics get, of the last days. ' || mark);
+        execute format('comment on table realtime.messages is %L', 'Messages sent to topics in the last three days. ' || mark);
         -- A SELECT policy lets a caller join a private topic, an INSERT policy lets it send there.
         alter table realtime.messages enable row level security;
         grant select, insert, update on realtime.messages to anon, authenticated, service_role;
@@ -81,8 +81,11 @@ as $body$
 declare
     message_id uuid := gen_random_uuid();
 begin
-    -- Before the INSERT, whose policies read it. They apply to the writer, because this function has no rights of its
-    -- own.
+    if length(send.topic) not between 1 and 246 or send.event is null or octet_length(send.payload::text) > 3072000 then
+        raise exception 'realtime.send needs a topic of 1 to 246 characters, an event, and at most 3,000 KiB'
+            using errcode = 'invalid_parameter_value';
+    end if;
+    -- Before the INSERT, whose policies read it. They apply to the writer: this function runs with its rights.
     perform set_config('realtime.topic', send.topic, true);
     insert into realtime.messages (id, payload, event, topic, private, extension)
     values (
@@ -108,6 +111,13 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $body$
 begin
+    if length(send_binary.topic) not between 1 and 246 or octet_length(send_binary.payload) > 3072000
+        or coalesce(octet_length(send_binary.event), 256) > 255
+    then
+        raise exception
+            'realtime.send_binary needs a topic of 1 to 246 characters, an event of at most 255 bytes, and at most 3,000 KiB'
+            using errcode = 'invalid_parameter_value';
+    end if;
     perform set_config('realtime.topic', send_binary.topic, true);
     insert into realtime.messages (binary_payload, event, topic, private, extension)
     values (send_binary.payload, send_binary.event, send_binary.topic, send_binary.private, 'broadcast');
@@ -135,7 +145,7 @@ begin
             using errcode = 'feature_not_supported';
     end if;
     if operation not in ('INSERT', 'UPDATE', 'DELETE') then
-        raise exception 'realtime.broadcast_changes got the operation %; pass tg_op', operation
+        raise exception 'realtime.broadcast_changes got the operation %; it takes INSERT, UPDATE and DELETE', operation
             using errcode = 'invalid_parameter_value';
     end if;
     perform realtime.send(

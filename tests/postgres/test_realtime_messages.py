@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.uninstall import uninstall
+from momentum_sync.errors import Unsuitable
 from tests.fixtures.postgres import As, Sql
 
 NAMES = """
@@ -73,7 +74,7 @@ def test_changes_are_broadcast_from_row_triggers_alone(db: Sql) -> None:
     call = "select realtime.broadcast_changes('a', 'e', %s, 't', 's', row(1), row(2), %s)"
     with pytest.raises(psycopg.errors.FeatureNotSupported, match="for each row"):
         db.execute(call, ("INSERT", "STATEMENT"))
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="TRUNCATE; pass tg_op"):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="TRUNCATE; it takes INSERT"):
         db.execute(call, ("TRUNCATE", "ROW"))
 
 
@@ -135,6 +136,49 @@ def test_nobody_reads_a_partition_past_the_policies(db: Sql, user: UUID, acting:
                 else:
                     with pytest.raises(psycopg.errors.InsufficientPrivilege), sql.transaction():
                         sql.execute(query)
+
+
+def test_uninstall_leaves_what_the_app_uses(database: str, db: Sql) -> None:
+    said: list[str] = []
+    db.execute(
+        "create function public.tell() returns trigger language plpgsql as"
+        " 'begin perform realtime . send(''{}'', ''e'', ''a''); return new; end'"
+    )
+    uninstall(database, slot="momentum_sync", tell=said.append)
+    assert [line for line in said if line.startswith("left schema realtime") and "tell()" in line]
+    db.execute("select realtime.send('{}', 'e', 'a')")
+    assert db.execute("select topic from realtime.messages").fetchall() == [("a",)]
+    migrate(database, tell=lambda _: None)
+    db.execute("drop function public.tell(); create policy own on realtime.messages for select using (true)")
+    uninstall(database, slot="momentum_sync", tell=said.append)
+    assert [line for line in said if "policy own on realtime.messages" in line]
+    migrate(database, tell=lambda _: None)
+    db.execute("drop policy own on realtime.messages")
+    uninstall(database, slot="momentum_sync", tell=said.append)
+    assert one(db, "select to_regnamespace('realtime')") is None
+
+
+def test_uninstall_refuses_where_functions_of_the_app_publish(database: str, db: Sql) -> None:
+    db.execute(
+        "create function public.tell() returns void language plpgsql as"
+        " $$ begin perform momentum.publish(array['a'], '{}'); end $$"
+    )
+    with pytest.raises(Unsuitable, match=r"Functions of the app call Momentum Sync: public.tell\(\)"):
+        uninstall(database, slot="momentum_sync", tell=lambda _: None)
+    assert one(db, "select to_regnamespace('momentum')") is not None
+
+
+def test_a_send_that_could_not_be_delivered_warns(db: Sql) -> None:
+    said = told(db)
+    for call in (
+        "realtime.send('{}', 'e', '')", "realtime.send('{}', 'e', repeat('x', 247))", "realtime.send('{}', null, 'a')",
+        "realtime.send(to_jsonb(repeat('x', 4000000)), 'e', 'a')", "realtime.send_binary('\\x', repeat('e', 256), 'a')",
+        "realtime.send_binary('\\x', null, 'a')",
+        "realtime.send_binary(convert_to(repeat('x', 4000000), 'UTF8'), 'e', 'a')",
+    ):  # fmt: skip
+        db.execute(f"select {call}".encode())
+        assert said.pop().startswith("WarnSendingBroadcastMessage: realtime.send"), call
+    assert db.execute("select from realtime.messages").fetchall() == []
 
 
 @pytest.fixture

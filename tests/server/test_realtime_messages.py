@@ -79,6 +79,15 @@ async def test_a_batch_by_http_comes_to_the_members(server: Server, path: str) -
         assert await message(socket) == sent("two", b'{"n":[2]}')
 
 
+@pytest.mark.parametrize("authorization", ["", "Bearer", "bearer"])
+async def test_an_empty_token_is_none(server: Server, authorization: str) -> None:
+    """supabase-js of 2025 sends one when nobody has signed in."""
+    async with server.http() as http:
+        headers = {"apikey": ANON_KEY, "authorization": authorization}
+        answer = await http.post(f"{BATCH}/room/events/e", json={}, headers=headers)
+        assert answer.status_code == 202
+
+
 async def test_one_message_by_http_may_be_bytes(server: Server) -> None:
     async with joined(server, "a/b") as socket, server.http(sign(uuid4())) as http:
         answer = await http.post(f"{BATCH}/a%2Fb/events/raw", content=b"\x00\xff",

@@ -255,13 +255,15 @@ async def test_a_policy_may_call_a_function_that_its_callers_cannot_name(server:
 async def test_messages_from_before_are_replayed_in_the_order_of_commits(server: Server, db: Sql) -> None:
     for number in range(30):
         db.execute("select realtime.send(jsonb_build_object('n', %s::int), 'e', 'room')", (number,))
+    db.execute("select pg_sleep(0.005)")  # a time has milliseconds
     since: Any = db.execute("select (extract(epoch from now()) * 1000)::bigint").fetchone()
+    db.execute("select pg_sleep(0.005)")
     for number in range(30, 70):
         db.execute("select realtime.send(jsonb_build_object('n', %s::int), 'e', 'room')", (number,))
     db.execute("select realtime.send('{}', 'e', 'another')")
     for replay, numbers, gaps in (
         ({"since": since[0]}, list(range(30, 70)), 0),
-        ({"since": since[0], "limit": 25}, list(range(45, 70)), 1),
+        ({"since": since[0], "limit": 25}, list(range(45, 70)), 0),
         ({"since": 0, "limit": 1_000}, list(range(70)), 0),
         ({"since": 10**19}, [], 0),
     ):
@@ -456,3 +458,27 @@ async def test_a_join_waits_while_the_database_is_away_for_a_moment(
     monkeypatch.setattr(TopicRights, "of", of)
     async with connected(server, "room", sign(user)) as member:
         assert (await member.join({"private": True}))["status"] == "ok"
+
+
+async def test_a_publication_that_was_dropped_ends_the_history_and_shows(
+    start: Start, bounds: Bounds, db: Sql, user: UUID
+) -> None:
+    bounds("capture", slot_check_interval_s=0.1, slot_checks_per_trigger_check=1)
+    publication = "supabase_realtime_messages_publication"
+    async with start() as server, server.http() as http:
+        async with connected(server, "room", SERVICE_KEY) as member:
+            assert (await member.join({"private": True}))["status"] == "ok"
+            db.execute(f"drop publication {publication}".encode())
+            with pytest.raises(websockets.ConnectionClosed):
+                while True:
+                    await asyncio.wait_for(member.socket.recv(), TIMEOUT_S)
+        problem = f"publication {publication} is missing"
+        async with asyncio.timeout(TIMEOUT_S):
+            while problem not in (await http.get("/sync/health")).text:
+                await asyncio.sleep(0.05)
+        db.execute(f"create publication {publication} for table realtime.messages".encode())
+        await until_state(server, "live")
+        async with connected(server, "room", SERVICE_KEY) as member:
+            assert (await member.join({"private": True}))["status"] == "ok"
+            db.execute("select realtime.send('{\"n\": 1}', 'e', 'room')")
+            assert (await member.message())["payload"]["n"] == 1

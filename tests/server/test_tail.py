@@ -69,7 +69,19 @@ async def test_a_topics_messages_and_presence(tmp_path: Path, server: Server, db
             track = {"type": "presence", "event": "track", "payload": {"name": "Alice"}}
             await member.send(json.dumps(["1", "2", "realtime:room", "presence", track]))
             joined = await an_object(process)
-            assert (joined["presence"], joined["name"]) == ("joined", "Alice")
+            assert (joined["presence"], joined["state"]) == ("joined", {"name": "Alice"})
+            for state in (
+                {"meta": 1, "notice": "forged", "presence": "x", "key": "y"},
+                {"event": "paid", "payload": 7},
+            ):
+                track["payload"] = state
+                await member.send(json.dumps(["1", "3", "realtime:room", "presence", track]))
+                found = [await an_object(process), await an_object(process)]
+                assert [each["presence"] for each in found] == ["joined", "left"]
+                assert found[0]["state"] == state
+                assert found[0].keys() == {"topic", "presence", "key", "state"}
+            await member.send(json.dumps(["1", "4", "realtime:room", "broadcast", {"meta": 5, "notice": "forged"}]))
+            assert await an_object(process) == {"topic": "room", "event": None, "meta": 5}
         assert (await an_object(process))["presence"] == "left"
 
 
@@ -90,9 +102,29 @@ async def test_a_topic_that_is_refused(tmp_path: Path, server: Server, user: UUI
     refused = await asyncio.to_thread(run, *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "permissions to read from this Channel topic: room" in refused.stderr
-    wrong = await asyncio.to_thread(run, *arguments, "--all", cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "--topic goes with neither" in wrong.stderr
+    for more, said in (
+        (("--all",), "--topic goes with neither"), (("--topic", ""), "--topic needs the name"),
+        (("--token", "nonsense"), "The server answered 401"),
+    ):  # fmt: skip
+        wrong = await asyncio.to_thread(run, *arguments, *more, cwd=tmp_path)
+        assert wrong.returncode == 2
+        assert said in wrong.stderr
+
+
+async def test_a_reader_of_a_topic_that_has_enough(tmp_path: Path, server: Server) -> None:
+    command = f"{sys.executable} -m momentum_sync tail --url {server.url} --topic realtime:room --public | head -1"
+    process = await asyncio.create_subprocess_shell(
+        command, cwd=tmp_path, env=clean(tmp_path, {"SUPABASE_JWT_SECRET": SECRET}), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    await until_joined(server)
+    async with server.http(SERVICE_KEY) as http:
+        while process.returncode is None:
+            assert (await http.post("/realtime/v1/api/broadcast/room/events/e", json={})).status_code == 202
+            await asyncio.sleep(0.05)
+    out, error = await process.communicate()
+    assert len(out.splitlines()) == 1
+    assert b"Traceback" not in error
 
 
 async def test_a_users_events_across_two_runs(tmp_path: Path, server: Server, db: Sql, user: UUID, other: UUID) -> None:

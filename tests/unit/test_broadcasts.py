@@ -77,6 +77,12 @@ def test_what_no_client_could_get_is_malformed(values: dict[str, Value], said: s
         described(*COLUMNS).read(row(**values))
 
 
+def test_bytes_need_an_event_that_a_binary_frame_has_room_for() -> None:
+    assert described(*COLUMNS).read(row(binary_payload="\\x00", event="e" * 255))
+    with pytest.raises(Malformed, match="255 bytes"):
+        described(*COLUMNS).read(row(binary_payload="\\x00", event="é" * 128))
+
+
 def test_the_largest_are_read() -> None:
     largest = '"' + "x" * (MOST_BYTES - 3) + '"'  # and a byte of the event's name
     assert described(*COLUMNS).read(row(topic="x" * 246))[0] == "topic:" + "x" * 246

@@ -102,7 +102,17 @@ def test_a_topic_without_bindings_has_the_callers_of_the_connection() -> None:
         ("realtime:a\0", {}, "TopicNameInvalid: "),
         ("realtime:c", {}, "ChannelRateLimitReached: "),
         ("realtime:a", {"count": 3}, "TooManyBindings: "),
-        ("realtime:a", {"broadcast": {"replay": {"since": 1}}}, "UnableToReplayMessages: "),
+        ("realtime:a", {"broadcast": {"replay": {"since": 1}}}, "UnableToReplayMessages: Replay is not allowed"),
+        *[
+            ("realtime:a", {"private": True, "broadcast": {"replay": replay}}, "UnableToReplayMessages: Replay params")
+            for replay in (
+                {"limit": 3},
+                {"since": "2026-01-01"},
+                {"since": -1},
+                {"since": 1.5},
+                {"since": 1, "limit": "x"},
+            )
+        ],
     ],
 )
 def test_joins_that_are_refused(topic: str, config: dict[str, Any], said: str) -> None:

@@ -50,12 +50,21 @@ def test_a_join_with_every_option() -> None:
     [
         {}, {"config": None}, {"config": []}, {"config": {"broadcast": 1, "presence": "x", "postgres_changes": {}}},
         {"config": {"postgres_changes": [1, None, "x", []]}}, {"access_token": 7}, {"access_token": None}, [], None,
-        {"config": {"private": "yes", "broadcast": {"ack": 1, "replay": {"since": -1}}}},
-        {"config": {"broadcast": {"replay": {"since": True}}}}, {"config": {"broadcast": {"replay": {"limit": 3}}}},
+        {"config": {"private": "yes", "broadcast": {"ack": 1, "replay": [1]}}},
+        {"config": {"broadcast": {"replay": True}}},
     ],
 )  # fmt: skip
 def test_malformed_parts_are_left_out(payload: object) -> None:
     assert parsed(payload) == Join()
+
+
+@pytest.mark.parametrize("replay", [{}, {"since": True}, {"since": -1}, {"limit": 3}, {"since": 1, "limit": []}])
+def test_a_replay_with_wrong_parameters_is_told_apart(replay: dict[str, object]) -> None:
+    assert parsed({"config": {"broadcast": {"replay": replay}}}) == Join(has_bad_replay=True)
+
+
+def test_a_replay_is_of_one_message_at_least() -> None:
+    assert parsed({"config": {"broadcast": {"replay": {"since": 0, "limit": 0}}}}) == Join(replay=Replay(0, 1))
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b"[" * 5_000])

@@ -248,7 +248,7 @@ def test_a_replay_follows_the_reply() -> None:
     assert ("newest", "topic:a", 5, 1.5, 7, 4 * 1024 * 1024) in world.gateway.calls
 
 
-@pytest.mark.parametrize(("limit", "most"), [(None, 10), (10, 10), (11, 10), (9, 9), (0, 0)])
+@pytest.mark.parametrize(("limit", "most"), [(None, 10), (10, 10), (11, 10), (9, 9), (0, 1)])
 def test_a_replay_has_a_limit(limit: int | None, most: int) -> None:
     world = World(replayed=10, replayed_bytes=77)
     replaying(world, {"since": 0} | ({} if limit is None else {"limit": limit}))
@@ -261,6 +261,10 @@ def test_a_client_is_told_of_messages_that_were_not_replayed() -> None:
     replaying(world, {"since": 0})
     said = world.said(world.written(), "replay")
     assert said == ["ReplayGap: the newest 1 messages were replayed; there may be older ones."]
+    world = World()
+    world.gateway.replayed = Newest([event(4, "topic:a")], is_whole=False)
+    replaying(world, {"since": 0, "limit": 1})
+    assert world.said(world.written(), "replay") == [], "it has what it has asked for"
 
 
 def test_a_client_that_is_resumed_has_had_them() -> None:

@@ -64,6 +64,8 @@ class Broadcasts:
         if event is None:
             raise Malformed("a row of realtime.messages has no event")
         payload = (value("payload") or "{}").encode() if content is None else _bytes(content)
+        if content is not None and len(event.encode()) > _MOST_NAME:
+            raise Malformed(f"the event of a message of bytes has more than {_MOST_NAME} bytes")
         if len(payload) + len(event) > MOST_BYTES:
             raise Malformed(f"a payload and an event of {len(payload) + len(event)} bytes, more than {MOST_BYTES}")
         if content is None and is_deeper(payload, MAX_DEPTH):

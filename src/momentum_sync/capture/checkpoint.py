@@ -102,13 +102,13 @@ class _Followed(NamedTuple):
     Attributes:
         after: by relation, the LSN after which its changes are events.
         streamable: publications that a stream may name.
-        has_messages: whether there is a table `realtime.messages`, and its publication.
+        messages: id of the publication of `realtime.messages`; None without such a table or publication.
         by_name: a stream finds publications as they are now, not as of the change that it decodes.
     """
 
     after: dict[int, int]
     streamable: frozenset[str]
-    has_messages: bool
+    messages: int | None
     by_name: bool
 
     @property
@@ -159,14 +159,14 @@ class Checkpoints:
         async with self._connections.writing() as connection:
             followed = await _followed(connection)
         wanted = followed.publications
-        if followed.has_messages and (is_new or followed.by_name):
+        if followed.messages is not None and (is_new or followed.by_name):
             wanted |= {BROADCASTS}
         return wanted & followed.streamable
 
-    async def has_messages(self) -> bool:
-        """Return whether there is a table `realtime.messages`, and its publication."""
+    async def messages(self) -> int | None:
+        """Return the id of the publication of `realtime.messages`; None without such a table or publication."""
         async with self._connections.writing() as connection:
-            return (await _followed(connection)).has_messages
+            return (await _followed(connection)).messages
 
     async def publication_lsn(self, publication: str) -> int:
         """Return an LSN behind the creation of a publication. Raise CaptureError if it does not exist.

@@ -163,15 +163,12 @@ class Pipeline:
         try:
             event = self._sequencer.message(message)
         except Malformed as error:
-            self._malformed(error, len(message.content))
+            observe.malformed_message(str(error), len(message.content))
+            self._samples.unreadable(len(message.content), str(error))
             return None
         if event is None and message.prefix == SEND_FAILED:
             observe.send_failed(message.content)
         return event
-
-    def _malformed(self, error: Malformed, size: int) -> None:
-        observe.malformed_message(str(error), size)
-        self._samples.unreadable(size, str(error))
 
     def _unfollowed(self, frame: Change) -> list[Event]:
         """Keep the description of a relation. Return the event of a message in `realtime.messages`."""
@@ -185,7 +182,8 @@ class Pipeline:
         try:
             event = self._sequencer.row(lambda _: self._broadcasts.read(message))
         except Malformed as error:
-            self._malformed(error, len(frame.frame))
+            observe.unsendable_message(str(error), len(frame.frame))
+            self._samples.unreadable(len(frame.frame), str(error))
             return []
         if event is None:
             return []

@@ -154,20 +154,21 @@ on conflict (single) do update set
     last_mark = excluded.last_mark, holder = excluded.holder
 
 -- name: followed
--- The followed tables; which publications a stream may name, since from PostgreSQL 18 on they need not exist; whether
--- there are messages to topics; and whether PostgreSQL is that new.
+-- The followed tables; which publications a stream may name, since from PostgreSQL 18 on that of rows need not exist;
+-- the publication of messages to topics, if there are any; and whether PostgreSQL is that new.
 select
     coalesce(array_agg(f.relation::bigint order by f.relation), '{}'),
     coalesce(array_agg((f.after_lsn - '0/0'::pg_lsn)::bigint order by f.relation), '{}'),
     array(
         select wanted.name
         from unnest(%(publications)s::text[]) as wanted (name)
-        where current_setting('server_version_num')::int >= 180000
+        where current_setting('server_version_num')::int >= 180000 and wanted.name <> %(broadcasts)s
             or exists (select from pg_catalog.pg_publication p where p.pubname = wanted.name)),
-    exists (
-        select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = 'realtime' and c.relname = 'messages')
-        and exists (select from pg_catalog.pg_publication p where p.pubname = %(broadcasts)s),
+    (
+        select p.oid::bigint from pg_catalog.pg_publication p
+        where p.pubname = %(broadcasts)s and exists (
+            select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where n.nspname = 'realtime' and c.relname = 'messages')),
     current_setting('server_version_num')::int >= 180000
 from momentum.followed_tables f
 

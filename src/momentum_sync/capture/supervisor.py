@@ -148,7 +148,7 @@ class Capture:
         if self._follows_messages.is_set():
             return True
         try:
-            if not await self._checkpoints.has_messages():
+            if await self._checkpoints.messages() is None:
                 return True
             self._look_for_messages.set()
             async with asyncio.timeout(self._limits.messages_wait_s):
@@ -160,15 +160,26 @@ class Capture:
         return True
 
     async def _keep_messages(self) -> None:
-        """Follow `realtime.messages` as soon as it is there, also if it is created or published later."""
+        """Follow `realtime.messages` as soon as it is there, also if it is created or published later.
+
+        Where its publication goes, messages are missing from the stream: the history ends, so that clients are told.
+        """
+        known: int | None = None
         while True:
             await self._live.wait()
             try:
-                if not self._follows_messages.is_set() and await self._checkpoints.has_messages():
+                now = await self._checkpoints.messages()
+                if self._follows_messages.is_set():
+                    if known not in (None, now) and (pipeline := self._pipeline) is not None:
+                        self._forked = f"the publication {BROADCASTS} was dropped"
+                        pipeline.fail(CaptureError(self._forked))
+                        self._is_over(pipeline)
+                elif now is not None:
                     # Outside of `follow`, which other tables would wait for.
                     await self._checkpoints.publication_lsn(BROADCASTS)
                     await self.follow(MESSAGES)
                     self._follows_messages.set()
+                known = now
             except (CaptureError, Unavailable, PoolTimeout, psycopg.Error) as error:
                 observe.messages_not_followed(error)
             with suppress(TimeoutError):
@@ -287,7 +298,7 @@ class Capture:
     async def _prepare(self) -> frozenset[str]:
         """Have a slot that can be read. Return the publications with which to read it."""
         self._stuck.begins()
-        has_messages = await self._checkpoints.has_messages()  # before the slot, which may be created
+        has_messages = await self._checkpoints.messages() is not None  # before the slot, which may be created
         ensured = await ensure_slot(
             self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process
         )  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from http import HTTPStatus
@@ -32,7 +33,8 @@ from momentum_sync import (
 )
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, secret_of, sign
-from momentum_sync.cli.topic_tail import TopicTail
+from momentum_sync.cli.topic_tail import REFUSED as _REFUSED
+from momentum_sync.cli.topic_tail import Message, TopicTail
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
 from momentum_sync.tasks import end
@@ -40,7 +42,6 @@ from momentum_sync.tasks import end
 _ALL = ("momentum_updates:all", "interventions:coaches")
 _TOKENS_LAST = timedelta(hours=1)
 _COLOURS = {"Rising": "green", "Steady": "blue", "NeedsCare": "yellow"}
-_REFUSED = "Set the server's own SUPABASE_JWT_SECRET, or give a --token that it accepts."
 _OTHERS = "Use another token, or other channels."
 _PASSING = (ConnectionLost, FeedFrozen, Rejected, TokenUnavailable)
 _PLAIN = ("event_type", "user_id", "timestamp")
@@ -78,12 +79,17 @@ def tail(
 
     Reconnects automatically and resumes without a gap; prints a notice where events may be missing. Needs a token
     (--token, MOMENTUM_TOKEN), or SUPABASE_JWT_SECRET to sign one with: a token of the user for --user, one of
-    service_role for --all, --channel and --topic.
+    service_role for --all, --channel and --topic without --user.
+
+    With --topic, --type is the event of a broadcast, or joined, left or here, and --where a field of what a member
+    sent; after a reconnect, messages of the last seconds may come again.
     """
     with explained():
-        _check(user, token, topic, has_channels=everyone or bool(channel), has_state=state is not None)
+        _check(
+            user, token, topic, has_channels=everyone or bool(channel), has_state=state is not None, is_public=public
+        )
         wanted = _Wanted(kind or [], _conditions(where or []))
-        shown = _Json(sys.stdout) if as_json else _Lines(Console(highlight=False, soft_wrap=True))
+        shown = _Json(sys.stdout) if as_json else _Lines(_Terminal(highlight=False, soft_wrap=True))
         # A function, because `tail` may run for longer than one token lasts.
         given = _token_maker(user) if token is None else lambda: token
         if topic is not None:
@@ -101,8 +107,12 @@ def tail(
             raise SystemExit(130) from None
 
 
-def _check(user: UUID | None, token: str | None, topic: str | None, *, has_channels: bool, has_state: bool) -> None:
+def _check(
+    user: UUID | None, token: str | None, topic: str | None, *, has_channels: bool, has_state: bool, is_public: bool
+) -> None:  # fmt: skip
     """Raise Unsuitable for options that do not go together."""
+    if topic == "" or (is_public and topic is None):
+        raise Unsuitable("--topic needs the name of a topic.", "momentum-sync tail --topic room-1")
     if topic is not None and (has_channels or has_state):
         raise Unsuitable("--topic goes with neither --all, --channel nor --state.", "momentum-sync tail --topic room-1")
     if token is None and topic is None and (user is None) != has_channels:
@@ -153,15 +163,16 @@ class _Wanted(NamedTuple):
 async def _tail_topic(
     topics: TopicTail, topic: str, wanted: _Wanted, shown: _Json | _Lines, count: int | None
 ) -> None:  # fmt: skip
-    async for message in topics.messages():
-        # A notice is shown whatever is wanted, and counts for nothing.
-        if "notice" not in message:
-            if not wanted.has(str(message.get("event", message.get("presence"))), message.get("payload", message)):
-                continue
-            count = None if count is None else count - 1
-        shown.message(topic, message)
-        if count == 0:
-            return
+    async with aclosing(topics.messages()) as messages:
+        async for message in messages:
+            # A notice is shown whatever is wanted, and counts for nothing.
+            if message.kind:
+                if not wanted.has(message.kind, message.fields.get("payload", message.fields.get("state"))):
+                    continue
+                count = None if count is None else count - 1
+            shown.message(topic, message)
+            if count == 0:
+                return
 
 
 def _text(value: object) -> str:
@@ -248,12 +259,18 @@ class _Json:
     def resync(self, resync: Resync) -> None:
         self._write({"resync": resync.reason, "id": resync.id})
 
-    def message(self, topic: str, message: Mapping[str, Any]) -> None:
-        self._write({"topic": topic, **message})
+    def message(self, topic: str, message: Message) -> None:
+        self._write({"topic": topic, **message.fields})
 
     def _write(self, value: Mapping[str, Any]) -> None:
         self._out.write(json.dumps(value) + "\n")
         self._out.flush()
+
+
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, as writing to standard output does."""
+        raise BrokenPipeError
 
 
 class _Lines:
@@ -273,17 +290,18 @@ class _Lines:
                 line.append(_printable(_text(value)))
         self._console.print(line)
 
-    def message(self, topic: str, message: Mapping[str, Any]) -> None:
-        if "notice" in message:
-            self._console.print(Text(f"── {_printable(message['notice'])} ──", "yellow"))
+    def message(self, topic: str, message: Message) -> None:
+        if not message.kind:
+            self._console.print(Text(f"── {_printable(message.fields['notice'])} ──", "yellow"))
             return
+        fields = message.fields
         line = Text()
         line.append(_clock(datetime.now(UTC).isoformat()), "dim")
-        kind = message.get("event", f"presence {message.get('presence')}")
-        line.append(f"  {_printable(str(kind)):<24}", "cyan")
-        replayed = message.get("meta", {}).get("replayed")
-        shown = message.get("payload", {name: message[name] for name in message if name != "presence"})
-        line.append(f"  {_printable(json.dumps(shown, ensure_ascii=False))}{'  (replayed)' if replayed else ''}")
+        line.append(f"  {_printable(message.kind):<24}", "cyan" if "event" in fields else "green")
+        if "key" in fields:
+            line.append(f"  {_printable(str(fields['key']))}", "bold")
+        content = json.dumps(fields.get("payload", fields.get("state")), ensure_ascii=False)
+        line.append(f"  {_printable(content)}")
         self._console.print(line)
 
     def resync(self, resync: Resync) -> None:

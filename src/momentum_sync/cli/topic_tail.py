@@ -12,8 +12,9 @@ import random
 import sys
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -24,10 +25,23 @@ from momentum_sync.errors import Unsuitable
 from momentum_sync.tasks import end
 from momentum_sync.wire.paths import REALTIME_SOCKETS
 
+REFUSED = "Set the server's own SUPABASE_JWT_SECRET, or give a --token that it accepts."
 _ANSWER_S = 15.0
 _HEARTBEAT_S = 25.0
 _TOKEN_S = 20 * 60.0  # a signed token lasts longer
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0)
+
+
+class Message(NamedTuple):
+    """What a topic's members sent, or what the server said.
+
+    Attributes:
+        kind: the event of a broadcast; `joined`, `left` or `here` for a change of presence; empty for a notice.
+        fields: what is shown of it. What a member sent is in `payload` or `state`, and nowhere else.
+    """
+
+    kind: str
+    fields: Mapping[str, Any]
 
 
 class TopicTail:
@@ -46,13 +60,13 @@ class TopicTail:
             raise Unsuitable(f"{url} is not the URL of a server.", "--url http://127.0.0.1:8787")
         scheme = "wss" if parts.scheme == "https" else "ws"
         self._url = urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + REALTIME_SOCKETS[0], "", ""))
-        self._topic = topic
+        self._topic = topic.removeprefix("realtime:")  # which clients add by themselves
         self._token = token
         self._is_private = is_private
         self._client_id = str(uuid4())
         self._refs = itertools.count(1)  # it goes on across sockets, by which the server recognizes a reconnect
 
-    async def messages(self) -> AsyncIterator[Mapping[str, Any]]:
+    async def messages(self) -> AsyncGenerator[Message, None]:
         """Yield broadcasts, changes of presence and notices, for ever.
 
         Raises:
@@ -63,8 +77,7 @@ class TopicTail:
             try:
                 async with self._connected() as socket:
                     await self._join(socket)
-                    if failures:
-                        print("momentum-sync: connected", file=sys.stderr, flush=True)
+                    print(f"momentum-sync: live on {self._topic}", file=sys.stderr, flush=True)
                     failures = 0
                     beating = asyncio.ensure_future(self._beat(socket))
                     try:
@@ -74,6 +87,11 @@ class TopicTail:
                     finally:
                         await end(beating)
             except (OSError, TimeoutError, websockets.WebSocketException) as error:
+                if (
+                    isinstance(error, websockets.InvalidStatus)
+                    and error.response.status_code == HTTPStatus.UNAUTHORIZED
+                ):
+                    raise Unsuitable(f"{_why(error)}.", REFUSED) from None
                 if failures == 0:
                     print(f"momentum-sync: {_why(error)}. Reconnecting.", file=sys.stderr, flush=True)
             # The random part keeps many of them from coming back together.
@@ -101,7 +119,7 @@ class TopicTail:
         if frame[4]["status"] != "ok":
             raise Unsuitable(
                 f"The server refused the topic: {frame[4]['response'].get('reason')}.",
-                "Give a --token that its policies allow, or --public for the public topic of this name.",
+                "Check the name; give a --token that its policies allow, or --public for the public topic.",
             )
 
     async def _beat(self, socket: ClientConnection) -> None:
@@ -115,37 +133,39 @@ class TopicTail:
                     socket, f"realtime:{self._topic}", "access_token", {"access_token": self._token()}
                 )  # fmt: skip
 
-    def _read(self, data: str | bytes) -> list[Mapping[str, Any]]:
-        """Return what a frame says."""
+    def _read(self, data: str | bytes) -> list[Message]:
+        """Return what a frame says. Members decide about its payload, so nothing of that is taken for granted."""
         if isinstance(data, bytes):
             return [_binary(data)]
         _, _, topic, event, payload = json.loads(data)
         if topic != f"realtime:{self._topic}":
             return []
         if event == "broadcast":
-            return [{name: payload[name] for name in ("event", "payload", "meta") if name in payload}]
+            given = payload if isinstance(payload, Mapping) else {"payload": payload}
+            name = given.get("event")
+            shown = {key: given[key] for key in ("payload", "meta") if key in given}
+            return [Message(str(name), {"event": name, **shown})]
         if event == "presence_state":
-            return [{"presence": "here", "key": key, **meta} for key, meta in _metas(payload)]
+            return list(_presence("here", payload))
         if event == "presence_diff":
-            joins = [{"presence": "joined", "key": key, **meta} for key, meta in _metas(payload["joins"])]
-            return [*joins, *({"presence": "left", "key": key, **meta} for key, meta in _metas(payload["leaves"]))]
-        if event == "system" and payload.get("extension") in ("resume", "system"):
+            return [*_presence("joined", payload["joins"]), *_presence("left", payload["leaves"])]
+        if event == "system" and payload.get("extension") in ("resume", "system", "rights"):
             said = str(payload.get("message"))
-            return [] if said.startswith(("Resumed", "Replication", "NotResumable")) else [{"notice": said}]
+            hidden = said.startswith(("Resumed", "Replication", "NotResumable"))
+            return [] if hidden else [Message("", {"notice": said})]
         if event == "phx_close":
             raise Unsuitable("The server ended the topic.", "The message before says why.")
         return []
 
 
-def _metas(state: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (key, {name: value for name, value in meta.items() if name != "phx_ref"})
-        for key, entry in state.items()
-        for meta in entry["metas"]
-    ]
+def _presence(kind: str, metas: Mapping[str, Any]) -> Iterator[Message]:
+    for key, entry in metas.items():
+        for meta in entry["metas"]:
+            state = {name: value for name, value in meta.items() if name not in ("phx_ref", "phx_ref_prev")}
+            yield Message(kind, {"presence": kind, "key": key, "state": state})
 
 
-def _binary(data: bytes) -> Mapping[str, Any]:
+def _binary(data: bytes) -> Message:
     """Return a broadcast in a binary frame: kind, three lengths, the encoding, and the parts."""
     lengths, is_json = data[1:4], data[4] == 1
     parts, at = [], 5
@@ -153,7 +173,8 @@ def _binary(data: bytes) -> Mapping[str, Any]:
         parts.append(data[at : at + length].decode())
         at += length
     payload: Any = json.loads(data[at:]) if is_json else {"base64": b64encode(data[at:]).decode()}
-    return {"event": parts[1], "payload": payload, **({"meta": json.loads(parts[2])} if parts[2] else {})}
+    meta = {"meta": json.loads(parts[2])} if parts[2] else {}
+    return Message(parts[1], {"event": parts[1], "payload": payload, **meta})
 
 
 def _why(error: Exception) -> str:

@@ -92,6 +92,33 @@ where r.database = current_database() and r.plugin = 'pgoutput' and r.slot_name 
 -- name: log_slot
 select s.slot from momentum.stream s
 
+-- name: users_of_realtime
+-- Functions and policies of the app that need schema realtime, if `migrate` has made it. PostgreSQL does not know what
+-- the body of a function needs.
+select 'function ' || p.oid::regprocedure
+from pg_proc p
+join pg_namespace n on n.oid = p.pronamespace
+where n.nspname not in ('momentum', 'realtime', 'pg_catalog', 'information_schema')
+    and p.prosrc ~ '\mrealtime\s*\.\s*(send|send_binary|broadcast_changes|topic|messages)\M'
+    and obj_description(to_regnamespace('realtime'), 'pg_namespace') like '%Made by Momentum Sync.'
+union all
+select format('policy %I on realtime.messages', p.polname)
+from pg_policy p
+join pg_class c on c.oid = p.polrelid and c.relname = 'messages'
+join pg_namespace n on n.oid = c.relnamespace and n.nspname = 'realtime'
+where obj_description(n.oid, 'pg_namespace') like '%Made by Momentum Sync.'
+order by 1
+
+-- name: users_of_momentum
+-- Functions of the app that call the product's.
+select p.oid::regprocedure::text
+from pg_proc p
+join pg_namespace n on n.oid = p.pronamespace
+where n.nspname not in ('momentum', 'realtime', 'pg_catalog', 'information_schema')
+    and p.prosrc ~ '\mmomentum\s*\.\s*\w+\s*\('
+    and not (n.nspname = 'public' and p.proname = any (%(ours)s))
+order by 1
+
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)
 

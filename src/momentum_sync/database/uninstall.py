@@ -49,6 +49,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         # A server that waits for the slot is not reading it, and would create it again.
         if connection.execute(_SQL["running"]).fetchone():
             raise Unsuitable("A server is connected to this database.", "Stop it, then run this command again.")
+        using = _users_of_realtime(connection)
         slots = connection.execute(_SQL["slots"], {"names": [slot, *(row or ())]}).fetchall()
         for name, active in slots:
             if active:
@@ -56,8 +57,13 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
                     f"A server is reading the replication slot {name}.",
                     "Stop that server, then run this command again.",
                 )
-        patiently("uninstall", "uninstall", lambda: _drop(connection))
+        patiently("uninstall", "uninstall", lambda: _drop(connection, keeps_realtime=bool(using)))
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
+    if using:
+        tell(
+            f"left schema realtime and the publication supabase_realtime_messages_publication, which the app uses"
+            f" ({', '.join(using)}); without Supabase's Realtime server nobody gets the messages any longer"
+        )
     # Dropping a slot cannot be rolled back, so it follows the transaction that may still fail.
     for name, _ in slots:
         _drop_slot(conninfo if capture is None else capture, name, tell)
@@ -70,7 +76,18 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         tell(f"left the role {server}, which may become service_role: drop owned by {server}; drop role {server};")
 
 
-def _drop(connection: Connection[TupleRow]) -> None:
+def _users_of_realtime(connection: Connection[TupleRow]) -> list[str]:
+    """Return what the app has that uses schema realtime. Raise Unsuitable if functions of the app would fail."""
+    calling = connection.execute(_SQL["users_of_momentum"], {"ours": made("function")}).fetchall()
+    if calling:
+        raise Unsuitable(
+            f"Functions of the app call Momentum Sync: {', '.join(name for (name,) in calling)}.",
+            "Drop or change them first, or their callers will fail; nothing was removed.",
+        )
+    return [name for (name,) in connection.execute(_SQL["users_of_realtime"]).fetchall()]
+
+
+def _drop(connection: Connection[TupleRow], *, keeps_realtime: bool) -> None:
     """Drop the objects that the migrations created and recorded, in one transaction."""
     seeds = [migration for migration in migrations() if migration.version in SEED_VERSIONS]
     try:
@@ -78,6 +95,8 @@ def _drop(connection: Connection[TupleRow]) -> None:
             connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
             functions = ",".join(made("function", "momentum"))
             connection.execute("select set_config('momentum.uninstall_functions', %s, true)", (functions,))
+            keeps = "no" if keeps_realtime else "yes"
+            connection.execute("select set_config('momentum.uninstall_realtime', %s, true)", (keeps,))
             connection.execute(text("database/uninstall.sql").encode())
             if has_bookkeeping(connection):
                 # The seed's versions may be recorded with the app's own files; `forget` removes such a record only if

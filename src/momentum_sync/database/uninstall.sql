@@ -90,6 +90,9 @@ declare
     schema_id oid := to_regnamespace('realtime');
     made record;
 begin
+    if current_setting('momentum.uninstall_realtime') = 'no' then  -- functions of the app use it
+        return;
+    end if;
     if obj_description((
         select c.oid from pg_class c where c.relnamespace = schema_id and c.relname = 'messages'), 'pg_class') like mark
     then

@@ -116,7 +116,7 @@ class PolicyParser:
                 return Not(self._equal(node.left, node.right))
         operand = self._operand(node)
         if operand.kind is not Kind.BOOLEAN:
-            raise NotDecidable(type(node).__name__)
+            raise _unknown(node)
         return Holds(operand)
 
     def _equal(self, one: exp.Expr, other: exp.Expr) -> Condition:
@@ -131,7 +131,7 @@ class PolicyParser:
         while isinstance(array, exp.Paren):
             array = array.this
         if not isinstance(array, exp.Array):
-            raise NotDecidable(type(array).__name__)
+            raise _unknown(array)
         _check_form(array)
         return Any(tuple(self._equal(one, each) for each in array.expressions))
 
@@ -159,7 +159,7 @@ class PolicyParser:
                     return value
             case exp.JSONExtractScalar():
                 return Claim(_path(node), Kind.TEXT)
-        raise NotDecidable(type(node).__name__)
+        raise _unknown(node)
 
     def _column(self, node: exp.Column) -> Column:
         name, table = node.this.this, node.table
@@ -188,7 +188,11 @@ def _check_form(node: exp.Expr) -> None:
     """Raise NotDecidable for a node with a part that is not read here, which may change its meaning."""
     read = _PARTS.get(type(node))
     if read is None or not {name for name, part in node.args.items() if part} <= read:
-        raise NotDecidable(f"the policy has a form that is not compiled: {node.sql(dialect='postgres')[:200]}")
+        raise _unknown(node)
+
+
+def _unknown(node: exp.Expr) -> NotDecidable:
+    return NotDecidable(f"the policy has a form that is not compiled: {node.sql(dialect='postgres')[:200]}")
 
 
 def _selected(node: exp.Subquery) -> exp.Expr:
@@ -229,7 +233,7 @@ def _path(node: exp.Expr) -> tuple[str, ...]:
     if isinstance(node, exp.Dot) and function_name(node) == "auth.jwt":
         return ()
     if not isinstance(node, exp.JSONExtract | exp.JSONExtractScalar):
-        raise NotDecidable(type(node).__name__)
+        raise _unknown(node)
     _check_form(node)
     name = node.expression
     while isinstance(name, exp.Cast | exp.Paren):

@@ -60,6 +60,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True):
         has_presence: the client gets the presence of the topic.
         presence_key: the client's name in it; empty for a new one.
         replay: broadcasts to send again.
+        has_bad_replay: they were asked for with parameters that are none.
         wants_replication_notice: report when broadcasts from the database arrive.
     """
 
@@ -71,6 +72,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True):
     has_presence: bool = False
     presence_key: str = ""
     replay: Replay | None = None
+    has_bad_replay: bool = False
     wants_replication_notice: bool = False
 
 
@@ -91,7 +93,8 @@ def parse_join(payload: bytes) -> Join:
         is_private=_flag(config.get("private")),
         has_presence=_flag(presence.get("enabled", bool(presence))),  # clients before 2025 do not say `enabled`
         presence_key=_text(presence.get("key")) or "",
-        replay=_replay(_mapping(broadcast.get("replay"))),
+        replay=(replay := _replay(broadcast.get("replay"))),
+        has_bad_replay=replay is None and _is_mapping(broadcast.get("replay")),
         wants_replication_notice=_flag(broadcast.get("replication_ready")),
     )
 
@@ -148,9 +151,13 @@ def _id(text: bytes, taken: dict[int, bytes]) -> int:
     return number
 
 
-def _replay(given: Mapping[str, object]) -> Replay | None:
+def _replay(given: object) -> Replay | None:
+    if not _is_mapping(given):
+        return None
     since, limit = _number(given.get("since")), _number(given.get("limit"))
-    return None if since is None else Replay(since, limit)
+    if since is None or (limit is None and given.get("limit") is not None):
+        return None
+    return Replay(since, None if limit is None else max(1, limit))
 
 
 def _flag(value: object) -> bool:

@@ -79,6 +79,8 @@ def why_not(name: str, join: Join, topics: _Topics, limits: SocketLimits) -> str
         return f"TooManyBindings: A topic has at most {most} bindings"
     if len(join.presence_key.encode()) > limits.presence_key_bytes:
         return f"PresenceKeyInvalid: A key has at most {limits.presence_key_bytes} bytes"
+    if join.has_bad_replay:
+        return "UnableToReplayMessages: Replay params are not valid"
     if join.replay is not None and not join.is_private:
         return "UnableToReplayMessages: Replay is not allowed for public channels"
     return None

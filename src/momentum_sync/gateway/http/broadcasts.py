@@ -130,7 +130,8 @@ def _answering(handle: Callable[[Request], Awaitable[None]]) -> Callable[[Reques
 async def _identify(request: Request, gateway: Gateway) -> Identity:
     """Return the caller: that of the token, else that of the API key."""
     authorization, apikey = credentials(request)
-    token = bearer(authorization)
+    # supabase-js of 2025 sends an empty header when nobody has signed in.
+    token = bearer(authorization) if authorization and authorization.strip().lower() != "bearer" else None
     if token is None or token.startswith(_API_KEY):
         token = apikey or token
     if not token:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import Depends, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, BeforeValidator, Strict
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.handshake import only
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.messages import timestamp
+from momentum_sync.wire.paths import BROADCASTS
 
 _CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
@@ -146,6 +148,9 @@ def bound_bodies(api: FastAPI, bound: Callable[[str], int]) -> None:
             request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]
         # A chunked body has no length, so it could not be refused before it is read.
         if request.method == "POST" and (length is None or not length.isdigit() or int(length) > most):
-            error = TooLarge("too_large", f"Send a Content-Length of at most {most} bytes.")
-            return refusal(error.status, error.code, str(error))
+            said = f"The body may have at most {most} bytes, and needs a Content-Length."
+            error = TooLarge("too_large", said)
+            if request.url.path.startswith(BROADCASTS):  # in the form that Supabase's clients show
+                return JSONResponse({"message": said}, error.status)
+            return refusal(error.status, error.code, said)
         return await call_next(request)
