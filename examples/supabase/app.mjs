@@ -4,12 +4,12 @@
 //   node app.mjs coach                    a dashboard: interventions, and which coaches are there
 //   node app.mjs remind <user> <text>     an edge function: a message to a user, by HTTP
 //
-// SUPABASE_URL is the server, ACCESS_TOKEN the token of the user or coach. `remind` needs SERVICE_ROLE_KEY instead.
+// MOMENTUM_URL is the server, ACCESS_TOKEN the token of the user or coach. `remind` needs SERVICE_ROLE_KEY instead.
 
 import { createClient } from "@supabase/supabase-js";
 
 const transport = globalThis.WebSocket ?? (await import("ws")).default; // Node has one from 22 on
-const url = process.env.SUPABASE_URL ?? "http://127.0.0.1:8787";
+const url = process.env.MOMENTUM_URL ?? "http://127.0.0.1:8787";
 const [, , role, ...given] = process.argv;
 
 function connect(key) {
@@ -77,8 +77,9 @@ async function remind(to, text) {
 }
 
 const roles = { user, coach, remind };
-if (!(role in roles)) {
-  console.error("usage: node app.mjs user | coach [name] | remind <user> <text>");
+const needed = role === "remind" ? "SERVICE_ROLE_KEY" : "ACCESS_TOKEN";
+if (!Object.hasOwn(roles, role) || !process.env[needed]) {
+  console.error(`usage: ${needed}=… node app.mjs user | coach [name] | remind <user> <text>`);
   process.exit(2);
 }
 await roles[role](...given);

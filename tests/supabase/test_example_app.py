@@ -56,7 +56,7 @@ async def app(folder: Path, server: Server, *arguments: str, **environment: str)
     assert NODE is not None
     process = await asyncio.create_subprocess_exec(
         NODE, "app.mjs", *arguments, cwd=folder, stdout=subprocess.PIPE,
-        env={**os.environ, "SUPABASE_URL": server.url, **environment},
+        env={**os.environ, "MOMENTUM_URL": server.url, **environment},
     )  # fmt: skip
     try:
         yield App(process)

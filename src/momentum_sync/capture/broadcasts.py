@@ -16,7 +16,7 @@ from momentum_sync.eventlog.event import topic_channel
 from momentum_sync.wire.realtime_broadcast import encode_stored
 
 MESSAGES: Final = 0
-"""The id under which the table and its partitions are followed. No relation has it."""
+"""Stands for the table and all of its partitions. PostgreSQL gives no relation the id 0."""
 
 MOST_BYTES = 3_000 * 1024
 """Size of a message's payload, as at Supabase, with the name of its event."""
@@ -71,7 +71,7 @@ class Broadcasts:
         if content is None and is_deeper(payload, MAX_DEPTH):
             raise Malformed(f"a payload with more than {MAX_DEPTH} levels of JSON")
         body = encode_stored(event, payload, value("id") or "", is_json=content is None)
-        # Without a value, the column's default does not apply any longer; the narrower reading is the safe one.
+        # Null counts as private, which is the safe choice.
         return topic_channel(topic, is_private=value("private") != "f"), body
 
 

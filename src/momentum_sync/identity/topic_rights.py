@@ -1,8 +1,8 @@
 """Topic rights: what callers may do on private topics, decided by the policies of `realtime.messages`.
 
-The policies are evaluated, as the caller, on rows as the topic's messages have them. A policy may call what its callers
-cannot name, such as a function in a private schema: then real rows are inserted and read, in a transaction that is
-rolled back.
+The policies are evaluated, as the caller, on rows as the topic's messages have them. If a policy calls a function that
+its callers cannot name, such as one in a private schema, the policies are tested with real rows, in a transaction that
+is rolled back.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TopicRights:
         self._pool = pool
         self._is_current = is_current
         self._known: dict[str, _Policies] = {}  # by role, from the last answer
-        self._reported: dict[str, _Policies | None] = {}  # by role, as connections have been told
+        self._reported: dict[str, _Policies | None] = {}  # by role, as last reported to connections
 
     async def of(self, identity: Identity, topic: str) -> TopicAccess:
         """Return the rights of a caller on a topic, which has no `realtime:`."""

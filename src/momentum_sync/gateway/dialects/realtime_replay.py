@@ -1,7 +1,8 @@
 """Replay: the messages of a private topic from before a join, in commit order, from the log.
 
-Supabase replays at most 25, chosen by the time at which their transactions began, and says nothing of older ones. Here
-a client gets as many as it asks for, within a limit, by the time of their commit, and is told when there were more.
+Supabase replays at most 25, selected by the time at which their transactions began, and is silent about older ones. Here
+a client gets as many as it asks for, within a limit, selected by commit time. A `system` message says if the limit left
+some out.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ async def replay(
         channel: the topic's channel.
         name: its name, with `realtime:`.
         join: the client's request.
-        offset: what follows it comes with the live messages.
+        offset: the last offset to replay; later messages are delivered live.
         version: of the client's serializer.
         rows: the gateway.
         limits: bounds.
