@@ -1,8 +1,8 @@
 """Replay: the messages of a private topic from before a join, in commit order, from the log.
 
-Supabase replays at most 25, selected by the time at which their transactions began, and is silent about older ones. Here
-a client gets as many as it asks for, within a limit, selected by commit time. A `system` message says if the limit left
-some out.
+Supabase replays at most 25, selected by the time at which their transactions began, and is silent about older ones.
+Here a client gets as many as it asks for, within a limit, selected by commit time. A `system` message says if the limit
+left some out.
 """
 
 from __future__ import annotations
