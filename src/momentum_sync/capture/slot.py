@@ -79,7 +79,7 @@ async def read_slot_state(conninfo: str, slot: str, limits: CaptureLimits) -> Sl
 
 
 class Ensured(NamedTuple):
-    """How a slot came to be there.
+    """The result of `ensure_slot`.
 
     Attributes:
         created: it has just been created.

@@ -33,7 +33,7 @@ _PAUSES_S = (1.0, 2.0, 5.0, 10.0)
 
 
 class Message(NamedTuple):
-    """What a topic's members sent, or what the server said.
+    """A message of a topic's member, or a notice of the server.
 
     Attributes:
         kind: the event of a broadcast; `joined`, `left` or `here` for a change of presence; empty for a notice.

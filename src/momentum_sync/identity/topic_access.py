@@ -15,7 +15,7 @@ EXTENSIONS: Final = (BROADCAST, PRESENCE)
 
 
 class TopicAccess(NamedTuple):
-    """What a caller may do on a topic.
+    """A caller's rights on a topic.
 
     Attributes:
         reads: the extensions whose messages it gets.

@@ -19,7 +19,7 @@ from momentum_sync.wire.realtime_join import Join
 
 
 class Replayed(NamedTuple):
-    """What a join gets from before.
+    """Messages from before a join.
 
     Attributes:
         frames: WebSocket frames.

@@ -220,7 +220,7 @@ class Topic:
         self._messages_since = max(self._messages_since, offset)
 
     def replace(self, replaced: Topic, offset: int) -> None:
-        """Have what a join of before has had, which the connection has delivered up to an offset.
+        """Skip the events that an earlier join of the topic has had; the connection has delivered up to an offset.
 
         A private topic has other messages than the public one of its name.
         """
