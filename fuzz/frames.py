@@ -81,13 +81,17 @@ class _Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
-        self.closing = False
+        self.closing = self.half_closed = False
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        assert not self.half_closed, "written after the last frame"
         self.written += data
 
     def is_closing(self) -> bool:
         return self.closing
+
+    def write_eof(self) -> None:
+        self.half_closed = True
 
     def close(self) -> None:
         self.closing = True

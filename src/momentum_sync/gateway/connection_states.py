@@ -14,19 +14,24 @@ class ConnectionState(Enum):
     OPEN = "open"
     WORKING = "working"
     CLOSING = "closing"
+    DISCARDING = "discarding"
     CLOSED = "closed"
 
 
+_ENDING = {ConnectionState.CLOSING, ConnectionState.DISCARDING, ConnectionState.CLOSED}
+
 CONNECTION_TRANSITIONS: Mapping[ConnectionState, Set[ConnectionState]] = {
-    ConnectionState.HANDSHAKE: {ConnectionState.OPENING, ConnectionState.CLOSING, ConnectionState.CLOSED},
-    ConnectionState.OPENING: {ConnectionState.OPEN, ConnectionState.CLOSING, ConnectionState.CLOSED},
-    ConnectionState.OPEN: {ConnectionState.WORKING, ConnectionState.CLOSING, ConnectionState.CLOSED},
-    ConnectionState.WORKING: {ConnectionState.OPEN, ConnectionState.CLOSING, ConnectionState.CLOSED},
-    ConnectionState.CLOSING: {ConnectionState.CLOSED},
+    ConnectionState.HANDSHAKE: {ConnectionState.OPENING, *_ENDING},
+    ConnectionState.OPENING: {ConnectionState.OPEN, *_ENDING},
+    ConnectionState.OPEN: {ConnectionState.WORKING, *_ENDING},
+    ConnectionState.WORKING: {ConnectionState.OPEN, *_ENDING},
+    ConnectionState.CLOSING: {ConnectionState.DISCARDING, ConnectionState.CLOSED},
+    ConnectionState.DISCARDING: {ConnectionState.CLOSED},
     ConnectionState.CLOSED: set(),
 }
 """`opening`: upgraded, and its grants and snapshot are read. `working`: a message is handled in the database.
-`closing`: a close frame was sent or received, or the protocol was broken."""
+`closing`: a close frame was sent or received. `discarding`: the handshake was refused or the protocol broken, the
+answer is written, and data that still arrives is discarded until the client closes."""
 
 
 class DeliveryState(Enum):

@@ -63,6 +63,14 @@ def close_for(error: Exception) -> Close:
     return Close.RESTART  # the client reconnects, and learns then whether a resume is possible
 
 
+def told(error: Exception, where: str) -> RequestError:
+    """Return what to tell a client of a failure, and log one that is a defect of the server's."""
+    if isinstance(error, RequestError):
+        return error
+    observe.failed(where, error)
+    return Unavailable("Something went wrong here; try again in a moment.")
+
+
 class Delivery:
     """The outgoing side of one connection."""
 

@@ -117,9 +117,14 @@ class Frames:
         return self._protocol.state is State.OPEN
 
     @property
-    def has_ended(self) -> bool:
-        """Return whether the client sent a close frame, or broke the protocol."""
-        return self._protocol.close_rcvd is not None or self._protocol.parser_exc is not None
+    def is_closed_by_client(self) -> bool:
+        """Return whether the client sent a close frame."""
+        return self._protocol.close_rcvd is not None
+
+    @property
+    def is_broken(self) -> bool:
+        """Return whether the client broke the protocol. The close frame that tells it is in `to_send`."""
+        return self._protocol.parser_exc is not None
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame."""

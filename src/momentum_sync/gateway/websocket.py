@@ -24,7 +24,7 @@ from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
 from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.delivery import Delivery, close_for
+from momentum_sync.gateway.delivery import Delivery, close_for, told
 from momentum_sync.gateway.dialects.realtime_errors import refusal
 from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
@@ -35,7 +35,7 @@ from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import frame, ping_frame
 from momentum_sync.wire.paths import REALTIME_SOCKETS
 
-_ENDED = (ConnectionState.CLOSING, ConnectionState.CLOSED)
+_ENDED = (ConnectionState.CLOSING, ConnectionState.DISCARDING, ConnectionState.CLOSED)
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -112,13 +112,14 @@ class WebSocketProtocol(asyncio.Protocol):
         for start in range(0, len(data), limits.slice_bytes):
             if self._state is ConnectionState.CLOSED or self._transport.is_closing():
                 return
-            if self._state is ConnectionState.CLOSING:
+            if self._has_ended():
                 self._after_close += min(limits.slice_bytes, len(data) - start)
                 if self._after_close > limits.bytes_after_close:
                     # Until the aborter ends the connection, TCP holds back a client that keeps sending.
                     self._transport.pause_reading()
                     return
-            self._receive(data[start : start + limits.slice_bytes])
+            if self._state is not ConnectionState.DISCARDING:
+                self._receive(data[start : start + limits.slice_bytes])
 
     def _receive(self, data: bytes) -> None:
         frames = self._frames
@@ -137,8 +138,10 @@ class WebSocketProtocol(asyncio.Protocol):
         if frames.inbox and self._state is ConnectionState.OPEN:
             self._work_through()
         self._write_protocol(hold_pongs=self._delivery.paused)
-        if frames.has_ended:
+        if frames.is_closed_by_client:
             self._end()
+        elif frames.is_broken:
+            self._discard()
 
     def eof_received(self) -> None:
         """Close the socket."""
@@ -170,12 +173,8 @@ class WebSocketProtocol(asyncio.Protocol):
         except TimeoutError:
             self._reject(Unavailable("The server took too long; try again in a moment."), request.path)
             return
-        except RequestError as error:
-            self._reject(error, request.path)
-            return
         except Exception as error:
-            observe.failed("handshake", error)
-            self._reject(Unavailable("Something went wrong here; try again in a moment."), request.path)
+            self._reject(told(error, "handshake"), request.path)
             return
         if self._has_ended():
             return
@@ -189,10 +188,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _reject(self, error: RequestError, target: str = "") -> None:
         observe.refused(error.code)
-        if self._state is not ConnectionState.CLOSED:
+        if not self._has_ended():
             said = refusal(error, is_realtime=target.partition("?")[0] in REALTIME_SOCKETS)
             self._transport.write(rejection(error.status, {"error": said}))
-            self._transport.close()
+            self._discard()
 
     async def _open_session(self, entrance: Entrance) -> None:
         gateway, session = self.gateway, entrance.conversation
@@ -268,11 +267,8 @@ class WebSocketProtocol(asyncio.Protocol):
         revision = session.revision
         try:
             await request.work
-        except RequestError as error:
-            request.failed(error, time.time())
         except Exception as error:
-            observe.failed("message", error)
-            request.failed(Unavailable("Something went wrong here; try again in a moment."), time.time())
+            request.failed(told(error, "message"), time.time())
         session.heard(time.monotonic())  # reading was paused, so nothing could arrive
         if self._has_ended():
             return
@@ -399,21 +395,19 @@ class WebSocketProtocol(asyncio.Protocol):
         lag_ms, reached = round(gateway.feed.status().lag * 1000), gateway.feed.position if self.follows else None
         again = session.tick(now, at, lag_ms, reached)
         self.flush(ping=ping)
-        every = (
-            gateway.limits.sockets.tick_s
-        )  # rounded up to a common grid: those that wake together share an iteration
+        # Rounded up to a common grid: timers that fire together share an iteration.
+        every = gateway.limits.sockets.tick_s
         self._ticker = self._loop.call_later((floor(again / every) + 1) * every - at, self._tick)
 
     def finish(self, why: Close) -> None:
         """Send a close frame, once, and wait a bounded time for the client's."""
         if self._has_ended() or self._transport.is_closing():
             return
-        self._enter(ConnectionState.CLOSING)
-        # RFC 6455, section 5.5.1: no data frame may follow the close frame.
-        self._delivery.end()
         if self._session is not None:
             self._session.close(why)
-            self.gateway.hub.leave(self)
+        limits = self.gateway.limits.sockets
+        # RFC 6455, section 5.5.1: no data frame may follow the close frame.
+        self._leave(ConnectionState.CLOSING, limits.close_slow_s if why is Close.TOO_SLOW else limits.close_s)
         if not self._frames.is_open:
             self._transport.close()
             return
@@ -421,21 +415,33 @@ class WebSocketProtocol(asyncio.Protocol):
         self._write_protocol()
         # Reading may be paused, and the client's close frame is still to come.
         self._transport.resume_reading()
-        limits = self.gateway.limits.sockets
-        patience = limits.close_slow_s if why is Close.TOO_SLOW else limits.close_s
-        self._aborter = self._loop.call_later(patience, self._transport.abort)
 
     def _end(self) -> None:
-        """Close the socket: the closing handshake is done, or the client broke the protocol and got an error."""
-        if self._state is not ConnectionState.CLOSED:
-            self._enter(ConnectionState.CLOSING)
+        """Close the socket: the closing handshake is done, or the client sends nothing more."""
+        # `Transport.close` first waits until the client has read the buffer, which may never happen.
+        self._leave(ConnectionState.CLOSING, self.gateway.limits.sockets.close_s)
+        self._transport.close()
+
+    def _discard(self) -> None:
+        """Write nothing more, and discard what arrives until the client closes, for a bounded time.
+
+        A socket closed with unread data resets the connection (RFC 2525, section 2.17), and a client that is still
+        sending would never read why.
+        """
+        self._leave(ConnectionState.DISCARDING, self.gateway.limits.sockets.close_s)
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+
+    def _leave(self, state: ConnectionState, patience_s: float) -> None:
+        """Write no more messages, and end the connection within a bounded time."""
+        if state in CONNECTION_TRANSITIONS[self._state]:
+            self._enter(state)
         self._delivery.end()
         if self._session is not None:
             self.gateway.hub.leave(self)
-        self._transport.close()
-        # `Transport.close` first waits until the client has read the buffer, which may never happen.
         if self._aborter is None:
-            self._aborter = self._loop.call_later(self.gateway.limits.sockets.close_s, self._transport.abort)
+            self._aborter = self._loop.call_later(patience_s, self._transport.abort)
 
     def _spawn(self, work: Work, inner: Work | None = None) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
