@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from faults.devices import installed_clients
 from faults.history import Verdict, run
 from faults.mutations import MUTATIONS
 from faults.nemesis import FAULTS
@@ -32,6 +33,11 @@ def main() -> None:
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a server with this defect on purpose")
     parser.add_argument("--logs", type=Path, help="a file for what the servers of the last history said")
     given = parser.parse_args()
+    if given.clients == "supabase":
+        try:
+            installed_clients()
+        except RuntimeError as error:
+            parser.error(str(error))
     seed = int(time.time()) if given.seed is None else given.seed
     ends = time.monotonic() + (given.minutes or 0) * 60
     verdicts: list[Verdict] = []

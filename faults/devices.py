@@ -125,15 +125,25 @@ class Device:
             self.broken.append(f"{self.name}: a message came: {message}")
 
 
+def installed_clients() -> list[str]:
+    """Return which of Supabase's clients this machine has.
+
+    Raises:
+        RuntimeError: it has none.
+    """
+    there = [client for client in _CLIENTS if missing(client) is None]
+    if not there:
+        raise RuntimeError(f"{missing(_CLIENTS[0])}")
+    return there
+
+
 def make_devices(users: list[str]) -> list[Device]:
     """Return devices of two users: with names of their own, two tabs of one session, and one without any.
 
     Raises:
         RuntimeError: none of Supabase's clients is installed.
     """
-    there = [client for client in _CLIENTS if missing(client) is None]
-    if not there:
-        raise RuntimeError(f"{missing(_CLIENTS[0])}")
+    there = installed_clients()
     one, other = users[:2]
     named: Callable[[str], Identity] = lambda name: Identity(name, None)  # noqa: E731
     tab = Identity(None, json.dumps("tab"))
