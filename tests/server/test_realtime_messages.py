@@ -79,6 +79,21 @@ async def test_a_batch_by_http_comes_to_the_members(server: Server, path: str) -
         assert await message(socket) == sent("two", b'{"n":[2]}')
 
 
+async def test_a_sender_keeps_its_order_before_and_after_it_joins(server: Server) -> None:
+    """Before it joins, a client of Supabase's sends by HTTP."""
+    async with joined(server, "order") as reader, server.http() as http:
+        for number in range(5):
+            answer = await http.post(f"{BATCH}/order/events/{number}", json={}, headers={"apikey": ANON_KEY})
+            assert answer.status_code == 202
+        async with joined(server, "order") as sender:
+            for number in range(5, 50):
+                said = {"type": "broadcast", "event": str(number), "payload": {}}
+                await sender.send(json.dumps(["1", str(number), "realtime:order", "broadcast", said]))
+            came = [await message(reader) for _ in range(50)]
+    assert came[:5] == [sent(str(number), b"{}", topic="realtime:order") for number in range(5)]
+    assert [broadcast["event"] for broadcast in came[5:]] == [str(number) for number in range(5, 50)]
+
+
 @pytest.mark.parametrize("authorization", ["", "Bearer", "bearer"])
 async def test_an_empty_token_is_none(server: Server, authorization: str) -> None:
     """supabase-js of 2025 sends one when nobody has signed in."""
