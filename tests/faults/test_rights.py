@@ -19,5 +19,6 @@ def test_what_is_delivered_could_be_selected_and_what_could_be_is_delivered() ->
 
 @pytest.mark.parametrize("mutation", ["sight", "review"])
 def test_a_server_that_leaks_is_found_out(mutation: str) -> None:
-    verdict = run(2, 1_000, mutation=mutation, seconds=60.0)
-    assert any(sentence.startswith("LEAK") for sentence in verdict.wrong)
+    # A run ends with its first deviation, which may also be a change withheld: old policies allow less, or more.
+    runs = (run(seed, 1_000, mutation=mutation, seconds=60.0) for seed in range(2, 12))
+    assert any(sentence.startswith("LEAK") for verdict in runs for sentence in verdict.wrong)
