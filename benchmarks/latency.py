@@ -48,7 +48,7 @@ _ROW = re.compile(rb'w(\d+):(\d+)(?=["t])')  # in JSON, and in the stream, where
 
 
 class Kind(Protocol):
-    """What is written, and how clients get it."""
+    """A kind of write, and its messages to clients."""
 
     publications: Sequence[str]
     live: bytes

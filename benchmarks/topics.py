@@ -40,7 +40,7 @@ _LONGEST = 64  # bytes that a cut-off mark may have
 
 
 class Load(NamedTuple):
-    """What clients do.
+    """A load of broadcasts: who sends how many, and to topics of which size.
 
     Attributes:
         members: clients of a topic.

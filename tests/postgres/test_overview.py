@@ -1,4 +1,4 @@
-"""What the overview of several users reads."""
+"""Rows that the overview of several users reads."""
 
 from __future__ import annotations
 

@@ -435,7 +435,8 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _leave(self, state: ConnectionState, patience_s: float) -> None:
         """Write no more messages, and end the connection within a bounded time."""
-        if state in CONNECTION_TRANSITIONS[self._state]:
+        # A client may close or end its side while the connection is closing already.
+        if not self._has_ended() or state is ConnectionState.DISCARDING:
             self._enter(state)
         self._delivery.end()
         if self._session is not None:
