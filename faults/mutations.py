@@ -142,9 +142,9 @@ def acks() -> None:
     """Let a pong confirm everything that was written until it came."""
     real = RealtimeSession.pong
 
-    def pong(session: RealtimeSession, payload: bytes) -> None:
+    def pong(session: RealtimeSession, payload: bytes, *, in_order: bool) -> None:
         session.ledger._advance(session.topics, session._outgoing.position or session._rows.position)
-        real(session, payload)
+        real(session, payload, in_order=in_order)
 
     RealtimeSession.pong = pong  # type: ignore[method-assign, assignment]
 

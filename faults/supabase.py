@@ -131,6 +131,8 @@ async def _run(
         finally:
             await asyncio.to_thread(writers.stop)
         branches = await _until_settled(devices, database, writers, 0.0 if wrong else settle)
+        if any(one.wrong for device in devices for one in _findings(device, branches).values()):
+            servers.ask()  # an unanswered join waits for something
     await asyncio.to_thread(database.close)
     verdict = Verdict(seed=seed, wrong=wrong, transactions=writers.committed, faults=dict(nemesis.faults))
     may_end = bool(_ENDS_HISTORY & nemesis.faults.keys())

@@ -134,8 +134,8 @@ def _gateway() -> Gateway:
         limits=limits.delivery,
     )  # fmt: skip
     options = GatewayOptions(
-        heartbeat=25.0, send_buffer=1 << 20, allowed_origins=(), loopback_origins=False, token_in_query=False,
-        metrics_open=False,
+        role="all", heartbeat=25.0, send_buffer=1 << 20, allowed_origins=(), loopback_origins=False,
+        token_in_query=False, metrics_open=False,
     )  # fmt: skip
     return Gateway(
         options, limits, MOMENTUM, feed=feed, history=History(feed, cast(EventLog, None), limits.log), hub=hub,

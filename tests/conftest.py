@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.cluster",
     "tests.fixtures.demo",
     "tests.fixtures.todos",
+    "tests.fixtures.gateways",
 ]
 
 

@@ -37,6 +37,7 @@ TESTS = {
     "eventlog/envelope": ["test_event", "test_sequencer"],
     "eventlog/event": ["test_event"],
     "eventlog/feed": ["test_hub", "test_pipeline"],
+    "eventlog/follower": ["test_follower"],
     "eventlog/position": ["test_event"],
     "eventlog/resume": ["test_event"],
     "eventlog/row_index": ["test_row_index", "test_routes"],

@@ -58,6 +58,9 @@ class CaptureLimits:
     follow_s: float = 15.0
     """Wait until a further table is followed."""
 
+    follow_again_s: float = 2.0
+    """Interval at which a gateway repeats that capture should follow a table."""
+
     settle_notice_s: float = 5.0
     """Wait for transactions of the previous epoch before a warning names them."""
 
@@ -99,6 +102,62 @@ class CaptureLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FeedLimits:
+    """Bounds of the feed between capture and gateways in other processes."""
+
+    report_s: float = 1.0
+    """Interval at which capture repeats how far it has come."""
+
+    advance_s: float = 0.05
+    """Wait before capture tells that the WAL has advanced without an event."""
+
+    message_bytes: int = 256 * 1024
+    """Bytes of events after which a message ends. NATS takes at most 1 MiB; a larger event is read from the log."""
+
+    outbox_bytes: int = 8 * 1024 * 1024
+    """Unsent bytes above which capture drops messages; gateways then read the log."""
+
+    inbox_bytes: int = 32 * 1024 * 1024
+    """Bytes of messages that a gateway has not handled yet above which further ones are dropped."""
+
+    ahead_bytes: int = 16 * 1024 * 1024
+    """Bytes of events behind a gap that a gateway keeps until the gap is filled."""
+
+    silence_s: float = 3.0
+    """Time without a message from capture after which a gateway polls the log."""
+
+    poll_s: float = 1.0
+    """Interval of those polls while the broker is connected."""
+
+    poll_alone_s: float = 0.2
+    """Interval of those polls without a broker, when the log is the only way."""
+
+    retry_s: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    """Pauses before the log is read again, because it does not have yet what the gateway needs."""
+
+    backoff_s: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0)
+    """Pauses after consecutive failed reads of the log."""
+
+    away_s: float = 5.0
+    """Time without a sign of capture after which a gateway takes no new clients."""
+
+    ahead_s: float = 5.0
+    """Wait for the feed to reach the position of a client that comes from another gateway."""
+
+    connect_s: int = 2
+    """Deadline of an attempt to connect to the broker."""
+
+    reconnect_s: int = 1
+    """Pause before another attempt."""
+
+    told_s: float = 10.0
+    """Errors of the broker are logged once in this time."""
+
+    ping_s: int = 2
+    """Interval of pings to the broker; it counts as lost after two without an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogLimits:
     """Bounds of reads and writes of `momentum.event_log`."""
 
@@ -113,6 +172,9 @@ class LogLimits:
 
     page_rows: int = 1_000
     """Most events in one page."""
+
+    page_bytes: int = 4 * 1024 * 1024
+    """Bytes after which a page of all events ends, which a gateway reads to follow the log."""
 
     replay_rows: int = 100
     """Most messages that one query of a replay reads: each may have 3,000 KiB."""
@@ -445,6 +507,7 @@ class Limits:
     """All bounds of a server."""
 
     capture: CaptureLimits = field(default_factory=CaptureLimits)
+    feed: FeedLimits = field(default_factory=FeedLimits)
     log: LogLimits = field(default_factory=LogLimits)
     queries: QueryLimits = field(default_factory=QueryLimits)
     keys: KeyLimits = field(default_factory=KeyLimits)

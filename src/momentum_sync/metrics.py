@@ -127,6 +127,7 @@ BROADCASTS = Count(
 )
 SEND_FAILURES = Count("momentum_send_failures", "Messages that realtime.send could not insert.")
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
+UNSENT = Count("momentum_events_unsent", "Events that the broker did not take; gateways read them from the log.")
 CAPTURE_BREAKS = Count("momentum_capture_breaks", "Restarts of capture after an error of the stream or the log.")
 
 # Read at each scrape.
@@ -141,20 +142,21 @@ READ = {
     "momentum_capture_live": "1 while the feed runs.",
     "momentum_capture_lag_seconds": "Lag of the feed, measured by the lag probe.",
     "momentum_slot_retained_bytes": "WAL that the replication slot retains; -1 if unknown.",
+    "momentum_broker_connected": "1 while the broker between capture and gateways is connected, or none is needed.",
     "momentum_draining": "1 while the server is shutting down.",
 }
 
 _KEPT = (
     EVENTS, FRAMES, BYTES, DELAY, APPEND, OPENINGS, REPLAYED, CLOSES, REFUSALS, CHECKED_EVENTS, BROADCASTS,
-    SEND_FAILURES, FAILURES, CAPTURE_BREAKS,
+    SEND_FAILURES, FAILURES, UNSENT, CAPTURE_BREAKS,
 )  # fmt: skip
 
 
 class Scrape(Collector):
-    """All metrics of one server. `readings` returns the value of each name in READ."""
+    """All metrics of one process. `readings` returns the value of each name in READ that this process has."""
 
     def __init__(self, readings: Mapping[str, Callable[[], float]]) -> None:
-        assert readings.keys() == READ.keys()
+        assert readings.keys() <= READ.keys()
         self._readings = readings
         # The global registry would refuse the same names for a second server in one process.
         self._registry = CollectorRegistry()
@@ -164,8 +166,8 @@ class Scrape(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric once."""
         yield from (kept.collect() for kept in _KEPT)
-        for name, meaning in READ.items():
-            yield GaugeMetricFamily(name, meaning, value=self._readings[name]())
+        for name, read in self._readings.items():
+            yield GaugeMetricFamily(name, READ[name], value=read())
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format, version 0.0.4."""

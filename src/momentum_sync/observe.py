@@ -180,6 +180,36 @@ def slot_busy(said: str) -> None:
     _log.info("waiting for the slot", error=said)
 
 
+def broker_connected(server: str) -> None:
+    """Log that the broker is connected."""
+    _log.info("broker connected", server=server)
+
+
+def broker_failed(error: Exception) -> None:
+    """Log an error of the broker, whose messages quote no value."""
+    _log.warning("broker failed", error=f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def broker_ended(status: int) -> None:
+    """Log that the private broker has ended; it is started again."""
+    _log.warning("broker ended", status=status)
+
+
+def unsent(events: int) -> None:
+    """Count events that the broker did not take. Gateways read them from the log."""
+    metrics.UNSENT.add(events)
+
+
+def not_followed(relation: int, error: Exception) -> None:
+    """Log that a table which a gateway needs cannot be followed. The gateway answers its clients by itself."""
+    _log.warning("table not followed", relation=relation, error=described(error))
+
+
+def log_unread(error: Exception) -> None:
+    """Log that a gateway could not read the log; it tries again."""
+    _log.warning("log not read", error=described(error))
+
+
 def capture_broke(error: BaseException, pause: float) -> None:
     """Log that the stream or the log failed; capture starts again after `pause` seconds."""
     metrics.CAPTURE_BREAKS.add()

@@ -1,13 +1,13 @@
-"""Builds a server: capture, log and gateway, started in this order and stopped in reverse."""
+"""Builds a server: capture, gateway or both, started in this order and stopped in reverse."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from uuid import UUID, uuid4
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from fastapi import FastAPI
 
@@ -17,40 +17,34 @@ from momentum_sync.capture.supervisor import Capture
 from momentum_sync.database.migrate import migrate
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.domain.application import MOMENTUM
+from momentum_sync.eventlog.broker import Broker, BrokerOptions, subject_of
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event_metrics import EventMetrics
 from momentum_sync.eventlog.feed import LocalFeed
-from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.feed_nats import FeedReader, FeedWriter
+from momentum_sync.eventlog.followed_tables import FollowedTables
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.application import Application
-from momentum_sync.gateway.caller_reads import CallerReads
-from momentum_sync.gateway.fan_out import FanOut
-from momentum_sync.gateway.gateway import Gateway, GatewayOptions
-from momentum_sync.gateway.http.api import make_api
-from momentum_sync.gateway.http.metrics import readings
-from momentum_sync.gateway.hub import Hub
-from momentum_sync.gateway.listener import listening
+from momentum_sync.gateway.http.api import make_api, make_capture_api
+from momentum_sync.gateway.http.metrics import feed_readings, readings
+from momentum_sync.gateway.listener import NO_WEBSOCKETS, listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
-from momentum_sync.gateway.row_watches import RowSource, RowWatches
-from momentum_sync.gateway.send_budget import SendBudget
-from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.gateway.websocket import protocol_for
-from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.compiled_policies import CompiledPolicies
-from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.identity.row_rights import RowRights
-from momentum_sync.identity.topic_rights import TopicRights
 from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, prepare_log, writing_metrics
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
+from momentum_sync.serving import Source, make_gateway
 from momentum_sync.settings import Settings
 from momentum_sync.token_settings import token_rules
 from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
+
+_VERSION = "1"  # of the messages on the broker; processes of different versions do not hear each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,9 @@ def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
         Unsuitable: the database cannot be used.
     """
     if settings.database_url is not None:
-        check(settings.database_url, settings.slot, capture=settings.capture_url)
+        check(
+            settings.database_url, settings.slot, capture=settings.capture_url, captures=settings.role != "gateway"
+        )  # fmt: skip
         yield settings.database_url
         return
     settings.check_embedded()
@@ -87,6 +83,21 @@ def database(settings: Settings, *, again: bool = False) -> Iterator[str]:
         yield embedded.conninfo
 
 
+class _Parts(NamedTuple):
+    """The parts of every role, and the stack that stops them."""
+
+    settings: Settings
+    limits: Limits
+    application: Application
+    stack: AsyncExitStack
+    stopped: asyncio.Event
+    connections: LogConnections
+    log: EventLog
+    feed: LocalFeed
+    samples: Samples
+    event_metrics: EventMetrics
+
+
 @asynccontextmanager
 async def server(
     settings: Settings,
@@ -96,10 +107,10 @@ async def server(
     limits: Limits | None = None,
     application: Application = MOMENTUM,
 ) -> AsyncIterator[Running]:
-    """Run capture, log and gateway on a migrated database.
+    """Run capture, a gateway, or both in one process, on a migrated database.
 
     Args:
-        settings: the operator's settings.
+        settings: the operator's settings; `role` says which.
         conninfo: connection string of the database.
         stopped: set if a part of the server ends, which none should: the caller then ends the server.
         limits: bounds; the defaults if left out.
@@ -110,138 +121,112 @@ async def server(
         # The stack closes in reverse: capture's last append needs these connections.
         connections = await opened(stack, LogConnections(conninfo, limits.log))
         log = EventLog(connections, limits.log, application.schema.per_user_channels)
-        feed = LocalFeed(Window(settings.window_bytes))
         event_metrics = await opened(stack, EventMetrics(conninfo))
         samples = Samples(settings.metrics_per_second, time.monotonic)
-        await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
-        capture = Capture(
-            settings.capture_url or conninfo, settings.slot, connections, log, feed, samples, application.schema,
-            limits.capture,
+        parts = _Parts(
+            settings, limits, application, stack, stopped, connections, log, LocalFeed(Window(settings.window_bytes)),
+            samples, event_metrics,
         )  # fmt: skip
-        pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
-        records = SessionRecords(connections)
-        sessions = RealtimeSessions(records, limits.resume)
-        policies = CompiledPolicies(pool, interval_s=limits.capture.policy_check_interval_s)
-        gateway = _gateway(settings, limits, application, feed, log, pool, samples, sessions, policies, capture)
-        policies.report(gateway.hub.review_rows)
-        await stack.enter_async_context(background(policies.run(), stopped))
-        api = make_api(gateway, Scrape(readings(gateway)).text)
-        if settings.pages:
-            mount(api)
-        mount_index(api, pages=settings.pages)
-        await prepare_log(connections, settings.retention, limits.lifecycle)
-        await stack.enter_async_context(capturing(capture, stopped, limits.lifecycle))
-        housekeeping = keep_house(connections, event_metrics, records, settings.retention, limits.lifecycle)
-        await stack.enter_async_context(background(housekeeping, stopped))
-        await stack.enter_async_context(background(sessions.run(), stopped))
-        stack.push_async_callback(sessions.flush)  # when the sockets are closed
-        bound = (settings.host, settings.port, settings.max_connections)
-        url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
-        yield Running(url, api, capture.has_begun)
-        # Before the stack closes, so that capture still delivers events to clients that are not closed yet.
-        await drain(gateway, settings.drain.total_seconds())
+        await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
+        match settings.role:
+            case "capture":
+                yield await _capture_alone(parts, conninfo)
+            case "gateway":
+                async with _gateway_alone(parts, conninfo) as running:
+                    yield running
+            case _:
+                capture = _capture(parts, conninfo)
+                source = Source(parts.feed, log, samples, capture, None)
+                async with _clients(parts, conninfo, source, capture.has_begun, capture) as running:
+                    yield running
 
 
-def _gateway(
-    settings: Settings,
-    limits: Limits,
-    application: Application,
-    feed: LocalFeed,
-    log: EventLog,
-    pool: CallerPool,
-    samples: Samples,
-    sessions: RealtimeSessions,
-    policies: CompiledPolicies,
-    source: RowSource,
-) -> Gateway:
-    def up_to_date() -> bool:
-        # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
-        status = feed.status()
-        return status.live and status.lag < limits.lifecycle.grants_lag_s
-
-    history = History(feed, log, limits.log)
-    topics = TopicRights(pool, policies.is_current)
-    policies.also(topics.have_changed)
-    rights = RowRights(pool, deletes_by_key=settings.deletes == "key", trusted=policies.trusted)
-    authenticator = Authenticator(token_rules(settings), limits.keys)
-    authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
-    return Gateway(
-        _options(settings),
-        limits,
-        application,
-        feed=feed,
-        history=history,
-        hub=_hub(settings, limits, feed, samples, authorizer, policies),
-        send_budget=SendBudget(
-            each=settings.send_buffer_bytes, total=settings.send_total_bytes,
-            admitted_at_once=limits.delivery.admitted_at_once,
-        ),
-        authenticator=authenticator,
-        authorizer=authorizer,
-        event_filter=EventFilter(pool, authorizer, application.schema),
-        reads=CallerReads(pool, authorizer, feed),
-        rows=RowWatches(authenticator, rights, policies, feed, history, sessions, source, topics),
-        members=TopicMembers(
-            asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
-            received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,
-        ),
+def _capture(parts: _Parts, conninfo: str) -> Capture:
+    limits = parts.limits.capture
+    if parts.settings.role == "capture":
+        # Without the broker, gateways know from a log that moves on that capture is alive.
+        limits = replace(limits, idle_confirm_interval_s=parts.limits.feed.report_s)
+    return Capture(
+        parts.settings.capture_url or conninfo, parts.settings.slot, parts.connections, parts.log, parts.feed,
+        parts.samples, parts.application.schema, limits,
     )  # fmt: skip
 
 
-def _hub(
-    settings: Settings,
-    limits: Limits,
-    feed: LocalFeed,
-    samples: Samples,
-    authorizer: Authorizer,
-    policies: CompiledPolicies,
-) -> Hub:
-    def changed(xid: int, user: UUID | None) -> None:
-        authorizer.changed(xid, user)
-        if user is not None:
-            policies.revoked(xid)
-
-    def missed() -> None:
-        authorizer.missed()
-        policies.missed()
-
-    return Hub(
-        feed,
-        limit=settings.max_connections,
-        limit_per_user=settings.max_connections_per_user,
-        clock=time.time,
-        grants_changed=changed,
-        row_rights_changed=policies.changed,
-        grants_missed=missed,
-        delivered=_reporting(samples),
-        limits=limits.delivery,
+async def _run_capture(parts: _Parts, capture: Capture) -> None:
+    settings, limits = parts.settings, parts.limits
+    await prepare_log(parts.connections, settings.retention, limits.lifecycle)
+    await parts.stack.enter_async_context(capturing(capture, parts.stopped, limits.lifecycle))
+    housekeeping = keep_house(
+        parts.connections, parts.event_metrics, SessionRecords(parts.connections), settings.retention, limits.lifecycle
     )
+    await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
-def _options(settings: Settings) -> GatewayOptions:
-    return GatewayOptions(
-        heartbeat=settings.heartbeat.total_seconds(),
-        send_buffer=settings.send_buffer_bytes,
-        allowed_origins=settings.allowed_origins,
-        loopback_origins=settings.development,
-        token_in_query=settings.token_in_query,
-        metrics_open=settings.metrics_open,
-    )
+async def _broker(parts: _Parts) -> tuple[Broker, str]:
+    """Return a connection to NATS, which is not open yet, and the subject of this database's feed."""
+    settings = parts.settings
+    ca = None if settings.nats_ca is None else str(settings.nats_ca)
+    broker = Broker(BrokerOptions(settings.nats_urls, ca), f"momentum-sync {settings.role}", parts.limits.feed)
+    subject = subject_of(["momentum_sync", _VERSION, await parts.log.identity(), settings.slot, "feed"])
+    return broker, subject
 
 
-def _reporting(samples: Samples) -> Callable[[Sequence[FanOut]], None]:
-    """Return a function that reports fan-outs to the metrics and to the samples."""
+async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
+    limits, settings, feed = parts.limits, parts.settings, parts.feed
+    broker, subject = await _broker(parts)
+    writer = FeedWriter(feed, broker, subject, limits.feed)
+    await opened(parts.stack, broker)
+    await parts.stack.enter_async_context(background(writer.run(), parts.stopped))
+    capture = _capture(parts, conninfo)
+    await _run_capture(parts, capture)
+    metrics = Scrape({**feed_readings(feed), **_broker_readings(broker)}).text
+    authenticator = Authenticator(token_rules(settings), limits.keys)
+    api = make_capture_api(feed, authenticator, metrics, limits, metrics_open=settings.metrics_open)
+    bound = (settings.host, settings.port, 0)
+    url = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
+    return Running(url, api, capture.has_begun)
 
-    def report(fan_outs: Sequence[FanOut]) -> None:
-        observe.delivered(
-            [fan_out.event.event_type for fan_out in fan_outs],
-            sum([fan_out.frames for fan_out in fan_outs]),
-            sum([fan_out.size for fan_out in fan_outs]),
-            [fan_out.delay for fan_out in fan_outs if fan_out.delay is not None],
-        )
-        samples.delivered((each.event, each.delay) for each in fan_outs if each.broken is None)
-        for fan_out in fan_outs:
-            if fan_out.broken is not None:
-                samples.failed(fan_out.event, observe.described(fan_out.broken))
 
-    return report
+def _broker_readings(broker: Broker | None) -> dict[str, Callable[[], float]]:
+    return {"momentum_broker_connected": lambda: broker is None or broker.is_connected}
+
+
+@asynccontextmanager
+async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]:
+    limits = parts.limits
+    broker, subject = await _broker(parts)
+    reader = FeedReader(parts.feed, parts.log, parts.connections, broker, subject, limits.feed)
+    await opened(parts.stack, broker)
+    await parts.stack.enter_async_context(background(reader.run(), parts.stopped))
+    rows = FollowedTables(parts.connections, parts.feed, limits.capture)
+    source = Source(parts.feed, parts.log, parts.samples, rows, reader.reach)
+    async with _clients(parts, conninfo, source, reader.has_begun, None, broker) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _clients(
+    parts: _Parts, conninfo: str, source: Source, live: asyncio.Event, capture: Capture | None,
+    broker: Broker | None = None,
+) -> AsyncIterator[Running]:  # fmt: skip
+    """Serve clients, and close their connections at the end. `capture` runs in this process, if it is given."""
+    settings, limits, stack, stopped = parts.settings, parts.limits, parts.stack, parts.stopped
+    pool = await opened(stack, CallerPool(conninfo, limits.queries, size=settings.pool_size))
+    sessions = RealtimeSessions(SessionRecords(parts.connections), limits.resume)
+    policies = CompiledPolicies(pool, interval_s=limits.capture.policy_check_interval_s)
+    gateway = make_gateway(settings, limits, parts.application, source, pool, sessions, policies)
+    policies.report(gateway.hub.review_rows)
+    await stack.enter_async_context(background(policies.run(), stopped))
+    api = make_api(gateway, Scrape({**readings(gateway), **_broker_readings(broker)}).text)
+    if settings.pages:
+        mount(api)
+    mount_index(api, pages=settings.pages)
+    if capture is not None:
+        await _run_capture(parts, capture)
+    await stack.enter_async_context(background(sessions.run(), stopped))
+    stack.push_async_callback(sessions.flush)  # when the sockets are closed
+    bound = (settings.host, settings.port, settings.max_connections)
+    url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
+    yield Running(url, api, live)
+    # Before the stack closes, so that events are still delivered to clients that are not closed yet.
+    await drain(gateway, settings.drain.total_seconds())

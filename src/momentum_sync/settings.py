@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -111,6 +112,16 @@ class Settings(BaseSettings):
     slot: str = Field("momentum_sync", pattern=r"^[a-z0-9_]{1,63}$")
     """Replication slot: one for each database, shared by all servers of the database."""
 
+    role: str = Field("all", pattern="^(all|capture|gateway)$")
+    """What this process does: `capture` reads the WAL and writes the log, `gateway` serves clients; any number of each,
+    connected by NATS. `all`: both, without NATS."""
+
+    nats_url: SecretStr | None = None
+    """Addresses of NATS, comma-separated, for the roles capture and gateway: nats://user:password@host:4222, or tls://."""
+
+    nats_ca: Path | None = None
+    """File with the certificates that TLS connections to NATS trust. Unset: those of the system."""
+
     window_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024)
     """Memory for the newest events."""
 
@@ -199,6 +210,33 @@ class Settings(BaseSettings):
                         f" set a longer one, or MOMENTUM_HOST=127.0.0.1 in place of {self.host}"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _connected(self) -> Self:
+        if self.role == "all":
+            if self.nats_url is not None:
+                raise ValueError(
+                    "MOMENTUM_NATS_URL is set, but this process does everything by itself;"
+                    " choose a role (--role capture or --role gateway), or unset it"
+                )
+            return self
+        if self.nats_url is None:
+            raise ValueError(
+                f"MOMENTUM_ROLE={self.role} needs NATS; set MOMENTUM_NATS_URL=nats://host:4222, the same for all roles"
+            )
+        if self.database_url is None:
+            raise ValueError(f"MOMENTUM_ROLE={self.role} needs DATABASE_URL, the same database for all roles")
+        for url in self.nats_urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("nats", "tls") or not parts.hostname:
+                raise ValueError("MOMENTUM_NATS_URL has an address that is not nats://host:port or tls://host:port")
+        return self
+
+    @property
+    def nats_urls(self) -> tuple[str, ...]:
+        """Return the addresses of NATS, which may have passwords."""
+        urls = "" if self.nats_url is None else self.nats_url.get_secret_value()
+        return tuple(url.strip() for url in urls.split(",") if url.strip())
 
     def check_embedded(self) -> None:
         """Raise Unsuitable if an embedded PostgreSQL would replace a database that was forgotten."""

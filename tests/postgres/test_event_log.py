@@ -434,9 +434,73 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
     assert (await log.acquire(FACTS, known=known)).epoch == first.epoch
     for wrong in (known._replace(logged=6), known._replace(logged_mark=1)):
         standing = await log.acquire(FACTS, known=wrong)
-        assert standing.begins
+        assert not standing.live
         assert standing.broke == "the log has lost events that it held before: it was restored from a copy"
         db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
+
+
+async def test_an_epoch_that_its_first_writer_did_not_settle_is_settled_by_the_next(log: Writer, db: Sql) -> None:
+    first = await log.acquire(FACTS)
+    assert not first.live
+    second = await log.acquire(FACTS)
+    assert (second.epoch, second.live, second.fence) == (first.epoch, False, first.fence + 1)
+    with pytest.raises(FencedOff):
+        await log.checkpoints.until_settled(first)
+    await log.checkpoints.until_settled(second)
+    third = await log.acquire(FACTS)
+    assert (third.epoch, third.live, third.fence) == (first.epoch, True, first.fence + 2)
+    broken = await log.acquire(FACTS, broke="for this test")
+    assert (broken.live, broken.fence) == (False, first.fence + 3)
+
+
+async def test_a_gateway_goes_on_where_it_is_or_begins_with_the_newest(log: Writer, db: Sql) -> None:
+    assert await log.go_on("", 0) is None
+    standing = await log.acquire(FACTS)
+    events = [event(offset) for offset in range(1, 8)]
+    await log.write(events[:4], confirmed=210)
+
+    new = await log.go_on("", 0)
+    assert new is not None
+    assert (new.events, new.live) == (None, False)
+    beginning = new.beginning
+    assert (beginning.epoch, beginning.offset, beginning.mark) == (standing.epoch, 4, events[3].mark)
+    assert (beginning.lsn, beginning.fence, beginning.before) == (210, standing.fence, 0)
+    assert (beginning.incarnation, beginning.ceiling >= standing.ceiling) == (standing.incarnation, True)
+    assert [each.offset for each in beginning.newest] == [1, 2, 3, 4]
+
+    await log.checkpoints.until_settled(standing)
+    await log.write(events[4:], confirmed=220)
+    found = await log.go_on(standing.epoch, 5)
+    assert found is not None
+    assert found.live
+    assert found.events is not None
+    assert [each.body for each in found.events] == [events[5].body, events[6].body]
+    assert (found.beginning.offset, found.beginning.lsn) == (7, 220)
+    ahead = await log.go_on(standing.epoch, 9)  # of a feed that the log has not reached yet
+    assert ahead is not None
+    assert ahead.events == []
+    other = await log.go_on("00000000", 7)
+    assert other is not None
+    assert other.events is None
+
+    db.execute("delete from momentum.event_log where number = 6")
+    holed = await log.go_on(standing.epoch, 4)
+    assert holed is not None
+    assert [each.offset for each in holed.events or ()] == [5]
+    db.execute("update momentum.stream set kept_from = 7")
+    expired = await log.go_on(standing.epoch, 3)
+    assert expired is not None
+    assert expired.events is None
+    assert [each.offset for each in expired.beginning.newest] == [7]
+
+
+async def test_a_page_of_all_events_has_bounds(open_log: Open) -> None:
+    log = await open_log(limits=LogLimits(page_rows=3, page_bytes=2_000))
+    await keep_partitions(log.connections, retention=None)
+    epoch = (await log.acquire(FACTS)).epoch
+    await log.write([event(number, text="x" * (900 if number > 3 else 1)) for number in range(1, 9)], confirmed=300)
+    pages = [await log.go_on(epoch, offset) for offset in (0, 3)]
+    assert [[each.offset for each in page.events or ()] for page in pages if page] == [[1, 2, 3], [4, 5, 6]]
 
 
 async def test_events_unseen_by_a_snapshot_are_found_with_the_index_on_xid(log: Writer, db: Sql) -> None:

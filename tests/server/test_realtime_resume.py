@@ -576,6 +576,34 @@ async def test_a_topic_whose_token_expired_goes_on_with_a_fresh_one(
             assert await client.ids(1) == [1]
 
 
+async def test_joins_that_the_client_gave_up_lose_nothing(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    """While the database is silent, a client's joins time out and come again, and all are answered together in the end.
+
+    The second comes when only the first page of what was missed has been written.
+    """
+    async with start(window_bytes=64 * 1024) as server:
+        one = page(server, user, client_id="phone")
+        async with one.connected():
+            await one.join()
+            add_todo(todos, 0, user)
+            assert await one.ids(1) == [0]
+            await until_acknowledged(todos, 1)
+        missed = list(range(1, 61))
+        for number in missed:
+            add_todo(todos, number, user, title="x" * 3_000)
+        async with one.connected():
+            for _ in range(3):
+                one.ref += 1
+                payload = {"config": {"postgres_changes": [TODOS]}, "access_token": sign(user)}
+                await one.socket.send(json.dumps([str(one.ref), str(one.ref), "realtime:a", "phx_join", payload]))
+            got: dict[int, None] = {}
+            while len(got) < len(missed):
+                frame = await one.next()
+                if frame[3] == "postgres_changes":
+                    got[frame[4]["data"]["record"]["id"]] = None
+            assert list(got) == missed
+
+
 async def test_joining_again_on_the_same_socket_repeats_nothing(
     start: Start, todos: Sql, user: UUID, quick: None
 ) -> None:
@@ -588,6 +616,7 @@ async def test_joining_again_on_the_same_socket_repeats_nothing(
             for number in range(50):
                 add_todo(todos, number, user)
             assert await client.ids(50) == list(range(50))
+            await until_acknowledged(todos, 50)  # what the client has not confirmed may come again
             await client.join("realtime:b")  # it goes back for the first topic
             await client.join("realtime:a")
             add_todo(todos, 50, user)

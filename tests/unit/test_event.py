@@ -22,7 +22,7 @@ from momentum_sync.eventlog.envelope import (
 )
 from momentum_sync.eventlog.event import Event, key_of
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
-from momentum_sync.eventlog.resume import ResumeRefused, resume_position
+from momentum_sync.eventlog.resume import ResumeRefused, check_position, parse_position
 
 snapshots = st.builds(
     lambda xmin, more, xids: Snapshot(xmin, xmin + more, frozenset(xmin + x for x in xids if x < more)),
@@ -56,7 +56,7 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
 
 def reason(text: str, epoch: str, offset: int = 100) -> str | None:
     try:
-        resume_position(text, Position(epoch, offset, 0), incarnation=10)
+        check_position(parse_position(text), Position(epoch, offset, 0), incarnation=10)
     except ResumeRefused as refused:
         return refused.reason
     return None

@@ -37,6 +37,7 @@ class Told:
     facts = SlotFacts("s", "1", 1, 100)
 
     def __init__(self) -> None:
+        self.wishes: list[bytes] = []
         self.told: list[tuple[str, int]] = []
 
     async def append(self, events: Sequence[Event], *, token: UUID, confirmed: int) -> None:
@@ -114,7 +115,10 @@ def pipeline(told: Told, feed: LocalFeed, sequencer: Sequencer, samples: Samples
         told.told.append(("types", len(oids)))
         return {25: ColumnType(name="text", kind=Kind.TEXT)}
 
-    return Pipeline(stands_in, stands_in, feed, LagProbe("p"), sequencer, samples, UUID(int=1), LIMITS, load_types)
+    return Pipeline(
+        stands_in, stands_in, feed, LagProbe("p"), sequencer, samples, UUID(int=1), LIMITS, load_types,
+        told.wishes.append,
+    )  # fmt: skip
 
 
 def capturing(told: Told) -> tuple[Pipeline, LocalFeed, Samples]:

@@ -323,7 +323,7 @@ def test_a_position_that_is_gone_is_told() -> None:
     assert world.said(world.join(), "resume")[0].startswith("ResumeGap: ")
     assert world.session.ledger.cursors == {"realtime:a": LOST}  # until the client has heard of it
     assert "save" in world.gateway.calls
-    world.session.pong(world.session.ping())
+    world.session.pong(world.session.ping(), in_order=True)
     assert world.session.ledger.cursors == {"realtime:a": at(5)}
 
 
@@ -365,13 +365,43 @@ def test_a_session_that_was_continued_elsewhere_closes() -> None:
     assert world.session.closing is Close.REPLACED
 
 
-def test_joining_again_on_the_same_socket_goes_on() -> None:
+def test_joining_again_on_the_same_socket_goes_on_from_the_last_confirmed_position() -> None:
+    """The client gave up the join before while the server worked on it, and dropped what came under it."""
     world = World()
     world.join()
-    world.outgoing.offset = 9
-    assert world.said(world.join(), "resume") == []
+    world.outgoing.offset, world.outgoing.position = 9, at(9)
+    assert [text.partition(":")[0] for text in world.said(world.join(), "resume")] == ["Resumed"]
+    assert world.session.topics["realtime:a"].events.since == 5
+    assert world.outgoing.rewound == [5]
+    world.session.pong(world.session.ping(), in_order=True)
+    assert world.said(world.join(), "resume") == []  # it has the reply: nothing is told of a resume
     assert world.session.topics["realtime:a"].events.since == 9
-    assert world.outgoing.rewound == []
+    assert world.outgoing.rewound == [5]
+
+
+def test_joining_again_after_the_position_has_expired_tells_of_a_gap() -> None:
+    world = World()
+    world.join()
+    world.gateway.refused = ResumeRefused("expired")
+    world.outgoing.offset = 9
+    assert [text.partition(":")[0] for text in world.said(world.join(), "resume")] == ["ResumeGap"]
+    assert world.session.topics["realtime:a"].events.since == 5
+
+
+def test_a_pong_behind_a_message_that_waits_confirms_nothing_yet() -> None:
+    world = World()
+    world.join()
+    world.outgoing.position = at(9)
+    ping, answered = world.session.ping(), []
+    world.session.probe(lambda: answered.append(True))
+    world.session.pong(ping, in_order=False)
+    assert world.session.ledger.cursors == {"realtime:a": at(5)}
+    assert answered == []
+    world.session.pong(world.outgoing.pings[-1], in_order=False)
+    assert answered == [True]
+    assert world.session.ledger.cursors == {"realtime:a": at(5)}
+    world.session.pong(world.outgoing.pings[-1], in_order=True)
+    assert world.session.ledger.cursors == {"realtime:a": at(9)}
 
 
 def test_a_leave_before_the_reply_was_confirmed_keeps_the_position() -> None:
@@ -380,7 +410,7 @@ def test_a_leave_before_the_reply_was_confirmed_keeps_the_position() -> None:
     world.send("realtime:a", "phx_leave", join_ref="1")
     assert world.session.ledger.cursors == {"realtime:a": at(5)}
     world.join()
-    world.session.pong(world.session.ping())
+    world.session.pong(world.session.ping(), in_order=True)
     world.send("realtime:a", "phx_leave", join_ref="3")
     assert world.session.ledger.cursors == {}
 
@@ -402,7 +432,7 @@ def test_pings_confirm_what_was_written_before_them() -> None:
     world.session.ping_if_due()
     world.session.ping_if_due()
     assert len(world.outgoing.pings) == 2
-    world.session.pong(world.outgoing.pings[1])
+    world.session.pong(world.outgoing.pings[1], in_order=True)
     assert world.session.ledger.cursors == {"realtime:a": at(6), "realtime:b": at(6)}
 
 
@@ -411,10 +441,10 @@ def test_a_probe_is_answered_by_its_ping_or_a_later_one() -> None:
     told: list[int] = []
     world.session.probe(lambda: told.append(1))
     world.session.probe(lambda: told.append(2))
-    world.session.pong(b"nonsense")
-    world.session.pong(world.outgoing.pings[0])
+    world.session.pong(b"nonsense", in_order=True)
+    world.session.pong(world.outgoing.pings[0], in_order=True)
     assert told == [1]
-    world.session.pong(world.session.ping())
+    world.session.pong(world.session.ping(), in_order=True)
     assert told == [1, 2]
 
 

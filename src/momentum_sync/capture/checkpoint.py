@@ -48,11 +48,12 @@ class Checkpoint:
         ceiling: a transaction id above those of all events so far.
         incarnation: the run of PostgreSQL that assigns transaction ids.
         token: the fencing token that appends must bring.
+        fence: its place in the order of tokens.
         newest: the last events, unless the feed has them already.
         before: mark of the event before those, if it is known.
         followed: by the id of each followed relation, the LSN after which its changes are events.
-        begins: whether the epoch begins here.
-        broke: why the history before it does not go on.
+        live: whether snapshots see everything from before the epoch, so that it can be served.
+        broke: why the history before this epoch does not go on, if it begins here.
         unsettled: transactions that a snapshot must see before this epoch can be served; None: all below `ceiling`.
     """
 
@@ -63,10 +64,11 @@ class Checkpoint:
     ceiling: int
     incarnation: int
     token: uuid.UUID
+    fence: int
     newest: list[Event] = field(default_factory=list)
     before: int | None = None
     followed: Mapping[int, int] = field(default_factory=dict)
-    begins: bool = False
+    live: bool = False
     broke: str | None = None
     unsettled: list[int] | None = None
 
@@ -86,6 +88,7 @@ class _Row:
     last_lsn: str
     last_index: int
     last_mark: int
+    live: bool
     slot_exists: bool
     whole: bool
     truncated: bool
@@ -231,7 +234,7 @@ class Checkpoints:
             row = await (await cursor.execute(_SQL["checkpoint"])).fetchone()
             # Read after the row lock, when no append is running: the id is then above the transactions of all logged
             # events.
-            ceiling, incarnation = await fetch_one(connection, _SQL["next_xid"])
+            ceiling, incarnation = await self._log.next_xid(connection)
             if row is not None:
                 # Servers with two slots would take the log from each other, each time with a new epoch.
                 if row.slot != self._slot and row.slot_exists:
@@ -248,14 +251,15 @@ class Checkpoints:
                     newest = await self._log.newest(connection, first=row.kept_from, last=row.last_number)
                     broke = _MISSING if newest is None else None
                 if broke is None:
-                    await connection.execute(_SQL["hold_checkpoint"], {"holder": token})
+                    (fence,) = await fetch_one(connection, _SQL["hold_checkpoint"], {"holder": token})
                     before = None
                     if newest:
                         # Without this mark, each resume from the event before the window would query the log.
                         before = await self._log.mark_at(connection, row.epoch, newest[0].offset - 1)
                     return Checkpoint(
                         row.epoch, row.last_number, (lsn.parse(row.last_lsn), row.last_index), row.mark, ceiling,
-                        incarnation, token, newest=newest or [], before=before, followed=followed.after,
+                        incarnation, token, fence, newest=newest or [], before=before, followed=followed.after,
+                        live=row.live,
                     )  # fmt: skip
             checkpoint = await self._begin(connection, facts, row, (ceiling, incarnation), token, broke)
             if checkpoint.place != (0, 0):
@@ -285,7 +289,8 @@ class Checkpoints:
             # Transactions that are not in the log yet come as events of the new epoch, so it need not wait for them.
             (unsettled,) = await fetch_one(connection, _SQL["recent_xids"], {"offset": row.last_number})
         epoch = secrets.token_hex(4)
-        await connection.execute(
+        (fence,) = await fetch_one(
+            connection,
             _SQL["new_epoch"],
             {
                 "slot": self._slot,
@@ -301,12 +306,16 @@ class Checkpoints:
         )
         ceiling, incarnation = xids
         return Checkpoint(
-            epoch, offset, place, 0, ceiling, incarnation, token, followed=(await _followed(connection)).after,
-            begins=True, broke=broke, unsettled=unsettled,
+            epoch, offset, place, 0, ceiling, incarnation, token, fence, followed=(await _followed(connection)).after,
+            broke=broke, unsettled=unsettled,
         )  # fmt: skip
 
     async def until_settled(self, checkpoint: Checkpoint) -> None:
-        """Wait until snapshots see every transaction of the previous epoch."""
+        """Wait until snapshots see every transaction of the previous epoch, and record that.
+
+        Raises:
+            FencedOff: another instance has taken over.
+        """
         while True:
             async with self._connections.writing() as connection:
                 if checkpoint.unsettled is None:
@@ -314,8 +323,11 @@ class Checkpoints:
                 else:
                     (settled,) = await fetch_one(connection, _SQL["are_visible"], {"xids": checkpoint.unsettled})
             if settled:
-                return
+                break
             await asyncio.sleep(self._limits.settle_interval_s)
+        async with self._connections.writing() as connection:
+            if await fetch_optional(connection, _SQL["set_live"], {"holder": checkpoint.token}) is None:
+                raise FencedOff("another instance has taken over the event log")
 
     async def watch_log(self) -> None:
         """Check at intervals that the log holds its first and last event. Raise LogBroken when it does not."""

@@ -29,6 +29,7 @@ from momentum_sync.errors import CaptureError
 from momentum_sync.eventlog.envelope import Malformed
 from momentum_sync.eventlog.event import CONTROL, Event, row_channel
 from momentum_sync.eventlog.feed import FeedPublisher
+from momentum_sync.eventlog.followed_tables import FOLLOW
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.limits import CaptureLimits
@@ -52,6 +53,7 @@ class Pipeline:
         token: the fencing token of this run.
         limits: bounds.
         load_types: loads types by their ids.
+        asked_to_follow: called with a gateway's wish for a table, the id of the relation as text.
         publications: the publications whose rows the stream carries.
 
     Attributes:
@@ -72,6 +74,7 @@ class Pipeline:
         token: UUID,
         limits: CaptureLimits,
         load_types: LoadTypes,
+        asked_to_follow: Callable[[bytes], None],
         *,
         publications: Collection[str] = (),
     ) -> None:
@@ -85,6 +88,7 @@ class Pipeline:
         self.publications = publications
         self._limits = limits
         self._load_types = load_types
+        self._asked_to_follow = asked_to_follow
         self._rows = RowChanges()
         self._broadcasts = Broadcasts()
         self._descriptions: dict[int, bytes] = {}  # of relations that are not followed
@@ -168,6 +172,8 @@ class Pipeline:
             return None
         if event is None and message.prefix == SEND_FAILED:
             observe.send_failed(message.content)
+        elif event is None and message.prefix == FOLLOW:
+            self._asked_to_follow(message.content)
         return event
 
     def _unfollowed(self, frame: Change) -> list[Event]:

@@ -51,20 +51,40 @@ class _Log:
     database: str
 
 
-def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
+def check(conninfo: str, slot: str, *, capture: str | None = None, captures: bool = True) -> None:
     """Raise Unsuitable, with the command that mends it, for a database that the server cannot work with.
 
-    `capture` is the connection string for reading the WAL, if that is another.
+    Args:
+        conninfo: connection string of the database.
+        slot: name of the replication slot.
+        capture: the connection string for reading the WAL, if that is another.
+        captures: whether this process reads the WAL at all; a gateway does not.
     """
-    capturing, name = (conninfo, "DATABASE_URL") if capture is None else (capture, "MOMENTUM_CAPTURE_URL")
-    with connect(capturing, application_name="momentum-sync check", name=name) as connection:
-        server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
-        assert server is not None
-        if server.is_replica:
+    if captures:
+        name = "DATABASE_URL" if capture is None else "MOMENTUM_CAPTURE_URL"
+        database = _check_capture(capture or conninfo, slot, name)
+    with connect(conninfo, application_name="momentum-sync check") as connection:
+        log = connection.cursor(row_factory=class_row(_Log)).execute(_SQL["log"]).fetchone()
+        assert log is not None
+        # Two addresses may lead to one cluster, so the database's name and the postmaster's start are compared, not
+        # host and port.
+        if captures and log.database != database:
             raise Unsuitable(
-                "The database is a read replica; the server must write its event log and create a replication slot.",
-                f"Set {name} to the address of the primary.",
+                "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
+                "Use the same host, port and database in both; only user and password may differ.",
             )
+        if not captures:
+            server = _server(connection)
+            _check_primary(server, "DATABASE_URL", "must write sessions and metrics")
+            _check_server(server.version, server.wal_level, server.encoding)
+        _check_log(connection, log, slot)
+
+
+def _check_capture(conninfo: str, slot: str, name: str) -> str:
+    """Check the database as capture reads it. Return its identity."""
+    with connect(conninfo, application_name="momentum-sync check", name=name) as connection:
+        server = _server(connection)
+        _check_primary(server, name, "must write its event log and create a replication slot")
         _check_server(server.version, server.wal_level, server.encoding)
         if not server.may_replicate:
             raise Unsuitable(
@@ -81,17 +101,20 @@ def check(conninfo: str, slot: str, *, capture: str | None = None) -> None:
                 "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
                 "select pg_reload_conf();",
             )
-    with connect(conninfo, application_name="momentum-sync check") as connection:
-        log = connection.cursor(row_factory=class_row(_Log)).execute(_SQL["log"]).fetchone()
-        assert log is not None
-        # Two addresses may lead to one cluster, so the database's name and the postmaster's start are compared, not
-        # host and port.
-        if log.database != server.database:
-            raise Unsuitable(
-                "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
-                "Use the same host, port and database in both; only user and password may differ.",
-            )
-        _check_log(connection, log, slot)
+        return server.database
+
+
+def _server(connection: Connection[TupleRow]) -> _Server:
+    server = connection.cursor(row_factory=class_row(_Server)).execute(_SQL["server"]).fetchone()
+    assert server is not None
+    return server
+
+
+def _check_primary(server: _Server, name: str, why: str) -> None:
+    if server.is_replica:
+        raise Unsuitable(
+            f"The database is a read replica; the server {why}.", f"Set {name} to the address of the primary."
+        )
 
 
 def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:

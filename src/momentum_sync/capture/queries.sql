@@ -62,7 +62,7 @@ left join (
     join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
     join pg_catalog.pg_class f on f.relnamespace = n.oid and f.relname = 'followed_tables'
     join pg_catalog.pg_class r on r.relnamespace = n.oid and r.relname = 'realtime_sessions'
-    join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'kept_mark' and not a.attisdropped
+    join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'live' and not a.attisdropped
 ) on c.relname = 'event_log'
 
 -- name: log_slot
@@ -112,7 +112,7 @@ select pg_drop_replication_slot(%(slot)s)
 -- The checkpoint; whether the log has its first and last event, or has none; and whether the last event is a TRUNCATE,
 -- with which an epoch ends. Slots of other databases may have the same name.
 select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from, kept_mark, last_number,
-    last_lsn::text, last_index, last_mark,
+    last_lsn::text, last_index, last_mark, live,
     exists (
         select from pg_replication_slots r where r.slot_name = s.slot and r.database = current_database()
     ) as slot_exists,
@@ -138,20 +138,27 @@ select greatest(
     coalesce((select last_number from momentum.stream), 0))
 
 -- name: hold_checkpoint
-update momentum.stream set holder = %(holder)s
+update momentum.stream set holder = %(holder)s, fence = fence + 1
+returning fence
+
+-- name: set_live
+-- Only the holder of the checkpoint.
+update momentum.stream set live = true where holder = %(holder)s
+returning fence
 
 -- name: new_epoch
 insert into momentum.stream (
     slot, epoch, system_identifier, timeline, confirmed_lsn, kept_from, kept_mark, last_number, last_lsn, last_index,
-    last_mark, holder)
+    last_mark, holder, fence, live)
 values (
     %(slot)s, %(epoch)s, %(system_identifier)s, %(timeline)s, %(confirmed_lsn)s::pg_lsn, %(offset)s + 1, 0,
-    %(offset)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s)
+    %(offset)s, %(last_lsn)s::pg_lsn, %(last_index)s, 0, %(holder)s, 1, false)
 on conflict (single) do update set
     slot = excluded.slot, epoch = excluded.epoch, system_identifier = excluded.system_identifier,
     timeline = excluded.timeline, confirmed_lsn = excluded.confirmed_lsn, kept_from = excluded.kept_from,
     kept_mark = excluded.kept_mark, last_number = excluded.last_number, last_lsn = excluded.last_lsn, last_index = excluded.last_index,
-    last_mark = excluded.last_mark, holder = excluded.holder
+    last_mark = excluded.last_mark, holder = excluded.holder, fence = stream.fence + 1, live = false
+returning fence
 
 -- name: followed
 -- The followed tables; which publications a stream may name, since from PostgreSQL 18 on that of rows need not exist;
@@ -203,13 +210,6 @@ select exists (
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where c.oid = %(relation)s::oid and (
         n.nspname in ('momentum', 'momentum_log') or n.nspname = 'realtime' and c.relname ~ '^messages(_|$)'))
-
--- name: next_xid
--- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time
--- at which it last reset its statistics, which happens after the crash of one of its processes.
-select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-    (extract(epoch from pg_postmaster_start_time()) * 1000000
-        + coalesce(extract(epoch from (select w.stats_reset from pg_stat_wal w)) * 1000000, 0))::bigint & 4294967295
 
 -- name: recent_xids
 -- The transactions of the newest events.

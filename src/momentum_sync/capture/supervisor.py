@@ -42,6 +42,9 @@ from momentum_sync.schema import Schema
 from momentum_sync.states import enter
 from momentum_sync.tasks import end, first_of
 
+_MOST_DIGITS = 10  # of an oid
+_MOST_WISHES = 100
+
 
 class Capture:
     """The only reader of a slot.
@@ -95,6 +98,7 @@ class Capture:
         self._follows_messages = asyncio.Event()
         self._look_for_messages = asyncio.Event()
         self._live = asyncio.Event()
+        self._wishes: dict[int, asyncio.Task[None]] = {}
         self.has_begun = asyncio.Event()
         feed.report(self.status)
 
@@ -136,6 +140,21 @@ class Capture:
                         await self._follow(pipeline, relation)
         except (TimeoutError, PoolTimeout, psycopg.Error, FencedOff) as error:
             raise Unavailable("The event stream cannot take up this table now; try again in a moment.") from error
+
+    def _wish(self, relation: bytes) -> None:
+        """Follow a table because a gateway in another process asked for it."""
+        if not relation.isdigit() or len(relation) > _MOST_DIGITS:  # anybody can write such a message
+            return
+        number = int(relation)
+        if number not in self._wishes and len(self._wishes) < _MOST_WISHES:
+            task = self._wishes[number] = asyncio.create_task(self._grant(number))
+            task.add_done_callback(lambda _: self._wishes.pop(number, None))
+
+    async def _grant(self, relation: int) -> None:
+        try:
+            await self.follow(relation)
+        except (CaptureError, Unavailable) as error:
+            observe.not_followed(relation, error)
 
     async def follow_messages(self) -> bool:
         """Return whether the messages in `realtime.messages` are events, or there is no such table.
@@ -221,7 +240,7 @@ class Capture:
         try:
             await self._capture()
         finally:
-            await end(looking, keeping)
+            await end(looking, keeping, *self._wishes.values())
 
     def _enter(self, state: CaptureState) -> None:
         self._state = enter(self._state, state, CAPTURE_TRANSITIONS)
@@ -339,7 +358,7 @@ class Capture:
             )  # fmt: skip
             pipeline = Pipeline(
                 stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits,
-                self._checks.load_types, publications=publications,
+                self._checks.load_types, self._wish, publications=publications,
             )  # fmt: skip
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline
@@ -356,8 +375,9 @@ class Capture:
                 self._enter(CaptureState.BROKEN)
 
     async def _until_live(self, pipeline: Pipeline, checkpoint: Checkpoint) -> None:
-        if checkpoint.begins:
-            # Transactions of the previous epoch may not be visible to snapshots yet. A new slot waits for them, too.
+        if not checkpoint.live:
+            # Transactions of the previous epoch may not be visible to snapshots yet. A new slot waits for them, too,
+            # and an instance that takes over before another has done so.
             waiting = asyncio.ensure_future(self._checkpoints.until_settled(checkpoint))
             try:
                 if not (await asyncio.wait([waiting], timeout=self._limits.settle_notice_s))[0]:
@@ -375,7 +395,7 @@ class Capture:
 def _beginning(checkpoint: Checkpoint, lsn: int) -> Beginning:
     return Beginning(
         checkpoint.epoch, checkpoint.offset, checkpoint.mark, lsn, checkpoint.ceiling, checkpoint.incarnation,
-        checkpoint.newest, checkpoint.before,
+        checkpoint.fence, checkpoint.newest, checkpoint.before,
     )  # fmt: skip
 
 

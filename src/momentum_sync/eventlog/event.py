@@ -32,8 +32,8 @@ class _Head(msgspec.Struct, gc=False):
 _head = msgspec.json.Decoder(_Head)
 
 
-class Event(msgspec.Struct, frozen=True, gc=False):
-    """A published event.
+class Event(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A published event. The broker carries it as an array, which is a quarter smaller and faster to decode.
 
     Attributes:
         offset: dense number within the epoch, counted from 1.

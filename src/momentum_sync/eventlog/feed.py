@@ -43,6 +43,7 @@ class Beginning(NamedTuple):
         lsn: no event below this LSN is still to come.
         ceiling: a transaction id above those of all events up to `offset`.
         incarnation: the run of PostgreSQL that assigns transaction ids.
+        fence: place of the writer's token in the order of writers.
         newest: the last events up to `offset`, with which the window begins.
         before: mark of the event before those.
     """
@@ -53,6 +54,7 @@ class Beginning(NamedTuple):
     lsn: int
     ceiling: int
     incarnation: int
+    fence: int = 0
     newest: Sequence[Event] = ()
     before: int | None = None
 
@@ -117,6 +119,7 @@ class LocalFeed:
         offset: offset of the last event.
         mark: its mark.
         incarnation: the run of PostgreSQL that assigns transaction ids.
+        fence: place of the writer's token in the order of writers.
         lsn: every event committed below has been published.
         status: function that returns the status.
     """
@@ -127,6 +130,7 @@ class LocalFeed:
         self.offset = 0
         self.mark = 0
         self.incarnation = 0
+        self.fence = 0
         self.lsn = 0
         self.status: Callable[[], FeedStatus] = _starting
         self._logged = (0, 0)
@@ -161,7 +165,7 @@ class LocalFeed:
         A history that another instance continued meanwhile starts afresh, too.
         """
         restarted = bool(self.incarnation) and beginning.incarnation != self.incarnation
-        self.incarnation = beginning.incarnation
+        self.incarnation, self.fence = beginning.incarnation, beginning.fence
         if restarted:
             # PostgreSQL may assign the transaction ids of the previous run again, from the new counter on.
             kept = (each for each in self._recent if each[0] < beginning.ceiling)
@@ -230,6 +234,10 @@ class LocalFeed:
         """Record that the log holds everything up to the event."""
         self._logged = (event.offset, event.mark)
         self.window.durable(event.offset)
+
+    def logged_up_to(self, offset: int) -> None:
+        """Record that the log holds everything up to an offset: the window may evict that."""
+        self.window.durable(min(offset, self.offset))
 
     def _end_batch(self) -> None:
         for subscriber in self._subscribers:

@@ -11,7 +11,7 @@ snapshot's boundary, every further event is new.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -31,13 +31,25 @@ from momentum_sync.limits import LogLimits
 _ALL = 2**62  # bytes
 
 
-class History:
-    """The feed's history and its past. Methods that ask the log raise Unavailable when it does not answer."""
+Reach = Callable[[str, int], Awaitable[None]]
+"""Waits until the feed has come to an offset of an epoch, if it can."""
 
-    def __init__(self, feed: LocalFeed, log: EventLog, limits: LogLimits) -> None:
+
+class History:
+    """The feed's history and its past. Methods that ask the log raise Unavailable when it does not answer.
+
+    Args:
+        feed: the feed.
+        log: the log.
+        limits: bounds.
+        reach: waits for the feed, where other gateways may be ahead of it.
+    """
+
+    def __init__(self, feed: LocalFeed, log: EventLog, limits: LogLimits, reach: Reach | None = None) -> None:
         self._feed = feed
         self._log = log
         self._limits = limits
+        self._reach = reach
 
     @property
     def offset(self) -> int:
@@ -53,6 +65,20 @@ class History:
     def position(self) -> Position:
         """Return the position of the last event."""
         return self._feed.position
+
+    async def reach(self, position: Position) -> None:
+        """Wait for the position of a client that may come from another gateway. Without others do nothing.
+
+        Raises:
+            Unavailable: the feed does not get there in time, and it is not certain that it never will.
+        """
+        feed, boundary = self._feed, position.boundary
+        if self._reach is None:
+            return
+        same_run = boundary is None or boundary.incarnation == feed.incarnation
+        if position.epoch == feed.epoch and position.offset <= feed.offset and same_run:
+            return
+        await self._reach(position.epoch, position.offset)
 
     def is_current(self, position: Position) -> bool:
         """Return whether a position is of this epoch, and its snapshot of this run of PostgreSQL."""

@@ -16,6 +16,8 @@ from momentum_sync.database.visibility import Snapshot
 from momentum_sync.errors import FencedOff
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import Beginning
+from momentum_sync.eventlog.log_read import LogRead
 from momentum_sync.eventlog.page import Newest, Page
 from momentum_sync.eventlog.partitions import keep_partitions
 from momentum_sync.limits import LogLimits
@@ -212,6 +214,47 @@ class EventLog:
         expected = range(last - len(events) + 1, last + 1)
         # Retention moves `kept_from` with the rows that it drops, so a hole after it means lost rows.
         return events if [event.offset for event in events] == list(expected) else None
+
+    async def identity(self) -> str:
+        """Return a name that no other database has."""
+        async with self._connections.reading() as connection:
+            (name,) = await fetch_one(connection, _SQL["identity"])
+        return str(name)
+
+    async def written_up_to(self) -> int:
+        """Return an LSN behind everything that has been committed: once the feed is there, it has all of it."""
+        async with self._connections.reading() as connection:
+            (written,) = await fetch_one(connection, _SQL["written_up_to"])
+        return int(written)
+
+    async def next_xid(self, connection: AsyncConnection[TupleRow]) -> tuple[int, int]:
+        """Return an id above those of all transactions that have ended, and the run of PostgreSQL that assigns ids."""
+        ceiling, incarnation = await fetch_one(connection, _SQL["next_xid"])
+        return int(ceiling), int(incarnation)
+
+    async def go_on(self, epoch: str, offset: int) -> LogRead | None:
+        """Return how far the log has come, and a page of all events after an offset of an epoch.
+
+        Returns:
+            None before capture has begun.
+        """
+        limits = self._limits
+        async with self._connections.snapshot() as connection:
+            row = await fetch_optional(connection, _SQL["head"])
+            if row is None:
+                return None
+            now, fence, last, mark, confirmed, live, kept_from = row
+            ceiling, incarnation = await self.next_xid(connection)
+            beginning = Beginning(now, last, mark, confirmed, ceiling, incarnation, fence)
+            if now == epoch and kept_from <= offset + 1:
+                asked: dict[str, object] = {"offset": offset, "most": limits.page_bytes, "limit": limits.page_rows}
+                events = await self._events(connection, "following", asked) if last > offset else []
+                # A hole is for capture to detect, and an epoch ends with it.
+                dense = [event for number, event in enumerate(events, offset + 1) if event.offset == number]
+                return LogRead(beginning, live, dense)
+            newest = await self.newest(connection, first=kept_from, last=last) or []
+            before = await self.mark_at(connection, now, newest[0].offset - 1) if newest else None
+            return LogRead(beginning._replace(newest=newest, before=before), live, None)
 
     async def _events(
         self, connection: AsyncConnection[TupleRow], name: str, parameters: dict[str, object]

@@ -1,3 +1,64 @@
+-- name: head
+-- How far the log has come. No row before capture has begun.
+select epoch, fence, last_number,
+    case when last_number < kept_from then kept_mark else last_mark end,
+    (confirmed_lsn - '0/0'::pg_lsn)::bigint, live, kept_from
+from momentum.stream
+
+-- name: followed_state
+-- Whether a relation is followed, and whether it can be: the publication of its rows exists, and it is none of ours.
+-- Messages in `realtime.messages` have the id 0.
+select
+    exists (select from momentum.followed_tables f where f.relation = %(relation)s::oid),
+    case when %(relation)s::oid = 0 then
+        exists (
+            select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime_messages_publication')
+        and to_regclass('realtime.messages') is not null
+    else
+        exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime')
+        and not exists (
+            select from pg_catalog.pg_class c
+            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where c.oid = %(relation)s::oid and (
+                n.nspname in ('momentum', 'momentum_log') or n.nspname = 'realtime' and c.relname ~ '^messages(_|$)'))
+    end
+
+-- name: ask_to_follow
+select pg_logical_emit_message(true, %(prefix)s, %(relation)s)
+
+-- name: identity
+-- A name that no other database has, for what goes over a shared broker.
+select (select system_identifier from pg_control_system())::text || '-' || d.oid::text
+from pg_catalog.pg_database d
+where d.datname = current_database()
+
+-- name: written_up_to
+select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+
+-- name: following
+-- All events after an offset, in order, up to the first with which their bytes exceed `most`.
+select number, commit_lsn, commit_index, xid, committed_at, channels, event, rows
+from (
+    select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
+        extract(epoch from committed_at)::double precision as committed_at,
+        sum(octet_length(event::text)) over (order by number) - octet_length(event::text) as before
+    from (
+        select * from momentum.event_log
+        where number > %(offset)s
+        order by number
+        limit %(limit)s
+    ) as page
+) as measured
+where before <= %(most)s
+order by number
+
+-- name: next_xid
+-- The next transaction id, and the run of PostgreSQL that assigns them: the time of its start, combined with the time
+-- at which it last reset its statistics, which happens after the crash of one of its processes.
+select pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000
+        + coalesce(extract(epoch from (select w.stats_reset from pg_stat_wal w)) * 1000000, 0))::bigint & 4294967295
+
 -- name: mark_of
 -- The mark of the event at an offset in an epoch; no row if the log no longer has it.
 select case when s.kept_from = %(offset)s + 1 then s.kept_mark

@@ -57,8 +57,9 @@ create table if not exists momentum.event_log (
 ) partition by range (logged_at);
 
 -- The checkpoint: the epoch, its last event, the offset from which on the log is complete and the mark of the event
--- before that (0: the epoch begins there), the holder's fencing token, and how far the slot may have been confirmed:
--- never further than the log is complete. Retention may empty the log; this row stays.
+-- before that (0: the epoch begins there), the holder's fencing token with its place in the order of holders, how far
+-- the slot may have been confirmed: never further than the log is complete, and whether snapshots see everything from
+-- before the epoch, so that clients may be served. Retention may empty the log; this row stays.
 create table if not exists momentum.stream (
     single boolean primary key default true check (single),
     slot text not null,
@@ -72,8 +73,25 @@ create table if not exists momentum.stream (
     last_index integer not null,
     last_mark bigint not null,
     confirmed_lsn pg_lsn not null,
-    holder uuid not null
+    holder uuid not null,
+    fence bigint not null default 0,
+    live boolean not null default false
 );
+
+-- Columns that the row lacks if an earlier version made the table. Its epoch has been served.
+do $$
+begin
+    if not exists (
+        select from pg_attribute a
+        where a.attrelid = 'momentum.stream'::regclass and a.attname = 'live' and not a.attisdropped
+    ) then
+        alter table momentum.stream
+            add column if not exists fence bigint not null default 0,
+            add column live boolean not null default true;
+        alter table momentum.stream alter column live set default false;
+    end if;
+end;
+$$;
 
 -- The tables whose changed rows are events, for clients of Supabase's protocol: those in transactions that commit after
 -- the LSN. Offsets depend on these rows, so only the holder of the checkpoint adds one.

@@ -55,12 +55,17 @@ UNKNOWN_SLOT = SlotState("unknown", None, None)
 
 
 class FeedStatus(NamedTuple):
-    """Status of the feed; `lag` is the number of seconds by which it may be behind the database."""
+    """Status of the feed.
+
+    `lag` is the number of seconds by which it may be behind the database; `problem` says what an operator should look
+    at although clients are served.
+    """
 
     state: CaptureState
     lag: float
     slot: SlotState
     triggers: Triggers
+    problem: str | None = None
 
     @property
     def live(self) -> bool:

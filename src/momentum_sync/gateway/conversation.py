@@ -165,8 +165,8 @@ class Conversation(Protocol):
     def ping(self) -> bytes:
         """Return the payload of a ping that is written now."""
 
-    def pong(self, payload: bytes) -> None:
-        """Take the payload of a pong."""
+    def pong(self, payload: bytes, *, in_order: bool) -> None:
+        """Take the payload of a pong. Unless it is `in_order`, earlier messages of the client wait to be handled."""
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.

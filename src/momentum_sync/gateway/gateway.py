@@ -39,6 +39,7 @@ from momentum_sync.token_bucket import TokenBuckets
 class GatewayOptions:
     """The operator's choices; see `Settings`. Times are seconds."""
 
+    role: str
     heartbeat: float
     send_buffer: int
     allowed_origins: tuple[str, ...]
@@ -97,6 +98,16 @@ class Gateway:
     def drain(self) -> None:
         """Take no new connections from now on."""
         self.draining = True
+
+    @property
+    def connections(self) -> int:
+        """Return the number of clients."""
+        return len(self.hub)
+
+    @property
+    def subscriptions(self) -> int:
+        """Return the number of their subscriptions."""
+        return self.hub.subscriptions
 
     async def admit(self, path: str, headers: Headers) -> Entrance:
         """Decide about a WebSocket before the upgrade. Raise RequestError."""

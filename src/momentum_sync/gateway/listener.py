@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 import uvicorn
@@ -151,10 +151,14 @@ def bounded_http(most: int, limits: HttpLimits) -> type[BoundedHttp]:
     return type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits})
 
 
+NO_WEBSOCKETS: Literal["none"] = "none"
+"""For a process that serves none."""
+
+
 @asynccontextmanager
 async def listening(
     api: FastAPI,
-    websockets: type[asyncio.Protocol],
+    websockets: type[asyncio.Protocol] | Literal["none"],
     bound: tuple[str, int, int],
     stopped: asyncio.Event,
     limits: Limits,
@@ -165,7 +169,7 @@ async def listening(
 
     Args:
         api: the HTTP application.
-        websockets: uvicorn's protocol class for WebSockets.
+        websockets: uvicorn's protocol class for WebSockets, or `NO_WEBSOCKETS`.
         bound: host, port (0: any free one), and the number of WebSockets at most.
         stopped: set if uvicorn ends.
         limits: bounds.

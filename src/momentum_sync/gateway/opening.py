@@ -16,7 +16,7 @@ from momentum_sync.eventlog.event import key_of
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
-from momentum_sync.eventlog.resume import ResumeRefused, resume_position
+from momentum_sync.eventlog.resume import ResumeRefused, check_position, parse_position
 from momentum_sync.gateway.application import SnapshotQuery
 from momentum_sync.identity.authorizer import Authorizer
 from momentum_sync.identity.channels import Granted
@@ -83,7 +83,9 @@ class Opener:
         Raises:
             ResumeRefused: not everything that follows is available.
         """
-        position = resume_position(last_event_id, self._feed.position, self._feed.incarnation)
+        position = parse_position(last_event_id)
+        await self._history.reach(position)
+        check_position(position, self._feed.position, self._feed.incarnation)
         await self._history.verify(position)
         wanted = self._wanted(user_id, channels)
         # A lane of its own keeps a storm of reconnects from delaying the checks of events.

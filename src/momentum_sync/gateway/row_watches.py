@@ -121,7 +121,9 @@ class RowWatches:
 
         Raises:
             ResumeRefused: it does not, or not everything is.
+            Unavailable: this gateway is behind another one, from which the client comes.
         """
+        await self._history.reach(position)
         if position.epoch != self._feed.epoch or position.offset > self._feed.offset:
             raise ResumeRefused("history_changed")
         await self._history.verify(position)

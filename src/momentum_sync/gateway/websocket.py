@@ -132,7 +132,9 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._opening = self._spawn(self._shake_hands(event))
             elif self._counts():
                 if event.opcode is Opcode.PONG and self._session is not None:
-                    self._session.pong(bytes(event.data))
+                    # While a message waits, it may be one that the client sent before the pong.
+                    in_order = self._state is ConnectionState.OPEN and not frames.inbox
+                    self._session.pong(bytes(event.data), in_order=in_order)
                 frames.collect(event)
         # `_end` closes the socket, so messages that precede the client's close frame are handled first.
         if frames.inbox and self._state is ConnectionState.OPEN:

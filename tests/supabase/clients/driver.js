@@ -31,6 +31,12 @@ export function driver(createClient, transport, happened) {
     },
     async subscribe({ topic, bindings = [], config = {}, events = [], presence = false }) {
       await opened; // or the first join has no token; for that there are tests without a client
+      const replaced = channels.get(topic);
+      if (replaced) {
+        // Two channels of one topic, each with its own timer for rejoins, would end each other for ever.
+        channels.delete(topic);
+        await client.removeChannel(replaced);
+      }
       const channel = client.channel(topic, { config });
       for (const binding of bindings) {
         channel.on("postgres_changes", binding, (change) => happened({ change: { topic, ...change } }));
@@ -43,7 +49,11 @@ export function driver(createClient, transport, happened) {
       }
       channel.on("system", {}, (system) => happened({ system: { topic, ...system } }));
       channels.set(topic, channel);
-      channel.subscribe((status, error) => happened({ status, topic, error: error ? String(error.message ?? error) : null }));
+      channel.subscribe((status, error) => {
+        if (channels.get(topic) === channel) {
+          happened({ status, topic, error: error ? String(error.message ?? error) : null });
+        }
+      });
     },
     async send({ topic, event, payload, bytes }) {
       const content = bytes ? new Uint8Array(bytes).buffer : payload;

@@ -310,7 +310,7 @@ class Session:
         """Return no payload: pongs show only that the client is there."""
         return b""
 
-    def pong(self, payload: bytes) -> None:
+    def pong(self, payload: bytes, *, in_order: bool) -> None:
         """Ignore the payload."""
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:

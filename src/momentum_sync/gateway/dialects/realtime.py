@@ -259,11 +259,7 @@ class RealtimeSession:
         confirmed = await settle(topic, confirmed, self._rows)
         if self._is_lost:
             return
-        replaced = self.topics.get(topic.name)
-        if replaced is not None:  # it has had everything that was written, and what it had before that went back
-            topic.replace(replaced, self._outgoing.offset)
-        if replaced is None or replaced.channel != topic.channel:
-            self._go_back(topic.name, start.position.offset)
+        self._go_back(topic.name, start.position.offset)
         if start.is_resumed:  # it repeats its first join, and has had these
             replayed = NOTHING
         state = self.add(topic)
@@ -287,10 +283,11 @@ class RealtimeSession:
     async def _start(self, frame: ClientFrame, identity: Identity, head: Position) -> Start | None:
         """Return where a topic begins, once that is in the session's record. None: the socket is closed instead."""
         try:
-            if frame.topic not in self.topics:
+            topic = self.topics.get(frame.topic)
+            if topic is None:
                 start = await self._places.start(frame.topic, frame.ref, identity, head, is_alone=not self.topics)
-            else:  # joined again on the same socket: it goes on, for a caller who may have signed in
-                start = Start(head, "") if await self._places.rename(frame.topic, identity) else None
+            else:
+                start = await self._places.again(frame.topic, identity, head, is_known=topic.is_confirmed)
         except Unavailable:
             # The database may have written the record or not. The next socket finds it.
             self.close(Close.RESTART)
@@ -440,9 +437,13 @@ class RealtimeSession:
         self._outgoing.flush(ping=True)
         self._probes.append((self.ledger.pinged, answered))
 
-    def pong(self, payload: bytes) -> None:
-        """Take a pong: the client has everything that was written before its ping."""
-        number, confirmed = self.ledger.pong(payload)
+    def pong(self, payload: bytes, *, in_order: bool) -> None:
+        """Take a pong: the client has everything that was written before its ping.
+
+        If a message waits that was sent before the pong, it may be a join, whose topic is to go on from what the client
+        had confirmed until then. So the pong is only a sign of life; the next one confirms.
+        """
+        number, confirmed = self.ledger.pong(payload, moves=in_order)
         for name in confirmed & self.topics.keys():
             self.topics[name].is_confirmed = True
         waiting, self._probes = self._probes, []

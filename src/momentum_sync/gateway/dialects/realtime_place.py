@@ -91,11 +91,7 @@ class Places:
             self._is_settled = True
         start = Start(head, _GAP if self._has_gap else "" if ledger.key is not None else _NO_KEY)
         if before is not None:
-            try:
-                await self._rows.verify(before)
-                start = Start(before, _GAP if self._has_gap else _RESUMED)
-            except ResumeRefused:
-                start = Start(head, _GAP)
+            start = await self._from(before, head)
         # The socket may be lost before the client learns of the gap; so the record moves only with its next pong.
         has_lost = start == Start(head, _GAP) and (before is not None or self._has_lost)
         recorded = LOST if has_lost else start.position
@@ -104,6 +100,37 @@ class Places:
             if ledger.key is not None and not await self._rows.save(ledger):
                 return None
         return start
+
+    async def _from(self, before: Position, head: Position) -> Start:
+        """Return a start at a position, or at the head if not everything that follows the position is there."""
+        try:
+            await self._rows.verify(before)
+        except ResumeRefused:
+            return Start(head, _GAP)
+        return Start(before, _GAP if self._has_gap else _RESUMED)
+
+    async def again(self, topic: str, identity: Identity, head: Position, *, is_known: bool) -> Start | None:
+        """Return where a topic goes on that is joined again on the same socket, by a caller who may have signed in.
+
+        That is the last position that the client has confirmed. It may have given up the join before, while this server
+        worked on it; then the connection is still behind the head, and nobody knows what the client has taken.
+
+        Args:
+            topic: its name.
+            identity: its caller.
+            head: where it goes on if events after its position are not there any longer.
+            is_known: whether the client has confirmed the reply to the join before.
+
+        Returns:
+            None if the client has a newer socket.
+        """
+        before = self.ledger.cursors.get(topic)
+        if not await self.rename(topic, identity):
+            return None
+        if before is None:
+            return Start(head, "")
+        start = await self._from(before, head)
+        return Start(start.position, "") if is_known and start.is_resumed else start
 
     async def rename(self, topic: str, identity: Identity) -> bool:
         """Have the session be found by a caller that may have signed in: the next joins will be theirs.

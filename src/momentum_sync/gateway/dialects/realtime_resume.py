@@ -237,12 +237,17 @@ class Ledger:
         self._pings.append((self._number, position, frozenset(joined)))
         return str(self._number).encode()
 
-    def pong(self, payload: bytes) -> tuple[int, frozenset[str]]:
-        """Take a pong. Return its ping's number, 0 for none, and the topics that were joined when that was written."""
+    def pong(self, payload: bytes, *, moves: bool = True) -> tuple[int, frozenset[str]]:
+        """Take a pong. Return its ping's number, 0 for none, and the topics that were joined when that was written.
+
+        One that does not move the positions leaves them, and these topics, to a later pong.
+        """
         confirmed: frozenset[str] = frozenset()
         number = int(payload) if payload.isdigit() and len(payload) < 16 else 0
         if not any(number == each for each, _, _ in self._pings):
             return 0, confirmed
+        if not moves:
+            return number, confirmed
         # RFC 6455, section 5.5.3: a pong may answer several pings at once.
         while self._pings:
             each, position, topics = self._pings.popleft()

@@ -219,15 +219,6 @@ class Topic:
         self.events.skip_to(offset)
         self._messages_since = max(self._messages_since, offset)
 
-    def replace(self, replaced: Topic, offset: int) -> None:
-        """Skip the events that an earlier join of the topic has had; the connection has delivered up to an offset.
-
-        A private topic has other messages than the public one of its name.
-        """
-        self.events.skip_to(max(offset, replaced.events.since))
-        if replaced.channel == self.channel:
-            self._messages_since = max(self._messages_since, offset, replaced._messages_since)
-
     @property
     def channels(self) -> frozenset[str]:
         """Return the channels of its messages and of its tables."""

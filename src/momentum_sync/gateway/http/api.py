@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
+from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.handshake import is_allowed
 from momentum_sync.gateway.http.broadcasts import add_broadcasts
@@ -17,6 +18,8 @@ from momentum_sync.gateway.http.events import add_events
 from momentum_sync.gateway.http.health import add_health
 from momentum_sync.gateway.http.metrics import add_metrics
 from momentum_sync.gateway.http.requests import answer_errors, bound_bodies
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.limits import Limits
 from momentum_sync.wire.paths import BROADCASTS, PREFIX, SHORT
 
 
@@ -28,13 +31,13 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     sync = APIRouter(prefix="/sync")
     gateway.application.add_routes(sync, gateway.reads)
     add_events(sync, gateway)
-    add_health(sync, gateway)
+    limits = gateway.limits
+    add_health(sync, gateway.options.role, gateway.feed, gateway, limits.lifecycle)
     add_broadcasts(api, gateway)
     api.include_router(sync)
-    add_metrics(api, gateway, metrics)
+    add_metrics(api, metrics, gateway.authenticator, is_open=gateway.options.metrics_open)
     _add_sockets(api)
     answer_errors(api)
-    limits = gateway.limits
     bound_bodies(
         api,
         lambda path: limits.sockets.realtime_frame_bytes if path.startswith(BROADCASTS) else limits.http.body_bytes,
@@ -42,6 +45,28 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     # Added last and therefore outermost, because refusals of `bound_bodies` need CORS headers, too. No credentials:
     # tokens are never in cookies.
     api.add_middleware(_Cors, options=gateway.options)
+    api.add_middleware(_Prefixed)
+    return api
+
+
+class _Nobody:
+    """The clients of a process that serves none."""
+
+    draining = False
+    connections = subscriptions = 0
+
+
+def make_capture_api(
+    feed: LocalFeed, authenticator: Authenticator, metrics: Callable[[], bytes], limits: Limits, *, metrics_open: bool
+) -> FastAPI:  # fmt: skip
+    """Make the FastAPI application of a process that only captures: its health and metrics."""
+    api = FastAPI(title="Momentum Sync capture", version=__version__, docs_url=None, redoc_url=None)
+    sync = APIRouter(prefix="/sync")
+    add_health(sync, "capture", feed, _Nobody(), limits.lifecycle)
+    api.include_router(sync)
+    add_metrics(api, metrics, authenticator, is_open=metrics_open)
+    answer_errors(api)
+    bound_bodies(api, lambda _: limits.http.body_bytes)
     api.add_middleware(_Prefixed)
     return api
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from momentum_sync.errors import Unavailable
-from momentum_sync.eventlog.resume import ResumeRefused
+from momentum_sync.eventlog.resume import ResumeRefused, parse_position
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import REFUSALS, Caller, Refusal, Whole, refusal
@@ -69,6 +69,7 @@ async def missed_events(
         RequestError: the caller may not have them, or the database does not answer.
     """
     history, most = gateway.history, gateway.limits.http.events_bytes
+    await history.reach(parse_position(last_event_id))
     reached, lsn = history.position, history.lsn  # later events may need other grants than those asked for below
     end = reached.offset
     opening = await gateway.opener.resume(identity, identity.subject, channels, last_event_id, counted=False)

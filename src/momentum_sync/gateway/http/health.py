@@ -5,13 +5,13 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.status import FeedStatus
-from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.limits import LifecycleLimits
 from momentum_sync.wire.messages import timestamp
 
@@ -33,7 +33,10 @@ class Health(BaseModel):
     uptime: float = Field(description="seconds")
     memory_usage: dict[str, int] = Field(description="bytes")
     draining: bool = Field(description="stopping, and closing its connections")
-    capture: dict[str, object] = Field(description="`state`, `lag_ms`, `last_event_id`, `slot`")
+    role: str = Field(description="`all`, `capture` or `gateway`")
+    capture: dict[str, object] = Field(
+        description="`state`, `lag_ms`, `last_event_id`, `slot`, and `problem` if something needs attention"
+    )
     publishing: dict[str, list[str]] = Field(
         description="`problems`: triggers and functions that are not as installed, so that events are missing;"
         " `foreign_triggers`: triggers of others that run before them"
@@ -43,11 +46,11 @@ class Health(BaseModel):
 def judge(status: FeedStatus, limits: LifecycleLimits, *, draining: bool = False) -> Verdict:
     """Judge the server by its feed's status; one that is stopping is unhealthy.
 
-    Where triggers are missing it is degraded: other events still arrive, and no restart would help.
+    Where triggers are missing, or the broker, it is degraded: other events still arrive, and no restart would help.
     """
     if draining or not status.live or status.lag > limits.unhealthy_lag_s:
         return Verdict("unhealthy", 503)
-    if status.lag > limits.degraded_lag_s or status.triggers.problems:
+    if status.lag > limits.degraded_lag_s or status.triggers.problems or status.problem is not None:
         return Verdict("degraded", 200)
     return Verdict("healthy", 200)
 
@@ -58,29 +61,49 @@ def memory_usage() -> dict[str, int]:
     return {"peak_rss": peak if sys.platform == "darwin" else peak * 1024}
 
 
-def add_health(sync: APIRouter, gateway: Gateway) -> None:
+class Served(Protocol):
+    """The clients of the process."""
+
+    @property
+    def draining(self) -> bool:
+        """Return whether the process stops, and takes no new clients."""
+
+    @property
+    def connections(self) -> int:
+        """Return the number of clients."""
+
+    @property
+    def subscriptions(self) -> int:
+        """Return the number of their subscriptions."""
+
+
+def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limits: LifecycleLimits) -> None:
     """Add the route."""
     started_at = time.monotonic()
 
     @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def state() -> Response:
         """Return the health of the server. Needs no token."""
-        status = gateway.feed.status()
-        verdict = judge(status, gateway.limits.lifecycle, draining=gateway.draining)
+        status = feed.status()
+        verdict = judge(status, limits, draining=served.draining)
+        capture: dict[str, object] = {
+            "state": status.state.value,
+            "lag_ms": round(status.lag * 1000),
+            "last_event_id": str(feed.position),
+            "slot": status.slot._asdict(),
+        }
+        if status.problem is not None:
+            capture["problem"] = status.problem
         body = Health(
             status=verdict.status,
-            connected_clients=len(gateway.hub),
-            active_subscriptions=gateway.hub.subscriptions,
+            connected_clients=served.connections,
+            active_subscriptions=served.subscriptions,
             timestamp=timestamp(time.time()),
             uptime=round(time.monotonic() - started_at, 3),
             memory_usage=memory_usage(),
-            draining=gateway.draining,
-            capture={
-                "state": status.state.value,
-                "lag_ms": round(status.lag * 1000),
-                "last_event_id": str(gateway.feed.position),
-                "slot": status.slot._asdict(),
-            },
+            draining=served.draining,
+            role=role,
+            capture=capture,
             publishing=status.triggers._asdict(),
         )
         return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")

@@ -8,20 +8,16 @@ from fastapi import FastAPI, Request, Response, Security
 from starlette.responses import PlainTextResponse
 
 from momentum_sync.errors import Forbidden
+from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import API_KEY, BEARER, REFUSALS, credentials
+from momentum_sync.identity.keys import Authenticator
 from momentum_sync.wire.paths import PREFIX
 
 
 def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
-    """Return, for each name in `metrics.READ`, a function that reads the present value from the gateway."""
-    hub, feed = gateway.hub, gateway.feed
-
-    def retained() -> float:
-        bytes_retained = feed.status().slot.retained
-        # A gauge needs a number, and 0 would mean that no WAL is retained.
-        return -1 if bytes_retained is None else bytes_retained
-
+    """Return, for names in `metrics.READ`, a function that reads the present value from the gateway."""
+    hub = gateway.hub
     return {
         "momentum_connections": lambda: len(hub),
         "momentum_subscriptions": lambda: hub.subscriptions,
@@ -29,22 +25,35 @@ def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
         "momentum_topics": lambda: gateway.members.topics,
         "momentum_present": lambda: gateway.members.present,
         "momentum_queue_bytes": lambda: gateway.send_budget.total,
-        "momentum_window_bytes": lambda: feed.window.size,
-        "momentum_capture_live": lambda: feed.status().live,
-        "momentum_capture_lag_seconds": lambda: feed.status().lag,
-        "momentum_slot_retained_bytes": retained,
+        **feed_readings(gateway.feed),
         "momentum_draining": lambda: gateway.draining,
     }
 
 
-def add_metrics(api: FastAPI, gateway: Gateway, metrics: Callable[[], bytes]) -> None:
+def feed_readings(feed: LocalFeed) -> dict[str, Callable[[], float]]:
+    """Return the same for names that every process with a feed has."""
+
+    def retained() -> float:
+        bytes_retained = feed.status().slot.retained
+        # A gauge needs a number, and 0 would mean that no WAL is retained.
+        return -1 if bytes_retained is None else bytes_retained
+
+    return {
+        "momentum_window_bytes": lambda: feed.window.size,
+        "momentum_capture_live": lambda: feed.status().live,
+        "momentum_capture_lag_seconds": lambda: feed.status().lag,
+        "momentum_slot_retained_bytes": retained,
+    }
+
+
+def add_metrics(api: FastAPI, metrics: Callable[[], bytes], authenticator: Authenticator, *, is_open: bool) -> None:
     """Add the route."""
 
     async def scrape(request: Request) -> Response:
         """Return the server's metrics, in Prometheus' text format. For `service_role`, unless they are open."""
-        if not gateway.options.metrics_open:
+        if not is_open:
             authorization, apikey = credentials(request)
-            caller = await gateway.authenticator.authenticate(authorization=authorization, apikey=apikey)
+            caller = await authenticator.authenticate(authorization=authorization, apikey=apikey)
             if caller.role != "service_role":
                 raise Forbidden("Only service_role may read the metrics.")
         return Response(metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

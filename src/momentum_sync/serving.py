@@ -1,0 +1,158 @@
+"""Puts a gateway together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+from momentum_sync import observe
+from momentum_sync.database.pool import CallerPool
+from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.history import History, Reach
+from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.samples import Samples
+from momentum_sync.gateway.application import Application
+from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.fan_out import FanOut
+from momentum_sync.gateway.gateway import Gateway, GatewayOptions
+from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.realtime_sessions import RealtimeSessions
+from momentum_sync.gateway.row_watches import RowSource, RowWatches
+from momentum_sync.gateway.send_budget import SendBudget
+from momentum_sync.gateway.topic_members import TopicMembers
+from momentum_sync.identity.authorizer import Authorizer
+from momentum_sync.identity.compiled_policies import CompiledPolicies
+from momentum_sync.identity.event_filter import EventFilter
+from momentum_sync.identity.keys import Authenticator
+from momentum_sync.identity.row_rights import RowRights
+from momentum_sync.identity.topic_rights import TopicRights
+from momentum_sync.limits import Limits
+from momentum_sync.settings import Settings
+from momentum_sync.token_settings import token_rules
+
+
+class Source(NamedTuple):
+    """The history that a gateway serves, and the ways to ask for more of it.
+
+    Attributes:
+        feed: the feed.
+        log: the log.
+        samples: takes samples of what is delivered.
+        rows: has changes of rows become events.
+        reach: waits until the feed has come to a position; None where none can be ahead of it.
+    """
+
+    feed: LocalFeed
+    log: EventLog
+    samples: Samples
+    rows: RowSource
+    reach: Reach | None
+
+
+def make_gateway(
+    settings: Settings,
+    limits: Limits,
+    application: Application,
+    source: Source,
+    pool: CallerPool,
+    sessions: RealtimeSessions,
+    policies: CompiledPolicies,
+) -> Gateway:
+    """Make a gateway. Nothing runs yet."""
+    feed = source.feed
+
+    def up_to_date() -> bool:
+        # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
+        status = feed.status()
+        return status.live and status.lag < limits.lifecycle.grants_lag_s
+
+    history = History(feed, source.log, limits.log, source.reach)
+    topics = TopicRights(pool, policies.is_current)
+    policies.also(topics.have_changed)
+    rights = RowRights(pool, deletes_by_key=settings.deletes == "key", trusted=policies.trusted)
+    authenticator = Authenticator(token_rules(settings), limits.keys)
+    authorizer = Authorizer(pool, application.schema, most=settings.max_connections, up_to_date=up_to_date)
+    return Gateway(
+        _options(settings),
+        limits,
+        application,
+        feed=feed,
+        history=history,
+        hub=_hub(settings, limits, feed, source.samples, authorizer, policies),
+        send_budget=SendBudget(
+            each=settings.send_buffer_bytes, total=settings.send_total_bytes,
+            admitted_at_once=limits.delivery.admitted_at_once,
+        ),
+        authenticator=authenticator,
+        authorizer=authorizer,
+        event_filter=EventFilter(pool, authorizer, application.schema),
+        reads=CallerReads(pool, authorizer, feed),
+        rows=RowWatches(authenticator, rights, policies, feed, history, sessions, source.rows, topics),
+        members=TopicMembers(
+            asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
+            received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,
+        ),
+    )  # fmt: skip
+
+
+def _hub(
+    settings: Settings,
+    limits: Limits,
+    feed: LocalFeed,
+    samples: Samples,
+    authorizer: Authorizer,
+    policies: CompiledPolicies,
+) -> Hub:
+    def changed(xid: int, user: UUID | None) -> None:
+        authorizer.changed(xid, user)
+        if user is not None:
+            policies.revoked(xid)
+
+    def missed() -> None:
+        authorizer.missed()
+        policies.missed()
+
+    return Hub(
+        feed,
+        limit=settings.max_connections,
+        limit_per_user=settings.max_connections_per_user,
+        clock=time.time,
+        grants_changed=changed,
+        row_rights_changed=policies.changed,
+        grants_missed=missed,
+        delivered=_reporting(samples),
+        limits=limits.delivery,
+    )
+
+
+def _options(settings: Settings) -> GatewayOptions:
+    return GatewayOptions(
+        role=settings.role,
+        heartbeat=settings.heartbeat.total_seconds(),
+        send_buffer=settings.send_buffer_bytes,
+        allowed_origins=settings.allowed_origins,
+        loopback_origins=settings.development,
+        token_in_query=settings.token_in_query,
+        metrics_open=settings.metrics_open,
+    )
+
+
+def _reporting(samples: Samples) -> Callable[[Sequence[FanOut]], None]:
+    """Return a function that reports fan-outs to the metrics and to the samples."""
+
+    def report(fan_outs: Sequence[FanOut]) -> None:
+        observe.delivered(
+            [fan_out.event.event_type for fan_out in fan_outs],
+            sum([fan_out.frames for fan_out in fan_outs]),
+            sum([fan_out.size for fan_out in fan_outs]),
+            [fan_out.delay for fan_out in fan_outs if fan_out.delay is not None],
+        )
+        samples.delivered((each.event, each.delay) for each in fan_outs if each.broken is None)
+        for fan_out in fan_outs:
+            if fan_out.broken is not None:
+                samples.failed(fan_out.event, observe.described(fan_out.broken))
+
+    return report

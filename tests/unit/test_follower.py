@@ -1,0 +1,441 @@
+"""A gateway's feed behind a broker that loses, delays, repeats and reorders: by cases, and by random histories."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from momentum_sync.eventlog.event import Event
+from momentum_sync.eventlog.feed import Beginning, LocalFeed
+from momentum_sync.eventlog.follower import FeedMessage, Follower
+from momentum_sync.eventlog.log_read import LogRead
+from momentum_sync.eventlog.status import UNKNOWN_SLOT, CaptureState, FeedStatus, Triggers
+from momentum_sync.eventlog.window import Window
+from momentum_sync.limits import FeedLimits
+
+EPOCH, NEXT = "aaaaaaaa", "bbbbbbbb"
+LIVE = FeedStatus(CaptureState.LIVE, 0.25, UNKNOWN_SLOT, Triggers([], []))
+
+
+def event(offset: int, number: int = 0, *, text: str = "") -> Event:
+    """Return an event; `number` names its transaction, and is its LSN."""
+    number = number or offset
+    body = msgspec.json.encode({"event_type": "x", "number": number, "text": text})
+    return Event.build(
+        offset=offset, place=(10 * number, 0), xid=number, committed_at=1.0, channels=("c",), body=body
+    )  # fmt: skip
+
+
+def message(
+    events: Sequence[Event] = (), *, epoch: str = EPOCH, offset: int | None = None, lsn: int = 0, fence: int = 1,
+    logged: int = 0, incarnation: int = 1, status: FeedStatus | None = None,
+) -> FeedMessage:  # fmt: skip
+    last = events[-1].offset if offset is None else offset
+    return FeedMessage(epoch, fence, incarnation, last, lsn, logged, tuple(events), status)
+
+
+def log_read(
+    offset: int, events: Sequence[Event] | None = None, *, epoch: str = EPOCH, lsn: int = 0, fence: int = 1,
+    live: bool = True, incarnation: int = 1, newest: Sequence[Event] = (),
+) -> LogRead:  # fmt: skip
+    beginning = Beginning(epoch, offset, 0, lsn, 1, incarnation, fence, newest, 0)
+    return LogRead(beginning, live, None if events is None else list(events))
+
+
+class Recorder:
+    """A subscriber."""
+
+    def __init__(self, feed: LocalFeed) -> None:
+        self.feed = feed
+        self.got: list[int] = []
+        self.reached = 0
+        self.switches = 0
+        self.restarts = 0
+        self.breaks = False
+
+    def event(self, event: Event, *, more: bool = False) -> None:
+        self.got.append(event.offset)
+        if self.breaks:
+            self.breaks = False
+            raise RuntimeError("a subscriber failed")
+
+    def published(self) -> None:
+        pass
+
+    def advanced(self, lsn: int) -> None:
+        self.reached = lsn
+
+    def restarted(self) -> None:
+        self.restarts += 1
+
+    def history_changed(self) -> None:
+        self.switches += 1
+
+
+class World:
+    """A gateway's follower with its feed."""
+
+    def __init__(self, limits: FeedLimits | None = None) -> None:
+        self.feed = LocalFeed(Window(64 * 1024))
+        self.got = Recorder(self.feed)
+        self.feed.subscribe(self.got)
+        self.follower = Follower(self.feed, limits or FeedLimits())
+
+    def hear(self, *messages: FeedMessage, at: float = 0.0) -> None:
+        for each in messages:
+            self.follower.heard(each, at)
+
+    def read(self, found: LogRead, at: float = 0.0) -> None:
+        self.follower.reading()
+        self.follower.read(found, at)
+
+    def status(self, at: float, *, is_connected: bool = True) -> FeedStatus:
+        return self.follower.status(at, is_connected=is_connected)
+
+
+@pytest.fixture
+def world() -> World:
+    """Return a gateway that has begun behind the offset 2 of an epoch that is live."""
+    world = World()
+    world.read(log_read(2, lsn=20, newest=[event(1), event(2)]))
+    return world
+
+
+def test_nothing_is_taken_before_the_log_was_read() -> None:
+    world = World()
+    wanted = world.follower.wants_read
+    world.hear(message([event(1)]))
+    assert wanted
+    assert (world.feed.epoch, world.got.got) == ("", [])
+    world.read(log_read(2, newest=[event(1), event(2)]))
+    assert (world.feed.offset, world.got.got, world.got.switches) == (2, [], 0)
+    assert not world.follower.wants_read
+    assert [each.offset for each in world.feed.window.after(0, ["c"], most=10_000).events] == [1, 2]
+
+
+def test_events_loaded_at_the_start_count_as_recent_until_a_snapshot_sees_them(world: World) -> None:
+    assert world.feed.recent() == [1, 2]
+
+
+def test_events_come_in_order_and_each_once(world: World) -> None:
+    world.hear(message([event(3), event(4)], lsn=41), message([event(3), event(4), event(5)], lsn=51))
+    assert world.got.got == [3, 4, 5]
+    assert world.got.reached == 51
+    world.hear(message([event(4)], lsn=41))
+    assert (world.got.got, world.got.reached) == ([3, 4, 5], 51)
+    assert not world.follower.wants_read
+
+
+def test_behind_a_gap_events_wait_until_the_log_has_filled_it(world: World) -> None:
+    world.hear(message([event(5), event(6)], lsn=61))
+    assert (world.got.got, world.got.reached) == ([], 0)
+    assert world.follower.wants_read
+    world.read(log_read(4, [event(3), event(4)], lsn=41))
+    assert (world.got.got, world.got.reached) == ([3, 4, 5, 6], 61)
+    assert not world.follower.wants_read
+
+
+def test_a_gap_that_the_log_does_not_have_yet_is_asked_for_again(world: World) -> None:
+    world.hear(message([event(4)], lsn=41))
+    world.read(log_read(2, [], lsn=20))
+    assert world.follower.wants_read
+    assert world.got.got == []
+    world.read(log_read(3, [event(3)], lsn=31))
+    assert world.got.got == [3, 4]
+
+
+def test_a_late_message_fills_a_gap_as_well(world: World) -> None:
+    world.hear(message([event(4)], lsn=41), message([event(3)], lsn=31))
+    world.hear(message([event(4)], lsn=41))
+    assert world.got.got == [3, 4]
+
+
+def test_a_report_tells_of_a_last_batch_that_was_lost(world: World) -> None:
+    world.hear(message(offset=4, lsn=41, status=LIVE))
+    assert world.follower.wants_read
+    assert world.got.reached == 0
+    world.read(log_read(4, [event(3), event(4)], lsn=41))
+    assert (world.got.got, world.got.reached) == ([3, 4], 41)
+
+
+def test_a_position_counts_only_behind_all_events_below_it(world: World) -> None:
+    world.hear(message(offset=3, lsn=31))
+    assert world.feed.lsn == 20
+    world.read(log_read(5, [event(3)], lsn=51))  # a page of them
+    assert world.feed.lsn == 20
+    assert world.follower.wants_read
+    world.read(log_read(5, [event(4), event(5)], lsn=51))
+    assert world.feed.lsn == 51
+
+
+def test_the_window_keeps_what_the_log_does_not_have(world: World) -> None:
+    large = [event(number, text="x" * 30_000) for number in range(3, 9)]
+    for each in large:
+        world.hear(message([each], logged=4))
+    assert world.feed.window.first == 5
+    world.hear(message(offset=8, logged=9))
+    assert world.feed.window.first == 7
+
+
+def test_an_earlier_writer_of_the_epoch_is_not_heard(world: World) -> None:
+    world.hear(message([event(3)], fence=3), message([event(4)], fence=2), message(offset=9, fence=2, status=LIVE))
+    assert world.got.got == [3]
+    assert not world.follower.wants_read
+
+
+def test_what_is_heard_of_another_epoch_is_not_applied_but_asked_for(world: World) -> None:
+    world.hear(message([event(3)], epoch=NEXT, fence=9))
+    assert world.got.got == []
+    assert world.follower.wants_read
+    world.read(log_read(2, [], lsn=20))  # the log says that this epoch goes on
+    assert (world.feed.epoch, world.got.switches) == (EPOCH, 0)
+
+
+def test_a_new_epoch_begins_with_the_log_even_if_its_fence_is_lower() -> None:
+    world = World()
+    world.read(log_read(2, fence=7))
+    world.hear(message([event(3)], fence=7), message([event(5)], fence=7), message(offset=5, fence=2, epoch=NEXT))
+    assert world.follower.wants_read
+    world.read(log_read(3, epoch=NEXT, fence=2, live=False))
+    assert (world.feed.epoch, world.feed.offset, world.feed.fence, world.got.switches) == (NEXT, 3, 2, 1)
+    assert world.got.got == [3]  # the event behind the gap is of the other epoch
+    world.hear(message([event(4)], epoch=NEXT, fence=2))
+    assert world.got.got == [3, 4]
+    assert not world.follower.wants_read
+
+
+def test_a_history_that_retention_has_passed_begins_again(world: World) -> None:
+    world.read(log_read(9, newest=[event(8), event(9)]))
+    assert (world.feed.offset, world.got.switches, world.got.got) == (9, 1, [])
+
+
+def test_another_run_of_postgresql_voids_snapshots_but_no_event(world: World) -> None:
+    world.hear(message([event(3)], incarnation=2))
+    assert world.got.got == [3]
+    assert world.follower.wants_read
+    assert world.got.restarts == 0
+    world.read(log_read(2, [], incarnation=2))
+    assert (world.got.restarts, world.feed.incarnation, world.feed.offset, world.got.switches) == (1, 2, 3, 0)
+
+
+def test_an_error_of_a_subscriber_loses_nothing(world: World) -> None:
+    world.got.breaks = True
+    with pytest.raises(RuntimeError):
+        world.hear(message([event(3), event(4)], lsn=41))
+    assert world.follower.wants_read
+    world.got.breaks = True
+    with pytest.raises(RuntimeError):
+        world.read(log_read(6, [event(4), event(5), event(6)], lsn=61))
+    assert world.follower.wants_read
+    world.read(log_read(6, [event(5), event(6)], lsn=61))
+    assert (world.got.got, world.got.reached) == ([3, 4, 5, 6], 61)
+
+
+def test_a_read_can_be_asked_for(world: World) -> None:
+    world.follower.want_read()
+    assert world.follower.wants_read
+    world.read(log_read(2, []))
+    assert not world.follower.wants_read
+
+
+def test_events_behind_a_gap_have_a_budget() -> None:
+    world = World(FeedLimits(ahead_bytes=2_000))
+    world.read(log_read(0))
+    for offset in range(2, 12):
+        world.hear(message([event(offset)], lsn=10 * offset))
+    world.read(log_read(1, [event(1)], lsn=11))
+    assert 1 < len(world.got.got) < 8
+    assert world.got.got == list(range(1, len(world.got.got) + 1))
+    assert world.follower.wants_read  # the rest comes from the log
+
+
+def test_clients_are_served_while_there_is_a_sign_of_capture_and_the_epoch_is_live() -> None:
+    world = World(FeedLimits(away_s=5.0))
+    assert world.status(0.0).state is CaptureState.STARTING
+    world.read(log_read(2, lsn=20, live=False), at=1.0)
+    assert world.status(1.0).state is CaptureState.WAITING
+    world.hear(message(offset=2, status=LIVE._replace(state=CaptureState.CATCHING_UP)), at=2.0)
+    assert world.status(2.0).state is CaptureState.CATCHING_UP
+    world.hear(message(offset=2, status=LIVE), at=3.0)
+    assert world.status(3.0) == LIVE
+    assert world.status(4.0).lag == 1.0
+    world.hear(message(offset=2), at=4.0)
+    assert world.status(4.0).lag == 0.25
+    assert world.status(9.1).state is CaptureState.WAITING
+
+
+def test_without_a_broker_a_moving_log_is_a_sign_of_capture() -> None:
+    world = World(FeedLimits(away_s=5.0))
+    world.read(log_read(2, lsn=20), at=1.0)
+    world.read(log_read(2, [], lsn=20), at=2.0)
+    assert world.status(2.0, is_connected=False).state is CaptureState.WAITING
+    world.read(log_read(2, [], lsn=30), at=3.0)
+    found = world.status(3.5, is_connected=False)
+    assert (found.state, found.lag) == (CaptureState.LIVE, 0.5)
+    assert found.problem is not None
+    assert world.status(3.5).problem is None
+
+
+def test_silence_is_when_nothing_of_this_history_is_heard(world: World) -> None:
+    assert world.follower.is_silent(0.0)
+    world.hear(message(offset=2), at=1.0)
+    assert not world.follower.is_silent(3.9)
+    assert world.follower.is_silent(4.1)
+    world.hear(message(offset=2, epoch=NEXT), at=4.1)
+    assert world.follower.is_silent(4.1)
+
+
+def test_a_message_survives_the_broker() -> None:
+    sent = message([event(3), event(4)], lsn=41, logged=2, status=LIVE)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=FeedMessage) == sent
+
+
+class Capture:
+    """A capture that publishes from the log's place on; superseded, it may go on publishing at any time."""
+
+    def __init__(self, history: History) -> None:
+        history.fence += 1
+        self.epoch, self.fence = history.epoch, history.fence
+        self.base, self.place = len(history.log) + history.first - 1, history.place
+        self.count = 0
+
+    def numbered(self, history: History) -> list[Event]:
+        return [event(self.base + index + 1, tx) for index, tx in enumerate(range(self.place + 1, history.wal + 1))]
+
+    def message(self, history: History, first: int, last: int) -> FeedMessage:
+        events = self.numbered(history)
+        place = self.place + last
+        return FeedMessage(
+            self.epoch, self.fence, 1, self.base + last, 10 * place + 1, self.base, tuple(events[first:last])
+        )  # fmt: skip
+
+
+class History:
+    """A WAL of one event a transaction, the log, and captures, of which the last one may append."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.wal = 0
+        self.epoch, self.fence, self.first, self.place = "00000001", 0, 1, 0
+        self.log: list[Event] = []
+        self.captures = [Capture(self)]
+        self.soup: list[FeedMessage] = []
+        self.truth: dict[str, dict[int, int]] = {self.epoch: {}}  # by epoch and offset, the transaction
+
+    def step(self) -> None:
+        """Let something happen behind the broker."""
+        chance, capture = self.chance, self.chance.choice(self.captures[-2:])
+        match chance.choice(["commit", "commit", "publish", "publish", "report", "append", "take over", "new epoch"]):
+            case "commit":
+                self.wal += 1
+            case "publish" if capture.count < len(capture.numbered(self)):
+                first = capture.count
+                capture.count = chance.randint(first + 1, len(capture.numbered(self)))
+                self.soup.append(capture.message(self, first, capture.count))
+            case "report":
+                self.soup.append(capture.message(self, capture.count, capture.count))
+            case "append":
+                self.append()
+            case "take over" if chance.random() < 0.1:
+                self.captures.append(Capture(self))
+            case "new epoch" if chance.random() < 0.05:
+                self.first += len(self.log)
+                self.place, self.log, self.epoch = self.wal, [], f"{int(self.epoch) + 1:08}"
+                self.fence = chance.choice([0, self.fence])
+                self.truth[self.epoch] = {}
+                self.captures.append(Capture(self))
+
+    def append(self) -> None:
+        """Let the last capture append what it has published, or a part of it."""
+        capture = self.captures[-1]
+        done = len(self.log) + self.first - 1 - capture.base
+        if done < capture.count:
+            more = capture.numbered(self)[done : self.chance.randint(done + 1, capture.count)]
+            self.log += more
+            self.place = more[-1].xid
+            self.truth[self.epoch] |= {each.offset: each.xid for each in more}
+
+    def read(self, epoch: str, offset: int) -> LogRead:
+        """Return what a read of the log shows now."""
+        last = self.first + len(self.log) - 1
+        beginning = Beginning(self.epoch, last, 0, 10 * self.place + 1, 1, 1, self.fence, (), 0)
+        if epoch != self.epoch or offset + 1 < self.first:
+            return LogRead(beginning._replace(newest=self.log[-3:]), True, None)
+        most = self.chance.randint(1, 5)
+        return LogRead(beginning, True, self.log[offset + 1 - self.first :][:most])
+
+
+class Checked(Recorder):
+    """A subscriber that checks what it gets against the WAL."""
+
+    def __init__(self, feed: LocalFeed, history: History) -> None:
+        super().__init__(feed)
+        self.history = history
+        self.begin()
+
+    def begin(self) -> None:
+        self.epoch, self.last, self.tx = self.feed.epoch, self.feed.offset, 0
+
+    def event(self, event: Event, *, more: bool = False) -> None:
+        assert (self.feed.epoch, event.offset) == (self.epoch, self.last + 1)
+        # What was published before may never reach the log of an epoch that ended, so transactions are compared only
+        # with each other here.
+        assert event.xid > self.tx
+        self.last, self.tx = event.offset, event.xid
+        known = self.history.truth[self.epoch].get(event.offset)
+        assert known in (None, event.xid)
+
+    def advanced(self, lsn: int) -> None:
+        following = self.history.truth[self.epoch].get(self.last + 1)
+        assert following is None or 10 * following >= lsn, "an event below a position has not come"
+
+    def history_changed(self) -> None:
+        self.begin()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_histories(seed: int) -> None:
+    """Everything on the broker may be lost, late, repeated or out of order, and reads of the log may be slow."""
+    chance = random.Random(seed)
+    history = History(chance)
+    world = World(FeedLimits(ahead_bytes=chance.choice([0, 2_000, 100_000])))
+    feed, follower = world.feed, world.follower
+    checked = Checked(feed, history)
+    pending: LogRead | None = None
+    for _ in range(400):
+        history.step()
+        if history.soup and chance.random() < 0.7:
+            late = chance.random() < 0.3
+            follower.heard(chance.choice(history.soup) if late else history.soup[-1], 0.0)
+        if pending is None and (follower.wants_read or chance.random() < 0.05):
+            follower.reading()
+            pending = history.read(feed.epoch, feed.offset)
+        elif pending is not None and chance.random() < 0.5:
+            if not feed.epoch:
+                feed.subscribe(checked)
+                follower.read(pending, 0.0)
+                checked.begin()
+            else:
+                follower.read(pending, 0.0)
+            pending = None
+    # A quiet end: the last batches are lost, a report arrives, and the log is read as often as it is asked for.
+    if pending is not None:
+        follower.read(pending, 0.0)
+    capture = history.captures[-1]
+    capture.count = len(capture.numbered(history))
+    while len(history.log) + history.first - 1 - capture.base < capture.count:
+        history.append()
+    report = capture.message(history, capture.count, capture.count)
+    follower.heard(report, 0.0)
+    reads = 0
+    while follower.wants_read:
+        follower.reading()
+        follower.read(history.read(feed.epoch, feed.offset), 0.0)
+        follower.heard(report, 0.0)
+        reads += 1
+        assert reads < 1_000
+    assert (feed.epoch, feed.offset) == (history.epoch, history.first + len(history.log) - 1)
+    assert feed.lsn >= 10 * history.place + 1
