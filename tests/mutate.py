@@ -43,6 +43,7 @@ TESTS = {
     "eventlog/row_index": ["test_row_index", "test_routes"],
     "eventlog/samples": ["test_samples"],
     "eventlog/window": ["test_window"],
+    "gateway/peers": ["test_peers"],
     "gateway/fan_out": ["test_hub"],
     "gateway/cursor": ["test_cursor"],
     "gateway/dialects/native": ["test_native"],

@@ -158,6 +158,29 @@ class FeedLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLimits:
+    """Bounds of the state that gateways share."""
+
+    report_s: float = 1.0
+    """Interval at which a gateway says that it is there."""
+
+    expire_s: float = 5.0
+    """Silence after which a gateway's clients count as gone."""
+
+    flush_s: float = 0.02
+    """Time for which changes are collected into one message."""
+
+    answer_s: float = 0.5
+    """Least time between two answers with all items, and between two wishes for one."""
+
+    items: int = 500
+    """Most items in one message."""
+
+    share: float = 0.25
+    """Part of a rate per second; a user who takes less of it on one gateway is not told to the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogLimits:
     """Bounds of reads and writes of `momentum.event_log`."""
 
@@ -508,6 +531,7 @@ class Limits:
 
     capture: CaptureLimits = field(default_factory=CaptureLimits)
     feed: FeedLimits = field(default_factory=FeedLimits)
+    peers: PeerLimits = field(default_factory=PeerLimits)
     log: LogLimits = field(default_factory=LogLimits)
     queries: QueryLimits = field(default_factory=QueryLimits)
     keys: KeyLimits = field(default_factory=KeyLimits)

@@ -7,7 +7,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
+from uuid import uuid4
 
 from fastapi import FastAPI
 
@@ -28,10 +30,12 @@ from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.application import Application
+from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.api import make_api, make_capture_api
 from momentum_sync.gateway.http.metrics import feed_readings, readings
 from momentum_sync.gateway.listener import NO_WEBSOCKETS, listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
+from momentum_sync.gateway.sharing import Sharing
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.keys import Authenticator
@@ -162,20 +166,23 @@ async def _run_capture(parts: _Parts, capture: Capture) -> None:
     await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
-async def _broker(parts: _Parts) -> tuple[Broker, str]:
-    """Return a connection to NATS, which is not open yet, and the subject of this database's feed."""
+async def _broker(parts: _Parts) -> Broker:
+    """Return a connection to NATS, which is made in the background."""
     settings = parts.settings
     ca = None if settings.nats_ca is None else str(settings.nats_ca)
-    broker = Broker(BrokerOptions(settings.nats_urls, ca), f"momentum-sync {settings.role}", parts.limits.feed)
-    subject = subject_of(["momentum_sync", _VERSION, await parts.log.identity(), settings.slot, "feed"])
-    return broker, subject
+    options = BrokerOptions(settings.nats_urls, ca)
+    return await opened(parts.stack, Broker(options, f"momentum-sync {settings.role}", parts.limits.feed))
+
+
+async def _subject(parts: _Parts, name: str) -> str:
+    """Return a subject of this database."""
+    return subject_of(["momentum_sync", _VERSION, await parts.log.identity(), parts.settings.slot, name])
 
 
 async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     limits, settings, feed = parts.limits, parts.settings, parts.feed
-    broker, subject = await _broker(parts)
-    writer = FeedWriter(feed, broker, subject, limits.feed)
-    await opened(parts.stack, broker)
+    broker = await _broker(parts)
+    writer = FeedWriter(feed, broker, await _subject(parts, "feed"), limits.feed)
     await parts.stack.enter_async_context(background(writer.run(), parts.stopped))
     capture = _capture(parts, conninfo)
     await _run_capture(parts, capture)
@@ -187,6 +194,18 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     return Running(url, api, capture.has_begun)
 
 
+async def _share(parts: _Parts, gateway: Gateway, sessions: RealtimeSessions, broker: Broker) -> None:
+    """Make a gateway one of several."""
+    subject = await _subject(parts, "gateways")
+    sharing = Sharing(
+        uuid4().hex, partial(broker.publish, subject), gateway.hub, gateway.members, sessions, gateway.rates,
+        asyncio.get_running_loop().call_later, parts.limits.peers,
+    )  # fmt: skip
+    await broker.subscribe(subject, sharing.hear)
+    await parts.stack.enter_async_context(background(sharing.run(), parts.stopped))
+    parts.stack.callback(sharing.leave)
+
+
 def _broker_readings(broker: Broker | None) -> dict[str, Callable[[], float]]:
     return {"momentum_broker_connected": lambda: broker is None or broker.is_connected}
 
@@ -194,9 +213,11 @@ def _broker_readings(broker: Broker | None) -> dict[str, Callable[[], float]]:
 @asynccontextmanager
 async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]:
     limits = parts.limits
-    broker, subject = await _broker(parts)
-    reader = FeedReader(parts.feed, parts.log, parts.connections, broker, subject, limits.feed)
-    await opened(parts.stack, broker)
+    broker = await _broker(parts)
+    reader = FeedReader(
+        parts.feed, parts.log, parts.connections, broker, await _subject(parts, "feed"), limits.feed
+    )  # fmt: skip
+    await reader.open()
     await parts.stack.enter_async_context(background(reader.run(), parts.stopped))
     rows = FollowedTables(parts.connections, parts.feed, limits.capture)
     source = Source(parts.feed, parts.log, parts.samples, rows, reader.reach)
@@ -215,6 +236,8 @@ async def _clients(
     sessions = RealtimeSessions(SessionRecords(parts.connections), limits.resume)
     policies = CompiledPolicies(pool, interval_s=limits.capture.policy_check_interval_s)
     gateway = make_gateway(settings, limits, parts.application, source, pool, sessions, policies)
+    if broker is not None:
+        await _share(parts, gateway, sessions, broker)
     policies.report(gateway.hub.review_rows)
     await stack.enter_async_context(background(policies.run(), stopped))
     api = make_api(gateway, Scrape({**readings(gateway), **_broker_readings(broker)}).text)

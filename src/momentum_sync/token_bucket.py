@@ -27,6 +27,11 @@ class TokenBucket:
         self._tokens -= count
         return True
 
+    def debit(self, now: float, count: int) -> None:
+        """Take tokens that were used elsewhere, as many as there are and up to a burst more."""
+        self.take(now, 0)
+        self._tokens = max(-float(self._rate.burst), self._tokens - count)
+
     def is_full(self, now: float) -> bool:
         """Return whether the bucket is full at `now`, as a new one is."""
         return self._tokens + (now - self._at) * self._rate.per_second >= self._rate.burst
@@ -39,6 +44,7 @@ class TokenBuckets:
         self._rate = rate
         self._most = most
         self._buckets: dict[Hashable, TokenBucket] = {}  # the least recently used first
+        self._taken: dict[Hashable, int] | None = None
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -52,7 +58,27 @@ class TokenBuckets:
                 return False
             bucket = TokenBucket(self._rate, now)
         self._buckets[key] = bucket
-        return bucket.take(now, count)
+        is_there = bucket.take(now, count)
+        if is_there and self._taken is not None:
+            self._taken[key] = self._taken.get(key, 0) + count
+        return is_there
+
+    def debit(self, key: Hashable, now: float, count: int) -> None:
+        """Take tokens of a key that were used elsewhere."""
+        if self.take(key, now, 0):
+            self._buckets[key].debit(now, count)
+
+    # Together with others
+
+    def record(self) -> None:
+        """Record from now on what is taken, for `taken`."""
+        self._taken = {}
+
+    def taken(self, share: float) -> dict[Hashable, int]:
+        """Return what was taken since the last call by keys that took at least this share of the rate per second."""
+        taken, self._taken = self._taken or {}, {}
+        least = share * self._rate.per_second
+        return {key: count for key, count in taken.items() if count and count >= least}
 
     def _forget(self, now: float) -> None:
         """Forget the least recently used buckets that are full."""

@@ -5,112 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import websockets
-from websockets.asyncio.client import ClientConnection
 
 from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import Sql
-from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Bounds, Server, Start, sign
+from tests.fixtures.realtime import RESUMED, page, until_acknowledged
+from tests.fixtures.server import TIMEOUT_S, Bounds, Server, Start, sign
 from tests.fixtures.todos import TODOS, add_todo
-
-RESUMED = "Resumed: the changes since this client was last connected follow."
-
-
-class Page:
-    """One client object, whose `ref` continues over its sockets; version 2.0.0."""
-
-    def __init__(self, server: Server, user: UUID, **query: str) -> None:
-        self.server = server
-        self.user = user
-        self.query = {"apikey": ANON_KEY, "vsn": "2.0.0", **query}
-        self.claims: dict[str, Any] = {}
-        self.ref = 0
-        self.socket: ClientConnection
-        self.said: list[str] = []
-
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Page]:
-        """Open a socket, which is cut at the end."""
-        query = "&".join(f"{name}={value}" for name, value in self.query.items())
-        async with websockets.connect(
-            f"{self.server.ws}/realtime/v1/websocket?{query}", open_timeout=TIMEOUT_S, max_queue=None
-        ) as socket:
-            self.socket = socket
-            try:
-                yield self
-            finally:
-                socket.transport.abort()
-
-    async def join(self, topic: str = "realtime:a", *bindings: dict[str, Any], **config: Any) -> str | None:
-        """Join a topic. Return the message about its resume."""
-        self.ref += 1
-        token = sign(self.user, **self.claims)
-        payload = {"config": {"postgres_changes": list(bindings or [TODOS]), **config}, "access_token": token}
-        await self.socket.send(json.dumps([str(self.ref), str(self.ref), topic, "phx_join", payload]))
-        reply = await self.next()
-        assert reply[2:4] == [topic, "phx_reply"]
-        assert reply[4]["status"] == "ok", reply
-        assert (await self.next())[4]["message"] == "Subscribed to PostgreSQL"
-        ref = await self.send("phoenix", "heartbeat")
-        said = None
-        while (frame := await self.next())[1] != ref:
-            if frame[3] == "system":
-                assert (frame[4]["extension"], frame[4]["status"]) == ("resume", "ok")
-                said = str(frame[4]["message"])
-            else:
-                self.early.append(frame)
-        return said
-
-    early: list[list[Any]]
-
-    async def send(self, topic: str, event: str, payload: dict[str, Any] | None = None) -> str:
-        self.ref += 1
-        await self.socket.send(json.dumps([None, str(self.ref), topic, event, payload or {}]))
-        return str(self.ref)
-
-    async def next(self) -> list[Any]:
-        """Return the next frame that is no notice about rights."""
-        while True:
-            frame: list[Any] = json.loads(await asyncio.wait_for(self.socket.recv(), TIMEOUT_S))
-            if frame[3] != "system" or frame[4]["extension"] != "rights":
-                return frame
-
-    async def ids(self, count: int, topic: str = "realtime:a") -> list[int]:
-        """Return the rows of the next changes."""
-        found = []
-        for _ in range(count):
-            frame = self.early.pop(0) if self.early else await self.next()
-            assert frame[2:4] == [topic, "postgres_changes"], frame
-            found.append(frame[4]["data"]["record"]["id"])
-        return found
 
 
 @pytest.fixture
 def user() -> UUID:
     return uuid4()
-
-
-def page(server: Server, user: UUID, **query: str) -> Page:
-    made = Page(server, user, **query)
-    made.early = []
-    return made
-
-
-async def until_acknowledged(sql: Sql, offset: int, count: int = 1) -> None:
-    """Wait until so many saved positions have come to an offset."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while True:
-            rows = sql.execute("select cursors from momentum.realtime_sessions").fetchall()
-            reached = [int(at.split("-")[1]) for (cursors,) in rows for at in cursors.values()]
-            if len([each for each in reached if each >= offset]) >= count:
-                return
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture

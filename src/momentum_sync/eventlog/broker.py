@@ -50,6 +50,7 @@ class Broker:
         self._limits = limits
         self._client = Client()
         self._wanted: dict[str, Handler] = {}
+        self._is_ready = False
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._outbox_size = 0
         self._has_mail = asyncio.Event()
@@ -61,9 +62,11 @@ class Broker:
         """Return whether messages can be sent and received now."""
         return self._client.is_connected
 
-    def subscribe(self, subject: str, handler: Handler) -> None:
-        """Call a handler with the messages on a subject. Before `open`."""
+    async def subscribe(self, subject: str, handler: Handler) -> None:
+        """Call a handler with the messages on a subject, as soon as there is a connection."""
         self._wanted[subject] = handler
+        if self._is_ready:
+            await self._take(subject, handler)
 
     async def open(self) -> None:
         """Connect in the background, for as long as it takes."""
@@ -125,11 +128,15 @@ class Broker:
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 await self._failed(error)
                 await asyncio.sleep(limits.connect_s)
-        for subject, handler in self._wanted.items():
-            await self._client.subscribe(
-                subject, cb=_calling(handler), pending_msgs_limit=-1, pending_bytes_limit=limits.inbox_bytes
-            )
+        self._is_ready = True
+        for subject, handler in list(self._wanted.items()):
+            await self._take(subject, handler)
         observe.broker_connected(self._server)
+
+    async def _take(self, subject: str, handler: Handler) -> None:
+        await self._client.subscribe(
+            subject, cb=_calling(handler), pending_msgs_limit=-1, pending_bytes_limit=self._limits.inbox_bytes
+        )
 
     def _tls(self) -> ssl.SSLContext | None:
         if self._options.ca is None:

@@ -148,8 +148,12 @@ class FeedReader:
         self._reads_begun = self._reads_ended = 0
         self._read_ended = asyncio.Event()
         self.has_begun = asyncio.Event()
-        broker.subscribe(subject, self._hear)
+        self._subject = subject
         feed.report(self.status)
+
+    async def open(self) -> None:
+        """Take the messages of capture from now on."""
+        await self._broker.subscribe(self._subject, self._hear)
 
     def status(self) -> FeedStatus:
         """Return the status of the feed now."""

@@ -13,7 +13,10 @@ select
     case when %(relation)s::oid = 0 then
         exists (
             select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime_messages_publication')
-        and to_regclass('realtime.messages') is not null
+        and exists (
+            select from pg_catalog.pg_class c
+            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where n.nspname = 'realtime' and c.relname = 'messages')
     else
         exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime')
         and not exists (

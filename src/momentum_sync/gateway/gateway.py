@@ -95,6 +95,14 @@ class Gateway:
         self.broadcasts = TokenBuckets(limits.users.broadcasts)
         self.refused_origins = TokenBuckets(limits.origins.warnings, most=limits.origins.most)
 
+    @property
+    def rates(self) -> Mapping[str, TokenBuckets]:
+        """Return the rates of users that hold on all gateways together, by name."""
+        return {
+            "connects": self.connects, "requests": self.requests, "frames": self.frames,
+            "broadcasts": self.broadcasts,
+        }  # fmt: skip
+
     def drain(self) -> None:
         """Take no new connections from now on."""
         self.draining = True

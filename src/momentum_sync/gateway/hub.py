@@ -8,7 +8,7 @@ score's change and its invalidation, which every update makes, cost one send ins
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from momentum_sync.eventlog.event import CONTROL, Event, relation_of
@@ -29,6 +29,19 @@ class _Indexed(NamedTuple):
 
 
 _NOT_INDEXED = _Indexed((), plain=False)
+
+
+class Elsewhere(Protocol):
+    """The connections of other gateways."""
+
+    def count(self, owner: Owner, client_id: str) -> int:
+        """Return the number of an owner's connections there, without those that this client replaces."""
+
+    def admitted(self, subscriber: Subscriber) -> None:
+        """Tell them of a connection of this gateway."""
+
+    def left(self, subscriber: Subscriber) -> None:
+        """Tell them that a connection of this gateway has ended."""
 
 
 class Hub:
@@ -79,7 +92,12 @@ class Hub:
         self._with_boundary: dict[Subscriber, None] = {}
         self._fan_outs: list[FanOut] = []
         self._unwritten: Unwritten = {}  # only while a batch is sent
+        self._elsewhere: Elsewhere | None = None
         feed.subscribe(self)
+
+    def share(self, elsewhere: Elsewhere) -> None:
+        """Count an owner's connections on other gateways, too, and close those that continue there."""
+        self._elsewhere = elsewhere
 
     @property
     def connections(self) -> list[Subscriber]:
@@ -110,12 +128,17 @@ class Hub:
             # itself.
             self.leave(earlier)
             earlier.close(Close.REPLACED)
-        exceeds = not owner.is_public and self._by_owner.get(owner, 0) >= self._limit_per_user
+        connections = self._by_owner.get(owner, 0)
+        if self._elsewhere is not None:
+            connections += self._elsewhere.count(owner, subscriber.client_id)
+        exceeds = not owner.is_public and connections >= self._limit_per_user
         if len(self._indexed) >= self._limit or exceeds:
             return False
         self._by_client[client] = subscriber
         self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
         self._indexed[subscriber] = _NOT_INDEXED
+        if self._elsewhere is not None:
+            self._elsewhere.admitted(subscriber)
         return True
 
     def leave(self, subscriber: Subscriber) -> None:
@@ -133,6 +156,8 @@ class Hub:
         self._by_owner[owner] -= 1
         if not self._by_owner[owner]:
             del self._by_owner[owner]
+        if self._elsewhere is not None:
+            self._elsewhere.left(subscriber)
 
     def update(self, subscriber: Subscriber) -> None:
         """Index a subscriber by the channels that its cursor has now, if it follows the feed.

@@ -79,12 +79,22 @@ class Presence:
         self._refs[member] = ref
         self._tracked[member] = Tracked(key, _encode({**own, **rest}))
 
+    def put(self, member: object, tracked: Tracked) -> None:
+        """Add a member of another gateway, which has made its meta, or replace that."""
+        self._changed[member] = None
+        self._tracked[member] = tracked
+
+    def of(self, member: object) -> Tracked:
+        """Return a member's meta. Raise KeyError without one."""
+        return self._tracked[member]
+
     def untrack(self, member: object) -> bool:
         """Remove a member. Return whether it was there."""
         if member not in self._tracked:
             return False
         self._changed[member] = None
-        del self._tracked[member], self._refs[member]
+        del self._tracked[member]
+        self._refs.pop(member, None)
         return True
 
     def state(self) -> bytes:

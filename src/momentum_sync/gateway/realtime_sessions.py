@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Generic, NamedTuple, TypeVar
 
@@ -105,6 +105,7 @@ class RealtimeSessions:
         self._live: dict[int, LiveSession] = {}
         self._by_key: dict[str, set[int]] = {}  # of the live ones that have a key
         self._ended: dict[int, Ledger] = {}
+        self._claimed_elsewhere: Callable[[Sequence[int]], None] = lambda _: None
         self._saved: dict[int, tuple[int, float]] = {}  # by session: its changes, and when they were saved
         self._numbers: _Batches[None, int] = _Batches(self._take_numbers)
         self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle)
@@ -166,10 +167,21 @@ class RealtimeSessions:
                 each.ledger.session for each, answered in zip(others, answers, strict=True) if not answered
             )
         verdict = await self._claims.ask(_Claim(ledger, key, ref, topic, start, silent, is_reconnect))
-        for session in verdict.claimed:
+        self.claimed(verdict.claimed)
+        # Under a shared key a socket on another gateway may be another client, and was not asked whether it answers.
+        if key.is_exact and verdict.claimed:
+            self._claimed_elsewhere(verdict.claimed)
+        return verdict
+
+    def claimed(self, sessions: Iterable[int]) -> None:
+        """Close those of the sockets here whose sessions another socket continues."""
+        for session in sessions:
             if (old := self._live.get(session)) is not None:
                 old.drop(Close.REPLACED)
-        return verdict
+
+    def share(self, claimed: Callable[[Sequence[int]], None]) -> None:
+        """Call a function with the sessions that are continued here and may be open on another gateway."""
+        self._claimed_elsewhere = claimed
 
     async def rename(self, ledger: Ledger, key: Key) -> bool:
         """Have a session be found under another key. Return whether it still exists.

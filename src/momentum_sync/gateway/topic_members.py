@@ -1,4 +1,4 @@
-"""The members of topics on this gateway, and their messages to each other: broadcasts and presence.
+"""The members of topics, and their messages to each other: broadcasts and presence.
 
 Nothing is stored. A message is encoded once for each version of the protocol, and written to each member at once; a
 member that does not read is closed as too slow, like one that asks and does not read.
@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from momentum_sync.gateway.presence import Presence
+from momentum_sync.gateway.presence import Presence, Tracked
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Version, encode_frame
@@ -43,6 +43,19 @@ class Member(Protocol):
 
 Writers = dict[Member, Callable[[bytes], None]]
 """Members, in the order in which they joined, with the functions that write to them."""
+
+
+class Elsewhere(Protocol):
+    """The members of topics on other gateways."""
+
+    def broadcast(self, message: Broadcast, *, is_private: bool) -> None:
+        """Have them get a broadcast."""
+
+    def tracked(self, topic: TopicKey, member: str, tracked: Tracked) -> None:
+        """Have a member of this gateway be present there. `member` is its name on this gateway."""
+
+    def untracked(self, topic: TopicKey, member: str) -> None:
+        """Have a member of this gateway be absent there."""
 
 
 class _Listeners:
@@ -99,7 +112,13 @@ class TopicMembers:
         self._due: dict[TopicKey, None] = {}
         self._counter = itertools.count(1)
         self._origin = unique()
+        self._elsewhere: Elsewhere | None = None
+        self._names: dict[tuple[TopicKey, Member], str] = {}  # of present members, for other gateways
         self.unique = unique
+
+    def share(self, elsewhere: Elsewhere) -> None:
+        """Have the members on other gateways get messages and presence, too. Before the first member joins."""
+        self._elsewhere = elsewhere
 
     @property
     def topics(self) -> int:
@@ -123,9 +142,7 @@ class TopicMembers:
                 listeners.remove(member)
                 if not listeners:
                     del known[topic]
-        presence = self._presence.get(topic)
-        if presence is not None and presence.untrack(member):
-            self._tell_later(topic)
+        self.untrack(topic, member)
 
     # Broadcast
 
@@ -139,9 +156,14 @@ class TopicMembers:
             to_sender: whether the sender gets it, too.
         """
         self._received("http" if sender is None else "socket")
+        if self._elsewhere is not None:
+            self._elsewhere.broadcast(message, is_private=is_private)
+        self.deliver(message, is_private=is_private, left_out=None if to_sender else sender)
+
+    def deliver(self, message: Broadcast, *, is_private: bool, left_out: Member | None = None) -> None:
+        """Write a message to the members on this gateway, but not to the one that is left out."""
         listeners = self._members.get(TopicKey(message.topic, is_private))
         if listeners is not None:
-            left_out = None if to_sender else sender
             self._write(listeners, lambda version: broadcast_frame(message, version), left_out)
 
     def _write(
@@ -201,6 +223,20 @@ class TopicMembers:
         presence.track(member, key, payload)
         self._presence[topic] = presence
         self._tell_later(topic)
+        if self._elsewhere is not None:
+            name = self._names.setdefault((topic, member), str(next(self._counter)))
+            self._elsewhere.tracked(topic, name, presence.of(member))
+
+    def present_elsewhere(self, topic: TopicKey, member: tuple[str, str], tracked: Tracked | None) -> None:
+        """Have a member of another gateway be present here; None: be absent. It is named by gateway and name."""
+        presence = self._presence.get(topic)
+        if tracked is not None:
+            if presence is None:
+                presence = self._presence[topic] = Presence(self._new_ref)
+            presence.put(member, tracked)
+        elif presence is None or not presence.untrack(member):
+            return
+        self._tell_later(topic)
 
     def present_on(self, topic: TopicKey) -> int:
         """Return the number of tracked members of a topic."""
@@ -212,6 +248,8 @@ class TopicMembers:
         presence = self._presence.get(topic)
         if presence is not None and presence.untrack(member):
             self._tell_later(topic)
+            if self._elsewhere is not None:
+                self._elsewhere.untracked(topic, self._names.pop((topic, member)))
 
     def _new_ref(self) -> str:
         return f"{self._origin}{next(self._counter)}"
