@@ -202,11 +202,14 @@ def _place(task: asyncio.Task[object]) -> str:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGINT and SIGTERM set. A second signal ends the process at once."""
+def stopped_by_signals(*, interrupt: bool = True) -> Iterator[asyncio.Event]:
+    """Yield an event that SIGINT and SIGTERM set. A second signal ends the process at once.
+
+    Without `interrupt`, SIGINT is left as it is.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM) if interrupt else (signal.SIGTERM,)
 
     def stop() -> None:
         stopped.set()

@@ -509,6 +509,12 @@ class LifecycleLimits:
     metrics_s: float = 5.0
     """Deadline of one such write."""
 
+    worker_steady_s: float = 10.0
+    """A worker that ran longer than this is started again at once."""
+
+    worker_pauses_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 5.0)
+    """Pauses before a worker is started again, after consecutive early ends."""
+
     grants_lag_s: float = 2.0
     """Cached grants are used only while the feed's lag is below this; a lag probe is due each second."""
 

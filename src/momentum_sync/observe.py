@@ -7,6 +7,7 @@ event or a message, or the name of a person or device; of errors only the parts 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,13 +23,19 @@ from momentum_sync.errors import MomentumError
 _log = structlog.get_logger("momentum_sync")
 
 
-def configure(*, level: str) -> None:
-    """Set up the log. `level` is a level of the `logging` module, such as `INFO`."""
+def configure(*, level: str, role: str = "all") -> None:
+    """Set up the log.
+
+    Args:
+        level: a level of the `logging` module, such as `INFO`.
+        role: of this process; with another than `all`, lines name it and the process.
+    """
     rendering: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
+            *([] if role == "all" else [_process(role)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -42,6 +49,15 @@ def configure(*, level: str) -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Libraries)] + [_Libraries()]
+
+
+def _process(role: str) -> structlog.typing.Processor:
+    pid = os.getpid()
+
+    def add(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {"role": role, "pid": pid, **line}
+
+    return add
 
 
 # PostgreSQL errors of these classes concern connections, resources and the server, never a row.
@@ -89,9 +105,19 @@ class _Libraries(logging.Handler):
         _log.log(record.levelno, template, logger=record.name, **_told(error))
 
 
-def listening(url: str) -> None:
-    """Log that the server answers."""
-    _log.info("listening", url=url)
+def listening(url: str, own_url: str | None = None) -> None:
+    """Log that the server answers, and where this process does alone, if others share the first address."""
+    _log.info("listening", url=url, **({} if own_url is None else {"own_url": own_url}))
+
+
+def worker_ended(name: str, status: int, pause_s: float) -> None:
+    """Log that a worker has ended by itself; it is started again."""
+    _log.error("worker ended", worker=name, status=status, retry_in_s=pause_s)
+
+
+def workers_started(gateways: int, pids: dict[str, int]) -> None:
+    """Log the processes of the workers."""
+    _log.info("workers started", gateways=gateways, **pids)
 
 
 def unknown_setting(name: str) -> None:

@@ -33,7 +33,7 @@ from momentum_sync.gateway.application import Application
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.api import make_api, make_capture_api
 from momentum_sync.gateway.http.metrics import feed_readings, readings
-from momentum_sync.gateway.listener import NO_WEBSOCKETS, listening
+from momentum_sync.gateway.listener import NO_WEBSOCKETS, Bound, listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.gateway.sharing import Sharing
 from momentum_sync.gateway.websocket import protocol_for
@@ -189,7 +189,7 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     metrics = Scrape({**feed_readings(feed), **_broker_readings(broker)}).text
     authenticator = Authenticator(token_rules(settings), limits.keys)
     api = make_capture_api(feed, authenticator, metrics, limits, metrics_open=settings.metrics_open)
-    bound = (settings.host, settings.port, 0)
+    bound = Bound(settings.host, settings.port, 0, settings.own_port)
     url = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
     return Running(url, api, capture.has_begun)
 
@@ -248,7 +248,9 @@ async def _clients(
         await _run_capture(parts, capture)
     await stack.enter_async_context(background(sessions.run(), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
-    bound = (settings.host, settings.port, settings.max_connections)
+    bound = Bound(
+        settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
+    )  # fmt: skip
     url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
     yield Running(url, api, live)
     # Before the stack closes, so that events are still delivered to clients that are not closed yet.

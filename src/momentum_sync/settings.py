@@ -116,6 +116,17 @@ class Settings(BaseSettings):
     """What this process does: `capture` reads the WAL and writes the log, `gateway` serves clients; any number of each,
     connected by NATS. `all`: both, without NATS."""
 
+    workers: str | None = Field(None, pattern="^(auto|[1-9][0-9]{0,2})$")
+    """Run a capture and this many gateways as processes that share the port; `auto`: one less than there are cores.
+    They start a NATS of their own, unless MOMENTUM_NATS_URL is set."""
+
+    reuse_port: bool = False
+    """Share the port with other gateways on this machine (SO_REUSEPORT)."""
+
+    own_port: int | None = Field(None, ge=0, le=65535)
+    """A further port on loopback for health and metrics of this process alone, where several share the other one.
+    Workers have the ports after it: capture the next one, then each gateway."""
+
     nats_url: SecretStr | None = None
     """Addresses of NATS, comma-separated, for the roles capture and gateway: nats://user:password@host:4222, or tls://."""
 
@@ -213,11 +224,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _connected(self) -> Self:
+        if self.workers is not None and self.role != "all":
+            raise ValueError("MOMENTUM_WORKERS runs all roles; it does not go together with MOMENTUM_ROLE")
         if self.role == "all":
-            if self.nats_url is not None:
+            if self.nats_url is not None and self.workers is None:
                 raise ValueError(
                     "MOMENTUM_NATS_URL is set, but this process does everything by itself;"
-                    " choose a role (--role capture or --role gateway), or unset it"
+                    " choose a role (--role capture or --role gateway), or --workers, or unset it"
                 )
             return self
         if self.nats_url is None:
@@ -226,11 +239,16 @@ class Settings(BaseSettings):
             )
         if self.database_url is None:
             raise ValueError(f"MOMENTUM_ROLE={self.role} needs DATABASE_URL, the same database for all roles")
-        for url in self.nats_urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("nats", "tls") or not parts.hostname:
-                raise ValueError("MOMENTUM_NATS_URL has an address that is not nats://host:port or tls://host:port")
         return self
+
+    @field_validator("nats_url", mode="after")
+    @classmethod
+    def _addresses(cls, value: SecretStr | None) -> SecretStr | None:
+        for url in [] if value is None else value.get_secret_value().split(","):
+            parts = urlsplit(url.strip())
+            if parts.scheme not in ("nats", "tls") or not parts.hostname:
+                raise ValueError("an address is not nats://host:port or tls://host:port")
+        return value
 
     @property
     def nats_urls(self) -> tuple[str, ...]:
@@ -281,13 +299,21 @@ def unknown(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("MOMENTUM_") and name not in known)
 
 
+def read_environment() -> Settings:
+    """Return the settings of the environment alone, without `.env`. Raise Unsuitable as `read`."""
+    return _read({"_env_file": None})
+
+
 def read(**given: object) -> Settings:
-    """Return the settings; those in `given` that are not None take precedence over the environment.
+    """Return the settings; those in `given` that are not None take precedence over the environment and `.env`.
 
     Raises:
         Unsuitable: a setting is wrong; the message names the first.
     """
-    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return _read({name: value for name, value in given.items() if value is not None})
+
+
+def _read(values: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:

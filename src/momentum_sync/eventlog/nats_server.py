@@ -79,7 +79,9 @@ class NatsServer:
             old.unlink()
         with (self._folder / "nats.log").open("ab") as log:
             arguments = [program(), "-c", str(config)]
-            self._process = await asyncio.to_thread(subprocess.Popen, arguments, stdout=log, stderr=log)
+            self._process = await asyncio.to_thread(
+                subprocess.Popen, arguments, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             async with asyncio.timeout(_START_S):
                 while not (found := self._listening_on()):

@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 import uvicorn
@@ -151,6 +151,24 @@ def bounded_http(most: int, limits: HttpLimits) -> type[BoundedHttp]:
     return type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits})
 
 
+class Bound(NamedTuple):
+    """The places where a server listens.
+
+    Attributes:
+        host: address.
+        port: port; 0: any free one.
+        most: WebSockets at most.
+        own_port: a further port on loopback, if this process shares the other one.
+        reuse: whether other processes may listen on the same port.
+    """
+
+    host: str
+    port: int
+    most: int
+    own_port: int | None = None
+    reuse: bool = False
+
+
 NO_WEBSOCKETS: Literal["none"] = "none"
 """For a process that serves none."""
 
@@ -159,7 +177,7 @@ NO_WEBSOCKETS: Literal["none"] = "none"
 async def listening(
     api: FastAPI,
     websockets: type[asyncio.Protocol] | Literal["none"],
-    bound: tuple[str, int, int],
+    bound: Bound,
     stopped: asyncio.Event,
     limits: Limits,
 ) -> AsyncIterator[str]:
@@ -170,18 +188,17 @@ async def listening(
     Args:
         api: the HTTP application.
         websockets: uvicorn's protocol class for WebSockets, or `NO_WEBSOCKETS`.
-        bound: host, port (0: any free one), and the number of WebSockets at most.
+        bound: where to listen, and the number of WebSockets at most.
         stopped: set if uvicorn ends.
         limits: bounds.
 
     Raises:
         Unsuitable: the address cannot be bound.
     """
-    host, port, most = bound
     # An access log would show `?access_token=`, and uvicorn's log configuration would bypass `observe`.
     config = uvicorn.Config(
         api,
-        http=bounded_http(most + limits.http.connections, limits.http),
+        http=bounded_http(bound.most + limits.http.connections, limits.http),
         ws=websockets,
         log_config=None,
         access_log=False,
@@ -189,17 +206,18 @@ async def listening(
         server_header=False,
         timeout_graceful_shutdown=limits.lifecycle.stop_s,
     )
-    listener = _bind(host, port, limits.http.kernel_bytes)
-    named = f"[{host}]" if ":" in host else host
-    url = f"http://{named}:{listener.getsockname()[1]}"
+    listeners = [_bind(bound.host, bound.port, limits.http.kernel_bytes, reuse=bound.reuse)]
+    if bound.own_port is not None:
+        listeners.append(_bind("127.0.0.1", bound.own_port, limits.http.kernel_bytes))
+    url, *own = [_url(host, listener) for host, listener in zip((bound.host, "127.0.0.1"), listeners, strict=False)]
     uvicorn_server = _Uvicorn(config)
-    serving = asyncio.ensure_future(uvicorn_server.serve(sockets=[listener]))
+    serving = asyncio.ensure_future(uvicorn_server.serve(sockets=listeners))
     serving.add_done_callback(lambda _: stopped.set())
     # If uvicorn fails during startup, the wait below must end, too.
     serving.add_done_callback(lambda _: uvicorn_server.listens.set())
     await uvicorn_server.listens.wait()
     try:
-        observe.listening(url)
+        observe.listening(url, *own)
         yield url
     finally:
         uvicorn_server.should_exit = True
@@ -222,11 +240,18 @@ class _Uvicorn(uvicorn.Server):
         self.listens.set()
 
 
-def _bind(host: str, port: int, kernel_bytes: int) -> socket.socket:
+def _url(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _bind(host: str, port: int, kernel_bytes: int, *, reuse: bool = False) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Accepted sockets inherit this size. By default Linux buffers up to 4 MiB, which no send budget counts.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
         listener.bind((host, port))

@@ -1,0 +1,191 @@
+"""`serve --workers`: a capture and several gateways as processes that share a port, started again if one ends.
+
+A worker ends when its parent does: its standard input is a pipe that the parent holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from momentum_sync import observe
+from momentum_sync.errors import Unsuitable
+from momentum_sync.eventlog.nats_server import private_nats
+from momentum_sync.limits import Limits
+from momentum_sync.settings import Settings, variable
+from momentum_sync.tasks import end
+from momentum_sync.token_settings import token_rules
+
+WORKER = "momentum_sync.worker"
+"""The module that a worker runs."""
+
+_NOT_PASSED_ON = frozenset({"workers", "role", "database_url", "nats_url", "port", "own_port", "reuse_port"})
+
+
+def count_of(settings: Settings) -> int:
+    """Return the number of gateways."""
+    if settings.workers == "auto":
+        # One core is capture's, which all events pass.
+        return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(settings.workers or 1)
+
+
+def environment(settings: Settings, conninfo: str, nats_url: str, port: int) -> dict[str, str]:
+    """Return the environment variables of all workers: the settings that were given, wherever they came from."""
+    given = {name: _text(getattr(settings, name)) for name in settings.model_fields_set - _NOT_PASSED_ON}
+    ours = {
+        **{variable(name): text for name, text in given.items() if text is not None},
+        "DATABASE_URL": conninfo,
+        "MOMENTUM_NATS_URL": nats_url,
+        "MOMENTUM_PORT": str(port),
+    }
+    names = {variable(name) for name in Settings.model_fields}
+    return {name: value for name, value in os.environ.items() if name not in names} | ours
+
+
+def _text(value: object) -> str | None:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case timedelta():
+            return f"{value.total_seconds():g}s"
+        case tuple():
+            return ",".join(map(str, value))
+        case None:
+            return None
+    return str(value)
+
+
+@asynccontextmanager
+async def workers(settings: Settings, conninfo: str, limits: Limits | None = None) -> AsyncIterator[list[Worker]]:
+    """Run capture and gateways on a migrated database. Yield them, capture first.
+
+    Args:
+        settings: the operator's settings.
+        conninfo: connection string of the database.
+        limits: bounds; the defaults if left out.
+
+    Raises:
+        Unsuitable: the port or NATS cannot be had.
+    """
+    limits = limits or Limits()
+    token_rules(settings)  # in development mode it makes the secret, which all workers read
+    async with AsyncExitStack() as stack:
+        urls = ",".join(settings.nats_urls)
+        if not urls:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="momentum-sync-")))
+            urls = await stack.enter_async_context(private_nats(folder))
+        port = stack.enter_context(_reserved(settings.host, settings.port)).getsockname()[1]
+        common = environment(settings, conninfo, urls, port)
+        gateways = count_of(settings)
+        found = [
+            Worker("capture", {**common, "MOMENTUM_ROLE": "capture", **_own(settings, 0, is_capture=True)}, limits)
+        ]
+        for number in range(1, gateways + 1):
+            role = {"MOMENTUM_ROLE": "gateway", "MOMENTUM_REUSE_PORT": "true"}
+            found.append(Worker(f"gateway_{number}", {**common, **role, **_own(settings, number)}, limits))
+        try:
+            for worker in found:
+                await worker.start()
+            observe.workers_started(gateways, {worker.name: worker.pid for worker in found})
+            yield found
+        finally:
+            # Gateways first: capture still delivers to clients that are not closed yet.
+            drain_s = settings.drain.total_seconds() + limits.lifecycle.stop_s
+            await asyncio.gather(*[worker.stop(drain_s) for worker in found[1:]])
+            await found[0].stop(limits.lifecycle.stop_s * 2)
+
+
+def _own(settings: Settings, number: int, *, is_capture: bool = False) -> Mapping[str, str]:
+    """Return the port of a worker's own health and metrics. Capture has no other."""
+    port = 0 if settings.own_port in (None, 0) else settings.own_port + 1 + number
+    if is_capture:
+        return {"MOMENTUM_HOST": "127.0.0.1", "MOMENTUM_PORT": str(port)}
+    return {"MOMENTUM_OWN_PORT": str(port)}
+
+
+def _reserved(host: str, port: int) -> socket.socket:
+    """Return a socket that holds the port, without listening, so that it is known and stays theirs."""
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+    except OSError as error:
+        held.close()
+        raise Unsuitable(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            "Stop the program that listens there, or choose another port: --port 8788",
+        ) from error
+    return held
+
+
+class Worker:
+    """One process, started again whenever it ends by itself.
+
+    Attributes:
+        name: its name in the log.
+    """
+
+    def __init__(self, name: str, environment: Mapping[str, str], limits: Limits) -> None:
+        self.name = name
+        self._environment = environment
+        self._limits = limits.lifecycle
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start it, and keep it running."""
+        await self._run()
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def _run(self) -> None:
+        self._process = await asyncio.to_thread(
+            subprocess.Popen, [sys.executable, "-m", WORKER], env=dict(self._environment), stdin=subprocess.PIPE,
+            start_new_session=True,  # a signal to the terminal's group is for the parent, which ends them in order
+        )  # fmt: skip
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            assert self._process is not None
+            status = await asyncio.to_thread(self._process.wait)
+            failures = 0 if time.monotonic() - began > self._limits.worker_steady_s else failures + 1
+            pauses = self._limits.worker_pauses_s
+            pause = pauses[min(failures, len(pauses) - 1)]
+            observe.worker_ended(self.name, status, pause)
+            await asyncio.sleep(pause)
+            await self._run()
+
+    async def stop(self, seconds: float) -> None:
+        """End it by SIGTERM, and by SIGKILL if it takes longer than this."""
+        if self._keeping is not None:
+            await end(self._keeping)
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)  # which does nothing to one that has ended
+        try:
+            await asyncio.to_thread(process.wait, seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
