@@ -3,6 +3,7 @@
 python -m faults                      one history of 30 seconds, with a random seed
 python -m faults --seed 7             the same schedule again
 python -m faults --minutes 30         one after another, for this long
+python -m faults --gateways           with two captures, three gateways and NATS
 python -m faults --clients supabase   with Supabase's own clients, which script/test installs
 """
 
@@ -14,9 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 from faults.devices import installed_clients
+from faults.fleet import FLEET_FAULTS
 from faults.history import Verdict, run
 from faults.mutations import MUTATIONS
-from faults.nemesis import FAULTS
 from faults.supabase import run_supabase
 
 
@@ -29,7 +30,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="how long a history is disturbed (30)")
     parser.add_argument("--minutes", type=float, help="histories one after another for so long; else a single one")
     parser.add_argument("--clients", choices=("native", "supabase"), default="native", help="whose protocol (native)")
-    parser.add_argument("--only", action="append", choices=FAULTS, help="this fault alone; may be repeated")
+    parser.add_argument("--gateways", action="store_true", help="two captures and three gateways for one server")
+    parser.add_argument("--only", action="append", choices=FLEET_FAULTS, help="this fault alone; may be repeated")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a server with this defect on purpose")
     parser.add_argument("--logs", type=Path, help="a file for what the servers of the last history said")
     given = parser.parse_args()
@@ -43,7 +45,7 @@ def main() -> None:
     verdicts: list[Verdict] = []
     while not verdicts or time.monotonic() < ends:
         verdict = (run if given.clients == "native" else run_supabase)(
-            seed, given.seconds, mutation=given.mutation, only=given.only, logs=given.logs
+            seed, given.seconds, mutation=given.mutation, only=given.only, logs=given.logs, gateways=given.gateways
         )
         verdicts.append(verdict)
         _tell(verdict, given)
@@ -68,7 +70,7 @@ def _tell(verdict: Verdict, given: argparse.Namespace) -> None:
     for sentence in verdict.wrong[:20]:
         print(f"    {sentence}")
     if verdict.wrong:
-        more = "" if is_native else " --clients supabase"
+        more = ("" if is_native else " --clients supabase") + (" --gateways" if given.gateways else "")
         print(f"  again: python -m faults --seed {verdict.seed} --seconds {given.seconds:g}{more}", flush=True)
 
 

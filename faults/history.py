@@ -17,7 +17,8 @@ import psycopg
 from faults.checker import Change, Client, Rows, adds_up, check_branches, expected
 from faults.clients import Walker
 from faults.database import SERVER, Database, clock_environment, clock_of_children
-from faults.nemesis import Nemesis, Servers
+from faults.fleet import Fleet, nemesis_of
+from faults.nemesis import Servers
 from faults.proxy import Proxy
 from faults.witness import Witness
 from faults.workload import Writers
@@ -53,18 +54,18 @@ class Verdict:
 
 def run(
     seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None,
-    settle: float = _SETTLED_S,
+    settle: float = _SETTLED_S, gateways: bool = False,
 ) -> Verdict:  # fmt: skip
     """Run one history of this many seconds, on a PostgreSQL of its own.
 
     `only` names the faults to inject, `settle` is the time that clients may need at the end in seconds, `logs` keeps
-    the servers' output.
+    the servers' output, `gateways` has two captures and three gateways in place of one server.
     """
     with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
         migrate(postgres.conninfo, tell=lambda _: None)
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {SERVER} superuser login")
-        verdict = asyncio.run(_run(seed, seconds, postgres, folder, mutation, only, settle))
+        verdict = asyncio.run(_run(seed, seconds, postgres, folder, mutation, only, settle, gateways=gateways))
         if logs is not None:
             shutil.copy(folder / "servers.log", logs)
         return verdict
@@ -78,19 +79,21 @@ async def _run(
     mutation: str | None,
     only: list[str] | None,
     settle: float,
+    *,
+    gateways: bool,
 ) -> Verdict:
     chance = Random(seed)
     users, day = _prepare(postgres.conninfo, chance)
     database = Database(postgres, folder, Witness(postgres.conninfo))
     database.witness.begin()
-    proxy = Proxy()
+    proxy = Proxy(spread=Random(seed) if gateways else None)
     await proxy.start()
     await database.proxy.start()
-    servers = Servers(
+    servers = (Fleet if gateways else Servers)(
         database.servers_conninfo, SECRET, proxy, folder / "servers.log", mutation,
         environment=clock_environment(folder, "server"),
     )  # fmt: skip
-    nemesis = Nemesis(servers, database, proxy, chance)
+    nemesis = nemesis_of(servers, database, proxy, chance)
     walkers = [
         Walker(client, role, f"127.0.0.1:{proxy.port}", SECRET, seed) for client, role in _clients(users)
     ]  # fmt: skip
@@ -100,7 +103,7 @@ async def _run(
     late: list[str] = []
     servers.ready = min(servers.ready, settle * 6)
     try:
-        await servers.until(await servers.start(), "live")
+        await servers.start_all(folder)
         tasks = [asyncio.create_task(walker.live()) for walker in walkers]
         writers = database.writers = Writers(postgres.conninfo, users[:_USERS], day, seed, count=4)
         try:
@@ -127,9 +130,7 @@ async def _run(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await proxy.stop()
-        for process in servers.processes.values():
-            process.kill()
-            await asyncio.to_thread(process.wait, 30)
+        await servers.stop()
         await database.proxy.stop()
     wrong = stuck + late + _judge(folder / "servers.log", database.conninfo, walkers, branches)
     await asyncio.to_thread(database.close)

@@ -63,6 +63,16 @@ class Servers:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.ready = _READY_S
 
+    async def start_all(self, folder: Path) -> None:
+        """Start what serves, and wait until it is live. `folder` is for files."""
+        await self.until(await self.start(), "live")
+
+    async def stop(self) -> None:
+        """Kill everything."""
+        for process in self.processes.values():
+            process.kill()
+            await asyncio.to_thread(process.wait, 30)
+
     async def start(self) -> int:
         """Start a server. Return its port."""
         process, port = await start_server(
@@ -103,7 +113,7 @@ class Servers:
 
 
 class Nemesis:
-    """Injects faults. `faults` counts them by name."""
+    """Injects faults. `menu` has those that can be done, and how often; `faults` counts them by name."""
 
     def __init__(self, servers: Servers, database: Database, proxy: Proxy, chance: Random) -> None:
         self._servers = servers
@@ -113,6 +123,7 @@ class Nemesis:
         self._picks = Random(chance.random())  # chooses connections; their number must not change the schedule
         self.faults: Counter[str] = Counter()
         self.policies_changed_at = float("-inf")  # seconds since 1970, by the database's clock
+        self.menu: Mapping[str, int] = FAULTS
         self._done_by: dict[str, Callable[[], Awaitable[None]]] = {
             "kill -9 of the server": self.kill_server,
             "rolling restart": self.roll,
@@ -140,10 +151,10 @@ class Nemesis:
 
     async def rage(self, seconds: float, only: list[str] | None = None) -> None:
         """Inject one fault after another for this long."""
-        menu = [name for name in only or FAULTS if self._database.has_clocks or not name.startswith("clock")]
+        menu = [name for name in only or self.menu if self._database.has_clocks or not name.startswith("clock")]
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            (name,) = self._chance.choices(menu, [FAULTS[name] for name in menu])
+            (name,) = self._chance.choices(menu, [self.menu[name] for name in menu])
             await self._done_by[name]()
             self.faults[name] += 1
             await asyncio.sleep(self._chance.uniform(0.2, 1.5))

@@ -11,15 +11,16 @@ _PACKET = 1500
 
 
 class Proxy:
-    """A local port that forwards each connection to the first server that accepts it.
+    """A local port that forwards each connection to the first server that accepts it; with `spread`, to any.
 
     `ports` may change at any time; a path in it is a Unix socket's, such as PostgreSQL's. `delay` is the time that
     every 1,500 bytes take, in seconds, in each direction. The next frame from a server that contains `lose` is dropped;
     with `websockets=False` the bytes are another protocol's, and have no frames.
     """
 
-    def __init__(self, *, websockets: bool = True) -> None:
+    def __init__(self, *, websockets: bool = True, spread: Random | None = None) -> None:
         self.websockets = websockets
+        self.spread = spread
         self.ports: list[int | Path] = []
         self.delay = 0.0
         self.lose: bytes | None = None
@@ -57,7 +58,10 @@ class Proxy:
         return len(chosen)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for port in list(self.ports):
+        ports = list(self.ports)
+        if self.spread is not None:
+            self.spread.shuffle(ports)
+        for port in ports:
             try:
                 upstream = await _connected(port)
             except OSError:

@@ -16,8 +16,9 @@ import psycopg
 from faults.checker import Change
 from faults.database import SERVER, Database, clock_environment, clock_of_children
 from faults.devices import MESSAGES, Device, make_devices
+from faults.fleet import FLEET_FAULTS, Fleet, nemesis_of
 from faults.history import SECRET, Verdict
-from faults.nemesis import FAULTS, Nemesis, Servers
+from faults.nemesis import FAULTS, Servers
 from faults.proxy import Proxy
 from faults.row_checker import Findings, What, check
 from faults.witness import Witness, versions
@@ -76,7 +77,7 @@ create trigger tell after insert or update or delete on fault_rows for each row 
 
 def run_supabase(
     seed: int, seconds: float, *, mutation: str | None = None, only: list[str] | None = None, logs: Path | None = None,
-    settle: float = _SETTLED_S,
+    settle: float = _SETTLED_S, gateways: bool = False,
 ) -> Verdict:  # fmt: skip
     """Run one history of this many seconds; see `history.run`."""
     with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
@@ -91,7 +92,7 @@ def run_supabase(
                 connection.execute("insert into auth.users (id) values (%s)", (user,))
                 connection.execute("insert into fault_grants values (%s, %s)", (user, user))
         try:
-            return asyncio.run(_run(seed, seconds, postgres, folder, users, mutation, only, settle))
+            return asyncio.run(_run(seed, seconds, postgres, folder, users, mutation, only, settle, gateways=gateways))
         finally:
             if logs is not None and (folder / "servers.log").exists():
                 shutil.copy(folder / "servers.log", logs)
@@ -99,32 +100,34 @@ def run_supabase(
 
 async def _run(
     seed: int, seconds: float, postgres: Embedded, folder: Path, users: list[str], mutation: str | None,
-    only: list[str] | None, settle: float,
+    only: list[str] | None, settle: float, *, gateways: bool,
 ) -> Verdict:  # fmt: skip
     database = Database(postgres, folder, Witness(postgres.conninfo, _events, {}))
     database.witness.begin()
-    proxy = Proxy()
+    proxy = Proxy(spread=Random(seed) if gateways else None)
     await proxy.start()
     await database.proxy.start()
-    servers = Servers(
+    servers = (Fleet if gateways else Servers)(
         database.servers_conninfo, SECRET, proxy, folder / "servers.log", mutation,
         # Clients notice a dead connection first, as phones do: the server still takes it for open when they are back.
         environment={**clock_environment(folder, "server"), "MOMENTUM_HEARTBEAT": "20s"},
     )  # fmt: skip
-    nemesis = Nemesis(servers, database, proxy, Random(seed))
+    nemesis = nemesis_of(servers, database, proxy, Random(seed))
     devices = make_devices(users)
     wrong: list[str] = []
     writers: RowWriters | None = None
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_stop, servers, proxy, database)
-        await servers.until(await servers.start(), "live")
+        await servers.start_all(folder)
         await asyncio.gather(*[
             device.start(stack, f"http://127.0.0.1:{proxy.port}", SECRET) for device in devices
         ])  # fmt: skip
         writers = RowWriters(postgres.conninfo, users, "", seed, count=3)
         database.writers = writers
         try:
-            await nemesis.rage(seconds, only or [name for name in FAULTS if name not in _LEFT_OUT])
+            await nemesis.rage(
+                seconds, only or [name for name in (FLEET_FAULTS if gateways else FAULTS) if name not in _LEFT_OUT]
+            )
             await servers.until(servers.serving, "live")
         except TimeoutError:
             wrong.append(f"the server did not become live again; it had been through {dict(nemesis.faults)}")
@@ -145,9 +148,7 @@ async def _run(
 
 async def _stop(servers: Servers, proxy: Proxy, database: Database) -> None:
     await proxy.stop()
-    for process in servers.processes.values():
-        process.kill()
-        await asyncio.to_thread(process.wait, 30)
+    await servers.stop()
     await database.proxy.stop()
 
 
