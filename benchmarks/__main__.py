@@ -21,6 +21,7 @@ from benchmarks import (
     compare,
     connects,
     fan_out,
+    gateways,
     latency,
     memory,
     realtime,
@@ -47,6 +48,7 @@ MEASURES: dict[str, ModuleType] = {
     "rows": rows,
     "realtime": realtime,
     "topics": topics,
+    "gateways": gateways,
     "compare": compare,
 }
 DOCS = Path(__file__).parents[1] / "docs"

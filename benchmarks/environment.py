@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 from uuid import UUID
 
 import jwt
@@ -22,8 +27,10 @@ from psycopg.rows import TupleRow
 from benchmarks.machine import SERVER_CORES
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
+from momentum_sync.eventlog.nats_server import NatsServer
 
 SECRET = "a-secret-for-measuring-with-more-than-32-bytes"
+STARTS_WITHIN_S = 60.0
 ENDS_WITHIN_S = 60.0
 PATH = "/functions/v1/realtime-momentum-sync"
 
@@ -54,11 +61,11 @@ def environment(users: int) -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def serving(conninfo: str, folder: Path) -> Iterator[Server]:
-    """Run a server as an operator would, live, on its own core."""
+def serving(conninfo: str, folder: Path, *more: str) -> Iterator[Server]:
+    """Run a server as an operator would, live, on its own core. `more` are further options."""
     process = subprocess.Popen(
         [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", conninfo,
-         "--jwt-secret", SECRET, "--data-dir", str(folder)],
+         "--jwt-secret", SECRET, "--data-dir", str(folder), *more],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.sched_setaffinity(process.pid, SERVER_CORES)
@@ -68,10 +75,10 @@ def serving(conninfo: str, folder: Path) -> Iterator[Server]:
         for line in process.stderr:
             if '"listening"' in line:
                 url = json.loads(line)["url"]
-            if '"capture live"' in line:
                 break
         else:
             raise SystemExit("The server did not start.")
+        _until_healthy(url)
         threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
         yield Server(url, process.pid)
     finally:
@@ -81,6 +88,42 @@ def serving(conninfo: str, folder: Path) -> Iterator[Server]:
         except subprocess.TimeoutExpired:  # the results are known; the next measure must not wait
             process.kill()
             process.wait()
+
+
+def _until_healthy(url: str) -> None:
+    ends_at = time.monotonic() + STARTS_WITHIN_S
+    while time.monotonic() < ends_at:
+        try:
+            with urlopen(f"{url}/sync/health", timeout=5):
+                return
+        except HTTPError:  # 503: not yet
+            time.sleep(0.05)
+    raise SystemExit("The server did not become live.")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """A capture and gateways."""
+
+    capture: Server
+    gateways: list[Server]
+
+
+@contextmanager
+def fleet(conninfo: str, folder: Path, gateways: int) -> Iterator[Fleet]:
+    """Run a NATS server, a capture and gateways, each live, all on the server's core."""
+    nats = Path(tempfile.mkdtemp(prefix="nats-", dir=folder))
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, nats)
+        broker = NatsServer(nats)
+        asyncio.run(broker.start())
+        stack.callback(lambda: asyncio.run(broker.stop()))
+        for thread in Path(f"/proc/{broker.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), SERVER_CORES)
+        options = ("--nats-url", broker.url)
+        capture = stack.enter_context(serving(conninfo, folder, "--role", "capture", *options))
+        found = [stack.enter_context(serving(conninfo, folder, "--role", "gateway", *options)) for _ in range(gateways)]
+        yield Fleet(capture, found)
 
 
 def switch(connection: psycopg.Connection[TupleRow], *, on: Sequence[str], off: Sequence[str]) -> None:

@@ -57,10 +57,11 @@ def measure(bench: Bench) -> Iterator[Line]:
         )  # fmt: skip
 
 
-def everyone(server: Server, sockets: int) -> LoadClients:
+def everyone(server: Server, sockets: int, client: str = "c") -> LoadClients:
     """Connect all of them as admins, on the channel of all scores."""
     requests = [
-        handshake(server.url, token(index, role="admin"), channels="momentum_updates:all") for index in range(sockets)
+        handshake(server.url, token(index, role="admin"), client=client, channels="momentum_updates:all")
+        for index in range(sockets)
     ]
     return uvloop.run(connect(server.url, requests))
 

@@ -29,38 +29,18 @@ FLEET_FAULTS = {
 """What can be done where there are several gateways; `server` stands for a gateway."""
 
 
-class Broker(NatsServer):
-    """The NATS server, behind a proxy."""
-
-    @property
-    def port(self) -> int:
-        """Return its port."""
-        return self._port
-
-    @property
-    def token(self) -> str:
-        """Return the token that it asks for."""
-        return self._token
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        """Return its process."""
-        assert self._process is not None
-        return self._process
-
-
 class Fleet(Servers):
     """Two captures, of which one waits, and three gateways, over which the proxy spreads the clients."""
 
     captures: dict[int, subprocess.Popen[bytes]]
-    broker: Broker
+    broker: NatsServer
     network: Proxy
 
     async def start_all(self, folder: Path) -> None:
         """Start everything, and wait until all gateways are live."""
         nats = folder / "nats"
         nats.mkdir(mode=0o700)
-        self.broker = Broker(nats)
+        self.broker = NatsServer(nats)
         await self.broker.start()
         self.network = Proxy(websockets=False)
         self.network.ports = [self.broker.port]
@@ -176,13 +156,12 @@ class FleetNemesis(Nemesis):
     # NATS, and the network between it and the processes
 
     async def kill_broker(self) -> None:
-        self._fleet.broker.process.kill()
-        await asyncio.to_thread(self._fleet.broker.process.wait, 60)
+        await self._fleet.broker.stop(signal.SIGKILL)
         await asyncio.sleep(self._chance.uniform(0.0, 4.0))
         await self._fleet.broker.start()
 
     async def pause_broker(self) -> None:
-        await self._pause(self._fleet.broker.process.pid)
+        await self._pause(self._fleet.broker.pid)
 
     async def cut_broker(self) -> None:
         self._fleet.network.cut(self._picks, 0.6)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import AsyncIterator
@@ -54,25 +55,36 @@ async def private_nats(folder: Path) -> AsyncIterator[str]:
 
 
 class NatsServer:
-    """One `nats-server` process, which keeps its port over restarts."""
+    """One `nats-server` process, which keeps its port over restarts.
+
+    Attributes:
+        token: what it asks for.
+        port: its port, once it has been started.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._token = secrets.token_hex(16)
-        self._port = -1  # any free one
+        self.token = secrets.token_hex(16)
+        self.port = -1  # any free one
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Return its address."""
-        return f"nats://{self._token}@127.0.0.1:{self._port}"
+        return f"nats://{self.token}@127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        assert self._process is not None
+        return self._process.pid
 
     async def start(self) -> None:
         """Start it. Raise Unsuitable if it does not listen in time."""
         config = self._folder / "nats.conf"
         config.touch(mode=0o600)
         config.write_text(
-            f'listen: "127.0.0.1:{self._port}"\nauthorization {{ token: "{self._token}" }}\n'
+            f'listen: "127.0.0.1:{self.port}"\nauthorization {{ token: "{self.token}" }}\n'
             f'ports_file_dir: "{self._folder}"\n'
         )
         for old in self._folder.glob("*.ports"):
@@ -91,7 +103,7 @@ class NatsServer:
         except TimeoutError:
             await self.stop()
             raise Unsuitable("nats-server does not listen.", f"See {self._folder / 'nats.log'}.") from None
-        self._port = found
+        self.port = found
 
     def _listening_on(self) -> int | None:
         for path in self._folder.glob("*.ports"):
@@ -114,12 +126,12 @@ class NatsServer:
             except Unsuitable as error:
                 observe.broker_failed(error)
 
-    async def stop(self) -> None:
-        """End it."""
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal, and by SIGKILL if it takes too long."""
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        process.terminate()
+        process.send_signal(number)
         try:
             await asyncio.to_thread(process.wait, _STOP_S)
         except subprocess.TimeoutExpired:

@@ -1,0 +1,214 @@
+"""Several gateways on one feed: each beside a lone server, latency through NATS, capture alone, and a lost gateway.
+
+All processes of the servers share one core, and the CPU time of each is counted for itself, as if it had a core of its
+own: on machines with more cores they run side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import psycopg
+import uvloop
+
+from benchmarks.connects import change
+from benchmarks.environment import Fleet, Server, environment, fleet, serving, token
+from benchmarks.fan_out import REST_S, everyone, publish, warm_up
+from benchmarks.latency import CONNECTIONS, RATE, SECONDS, percentile_of
+from benchmarks.latency import run as latencies
+from benchmarks.load_clients import LoadClients, connect, handshake
+from benchmarks.machine import cpu_seconds, prepare_process
+from benchmarks.report import Bench, Line
+
+SOCKETS = 1_000  # of each gateway
+EVENTS, TURNS = 50, 6
+DISTINCT = 50_000
+STORM = 10_000
+_LOG_TIMEOUT_S = 120.0
+
+
+def measure(bench: Bench) -> Iterator[Line]:
+    """Measure with two gateways, and the loss of one of four."""
+    prepare_process()
+    yield from _fan_out(bench)
+    yield from _latency(bench)
+    yield from _capture(bench)
+    yield from _storm(bench)
+
+
+def _fan_out(bench: Bench) -> Iterator[Line]:
+    """Count the CPU time of a lone server and of each part of a fleet, in turns, for the same events."""
+    (sockets,) = bench.sizes(SOCKETS)
+    turns, events = (1, 5) if bench.quick else (TURNS, EVENTS)
+    alone: list[float] = []
+    each: list[float] = []
+    capture: dict[int, list[float]] = {1: [], 2: []}
+    with environment(2 * sockets) as (conninfo, folder):
+        for _ in bench.rounds(f"fan-out to {sockets:,} sockets of a server, and of each of two gateways"):
+            for gateways in (1, 2):
+                with ExitStack() as stack:
+                    # The lone server has a database of its own: a log belongs to one slot.
+                    other, home = stack.enter_context(environment(sockets))
+                    lone = stack.enter_context(serving(other, home))
+                    lone_clients = stack.enter_context(everyone(lone, sockets))
+                    warm_up(other, lone_clients)
+                    group = stack.enter_context(fleet(conninfo, folder, gateways))
+                    crowds = [stack.enter_context(everyone(one, sockets, one.url[-5:])) for one in group.gateways]
+                    for crowd in crowds:
+                        warm_up_all(conninfo, crowds, crowd)
+                    spent = [
+                        (
+                            _run(other, [lone], [lone_clients], events),
+                            _run(conninfo, [group.capture, *group.gateways], crowds, events),
+                        )
+                        for _ in range(turns)
+                    ]
+                    count = turns * events
+                    alone.append(count * sockets / sum(one[0] for one, _ in spent))
+                    capture[gateways].append(1e6 * sum(many[0] for _, many in spent) / count)
+                    each += [count * sockets / sum(many[1 + index] for _, many in spent) for index in range(gateways)]
+    yield Line(f"fan-out of a gateway to {sockets:,} sockets", "frames/s", each, "a lone server", alone, least=0.95)
+    yield Line(
+        "capture's CPU time for an event, with two gateways", "µs", capture[2], "with one", capture[1], most=1.1
+    )  # fmt: skip
+
+
+def warm_up_all(conninfo: str, crowds: list[LoadClients], crowd: LoadClients) -> None:
+    """Publish events until every snapshot boundary has passed."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for number in range(5):
+            mark = f"warm {id(crowd) % 1000:03} {number}"
+            publish(connection, mark)
+            for each in crowds:
+                each.until_all(mark.encode())
+
+
+def _run(conninfo: str, servers: list[Server], crowds: list[LoadClients], events: int) -> list[float]:
+    """Return the CPU seconds of each server for this many events to all."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        before = [cpu_seconds(server.pid) for server in servers]
+        for number in range(events):
+            mark = f"mark {time.monotonic_ns() % 10**9:09} {number:06}"
+            publish(connection, mark)
+            for crowd in crowds:
+                crowd.until_all(mark.encode())
+        for crowd in crowds:
+            crowd.rest(REST_S)
+        return [cpu_seconds(server.pid) - spent for server, spent in zip(servers, before, strict=True)]
+
+
+def _latency(bench: Bench) -> Iterator[Line]:
+    (clients,) = bench.sizes(CONNECTIONS)
+    small = clients < CONNECTIONS
+    rate, seconds = (clients, 2.0) if small else (RATE, SECONDS)
+    through: list[list[float]] = []
+    within: list[list[float]] = []
+    with environment(clients) as (conninfo, folder):
+        for _ in bench.rounds(f"latency of {rate:,} writes/s to {clients:,} clients, within one process and by NATS"):
+            with serving(conninfo, folder) as server:
+                within.append(list(latencies(conninfo, server.url, clients, rate, seconds)[1]))
+            with fleet(conninfo, folder, 1) as group:
+                through.append(list(latencies(conninfo, group.gateways[0].url, clients, rate, seconds)[1]))
+    for percentile, most in ((50.0, 1.5), (99.0, 2.0)):
+        ours = [percentile_of(one, percentile) * 1000 for one in through]
+        beside = [percentile_of(one, percentile) * 1000 for one in within]
+        yield Line(f"write → client by NATS, p{percentile:g}", "ms", ours, "within one process", beside, most=most)
+
+
+def _capture(bench: Bench) -> Iterator[Line]:
+    """Let a stopped capture read what was committed meanwhile."""
+    (users,) = bench.sizes(1_000)
+    rates: list[float] = []
+    with (
+        environment(users) as (conninfo, folder),
+        psycopg.connect(conninfo, autocommit=True) as writer,
+        fleet(conninfo, folder, 1) as group,
+    ):
+        total = 0
+        for _ in bench.rounds(f"{DISTINCT:,} distinct events through capture to NATS"):
+            count = (DISTINCT if users == 1_000 else 10 * users) // users
+            total += count * users
+            rates.append(count * users / _read(writer, group.capture, count, total))
+    yield Line("distinct events through capture to NATS, of its core", "events/s", rates, least=40_000)
+
+
+def _read(writer: psycopg.Connection, capture: Server, transactions: int, total: int) -> float:
+    os.kill(capture.pid, signal.SIGSTOP)
+    try:
+        for _ in range(transactions):
+            writer.execute(
+                "select momentum.emit('[\"momentum_updates:' || s.user_id || '\"]', json_build_object("
+                "'event_type', 'momentum_score_updated', 'user_id', s.user_id, 'score_date', s.score_date,"
+                "'momentum_state', s.momentum_state, 'final_score', s.final_score, 'previous_state', s.momentum_state,"
+                "'state_changed', false)::text) from public.daily_engagement_scores s"
+            )
+        before = cpu_seconds(capture.pid)
+    finally:
+        os.kill(capture.pid, signal.SIGCONT)
+    ends_at = time.monotonic() + _LOG_TIMEOUT_S
+    while (writer.execute("select last_number from momentum.stream").fetchone() or (0,))[0] < total:
+        if time.monotonic() > ends_at:
+            raise SystemExit("The log did not get all events.")
+        time.sleep(0.01)
+    return cpu_seconds(capture.pid) - before
+
+
+def _storm(bench: Bench) -> Iterator[Line]:
+    """Kill one of four gateways; its clients resume on the others."""
+    (many,) = bench.sizes(STORM)
+    took: list[float] = []
+    beside: list[float] = []
+    with environment(many) as (conninfo, folder):
+        for _ in bench.rounds(f"{many // 4:,} of {many:,} clients lose their gateway and resume on three others"):
+            with fleet(conninfo, folder, 4) as group:
+                took.append(_lost(conninfo, group, many))
+            share = many // 4
+            with serving(conninfo, folder) as server:
+                ids = _connected(server, range(share))
+                change(conninfo)
+                began = time.monotonic()
+                with _resumed([server], range(share), ids):
+                    beside.append(time.monotonic() - began)
+    yield Line(
+        "clients of a lost gateway resume on three others: the last is back after",
+        "s",
+        took,
+        "as many on one server",
+        beside,
+    )
+
+
+def _connected(server: Server, users: range) -> list[str]:
+    requests = [handshake(server.url, token(index), client=f"c{index}") for index in users]
+    with uvloop.run(connect(server.url, requests)) as clients:
+        return clients.ids
+
+
+def _resumed(servers: list[Server], users: range, ids: list[str]) -> ExitStack:
+    """Resume at once, spread over the servers. Return the open connections."""
+    stack = ExitStack()
+    for index, server in enumerate(servers):
+        mine = [(user, last) for user, last in zip(users, ids, strict=True) if user % len(servers) == index]
+        requests = [handshake(server.url, token(user), client=f"c{user}", last=last) for user, last in mine]
+        until = (b'"previous_id"', 2)
+        stack.enter_context(uvloop.run(connect(server.url, requests, until=until, at_once=len(requests))))
+    return stack
+
+
+def _lost(conninfo: str, group: Fleet, many: int) -> float:
+    share = many // 4
+    with ExitStack() as stack:
+        for number, server in enumerate(group.gateways[1:], 1):
+            users = range(number * share, (number + 1) * share)
+            requests = [handshake(server.url, token(index), client=f"c{index}") for index in users]
+            stack.enter_context(uvloop.run(connect(server.url, requests)))
+        ids = _connected(group.gateways[0], range(share))
+        os.kill(group.gateways[0].pid, signal.SIGKILL)
+        change(conninfo)
+        began = time.monotonic()
+        with _resumed(group.gateways[1:], range(share), ids):
+            return time.monotonic() - began
