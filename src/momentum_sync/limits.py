@@ -509,6 +509,9 @@ class LifecycleLimits:
     metrics_s: float = 5.0
     """Deadline of one such write."""
 
+    worker_live_s: float = 60.0
+    """Time within which a worker that was replaced has to be live."""
+
     worker_steady_s: float = 10.0
     """A worker that ran longer than this is started again at once."""
 

@@ -115,6 +115,11 @@ def worker_ended(name: str, status: int, pause_s: float) -> None:
     _log.error("worker ended", worker=name, status=status, retry_in_s=pause_s)
 
 
+def worker_rolled(name: str, pid: int, *, is_live: bool) -> None:
+    """Log that a worker was replaced; one that is not live ends the rolling restart."""
+    (_log.info if is_live else _log.error)("worker replaced", worker=name, pid_of_worker=pid, live=is_live)
+
+
 def workers_started(gateways: int, pids: dict[str, int]) -> None:
     """Log the processes of the workers."""
     _log.info("workers started", gateways=gateways, **pids)

@@ -1,4 +1,8 @@
-"""One worker of `serve --workers`, which ends when its parent does: `python -m momentum_sync.worker`."""
+"""One worker of `serve --workers`: `python -m momentum_sync.worker`.
+
+Its standard input is a pipe that the parent holds, so that it ends when the parent does. Standard output is another, on
+which it says that it is live.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with explained():
-        run(read_environment(), ignores_interrupts=True)
+        run(read_environment(), live=_tell_parent)
+
+
+def _tell_parent() -> None:
+    os.write(1, b"live\n")
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from momentum_sync import observe
 from momentum_sync.errors import Unsuitable
-from momentum_sync.eventlog.nats_server import private_nats
+from momentum_sync.eventlog.nats_server import private_nats, until_ended
 from momentum_sync.limits import Limits
 from momentum_sync.settings import Settings, variable
 from momentum_sync.tasks import end
@@ -145,6 +145,7 @@ class Worker:
         self._limits = limits.lifecycle
         self._process: subprocess.Popen[bytes] | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._live = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -158,22 +159,45 @@ class Worker:
         self._keeping = asyncio.create_task(self._keep())
 
     async def _run(self) -> None:
-        self._process = await asyncio.to_thread(
+        self._live = live = asyncio.Event()
+        process = self._process = await asyncio.to_thread(
             subprocess.Popen, [sys.executable, "-m", WORKER], env=dict(self._environment), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the terminal's group is for the parent, which ends them in order
         )  # fmt: skip
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+        loop = asyncio.get_running_loop()
+
+        def told() -> None:
+            if os.read(output, 1024):
+                live.set()
+            else:
+                loop.remove_reader(output)
+
+        loop.add_reader(output, told)
+
+    async def until_live(self, seconds: float) -> bool:
+        """Wait until it takes clients, or captures. Return False if that takes too long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._live.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _keep(self) -> None:
         failures = 0
         while True:
             began = time.monotonic()
             assert self._process is not None
-            status = await asyncio.to_thread(self._process.wait)
+            status = await until_ended(self._process)
             failures = 0 if time.monotonic() - began > self._limits.worker_steady_s else failures + 1
             pauses = self._limits.worker_pauses_s
             pause = pauses[min(failures, len(pauses) - 1)]
             observe.worker_ended(self.name, status, pause)
             await asyncio.sleep(pause)
+            self._close()
             await self._run()
 
     async def stop(self, seconds: float) -> None:
@@ -185,7 +209,35 @@ class Worker:
             return
         process.send_signal(signal.SIGTERM)  # which does nothing to one that has ended
         try:
-            await asyncio.to_thread(process.wait, seconds)
-        except subprocess.TimeoutExpired:
+            async with asyncio.timeout(seconds):
+                await until_ended(process)
+        except TimeoutError:
             process.kill()
-            await asyncio.to_thread(process.wait)
+            await until_ended(process)
+        self._close()
+
+    def _close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            asyncio.get_running_loop().remove_reader(process.stdout.fileno())
+            process.stdin.close()
+            process.stdout.close()
+
+
+async def roll(found: Sequence[Worker], settings: Settings, limits: Limits | None = None) -> None:
+    """Replace all workers, one after another: the clients of each gateway resume on the others.
+
+    One that is not live in time ends the roll, so that a bad change of the environment stops one worker, not all.
+    """
+    limits = limits or Limits()
+    capture, *gateways = found
+    for worker in (*gateways, capture):
+        drain_s = settings.drain.total_seconds() + limits.lifecycle.stop_s
+        await worker.stop(drain_s)
+        await worker.start()
+        is_live = await worker.until_live(limits.lifecycle.worker_live_s)
+        observe.worker_rolled(worker.name, worker.pid, is_live=is_live)
+        if not is_live:
+            return

@@ -17,7 +17,10 @@ import httpx
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from momentum_sync import Client as SdkClient
+from momentum_sync import FileStore, Resync
 from momentum_sync.settings import read
+from momentum_sync.tasks import end
 from momentum_sync.workers import count_of, environment
 from tests.fixtures.cli import clean
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification
@@ -125,6 +128,48 @@ async def test_workers_share_a_port_and_are_started_again(
                     await asyncio.sleep(0.1)
         await workers.until_logged("capture live", 2)
         await workers.until_logged("listening", 3, role="gateway")
+
+
+async def test_a_rolling_restart_that_no_client_notices(
+    database: str, db: Sql, user: UUID, tmp_path: Path
+) -> None:  # fmt: skip
+    async with running(database, tmp_path) as (workers, server):
+        store = tmp_path / "client.json"
+
+        async def token() -> str:
+            return sign(user)
+
+        async with SdkClient(server.url, token=token, store=FileStore(store)) as client:
+            got: list[str] = []
+
+            async def follow() -> None:
+                async for event in client.events():
+                    assert not isinstance(event, Resync), event
+                    if "title" in event.fields:
+                        got.append(str(event.fields["title"]))
+
+            async with asyncio.timeout(TIMEOUT_S):
+                await client.wait_until_live()
+            following = asyncio.create_task(follow())
+            before = workers.pids()
+            workers.process.send_signal(signal.SIGHUP)
+            sent = 0
+            while len([line for line in workers.lines() if line["event"] == "worker replaced"]) < 3:
+                add_notification(db, user, title=str(sent))
+                sent += 1
+                await asyncio.sleep(0.1)
+                assert workers.process.poll() is None
+            add_notification(db, user, title="last")
+            async with asyncio.timeout(4 * TIMEOUT_S):
+                while got[-1:] != ["last"]:
+                    await asyncio.sleep(0.05)
+            await end(following)
+        assert got == [*map(str, range(sent)), "last"]
+        replaced = [line for line in workers.lines() if line["event"] == "worker replaced"]
+        assert [(line["worker"], line["live"]) for line in replaced] == [
+            ("gateway_1", True), ("gateway_2", True), ("capture", True)
+        ]  # fmt: skip
+        assert not any(map(is_running, before.values()))
 
 
 async def test_workers_end_with_a_parent_that_was_killed(database: str, tmp_path: Path) -> None:

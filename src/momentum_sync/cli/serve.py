@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
+import signal
+from collections.abc import Callable
 
 import uvloop
 from dotenv import dotenv_values
@@ -13,14 +16,16 @@ from momentum_sync.cli import explained
 from momentum_sync.cli.options import with_options
 from momentum_sync.lifecycle import stopped_by_signals, tasks_told_by_signal
 from momentum_sync.settings import Settings, read, unknown
-from momentum_sync.workers import workers
+from momentum_sync.tasks import end
+from momentum_sync.workers import roll, workers
 
 
 @with_options
 def serve(**given: object) -> None:
     """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once.
 
-    SIGUSR1 logs the places at which its tasks wait.
+    SIGUSR1 logs the places at which its tasks wait. With --workers, SIGHUP replaces them one after another, and clients
+    resume on the others.
 
     Settings are also read from the environment and .env; options take precedence. Keep secrets in the environment or
     .env: other users of the machine can read a command line.
@@ -29,10 +34,11 @@ def serve(**given: object) -> None:
         run(read(**given))
 
 
-def run(settings: Settings, *, ignores_interrupts: bool = False) -> None:
+def run(settings: Settings, *, live: Callable[[], None] | None = None) -> None:
     """Run the server under these settings until a signal ends it. Raise Unsuitable.
 
-    `ignores_interrupts` is for a worker, whose parent gets SIGINT, too.
+    `live` is given by a worker: it is called once the server is live, and SIGINT is left to the parent, which gets it,
+    too.
     """
     observe.configure(level=settings.log_level, role=settings.role)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
@@ -42,16 +48,42 @@ def run(settings: Settings, *, ignores_interrupts: bool = False) -> None:
         resource.RLIMIT_NOFILE, (most, most)
     )  # each socket is a file, and the soft limit of shells is low
     with server.database(settings) as conninfo:
-        uvloop.run(_serve(settings, conninfo, ignores_interrupts=ignores_interrupts))
+        uvloop.run(_serve(settings, conninfo, live))
 
 
-async def _serve(settings: Settings, conninfo: str, *, ignores_interrupts: bool) -> None:
-    if settings.development and not ignores_interrupts:
+async def _serve(settings: Settings, conninfo: str, live: Callable[[], None] | None) -> None:
+    if settings.development and live is None:
         observe.development_secret()
-    with stopped_by_signals(interrupt=not ignores_interrupts) as stopped, tasks_told_by_signal():
-        if settings.workers is None:
-            async with server.server(settings, conninfo, stopped=stopped):
-                await stopped.wait()
-        else:
-            async with workers(settings, conninfo):
-                await stopped.wait()
+    with stopped_by_signals(interrupt=live is None) as stopped, tasks_told_by_signal():
+        if settings.workers is not None:
+            await _serve_workers(settings, conninfo, stopped)
+            return
+        async with server.server(settings, conninfo, stopped=stopped) as running:
+            if live is not None:
+                waits = (asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(running.live.wait()))
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await end(*waits)
+                if running.live.is_set():
+                    live()
+            await stopped.wait()
+
+
+async def _serve_workers(settings: Settings, conninfo: str, stopped: asyncio.Event) -> None:
+    """Run workers until a signal ends them. SIGHUP replaces them."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+    async def roll_when_asked() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await roll(found, settings)
+
+    async with workers(settings, conninfo) as found:
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+        rolling = asyncio.ensure_future(roll_when_asked())
+        rolling.add_done_callback(lambda _: stopped.set())
+        try:
+            await stopped.wait()
+        finally:
+            loop.remove_signal_handler(signal.SIGHUP)
+            await end(rolling)

@@ -20,6 +20,7 @@ from momentum_sync.tasks import end
 _START_S = 10.0
 _STOP_S = 5.0
 _AGAIN_S = 0.5
+_LOOK_S = 0.05
 
 
 def program() -> str:
@@ -118,8 +119,7 @@ class NatsServer:
         """Start it again whenever it ends, for ever."""
         while True:
             assert self._process is not None
-            await asyncio.to_thread(self._process.wait)
-            observe.broker_ended(self._process.returncode)
+            observe.broker_ended(await until_ended(self._process))
             await asyncio.sleep(_AGAIN_S)
             try:
                 await self.start()
@@ -133,7 +133,18 @@ class NatsServer:
             return
         process.send_signal(number)
         try:
-            await asyncio.to_thread(process.wait, _STOP_S)
-        except subprocess.TimeoutExpired:
+            async with asyncio.timeout(_STOP_S):
+                await until_ended(process)
+        except TimeoutError:
             process.kill()
-            await asyncio.to_thread(process.wait)
+            await until_ended(process)
+
+
+async def until_ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait until a process has ended. Return its status."""
+    while True:
+        # A thread for each process that is waited for would use up asyncio's pool.
+        status = process.poll()
+        if status is not None:
+            return status
+        await asyncio.sleep(_LOOK_S)
