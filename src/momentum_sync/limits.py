@@ -139,7 +139,10 @@ class FeedLimits:
     """Pauses after consecutive failed reads of the log."""
 
     away_s: float = 5.0
-    """Time without a sign of capture after which a gateway takes no new clients."""
+    """Lag of a gateway's own probe above which it takes no new clients: capture, or the way from it, is away."""
+
+    probe_s: float = 1.0
+    """Interval at which a gateway asks the database how far the WAL is written, to measure how far it is behind."""
 
     ahead_s: float = 5.0
     """Wait for the feed to reach the position of a client that comes from another gateway."""
@@ -149,6 +152,9 @@ class FeedLimits:
 
     reconnect_s: int = 1
     """Pause before another attempt."""
+
+    stuck_s: float = 8.0
+    """Time without a connection after which the client is replaced: it may wait for a server that does not read."""
 
     told_s: float = 10.0
     """Errors of the broker are logged once in this time."""
@@ -175,6 +181,9 @@ class PeerLimits:
 
     items: int = 500
     """Most items in one message."""
+
+    message_bytes: int = 256 * 1024
+    """Bytes of items after which a message ends."""
 
     share: float = 0.25
     """Part of a rate per second; a user who takes less of it on one gateway is not told to the others."""

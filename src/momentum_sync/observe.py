@@ -216,7 +216,7 @@ def broker_connected(server: str) -> None:
     _log.info("broker connected", server=server)
 
 
-def broker_failed(error: Exception) -> None:
+def broker_failed(error: BaseException) -> None:
     """Log an error of the broker, whose messages quote no value."""
     _log.warning("broker failed", error=f"{type(error).__name__}: {error}".rstrip(": "))
 
@@ -234,6 +234,11 @@ def unsent(events: int) -> None:
 def not_followed(relation: int, error: Exception) -> None:
     """Log that a table which a gateway needs cannot be followed. The gateway answers its clients by itself."""
     _log.warning("table not followed", relation=relation, error=described(error))
+
+
+def probe_failed(error: Exception) -> None:
+    """Log that the database did not say how far the WAL is written."""
+    _log.debug("probe failed", error=described(error))
 
 
 def log_unread(error: Exception) -> None:

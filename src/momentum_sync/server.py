@@ -49,6 +49,7 @@ from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
 
 _VERSION = "1"  # of the messages on the broker; processes of different versions do not hear each other
+_NO_BROKER = "the broker cannot be reached; gateways read events from the log, a little later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ async def _broker(parts: _Parts) -> Broker:
 
 async def _subject(parts: _Parts, name: str) -> str:
     """Return a subject of this database."""
-    return subject_of(["momentum_sync", _VERSION, await parts.log.identity(), parts.settings.slot, name])
+    return subject_of([parts.settings.nats_prefix, _VERSION, await parts.log.identity(), parts.settings.slot, name])
 
 
 async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
@@ -185,6 +186,7 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     writer = FeedWriter(feed, broker, await _subject(parts, "feed"), limits.feed)
     await parts.stack.enter_async_context(background(writer.run(), parts.stopped))
     capture = _capture(parts, conninfo)
+    feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
     metrics = Scrape({**feed_readings(feed), **_broker_readings(broker)}).text
     authenticator = Authenticator(token_rules(settings), limits.keys)
@@ -219,6 +221,7 @@ async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]
     )  # fmt: skip
     await reader.open()
     await parts.stack.enter_async_context(background(reader.run(), parts.stopped))
+    await parts.stack.enter_async_context(background(reader.measure(), parts.stopped))
     rows = FollowedTables(parts.connections, parts.feed, limits.capture)
     source = Source(parts.feed, parts.log, parts.samples, rows, reader.reach)
     async with _clients(parts, conninfo, source, reader.has_begun, None, broker) as running:

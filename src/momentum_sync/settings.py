@@ -20,6 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _LEAST_SECRET = 32  # bytes; RFC 7518, section 3.2, requires this for HS256
 _LEAST_KEY = 16
+_HIGHEST_PORT, _MOST_WORKERS = 65535, 1000
 _SECRETS = {
     "jwt_secret": "SUPABASE_JWT_SECRET", "supabase_jwt_secret": "SUPABASE_JWT_SECRET",
     "anon_key": "SUPABASE_ANON_KEY", "supabase_anon_key": "SUPABASE_ANON_KEY",
@@ -130,6 +131,10 @@ class Settings(BaseSettings):
     nats_url: SecretStr | None = None
     """Addresses of NATS, comma-separated, for the roles capture and gateway: nats://user:password@host:4222, or tls://."""
 
+    nats_prefix: str = Field("momentum_sync", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """What the subjects on NATS begin with. Copies of one database, such as a staging system made from a snapshot, need
+    different ones if they share a NATS."""
+
     nats_ca: Path | None = None
     """File with the certificates that TLS connections to NATS trust. Unset: those of the system."""
 
@@ -227,6 +232,8 @@ class Settings(BaseSettings):
         if self.workers is not None and self.role != "all":
             raise ValueError("MOMENTUM_WORKERS runs all roles; it does not go together with MOMENTUM_ROLE")
         if self.role == "all":
+            if self.own_port and self.workers is not None and self.own_port > _HIGHEST_PORT - _MOST_WORKERS:
+                raise ValueError(f"MOMENTUM_OWN_PORT must leave {_MOST_WORKERS} ports after it for the workers")
             if self.nats_url is not None and self.workers is None:
                 raise ValueError(
                     "MOMENTUM_NATS_URL is set, but this process does everything by itself;"

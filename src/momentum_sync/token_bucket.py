@@ -51,22 +51,27 @@ class TokenBuckets:
 
     def take(self, key: Hashable, now: float, count: int = 1) -> bool:
         """Take tokens of a key's bucket, all or none. Return False if there are not enough."""
-        self._forget(now)
-        bucket = self._buckets.pop(key, None)
-        if bucket is None:
-            if self._most is not None and len(self._buckets) >= self._most:
-                return False
-            bucket = TokenBucket(self._rate, now)
-        self._buckets[key] = bucket
-        is_there = bucket.take(now, count)
+        bucket = self._bucket(key, now)
+        is_there = bucket is not None and bucket.take(now, count)
         if is_there and self._taken is not None:
             self._taken[key] = self._taken.get(key, 0) + count
         return is_there
 
     def debit(self, key: Hashable, now: float, count: int) -> None:
         """Take tokens of a key that were used elsewhere."""
-        if self.take(key, now, 0):
-            self._buckets[key].debit(now, count)
+        bucket = self._bucket(key, now)
+        if bucket is not None:
+            bucket.debit(now, count)
+
+    def _bucket(self, key: Hashable, now: float) -> TokenBucket | None:
+        self._forget(now)
+        bucket = self._buckets.pop(key, None)
+        if bucket is None:
+            if self._most is not None and len(self._buckets) >= self._most:
+                return None
+            bucket = TokenBucket(self._rate, now)
+        self._buckets[key] = bucket
+        return bucket
 
     # Together with others
 

@@ -60,7 +60,7 @@ def _text(value: object) -> str | None:
         case SecretStr():
             return value.get_secret_value()
         case timedelta():
-            return f"{value.total_seconds():g}s"
+            return f"{value.total_seconds():.6f}s"
         case tuple():
             return ",".join(map(str, value))
         case None:
@@ -103,9 +103,13 @@ async def workers(settings: Settings, conninfo: str, limits: Limits | None = Non
             yield found
         finally:
             # Gateways first: capture still delivers to clients that are not closed yet.
-            drain_s = settings.drain.total_seconds() + limits.lifecycle.stop_s
-            await asyncio.gather(*[worker.stop(drain_s) for worker in found[1:]])
-            await found[0].stop(limits.lifecycle.stop_s * 2)
+            await asyncio.gather(*[worker.stop(_patience_s(settings, limits)) for worker in found[1:]])
+            await found[0].stop(_patience_s(settings, limits))
+
+
+def _patience_s(settings: Settings, limits: Limits) -> float:
+    """Return how long the orderly end of a worker may take: drain, the last answers, and what is saved at the end."""
+    return settings.drain.total_seconds() + 3 * limits.lifecycle.stop_s
 
 
 def _own(settings: Settings, number: int, *, is_capture: bool = False) -> Mapping[str, str]:
@@ -118,8 +122,13 @@ def _own(settings: Settings, number: int, *, is_capture: bool = False) -> Mappin
 
 def _reserved(host: str, port: int) -> socket.socket:
     """Return a socket that holds the port, without listening, so that it is known and stays theirs."""
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family)
     try:
+        # Another server that shares its port would let this one share it, too, and clients would reach either.
+        with socket.socket(family) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, port))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, port))
@@ -161,7 +170,7 @@ class Worker:
     async def _run(self) -> None:
         self._live = live = asyncio.Event()
         process = self._process = await asyncio.to_thread(
-            subprocess.Popen, [sys.executable, "-m", WORKER], env=dict(self._environment), stdin=subprocess.PIPE,
+            subprocess.Popen, [sys.executable, "-P", "-m", WORKER], env=dict(self._environment), stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the terminal's group is for the parent, which ends them in order
         )  # fmt: skip
@@ -198,7 +207,17 @@ class Worker:
             observe.worker_ended(self.name, status, pause)
             await asyncio.sleep(pause)
             self._close()
-            await self._run()
+            await self._run_again()
+
+    async def _run_again(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except OSError as error:  # the machine has no process or memory left at the moment
+                observe.failed(f"starting {self.name}", error)
+                await asyncio.sleep(self._limits.worker_pauses_s[-1])
+            else:
+                return
 
     async def stop(self, seconds: float) -> None:
         """End it by SIGTERM, and by SIGKILL if it takes longer than this."""
@@ -234,8 +253,7 @@ async def roll(found: Sequence[Worker], settings: Settings, limits: Limits | Non
     limits = limits or Limits()
     capture, *gateways = found
     for worker in (*gateways, capture):
-        drain_s = settings.drain.total_seconds() + limits.lifecycle.stop_s
-        await worker.stop(drain_s)
+        await worker.stop(_patience_s(settings, limits))
         await worker.start()
         is_live = await worker.until_live(limits.lifecycle.worker_live_s)
         observe.worker_rolled(worker.name, worker.pid, is_live=is_live)

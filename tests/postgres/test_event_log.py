@@ -27,6 +27,7 @@ from momentum_sync.eventlog.feed import FeedState
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.page import Page
 from momentum_sync.eventlog.partitions import keep_partitions
+from momentum_sync.eventlog.position import Position
 from momentum_sync.limits import CaptureLimits, LogLimits
 from tests.fixtures.postgres import Sql
 
@@ -454,12 +455,12 @@ async def test_an_epoch_that_its_first_writer_did_not_settle_is_settled_by_the_n
 
 
 async def test_a_gateway_goes_on_where_it_is_or_begins_with_the_newest(log: Writer, db: Sql) -> None:
-    assert await log.go_on("", 0) is None
+    assert await log.go_on(Position("", 0, 0), 0) is None
     standing = await log.acquire(FACTS)
     events = [event(offset) for offset in range(1, 8)]
     await log.write(events[:4], confirmed=210)
 
-    new = await log.go_on("", 0)
+    new = await log.go_on(Position("", 0, 0), 0)
     assert new is not None
     assert (new.events, new.live) == (None, False)
     beginning = new.beginning
@@ -470,25 +471,30 @@ async def test_a_gateway_goes_on_where_it_is_or_begins_with_the_newest(log: Writ
 
     await log.checkpoints.until_settled(standing)
     await log.write(events[4:], confirmed=220)
-    found = await log.go_on(standing.epoch, 5)
+    found = await log.go_on(Position(standing.epoch, 5, events[4].mark), 5)
     assert found is not None
     assert found.live
     assert found.events is not None
     assert [each.body for each in found.events] == [events[5].body, events[6].body]
     assert (found.beginning.offset, found.beginning.lsn) == (7, 220)
-    ahead = await log.go_on(standing.epoch, 9)  # of a feed that the log has not reached yet
+    ahead = await log.go_on(Position(standing.epoch, 9, 1), 7)  # of a feed that the log has not reached yet
     assert ahead is not None
     assert ahead.events == []
-    other = await log.go_on("00000000", 7)
+    other = await log.go_on(Position("00000000", 7, events[6].mark), 7)
     assert other is not None
     assert other.events is None
 
+    for position, logged in ((Position(standing.epoch, 5, 1), 5), (Position(standing.epoch, 9, 1), 8)):
+        restored = await log.go_on(position, logged)  # from a copy: another event is there, or what was there is not
+        assert restored is not None
+        assert restored.events is None
+
     db.execute("delete from momentum.event_log where number = 6")
-    holed = await log.go_on(standing.epoch, 4)
+    holed = await log.go_on(Position(standing.epoch, 4, events[3].mark), 4)
     assert holed is not None
     assert [each.offset for each in holed.events or ()] == [5]
     db.execute("update momentum.stream set kept_from = 7")
-    expired = await log.go_on(standing.epoch, 3)
+    expired = await log.go_on(Position(standing.epoch, 3, events[2].mark), 3)
     assert expired is not None
     assert expired.events is None
     assert [each.offset for each in expired.beginning.newest] == [7]
@@ -498,8 +504,9 @@ async def test_a_page_of_all_events_has_bounds(open_log: Open) -> None:
     log = await open_log(limits=LogLimits(page_rows=3, page_bytes=2_000))
     await keep_partitions(log.connections, retention=None)
     epoch = (await log.acquire(FACTS)).epoch
-    await log.write([event(number, text="x" * (900 if number > 3 else 1)) for number in range(1, 9)], confirmed=300)
-    pages = [await log.go_on(epoch, offset) for offset in (0, 3)]
+    events = [event(number, text="x" * (900 if number > 3 else 1)) for number in range(1, 9)]
+    await log.write(events, confirmed=300)
+    pages = [await log.go_on(Position(epoch, offset, mark), 0) for offset, mark in ((0, 0), (3, events[2].mark))]
     assert [[each.offset for each in page.events or ()] for page in pages if page] == [[1, 2, 3], [4, 5, 6]]
 
 

@@ -92,6 +92,12 @@ class World:
         self.follower.reading()
         self.follower.read(found, at)
 
+    def measured(self, at: float, took: float = 0.0) -> None:
+        """Let a probe return that took so many seconds."""
+        self.follower.probe.begin(at - took)
+        self.follower.probe.written(self.feed.lsn)
+        self.follower.probe.reached(self.feed.lsn, at)
+
     def status(self, at: float, *, is_connected: bool = True) -> FeedStatus:
         return self.follower.status(at, is_connected=is_connected)
 
@@ -207,18 +213,34 @@ def test_a_new_epoch_begins_with_the_log_even_if_its_fence_is_lower() -> None:
     assert not world.follower.wants_read
 
 
+def test_other_events_at_the_same_offsets_are_a_history_from_a_copy(world: World) -> None:
+    world.hear(message([event(3), event(4)], lsn=41))
+    world.hear(message([event(4, 9), event(5, 10)], lsn=101))
+    assert world.got.got == [3, 4]
+    assert world.follower.reading().epoch == ""  # whatever the log says of the position: this history has ended
+    world.follower.read(log_read(3, newest=[event(3, 8)], lsn=81), 0.0)
+    assert (world.feed.epoch, world.feed.offset, world.got.switches) == (EPOCH, 3, 1)
+    assert world.follower.reading().epoch == EPOCH
+    world.follower.read(log_read(3, []), 0.0)
+    world.hear(message([event(4, 9), event(5, 10)], lsn=101))
+    assert world.got.got == [3, 4, 4, 5]
+
+
 def test_a_history_that_retention_has_passed_begins_again(world: World) -> None:
     world.read(log_read(9, newest=[event(8), event(9)]))
     assert (world.feed.offset, world.got.switches, world.got.got) == (9, 1, [])
 
 
-def test_another_run_of_postgresql_voids_snapshots_but_no_event(world: World) -> None:
-    world.hear(message([event(3)], incarnation=2))
-    assert world.got.got == [3]
+def test_another_run_of_postgresql_voids_snapshots_before_its_events_come(world: World) -> None:
+    world.hear(message([event(3)], lsn=31, incarnation=2))
     assert world.follower.wants_read
-    assert world.got.restarts == 0
-    world.read(log_read(2, [], incarnation=2))
-    assert (world.got.restarts, world.feed.incarnation, world.feed.offset, world.got.switches) == (1, 2, 3, 0)
+    assert (world.got.got, world.got.reached, world.got.restarts) == ([], 0, 0)
+    order: list[str] = []
+    world.got.event = lambda event, *, more=False: order.append("event")  # type: ignore[method-assign]
+    world.got.restarted = lambda: order.append("restarted")  # type: ignore[method-assign]
+    world.read(log_read(4, [event(3), event(4)], lsn=41, incarnation=2))
+    assert order == ["restarted", "event", "event"]
+    assert (world.feed.incarnation, world.feed.offset, world.got.switches) == (2, 4, 0)
 
 
 def test_an_error_of_a_subscriber_loses_nothing(world: World) -> None:
@@ -252,31 +274,68 @@ def test_events_behind_a_gap_have_a_budget() -> None:
     assert world.follower.wants_read  # the rest comes from the log
 
 
-def test_clients_are_served_while_there_is_a_sign_of_capture_and_the_epoch_is_live() -> None:
+def test_clients_are_served_while_the_feed_is_seen_to_move_and_the_epoch_is_live() -> None:
     world = World(FeedLimits(away_s=5.0))
     assert world.status(0.0).state is CaptureState.STARTING
     world.read(log_read(2, lsn=20, live=False), at=1.0)
     assert world.status(1.0).state is CaptureState.WAITING
-    world.hear(message(offset=2, status=LIVE._replace(state=CaptureState.CATCHING_UP)), at=2.0)
+    world.measured(1.5, took=0.25)
+    assert world.status(1.5).state is CaptureState.CATCHING_UP
+    world.hear(message(offset=2, status=LIVE._replace(state=CaptureState.BROKEN)), at=2.0)
     assert world.status(2.0).state is CaptureState.CATCHING_UP
     world.hear(message(offset=2, status=LIVE), at=3.0)
     assert world.status(3.0) == LIVE
-    assert world.status(4.0).lag == 1.0
-    world.hear(message(offset=2), at=4.0)
-    assert world.status(4.0).lag == 0.25
-    assert world.status(9.1).state is CaptureState.WAITING
+    world.hear(message(offset=2, status=LIVE._replace(state=CaptureState.BROKEN)), at=3.5)
+    assert world.status(4.0).state is CaptureState.BROKEN
+    # What capture said last does not count for ever: the broker may be gone, and capture has recovered.
+    assert world.status(6.6).state is CaptureState.LIVE
 
 
-def test_without_a_broker_a_moving_log_is_a_sign_of_capture() -> None:
+def test_everything_that_delays_the_feed_counts_as_lag() -> None:
     world = World(FeedLimits(away_s=5.0))
     world.read(log_read(2, lsn=20), at=1.0)
-    world.read(log_read(2, [], lsn=20), at=2.0)
-    assert world.status(2.0, is_connected=False).state is CaptureState.WAITING
-    world.read(log_read(2, [], lsn=30), at=3.0)
-    found = world.status(3.5, is_connected=False)
-    assert (found.state, found.lag) == (CaptureState.LIVE, 0.5)
-    assert found.problem is not None
-    assert world.status(3.5).problem is None
+    probe = world.follower.probe
+    assert probe.lag(1.0) is None
+    assert probe.begin(1.0)
+    probe.written(25)
+    assert not probe.begin(2.0)
+    world.hear(message(offset=3, lsn=31, status=LIVE), at=3.0)  # of an event that was lost: the feed stays at 20
+    assert probe.lag(3.0) is None
+    world.read(log_read(3, [event(3)], lsn=31), at=3.5)
+    assert world.status(3.5).lag == 2.5
+    assert probe.begin(4.0)  # now the database does not answer
+    assert world.status(5.0).lag == 2.5
+    assert probe.begin(6.0)
+    assert world.status(7.0).lag == 3.0
+    assert world.status(9.1).state is CaptureState.WAITING
+    probe.written(31)
+    world.hear(message(offset=3, lsn=31), at=9.5)
+    assert world.status(9.5).lag == 5.5
+    world.measured(10.0)
+    assert world.status(10.0).state is CaptureState.LIVE
+
+
+def test_a_probe_of_a_history_that_has_ended_is_made_again() -> None:
+    world = World()
+    world.read(log_read(2, lsn=20), at=1.0)
+    world.measured(1.0)
+    assert world.follower.probe.begin(2.0)
+    world.follower.probe.written(900)
+    world.read(log_read(5, lsn=50, epoch=NEXT), at=3.0)
+    assert world.follower.probe.lag(4.0) == 2.0
+    assert world.follower.probe.begin(4.0)
+    world.follower.probe.written(50)
+    world.hear(message(offset=5, lsn=50, epoch=NEXT), at=5.0)
+    assert world.follower.probe.lag(5.0) == 3.0
+
+
+def test_silence_of_the_broker_is_a_problem_that_is_told(world: World) -> None:
+    world.measured(1.0)
+    world.hear(message(offset=2, status=LIVE), at=1.0)
+    assert world.status(2.0).problem is None
+    assert "reached" in str(world.status(5.0, is_connected=False).problem)
+    assert "heard" in str(world.status(5.0, is_connected=True).problem)
+    assert world.status(2.0, is_connected=False).problem is not None
 
 
 def test_silence_is_when_nothing_of_this_history_is_heard(world: World) -> None:

@@ -18,9 +18,11 @@ class One:
     def __init__(self, origin: str) -> None:
         self.sent: list[Message] = []
         self.known: dict[tuple[str, Key], bytes] = {}
+        self.news: list[bool] = []
         self.peers = Peers(origin, self.sent.append, self.changed, LIMITS)
 
-    def changed(self, origin: str, key: Key, value: bytes | None) -> None:
+    def changed(self, origin: str, key: Key, value: bytes | None, is_new: bool) -> None:
+        self.news.append(is_new)
         if value is None:
             del self.known[origin, key]
         else:
@@ -94,6 +96,16 @@ def test_a_lost_update_is_noticed_by_the_next_and_by_the_report() -> None:
     assert b.take() == [], "it has asked a moment ago"
 
 
+def test_messages_have_a_bound_in_bytes() -> None:
+    sent: list[Message] = []
+    peers = Peers("a", sent.append, lambda *_: None, PeerLimits(items=500, message_bytes=1_000))
+    for number in range(10):
+        peers.put((str(number),), b"x" * 400)
+    peers.put(("large",), b"x" * 2_000)
+    peers.flush()
+    assert [len(each.items) for each in sent if isinstance(each, Update)] == [2, 2, 2, 2, 2, 1]
+
+
 def test_one_that_comes_later_asks_for_everything() -> None:
     a, b = One("a"), One("b")
     put(a, *"uvwxyz1")
@@ -107,6 +119,9 @@ def test_one_that_comes_later_asks_for_everything() -> None:
     assert b.known == {}
     b.hear(pages[0])
     assert sorted(key for _, key in b.known) == [(name,) for name in "1vwxyz"]
+    assert not any(b.news)
+    b.hear(*put(a, "new"))
+    assert b.news[-1]
 
 
 def test_an_empty_gateway_answers_too() -> None:
@@ -165,6 +180,7 @@ def test_the_clients_of_a_gateway_that_stops_are_gone() -> None:
     a.peers.leave()
     b.hear(*a.take())
     assert (b.known, b.peers.others) == ({}, 0)
+    assert put(a, "too late") == []
     b.hear(Bye("unknown"))
 
 

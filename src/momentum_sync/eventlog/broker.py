@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import nats
@@ -35,6 +36,35 @@ class BrokerOptions:
     ca: str | None = None
 
 
+class _Client(Client):
+    """nats-py's client, with two changes. Only this class uses its private parts, and its version is bounded.
+
+    By itself it takes up TLS only if the server offers it, and would send a password in the clear otherwise. And it
+    waits for a server that does not read, without a deadline, before it reconnects to another or closes.
+    """
+
+    def _connect_command(self) -> bytes:
+        server, info = self._current_server, self._server_info
+        if server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
+            self.abort()
+            raise nats.errors.Error("the address of NATS is tls://, but the server does not offer TLS")
+        return super()._connect_command()
+
+    async def _attempt_reconnect(self) -> None:
+        self.abort()
+        await super()._attempt_reconnect()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        self.abort()
+        await super()._close(status, do_cbs)
+
+    def abort(self) -> None:
+        """Drop the connection at once, so that whoever waits for it goes on."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+
 class Broker:
     """A connection that is made again whenever it is lost.
 
@@ -48,7 +78,7 @@ class Broker:
         self._options = options
         self._name = name
         self._limits = limits
-        self._client = Client()
+        self._client = _Client()
         self._wanted: dict[str, Handler] = {}
         self._is_ready = False
         self._outbox: deque[tuple[str, bytes]] = deque()
@@ -60,34 +90,44 @@ class Broker:
     @property
     def is_connected(self) -> bool:
         """Return whether messages can be sent and received now."""
-        return self._client.is_connected
+        return self._is_ready and self._client.is_connected
 
     async def subscribe(self, subject: str, handler: Handler) -> None:
         """Call a handler with the messages on a subject, as soon as there is a connection."""
         self._wanted[subject] = handler
         if self._is_ready:
-            await self._take(subject, handler)
+            await self._take(self._client, subject, handler)
 
     async def open(self) -> None:
         """Connect in the background, for as long as it takes."""
-        self._working = [asyncio.create_task(self._connect()), asyncio.create_task(self._send())]
+        self._working = [asyncio.create_task(self._keep_connected()), asyncio.create_task(self._send())]
 
     async def close(self) -> None:
-        """Send what waits, if that is possible at once, and disconnect."""
+        """Send what waits, if that is possible within moments, and disconnect."""
         await end(*self._working)
-        if self._client.is_connected:
-            try:
-                async with asyncio.timeout(self._limits.connect_s):
-                    while self._outbox:
-                        await self._client.publish(*self._outbox.popleft())
-                    await self._client.flush()
-            except (nats.errors.Error, TimeoutError, OSError) as error:
-                await self._failed(error)
-        await self._client.close()
+        if self.is_connected:
+            await self._bounded(self._send_rest(), self._client)
+        await self._bounded(self._client.close(), self._client)
+
+    async def _send_rest(self) -> None:
+        while self._outbox:
+            await self._client.publish(*self._outbox.popleft())
+        await self._client.flush()
+
+    async def _bounded(self, work: Coroutine[object, object, None], client: _Client) -> None:
+        """Do something with a client that may not answer: after a while its connection is dropped."""
+        task = asyncio.ensure_future(work)
+        await asyncio.wait({task}, timeout=self._limits.connect_s)
+        if not task.done():
+            client.abort()
+            await end(task)
+        elif (error := task.exception()) is not None:
+            await self._failed(error)
 
     def publish(self, subject: str, payload: bytes) -> bool:
         """Send a message soon, without waiting. Return False if it was dropped instead."""
-        if not self._client.is_connected or self._outbox_size + len(payload) > self._limits.outbox_bytes:
+        too_large = len(payload) > self._client.max_payload
+        if not self.is_connected or too_large or self._outbox_size + len(payload) > self._limits.outbox_bytes:
             return False
         self._outbox.append((subject, payload))
         self._outbox_size += len(payload)
@@ -103,52 +143,78 @@ class Broker:
                 self._outbox_size -= len(payload)
                 try:
                     await self._client.publish(subject, payload)
-                except (nats.errors.Error, OSError) as error:  # lost, as any message may be
+                except Exception as error:  # lost, as any message may be; this task goes on
                     await self._failed(error)
 
-    async def _connect(self) -> None:
-        limits, options = self._limits, self._options
+    async def _keep_connected(self) -> None:
         while True:
+            self._is_ready = False
+            client, closed = _Client(), asyncio.Event()
             try:
-                # With attempts without end this call goes on until there is a connection.
-                await self._client.connect(
-                    list(options.urls),
-                    name=self._name,
-                    connect_timeout=limits.connect_s,
-                    reconnect_time_wait=limits.reconnect_s,
-                    max_reconnect_attempts=-1,
-                    ping_interval=limits.ping_s,
-                    max_outstanding_pings=2,
-                    pending_size=limits.outbox_bytes,
-                    tls=self._tls(),
-                    error_cb=self._failed,
-                    reconnected_cb=self._reconnected,
-                )
-                break
-            except (nats.errors.Error, OSError, TimeoutError) as error:
+                await self._connect(client, closed)
+                self._client = client
+                for subject, handler in list(self._wanted.items()):
+                    await self._take(client, subject, handler)
+                self._is_ready = True
+                observe.broker_connected(self.address)
+                await self._until_lost(client, closed)
+            except Exception as error:
                 await self._failed(error)
-                await asyncio.sleep(limits.connect_s)
-        self._is_ready = True
-        for subject, handler in list(self._wanted.items()):
-            await self._take(subject, handler)
-        observe.broker_connected(self._server)
+            finally:
+                self._client = client  # `close` ends it
+            self._is_ready = False
+            client.abort()
+            await self._bounded(client.close(), client)
+            await asyncio.sleep(self._limits.reconnect_s)
 
-    async def _take(self, subject: str, handler: Handler) -> None:
-        await self._client.subscribe(
+    async def _until_lost(self, client: _Client, closed: asyncio.Event) -> None:
+        """Return when the library has given up, or does not get on.
+
+        It reconnects by itself, but closes for good after an error such as expired credentials.
+        """
+        clock = asyncio.get_running_loop().time
+        connected_at = clock()
+        while not closed.is_set() and clock() - connected_at < self._limits.stuck_s:
+            if client.is_connected:
+                connected_at = clock()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.reconnect_s):
+                    await closed.wait()
+
+    async def _connect(self, client: _Client, closed: asyncio.Event) -> None:
+        limits, options = self._limits, self._options
+
+        async def tell() -> None:
+            closed.set()
+
+        # With attempts without end this call goes on until there is a connection.
+        await client.connect(
+            list(options.urls),
+            name=self._name,
+            connect_timeout=limits.connect_s,
+            reconnect_time_wait=limits.reconnect_s,
+            max_reconnect_attempts=-1,
+            ping_interval=limits.ping_s,
+            max_outstanding_pings=2,
+            pending_size=limits.outbox_bytes,
+            tls=None if options.ca is None else ssl.create_default_context(cafile=options.ca),
+            error_cb=self._failed,
+            reconnected_cb=self._reconnected,
+            closed_cb=tell,
+        )
+
+    async def _take(self, client: _Client, subject: str, handler: Handler) -> None:
+        await client.subscribe(
             subject, cb=_calling(handler), pending_msgs_limit=-1, pending_bytes_limit=self._limits.inbox_bytes
         )
 
-    def _tls(self) -> ssl.SSLContext | None:
-        if self._options.ca is None:
-            return None
-        return ssl.create_default_context(cafile=self._options.ca)
-
     @property
-    def _server(self) -> str:
+    def address(self) -> str:
+        """Return host and port of the server that is connected; empty without one."""
         url = self._client.connected_url
-        return "" if url is None else url.hostname or ""
+        return "" if url is None else f"{url.hostname}:{url.port}"
 
-    async def _failed(self, error: Exception) -> None:
+    async def _failed(self, error: BaseException) -> None:
         # Each attempt to connect fails with an error, and each message that is dropped.
         at = asyncio.get_running_loop().time()
         if at - self._told_at >= self._limits.told_s:
@@ -157,7 +223,7 @@ class Broker:
 
     async def _reconnected(self) -> None:
         self._told_at = float("-inf")
-        observe.broker_connected(self._server)
+        observe.broker_connected(self.address)
 
 
 def _calling(handler: Handler) -> Callable[[Msg], Awaitable[None]]:

@@ -121,6 +121,7 @@ class LocalFeed:
         incarnation: the run of PostgreSQL that assigns transaction ids.
         fence: place of the writer's token in the order of writers.
         lsn: every event committed below has been published.
+        logged_offset: the log holds everything up to this offset, as a gateway knows it.
         status: function that returns the status.
     """
 
@@ -132,6 +133,7 @@ class LocalFeed:
         self.incarnation = 0
         self.fence = 0
         self.lsn = 0
+        self.logged_offset = 0
         self.status: Callable[[], FeedStatus] = _starting
         self._logged = (0, 0)
         self._subscribers: list[FeedSubscriber] = []
@@ -172,13 +174,18 @@ class LocalFeed:
             self._recent = deque(kept, maxlen=_REMEMBERED)
             for subscriber in self._subscribers:
                 subscriber.restarted()
-        if beginning.epoch == self.epoch and beginning.offset <= self.offset:
-            return
+        if beginning.epoch != self.epoch or beginning.offset > self.offset:
+            self.begin_afresh(beginning)
+
+    def begin_afresh(self, beginning: Beginning) -> None:
+        """Start another history, also in the same epoch: its events were replaced by others, from a copy."""
+        self.incarnation, self.fence = beginning.incarnation, beginning.fence
         followed = bool(self.epoch)
         self._recent.clear()
         self.epoch, self.offset, self.mark = beginning.epoch, beginning.offset, beginning.mark
         self.lsn = beginning.lsn
         self._logged = (beginning.offset, beginning.mark)
+        self.logged_offset = beginning.offset
         newest = beginning.newest
         if newest:
             self.window.restart(first=newest[0].offset, ceiling=beginning.ceiling, before=beginning.before)
@@ -237,7 +244,13 @@ class LocalFeed:
 
     def logged_up_to(self, offset: int) -> None:
         """Record that the log holds everything up to an offset: the window may evict that."""
-        self.window.durable(min(offset, self.offset))
+        self.logged_offset = max(self.logged_offset, min(offset, self.offset))
+        self.window.durable(self.logged_offset)
+
+    def has_other(self, event: Event) -> bool:
+        """Return whether another event was published at the offset of this one, as far as that is known."""
+        mark = self.mark_of(event.offset) if event.offset <= self.offset else None
+        return mark is not None and mark != event.mark
 
     def _end_batch(self) -> None:
         for subscriber in self._subscribers:

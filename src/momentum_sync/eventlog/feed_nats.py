@@ -173,6 +173,7 @@ class FeedReader:
                     return
                 written = await self._log.written_up_to()
                 while epoch == feed.epoch and offset > feed.offset and feed.lsn < written:
+                    await asyncio.sleep(self._limits.poll_alone_s)
                     await self._read_again()
         except (psycopg.Error, PoolTimeout, TimeoutError) as error:
             raise Unavailable("This gateway is behind; try again in a moment.") from error
@@ -196,6 +197,7 @@ class FeedReader:
         self._moved()
 
     def _moved(self) -> None:
+        self._follower.probe.reached(self._feed.lsn, time.monotonic())
         if self._follower.wants_read:
             self._woken.set()
         if not self.has_begun.is_set() and self.status().live:
@@ -224,6 +226,18 @@ class FeedReader:
                 await asyncio.sleep(_step(limits.retry_s, vain))  # the log lags behind the broker
                 vain += 1
 
+    async def measure(self) -> None:
+        """Measure at intervals how far the feed is behind, for ever."""
+        probe = self._follower.probe
+        while True:
+            if probe.begin(time.monotonic()):
+                try:
+                    probe.written(await self._log.written_up_to())
+                except (psycopg.Error, PoolTimeout, OSError, TimeoutError) as error:
+                    observe.probe_failed(error)  # it stays due, so the lag grows
+                self._moved()
+            await asyncio.sleep(self._limits.probe_s)
+
     async def _until_due(self) -> None:
         limits = self._limits
         while not self._follower.wants_read:
@@ -238,8 +252,7 @@ class FeedReader:
     async def _read(self) -> None:
         self._reads_begun += 1
         number = self._reads_begun
-        self._follower.reading()
-        found = await self._log.go_on(self._feed.epoch, self._feed.offset)
+        found = await self._log.go_on(self._follower.reading(), self._feed.logged_offset)
         if found is None:  # no capture has begun yet
             self._follower.want_read()
         else:

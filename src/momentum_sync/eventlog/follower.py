@@ -14,11 +14,55 @@ import msgspec
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.log_read import LogRead
+from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.status import UNKNOWN_SLOT, CaptureState, FeedStatus, Triggers
 from momentum_sync.limits import FeedLimits
 
 _NEVER = float("-inf")
 _ALONE = "the broker cannot be reached; events come from the log, a little later"
+_UNHEARD = "nothing of capture is heard on the broker; check that all processes have the same broker, slot and version"
+
+
+class ReachProbe:
+    """How far a gateway is behind the database, by no clock but its own.
+
+    Once a second it asks how far the WAL is written, and notes when its feed has come there. So a broker that is slow,
+    a gap that the log does not fill, a database that does not answer and a capture that is away all count.
+
+    Times are seconds on a monotonic clock.
+    """
+
+    def __init__(self) -> None:
+        self._due_since: float | None = None
+        self._wanted: int | None = None
+        self._took: float | None = None  # None before the first has returned
+
+    def begin(self, at: float) -> bool:
+        """Begin a probe. Return False while one is under way."""
+        if self._wanted is not None:
+            return False
+        self._due_since = at if self._due_since is None else self._due_since
+        return True
+
+    def written(self, lsn: int) -> None:
+        """Note how far the WAL was written, as the database has answered."""
+        self._wanted = lsn
+
+    def reached(self, lsn: int, at: float) -> None:
+        """Note how far the feed has come."""
+        if self._wanted is not None and lsn >= self._wanted and self._due_since is not None:
+            self._took = at - self._due_since
+            self._due_since = self._wanted = None
+
+    def lost(self) -> None:
+        """Note that another history has begun, with LSNs of its own. A probe that is due stays due."""
+        self._wanted = None
+
+    def lag(self, at: float) -> float | None:
+        """Return the seconds by which the feed is behind; None before the first probe has returned."""
+        if self._took is None:
+            return None
+        return self._took if self._due_since is None else max(self._took, at - self._due_since)
 
 
 class FeedMessage(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +97,9 @@ class Follower:
     Args:
         feed: the gateway's feed, which nothing else moves.
         limits: bounds.
+
+    Attributes:
+        probe: measures how far the feed is behind.
     """
 
     def __init__(self, feed: LocalFeed, limits: FeedLimits) -> None:
@@ -63,19 +110,20 @@ class Follower:
         self._ahead: deque[FeedMessage] = deque()
         self._ahead_size = 0
         self._wants_read = True
+        self._is_forked = False
         self._status: FeedStatus | None = None
         self._heard_at = _NEVER
-        self._alive_at = _NEVER
-        self._polled_lsn: int | None = None
+        self.probe = ReachProbe()
 
     @property
     def wants_read(self) -> bool:
         """Return whether the log has to be read, by a read that begins from now on."""
         return self._wants_read
 
-    def reading(self) -> None:
-        """Note that a read of the log begins."""
+    def reading(self) -> Position:
+        """Note that a read of the log begins. Return the position from which it is to go on."""
         self._wants_read = False
+        return Position("", 0, 0) if self._is_forked else self._feed.position
 
     def want_read(self) -> None:
         """Have the log be read: the last read failed, or a client knows more than this gateway."""
@@ -96,18 +144,25 @@ class Follower:
         if message.fence < feed.fence:
             return
         feed.fence = message.fence
-        if message.incarnation != feed.incarnation:
-            self._wants_read = True
-        self._heard_at = self._alive_at = at
+        self._heard_at = at
         if message.status is not None:
             self._status = message.status
             self._live = self._live or message.status.live
         self._needed = max(self._needed, message.offset)
-        self._take(message)
+        if message.incarnation != feed.incarnation:
+            # Snapshots of before are void, and the log knows from which transaction on. Until then nothing of the new
+            # run may reach them.
+            self._keep(message)
+        else:
+            self._take(message)
+        self.probe.reached(feed.lsn, at)
 
     def _take(self, message: FeedMessage) -> None:
         """Apply a message, or keep it until the gap before it is filled."""
         feed = self._feed
+        if any(map(feed.has_other, message.events)):
+            self._is_forked = self._wants_read = True  # the database was restored from a copy, in the same epoch
+            return
         events = [event for event in message.events if event.offset > feed.offset]
         if events and events[0].offset > feed.offset + 1:
             self._keep(message)
@@ -126,7 +181,7 @@ class Follower:
     def _keep(self, message: FeedMessage) -> None:
         self._wants_read = True
         size = sum(event.size for event in message.events)
-        if self._ahead_size + size <= self._limits.ahead_bytes:
+        if size and self._ahead_size + size <= self._limits.ahead_bytes:
             self._ahead.append(message)
             self._ahead_size += size
 
@@ -138,24 +193,25 @@ class Follower:
                 self._status, self._live = None, False
             self._ahead.clear()
             self._ahead_size = self._needed = 0
-            self._polled_lsn = None
-            feed.begin(beginning)
+            self._is_forked = False
+            self.probe.lost()
+            feed.begin_afresh(beginning)
         else:
+            # Before the events: transaction ids may be assigned again after a restart of PostgreSQL.
+            feed.begin(
+                beginning._replace(offset=min(feed.offset, beginning.offset), fence=max(feed.fence, beginning.fence))
+            )
             fresh = [event for event in found.events if event.offset > feed.offset]
             if fresh:
                 self._publish(fresh)
             if feed.offset >= beginning.offset:
-                # Transaction ids may be assigned again after a restart of PostgreSQL, and snapshots of before are void.
-                feed.begin(beginning._replace(fence=max(feed.fence, beginning.fence)))
                 feed.logged_up_to(beginning.offset)
                 feed.advance(beginning.lsn)
             else:
                 self._wants_read = True
         self._live = self._live or found.live
-        if self._polled_lsn is not None and beginning.lsn > self._polled_lsn:
-            self._alive_at = at
-        self._polled_lsn = beginning.lsn
         self._take_kept()
+        self.probe.reached(feed.lsn, at)
         if feed.offset < self._needed:
             self._wants_read = True
 
@@ -169,19 +225,24 @@ class Follower:
     def _take_kept(self) -> None:
         """Apply the messages that were kept, as if they had just arrived."""
         kept, self._ahead, self._ahead_size = self._ahead, deque(), 0
-        while kept:
-            self._take(kept.popleft())
+        try:
+            while kept:
+                self._take(kept.popleft())
+        finally:
+            if kept:  # a subscriber failed: the log has what is missing
+                self._wants_read = True
 
     def status(self, at: float, *, is_connected: bool) -> FeedStatus:
         """Return the status of the feed as this gateway has it."""
-        status = self._status or FeedStatus(CaptureState.LIVE, 0.0, UNKNOWN_SLOT, Triggers([], []))
-        silent = at - self._alive_at
-        state = status.state
+        status = self._status
+        if status is None or self.is_silent(at):  # what capture said last may be long past
+            status = FeedStatus(CaptureState.LIVE, 0.0, UNKNOWN_SLOT, Triggers([], []))
+        lag, state = self.probe.lag(at), status.state
         if not self._feed.epoch:
             state = CaptureState.STARTING
-        elif silent > self._limits.away_s:
+        elif lag is None or lag > self._limits.away_s:
             state = CaptureState.WAITING
         elif not self._live:
             state = CaptureState.CATCHING_UP
-        lag = max(status.lag, 0.0 if silent == -_NEVER else silent)
-        return status._replace(state=state, lag=lag, problem=None if is_connected else _ALONE)
+        problem = _ALONE if not is_connected else _UNHEARD if self.is_silent(at) else None
+        return status._replace(state=state, lag=max(status.lag, lag or 0.0), problem=problem)

@@ -20,6 +20,7 @@ from momentum_sync.eventlog.feed import Beginning
 from momentum_sync.eventlog.log_read import LogRead
 from momentum_sync.eventlog.page import Newest, Page
 from momentum_sync.eventlog.partitions import keep_partitions
+from momentum_sync.eventlog.position import Position
 from momentum_sync.limits import LogLimits
 
 _SQL = queries.load(__package__)
@@ -232,12 +233,19 @@ class EventLog:
         ceiling, incarnation = await fetch_one(connection, _SQL["next_xid"])
         return int(ceiling), int(incarnation)
 
-    async def go_on(self, epoch: str, offset: int) -> LogRead | None:
-        """Return how far the log has come, and a page of all events after an offset of an epoch.
+    async def go_on(self, position: Position, logged: int) -> LogRead | None:
+        """Return how far the log has come, and a page of all events after a position.
+
+        Args:
+            position: where a gateway is.
+            logged: the log held everything up to this offset before. If it does not any longer, or if it has another
+                event at the position, the database was restored from a copy, and the position is of a history that has
+                ended without a new epoch.
 
         Returns:
             None before capture has begun.
         """
+        epoch, offset = position.epoch, position.offset
         limits = self._limits
         async with self._connections.snapshot() as connection:
             row = await fetch_optional(connection, _SQL["head"])
@@ -246,7 +254,10 @@ class EventLog:
             now, fence, last, mark, confirmed, live, kept_from = row
             ceiling, incarnation = await self.next_xid(connection)
             beginning = Beginning(now, last, mark, confirmed, ceiling, incarnation, fence)
-            if now == epoch and kept_from <= offset + 1:
+            goes_on = now == epoch and kept_from <= offset + 1 and last >= logged
+            if goes_on and last >= offset:
+                goes_on = await self.mark_at(connection, now, offset) == position.mark
+            if goes_on:
                 asked: dict[str, object] = {"offset": offset, "most": limits.page_bytes, "limit": limits.page_rows}
                 events = await self._events(connection, "following", asked) if last > offset else []
                 # A hole is for capture to detect, and an epoch ends with it.

@@ -14,8 +14,8 @@ class LogRead(NamedTuple):
     Attributes:
         beginning: where a gateway would begin now: epoch, last event, newest events.
         live: whether the epoch may be served.
-        events: events after the asked offset, without a gap, as many as a page has. None: they are of another epoch, or
-            the log no longer has them, and `beginning` has its newest events.
+        events: events after the asked position, without a gap, as many as a page has. None: they are of another
+            history, or the log no longer has them, and `beginning` has its newest events.
     """
 
     beginning: Beginning

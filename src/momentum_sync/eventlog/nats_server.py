@@ -21,6 +21,8 @@ _START_S = 10.0
 _STOP_S = 5.0
 _AGAIN_S = 0.5
 _LOOK_S = 0.05
+# Standard input is a pipe that this process holds: when it is killed, a reader of the pipe ends the server.
+_WITH_PARENT = 'exec 3<&0; { cat <&3 >/dev/null; kill $$; } >/dev/null 2>&1 & exec "$0" "$@" 3<&- </dev/null'
 
 
 def program() -> str:
@@ -82,6 +84,8 @@ class NatsServer:
 
     async def start(self) -> None:
         """Start it. Raise Unsuitable if it does not listen in time."""
+        self._process = None
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs that tidy up may have removed it
         config = self._folder / "nats.conf"
         config.touch(mode=0o600)
         config.write_text(
@@ -91,10 +95,10 @@ class NatsServer:
         for old in self._folder.glob("*.ports"):
             old.unlink()
         with (self._folder / "nats.log").open("ab") as log:
-            arguments = [program(), "-c", str(config)]
+            arguments = ["/bin/sh", "-c", _WITH_PARENT, program(), "-c", str(config)]
             self._process = await asyncio.to_thread(
-                subprocess.Popen, arguments, stdout=log, stderr=log, start_new_session=True
-            )
+                subprocess.Popen, arguments, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )  # fmt: skip
         try:
             async with asyncio.timeout(_START_S):
                 while not (found := self._listening_on()):
@@ -118,12 +122,15 @@ class NatsServer:
     async def keep(self) -> None:
         """Start it again whenever it ends, for ever."""
         while True:
-            assert self._process is not None
-            observe.broker_ended(await until_ended(self._process))
+            process = self._process
+            if process is not None:
+                observe.broker_ended(await until_ended(process))
+                assert process.stdin is not None
+                process.stdin.close()
             await asyncio.sleep(_AGAIN_S)
             try:
                 await self.start()
-            except Unsuitable as error:
+            except (Unsuitable, OSError) as error:  # such as a full disk, or no process left
                 observe.broker_failed(error)
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
@@ -131,6 +138,7 @@ class NatsServer:
         process, self._process = self._process, None
         if process is None:
             return
+        assert process.stdin is not None
         process.send_signal(number)
         try:
             async with asyncio.timeout(_STOP_S):
@@ -138,6 +146,7 @@ class NatsServer:
         except TimeoutError:
             process.kill()
             await until_ended(process)
+        process.stdin.close()
 
 
 async def until_ended(process: subprocess.Popen[bytes]) -> int:

@@ -44,9 +44,9 @@ select number, commit_lsn, commit_index, xid, committed_at, channels, event, row
 from (
     select number, commit_lsn::text, commit_index, xid, channels, event::text, rows::text,
         extract(epoch from committed_at)::double precision as committed_at,
-        sum(octet_length(event::text)) over (order by number) - octet_length(event::text) as before
+        sum(size) over (order by number) - size as before
     from (
-        select * from momentum.event_log
+        select *, octet_length(event::text) + coalesce(octet_length(rows::text), 0) as size from momentum.event_log
         where number > %(offset)s
         order by number
         limit %(limit)s

@@ -82,7 +82,8 @@ class Peers:
     Args:
         origin: a name that no other run of a gateway has.
         send: sends a message to all others, or drops it.
-        changed: called with the gateway, the key and the new value of an item of another gateway; None: it is gone.
+        changed: called with the gateway, the key and the new value of an item of another gateway (None: it is gone),
+            and whether it has changed just now; an item of a whole copy may have changed long ago.
         limits: bounds.
     """
 
@@ -90,7 +91,7 @@ class Peers:
         self,
         origin: str,
         send: Callable[[Message], None],
-        changed: Callable[[str, Key, bytes | None], None],
+        changed: Callable[[str, Key, bytes | None, bool], None],
         limits: PeerLimits,
     ) -> None:
         self.origin = origin
@@ -102,6 +103,7 @@ class Peers:
         self._number = 0
         self._copies: dict[str, _Copy] = {}
         self._is_asked = False
+        self._has_left = False
         self._answered_at = float("-inf")
 
     @property
@@ -126,8 +128,10 @@ class Peers:
 
     def flush(self) -> None:
         """Send what has changed."""
+        if self._has_left:
+            return
         pending, self._pending = list(self._pending.items()), {}
-        for items in _parts(pending, self._limits.items):
+        for items in _parts(pending, self._limits):
             self._number += 1
             self._send(Update(self.origin, self._number, items))
 
@@ -143,6 +147,7 @@ class Peers:
 
     def leave(self) -> None:
         """Say that this gateway stops, and its clients are gone."""
+        self._has_left = True
         self._send(Bye(self.origin))
 
     def heard(self, message: Message, at: float) -> None:
@@ -184,7 +189,7 @@ class Peers:
         """Send all items. Everything changed so far has its number."""
         self.flush()
         self._is_asked, self._answered_at = False, at
-        parts = list(_parts(list(self._own.items()), self._limits.items)) or [()]
+        parts = list(_parts(list(self._own.items()), self._limits)) or [()]
         for index, items in enumerate(parts):
             self._send(Page(self.origin, self._number, index, len(parts), items))
 
@@ -202,14 +207,14 @@ class Peers:
             self._set(page.origin, copy, key, None)
         for key, value in items.items():
             if copy.items.get(key) != value:
-                self._set(page.origin, copy, key, value)
+                self._set(page.origin, copy, key, value, is_new=False)
 
-    def _set(self, origin: str, copy: _Copy, key: Key, value: bytes | None) -> None:
+    def _set(self, origin: str, copy: _Copy, key: Key, value: bytes | None, *, is_new: bool = True) -> None:
         if value is not None:
             copy.items[key] = value
         elif copy.items.pop(key, None) is None:
             return
-        self._changed(origin, key, value)
+        self._changed(origin, key, value, is_new)
 
     def _forget(self, origin: str) -> None:
         copy = self._copies.pop(origin, None)
@@ -218,6 +223,16 @@ class Peers:
                 self._set(origin, copy, key, None)
 
 
-def _parts(items: Sequence[tuple[Key, bytes | None]], most: int) -> Iterator[tuple[Item, ...]]:
-    for start in range(0, len(items), most):
-        yield tuple(items[start : start + most])
+def _parts(items: Sequence[tuple[Key, bytes | None]], limits: PeerLimits) -> Iterator[tuple[Item, ...]]:
+    """Yield items in parts of a bounded number and size: the broker refuses a message that is too large."""
+    part: list[Item] = []
+    size = 0
+    for key, value in items:
+        more = sum(map(len, key)) + len(value or b"")
+        if part and (len(part) == limits.items or size + more > limits.message_bytes):
+            yield tuple(part)
+            part, size = [], 0
+        part.append((key, value))
+        size += more
+    if part:
+        yield tuple(part)

@@ -134,8 +134,7 @@ class Sharing:
 
     def broadcast(self, message: Broadcast, *, is_private: bool) -> None:
         """Have the members of a topic on other gateways get a broadcast."""
-        if self._peers.others:
-            self._publish(_encode(_Sent(self._peers.origin, message, is_private)))
+        self._publish(_encode(_Sent(self._peers.origin, message, is_private)))
 
     def tracked(self, topic: TopicKey, member: str, tracked: Tracked) -> None:
         """Have a member be present on other gateways."""
@@ -148,8 +147,7 @@ class Sharing:
 
     def _claim(self, sessions: Sequence[int]) -> None:
         # If this is lost, the other gateway notices when it saves the session, whose record is gone.
-        if self._peers.others:
-            self._publish(_encode(_Claimed(self._peers.origin, tuple(sessions))))
+        self._publish(_encode(_Claimed(self._peers.origin, tuple(sessions))))
 
     def _send(self, message: Message) -> None:
         self._publish(_encode(message))
@@ -188,18 +186,20 @@ class Sharing:
             case _:
                 self._peers.heard(message, time.monotonic())
 
-    def _changed(self, origin: str, key: Key, value: bytes | None) -> None:
+    def _changed(self, origin: str, key: Key, value: bytes | None, is_new: bool) -> None:
         try:
             match key:
                 case (kind, owner, _) if kind == _CONNECTION:
-                    self._connection_changed(origin, key, owner, value)
+                    self._connection_changed(origin, key, owner, value, is_new=is_new)
                 case (kind, name, private, member) if kind == _PRESENCE:
                     tracked = None if value is None else Tracked(*_tracked(value))
                     self._members.present_elsewhere(TopicKey(name, private == "1"), (origin, member), tracked)
         except msgspec.MsgspecError as error:
             observe.failed("an item of another gateway", error)
 
-    def _connection_changed(self, origin: str, key: Key, owner: str, value: bytes | None) -> None:
+    def _connection_changed(
+        self, origin: str, key: Key, owner: str, value: bytes | None, *, is_new: bool
+    ) -> None:  # fmt: skip
         theirs = self._theirs.setdefault(owner, {})
         gateways = theirs.setdefault(key, set())
         if value is None:
@@ -216,7 +216,9 @@ class Sharing:
         if own is not None and own[1] < stamp:
             subscriber, _ = own
             self._hub.leave(subscriber)
-            subscriber.close(Close.REPLACED)
+            # Clocks alone order connections that began while the gateways did not hear each other. They may be wrong,
+            # so the client is asked to come back, and is the later one then.
+            subscriber.close(Close.REPLACED if is_new else Close.RESTART)
 
     def _debit(self, taken: Mapping[str, Mapping[str, int]]) -> None:
         now = time.monotonic()
