@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import nats
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 
 from momentum_sync import observe
 from momentum_sync.limits import FeedLimits
 from momentum_sync.tasks import end
 
+_AGAIN_S = 0.2
 Handler = Callable[[bytes], None]
 
 
@@ -54,6 +55,10 @@ class _Client(Client):
         self.abort()
         await super()._attempt_reconnect()
 
+    async def _connect_to_server(self, server: Srv) -> None:
+        self.abort()  # an attempt that came too late leaves its socket open
+        await super()._connect_to_server(server)
+
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self.abort()
         await super()._close(status, do_cbs)
@@ -84,6 +89,7 @@ class Broker:
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._outbox_size = 0
         self._has_mail = asyncio.Event()
+        self._is_ending = False
         self._working: list[asyncio.Task[None]] = []
         self._told_at = float("-inf")
 
@@ -104,15 +110,15 @@ class Broker:
 
     async def close(self) -> None:
         """Send what waits, if that is possible within moments, and disconnect."""
-        await end(*self._working)
+        connecting, sending = self._working
+        self._is_ending = True
+        self._has_mail.set()
         if self.is_connected:
-            await self._bounded(self._send_rest(), self._client)
+            await asyncio.wait({sending}, timeout=self._limits.connect_s)
+        await end(connecting)
+        self._client.abort()
+        await end(sending, again_s=_AGAIN_S)  # the library swallows a cancellation while it sends
         await self._bounded(self._client.close(), self._client)
-
-    async def _send_rest(self) -> None:
-        while self._outbox:
-            await self._client.publish(*self._outbox.popleft())
-        await self._client.flush()
 
     async def _bounded(self, work: Coroutine[object, object, None], client: _Client) -> None:
         """Do something with a client that may not answer: after a while its connection is dropped."""
@@ -120,7 +126,7 @@ class Broker:
         await asyncio.wait({task}, timeout=self._limits.connect_s)
         if not task.done():
             client.abort()
-            await end(task)
+            await end(task, again_s=_AGAIN_S)
         elif (error := task.exception()) is not None:
             await self._failed(error)
 
@@ -145,6 +151,9 @@ class Broker:
                     await self._client.publish(subject, payload)
                 except Exception as error:  # lost, as any message may be; this task goes on
                     await self._failed(error)
+            if self._is_ending:
+                await self._client.flush()
+                return
 
     async def _keep_connected(self) -> None:
         while True:
