@@ -79,6 +79,25 @@ async def test_a_gateway_that_is_behind_waits_for_the_client_s_position(
                 assert await titles(client, 1) == ["missed"]
 
 
+async def test_a_read_is_not_older_than_what_the_client_has_received_elsewhere(
+    run: Run, db: Sql, user: UUID, bounds: Bounds
+) -> None:
+    async with run("capture"), run("gateway") as one:
+        bounds("feed", poll_alone_s=3.0)
+        async with run("gateway", nats_url="nats://127.0.0.1:1") as behind:  # nobody listens there
+            async with one.live(user) as client:
+                add_notification(db, user, title="seen")
+                last = (await client.until("realtime_event"))["event"]["id"]
+            async with behind.http(sign(user)) as http:
+                body = {"user_id": str(user)}
+                answer = await http.post("/sync/notifications", json=body, headers={"Last-Event-ID": last})
+                assert "seen" in answer.text
+                reached = (await http.get("/sync/health")).json()["capture"]["last_event_id"]
+                assert int(reached.split("-")[1]) >= int(last.split("-")[1])
+                wrong = await http.post("/sync/notifications", json=body, headers={"Last-Event-ID": "nonsense"})
+                assert wrong.status_code == 400
+
+
 async def test_a_position_that_no_gateway_has_sent_is_refused(run: Run, db: Sql, user: UUID) -> None:
     async with run("capture"), run("gateway") as server:
         async with server.live(user) as client:

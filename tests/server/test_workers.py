@@ -200,7 +200,7 @@ def test_workers_get_the_settings_wherever_they_came_from(monkeypatch: pytest.Mo
     found = environment(settings, "postgresql://h/d", "nats://n:1", 8800)
     assert count_of(settings) == 4
     expected = {
-        "SUPABASE_JWT_SECRET": "x" * 32, "MOMENTUM_RETENTION": "129600s", "MOMENTUM_TOKEN_IN_QUERY": "True",
+        "SUPABASE_JWT_SECRET": "x" * 32, "MOMENTUM_RETENTION": "129600.000000s", "MOMENTUM_TOKEN_IN_QUERY": "True",
         "MOMENTUM_ALLOWED_ORIGINS": "https://a.example,https://b.example", "MOMENTUM_LOG_LEVEL": "DEBUG",
         "DATABASE_URL": "postgresql://h/d", "MOMENTUM_NATS_URL": "nats://n:1", "MOMENTUM_PORT": "8800",
     }  # fmt: skip

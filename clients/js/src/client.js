@@ -213,6 +213,15 @@ export class Client {
     return this.#replica.outbox.waiting.length;
   }
 
+  /**
+   * How far the client has come, as an id of an event; null before the first snapshot. Send it as the header
+   * `Last-Event-ID` with your own requests to `/sync/…`: the answer then is not older than what the client has received,
+   * whichever gateway answers.
+   */
+  get position() {
+    return this.#replica.protocol.position;
+  }
+
   /** Milliseconds by which the server's feed was late at the last heartbeat. */
   get lagMs() {
     return this.#replica.protocol.lagMs;

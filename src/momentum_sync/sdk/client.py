@@ -184,6 +184,15 @@ class Client:
         """Return the lag of the server's feed at the last heartbeat, in milliseconds."""
         return self._replica.protocol.lag_ms
 
+    @property
+    def position(self) -> str | None:
+        """Return how far the client has come, as an id of an event; None before the first snapshot.
+
+        Send it as the header `Last-Event-ID` with your own requests to `/sync/…`: the answer then is not older than
+        what the client has received, whichever gateway answers.
+        """
+        return self._replica.protocol.position
+
     def events(self) -> Events:
         """Return an iterator of every further event, in commit order, and of each `Resync`.
 

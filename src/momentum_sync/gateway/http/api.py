@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
 from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.history import History
+from momentum_sync.eventlog.resume import ResumeRefused, parse_position
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.handshake import is_allowed
 from momentum_sync.gateway.http.broadcasts import add_broadcasts
@@ -28,7 +31,7 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     # FastAPI's own pages load scripts from a CDN; `web/index.py` serves `/docs` without scripts.
     api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
     api.state.gateway = gateway
-    sync = APIRouter(prefix="/sync")
+    sync = APIRouter(prefix="/sync", dependencies=[Depends(_reaching(gateway.history))])
     gateway.application.add_routes(sync, gateway.reads)
     add_events(sync, gateway)
     limits = gateway.limits
@@ -47,6 +50,29 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     api.add_middleware(_Cors, options=gateway.options)
     api.add_middleware(_Prefixed)
     return api
+
+
+def _reaching(history: History) -> Callable[[str | None], Awaitable[None]]:
+    """Return a dependency of all routes that waits for the position of a client that comes from another gateway."""
+
+    async def reached(
+        last_event_id: Annotated[
+            str | None,
+            Header(
+                alias="Last-Event-ID", max_length=10_000,
+                description="The client's position. The answer is not older than what the client has received, also"
+                " where it has received it from another gateway.",
+            ),
+        ] = None,
+    ) -> None:  # fmt: skip
+        if last_event_id is not None:
+            try:
+                position = parse_position(last_event_id)
+            except ResumeRefused as refused:
+                raise BadRequest("invalid_field", "The header Last-Event-ID is not an id of an event.") from refused
+            await history.reach(position)
+
+    return reached
 
 
 class _Nobody:
@@ -91,7 +117,7 @@ class _Cors(CORSMiddleware):
             app,
             allow_origins=["*"] if "*" in options.allowed_origins else [],
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "apikey", "content-type"],
+            allow_headers=["authorization", "apikey", "content-type", "last-event-id"],
             max_age=600,
         )
         self._options = options
