@@ -61,8 +61,11 @@ def environment(users: int) -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def serving(conninfo: str, folder: Path, *more: str) -> Iterator[Server]:
-    """Run a server as an operator would, live, on its own core. `more` are further options."""
+def serving(conninfo: str, folder: Path, *more: str, waits: bool = False) -> Iterator[Server]:
+    """Run a server as an operator would, on its own core: live, or if it `waits`, until another is gone.
+
+    `more` are further options.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", conninfo,
          "--jwt-secret", SECRET, "--data-dir", str(folder), *more],
@@ -78,7 +81,7 @@ def serving(conninfo: str, folder: Path, *more: str) -> Iterator[Server]:
                 break
         else:
             raise SystemExit("The server did not start.")
-        _until_healthy(url)
+        _until(url, "waiting" if waits else "live")
         threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
         yield Server(url, process.pid)
     finally:
@@ -90,23 +93,27 @@ def serving(conninfo: str, folder: Path, *more: str) -> Iterator[Server]:
             process.wait()
 
 
-def _until_healthy(url: str) -> None:
+def _until(url: str, state: str) -> None:
     ends_at = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < ends_at:
         try:
-            with urlopen(f"{url}/sync/health", timeout=5):
-                return
-        except HTTPError:  # 503: not yet
-            time.sleep(0.05)
-    raise SystemExit("The server did not become live.")
+            with urlopen(f"{url}/sync/health", timeout=5) as answer:
+                health = json.loads(answer.read())
+        except HTTPError as error:
+            health = json.loads(error.read())
+        if health["capture"]["state"] == state:
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"The server did not become {state}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A capture and gateways."""
+    """A capture and gateways, and the options by which they find their NATS."""
 
     capture: Server
     gateways: list[Server]
+    options: tuple[str, ...]
 
 
 @contextmanager
@@ -123,7 +130,14 @@ def fleet(conninfo: str, folder: Path, gateways: int) -> Iterator[Fleet]:
         options = ("--nats-url", broker.url)
         capture = stack.enter_context(serving(conninfo, folder, "--role", "capture", *options))
         found = [stack.enter_context(serving(conninfo, folder, "--role", "gateway", *options)) for _ in range(gateways)]
-        yield Fleet(capture, found)
+        yield Fleet(capture, found, options)
+
+
+@contextmanager
+def standby(conninfo: str, folder: Path, group: Fleet) -> Iterator[Server]:
+    """Run another capture, which waits for the slot."""
+    with serving(conninfo, folder, "--role", "capture", *group.options, waits=True) as server:
+        yield server
 
 
 def switch(connection: psycopg.Connection[TupleRow], *, on: Sequence[str], off: Sequence[str]) -> None:

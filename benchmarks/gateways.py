@@ -16,7 +16,7 @@ import psycopg
 import uvloop
 
 from benchmarks.connects import change
-from benchmarks.environment import Fleet, Server, environment, fleet, serving, token
+from benchmarks.environment import Fleet, Server, environment, fleet, serving, standby, token
 from benchmarks.fan_out import REST_S, everyone, publish, warm_up
 from benchmarks.latency import CONNECTIONS, RATE, SECONDS, percentile_of
 from benchmarks.latency import run as latencies
@@ -37,6 +37,7 @@ def measure(bench: Bench) -> Iterator[Line]:
     yield from _fan_out(bench)
     yield from _latency(bench)
     yield from _capture(bench)
+    yield from _take_over(bench)
     yield from _storm(bench)
 
 
@@ -155,6 +156,26 @@ def _read(writer: psycopg.Connection, capture: Server, transactions: int, total:
             raise SystemExit("The log did not get all events.")
         time.sleep(0.01)
     return cpu_seconds(capture.pid) - before
+
+
+def _take_over(bench: Bench) -> Iterator[Line]:
+    """Kill the capture that reads the slot, while another waits for it, and wait for the next event at a client."""
+    took: list[float] = []
+    with environment(2) as (conninfo, folder):
+        for number in bench.rounds("capture is killed, and another takes over"):
+            with (
+                fleet(conninfo, folder, 1) as group,
+                standby(conninfo, folder, group),
+                everyone(group.gateways[0], 1) as clients,
+            ):
+                warm_up(conninfo, clients)
+                os.kill(group.capture.pid, signal.SIGKILL)
+                began = time.monotonic()
+                with psycopg.connect(conninfo, autocommit=True) as connection:
+                    publish(connection, f"after {number:06}")
+                clients.until_all(f"after {number:06}".encode())
+                took.append(time.monotonic() - began)
+    yield Line("capture is killed: the next event has come by a standby after", "s", took, most=2)
 
 
 def _storm(bench: Bench) -> Iterator[Line]:

@@ -12,6 +12,8 @@ pins     connections have the settings of their role
 acks     a pong of a Supabase client confirms what was written after its ping
 forget   a Supabase client's topics begin anew after a lost connection
 open     compiled policies allow every row to Supabase's clients
+gap      a gateway applies what is behind a gap
+epoch    a gateway applies messages of any epoch
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from momentum_sync import limits
 from momentum_sync.capture import checkpoint, pipeline, slot
@@ -31,6 +35,7 @@ from momentum_sync.database import connection
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.follower import FeedMessage, Follower
 from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.cursor import Cursor
@@ -168,9 +173,30 @@ def open_policies() -> None:
     TopicEvents.slots = lambda events, relation: None  # type: ignore[method-assign, assignment]
 
 
+def gap() -> None:
+    """Publish the events behind a gap at once."""
+
+    def keep(follower: Follower, message: FeedMessage) -> None:
+        follower._feed.publish([event for event in message.events if event.offset > follower._feed.offset])
+
+    Follower._keep = keep  # type: ignore[method-assign, assignment]
+
+
+def epoch() -> None:
+    """Take every message for one of the present epoch."""
+    real = Follower.heard
+
+    def heard(follower: Follower, message: FeedMessage, at: float) -> None:
+        same = msgspec.structs.replace(message, epoch=follower._feed.epoch, fence=follower._feed.fence)
+        real(follower, same, at)
+
+    Follower.heard = heard  # type: ignore[method-assign, assignment]
+
+
 MUTATIONS: dict[str, Callable[[], None]] = {
     "stitch": stitch, "dedup": dedup, "order": order, "sight": sight, "review": review, "marks": marks,
     "truncate": truncate, "silence": silence, "pins": pins, "acks": acks, "forget": forget, "open": open_policies,
+    "gap": gap, "epoch": epoch,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -9,9 +9,16 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from momentum_sync.eventlog.broker import Broker, BrokerOptions, subject_of
 from momentum_sync.eventlog.nats_server import NatsServer
@@ -26,9 +33,11 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def connected(*urls: str, limits: FeedLimits | None = None) -> AsyncIterator[tuple[Broker, list[bytes]]]:
+async def connected(
+    *urls: str, limits: FeedLimits | None = None, ca: str | None = None
+) -> AsyncIterator[tuple[Broker, list[bytes]]]:  # fmt: skip
     """Yield a broker, and what it hears on the subject `s`."""
-    broker = Broker(BrokerOptions(urls), "test", limits or FeedLimits())
+    broker = Broker(BrokerOptions(urls, ca), "test", limits or FeedLimits())
     heard: list[bytes] = []
     await broker.subscribe("s", heard.append)
     await broker.open()
@@ -72,6 +81,76 @@ async def test_no_password_is_sent_in_the_clear_where_tls_is_asked_for() -> None
         await until(lambda: len(server.writers) >= 2)  # it has tried again
         assert server.lines == []
         assert not broker.is_connected
+
+
+async def test_tls_with_user_and_password(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    server = Secure(tmp_path / "nats", certificates)
+    await server.start()
+    address = f"user:secret@localhost:{server.port}"
+    try:
+        async with connected(f"tls://{address}", ca=certificates.ca) as (broker, heard):
+            await until(lambda: broker.is_connected)
+            broker.publish("s", b"secret")
+            await until(lambda: heard == [b"secret"])
+        wrong = f"tls://user:wrong@localhost:{server.port}"
+        for urls, ca in (((f"tls://{address}",), None), ((wrong,), certificates.ca)):
+            async with connected(*urls, ca=ca) as (broker, _):
+                await asyncio.sleep(1.5)
+                assert not broker.is_connected
+        # The second of several addresses is as good as the first.
+        async with connected("tls://user:secret@localhost:1", f"tls://{address}", ca=certificates.ca) as (broker, _):
+            await until(lambda: broker.is_connected)
+    finally:
+        await server.stop()
+
+
+class Certificates(NamedTuple):
+    """Files of an authority of the test's own, and of a server that it vouches for."""
+
+    ca: str
+    certificate: str
+    key: str
+
+
+def make_certificates(folder: Path) -> Certificates:
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    made = []
+    for subject, key in (("authority", keys[0]), ("localhost", keys[1])):
+        is_ca = subject == "authority"
+        builder = (
+            x509.CertificateBuilder().subject_name(name(subject)).issuer_name(name("authority"))
+            .public_key(key.public_key()).serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        )  # fmt: skip
+        made.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(Encoding.PEM))
+    private = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for file, content in (("ca.pem", made[0]), ("server.pem", made[1]), ("server.key", private)):
+        (folder / file).write_bytes(content)
+    return Certificates(*[str(folder / file) for file in ("ca.pem", "server.pem", "server.key")])
+
+
+class Secure(NatsServer):
+    """A NATS server with TLS, and a user with a password."""
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        super().__init__(folder)
+        self._certificates = certificates
+
+    def config(self) -> str:
+        """Return the configuration."""
+        files = self._certificates
+        return super().config().replace(
+            f'authorization {{ token: "{self.token}" }}',
+            f'authorization {{ user: user, password: secret }}\ntls {{ cert_file: "{files.certificate}", '
+            f'key_file: "{files.key}" }}',
+        )  # fmt: skip
 
 
 async def test_a_client_that_was_closed_by_an_error_is_replaced() -> None:

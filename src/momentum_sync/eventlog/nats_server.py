@@ -82,16 +82,20 @@ class NatsServer:
         assert self._process is not None
         return self._process.pid
 
+    def config(self) -> str:
+        """Return the configuration."""
+        return (
+            f'listen: "127.0.0.1:{self.port}"\nauthorization {{ token: "{self.token}" }}\n'
+            f'ports_file_dir: "{self._folder}"\n'
+        )
+
     async def start(self) -> None:
         """Start it. Raise Unsuitable if it does not listen in time."""
         self._process = None
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs that tidy up may have removed it
         config = self._folder / "nats.conf"
         config.touch(mode=0o600)
-        config.write_text(
-            f'listen: "127.0.0.1:{self.port}"\nauthorization {{ token: "{self.token}" }}\n'
-            f'ports_file_dir: "{self._folder}"\n'
-        )
+        config.write_text(self.config())
         for old in self._folder.glob("*.ports"):
             old.unlink()
         with (self._folder / "nats.log").open("ab") as log:
