@@ -1,7 +1,7 @@
 """Several gateways on one feed: each beside a lone server, latency through NATS, capture alone, and a lost gateway.
 
-All processes of the servers share one core, and the CPU time of each is counted for itself, as if it had a core of its
-own: on machines with more cores they run side by side.
+All processes of the servers share one core, and the CPU time of each is measured separately: with more cores they run
+side by side.
 """
 
 from __future__ import annotations
@@ -54,17 +54,16 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
                 with ExitStack() as stack:
                     # The lone server has a database of its own: a log belongs to one slot.
                     other, home = stack.enter_context(environment(sockets))
-                    lone = stack.enter_context(serving(other, home))
-                    lone_clients = stack.enter_context(everyone(lone, sockets))
-                    warm_up(other, lone_clients)
+                    single = stack.enter_context(serving(other, home))
+                    alone_clients = stack.enter_context(everyone(single, sockets))
+                    warm_up(other, alone_clients)
                     group = stack.enter_context(fleet(conninfo, folder, gateways))
-                    crowds = [stack.enter_context(everyone(one, sockets, one.url[-5:])) for one in group.gateways]
-                    for crowd in crowds:
-                        warm_up_all(conninfo, crowds, crowd)
+                    clients_of = [stack.enter_context(everyone(one, sockets, one.url[-5:])) for one in group.gateways]
+                    warm_up_all(conninfo, clients_of)
                     spent = [
                         (
-                            _run(other, [lone], [lone_clients], events),
-                            _run(conninfo, [group.capture, *group.gateways], crowds, events),
+                            _run(other, [single], [alone_clients], events),
+                            _run(conninfo, [group.capture, *group.gateways], clients_of, events),
                         )
                         for _ in range(turns)
                     ]
@@ -78,27 +77,27 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def warm_up_all(conninfo: str, crowds: list[LoadClients], crowd: LoadClients) -> None:
+def warm_up_all(conninfo: str, clients_of: list[LoadClients]) -> None:
     """Publish events until every snapshot boundary has passed."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         for number in range(5):
-            mark = f"warm {id(crowd) % 1000:03} {number}"
+            mark = f"warm {time.monotonic_ns() % 10**9:09} {number}"
             publish(connection, mark)
-            for each in crowds:
-                each.until_all(mark.encode())
+            for clients in clients_of:
+                clients.until_all(mark.encode())
 
 
-def _run(conninfo: str, servers: list[Server], crowds: list[LoadClients], events: int) -> list[float]:
+def _run(conninfo: str, servers: list[Server], clients_of: list[LoadClients], events: int) -> list[float]:
     """Return the CPU seconds of each server for this many events to all."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         before = [cpu_seconds(server.pid) for server in servers]
         for number in range(events):
             mark = f"mark {time.monotonic_ns() % 10**9:09} {number:06}"
             publish(connection, mark)
-            for crowd in crowds:
-                crowd.until_all(mark.encode())
-        for crowd in crowds:
-            crowd.rest(REST_S)
+            for clients in clients_of:
+                clients.until_all(mark.encode())
+        for clients in clients_of:
+            clients.rest(REST_S)
         return [cpu_seconds(server.pid) - spent for server, spent in zip(servers, before, strict=True)]
 
 
@@ -121,7 +120,7 @@ def _latency(bench: Bench) -> Iterator[Line]:
 
 
 def _capture(bench: Bench) -> Iterator[Line]:
-    """Let a stopped capture read what was committed meanwhile."""
+    """Measure capture's CPU time for a backlog."""
     (users,) = bench.sizes(1_000)
     rates: list[float] = []
     with (
@@ -153,7 +152,7 @@ def _read(writer: psycopg.Connection, capture: Server, transactions: int, total:
     ends_at = time.monotonic() + _LOG_TIMEOUT_S
     while (writer.execute("select last_number from momentum.stream").fetchone() or (0,))[0] < total:
         if time.monotonic() > ends_at:
-            raise SystemExit("The log did not get all events.")
+            raise SystemExit(f"The log did not receive all events within {_LOG_TIMEOUT_S:.0f} s.")
         time.sleep(0.01)
     return cpu_seconds(capture.pid) - before
 

@@ -26,7 +26,7 @@ FLEET_FAULTS = {
     **FAULTS, "kill -9 of capture": 4, "capture paused": 3, "NATS killed": 3, "NATS paused": 3, "NATS cut": 3,
     "NATS dead": 2, "NATS slow": 2,
 }  # fmt: skip
-"""What can be done where there are several gateways; `server` stands for a gateway."""
+"""Faults and their weights with several gateways; `server` stands for a gateway."""
 
 
 class Fleet(Servers):
@@ -98,7 +98,7 @@ class Fleet(Servers):
 
 
 def nemesis_of(servers: Servers, database: Database, proxy: Proxy, chance: Random) -> Nemesis:
-    """Return what injects faults into these servers."""
+    """Return the fault injector for these servers."""
     return (
         FleetNemesis(servers, database, proxy, chance) if isinstance(servers, Fleet)
         else Nemesis(servers, database, proxy, chance)
@@ -167,7 +167,7 @@ class FleetNemesis(Nemesis):
         self._fleet.network.cut(self._picks, 0.6)
 
     async def lose_broker(self) -> None:
-        """Make connections half-open: what is sent is lost, and nobody is told."""
+        """Make connections half-open: what is sent is lost, and no side gets an error."""
         self._fleet.network.go_dead(self._picks, 0.5)
 
     async def slow_broker(self) -> None:

@@ -59,7 +59,8 @@ def test_architecture_md_says_which_files_are_pure() -> None:
 
 @pytest.mark.parametrize("path", PURE)
 def test_a_pure_file_imports_no_io_and_asks_neither_clock_nor_chance(path: str) -> None:
-    allowed = {"os"} if path == "settings.py" else set()  # its defaults depend on the user that runs it
+    # Its defaults depend on the user that runs it, and files that it names are checked at once.
+    allowed = {"os"} if path == "settings.py" else set()
     used = {name.split(".")[0] for name in imports(path) if not name.startswith("urllib.parse.")}
     assert used & IO <= allowed
     assert "observe" not in ours(path)

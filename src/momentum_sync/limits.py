@@ -59,7 +59,7 @@ class CaptureLimits:
     """Wait until a further table is followed."""
 
     follow_again_s: float = 2.0
-    """Interval at which a gateway repeats that capture should follow a table."""
+    """Interval at which a gateway repeats a request to follow a table."""
 
     settle_notice_s: float = 5.0
     """Wait for transactions of the previous epoch before a warning names them."""
@@ -157,7 +157,7 @@ class FeedLimits:
     """Time without a connection after which the client is replaced: it may wait for a server that does not read."""
 
     told_s: float = 10.0
-    """Errors of the broker are logged once in this time."""
+    """Errors of NATS are logged at most once in this time."""
 
     ping_s: int = 2
     """Interval of pings to the broker; it counts as lost after two without an answer."""
@@ -177,7 +177,7 @@ class PeerLimits:
     """Time for which changes are collected into one message."""
 
     answer_s: float = 0.5
-    """Least time between two answers with all items, and between two wishes for one."""
+    """Least time between two answers with all items, and between two requests for one."""
 
     items: int = 500
     """Most items in one message."""
@@ -186,7 +186,7 @@ class PeerLimits:
     """Bytes of items after which a message ends."""
 
     share: float = 0.25
-    """Part of a rate per second; a user who takes less of it on one gateway is not told to the others."""
+    """Share of a rate per second below which a user's usage is not sent to the other gateways."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -517,6 +517,9 @@ class LifecycleLimits:
 
     metrics_s: float = 5.0
     """Deadline of one such write."""
+
+    listen_s: float = 10.0
+    """Wait until the feed is live before a process listens on a port that others share."""
 
     worker_live_s: float = 60.0
     """Time within which a worker that was replaced has to be live."""

@@ -127,7 +127,7 @@ BROADCASTS = Count(
 )
 SEND_FAILURES = Count("momentum_send_failures", "Messages that realtime.send could not insert.")
 FAILURES = Count("momentum_failures", "Defects, and events that could not be read or kept.")
-UNSENT = Count("momentum_events_unsent", "Events that the broker did not take; gateways read them from the log.")
+UNSENT = Count("momentum_events_unsent", "Events that were not sent by NATS; gateways read them from the log.")
 CAPTURE_BREAKS = Count("momentum_capture_breaks", "Restarts of capture after an error of the stream or the log.")
 
 # Read at each scrape.
@@ -142,7 +142,7 @@ READ = {
     "momentum_capture_live": "1 while the feed runs.",
     "momentum_capture_lag_seconds": "Lag of the feed, measured by the lag probe.",
     "momentum_slot_retained_bytes": "WAL that the replication slot retains; -1 if unknown.",
-    "momentum_broker_connected": "1 while the broker between capture and gateways is connected, or none is needed.",
+    "momentum_nats_connected": "1 while NATS, between capture and gateways, is connected, or not needed.",
     "momentum_draining": "1 while the server is shutting down.",
 }
 

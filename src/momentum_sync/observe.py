@@ -42,7 +42,7 @@ def configure(*, level: str, role: str = "all") -> None:
             rendering,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # the server logs a lost database itself, once
@@ -117,7 +117,20 @@ def worker_ended(name: str, status: int, pause_s: float) -> None:
 
 def worker_rolled(name: str, pid: int, *, is_live: bool) -> None:
     """Log that a worker was replaced; one that is not live ends the rolling restart."""
-    (_log.info if is_live else _log.error)("worker replaced", worker=name, pid_of_worker=pid, live=is_live)
+    if is_live:
+        _log.info("worker replaced", worker=name, worker_pid=pid)
+    else:
+        _log.error("rolling restart stopped: the worker is not live", worker=name, worker_pid=pid)
+
+
+def parent_ended() -> None:
+    """Log that a worker stops because its parent has ended."""
+    _log.warning("parent ended, stopping")
+
+
+def worker_started(name: str, pid: int) -> None:
+    """Log that a worker was started again."""
+    _log.info("worker started", worker=name, worker_pid=pid)
 
 
 def workers_started(gateways: int, pids: dict[str, int]) -> None:
@@ -212,22 +225,22 @@ def slot_busy(said: str) -> None:
 
 
 def broker_connected(server: str) -> None:
-    """Log that the broker is connected."""
-    _log.info("broker connected", server=server)
+    """Log that NATS is connected."""
+    _log.info("NATS connected", server=server)
 
 
-def broker_failed(error: BaseException) -> None:
-    """Log an error of the broker, whose messages quote no value."""
-    _log.warning("broker failed", error=f"{type(error).__name__}: {error}".rstrip(": "))
+def broker_failed(error: BaseException, servers: str = "") -> None:
+    """Log an error of NATS, whose messages quote no value."""
+    _log.warning("NATS failed", error=f"{type(error).__name__}: {error}".rstrip(": "), servers=servers)
 
 
 def broker_ended(status: int) -> None:
-    """Log that the private broker has ended; it is started again."""
-    _log.warning("broker ended", status=status)
+    """Log that the private NATS server has ended; it is started again."""
+    _log.warning("nats-server exited, restarting", status=status)
 
 
 def unsent(events: int) -> None:
-    """Count events that the broker did not take. Gateways read them from the log."""
+    """Count events that were not sent by NATS. Gateways read them from the log."""
     metrics.UNSENT.add(events)
 
 
@@ -243,7 +256,7 @@ def probe_failed(error: Exception) -> None:
 
 def log_unread(error: Exception) -> None:
     """Log that a gateway could not read the log; it tries again."""
-    _log.warning("log not read", error=described(error))
+    _log.warning("log read failed, retrying", error=described(error))
 
 
 def capture_broke(error: BaseException, pause: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -49,7 +49,7 @@ from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
 
 _VERSION = "1"  # of the messages on the broker; processes of different versions do not hear each other
-_NO_BROKER = "the broker cannot be reached; gateways read events from the log, a little later"
+_NO_BROKER = "NATS cannot be reached; gateways poll the log instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +192,8 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     authenticator = Authenticator(token_rules(settings), limits.keys)
     api = make_capture_api(feed, authenticator, metrics, limits, metrics_open=settings.metrics_open)
     bound = Bound(settings.host, settings.port, 0, settings.own_port)
-    url = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
-    return Running(url, api, capture.has_begun)
+    listens = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
+    return Running(listens.url, api, capture.has_begun)
 
 
 async def _share(parts: _Parts, gateway: Gateway, sessions: RealtimeSessions, broker: Broker) -> None:
@@ -209,7 +209,7 @@ async def _share(parts: _Parts, gateway: Gateway, sessions: RealtimeSessions, br
 
 
 def _broker_readings(broker: Broker | None) -> dict[str, Callable[[], float]]:
-    return {"momentum_broker_connected": lambda: broker is None or broker.is_connected}
+    return {"momentum_nats_connected": lambda: broker is None or broker.is_connected}
 
 
 @asynccontextmanager
@@ -254,7 +254,14 @@ async def _clients(
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip
-    url = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
-    yield Running(url, api, live)
+    if settings.reuse_port:
+        # The kernel gives this process a part of all connections as soon as it listens, and others can serve them.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limits.lifecycle.listen_s):
+                await live.wait()
+    listens = await stack.enter_async_context(listening(api, protocol_for(gateway), bound, stopped, limits))
+    yield Running(listens.url, api, live)
+    if settings.reuse_port:
+        listens.stop()
     # Before the stack closes, so that events are still delivered to clients that are not closed yet.
     await drain(gateway, settings.drain.total_seconds())

@@ -35,7 +35,7 @@ from momentum_sync.token_settings import token_rules
 
 
 class Source(NamedTuple):
-    """The history that a gateway serves, and the ways to ask for more of it.
+    """The feed and the log that a gateway serves, and how to extend them.
 
     Attributes:
         feed: the feed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _LEAST_SECRET = 32  # bytes; RFC 7518, section 3.2, requires this for HS256
 _LEAST_KEY = 16
-_HIGHEST_PORT, _MOST_WORKERS = 65535, 1000
+_HIGHEST_PORT, _MOST_CORES = 65535, 256
 _SECRETS = {
     "jwt_secret": "SUPABASE_JWT_SECRET", "supabase_jwt_secret": "SUPABASE_JWT_SECRET",
     "anon_key": "SUPABASE_ANON_KEY", "supabase_anon_key": "SUPABASE_ANON_KEY",
@@ -114,48 +115,49 @@ class Settings(BaseSettings):
     """Replication slot: one for each database, shared by all servers of the database."""
 
     role: str = Field("all", pattern="^(all|capture|gateway)$")
-    """What this process does: `capture` reads the WAL and writes the log, `gateway` serves clients; any number of each,
-    connected by NATS. `all`: both, without NATS."""
+    """`capture`, which reads the WAL and writes the log; `gateway`, which serves clients; or `all`: both, without
+    NATS. One capture is active, further ones stand by."""
 
     workers: str | None = Field(None, pattern="^(auto|[1-9][0-9]{0,2})$")
-    """Run a capture and this many gateways as processes that share the port; `auto`: one less than there are cores.
-    They start a NATS of their own, unless MOMENTUM_NATS_URL is set."""
+    """A number, or `auto` (one less than there are cores): run a capture and so many gateways as processes that
+    share the port. A private nats-server is started, unless MOMENTUM_NATS_URL is set."""
 
     reuse_port: bool = False
     """Share the port with other gateways on this machine (SO_REUSEPORT)."""
 
     own_port: int | None = Field(None, ge=0, le=65535)
-    """A further port on loopback for health and metrics of this process alone, where several share the other one.
-    Workers have the ports after it: capture the next one, then each gateway."""
+    """Additional port on loopback with health and metrics of this process. With --workers, capture uses the next
+    port, and the gateways those after it; unset: any free ones, which the log names."""
 
     nats_url: SecretStr | None = None
-    """Addresses of NATS, comma-separated, for the roles capture and gateway: nats://user:password@host:4222, or tls://."""
+    """Addresses of NATS, comma-separated, for --role and --workers: nats://user:password@host:4222,
+    nats://token@host, or tls://."""
 
     nats_prefix: str = Field("momentum_sync", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    """What the subjects on NATS begin with. Copies of one database, such as a staging system made from a snapshot, need
-    different ones if they share a NATS."""
+    """Prefix of the NATS subjects. Copies of one database, such as a staging system made from a snapshot, need
+    different ones if they share NATS."""
 
     nats_ca: Path | None = None
-    """File with the certificates that TLS connections to NATS trust. Unset: those of the system."""
+    """File with the CA certificates for TLS to NATS. Unset: those of the system."""
 
     window_bytes: int = Field(64 * 1024 * 1024, ge=64 * 1024)
-    """Memory for the newest events."""
+    """Memory of each process for the newest events."""
 
     send_buffer_bytes: int = Field(1024 * 1024, ge=16 * 1024)
     """Unsent bytes of one client above which it stops following the feed and catches up as it reads."""
 
     send_total_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024)
-    """Unsent bytes of all clients together."""
+    """Unsent bytes of all clients of a process together."""
 
     max_connections: int = Field(20_000, ge=1)
-    """Concurrent WebSockets."""
+    """Concurrent WebSockets of each process."""
 
     max_connections_per_user: int = Field(50, ge=1)
     """Concurrent WebSockets of one user."""
 
     pool_size: int = Field(8, ge=1)
-    """Database connections for HTTP requests. The server opens up to 8 more for snapshots, grants and event checks, 8
-    for the log, and 3 for capture and metrics."""
+    """Database connections of each process for HTTP requests. It opens up to 8 more for snapshots, grants and event
+    checks, 8 for the log, and 3 for capture and metrics."""
 
     heartbeat: timedelta = timedelta(seconds=25)
     """Interval of heartbeats to clients. Mobile networks drop connections that are idle for 30 s."""
@@ -230,14 +232,17 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _connected(self) -> Self:
         if self.workers is not None and self.role != "all":
-            raise ValueError("MOMENTUM_WORKERS runs all roles; it does not go together with MOMENTUM_ROLE")
+            raise ValueError(
+                "MOMENTUM_WORKERS runs all roles and cannot be combined with MOMENTUM_ROLE; unset one of them"
+            )
         if self.role == "all":
-            if self.own_port and self.workers is not None and self.own_port > _HIGHEST_PORT - _MOST_WORKERS:
-                raise ValueError(f"MOMENTUM_OWN_PORT must leave {_MOST_WORKERS} ports after it for the workers")
+            if self.own_port and self.workers is not None:
+                last = self.own_port + 1 + (int(self.workers) if self.workers.isdigit() else _MOST_CORES)
+                if last > _HIGHEST_PORT or self.own_port < self.port <= last:
+                    raise ValueError(f"MOMENTUM_OWN_PORT needs the ports up to {last}, without MOMENTUM_PORT")
             if self.nats_url is not None and self.workers is None:
                 raise ValueError(
-                    "MOMENTUM_NATS_URL is set, but this process does everything by itself;"
-                    " choose a role (--role capture or --role gateway), or --workers, or unset it"
+                    "MOMENTUM_NATS_URL is set, but role `all` does not use NATS; set --role or --workers, or unset it"
                 )
             return self
         if self.nats_url is None:
@@ -252,9 +257,23 @@ class Settings(BaseSettings):
     @classmethod
     def _addresses(cls, value: SecretStr | None) -> SecretStr | None:
         for url in [] if value is None else value.get_secret_value().split(","):
-            parts = urlsplit(url.strip())
-            if parts.scheme not in ("nats", "tls") or not parts.hostname:
-                raise ValueError("an address is not nats://host:port or tls://host:port")
+            try:
+                parts = urlsplit(url.strip())
+                is_address = parts.scheme in ("nats", "tls") and parts.hostname and parts.port != 0
+            except ValueError:  # the port is no number, or too high
+                is_address = False
+            if not is_address:
+                raise ValueError("each address must be nats://host:port or tls://host:port")
+        return value
+
+    @field_validator("nats_ca", mode="after")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError as error:  # also ssl.SSLError
+                raise ValueError(f"{value} is not a readable file with certificates ({error.strerror})") from error
         return value
 
     @property
@@ -328,6 +347,11 @@ def _read(values: dict[str, Any]) -> Settings:
         name = "_".join(str(part) for part in first["loc"])
         named = name if name.isupper() else f"MOMENTUM_{name.upper()}"
         said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch" and name in Settings.model_fields:
+            said = (
+                f"{first['input']!r} is not valid. {' '.join((Settings.model_fields[name].description or '').split())}"
+            )
+            said = said.rstrip(".")
         raise Unsuitable(
             f"{named}: {said}." if name else f"{said}.",
             "Set it in the environment or in .env; `momentum-sync serve --help` lists all settings.",

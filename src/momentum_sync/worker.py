@@ -1,7 +1,7 @@
 """One worker of `serve --workers`: `python -m momentum_sync.worker`.
 
-Its standard input is a pipe that the parent holds, so that it ends when the parent does. Standard output is another, on
-which it says that it is live.
+Its standard input is a pipe that the parent holds, so that it ends when the parent does. Standard output is another,
+where it writes `live`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 
+from momentum_sync import observe
 from momentum_sync.cli import explained
 from momentum_sync.cli.serve import run
 from momentum_sync.settings import read_environment
@@ -31,6 +32,7 @@ def _tell_parent() -> None:
 def _end_with_parent() -> None:
     while os.read(0, 1024):  # of the descriptor: a buffered reader would be locked while the interpreter ends
         pass
+    observe.parent_ended()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -11,12 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 
 from pydantic import SecretStr
 
@@ -37,8 +35,8 @@ _NOT_PASSED_ON = frozenset({"workers", "role", "database_url", "nats_url", "port
 def count_of(settings: Settings) -> int:
     """Return the number of gateways."""
     if settings.workers == "auto":
-        # One core is capture's, which all events pass.
-        return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores - 1)  # one core is capture's, through which all events go
     return int(settings.workers or 1)
 
 
@@ -78,16 +76,17 @@ async def workers(settings: Settings, conninfo: str, limits: Limits | None = Non
         limits: bounds; the defaults if left out.
 
     Raises:
-        Unsuitable: the port or NATS cannot be had.
+        Unsuitable: the port is taken, or NATS does not start.
     """
     limits = limits or Limits()
     token_rules(settings)  # in development mode it makes the secret, which all workers read
     async with AsyncExitStack() as stack:
+        port = stack.enter_context(_reserved(settings.host, settings.port)).getsockname()[1]
         urls = ",".join(settings.nats_urls)
         if not urls:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="momentum-sync-")))
+            # One folder for each port, used again: a process that was killed removes nothing.
+            folder = settings.data_dir.expanduser() / f"nats-{port}"
             urls = await stack.enter_async_context(private_nats(folder))
-        port = stack.enter_context(_reserved(settings.host, settings.port)).getsockname()[1]
         common = environment(settings, conninfo, urls, port)
         gateways = count_of(settings)
         found = [
@@ -113,7 +112,7 @@ def _patience_s(settings: Settings, limits: Limits) -> float:
 
 
 def _own(settings: Settings, number: int, *, is_capture: bool = False) -> Mapping[str, str]:
-    """Return the port of a worker's own health and metrics. Capture has no other."""
+    """Return the port of a worker's own health and metrics. Capture listens there only."""
     port = 0 if settings.own_port in (None, 0) else settings.own_port + 1 + number
     if is_capture:
         return {"MOMENTUM_HOST": "127.0.0.1", "MOMENTUM_PORT": str(port)}
@@ -167,6 +166,11 @@ class Worker:
         await self._run()
         self._keeping = asyncio.create_task(self._keep())
 
+    async def start_again(self) -> None:
+        """Start it after it was stopped, and keep it running."""
+        await self._run_again()
+        self._keeping = asyncio.create_task(self._keep())
+
     async def _run(self) -> None:
         self._live = live = asyncio.Event()
         process = self._process = await asyncio.to_thread(
@@ -187,7 +191,7 @@ class Worker:
         loop.add_reader(output, told)
 
     async def until_live(self, seconds: float) -> bool:
-        """Wait until it takes clients, or captures. Return False if that takes too long."""
+        """Wait until the worker reports that it is live. Return False if that takes too long."""
         try:
             async with asyncio.timeout(seconds):
                 await self._live.wait()
@@ -217,6 +221,7 @@ class Worker:
                 observe.failed(f"starting {self.name}", error)
                 await asyncio.sleep(self._limits.worker_pauses_s[-1])
             else:
+                observe.worker_started(self.name, self.pid)
                 return
 
     async def stop(self, seconds: float) -> None:
@@ -248,13 +253,14 @@ class Worker:
 async def roll(found: Sequence[Worker], settings: Settings, limits: Limits | None = None) -> None:
     """Replace all workers, one after another: the clients of each gateway resume on the others.
 
-    One that is not live in time ends the roll, so that a bad change of the environment stops one worker, not all.
+    It ends with the first that is not live in time, so that a package that was upgraded and does not work stops one
+    worker, not all. Settings stay as they were.
     """
     limits = limits or Limits()
     capture, *gateways = found
     for worker in (*gateways, capture):
         await worker.stop(_patience_s(settings, limits))
-        await worker.start()
+        await worker.start_again()
         is_live = await worker.until_live(limits.lifecycle.worker_live_s)
         observe.worker_rolled(worker.name, worker.pid, is_live=is_live)
         if not is_live:

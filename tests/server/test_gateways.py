@@ -113,7 +113,7 @@ async def test_without_the_broker_sockets_stay_and_events_come_from_the_log(
     async with run("capture") as capture, run("gateway") as server, server.live(user) as client:
         await nats.stop()
         found = await until_status(server, "degraded")
-        assert "broker" in found["capture"]["problem"]
+        assert "NATS" in found["capture"]["problem"]
         for title in ("one", "two"):
             add_notification(db, user, title=title)
         assert await titles(client, 2) == ["one", "two"]
@@ -241,7 +241,7 @@ async def test_capture_alone_answers_health_and_metrics_and_serves_no_client(run
         assert (await http.get("/metrics")).status_code == 401
         assert (await http.get("/sync/state")).status_code == 404
         text = (await http.get("/metrics", headers={"apikey": SERVICE_KEY})).text
-        assert "momentum_broker_connected 1.0" in text
+        assert "momentum_nats_connected 1.0" in text
         assert "momentum_connections" not in text
         with pytest.raises(InvalidStatus):
             async with server.connect(sign(user)):

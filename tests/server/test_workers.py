@@ -166,9 +166,7 @@ async def test_a_rolling_restart_that_no_client_notices(
             await end(following)
         assert got == [*map(str, range(sent)), "last"]
         replaced = [line for line in workers.lines() if line["event"] == "worker replaced"]
-        assert [(line["worker"], line["live"]) for line in replaced] == [
-            ("gateway_1", True), ("gateway_2", True), ("capture", True)
-        ]  # fmt: skip
+        assert [line["worker"] for line in replaced] == ["gateway_1", "gateway_2", "capture"]
         assert not any(map(is_running, before.values()))
 
 

@@ -333,8 +333,8 @@ def test_silence_of_the_broker_is_a_problem_that_is_told(world: World) -> None:
     world.measured(1.0)
     world.hear(message(offset=2, status=LIVE), at=1.0)
     assert world.status(2.0).problem is None
-    assert "reached" in str(world.status(5.0, is_connected=False).problem)
-    assert "heard" in str(world.status(5.0, is_connected=True).problem)
+    assert "cannot be reached" in str(world.status(5.0, is_connected=False).problem)
+    assert "no message" in str(world.status(5.0, is_connected=True).problem)
     assert world.status(2.0, is_connected=False).problem is not None
 
 

@@ -53,7 +53,7 @@ class Pipeline:
         token: the fencing token of this run.
         limits: bounds.
         load_types: loads types by their ids.
-        asked_to_follow: called with a gateway's wish for a table, the id of the relation as text.
+        asked_to_follow: called with a gateway's request to follow a table, the id of the relation as text.
         publications: the publications whose rows the stream carries.
 
     Attributes:

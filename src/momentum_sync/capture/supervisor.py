@@ -43,7 +43,7 @@ from momentum_sync.states import enter
 from momentum_sync.tasks import end, first_of
 
 _MOST_DIGITS = 10  # of an oid
-_MOST_WISHES = 100
+_MOST_REQUESTS = 100
 
 
 class Capture:
@@ -98,7 +98,7 @@ class Capture:
         self._follows_messages = asyncio.Event()
         self._look_for_messages = asyncio.Event()
         self._live = asyncio.Event()
-        self._wishes: dict[int, asyncio.Task[None]] = {}
+        self._follow_requests: dict[int, asyncio.Task[None]] = {}
         self.has_begun = asyncio.Event()
         feed.report(self.status)
 
@@ -141,16 +141,16 @@ class Capture:
         except (TimeoutError, PoolTimeout, psycopg.Error, FencedOff) as error:
             raise Unavailable("The event stream cannot take up this table now; try again in a moment.") from error
 
-    def _wish(self, relation: bytes) -> None:
+    def _follow_requested(self, relation: bytes) -> None:
         """Follow a table because a gateway in another process asked for it."""
         if not relation.isdigit() or len(relation) > _MOST_DIGITS:  # anybody can write such a message
             return
         number = int(relation)
-        if number not in self._wishes and len(self._wishes) < _MOST_WISHES:
-            task = self._wishes[number] = asyncio.create_task(self._grant(number))
-            task.add_done_callback(lambda _: self._wishes.pop(number, None))
+        if number not in self._follow_requests and len(self._follow_requests) < _MOST_REQUESTS:
+            task = self._follow_requests[number] = asyncio.create_task(self._follow_for_gateway(number))
+            task.add_done_callback(lambda _: self._follow_requests.pop(number, None))
 
-    async def _grant(self, relation: int) -> None:
+    async def _follow_for_gateway(self, relation: int) -> None:
         try:
             await self.follow(relation)
         except (CaptureError, Unavailable) as error:
@@ -240,7 +240,7 @@ class Capture:
         try:
             await self._capture()
         finally:
-            await end(looking, keeping, *self._wishes.values())
+            await end(looking, keeping, *self._follow_requests.values())
 
     def _enter(self, state: CaptureState) -> None:
         self._state = enter(self._state, state, CAPTURE_TRANSITIONS)
@@ -358,7 +358,7 @@ class Capture:
             )  # fmt: skip
             pipeline = Pipeline(
                 stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits,
-                self._checks.load_types, self._wish, publications=publications,
+                self._checks.load_types, self._follow_requested, publications=publications,
             )  # fmt: skip
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline

@@ -14,6 +14,7 @@ from dotenv import dotenv_values
 from momentum_sync import observe, server
 from momentum_sync.cli import explained
 from momentum_sync.cli.options import with_options
+from momentum_sync.eventlog.nats_server import program
 from momentum_sync.lifecycle import stopped_by_signals, tasks_told_by_signal
 from momentum_sync.settings import Settings, read, unknown
 from momentum_sync.tasks import end
@@ -24,7 +25,7 @@ from momentum_sync.workers import roll, workers
 def serve(**given: object) -> None:
     """Run the server until Ctrl-C or SIGTERM; a second signal ends it at once.
 
-    SIGUSR1 logs the places at which its tasks wait. With --workers, SIGHUP replaces them one after another, and clients
+    SIGUSR1 logs where each task waits. With --workers, SIGHUP restarts the workers one after another, and their clients
     resume on the others.
 
     Settings are also read from the environment and .env; options take precedence. Keep secrets in the environment or
@@ -37,8 +38,7 @@ def serve(**given: object) -> None:
 def run(settings: Settings, *, live: Callable[[], None] | None = None) -> None:
     """Run the server under these settings until a signal ends it. Raise Unsuitable.
 
-    `live` is given by a worker: it is called once the server is live, and SIGINT is left to the parent, which gets it,
-    too.
+    `live` is called once the server is live. A worker gives it, and ignores SIGINT, because its parent stops it.
     """
     observe.configure(level=settings.log_level, role=settings.role)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
@@ -47,6 +47,8 @@ def run(settings: Settings, *, live: Callable[[], None] | None = None) -> None:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most, most)
     )  # each socket is a file, and the soft limit of shells is low
+    if settings.workers is not None and not settings.nats_urls:
+        program()  # before a database is started for nothing
     with server.database(settings) as conninfo:
         uvloop.run(_serve(settings, conninfo, live))
 
@@ -87,3 +89,5 @@ async def _serve_workers(settings: Settings, conninfo: str, stopped: asyncio.Eve
         finally:
             loop.remove_signal_handler(signal.SIGHUP)
             await end(rolling)
+            if not rolling.cancelled():
+                rolling.result()

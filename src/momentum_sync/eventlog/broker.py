@@ -1,4 +1,4 @@
-"""The connection to NATS: a subject to publish on, subscriptions, and nothing that anybody has to wait for.
+"""A NATS connection whose calls do not wait for the network.
 
 Messages may be lost, and nothing may depend on one: core NATS delivers at most once.
 """
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import nats
 from nats.aio.client import Client, Srv
@@ -48,7 +49,7 @@ class _Client(Client):
         server, info = self._current_server, self._server_info
         if server is not None and server.uri.scheme == "tls" and not info.get("tls_required"):
             self.abort()
-            raise nats.errors.Error("the address of NATS is tls://, but the server does not offer TLS")
+            raise nats.errors.Error("MOMENTUM_NATS_URL is tls://, but the server does not offer TLS; enable it there")
         return super()._connect_command()
 
     async def _attempt_reconnect(self) -> None:
@@ -64,7 +65,7 @@ class _Client(Client):
         await super()._close(status, do_cbs)
 
     def abort(self) -> None:
-        """Drop the connection at once, so that whoever waits for it goes on."""
+        """Drop the connection at once, so that pending calls return."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
@@ -105,11 +106,11 @@ class Broker:
             await self._take(self._client, subject, handler)
 
     async def open(self) -> None:
-        """Connect in the background, for as long as it takes."""
+        """Connect in the background, until closed."""
         self._working = [asyncio.create_task(self._keep_connected()), asyncio.create_task(self._send())]
 
     async def close(self) -> None:
-        """Send what waits, if that is possible within moments, and disconnect."""
+        """Flush queued messages for at most `connect_s`, then disconnect."""
         connecting, sending = self._working
         self._is_ending = True
         self._has_mail.set()
@@ -121,7 +122,7 @@ class Broker:
         await self._bounded(self._client.close(), self._client)
 
     async def _bounded(self, work: Coroutine[object, object, None], client: _Client) -> None:
-        """Do something with a client that may not answer: after a while its connection is dropped."""
+        """Await a call to the client. After `connect_s` its connection is dropped."""
         task = asyncio.ensure_future(work)
         await asyncio.wait({task}, timeout=self._limits.connect_s)
         if not task.done():
@@ -177,7 +178,7 @@ class Broker:
             await asyncio.sleep(self._limits.reconnect_s)
 
     async def _until_lost(self, client: _Client, closed: asyncio.Event) -> None:
-        """Return when the library has given up, or does not get on.
+        """Return when the library has given up, or has had no connection for `stuck_s`.
 
         It reconnects by itself, but closes for good after an error such as expired credentials.
         """
@@ -224,11 +225,13 @@ class Broker:
         return "" if url is None else f"{url.hostname}:{url.port}"
 
     async def _failed(self, error: BaseException) -> None:
+        if self._is_ending:
+            return
         # Each attempt to connect fails with an error, and each message that is dropped.
         at = asyncio.get_running_loop().time()
         if at - self._told_at >= self._limits.told_s:
             self._told_at = at
-            observe.broker_failed(error)
+            observe.broker_failed(error, ", ".join(_without_password(url) for url in self._options.urls))
 
     async def _reconnected(self) -> None:
         self._told_at = float("-inf")
@@ -240,6 +243,11 @@ def _calling(handler: Handler) -> Callable[[Msg], Awaitable[None]]:
         handler(message.data)
 
     return take
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or 4222}"
 
 
 def subject_of(parts: Sequence[str]) -> str:

@@ -57,16 +57,16 @@ class FeedWriter:
         """Do nothing: the position follows in the same turn, and goes with the events."""
 
     def advanced(self, lsn: int) -> None:
-        """Tell the position. Alone it can wait a little: under load there is one with each transaction."""
+        """Publish the position. Without events it is delayed, because under load one arrives with each transaction."""
         if self._flushing is None:
             self._flushing = self._loop.call_later(self._limits.advance_s, self._flush)
 
     def restarted(self) -> None:
-        """Tell at once that PostgreSQL has restarted, and snapshots of before are void."""
+        """Publish at once that PostgreSQL has restarted: earlier snapshot boundaries are invalid."""
         self._soon()
 
     def history_changed(self) -> None:
-        """Tell at once that another epoch has begun. Events that were not sent are of the one before."""
+        """Publish at once that another epoch has begun. Events that were not sent are of the one before."""
         self._events.clear()
         self._soon()
 
@@ -105,7 +105,7 @@ class FeedWriter:
         )  # fmt: skip
 
     async def run(self) -> None:
-        """Tell every second how far the feed has come, for ever: else a lost last batch would never be noticed."""
+        """Publish position and status every second, so that the loss of the last batch is noticed."""
         while True:
             await asyncio.sleep(self._limits.report_s)
             status = self._feed.status()
@@ -163,7 +163,7 @@ class FeedReader:
         """Wait for the position of a client that may have been on another gateway, if it can still come.
 
         Raises:
-            Unavailable: nobody can tell yet whether it will.
+            Unavailable: the position was not reached in time.
         """
         feed = self._feed
         try:
@@ -176,7 +176,9 @@ class FeedReader:
                     await asyncio.sleep(self._limits.poll_alone_s)
                     await self._read_again()
         except (psycopg.Error, PoolTimeout, TimeoutError) as error:
-            raise Unavailable("This gateway is behind; try again in a moment.") from error
+            raise Unavailable(
+                "This gateway has not received the events before this position yet; try again in a moment."
+            ) from error
 
     async def _read_again(self) -> None:
         """Wait for the end of a read of the log that begins after this call."""
@@ -204,7 +206,7 @@ class FeedReader:
             self.has_begun.set()
 
     async def run(self) -> None:
-        """Read the log whenever that is wanted, and at intervals while nothing is heard, for ever."""
+        """Read the log whenever that is needed, and at intervals while no message arrives, until cancelled."""
         limits, failures, vain = self._limits, 0, 0
         while True:
             if not self._follower.wants_read:
@@ -227,7 +229,7 @@ class FeedReader:
                 vain += 1
 
     async def measure(self) -> None:
-        """Measure at intervals how far the feed is behind, for ever."""
+        """Measure at intervals how far the feed is behind, until cancelled."""
         probe = self._follower.probe
         while True:
             if probe.begin(time.monotonic()):

@@ -45,7 +45,7 @@ class FollowedTables:
         """Wait until the changes of a relation's rows are events.
 
         Raises:
-            Unavailable: capture does not answer, or the database.
+            Unavailable: capture or the database does not answer.
             CaptureError: it cannot be followed.
         """
         await self._until(relation, self._limits.follow_s)
@@ -82,7 +82,9 @@ class FollowedTables:
                         self._known = {each for each in self._known if each[0] == epoch} | {(epoch, relation)}
                         return
                     if not can_be:
-                        raise CaptureError("this table cannot be followed; see: momentum-sync migrate --again")
+                        raise CaptureError(
+                            "the table is not in a publication that can be followed; see: momentum-sync migrate --again"
+                        )
                     now = asyncio.get_running_loop().time()
                     if relation != _MESSAGES and (asked_at is None or now - asked_at > self._limits.follow_again_s):
                         # Again now and then: an instance that is being replaced may not have heard it.

@@ -19,8 +19,11 @@ from momentum_sync.eventlog.status import UNKNOWN_SLOT, CaptureState, FeedStatus
 from momentum_sync.limits import FeedLimits
 
 _NEVER = float("-inf")
-_ALONE = "the broker cannot be reached; events come from the log, a little later"
-_UNHEARD = "nothing of capture is heard on the broker; check that all processes have the same broker, slot and version"
+_ALONE = "NATS cannot be reached; this gateway polls the log instead"
+_UNHEARD = (
+    "no message of capture arrives over NATS; check that it runs, with the same MOMENTUM_NATS_URL,"
+    " MOMENTUM_NATS_PREFIX, MOMENTUM_SLOT, database and version"
+)
 
 
 class ReachProbe:

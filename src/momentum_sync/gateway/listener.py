@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, NamedTuple, cast
 
@@ -173,6 +173,18 @@ NO_WEBSOCKETS: Literal["none"] = "none"
 """For a process that serves none."""
 
 
+class Listening(NamedTuple):
+    """A server that listens.
+
+    Attributes:
+        url: the root's URL.
+        stop: takes no new connections on that address from now on. Those that are open stay.
+    """
+
+    url: str
+    stop: Callable[[], None]
+
+
 @asynccontextmanager
 async def listening(
     api: FastAPI,
@@ -180,8 +192,8 @@ async def listening(
     bound: Bound,
     stopped: asyncio.Event,
     limits: Limits,
-) -> AsyncIterator[str]:
-    """Serve HTTP and WebSockets, and yield the root's URL.
+) -> AsyncIterator[Listening]:
+    """Serve HTTP and WebSockets.
 
     The socket is bound before uvicorn starts, so that the port is known, and an error names the remedy.
 
@@ -208,7 +220,7 @@ async def listening(
     )
     listeners = [_bind(bound.host, bound.port, limits.http.kernel_bytes, reuse=bound.reuse)]
     if bound.own_port is not None:
-        listeners.append(_bind("127.0.0.1", bound.own_port, limits.http.kernel_bytes))
+        listeners.append(_bind("127.0.0.1", bound.own_port, limits.http.kernel_bytes, option="--own-port"))
     url, *own = [_url(host, listener) for host, listener in zip((bound.host, "127.0.0.1"), listeners, strict=False)]
     uvicorn_server = _Uvicorn(config)
     serving = asyncio.ensure_future(uvicorn_server.serve(sockets=listeners))
@@ -218,7 +230,7 @@ async def listening(
     await uvicorn_server.listens.wait()
     try:
         observe.listening(url, *own)
-        yield url
+        yield Listening(url, uvicorn_server.stop_listening)
     finally:
         uvicorn_server.should_exit = True
         await serving
@@ -235,6 +247,10 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def stop_listening(self) -> None:
+        """Close the first of the listening sockets, and leave its connections open."""
+        self.servers[0].close()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listens.set()
@@ -245,7 +261,9 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _bind(host: str, port: int, kernel_bytes: int, *, reuse: bool = False) -> socket.socket:
+def _bind(
+    host: str, port: int, kernel_bytes: int, *, reuse: bool = False, option: str = "--port"
+) -> socket.socket:  # fmt: skip
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
@@ -258,6 +276,6 @@ def _bind(host: str, port: int, kernel_bytes: int, *, reuse: bool = False) -> so
     except OSError as error:
         raise Unsuitable(
             f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            "Stop the program that listens there, or choose another port: --port 8788",
+            f"Stop the program that listens there, or choose another port: {option} 8788",
         ) from error
     return listener

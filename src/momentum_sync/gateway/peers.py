@@ -29,14 +29,14 @@ class Update(msgspec.Struct, frozen=True, array_like=True, tag="update"):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):
-    """The number of the last update of a gateway that is there."""
+    """The number of the last update of a running gateway."""
 
     origin: str
     number: int
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """A wish for all items of a gateway."""
+    """A request for all items of a gateway."""
 
     origin: str
     of: str
@@ -136,7 +136,7 @@ class Peers:
             self._send(Update(self.origin, self._number, items))
 
     def report(self, at: float) -> None:
-        """Say that this gateway is there, answer who asked, and let the parts of silent gateways expire."""
+        """Send a report, send all items if they were requested, and let the items of silent gateways expire."""
         self.flush()
         self._send(Report(self.origin, self._number))
         if self._is_asked:
@@ -146,7 +146,7 @@ class Peers:
                 self._forget(origin)
 
     def leave(self) -> None:
-        """Say that this gateway stops, and its clients are gone."""
+        """Send that this gateway stops. It sends nothing more."""
         self._has_left = True
         self._send(Bye(self.origin))
 

@@ -1,4 +1,4 @@
-"""One of several gateways: its connections, presence, broadcasts and rates count on the others, and theirs here.
+"""Shares connections, presence, broadcasts and rates with the other gateways.
 
 A client id is unique among the connections of its owner on all gateways: of two, the later stays. Stamps order them:
 milliseconds, moved on by each stamp that is heard, so that a client that moves to a gateway with a slow clock is later
@@ -133,7 +133,7 @@ class Sharing:
     # Of the topics
 
     def broadcast(self, message: Broadcast, *, is_private: bool) -> None:
-        """Have the members of a topic on other gateways get a broadcast."""
+        """Send a broadcast to the members on other gateways."""
         self._publish(_encode(_Sent(self._peers.origin, message, is_private)))
 
     def tracked(self, topic: TopicKey, member: str, tracked: Tracked) -> None:
@@ -229,7 +229,7 @@ class Sharing:
                     buckets.debit(_user(user), now, count)
 
     async def run(self) -> None:
-        """Report once a second, for ever."""
+        """Report once a second, until cancelled."""
         while True:
             self.report()
             await asyncio.sleep(self._limits.report_s)

@@ -11,13 +11,16 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from momentum_sync.eventlog.feed import LocalFeed
-from momentum_sync.eventlog.status import FeedStatus
+from momentum_sync.eventlog.status import CaptureState, FeedStatus
 from momentum_sync.limits import LifecycleLimits
 from momentum_sync.wire.messages import timestamp
 
 
 class Verdict(NamedTuple):
-    """`healthy`, `degraded` (clients are served, something needs attention) or `unhealthy` (none is served)."""
+    """`healthy`, `degraded` (clients are served, something needs attention) or `unhealthy` (none is served).
+
+    A capture that waits for the slot is `standby`.
+    """
 
     status: str
     http_status: int
@@ -86,6 +89,8 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
         """Return the health of the server. Needs no token."""
         status = feed.status()
         verdict = judge(status, limits, draining=served.draining)
+        if role == "capture" and status.state is CaptureState.WAITING:
+            verdict = Verdict("standby", 200)  # as it should be: another capture holds the slot
         capture: dict[str, object] = {
             "state": status.state.value,
             "lag_ms": round(status.lag * 1000),
