@@ -155,6 +155,20 @@ async def test_an_event_that_is_too_large_for_the_broker_comes_from_the_log(
         assert await titles(client, 3) == ["before", large, "after"]
 
 
+async def test_what_a_slow_gateway_drops_comes_from_the_log(
+    run: Run, db: Sql, user: UUID, bounds: Bounds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bounds("feed", inbox_bytes=6_000)
+    async with run("capture"), run("gateway") as server, server.live(user) as client:
+        expected = [f"{number} {'x' * 900}" for number in range(100)]
+        with db.transaction():  # all are published together, more than the gateway may hold
+            for title in expected:
+                add_notification(db, user, title=title)
+        assert await titles(client, 100) == expected
+    logged = capsys.readouterr()
+    assert "SlowConsumerError" in logged.out + logged.err
+
+
 async def test_what_others_write_on_the_subject_is_not_taken(run: Run, db: Sql, user: UUID, nats: Nats) -> None:
     async with run("capture"), run("gateway") as server, server.live(user) as client:
         stranger = await nats_py.connect(nats.url)
