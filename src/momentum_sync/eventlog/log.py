@@ -224,7 +224,8 @@ class EventLog:
 
     async def written_up_to(self) -> int:
         """Return an LSN behind everything that has been committed: once the feed is there, it has all of it."""
-        async with self._connections.reading() as connection:
+        # Not of the pool for reads: clients that catch up would make the gateway look late.
+        async with self._connections.writing() as connection:
             (written,) = await fetch_one(connection, _SQL["written_up_to"])
         return int(written)
 

@@ -16,7 +16,7 @@ from momentum_sync.eventlog.history import History
 from momentum_sync.eventlog.page import Newest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
+from momentum_sync.gateway.dialects.realtime_resume import LOST, Key, Ledger, Verdict
 from momentum_sync.gateway.dialects.realtime_services import LiveSession, SharedFrames, Watched
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.identity.compiled_policies import CompiledPolicies
@@ -123,6 +123,8 @@ class RowWatches:
             ResumeRefused: it does not, or not everything is.
             Unavailable: this gateway is behind another one, from which the client comes.
         """
+        if position == LOST:  # no history has it, so nothing has to be asked
+            raise ResumeRefused("history_changed")
         await self._history.reach(position)
         if position.epoch != self._feed.epoch or position.offset > self._feed.offset:
             raise ResumeRefused("history_changed")
