@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Response
@@ -31,12 +32,14 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     # FastAPI's own pages load scripts from a CDN; `web/index.py` serves `/docs` without scripts.
     api = FastAPI(title="Momentum Sync", version=__version__, docs_url=None, redoc_url=None)
     api.state.gateway = gateway
-    sync = APIRouter(prefix="/sync", dependencies=[Depends(_reaching(gateway.history))])
-    gateway.application.add_routes(sync, gateway.reads)
-    add_events(sync, gateway)
+    reads = APIRouter(prefix="/sync", dependencies=[Depends(_reaching(gateway.history))])
+    gateway.application.add_routes(reads, gateway.reads)
+    add_events(reads, gateway)
+    sync = APIRouter(prefix="/sync")
     limits = gateway.limits
     add_health(sync, gateway.options.role, gateway.feed, gateway, limits.lifecycle)
     add_broadcasts(api, gateway)
+    api.include_router(reads)
     api.include_router(sync)
     add_metrics(api, metrics, gateway.authenticator, is_open=gateway.options.metrics_open)
     _add_sockets(api)
@@ -52,25 +55,22 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     return api
 
 
-def _reaching(history: History) -> Callable[[str | None], Awaitable[None]]:
+def _reaching(history: History) -> Callable[[str], Awaitable[None]]:
     """Return a dependency of all routes that waits for the position of a client that comes from another gateway."""
 
     async def reached(
         last_event_id: Annotated[
-            str | None,
+            str,
             Header(
-                alias="Last-Event-ID", max_length=10_000,
+                alias="Last-Event-ID",
                 description="The client's position. The answer is not older than what the client has received, also"
-                " where it has received it from another gateway.",
+                " where it has received it from another gateway. Ignored if it is no id of an event.",
             ),
-        ] = None,
+        ] = "",
     ) -> None:  # fmt: skip
-        if last_event_id is not None:
-            try:
-                position = parse_position(last_event_id)
-            except ResumeRefused as refused:
-                raise BadRequest("invalid_field", "The header Last-Event-ID is not an id of an event.") from refused
-            await history.reach(position)
+        if last_event_id:
+            with suppress(ResumeRefused):  # no event has this id, so there is nothing to wait for
+                await history.reach(parse_position(last_event_id))
 
     return reached
 
