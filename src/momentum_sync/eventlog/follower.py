@@ -247,5 +247,8 @@ class Follower:
             state = CaptureState.WAITING
         elif not self._live:
             state = CaptureState.CATCHING_UP
+        elif lag <= 2 * self._limits.report_s:
+            # Capture opens its stream again for a moment, as for the first table that is followed: no client notices.
+            state = CaptureState.LIVE
         problem = _ALONE if not is_connected else _UNHEARD if self.is_silent(at) else None
         return status._replace(state=state, lag=max(status.lag, lag or 0.0), problem=problem)
