@@ -52,6 +52,17 @@ class Workers:
                 await asyncio.sleep(0.05)
 
 
+def started(folder: Path, variables: dict[str, str]) -> Workers:
+    """Start `serve --workers 2` under these variables."""
+    log = folder / "workers.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "momentum_sync", "serve", "--workers", "2", "--port", "0"], env=variables,
+            cwd=folder, stdout=output, stderr=output,
+        )  # fmt: skip
+    return Workers(process, log)
+
+
 @asynccontextmanager
 async def running(database: str, folder: Path) -> AsyncIterator[tuple[Workers, Server]]:
     url, capture = (make_conninfo(database, user=role) for role in (SERVER_ROLE, CAPTURE_ROLE))
@@ -59,13 +70,8 @@ async def running(database: str, folder: Path) -> AsyncIterator[tuple[Workers, S
         "DATABASE_URL": url, "MOMENTUM_CAPTURE_URL": capture, "SUPABASE_JWT_SECRET": SECRET,
         "SUPABASE_SERVICE_ROLE_KEY": SERVICE_KEY, "MOMENTUM_DRAIN": "1s",
     })  # fmt: skip
-    log = folder / "workers.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "momentum_sync", "serve", "--workers", "2", "--port", "0"], env=variables,
-            cwd=folder, stdout=output, stderr=output,
-        )  # fmt: skip
-    workers = Workers(process, log)
+    workers = started(folder, variables)
+    process = workers.process
     try:
         found = await workers.until_logged("listening", 2, role="gateway")
         assert found[0]["url"] == found[1]["url"]
@@ -172,13 +178,8 @@ async def test_a_rolling_restart_that_no_client_notices(
 
 async def test_workers_end_with_a_parent_that_was_killed(database: str, tmp_path: Path) -> None:
     variables = clean(tmp_path, {"DATABASE_URL": make_conninfo(database), "SUPABASE_JWT_SECRET": SECRET})
-    log = tmp_path / "workers.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "momentum_sync", "serve", "--workers", "2", "--port", "0"], env=variables,
-            cwd=tmp_path, stdout=output, stderr=output,
-        )  # fmt: skip
-    workers = Workers(process, log)
+    workers = started(tmp_path, variables)
+    process = workers.process
     await workers.until_logged("listening", 3)
     pids = workers.pids()
     process.kill()

@@ -13,7 +13,7 @@ LIMITS = PeerLimits(expire_s=5.0, answer_s=1.0, items=3)
 
 
 class One:
-    """A gateway, what it sent, and what it knows of the others."""
+    """A gateway, with its messages and its copies of the others' items."""
 
     def __init__(self, origin: str) -> None:
         self.sent: list[Message] = []

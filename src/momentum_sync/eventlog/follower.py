@@ -27,7 +27,7 @@ _UNHEARD = (
 
 
 class ReachProbe:
-    """How far a gateway is behind the database, by no clock but its own.
+    """Measures the time by which a gateway is behind the database, by its own clock alone.
 
     Once a second it asks how far the WAL is written, and notes when its feed has come there. So a broker that is slow,
     a gap that the log does not fill, a database that does not answer and a capture that is away all count.

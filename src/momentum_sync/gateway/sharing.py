@@ -39,7 +39,7 @@ class _Sent(msgspec.Struct, frozen=True, array_like=True, tag="broadcast"):
 
 
 class _Spent(msgspec.Struct, frozen=True, array_like=True, tag="spent"):
-    """What users took of their rates on another gateway within a second: by rate, and by user."""
+    """Usage of rates on another gateway within a second: by rate, and by user."""
 
     origin: str
     taken: dict[str, dict[str, int]]
@@ -146,7 +146,7 @@ class Sharing:
         self._soon()
 
     def _claim(self, sessions: Sequence[int]) -> None:
-        # If this is lost, the other gateway notices when it saves the session, whose record is gone.
+        # If this message is lost, the other gateway closes the socket when it next saves the session.
         self._publish(_encode(_Claimed(self._peers.origin, tuple(sessions))))
 
     def _send(self, message: Message) -> None:

@@ -440,8 +440,8 @@ class RealtimeSession:
     def pong(self, payload: bytes, *, in_order: bool) -> None:
         """Take a pong: the client has everything that was written before its ping.
 
-        If a message waits that was sent before the pong, it may be a join, whose topic is to go on from what the client
-        had confirmed until then. So the pong is only a sign of life; the next one confirms.
+        A message that waits was sent before the pong, and may be a join. Its topic goes on from the position that the
+        client had confirmed before, so this pong is only a sign of life. The next one confirms.
         """
         number, confirmed = self.ledger.pong(payload, moves=in_order)
         for name in confirmed & self.topics.keys():

@@ -113,7 +113,7 @@ class Places:
         """Return where a topic goes on that is joined again on the same socket, by a caller who may have signed in.
 
         That is the last position that the client has confirmed. It may have given up the join before, while this server
-        worked on it; then the connection is still behind the head, and nobody knows what the client has taken.
+        worked on it. Then the connection is still behind the head, and it is unknown how much the client has taken.
 
         Args:
             topic: its name.
