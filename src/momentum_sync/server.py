@@ -223,7 +223,7 @@ async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]
     await parts.stack.enter_async_context(background(reader.run(), parts.stopped))
     await parts.stack.enter_async_context(background(reader.measure(), parts.stopped))
     rows = FollowedTables(parts.connections, parts.feed, limits.capture)
-    source = Source(parts.feed, parts.log, parts.samples, rows, reader.reach)
+    source = Source(parts.feed, parts.log, parts.samples, rows, reader)
     async with _clients(parts, conninfo, source, reader.has_begun, None, broker) as running:
         yield running
 

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from momentum_sync import observe
 from momentum_sync.database.pool import CallerPool
 from momentum_sync.eventlog.feed import LocalFeed
-from momentum_sync.eventlog.history import History, Reach
+from momentum_sync.eventlog.history import History, Reader
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.gateway.application import Application
@@ -42,14 +42,14 @@ class Source(NamedTuple):
         log: the log.
         samples: takes samples of what is delivered.
         rows: has changes of rows become events.
-        reach: waits until the feed has come to a position; None where none can be ahead of it.
+        reader: moves the feed; None where capture does, in this process.
     """
 
     feed: LocalFeed
     log: EventLog
     samples: Samples
     rows: RowSource
-    reach: Reach | None
+    reader: Reader | None
 
 
 def make_gateway(
@@ -69,7 +69,7 @@ def make_gateway(
         status = feed.status()
         return status.live and status.lag < limits.lifecycle.grants_lag_s
 
-    history = History(feed, source.log, limits.log, source.reach)
+    history = History(feed, source.log, limits.log, source.reader)
     topics = TopicRights(pool, policies.is_current)
     policies.also(topics.have_changed)
     rights = RowRights(pool, deletes_by_key=settings.deletes == "key", trusted=policies.trusted)

@@ -224,6 +224,12 @@ def test_other_events_at_the_same_offsets_are_a_history_from_a_copy(world: World
     world.follower.read(log_read(3, []), 0.0)
     world.hear(message([event(4, 9), event(5, 10)], lsn=101))
     assert world.got.got == [3, 4, 4, 5]
+    generation = world.feed.generation
+    world.follower.fork()  # the WAL of the database is shorter than this gateway has read
+    assert world.follower.wants_read
+    assert world.follower.reading().epoch == ""
+    world.follower.read(log_read(3, newest=[]), 0.0)
+    assert world.feed.generation == generation + 1
 
 
 def test_a_history_that_retention_has_passed_begins_again(world: World) -> None:

@@ -120,6 +120,7 @@ class LocalFeed:
         mark: its mark.
         incarnation: the run of PostgreSQL that assigns transaction ids.
         fence: place of the writer's token in the order of writers.
+        generation: changes with each history, also where the epoch is the same.
         lsn: every event committed below has been published.
         logged_offset: the log holds everything up to this offset, as a gateway knows it.
         status: function that returns the status.
@@ -132,6 +133,7 @@ class LocalFeed:
         self.mark = 0
         self.incarnation = 0
         self.fence = 0
+        self.generation = 0
         self.lsn = 0
         self.logged_offset = 0
         self.status: Callable[[], FeedStatus] = _starting
@@ -180,6 +182,7 @@ class LocalFeed:
     def begin_afresh(self, beginning: Beginning) -> None:
         """Start another history, also in the same epoch: its events were replaced by others, from a copy."""
         self.incarnation, self.fence = beginning.incarnation, beginning.fence
+        self.generation += 1
         followed = bool(self.epoch)
         self._recent.clear()
         self.epoch, self.offset, self.mark = beginning.epoch, beginning.offset, beginning.mark

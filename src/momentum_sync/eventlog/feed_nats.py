@@ -180,6 +180,14 @@ class FeedReader:
                 "This gateway has not received the events before this position yet; try again in a moment."
             ) from error
 
+    async def confirm(self) -> None:
+        """Compare the feed with the log, by a read that begins now. Raise Unavailable if that takes too long."""
+        try:
+            async with asyncio.timeout(self._limits.ahead_s):
+                await self._read_again()
+        except TimeoutError as error:
+            raise Unavailable("The event log does not answer; try again in a moment.") from error
+
     async def _read_again(self) -> None:
         """Wait for the end of a read of the log that begins after this call."""
         wanted = self._reads_begun + 1
@@ -234,7 +242,10 @@ class FeedReader:
         while True:
             if probe.begin(time.monotonic()):
                 try:
-                    probe.written(await self._log.written_up_to())
+                    written = await self._log.written_up_to()
+                    if written < self._feed.lsn:  # of a copy, or of a standby that had less
+                        self._follower.fork()
+                    probe.written(written)
                 except (psycopg.Error, PoolTimeout, OSError, TimeoutError) as error:
                     observe.probe_failed(error)  # it stays due, so the lag grows
                 self._moved()

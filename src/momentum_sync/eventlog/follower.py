@@ -128,6 +128,10 @@ class Follower:
         self._wants_read = False
         return Position("", 0, 0) if self._is_forked else self._feed.position
 
+    def fork(self) -> None:
+        """Note that the database has another history: the next read begins with it, also in the same epoch."""
+        self._is_forked = self._wants_read = True
+
     def want_read(self) -> None:
         """Have the log be read: the last read failed, or a client knows more than this gateway."""
         self._wants_read = True
@@ -164,7 +168,7 @@ class Follower:
         """Apply a message, or keep it until the gap before it is filled."""
         feed = self._feed
         if any(map(feed.has_other, message.events)):
-            self._is_forked = self._wants_read = True  # the database was restored from a copy, in the same epoch
+            self.fork()  # the database was restored from a copy
             return
         events = [event for event in message.events if event.offset > feed.offset]
         if events and events[0].offset > feed.offset + 1:

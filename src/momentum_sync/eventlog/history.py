@@ -11,8 +11,9 @@ snapshot's boundary, every further event is new.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -31,8 +32,14 @@ from momentum_sync.limits import LogLimits
 _ALL = 2**62  # bytes
 
 
-Reach = Callable[[str, int], Awaitable[None]]
-"""Waits until the feed has come to an offset of an epoch, if it can."""
+class Reader(Protocol):
+    """What moves the feed of a gateway, behind a capture in another process. Its methods raise Unavailable."""
+
+    async def reach(self, epoch: str, offset: int) -> None:
+        """Wait until the feed has come to an offset of an epoch, if it can."""
+
+    async def confirm(self) -> None:
+        """Compare the feed with the log, by a read that begins now."""
 
 
 class History:
@@ -42,14 +49,14 @@ class History:
         feed: the feed.
         log: the log.
         limits: bounds.
-        reach: waits for the feed, where other gateways may be ahead of it.
+        reader: moves the feed, where capture is in another process.
     """
 
-    def __init__(self, feed: LocalFeed, log: EventLog, limits: LogLimits, reach: Reach | None = None) -> None:
+    def __init__(self, feed: LocalFeed, log: EventLog, limits: LogLimits, reader: Reader | None = None) -> None:
         self._feed = feed
         self._log = log
         self._limits = limits
-        self._reach = reach
+        self._reader = reader
 
     @property
     def offset(self) -> int:
@@ -73,12 +80,25 @@ class History:
             Unavailable: the feed does not get there in time, and it is not certain that it never will.
         """
         feed, boundary = self._feed, position.boundary
-        if self._reach is None:
+        if self._reader is None:
             return
         same_run = boundary is None or boundary.incarnation == feed.incarnation
         if position.epoch == feed.epoch and position.offset <= feed.offset and same_run:
             return
-        await self._reach(position.epoch, position.offset)
+        await self._reader.reach(position.epoch, position.offset)
+
+    async def confirm(self, generation: int) -> None:
+        """Check that the feed's history is still the database's, since a time at which it had this generation.
+
+        A database that was restored from a copy, or has failed over, answers queries before the feed knows of that.
+
+        Raises:
+            Unavailable: it is not, or the log does not answer.
+        """
+        if self._reader is not None:
+            await self._reader.confirm()
+        if self._feed.generation != generation:
+            raise Unavailable("Another history has begun; try again in a moment.")
 
     def is_current(self, position: Position) -> bool:
         """Return whether a position is of this epoch, and its snapshot of this run of PostgreSQL."""

@@ -98,11 +98,12 @@ class Opener:
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], reason: str | None
     ) -> Opening:
         # Read before the query, so that a restart of PostgreSQL or a new epoch during it invalidates the snapshot.
-        epoch, incarnation = self._feed.epoch, self._feed.incarnation
+        epoch, incarnation, generation = self._feed.epoch, self._feed.incarnation, self._feed.generation
         wanted = self._wanted(user_id, channels)
         asked = self._snapshot_query
         query = asked.without_user if user_id is None else asked.of_user
         granted, (text, end, *values) = await self._authorizer.granted_with(identity, user_id, wanted, query)
+        await self._history.confirm(generation)
         boundary = SnapshotBoundary(Snapshot.parse(text), lsn.parse(end), incarnation)
         fields = zip(asked.fields, values or asked.fields.values(), strict=True)
         state = {name: msgspec.Raw(value.encode()) for name, value in fields}

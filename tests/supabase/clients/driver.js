@@ -35,7 +35,7 @@ export function driver(createClient, transport, happened) {
       if (replaced) {
         // Two channels of one topic, each with its own timer for rejoins, would end each other for ever.
         channels.delete(topic);
-        await client.removeChannel(replaced);
+        await replaced.unsubscribe(); // `removeChannel` would end the socket with its last channel
       }
       const channel = client.channel(topic, { config });
       for (const binding of bindings) {
