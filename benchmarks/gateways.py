@@ -10,14 +10,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import psycopg
 import uvloop
 
-from benchmarks.connects import change
-from benchmarks.environment import Fleet, Server, environment, fleet, serving, standby, token
+from benchmarks.connects import MISSED, change
+from benchmarks.environment import Server, environment, fleet, serving, standby, token
 from benchmarks.fan_out import REST_S, everyone, publish, warm_up
 from benchmarks.latency import CONNECTIONS, RATE, SECONDS, percentile_of
 from benchmarks.latency import run as latencies
@@ -26,6 +26,7 @@ from benchmarks.machine import cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 
 SOCKETS = 1_000  # of each gateway
+FLEET = 4
 EVENTS, TURNS = 50, 6
 DISTINCT = 50_000
 STORM = 10_000
@@ -33,7 +34,7 @@ _LOG_TIMEOUT_S = 120.0
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Measure with two gateways, and the loss of one of four."""
+    """Measure with one gateway to four, and the loss of one of four."""
     prepare_process()
     yield from _fan_out(bench)
     yield from _latency(bench)
@@ -48,9 +49,10 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
     turns, events = (1, 5) if bench.quick else (TURNS, EVENTS)
     alone: list[float] = []
     each: list[float] = []
-    with environment(2 * sockets) as (conninfo, folder):
-        for _ in bench.rounds(f"fan-out to {sockets:,} sockets of a server, and of each of two gateways"):
-            for gateways in (1, 2):
+    together: list[float] = []
+    with environment(sockets) as (conninfo, folder):
+        for _ in bench.rounds(f"fan-out to {sockets:,} sockets of a server, and of each of {FLEET} gateways"):
+            for gateways in (1, FLEET):
                 with ExitStack() as stack:
                     # The lone server has a database of its own: a log belongs to one slot.
                     other, home = stack.enter_context(environment(sockets))
@@ -69,8 +71,15 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
                     ]
                     count = turns * events
                     alone.append(count * sockets / sum(one[0] for one, _ in spent))
-                    each += [count * sockets / sum(many[index] for _, many in spent) for index in range(gateways)]
+                    found = [count * sockets / sum(many[index] for _, many in spent) for index in range(gateways)]
+                    each += found
+                    if gateways == FLEET:
+                        together.append(sum(found))
     yield Line(f"fan-out of a gateway to {sockets:,} sockets", "frames/s", each, "a lone server", alone, least=0.95)
+    yield Line(
+        f"fan-out of {FLEET} gateways together, each on its share of a core", "frames/s", together, "a lone server",
+        alone, least=0.9 * FLEET,
+    )  # fmt: skip
 
 
 def warm_up_all(conninfo: str, clients_of: list[LoadClients]) -> None:
@@ -204,57 +213,47 @@ def _take_over(bench: Bench) -> Iterator[Line]:
 
 
 def _storm(bench: Bench) -> Iterator[Line]:
-    """Kill one of four gateways; its clients resume on the others."""
+    """Kill one of four gateways; its clients resume on the others. Beside it as many clients of a lone server do."""
     (many,) = bench.sizes(STORM)
-    took: list[float] = []
-    beside: list[float] = []
+    took: dict[str, list[float]] = {name: [] for name in ("p99", "last", "p99 beside", "last beside")}
     with environment(many) as (conninfo, folder):
         for _ in bench.rounds(f"{many // 4:,} of {many:,} clients lose their gateway and resume on three others"):
             with fleet(conninfo, folder, 4) as group:
-                took.append(_lost(conninfo, group, many))
-            share = many // 4
+                found = _lost(conninfo, group.gateways, many)
             with serving(conninfo, folder) as server:
-                ids = _connected(server, range(share))
-                change(conninfo)
-                began = time.monotonic()
-                with _resumed([server], range(share), ids):
-                    beside.append(time.monotonic() - began)
-    yield Line(
-        "clients of a lost gateway resume on three others: the last is back after",
-        "s",
-        took,
-        "as many on one server",
-        beside,
-    )
+                beside = _lost(conninfo, [server], many)
+            for name, value in zip(took, (*found, *beside), strict=True):
+                took[name].append(value)
+    what, reference = "clients of a lost gateway resume on three others", "as many of a lone server"
+    yield Line(f"{what}: p99", "s", took["p99"], reference, took["p99 beside"])
+    yield Line(f"{what}: the last", "s", took["last"], reference, took["last beside"])
 
 
-def _connected(server: Server, users: range) -> list[str]:
-    requests = [handshake(server.url, token(index), client=f"c{index}") for index in users]
-    with uvloop.run(connect(server.url, requests)) as clients:
-        return clients.ids
+def _lost(conninfo: str, servers: Sequence[Server], many: int) -> tuple[float, float]:
+    """Have a quarter of the clients lose their connections, miss a change, and come back at once.
 
-
-def _resumed(servers: list[Server], users: range, ids: list[str]) -> ExitStack:
-    """Resume at once, spread over the servers. Return the open connections."""
-    stack = ExitStack()
-    for index, server in enumerate(servers):
-        mine = [(user, last) for user, last in zip(users, ids, strict=True) if user % len(servers) == index]
-        requests = [handshake(server.url, token(user), client=f"c{user}", last=last) for user, last in mine]
-        until = (b'"previous_id"', 2)
-        stack.enter_context(uvloop.run(connect(server.url, requests, until=until, at_once=len(requests))))
-    return stack
-
-
-def _lost(conninfo: str, group: Fleet, many: int) -> float:
+    Of several servers the first is killed; a lone one closes the connections. Return the 99th percentile of the times
+    until they have resumed, and the longest, in seconds.
+    """
     share = many // 4
+    others = servers[1:] or servers
     with ExitStack() as stack:
-        for number, server in enumerate(group.gateways[1:], 1):
-            users = range(number * share, (number + 1) * share)
-            requests = [handshake(server.url, token(index), client=f"c{index}") for index in users]
-            stack.enter_context(uvloop.run(connect(server.url, requests)))
-        ids = _connected(group.gateways[0], range(share))
-        os.kill(group.gateways[0].pid, signal.SIGKILL)
+        staying = _requests(others[0].url, range(share, many))
+        stack.enter_context(uvloop.run(connect([server.url for server in others], staying)))
+        with uvloop.run(connect(servers[0].url, _requests(servers[0].url, range(share)))) as leaving:
+            ids = leaving.ids
+            if len(servers) > 1:
+                os.kill(servers[0].pid, signal.SIGKILL)
         change(conninfo)
-        began = time.monotonic()
-        with _resumed(group.gateways[1:], range(share), ids):
-            return time.monotonic() - began
+        requests = _requests(others[0].url, range(share), ids)
+        urls = [server.url for server in others]
+        clients = stack.enter_context(uvloop.run(connect(urls, requests, until=MISSED, at_once=share)))
+        return percentile_of(clients.took, 99.0), max(clients.took)
+
+
+def _requests(url: str, users: range, ids: Sequence[str] | None = None) -> list[bytes]:
+    """Return a handshake of each user, which resumes if there are ids."""
+    found = ids or [""] * len(users)
+    return [
+        handshake(url, token(index), client=f"c{index}", last=last) for index, last in zip(users, found, strict=True)
+    ]

@@ -6,6 +6,7 @@ Clients that decoded each frame would cost more CPU than the server and, on two 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import select
@@ -153,7 +154,7 @@ def _answer_ping(connection: socket.socket, data: bytes) -> None:
 
 
 async def connect(
-    url: str,
+    urls: str | Sequence[str],
     requests: Sequence[bytes],
     *,
     until: tuple[bytes, int] = (b'"initial_state"', 1),
@@ -162,12 +163,13 @@ async def connect(
 ) -> LoadClients:
     """Open a connection with each request, and read each until the awaited bytes have arrived this many times.
 
-    `first` has the frame that each sends when it is open.
+    Several `urls` get the requests in turn. `first` has the frame that each sends when it is open.
     """
     loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(at_once)
-    address = (urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 80)
+    places = [urlsplit(url) for url in ([urls] if isinstance(urls, str) else urls)]
+    addresses = [(place.hostname or "127.0.0.1", place.port or 80) for place in places]
 
-    async def one(request: bytes, frame: bytes) -> tuple[socket.socket, float, str]:
+    async def one(address: tuple[str, int], request: bytes, frame: bytes) -> tuple[socket.socket, float, str]:
         async with gate, asyncio.timeout(60):
             began = time.monotonic()
             each = socket.socket()
@@ -187,6 +189,7 @@ async def connect(
             found = LAST_ID.search(data)
             return each, time.monotonic() - began, found[1].decode() if found else ""
 
-    opened = await asyncio.gather(*map(one, requests, first or [b""] * len(requests)))
+    frames = first or [b""] * len(requests)
+    opened = await asyncio.gather(*map(one, itertools.cycle(addresses), requests, frames))
     sockets, took, ids = zip(*opened, strict=True)
     return LoadClients(list(sockets), list(took), list(ids))

@@ -72,6 +72,8 @@ def _tell(verdict: Verdict, given: argparse.Namespace) -> None:
     if verdict.wrong:
         more = ("" if is_native else " --clients supabase") + (" --gateways" if given.gateways else "")
         print(f"  again: python -m faults --seed {verdict.seed} --seconds {given.seconds:g}{more}", flush=True)
+        if verdict.log is not None:
+            print(f"  its servers and clients: {verdict.log}", flush=True)
 
 
 def _sum_up(verdicts: list[Verdict]) -> None:

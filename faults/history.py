@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class Verdict:
     """The result of one history. `wrong` is empty if everything was correct.
 
     With Supabase's clients, `connects` are joins, `resyncs` gaps that were told; `doubled` are changes that came again,
-    the `oldest` of them that many seconds after its first arrival.
+    the `oldest` of them that many seconds after its first arrival. `log` is the file with the output of the servers and
+    the traces of wrong clients; it is kept for a history that is wrong.
     """
 
     seed: int
@@ -50,6 +52,19 @@ class Verdict:
     doubled: int = 0
     oldest: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
+    log: Path | None = None
+
+    def keep_log(self, written: Path, asked: Path | None, *, broken_on_purpose: bool) -> None:
+        """Copy the log that was `written` to the file `asked` for, or, if the history is wrong, to one of its own."""
+        if asked is None and self.wrong and not broken_on_purpose:
+            asked = Path(tempfile.gettempdir()) / f"momentum-faults-{self.seed}.log"
+        if asked is not None:
+            shutil.copy(written, asked)
+            self.log = asked
+
+    def advice(self, command: str) -> str:
+        """Return what an assertion says of a history that is wrong."""
+        return f"again: script/faults {command}--seed {self.seed}; its servers and clients: {self.log}"
 
 
 def run(
@@ -66,8 +81,7 @@ def run(
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {SERVER} superuser login")
         verdict = asyncio.run(_run(seed, seconds, postgres, folder, mutation, only, settle, gateways=gateways))
-        if logs is not None:
-            shutil.copy(folder / "servers.log", logs)
+        verdict.keep_log(folder / "servers.log", logs, broken_on_purpose=mutation is not None)
         return verdict
 
 
@@ -203,6 +217,8 @@ def _judge(log: Path, conninfo: str, walkers: Sequence[Walker], branches: Sequen
             wrong += found
             with log.open("a") as file:
                 print(*walker.trace, sep="\n", file=file)
+                for change in expected(client, branches[-1]):
+                    print(f"{change.at:.3f} {client.name} was to get {change.what}", file=file)
         if not client.sees_rows:
             continue
         if not adds_up(client, expected(client, branches[-1]), _select(conninfo, client.user)):

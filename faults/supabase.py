@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -92,11 +91,9 @@ def run_supabase(
             for user in users:
                 connection.execute("insert into auth.users (id) values (%s)", (user,))
                 connection.execute("insert into fault_grants values (%s, %s)", (user, user))
-        try:
-            return asyncio.run(_run(seed, seconds, postgres, folder, users, mutation, only, settle, gateways=gateways))
-        finally:
-            if logs is not None and (folder / "servers.log").exists():
-                shutil.copy(folder / "servers.log", logs)
+        verdict = asyncio.run(_run(seed, seconds, postgres, folder, users, mutation, only, settle, gateways=gateways))
+        verdict.keep_log(folder / "servers.log", logs, broken_on_purpose=mutation is not None)
+        return verdict
 
 
 async def _run(

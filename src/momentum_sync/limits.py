@@ -539,6 +539,9 @@ class LifecycleLimits:
     drain_interval_s: float = 0.1
     """Pause between those batches."""
 
+    health_s: float = 1.0
+    """Interval at which a change of the server's health is looked for, to be logged."""
+
     degraded_lag_s: float = 5.0
     """Lag of the feed above which health is `degraded`."""
 

@@ -23,19 +23,20 @@ from momentum_sync.errors import MomentumError
 _log = structlog.get_logger("momentum_sync")
 
 
-def configure(*, level: str, role: str = "all") -> None:
+def configure(*, level: str, role: str = "all", name: str | None = None) -> None:
     """Set up the log.
 
     Args:
         level: a level of the `logging` module, such as `INFO`.
         role: of this process; with another than `all`, lines name it and the process.
+        name: of this process among its parent's workers, which the lines give as well.
     """
     rendering: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
-            *([] if role == "all" else [_process(role)]),
+            *([] if role == "all" else [_process(role, name)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -51,11 +52,12 @@ def configure(*, level: str, role: str = "all") -> None:
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Libraries)] + [_Libraries()]
 
 
-def _process(role: str) -> structlog.typing.Processor:
+def _process(role: str, name: str | None) -> structlog.typing.Processor:
+    process = {"role": role} if name is None else {"worker": name, "role": role}
     pid = os.getpid()
 
     def add(_: object, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {"role": role, "pid": pid, **line}
+        return {**process, "pid": pid, **line}
 
     return add
 
@@ -252,6 +254,12 @@ def not_followed(relation: int, error: Exception) -> None:
 def probe_failed(error: Exception) -> None:
     """Log that the database did not say how far the WAL is written."""
     _log.debug("probe failed", error=described(error))
+
+
+def health_changed(status: str, reasons: Sequence[str]) -> None:
+    """Log that the server's health is another than before, and why it is not healthy."""
+    tell = _log.warning if reasons else _log.info
+    tell("health changed", status=status, **({"reasons": list(reasons)} if reasons else {}))
 
 
 def log_unread(error: Exception) -> None:

@@ -32,6 +32,7 @@ from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.application import Application
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.api import make_api, make_capture_api
+from momentum_sync.gateway.http.health import HealthLog
 from momentum_sync.gateway.http.metrics import feed_readings, readings
 from momentum_sync.gateway.listener import NO_WEBSOCKETS, Bound, listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
@@ -133,6 +134,8 @@ async def server(
             samples, event_metrics,
         )  # fmt: skip
         await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
+        health = HealthLog(settings.role, parts.feed, limits.lifecycle)
+        await stack.enter_async_context(background(health.run(), stopped))
         match settings.role:
             case "capture":
                 yield await _capture_alone(parts, conninfo)

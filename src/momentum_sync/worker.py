@@ -1,4 +1,4 @@
-"""One worker of `serve --workers`: `python -m momentum_sync.worker`.
+"""One worker of `serve --workers`: `python -m momentum_sync.worker NAME`, with its name in the log.
 
 Its standard input is a pipe that the parent holds, so that it ends when the parent does. Standard output is another,
 where it writes `live`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 
 from momentum_sync import observe
@@ -22,7 +23,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with explained():
-        run(read_environment(), live=_tell_parent)
+        run(read_environment(), live=_tell_parent, name=sys.argv[1])
 
 
 def _tell_parent() -> None:

@@ -174,8 +174,8 @@ class Worker:
     async def _run(self) -> None:
         self._live = live = asyncio.Event()
         process = self._process = await asyncio.to_thread(
-            subprocess.Popen, [sys.executable, "-P", "-m", WORKER], env=dict(self._environment), stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            subprocess.Popen, [sys.executable, "-P", "-m", WORKER, self.name], env=dict(self._environment),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             start_new_session=True,  # a signal to the terminal's group is for the parent, which ends them in order
         )  # fmt: skip
         assert process.stdout is not None

@@ -14,7 +14,7 @@ TELLING = {"gap": ["NATS dead", "NATS cut"], "epoch": ["slot dropped", "NATS slo
 def test_a_random_history_of_several_gateways() -> None:
     seed = int(time.time())
     verdict = run(seed, 20.0, gateways=True)
-    assert verdict.wrong == [], f"again: script/faults --gateways --seed {seed} --seconds 20"
+    assert verdict.wrong == [], verdict.advice("--gateways --seconds 20 ")
     assert verdict.events > 100
     assert verdict.resumes + verdict.resyncs > 10
 

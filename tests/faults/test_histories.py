@@ -14,7 +14,7 @@ from faults.history import run
 def test_a_random_history_under_faults() -> None:
     seed = int(time.time())
     verdict = run(seed, 20.0)
-    assert verdict.wrong == [], f"again: script/faults --seed {seed} --seconds 20"
+    assert verdict.wrong == [], verdict.advice("--seconds 20 ")
     assert verdict.events > 100
     assert verdict.resumes > 0
     assert verdict.resumes + verdict.resyncs > 10, "where history breaks, clients resync instead"
@@ -38,7 +38,7 @@ def test_each_condition_around_the_database(fault: str) -> None:
         pytest.skip("needs a C compiler, which CI installs")
     seed = int(time.time())
     verdict = run(seed, 6.0, only=[fault])
-    assert verdict.wrong == [], f"again: script/faults --seed {seed} --seconds 6 --only {fault!r}"
+    assert verdict.wrong == [], verdict.advice(f"--seconds 6 --only {fault!r} ")
     assert verdict.faults[fault] >= 1
     assert verdict.events > 20
 

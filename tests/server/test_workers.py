@@ -115,6 +115,9 @@ async def test_workers_share_a_port_and_are_started_again(
                 for line in await workers.until_logged("listening", 2, role="gateway")
             ]
             assert sum(counts) == 20
+            assert {line["worker"] for line in workers.lines() if line.get("role") == "gateway"} == {
+                "gateway_1", "gateway_2",
+            }  # fmt: skip
             assert all(counts)
         async with server.live(user, client_id="phone") as client:
             add_notification(db, user, title="one")

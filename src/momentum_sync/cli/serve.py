@@ -35,12 +35,13 @@ def serve(**given: object) -> None:
         run(read(**given))
 
 
-def run(settings: Settings, *, live: Callable[[], None] | None = None) -> None:
+def run(settings: Settings, *, live: Callable[[], None] | None = None, name: str | None = None) -> None:
     """Run the server under these settings until a signal ends it. Raise Unsuitable.
 
-    `live` is called once the server is live. A worker gives it, and ignores SIGINT, because its parent stops it.
+    `live` is called once the server is live. A worker gives it and its `name` in the log, and ignores SIGINT, because
+    its parent stops it.
     """
-    observe.configure(level=settings.log_level, role=settings.role)
+    observe.configure(level=settings.log_level, role=settings.role, name=name)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

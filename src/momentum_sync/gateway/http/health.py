@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import sys
 import time
@@ -10,10 +11,13 @@ from typing import NamedTuple, Protocol
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from momentum_sync import observe
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.status import CaptureState, FeedStatus
 from momentum_sync.limits import LifecycleLimits
 from momentum_sync.wire.messages import timestamp
+
+_AS_IT_SHOULD_BE = frozenset({"healthy", "standby"})
 
 
 class Verdict(NamedTuple):
@@ -46,16 +50,58 @@ class Health(BaseModel):
     )
 
 
-def judge(status: FeedStatus, limits: LifecycleLimits, *, draining: bool = False) -> Verdict:
-    """Judge the server by its feed's status; one that is stopping is unhealthy.
+def judge(role: str, status: FeedStatus, limits: LifecycleLimits, *, draining: bool = False) -> Verdict:
+    """Judge a server of this role by its feed's status; one that is stopping is unhealthy.
 
     Where triggers are missing, or the broker, it is degraded: other events still arrive, and no restart would help.
     """
+    if role == "capture" and status.state is CaptureState.WAITING:
+        return Verdict("standby", 200)  # as it should be: another capture holds the slot
     if draining or not status.live or status.lag > limits.unhealthy_lag_s:
         return Verdict("unhealthy", 503)
     if status.lag > limits.degraded_lag_s or status.triggers.problems or status.problem is not None:
         return Verdict("degraded", 200)
     return Verdict("healthy", 200)
+
+
+def reasons(status: FeedStatus, limits: LifecycleLimits) -> list[str]:
+    """Return the reasons for which a server is not healthy."""
+    found = [] if status.live else [f"capture is {status.state.value}"]
+    if status.lag > limits.degraded_lag_s:
+        found.append(f"the feed is {status.lag:.0f} s behind")
+    if status.triggers.problems:
+        found.append(f"not as installed: {', '.join(status.triggers.problems)}")
+    return found if status.problem is None else [*found, status.problem]
+
+
+class HealthLog:
+    """Logs the changes of a server's health.
+
+    Args:
+        role: of the server.
+        feed: its feed.
+        limits: bounds.
+    """
+
+    def __init__(self, role: str, feed: LocalFeed, limits: LifecycleLimits) -> None:
+        self._role = role
+        self._feed = feed
+        self._limits = limits
+        self._told: str | None = None
+
+    def look(self) -> None:
+        """Log the health if it is another than before. Starting up, a server is unhealthy, and that is no news."""
+        status = self._feed.status()
+        word = judge(self._role, status, self._limits).status
+        if word != self._told and not (self._told is None and word == "unhealthy"):
+            self._told = word
+            observe.health_changed(word, [] if word in _AS_IT_SHOULD_BE else reasons(status, self._limits))
+
+    async def run(self) -> None:
+        """Look at intervals, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(self._limits.health_s)
 
 
 def memory_usage() -> dict[str, int]:
@@ -88,9 +134,7 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
     async def state() -> Response:
         """Return the health of the server. Needs no token."""
         status = feed.status()
-        verdict = judge(status, limits, draining=served.draining)
-        if role == "capture" and status.state is CaptureState.WAITING:
-            verdict = Verdict("standby", 200)  # as it should be: another capture holds the slot
+        verdict = judge(role, status, limits, draining=served.draining)
         capture: dict[str, object] = {
             "state": status.state.value,
             "lag_ms": round(status.lag * 1000),
