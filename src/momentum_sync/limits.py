@@ -389,6 +389,9 @@ class SocketLimits:
     presence_members: int = 5_000
     """Members in the presence of a topic."""
 
+    presence_topic_bytes: int = 2 * 1024 * 1024
+    """Payloads in the presence of a topic, which each client that joins gets at once. Other gateways' may add a few."""
+
     presence_s: float = 0.05
     """Time for which changes of a topic's presence are collected."""
 

@@ -17,12 +17,19 @@ TEXT = {"type": "broadcast", "event": "moved", "payload": {"x": 1}, "more": None
 TOPIC = "realtime:a"
 
 
-def room(*versions: Version, presence_members: int = 100, **config: Any) -> list[World]:
+def room(
+    *versions: Version, presence_members: int = 100, presence_topic_bytes: int = 10_000, **config: Any
+) -> list[World]:
     """Return clients that have joined one topic."""
     worlds: list[World] = []
     for version in versions:
         members = worlds[0].members if worlds else None
-        world = World(version=version, members=members, presence_members=presence_members)
+        world = World(
+            version=version,
+            members=members,
+            presence_members=presence_members,
+            presence_topic_bytes=presence_topic_bytes,
+        )
         world.join(count=0, **config)
         world.written()
         worlds.append(world)
@@ -250,11 +257,22 @@ def test_bounds_of_presence_are_told() -> None:
     track(one, {})
     (reply,) = track(other, {})
     assert reply[4]["response"]["reason"] == "Too many members: a topic has at most 1"
+    assert track(one, {"as": "before"})[0][4]["status"] == "ok"
     track(one, {}, "untrack")
     assert track(other, {})[0][4]["status"] == "ok"
     long = World()
     (refused,) = long.join(presence={"key": "k" * 256})
     assert refused[4]["response"]["reason"] == "PresenceKeyInvalid: A key has at most 255 bytes"
+
+
+def test_the_presence_of_a_topic_has_a_bound_in_bytes() -> None:
+    one, other = room(*[Version.V2] * 2, presence={"enabled": True}, presence_topic_bytes=300)
+    for _ in range(3):  # its former payload no longer counts
+        assert track(one, {"n": "x" * 150})[0][4]["status"] == "ok"
+    (reply,) = track(other, {"n": "x" * 150})
+    assert reply[4]["response"]["reason"] == "Presence size exceeded: 300 bytes at most in a topic; track less"
+    track(one, {}, "untrack")
+    assert track(other, {"n": "x" * 150})[0][4]["status"] == "ok"
 
 
 def test_a_join_that_ends_after_the_socket_leaves_nothing_behind() -> None:

@@ -27,6 +27,18 @@ class Tracked(NamedTuple):
     key: str
     content: bytes
 
+    @property
+    def size(self) -> int:
+        """Return the bytes that it takes in the presence's JSON, about: a key may be escaped there."""
+        return len(self.key.encode()) + len(self.content)
+
+
+class Occupied(NamedTuple):
+    """Members of a topic, and the bytes of their metas."""
+
+    members: int
+    size: int
+
 
 class Presence:
     """The tracked members of a topic.
@@ -35,7 +47,7 @@ class Presence:
         new_ref: makes a `phx_ref` that no other has, on any gateway.
     """
 
-    __slots__ = ("_changed", "_new_ref", "_refs", "_shown", "_state", "_tracked")
+    __slots__ = ("_changed", "_new_ref", "_refs", "_shown", "_size", "_state", "_tracked")
 
     def __init__(self, new_ref: Callable[[], str]) -> None:
         self._new_ref = new_ref
@@ -44,6 +56,14 @@ class Presence:
         self._changed: dict[object, None] = {}  # members that have changed since
         self._state: bytes | None = None
         self._refs: dict[object, str] = {}
+        self._size = 0
+
+    def beside(self, member: object) -> Occupied:
+        """Return what the other members occupy."""
+        own = self._tracked.get(member)
+        if own is None:
+            return Occupied(len(self._tracked), self._size)
+        return Occupied(len(self._tracked) - 1, self._size - own.size)
 
     @property
     def members(self) -> int:
@@ -77,11 +97,16 @@ class Presence:
         rest = {name: value for name, value in given.items() if name not in _RESERVED}
         self._changed[member] = None
         self._refs[member] = ref
-        self._tracked[member] = Tracked(key, _encode({**own, **rest}))
+        self._set(member, Tracked(key, _encode({**own, **rest})))
 
     def put(self, member: object, tracked: Tracked) -> None:
         """Add a member of another gateway, which has made its meta, or replace that."""
         self._changed[member] = None
+        self._set(member, tracked)
+
+    def _set(self, member: object, tracked: Tracked) -> None:
+        before = self._tracked.get(member)
+        self._size += tracked.size - (0 if before is None else before.size)
         self._tracked[member] = tracked
 
     def of(self, member: object) -> Tracked:
@@ -93,7 +118,7 @@ class Presence:
         if member not in self._tracked:
             return False
         self._changed[member] = None
-        del self._tracked[member]
+        self._size -= self._tracked.pop(member).size
         self._refs.pop(member, None)
         return True
 

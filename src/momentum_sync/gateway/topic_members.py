@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from momentum_sync.gateway.presence import Presence, Tracked
+from momentum_sync.gateway.presence import Occupied, Presence, Tracked
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import frame
 from momentum_sync.wire.phoenix import Version, encode_frame
@@ -238,10 +238,10 @@ class TopicMembers:
             return
         self._tell_later(topic)
 
-    def present_on(self, topic: TopicKey) -> int:
-        """Return the number of tracked members of a topic."""
+    def beside(self, topic: TopicKey, member: Member) -> Occupied:
+        """Return what the other tracked members of a topic occupy."""
         presence = self._presence.get(topic)
-        return 0 if presence is None else presence.members
+        return Occupied(0, 0) if presence is None else presence.beside(member)
 
     def untrack(self, topic: TopicKey, member: Member) -> None:
         """Have a member be absent."""

@@ -101,16 +101,25 @@ class Messages:
                 return Reply(ok=True), None
             if event != "track":
                 return _refused("PresenceUnknown: the event is neither track nor untrack"), None
-            if len(payload) > self._limits.presence_bytes:
-                return _refused(f"Track message size exceeded: {self._limits.presence_bytes} bytes at most"), None
-            if self._members.present_on(key) >= self._limits.presence_members:
-                return _refused(f"Too many members: a topic has at most {self._limits.presence_members}"), None
+            if (excess := self._excess(key, len(payload))) is not None:
+                return _refused(excess), None
             self._members.track(key, self._member, self._keys[topic.name], payload)
         except (msgspec.MsgspecError, BadPresence, RecursionError):
             return _refused("PresenceMalformed: the payload is no JSON object"), None
         # As at Supabase, a client that tracks gets the presence, too.
         gets_it = self._members.watches(key, self._member) or not _sees_presence(topic)
         return Reply(ok=True), None if gets_it else self._members.watch(key, self._member)
+
+    def _excess(self, key: TopicKey, size: int) -> str | None:
+        """Return which bound a payload of this size would exceed; None if it fits."""
+        limits, others = self._limits, self._members.beside(key, self._member)
+        if size > limits.presence_bytes:
+            return f"Track message size exceeded: {limits.presence_bytes} bytes at most"
+        if others.members >= limits.presence_members:
+            return f"Too many members: a topic has at most {limits.presence_members}"
+        if others.size + size > limits.presence_topic_bytes:
+            return f"Presence size exceeded: {limits.presence_topic_bytes} bytes at most in a topic; track less"
+        return None
 
 
 def topic_key(topic: Topic) -> TopicKey:
