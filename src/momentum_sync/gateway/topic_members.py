@@ -174,18 +174,18 @@ class TopicMembers:
             data = encode(version) if writers else None
             if data is None:
                 continue
-            written = len(writers) - (left_out in writers)
-            count += written
-            size += written * len(data)
-            # A copy: a write may end its connection.
-            for member, write in list(writers.items()):
-                if member is left_out:
-                    continue
+            receivers = writers.copy()  # a write may end its connection
+            if left_out is not None:
+                receivers.pop(left_out, None)
+            count += len(receivers)
+            size += len(receivers) * len(data)
+            # Over the functions alone, since with pairs the loop costs as much again as a call.
+            for write in receivers.values():
                 try:
                     write(data)
                 except Exception as error:  # the others get the message all the same
                     self._failed("a broadcast", error)
-                    self._drop(member)
+                    self._drop(next(member for member, known in receivers.items() if known is write))
         if count:
             self._sent(count, size)
 
