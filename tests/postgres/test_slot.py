@@ -37,9 +37,9 @@ def test_nothing_answers(database: str) -> None:
 
 def test_too_old() -> None:
     # No server of that version is available here, so only the check of the version number is tested.
-    with pytest.raises(Unsuitable, match="PostgreSQL 14 is too old; 15 is the oldest"):
-        preflight._check_server(14, "logical", "UTF8")
-    preflight._check_server(15, "logical", "UTF8")
+    version, *others = preflight.examine_server(14, "logical", "UTF8")
+    assert str(version.problem).startswith("PostgreSQL 14 is too old; 15 is the oldest")
+    assert [each.problem for each in (*others, *preflight.examine_server(15, "logical", "UTF8"))] == [None] * 5
 
 
 def test_not_migrated(empty_database: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks of a database and of the server's roles in it. Each failed check names the command that mends it.
+"""Checks of a database and of the server's roles in it. Each problem names the command that mends it.
 
 Two roles may share the work: one reads the WAL and needs REPLICATION, the other does everything else and needs no
 privilege above row level security.
@@ -7,6 +7,7 @@ privilege above row level security.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from psycopg import Connection
@@ -51,6 +52,15 @@ class _Log:
     database: str
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a check has found. `problem` keeps the server from working."""
+
+    check: str
+    found: str
+    problem: Unsuitable | None = None
+
+
 def check(conninfo: str, slot: str, *, capture: str | None = None, captures: bool = True) -> None:
     """Raise Unsuitable, with the command that mends it, for a database that the server cannot work with.
 
@@ -60,48 +70,43 @@ def check(conninfo: str, slot: str, *, capture: str | None = None, captures: boo
         capture: the connection string for reading the WAL, if that is another.
         captures: whether this process reads the WAL at all; a gateway does not.
     """
+    for examined in examine(conninfo, slot, capture=capture, captures=captures):
+        if examined.problem is not None:
+            raise examined.problem
+
+
+def examine(conninfo: str, slot: str, *, capture: str | None = None, captures: bool = True) -> Iterator[Examined]:
+    """Yield what each check finds, to its end or to a check that the later ones depend on. Arguments as for `check`.
+
+    Raises:
+        Unsuitable: the database cannot be reached.
+    """
+    identity = None
     if captures:
         name = "DATABASE_URL" if capture is None else "MOMENTUM_CAPTURE_URL"
-        database = _check_capture(capture or conninfo, slot, name)
+        with connect(capture or conninfo, application_name="momentum-sync check", name=name) as connection:
+            server = _server(connection)
+            yield _primary(server, name, "must write its event log and create a replication slot")
+            yield from examine_server(server.version, server.wal_level, server.encoding)
+            yield _right_to_read(server)
+            yield _free_slots(server, held=_held(connection, slot) is not None)
+            yield _free_senders(server)
+            yield _slot(_held(connection, slot), slot)
+            yield _standbys(server)
+            identity = server.database
     with connect(conninfo, application_name="momentum-sync check") as connection:
         log = connection.cursor(row_factory=class_row(_Log)).execute(_SQL["log"]).fetchone()
         assert log is not None
-        # Two addresses may lead to one cluster, so the database's name and the postmaster's start are compared, not
-        # host and port.
-        if captures and log.database != database:
-            raise Unsuitable(
-                "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
-                "Use the same host, port and database in both; only user and password may differ.",
-            )
-        if not captures:
+        if identity is None:
             server = _server(connection)
-            _check_primary(server, "DATABASE_URL", "must write sessions and metrics")
-            _check_server(server.version, server.wal_level, server.encoding)
-        _check_log(connection, log, slot)
-
-
-def _check_capture(conninfo: str, slot: str, name: str) -> str:
-    """Check the database as capture reads it. Return its identity."""
-    with connect(conninfo, application_name="momentum-sync check", name=name) as connection:
-        server = _server(connection)
-        _check_primary(server, name, "must write its event log and create a replication slot")
-        _check_server(server.version, server.wal_level, server.encoding)
-        if not server.may_replicate:
-            raise Unsuitable(
-                f"The role {server.role} lacks REPLICATION.",
-                f"As a superuser: alter role {_identifier(server.role)} with replication; or set a role that has it in"
-                " MOMENTUM_CAPTURE_URL.",
-            )
-        _check_slot(connection, server, slot)
-        # PostgreSQL would count the slot's WAL sender as a synchronous standby. Each commit would wait until capture
-        # confirms it.
-        if re.search(rf"\*|{APPLICATION}", server.standbys):
-            raise Unsuitable(
-                f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
-                "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
-                "select pg_reload_conf();",
-            )
-        return server.database
+            yield _primary(server, "DATABASE_URL", "must write sessions and metrics")
+            yield from examine_server(server.version, server.wal_level, server.encoding)
+        elif capture is not None:
+            yield _one_database(identity, log.database)
+        yield (migrated := _migrations(log))
+        if migrated.problem is None:
+            yield _privileges(log)
+            yield _slot_of_the_log(connection, slot)
 
 
 def _server(connection: Connection[TupleRow]) -> _Server:
@@ -110,71 +115,140 @@ def _server(connection: Connection[TupleRow]) -> _Server:
     return server
 
 
-def _check_primary(server: _Server, name: str, why: str) -> None:
-    if server.is_replica:
-        raise Unsuitable(
-            f"The database is a read replica; the server {why}.", f"Set {name} to the address of the primary."
-        )
+def _held(connection: Connection[TupleRow], slot: str) -> Held | None:
+    return connection.cursor(row_factory=class_row(Held)).execute(_SQL["slot"], {"slot": slot}).fetchone()
 
 
-def _check_log(connection: Connection[TupleRow], log: _Log, slot: str) -> None:
+def _primary(server: _Server, name: str, why: str) -> Examined:
+    problem = Unsuitable(
+        f"The database is a read replica; the server {why}.", f"Set {name} to the address of the primary."
+    )
+    found = "a read replica" if server.is_replica else "the primary"
+    return Examined("primary", found, problem if server.is_replica else None)
+
+
+def examine_server(version: int, wal_level: str, encoding: str) -> Iterator[Examined]:
+    """Yield whether a server of this major version, `wal_level` and encoding can be used."""
+    too_old = Unsuitable(
+        f"PostgreSQL {version} is too old; {_OLDEST} is the oldest that works.",
+        f"Upgrade with pg_upgrade --new-bindir=…/{_OLDEST}/bin, or use a newer server.",
+    )
+    yield Examined("version", f"PostgreSQL {version}", too_old if version < _OLDEST else None)
+    too_low = Unsuitable(
+        f"wal_level is {wal_level}, but reading changes requires logical.",
+        "As a superuser: alter system set wal_level = 'logical'; then restart PostgreSQL.",
+    )
+    yield Examined("WAL level", wal_level, too_low if wal_level != "logical" else None)
+    other = Unsuitable(
+        f"The database encoding is {encoding}, but events require UTF8.",
+        "Move the data to a new database: create database … encoding 'UTF8' template template0;",
+    )
+    yield Examined("encoding", encoding, other if encoding != "UTF8" else None)
+
+
+def _right_to_read(server: _Server) -> Examined:
+    if server.may_replicate:
+        return Examined("right to read the WAL", f"{server.role} has REPLICATION")
+    problem = Unsuitable(
+        f"The role {server.role} lacks REPLICATION.",
+        f"As a superuser: alter role {_identifier(server.role)} with replication; or set a role that has it in"
+        " MOMENTUM_CAPTURE_URL.",
+    )
+    return Examined("right to read the WAL", f"{server.role} lacks REPLICATION", problem)
+
+
+def _free_slots(server: _Server, *, held: bool) -> Examined:
+    found = f"{server.slots} of {server.max_slots} in use"
+    if held or server.slots < server.max_slots:
+        return Examined("replication slots", found)
+    problem = Unsuitable(
+        f"All {server.max_slots} replication slots of the server are in use.",
+        "Drop an unused slot (select pg_drop_replication_slot('…');), or as a superuser: "
+        f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
+    )
+    return Examined("replication slots", found, problem)
+
+
+def _free_senders(server: _Server) -> Examined:
+    found = f"{server.senders} of {server.max_senders} in use"
+    if server.senders < server.max_senders:
+        return Examined("WAL senders", found)
+    problem = Unsuitable(
+        f"All {server.max_senders} WAL senders of the server are in use.",
+        f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
+    )
+    return Examined("WAL senders", found, problem)
+
+
+def _slot(held: Held | None, slot: str) -> Examined:
+    if held is None:
+        return Examined("our slot", f"{slot} does not exist; serve creates it")
+    if held.ours and held.plugin == "pgoutput":
+        return Examined("our slot", f"{slot} exists")
+    problem = Unsuitable(
+        f"The replication slot {slot} belongs to another program (plugin {held.plugin}, database {held.database}).",
+        f"Choose another name: MOMENTUM_SLOT={slot}_2",
+    )
+    return Examined("our slot", f"{slot} belongs to another program", problem)
+
+
+def _standbys(server: _Server) -> Examined:
+    # PostgreSQL would count the slot's WAL sender as a synchronous standby. Each commit would wait until capture
+    # confirms it.
+    if not re.search(rf"\*|{APPLICATION}", server.standbys):
+        return Examined("synchronous standbys", server.standbys or "none")
+    problem = Unsuitable(
+        f"synchronous_standby_names is {server.standbys}, so every commit would wait for Momentum Sync.",
+        "As a superuser: alter system set synchronous_standby_names = '<your standbys by name>'; "
+        "select pg_reload_conf();",
+    )
+    return Examined("synchronous standbys", server.standbys, problem)
+
+
+def _one_database(capture: str, log: str) -> Examined:
+    # Two addresses may lead to one cluster, so the database's name and the postmaster's start are compared, not host
+    # and port.
+    if capture == log:
+        return Examined("one database", "MOMENTUM_CAPTURE_URL and DATABASE_URL lead to the same one")
+    problem = Unsuitable(
+        "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
+        "Use the same host, port and database in both; only user and password may differ.",
+    )
+    return Examined("one database", "two", problem)
+
+
+def _migrations(log: _Log) -> Examined:
     if not log.is_there:
-        raise Unsuitable("The database is not migrated to this version.", "Run: momentum-sync migrate")
+        problem = Unsuitable("The database is not migrated to this version.", "Run: momentum-sync migrate")
+        return Examined("migrations", "not those of this version", problem)
     if not log.is_whole:
-        raise Unsuitable(
+        problem = Unsuitable(
             "Functions of this version are missing in schema momentum.", "Run: momentum-sync migrate --again"
         )
-    if not log.is_equipped:
-        raise Unsuitable(
-            f"The role {log.role} lacks privileges that the server needs: on the tables of schema momentum, its"
-            " functions, or to become authenticated and service_role.",
-            f"As {log.app_owner}, the owner of the tables, run:"
-            f" momentum-sync migrate --server-role {_quoted(log.role)}",
-        )
+        return Examined("migrations", "functions are missing", problem)
+    return Examined("migrations", "the tables and functions of this version are there")
+
+
+def _privileges(log: _Log) -> Examined:
+    if log.is_equipped:
+        return Examined("privileges", f"{log.role} has those that the server needs")
+    problem = Unsuitable(
+        f"The role {log.role} lacks privileges that the server needs: on the tables of schema momentum, its"
+        " functions, or to become authenticated and service_role.",
+        f"As {log.app_owner}, the owner of the tables, run: momentum-sync migrate --server-role {_quoted(log.role)}",
+    )
+    return Examined("privileges", f"{log.role} lacks some", problem)
+
+
+def _slot_of_the_log(connection: Connection[TupleRow], slot: str) -> Examined:
     other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
-    if other is not None:
-        raise Unsuitable(
-            f"The event log of this database belongs to the replication slot {other[0]}, which still exists.",
-            f"Set MOMENTUM_SLOT={other[0]}, or drop that slot: select pg_drop_replication_slot('{other[0]}');",
-        )
-
-
-def _check_slot(connection: Connection[TupleRow], server: _Server, slot: str) -> None:
-    held = connection.cursor(row_factory=class_row(Held)).execute(_SQL["slot"], {"slot": slot}).fetchone()
-    if held is None and server.slots >= server.max_slots:
-        raise Unsuitable(
-            f"All {server.max_slots} replication slots of the server are in use.",
-            "Drop an unused slot (select pg_drop_replication_slot('…');), or as a superuser: "
-            f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
-        )
-    if server.senders >= server.max_senders:
-        raise Unsuitable(
-            f"All {server.max_senders} WAL senders of the server are in use.",
-            f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
-        )
-    if held is not None and (not held.ours or held.plugin != "pgoutput"):
-        raise Unsuitable(
-            f"The replication slot {slot} belongs to another program (plugin {held.plugin}, database {held.database}).",
-            f"Choose another name: MOMENTUM_SLOT={slot}_2",
-        )
-
-
-def _check_server(version: int, wal_level: str, encoding: str) -> None:
-    if version < _OLDEST:
-        raise Unsuitable(
-            f"PostgreSQL {version} is too old; {_OLDEST} is the oldest that works.",
-            f"Upgrade with pg_upgrade --new-bindir=…/{_OLDEST}/bin, or use a newer server.",
-        )
-    if wal_level != "logical":
-        raise Unsuitable(
-            f"wal_level is {wal_level}, but reading changes requires logical.",
-            "As a superuser: alter system set wal_level = 'logical'; then restart PostgreSQL.",
-        )
-    if encoding != "UTF8":
-        raise Unsuitable(
-            f"The database encoding is {encoding}, but events require UTF8.",
-            "Move the data to a new database: create database … encoding 'UTF8' template template0;",
-        )
+    if other is None:
+        return Examined("slot of the log", slot)
+    problem = Unsuitable(
+        f"The event log of this database belongs to the replication slot {other[0]}, which still exists.",
+        f"Set MOMENTUM_SLOT={other[0]}, or drop that slot: select pg_drop_replication_slot('{other[0]}');",
+    )
+    return Examined("slot of the log", str(other[0]), problem)
 
 
 def _identifier(name: str) -> str:
