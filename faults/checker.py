@@ -9,7 +9,7 @@ random numbers, no I/O.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 Rows = Mapping[tuple[str, str], tuple[str, ...]]
@@ -70,7 +70,8 @@ class Client:
 
     `unversioned_until` is when the policies of notifications last changed, in seconds since 1970. Earlier events carry
     no version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later
-    event follows. An event that takes a row away carries its last version.
+    event follows. So are those that a new primary has not received, and the history ends. An event that takes a row
+    away carries its last version.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Branch(list[Change]):
 class _Segment:
     snapshot: Snapshot
     emptied: str | None = None
+    lost: Set[tuple[object, ...]] = frozenset()
     came: list[int] = field(default_factory=list)
     excused: set[int] = field(default_factory=set)
 
@@ -114,18 +116,24 @@ def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list
         return check(client, branches[0])
     starts = [index for index, record in enumerate(client.record) if isinstance(record, Snapshot)]
     wrong = [] if starts and starts[0] == 0 else [f"{client.name}: something came before any state"]
+    survived = {change.what for change in branches[-1]}
     for start, end in zip(starts, [*starts[1:], len(client.record)], strict=True):
         last = end == len(client.record)
         piece = replace(client, record=client.record[start:end])
-        found = [check(piece, branch, ended=last) for branch in (branches[-1:] if last else branches)]
+        found = [
+            check(piece, branch, ended=last, lost={change.what for change in branch} - survived)
+            for branch in (branches[-1:] if last else branches)
+        ]
         wrong += sorted(found, key=len)[0]
     return wrong
 
 
-def check(client: Client, changes: Sequence[Change], *, ended: bool = True) -> list[str]:
+def check(
+    client: Client, changes: Sequence[Change], *, ended: bool = True, lost: Set[tuple[object, ...]] = frozenset()
+) -> list[str]:
     """Return errors in the client's record as sentences; none if it is correct.
 
-    A record that has not `ended` may stop anywhere.
+    A record that has not `ended` may stop anywhere. Changes that are `lost` are not in the history that survived.
     """
     wanted = expected(client, changes)
     where = {change.what: index for index, change in enumerate(wanted)}
@@ -136,6 +144,7 @@ def check(client: Client, changes: Sequence[Change], *, ended: bool = True) -> l
     for number, segment in enumerate(segments):
         last = number == len(segments) - 1
         segment.emptied = changes.emptied if isinstance(changes, Branch) else None
+        segment.lost = lost
         wrong += _complete(client, segment, wanted, whole=last and ended)
     if not segments:
         wrong.append("it was never given a state")
@@ -243,8 +252,9 @@ def _complete_row(
     # Events that may be withheld, because a later event of the row follows; see `Client`.
     doubtful = row[0] == "notification"
     replaced = {
-        index for index in indexes[:-1]
-        if doubtful and wanted[index].at < client.unversioned_until and wanted[index].what[0] != "notification_removed"
+        index for index in indexes
+        if (index != indexes[-1] or later or wanted[index].what in segment.lost)
+        and doubtful and wanted[index].at < client.unversioned_until and wanted[index].what[0] != "notification_removed"
     }  # fmt: skip
     missing = [index for index in indexes[count:] if index not in came | segment.excused | replaced]
     for index in missing:

@@ -24,8 +24,7 @@ from momentum_sync.sdk.client import Client
 from momentum_sync.sdk.protocol import ClientStatus, Event, Resync, State
 from momentum_sync.sdk.state import Saved
 from momentum_sync.sdk.store import Entry, FileStore, Store
-
-__version__ = "0.1.0"
+from momentum_sync.version import __version__ as __version__
 
 __all__ = [
     "Cache",

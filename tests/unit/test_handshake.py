@@ -17,16 +17,23 @@ USER = UUID("00000000-0000-4000-8000-000000000001")
 
 
 def test_what_is_left_out_is_filled_in() -> None:
-    assert handshake.connect_request({}, USER) == ConnectRequest(USER, None, [], None)
+    assert handshake.connect_request({}, USER) == ConnectRequest(USER, None, [], None, "other")
 
 
 def test_everything_given() -> None:
     query, _ = handshake.address(
-        f"{PREFIX}?user_id=00000000-0000-4000-8000-000000000002&client_id=phone&channels=a,,b&last_event_id=e-1&x=1&x=2"
+        f"{PREFIX}?user_id=00000000-0000-4000-8000-000000000002&client_id=phone&channels=a,,b&last_event_id=e-1&sdk=js-1.20.3&x=1&x=2"
     )
     assert query["x"] == "2"
-    expected = ConnectRequest(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1")
+    expected = ConnectRequest(UUID(int=0x4000_8000_0000_0000_0002), "phone", ["a", "b"], "e-1", "js-1.20.3")
     assert handshake.connect_request(query, USER) == expected
+
+
+@pytest.mark.parametrize(
+    "named", ["", "js", "js-1", "JS-1.0.0", "js-1.0.0 ", "x" * 17 + "-1.0.0", "js-12345.0.0", "js-1.0.0\n"]
+)
+def test_a_library_that_does_not_name_itself_well_is_another_one(named: str) -> None:
+    assert handshake.sdk_of({"sdk": named}) == "other"
 
 
 @given(st.dictionaries(st.sampled_from(["user_id", "client_id", "channels", "last_event_id"]), st.text()))

@@ -57,6 +57,7 @@ class Wire:
     def __init__(self, user: UUID, client_id: str, dialect: NativeDialect) -> None:
         self.identity = Identity("authenticated", user, "{}", None)
         self.client_id = client_id
+        self.sdk = "other"
         self.cursor = Cursor(str(user), PER_USER)
         self.dialect: Dialect = dialect
         self.follows = False

@@ -412,7 +412,8 @@ export class Client {
       this.#replica.isFor(subject(token));
       this.#askedFor = [...this.#wanted];
       const { userId, clientId, fetch = globalThis.fetch } = this.#options;
-      const query = { user_id: userId, client_id: clientId, last_event_id: this.#replica.protocol.connecting() };
+      const last = this.#replica.protocol.connecting();
+      const query = { user_id: userId, client_id: clientId, last_event_id: last, sdk: `js-${VERSION}` };
       const environment = { WebSocket, fetch, url: this.#url, userId, signal: this.#closing.signal };
       const connection = await connect(address(this.#url, query, this.#askedFor), token, environment);
       this.#replica.opened(performance.now());

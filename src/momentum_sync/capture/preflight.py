@@ -123,7 +123,7 @@ def _primary(server: _Server, name: str, why: str) -> Examined:
     problem = Unsuitable(
         f"The database is a read replica; the server {why}.", f"Set {name} to the address of the primary."
     )
-    found = "a read replica" if server.is_replica else "the primary"
+    found = "a read replica" if server.is_replica else "the address leads to it"
     return Examined("primary", found, problem if server.is_replica else None)
 
 

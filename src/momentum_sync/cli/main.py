@@ -13,7 +13,7 @@ import typer
 
 from momentum_sync import __version__
 
-COMMANDS = ("demo", "serve", "migrate", "uninstall", "token", "tail", "bench")
+COMMANDS = ("demo", "serve", "migrate", "doctor", "uninstall", "token", "tail", "bench")
 """Each is the function of its name in the module of its name."""
 
 

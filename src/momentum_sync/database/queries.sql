@@ -81,7 +81,7 @@ order by 1
 
 -- name: running
 -- Whether a server is connected: each keeps a connection of its log open.
-select 1 from pg_catalog.pg_stat_activity where datname = current_database() and application_name = 'momentum-sync log'
+select 1 from pg_catalog.pg_stat_activity where datname = current_database() and application_name like 'momentum-sync log%'
 
 -- name: slots
 -- The product's slots in this database: the log's, and the configured one.

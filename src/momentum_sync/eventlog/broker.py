@@ -71,6 +71,29 @@ class _Client(Client):
             writer.transport.abort()
 
 
+async def connect_once(options: BrokerOptions, name: str, seconds: float) -> Client:
+    """Return a connection that is not made again when it is lost, for a command. The caller closes it.
+
+    Raises:
+        nats.errors.Error, OSError, TimeoutError: there is none within `seconds`.
+    """
+    client = _Client()
+    problems: list[Exception] = []
+
+    async def keep(error: Exception) -> None:
+        problems.append(error)
+
+    await client.connect(
+        list(options.urls), name=name, connect_timeout=max(1, round(seconds)), allow_reconnect=False,
+        max_reconnect_attempts=1, tls=_tls(options), error_cb=keep,
+    )  # fmt: skip
+    return client
+
+
+def _tls(options: BrokerOptions) -> ssl.SSLContext | None:
+    return None if options.ca is None else ssl.create_default_context(cafile=options.ca)
+
+
 class Broker:
     """A connection that is made again whenever it is lost.
 
@@ -207,7 +230,7 @@ class Broker:
             ping_interval=limits.ping_s,
             max_outstanding_pings=2,
             pending_size=limits.outbox_bytes,
-            tls=None if options.ca is None else ssl.create_default_context(cafile=options.ca),
+            tls=_tls(options),
             error_cb=self._failed,
             reconnected_cb=self._reconnected,
             closed_cb=tell,

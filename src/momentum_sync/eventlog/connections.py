@@ -10,6 +10,7 @@ from psycopg.rows import TupleRow
 
 from momentum_sync.database.connection import make_pool, using
 from momentum_sync.limits import LogLimits
+from momentum_sync.version import __version__
 
 # Never off: a crash could take back an append while the slot has moved on, and events would be lost. Never on: the
 # append would wait for standbys, and their WAL senders wait for the slot to be confirmed.
@@ -26,7 +27,8 @@ class LogConnections:
         self._limits = limits
         # `until_ended` keeps one connection. The append, the probe and the checks of policies, triggers and log use one
         # each.
-        self._writes = make_pool(conninfo, "log", size=6, wait=limits.pool_wait_s, settings=_WRITES)
+        # The version is for `momentum-sync doctor`, which finds all servers by these connections.
+        self._writes = make_pool(conninfo, f"log {__version__}", size=6, wait=limits.pool_wait_s, settings=_WRITES)
         self._reads = make_pool(conninfo, "log reads", size=2, wait=limits.pool_wait_s, settings=_READS)
 
     async def open(self) -> None:

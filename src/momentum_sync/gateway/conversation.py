@@ -107,6 +107,10 @@ class Conversation(Protocol):
         """Return the client's name for itself."""
 
     @property
+    def sdk(self) -> str:
+        """Return the client's library, by name and version, as far as it is known."""
+
+    @property
     def dialect(self) -> Dialect:
         """Return the encoding of events for its present subscriptions."""
 

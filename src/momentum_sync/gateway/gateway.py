@@ -117,6 +117,11 @@ class Gateway:
         """Return the number of their subscriptions."""
         return self.hub.subscriptions
 
+    @property
+    def sdks(self) -> Mapping[str, int]:
+        """Return the number of connections by the client's library."""
+        return self.hub.sdks
+
     async def admit(self, path: str, headers: Headers) -> Entrance:
         """Decide about a WebSocket before the upgrade. Raise RequestError."""
         query, is_realtime = handshake.address(path)
@@ -180,7 +185,7 @@ class Gateway:
         session = Session(
             identity, request.user_id, request.client_id or str(uuid4()),
             Cursor(user, self.application.schema.per_user_channels), self.native, self.limits.sockets,
-            heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(),
+            heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(), sdk=request.sdk,
         )  # fmt: skip
 
         async def open_it() -> Opened:

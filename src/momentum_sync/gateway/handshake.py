@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
-from momentum_sync.wire.messages import PRINTABLE
+from momentum_sync.wire.messages import PRINTABLE, UNKNOWN_SDK
 from momentum_sync.wire.paths import PREFIX, REALTIME_SOCKETS, SOCKETS
 from momentum_sync.wire.phoenix import Version
 
@@ -20,18 +20,20 @@ _MAX_TEXT = 200
 _PRINTABLE = re.compile(PRINTABLE)
 # As many as one `subscribe` message may name: `_Channels` in `wire/messages.py`.
 _MAX_CHANNELS = 500
+_SDK = re.compile(r"[a-z]{1,16}-\d{1,4}\.\d{1,4}\.\d{1,4}")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectRequest:
-    """The user, the device and the channels that a connection asks for."""
+    """The user, the device and the channels that a connection asks for; and the client's library."""
 
     user_id: UUID | None
     client_id: str | None
     channels: list[str]
     last_event_id: str | None
+    sdk: str
 
 
 def address(target: str) -> tuple[dict[str, str], bool]:
@@ -77,7 +79,13 @@ def connect_request(query: Mapping[str, str], subject: UUID | None) -> ConnectRe
         raise BadRequest("too_long", "`client_id` or the list of channels is too long.")
     if not all(_PRINTABLE.fullmatch(text) for text in texts):
         raise BadRequest("invalid_text", "`client_id` and `channels` must not contain control characters.")
-    return ConnectRequest(user_id, client_id, channels, query.get("last_event_id"))
+    return ConnectRequest(user_id, client_id, channels, query.get("last_event_id"), sdk_of(query))
+
+
+def sdk_of(query: Mapping[str, str]) -> str:
+    """Return the library that a client names, such as `python-1.2.3`."""
+    named = query.get("sdk", "")
+    return named if _SDK.fullmatch(named) else UNKNOWN_SDK
 
 
 def token_of_subprotocols(headers: Iterable[str]) -> str | None:

@@ -7,7 +7,8 @@ score's change and its invalidation, which every update makes, cost one send ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -19,6 +20,8 @@ from momentum_sync.gateway.routes import Routes
 from momentum_sync.gateway.subscriber import Owner, Subscriber
 from momentum_sync.limits import DeliveryLimits
 from momentum_sync.wire.close import Close
+
+_MOST_SDKS = 20  # clients may name any version
 
 
 class _Indexed(NamedTuple):
@@ -114,6 +117,11 @@ class Hub:
     def subscriptions(self) -> int:
         """Return the number of subscriptions, over all connections."""
         return sum(len(subscriber.cursor.channels) for subscriber in self._indexed)
+
+    @property
+    def sdks(self) -> Mapping[str, int]:
+        """Return the number of connections by the client's library, of the most frequent ones."""
+        return dict(Counter(subscriber.sdk for subscriber in self._indexed).most_common(_MOST_SDKS))
 
     def __len__(self) -> int:
         return len(self._indexed)

@@ -68,6 +68,10 @@ class Subscriber(Protocol):
         """Return the client's name for itself."""
 
     @property
+    def sdk(self) -> str:
+        """Return the client's library, by name and version, as far as it is known."""
+
+    @property
     def follows(self) -> bool:
         """Return whether it follows the feed. One that does not gets events from its own cursor."""
 

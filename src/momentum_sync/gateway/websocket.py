@@ -309,6 +309,11 @@ class WebSocketProtocol(asyncio.Protocol):
         return self.conversation.client_id
 
     @property
+    def sdk(self) -> str:
+        """Return the client's library, by name and version, as far as it is known."""
+        return self.conversation.sdk
+
+    @property
     def owner(self) -> Owner:
         """Return the owner of the connection."""
         return self.conversation.owner

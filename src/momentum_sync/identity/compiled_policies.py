@@ -88,6 +88,7 @@ class CompiledPolicies:
         self._locks: dict[object, asyncio.Lock] = {}
         # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
+        self._reasons: dict[RowTable, str] = {}
         self._told: Callable[[], None] = lambda: None
         self._others: list[Callable[[], Awaitable[bool]]] = []
 
@@ -119,6 +120,7 @@ class CompiledPolicies:
         self.generation += 1
         self._tables = {}
         self._conditions = {}  # a function may be another one now
+        self._reasons = {}
         self._lists = {}
 
     async def decider(self, identity: Identity, relation: int) -> Decider | None:
@@ -147,6 +149,11 @@ class CompiledPolicies:
         """Return a table as a role may read it; None if that is not known, or if its changes have no event."""
         return self._tables.get((role, relation))
 
+    def reason(self, role: str, relation: int) -> str | None:
+        """Return why a table's policies are not compiled for a role, as far as that is known."""
+        table = self._tables.get((role, relation))
+        return None if table is None else self._reasons.get(table)
+
     async def _load(self, identity: Identity, relation: int) -> RowTable | None:
         """Return the table as it is, once the snapshot sees every change so far; None if its changes have no event."""
         async for _ in self._pool.until_visible():
@@ -161,6 +168,7 @@ class CompiledPolicies:
         table = read_table(rows[0])
         if len(self._conditions) >= _MOST_COMPILED:
             self._conditions.clear()
+            self._reasons.clear()
         if table not in self._conditions:
             self._conditions[table] = await self._compile(identity, table, _bodies.decode(functions))
         return table
@@ -177,6 +185,7 @@ class CompiledPolicies:
             await self._prove(identity, table, condition, kinds)
         except (NotDecidable, RequestError, psycopg.Error) as error:
             why = str(error) if isinstance(error, NotDecidable) else observe.described(error)
+            self._reasons[table] = why
             observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, why)
             return None
         return condition

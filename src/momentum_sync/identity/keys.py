@@ -23,7 +23,7 @@ class Authenticator:
     def __init__(self, rules: TokenRules, limits: KeyLimits) -> None:
         self._rules = rules
         self._limits = limits
-        self._url = f"{rules.issuer}/.well-known/jwks.json" if rules.issuer else None
+        self._url = key_set_url(rules.issuer) if rules.issuer else None
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
@@ -72,7 +72,7 @@ class Authenticator:
     async def _fetch_keys(self, url: str) -> None:
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                self._keys = await _fetch(url, self._limits)
+                self._keys = await fetch_keys(url, self._limits)
             self._fetched_at = time.monotonic()
         except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
             observe.keys_unavailable(url, error)
@@ -80,7 +80,18 @@ class Authenticator:
             self._refreshing = None
 
 
-async def _fetch(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
+def key_set_url(issuer: str) -> str:
+    """Return the address of an issuer's key set."""
+    return f"{issuer}/.well-known/jwks.json"
+
+
+async def fetch_keys(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
+    """Return the keys for signatures at a key set's address, by their ids.
+
+    Raises:
+        httpx.HTTPError: it does not answer.
+        ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError: it is no key set.
+    """
     async with (
         httpx.AsyncClient(timeout=limits.timeout_s, follow_redirects=False) as client,
         client.stream("GET", url) as response,

@@ -21,7 +21,7 @@ from momentum_sync.errors import ClientError, Ended, FeedFrozen, Offline, Reques
 from momentum_sync.sdk.acknowledging import Acknowledging
 from momentum_sync.sdk.cache import Cache
 from momentum_sync.sdk.callbacks import through
-from momentum_sync.sdk.connection import Connection, Token, address, check_names, connect, fresh, is_open, subject
+from momentum_sync.sdk.connection import SDK, Connection, Token, address, check_names, connect, fresh, is_open, subject
 from momentum_sync.sdk.protocol import Answer, Event, Invalidated, Resync, State, pause, verdict
 from momentum_sync.sdk.replica import Replica
 from momentum_sync.sdk.reporter import LOG, Reporter
@@ -405,7 +405,7 @@ class Client:
             self._replica.is_for(subject(token))
             self._asked_for = list(self._wanted)
             last = self._replica.protocol.connecting()
-            query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last}
+            query = {"user_id": self._user_id, "client_id": self._client_id, "last_event_id": last, "sdk": SDK}
             connection = await connect(address(self._url, query, self._asked_for), token)
             self._replica.opened(time.monotonic())
             self._connection = connection

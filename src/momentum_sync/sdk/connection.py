@@ -26,11 +26,15 @@ from momentum_sync.errors import (
 )
 from momentum_sync.sdk.callbacks import done_by, in_thread
 from momentum_sync.sdk.protocol import verdict
+from momentum_sync.version import __version__
 from momentum_sync.wire import from_server as wire
 from momentum_sync.wire.close import Close
 
 Token = str | Callable[[], str | Awaitable[str]]
 """A token, or what gives one."""
+
+SDK = f"python-{__version__}"
+"""The library's name and version, which the server counts."""
 
 PATH = "/functions/v1/realtime-momentum-sync"
 # The server takes as many in the address of a connection.

@@ -18,6 +18,9 @@ import msgspec
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 """Names consist of anything but control characters, so that none ends a line or a string where it should not."""
 
+UNKNOWN_SDK = "other"
+"""The library of a client that names none."""
+
 # In Python `$` also matches before a final newline; `\Z` does not.
 _Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=PRINTABLE.replace("$", r"\Z"))]
 _Channels = Annotated[list[_Channel], msgspec.Meta(min_length=1, max_length=500)]

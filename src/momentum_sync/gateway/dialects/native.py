@@ -24,7 +24,7 @@ from momentum_sync.limits import SocketLimits
 from momentum_sync.token_bucket import TokenBucket
 from momentum_sync.wire import messages
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import ClientMessage, ClientMessages, DeliveryIds, Ref
+from momentum_sync.wire.messages import UNKNOWN_SDK, ClientMessage, ClientMessages, DeliveryIds, Ref
 
 M = TypeVar("M", bound=ClientMessage)
 M_contra = TypeVar("M_contra", bound=ClientMessage, contravariant=True)
@@ -83,12 +83,14 @@ class Session:
         client_id: the client's name for itself.
         cursor: its position and subscriptions.
         dialect: the application's messages.
+        sdk: the client's library, by name and version.
         closing: why the connection is to end; None while it is not.
     """
 
     __slots__ = (
         "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
-        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "dialect", "identity", "user_id",
+        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "dialect", "identity", "sdk",
+        "user_id",
     )  # fmt: skip
 
     def __init__(
@@ -103,10 +105,12 @@ class Session:
         heartbeat: float,
         now: float,
         at: float,
+        sdk: str = UNKNOWN_SDK,
     ) -> None:
         self.identity = identity
         self.user_id = user_id
         self.client_id = client_id
+        self.sdk = sdk
         self.cursor = cursor
         self.closing: Close | None = None
         self.dialect = dialect

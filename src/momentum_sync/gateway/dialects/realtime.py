@@ -50,12 +50,13 @@ class RealtimeSession:
         closing: why the connection is to end; None while it is not.
         revision: replaced when topics, their tokens or their bindings change.
         version: of the serializer.
+        sdk: the protocol and that version: these clients do not name themselves.
     """
 
     __slots__ = (
         "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name", "_out",
         "_outgoing", "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "identity",
-        "revision", "rows", "topics", "version",
+        "revision", "rows", "sdk", "topics", "version",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +74,7 @@ class RealtimeSession:
     ) -> None:
         self.identity = identity
         self.client_id = client_id
+        self.sdk = f"supabase-{version.value}"
         self._places = Places(rows, 0, name, version)
         self.topics: dict[str, Topic] = {}
         self.rows = RowCursor(self.topics, version, rows.shared)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from momentum_sync import __version__
 from momentum_sync.errors import BadRequest
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.history import History
@@ -24,6 +24,7 @@ from momentum_sync.gateway.http.metrics import add_metrics
 from momentum_sync.gateway.http.requests import answer_errors, bound_bodies
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.limits import Limits
+from momentum_sync.version import __version__
 from momentum_sync.wire.paths import BROADCASTS, PREFIX, SHORT
 
 
@@ -80,6 +81,7 @@ class _Nobody:
 
     draining = False
     connections = subscriptions = 0
+    sdks: Mapping[str, int] = MappingProxyType({})
 
 
 def make_capture_api(

@@ -6,17 +6,20 @@ import asyncio
 import resource
 import sys
 import time
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple, Protocol
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from momentum_sync import observe
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.status import CaptureState, FeedStatus
 from momentum_sync.limits import LifecycleLimits
+from momentum_sync.version import __version__
 from momentum_sync.wire.messages import timestamp
 
+_BAD = 400
 _AS_IT_SHOULD_BE = frozenset({"healthy", "standby"})
 
 
@@ -34,6 +37,7 @@ class Health(BaseModel):
     """State of the server."""
 
     status: str
+    version: str
     connected_clients: int
     active_subscriptions: int
     timestamp: str
@@ -48,6 +52,20 @@ class Health(BaseModel):
         description="`problems`: triggers and functions that are not as installed, so that events are missing;"
         " `foreign_triggers`: triggers of others that run before them"
     )
+    reasons: list[str] | None = Field(default=None, description="with `verbose`: why the server is not healthy")
+    sdks: dict[str, int] | None = Field(
+        default=None, description="with `verbose`: connections by the client's library and its version"
+    )
+    window: dict[str, int] | None = Field(
+        default=None,
+        description="with `verbose`: `events` and `bytes` in memory, the newest and the last that is in the log",
+    )
+
+
+class Probe(BaseModel):
+    """The answer of a probe."""
+
+    status: str
 
 
 def judge(role: str, status: FeedStatus, limits: LifecycleLimits, *, draining: bool = False) -> Verdict:
@@ -114,6 +132,10 @@ class Served(Protocol):
     """The clients of the process."""
 
     @property
+    def sdks(self) -> Mapping[str, int]:
+        """Return the number of clients by their library."""
+
+    @property
     def draining(self) -> bool:
         """Return whether the process stops, and takes no new clients."""
 
@@ -127,11 +149,26 @@ class Served(Protocol):
 
 
 def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limits: LifecycleLimits) -> None:
-    """Add the route."""
+    """Add the routes."""
     started_at = time.monotonic()
 
-    @sync.get("/health", response_model=Health, responses={503: {"model": Health}})
-    async def state() -> Response:
+    @sync.get("/health/live", response_model=Probe)
+    async def live() -> Response:
+        """Answer as long as the process does: for a probe that restarts it. The database may be away."""
+        return _probe("live", 200)
+
+    @sync.get("/health/ready", response_model=Probe, responses={503: {"model": Probe}})
+    async def ready() -> Response:
+        """Return whether the process takes clients, or as a capture does its work: for a load balancer."""
+        verdict = judge(role, feed.status(), limits, draining=served.draining)
+        return _probe("ready" if verdict.http_status < _BAD else "not ready", verdict.http_status)
+
+    @sync.get("/health", response_model=Health, response_model_exclude_none=True, responses={503: {"model": Health}})
+    async def state(
+        verbose: Annotated[
+            str | None, Query(description="With any value, or none as in `?verbose`: more of the state.")
+        ] = None,
+    ) -> Response:
         """Return the health of the server. Needs no token."""
         status = feed.status()
         verdict = judge(role, status, limits, draining=served.draining)
@@ -145,6 +182,7 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
             capture["problem"] = status.problem
         body = Health(
             status=verdict.status,
+            version=__version__,
             connected_clients=served.connections,
             active_subscriptions=served.subscriptions,
             timestamp=timestamp(time.time()),
@@ -155,4 +193,17 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
             capture=capture,
             publishing=status.triggers._asdict(),
         )
-        return Response(body.model_dump_json(), verdict.http_status, media_type="application/json")
+        if verbose is not None:
+            body.reasons = reasons(status, limits) if verdict.status not in _AS_IT_SHOULD_BE else []
+            body.sdks = dict(served.sdks)
+            window = feed.window
+            body.window = {
+                "events": len(window), "bytes": window.size, "newest": feed.offset, "logged": feed.state.logged,
+            }  # fmt: skip
+        return Response(
+            body.model_dump_json(exclude_none=True), verdict.http_status, media_type="application/json"
+        )  # fmt: skip
+
+
+def _probe(status: str, http_status: int) -> Response:
+    return Response(Probe(status=status).model_dump_json(), http_status, media_type="application/json")

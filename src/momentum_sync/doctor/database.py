@@ -1,0 +1,407 @@
+"""Checks of the database: whether the server can work with it, whether the stream flows, what is in place.
+
+They need no more privileges than the server has, and change nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow, class_row
+
+from momentum_sync.capture.preflight import Examined, examine
+from momentum_sync.database import adoption, queries
+from momentum_sync.database.connection import PINNED, connect
+from momentum_sync.doctor.finding import Finding, Level
+from momentum_sync.errors import MomentumError, Unsuitable
+from momentum_sync.observe import described
+from momentum_sync.settings import Settings
+from momentum_sync.version import __version__
+
+_SQL = queries.load(__package__)
+_WHY = {
+    "primary": "Events are read from the WAL and written to a log, which a replica cannot do.",
+    "version": "Older versions lack what the stream needs.",
+    "WAL level": "Without it the WAL has no rows that could be decoded.",
+    "encoding": "Clients get JSON, which is UTF-8.",
+    "right to read the WAL": "Capture reads the changes through a replication slot.",
+    "replication slots": "Capture needs one of its own.",
+    "WAL senders": "Capture uses one while it runs.",
+    "our slot": "The slot is the position up to which changes are safe in the log.",
+    "synchronous standbys": "PostgreSQL would take capture for a standby that each commit has to wait for.",
+    "one database": "Events would be read in one database, and clients answered from another.",
+    "migrations": "The triggers that publish, and the server's own tables, come with the migrations.",
+    "privileges": "The server uses a role of its own, which may do only what it needs.",
+    "slot of the log": "Two servers with different slots would number the same events differently.",
+}
+_CLOCKS_AGREE_S = 2.0
+_SLOT_BEHIND = 1024**3
+_CONNECTIONS_LEFT = 30  # of one server, by default
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    pid: int
+    now: float
+    max_connections: int
+    connections: int
+    keep_size: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    name: str
+    is_active: bool
+    wal_status: str
+    retained: int | None
+    behind: int | None
+    reserve: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    what: str
+    seconds: float
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Role:
+    name: str
+    is_superuser: bool
+    bypasses: bool
+    owns_tables: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    name: str
+    is_secured: bool
+    is_full: bool
+    is_without: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    size: int
+    partitions: int
+    covers: float | None
+    has_tomorrow: bool | None
+
+
+def check_database(settings: Settings, conninfo: str) -> Iterator[Finding]:
+    """Yield findings about a database, each check for itself: one that fails does not keep the others from running."""
+    try:
+        yield from _preflight(settings, conninfo)
+        with connect(conninfo, application_name="momentum-sync doctor") as connection:
+            for area, name, check in _checks(settings, connection):
+                yield from guarded(area, name, check)
+    except Unsuitable as error:
+        yield Finding("database", "connection", Level.PROBLEM, str(error), "Nothing works without it.", error.hint)
+
+
+def guarded(area: str, name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield what a check finds, or that it failed."""
+    try:
+        yield from check()
+    except (psycopg.Error, MomentumError, OSError, TimeoutError) as error:
+        yield Finding(
+            area, name, Level.UNKNOWN, f"the check failed: {described(error)}",
+            "It says nothing about the state.", "Run it again; as the owner of the tables if a privilege is missing.",
+        )  # fmt: skip
+
+
+def _checks(
+    settings: Settings, connection: Connection[TupleRow]
+) -> Iterator[tuple[str, str, Callable[[], Iterator[Finding]]]]:
+    yield "database", "pooler, clock and connections", partial(_session, connection)
+    yield "database", "role", partial(_role, connection, is_embedded=settings.database_url is None)
+    yield "database", "settings of roles", partial(_role_settings, connection)
+    yield "stream", "slots", partial(_slots, connection, settings.slot)
+    yield "stream", "transactions", partial(_transactions, connection)
+    yield "tables", "publication", partial(_publication, connection)
+    (is_migrated,) = connection.execute(_SQL["is_migrated"]).fetchone() or (False,)
+    if is_migrated:
+        yield "stream", "log", partial(_log, connection, settings)
+        yield "tables", "triggers", partial(_triggers, connection)
+        yield "tables", "event trigger", partial(_event_trigger, connection)
+        yield "tables", "policies of the app", partial(_differences, connection)
+        yield "servers", "versions", partial(_servers, connection)
+
+
+def _preflight(settings: Settings, conninfo: str) -> Iterator[Finding]:
+    for examined in examine(
+        conninfo, settings.slot, capture=settings.capture_url, captures=settings.role != "gateway"
+    ):  # fmt: skip
+        yield _of_preflight(examined)
+
+
+def _of_preflight(examined: Examined) -> Finding:
+    problem = examined.problem
+    if problem is None:
+        return Finding("database", examined.check, Level.OK, examined.found)
+    return Finding("database", examined.check, Level.PROBLEM, str(problem), _WHY[examined.check], problem.hint)
+
+
+def _all(connection: Connection[TupleRow], name: str, kind: type[_Row]) -> Sequence[_Row]:
+    return connection.cursor(row_factory=class_row(kind)).execute(_SQL[name]).fetchall()
+
+
+def _session(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    began = time.time()
+    (session,) = _all(connection, "session", _Session)
+    took = time.time() - began
+    # A pooler answers the handshake itself, and makes up the process id by which a query can be cancelled.
+    if session.pid == connection.info.backend_pid:
+        yield Finding("database", "pooler", Level.OK, f"none in between; a query takes {took * 1000:.0f} ms")
+    else:
+        yield Finding(
+            "database", "pooler", Level.WARNING, "the connection goes through a pooler",
+            "A pooler in transaction mode loses the settings and roles of a session, and adds time to each query.",
+            "Use the direct address in DATABASE_URL; on Supabase: db.<project>.supabase.co:5432",
+        )  # fmt: skip
+    off = session.now - (began + took / 2)
+    if abs(off) <= _CLOCKS_AGREE_S + took / 2:
+        yield Finding("database", "clocks", Level.OK, "the database's and this machine's agree within 2 s")
+    else:
+        yield Finding(
+            "database", "clocks", Level.WARNING, f"the database's clock is {abs(off):.0f} s "
+            f"{'ahead of' if off > 0 else 'behind'} this machine's",
+            "Tokens expire by this machine's clock; times in events and the log's days are by the database's.",
+            "Synchronize both with NTP: timedatectl set-ntp true",
+        )  # fmt: skip
+    left = session.max_connections - session.connections
+    found = f"{session.connections} of {session.max_connections} in use"
+    if left >= _CONNECTIONS_LEFT:
+        yield Finding("database", "connections", Level.OK, found)
+    else:
+        yield Finding(
+            "database", "connections", Level.WARNING, found,
+            f"One server opens up to {_CONNECTIONS_LEFT}; without a free one clients wait, and then get an error.",
+            f"As a superuser: alter system set max_connections = {session.max_connections + 100}; restart PostgreSQL;"
+            " or set MOMENTUM_POOL_SIZE lower",
+        )  # fmt: skip
+
+
+def _role(connection: Connection[TupleRow], *, is_embedded: bool) -> Iterator[Finding]:
+    (role,) = _all(connection, "role", _Role)
+    powers = [
+        name
+        for name, has in (
+            ("is a superuser", role.is_superuser),
+            ("bypasses row level security", role.bypasses and not role.is_superuser),
+            ("owns tables of the app", role.owns_tables and not role.is_superuser),
+        )
+        if has
+    ]
+    if not powers:
+        yield Finding("database", "role", Level.OK, f"{role.name}, to which row level security applies")
+        return
+    if is_embedded:
+        yield Finding("database", "role", Level.OK, f"{role.name}, the superuser of the embedded PostgreSQL")
+        return
+    yield Finding(
+        "database", "role", Level.WARNING, f"{role.name} {' and '.join(powers)}",
+        "Every query for a client runs under the client's role, so rights hold; but the server's own role could do more"
+        " than it has to.",
+        "create role momentum_server login noinherit password '…'; grant momentum_server to current_user;\n"
+        "momentum-sync migrate --server-role momentum_server   # then use it in DATABASE_URL; see SECURITY.md",
+    )  # fmt: skip
+
+
+def _role_settings(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    found = [f"{whose}: {setting}" for whose, setting in connection.execute(_SQL["role_settings"]).fetchall()]
+    if not found:
+        yield Finding("database", "settings of roles", Level.OK, "none for the server's role or the database")
+        return
+    pinned = [each for each in found if each.partition(": ")[2].partition("=")[0].lower() in PINNED]
+    rest = f"; {len(pinned)} of them have no effect on the server, which pins its own" if pinned else ""
+    yield Finding("database", "settings of roles", Level.NOTE, f"{', '.join(found)}{rest}")
+
+
+def _slots(connection: Connection[TupleRow], ours: str) -> Iterator[Finding]:
+    slots = _all(connection, "slots", _Slot)
+    (session,) = _all(connection, "session", _Session)
+    own = next((slot for slot in slots if slot.name == ours), None)
+    if own is None:
+        yield Finding("stream", "our slot", Level.NOTE, f"{ours} does not exist yet; serve creates it")
+    else:
+        yield _own_slot(own)
+    yield _retention(session.keep_size, own)
+    for slot in slots:
+        if slot.name != ours and not slot.is_active and (slot.retained or 0) > _SLOT_BEHIND:
+            yield Finding(
+                "stream", "other slots", Level.WARNING, f"{slot.name} has no reader and retains {_size(slot.retained)}",
+                "WAL that a slot needs is not removed, until the disk is full.",
+                f"If nobody needs it: select pg_drop_replication_slot('{slot.name}');",
+            )  # fmt: skip
+
+
+def _own_slot(slot: _Slot) -> Finding:
+    found = (
+        f"{slot.name} is {'being read' if slot.is_active else 'not being read'}, {_size(slot.behind)} behind,"
+        f" and retains {_size(slot.retained)} of WAL"
+    )
+    if slot.wal_status == "lost":
+        return Finding(
+            "stream", "our slot", Level.PROBLEM, f"{slot.name} is lost: the WAL that it needs was removed",
+            "Changes were missed. The next serve replaces the slot, and every client starts with a new snapshot.",
+            "momentum-sync serve   # replaces it; a larger max_slot_wal_keep_size keeps this from happening again",
+        )  # fmt: skip
+    if not slot.is_active:
+        return Finding(
+            "stream", "our slot", Level.WARNING, found, "No server reads it: events wait, and WAL gathers.",
+            "momentum-sync serve",
+        )  # fmt: skip
+    if (slot.behind or 0) > _SLOT_BEHIND:
+        return Finding(
+            "stream", "our slot", Level.WARNING, found,
+            "Capture is far behind: after a large transaction for a while, or the log cannot be written.",
+            "See `capture` and `log` in the server's log; a long transaction below holds the WAL, too.",
+        )  # fmt: skip
+    return Finding("stream", "our slot", Level.OK, found)
+
+
+def _retention(keep_size: str, own: _Slot | None) -> Finding:
+    if keep_size != "-1":
+        left = "" if own is None or own.reserve is None else f"; {_size(own.reserve)} are left"
+        return Finding("stream", "retained WAL", Level.OK, f"max_slot_wal_keep_size is {keep_size}{left}")
+    return Finding(
+        "stream", "retained WAL", Level.WARNING, "max_slot_wal_keep_size is -1: without a bound",
+        "While no server runs, the slot keeps WAL until the disk is full and PostgreSQL stops.",
+        "As a superuser: alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();",
+    )  # fmt: skip
+
+
+def _transactions(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    found = _all(connection, "transactions", _Transaction)
+    if not found:
+        yield Finding("stream", "transactions", Level.OK, "none is older than 5 minutes")
+    for each in found[:5]:
+        is_prepared = each.what.startswith("prepared")
+        name = each.what.rpartition(" ")[2]
+        yield Finding(
+            "stream", "transactions", Level.WARNING,
+            f"{each.what} ({each.who}) has been open for {each.seconds / 60:,.0f} minutes",
+            "WAL since its beginning is retained, and a new slot or epoch waits for its end.",
+            f"rollback prepared '{name}';" if is_prepared else f"select pg_terminate_backend({name});",
+        )  # fmt: skip
+
+
+def _publication(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    (is_there,) = connection.execute(_SQL["publication"]).fetchone() or (False,)
+    if not is_there:
+        yield Finding(
+            "tables", "publication", Level.NOTE, "there is no supabase_realtime",
+            "Clients of Supabase's protocol get changes of the tables in it; native channels need none.",
+            "momentum-sync migrate",
+        )  # fmt: skip
+        return
+    tables = _all(connection, "published", _Published)
+    yield Finding("tables", "publication", Level.OK, f"supabase_realtime has {len(tables)} tables")
+    for table in tables:
+        if table.is_without:
+            yield Finding(
+                "tables", "replica identity", Level.PROBLEM, f"{table.name} has none: no primary key, or NOTHING",
+                "PostgreSQL refuses every UPDATE and DELETE on a published table without one.",
+                f"alter table {table.name} replica identity full;",
+            )  # fmt: skip
+        elif not table.is_full and table.is_secured:
+            yield Finding(
+                "tables", "replica identity", Level.NOTE, f"{table.name}: the old row has its key alone",
+                "A DELETE is sent to those who could see the row if the policies read the key alone; an UPDATE has no"
+                " old values.",
+                f"alter table {table.name} replica identity full;",
+            )  # fmt: skip
+
+
+def _triggers(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    problems = list(adoption.publishing_problems(connection))
+    if not problems:
+        yield Finding("tables", "triggers", Level.OK, "those that publish are as installed, and enabled")
+    for problem in problems:
+        found, _, rest = problem.partition(": ")
+        why, _, mend = rest.partition("; ")
+        is_foreign = found.startswith("the trigger ")
+        yield Finding(
+            "tables", "foreign triggers" if is_foreign else "triggers",
+            Level.WARNING if is_foreign else Level.PROBLEM, found, f"{why}.", mend,
+        )  # fmt: skip
+
+
+def _event_trigger(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    if adoption.has_event_trigger(connection):
+        yield Finding("tables", "event trigger", Level.OK, "changed policies are noticed in their own transaction")
+        return
+    yield Finding(
+        "tables", "event trigger", Level.WARNING, "momentum_policies is missing",
+        "Changed policies are noticed within a second; until then events go by the former ones. Nothing is compiled, so"
+        " each change is checked with a query.",
+        "As a superuser (on Supabase: postgres): momentum-sync migrate --again",
+    )  # fmt: skip
+
+
+def _differences(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    found = list(adoption.differences(connection))
+    if not found:
+        yield Finding("tables", "policies of the app", Level.OK, "equal to the shipped ones: no query for an event")
+    for line in found:
+        is_leak = "row level security is off" in line or "user_metadata" in line
+        yield Finding(
+            "tables", "policies of the app", Level.PROBLEM if is_leak else Level.NOTE, line,
+            mend="momentum-sync migrate --plan   # and docs/adopt.md: what each difference costs",
+        )  # fmt: skip
+
+
+def _log(connection: Connection[TupleRow], settings: Settings) -> Iterator[Finding]:
+    (log,) = _all(connection, "log", _Log)
+    covers = "nothing yet" if log.covers is None else f"{log.covers / 86_400:.1f} days"
+    days = settings.retention.total_seconds() / 86_400
+    found = f"{_size(log.size)} in {log.partitions} partitions, covering {covers} of {days:g} days"
+    if log.covers and log.covers > 3_600 and log.covers < 86_400 * days:
+        found += f"; about {_size(int(log.size / log.covers * 86_400 * days))} when full"
+    if log.partitions and not log.has_tomorrow:
+        yield Finding(
+            "stream", "log", Level.WARNING, f"{found}; there is no partition for tomorrow",
+            "A server creates partitions every hour, two days ahead. Without one, events wait in the WAL.",
+            "momentum-sync serve, or: select momentum.keep_partitions(null);",
+        )  # fmt: skip
+        return
+    yield Finding("stream", "log", Level.OK, found)
+
+
+def _servers(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    servers = connection.execute(_SQL["servers"]).fetchall()
+    if not servers:
+        yield Finding(
+            "servers", "connected", Level.NOTE, "no server is connected to this database", mend="momentum-sync serve"
+        )
+        return
+    told = ", ".join(f"{version} at {address}" for version, address in servers)
+    others = sorted({version for version, _ in servers} - {__version__})
+    if not others:
+        yield Finding("servers", "versions", Level.OK, told)
+        return
+    yield Finding(
+        "servers", "versions", Level.WARNING, f"{told}; this command is {__version__}",
+        "Gateways and captures of different versions may not understand each other's messages on NATS; gateways then"
+        " read the log, which is slower.",
+        "Upgrade all of them, capture last: docs/upgrade.md",
+    )  # fmt: skip
+
+
+def _size(count: int | None) -> str:
+    """Return bytes in words."""
+    if count is None:
+        return "an unknown amount"
+    for size, unit in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,79 @@
+"""All checks, in the order of a report: what later ones depend on comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack
+
+from momentum_sync.database.embedded import Embedded
+from momentum_sync.doctor.configuration import check_settings
+from momentum_sync.doctor.database import check_database
+from momentum_sync.doctor.delivery import check_delivery
+from momentum_sync.doctor.finding import Finding, Level
+from momentum_sync.doctor.network import check_issuer, check_nats, check_server
+from momentum_sync.doctor.rights import check_rights
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import Settings
+
+
+def examine(
+    settings: Settings, names: Iterable[str], *, url: str | None, token: str | None, probes: bool
+) -> Iterator[Finding]:
+    """Yield the findings of all checks.
+
+    Args:
+        settings: the operator's settings.
+        names: names of all environment variables.
+        url: root URL of a server; None: the one that these settings would start, if it runs.
+        token: a user's token for the probe, if one is needed.
+        probes: publish an event, and wait for it at a client.
+    """
+    yield from check_settings(settings, names)
+    yield from _done(check_issuer(settings))
+    address = url or f"http://{_reachable(settings.host)}:{settings.port}"
+    with ExitStack() as stack:
+        conninfo = settings.database_url
+        if conninfo is None:
+            try:
+                settings.check_embedded()
+                conninfo = stack.enter_context(Embedded(settings.data_dir)).conninfo
+            except Unsuitable as error:
+                yield Finding(
+                    "database", "connection", Level.PROBLEM, str(error), "Nothing works without it.", error.hint
+                )
+        if conninfo is not None:
+            is_ready = True
+            for finding in check_database(settings, conninfo):
+                # Without a connection or the migrations the database cannot answer as a client.
+                is_ready = is_ready and not (
+                    finding.level is Level.PROBLEM and finding.check in ("connection", "migrations", "privileges")
+                )
+                yield finding
+            if is_ready:
+                yield from _done(check_rights(conninfo))
+        yield from _done(check_nats(settings))
+        yield from _done(check_server(address, is_asked_for=url is not None or probes))
+        if probes and conninfo is not None:
+            yield from _done(check_delivery(settings, conninfo, address, token))
+
+
+def _done(findings: AsyncIterator[Finding]) -> Iterator[Finding]:
+    """Return the findings of checks on the network."""
+
+    async def collect() -> list[Finding]:
+        return [finding async for finding in findings]
+
+    return iter(asyncio.run(collect()))
+
+
+def _reachable(host: str) -> str:
+    """Return an address by which this machine reaches a server that listens on `host`."""
+    address = ipaddress.ip_address(host) if re.fullmatch(r"[0-9a-fA-F.:]+", host) else None
+    if address is None:
+        return host
+    if address.is_unspecified:  # every address
+        return "127.0.0.1"
+    return f"[{host}]" if address.version == 6 else host
