@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from momentum_sync.version import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +75,10 @@ def test_what_is_installed_finds_its_pages_and_migrations(wheel: Path) -> None:
     done = subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, timeout=60, check=False)
     home = wheel / "momentum_sync"
     assert done.stdout.split() == [str(home), str(home / "web" / "sdk"), "7"], done.stderr
+
+
+def test_both_sdks_have_the_servers_version() -> None:
+    package = json.loads((ROOT / "clients" / "js" / "package.json").read_text(encoding="utf-8"))
+    source = (ROOT / "clients" / "js" / "src" / "version.js").read_text(encoding="utf-8")
+    assert package["version"] == __version__
+    assert f'VERSION = "{__version__}"' in source

@@ -69,7 +69,7 @@ def test_what_was_withheld_when_the_policies_changed_is_no_loss_if_a_later_versi
 
 def test_what_was_withheld_before_history_ended_is_no_loss_if_the_survivor_never_had_it() -> None:
     def wrong(until: float) -> list[str]:
-        record = [snapshot(), *came(1, 2, 3, 5), snapshot(n=2)]
+        record: list[Record] = [snapshot(), *came(1, 2, 3, 5), snapshot(n=2)]
         client = Client("c", "u", NOTES | SCORES, True, record, unversioned_until=until)
         return check_branches(client, [HISTORY, HISTORY[:2]])
 
@@ -79,7 +79,7 @@ def test_what_was_withheld_before_history_ended_is_no_loss_if_the_survivor_never
 
 def test_what_was_withheld_before_a_new_snapshot_is_no_loss_if_its_row_changed_again() -> None:
     def wrong(until: float) -> list[str]:
-        record = [snapshot(), *came(1, 3), snapshot(n=4, m=3), *came(5)]
+        record: list[Record] = [snapshot(), *came(1, 3), snapshot(n=4, m=3), *came(5)]
         return check(Client("c", "u", NOTES | SCORES, True, record, unversioned_until=until), HISTORY)
 
     assert wrong(until=100.0) == []

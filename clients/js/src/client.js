@@ -20,6 +20,7 @@ import {
 import { pause, verdict } from "./protocol.js";
 import { Replica } from "./replica.js";
 import { Reporter } from "./reporter.js";
+import { VERSION } from "./version.js";
 
 /** @import { Event, Resync, State } from "./protocol.js" */
 /** @import { Momentum } from "./messages.js" */

@@ -105,8 +105,9 @@ def examine(conninfo: str, slot: str, *, capture: str | None = None, captures: b
             yield _one_database(identity, log.database)
         yield (migrated := _migrations(log))
         if migrated.problem is None:
-            yield _privileges(log)
-            yield _slot_of_the_log(connection, slot)
+            yield (privileges := _privileges(log))
+            if privileges.problem is None:
+                yield _slot_of_the_log(connection, slot)
 
 
 def _server(connection: Connection[TupleRow]) -> _Server:

@@ -94,7 +94,8 @@ def has_bookkeeping(connection: Connection[TupleRow]) -> bool:
 
 def has_event_trigger(connection: Connection[TupleRow]) -> bool:
     """Return whether changed policies are noticed in the transaction that changes them."""
-    return bool(_there(connection)[2])
+    row = connection.execute(_SQL["event_trigger"]).fetchone()
+    return row == (True,)
 
 
 def _there(connection: Connection[TupleRow]) -> tuple[bool, bool, bool, list[str], list[str]]:

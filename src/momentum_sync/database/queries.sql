@@ -24,6 +24,9 @@ select
         select 'publication supabase_realtime'
         where not exists (select from pg_publication where pubname = 'supabase_realtime')) as missing
 
+-- name: event_trigger
+select exists (select from pg_event_trigger where evtname = 'momentum_policies')
+
 -- name: not_full
 -- Tables of which Supabase's clients do not get the complete old row.
 select c.relname::text

@@ -96,12 +96,18 @@ class _Log:
     has_tomorrow: bool | None
 
 
-def check_database(settings: Settings, conninfo: str) -> Iterator[Finding]:
-    """Yield findings about a database, each check for itself: one that fails does not keep the others from running."""
+def check_database(settings: Settings, conninfo: str, *, old_s: float = 300.0) -> Iterator[Finding]:
+    """Yield findings about a database, each check for itself: one that fails does not keep the others from running.
+
+    Args:
+        settings: the operator's settings.
+        conninfo: connection string of the database.
+        old_s: seconds after which an open transaction is told of.
+    """
     try:
         yield from _preflight(settings, conninfo)
         with connect(conninfo, application_name="momentum-sync doctor") as connection:
-            for area, name, check in _checks(settings, connection):
+            for area, name, check in _checks(settings, connection, old_s):
                 yield from guarded(area, name, check)
     except Unsuitable as error:
         yield Finding("database", "connection", Level.PROBLEM, str(error), "Nothing works without it.", error.hint)
@@ -119,13 +125,13 @@ def guarded(area: str, name: str, check: Callable[[], Iterator[Finding]]) -> Ite
 
 
 def _checks(
-    settings: Settings, connection: Connection[TupleRow]
+    settings: Settings, connection: Connection[TupleRow], old_s: float
 ) -> Iterator[tuple[str, str, Callable[[], Iterator[Finding]]]]:
     yield "database", "pooler, clock and connections", partial(_session, connection)
     yield "database", "role", partial(_role, connection, is_embedded=settings.database_url is None)
     yield "database", "settings of roles", partial(_role_settings, connection)
     yield "stream", "slots", partial(_slots, connection, settings.slot)
-    yield "stream", "transactions", partial(_transactions, connection)
+    yield "stream", "transactions", partial(_transactions, connection, old_s)
     yield "tables", "publication", partial(_publication, connection)
     (is_migrated,) = connection.execute(_SQL["is_migrated"]).fetchone() or (False,)
     if is_migrated:
@@ -150,8 +156,8 @@ def _of_preflight(examined: Examined) -> Finding:
     return Finding("database", examined.check, Level.PROBLEM, str(problem), _WHY[examined.check], problem.hint)
 
 
-def _all(connection: Connection[TupleRow], name: str, kind: type[_Row]) -> Sequence[_Row]:
-    return connection.cursor(row_factory=class_row(kind)).execute(_SQL[name]).fetchall()
+def _all(connection: Connection[TupleRow], name: str, kind: type[_Row], **asked: object) -> Sequence[_Row]:
+    return connection.cursor(row_factory=class_row(kind)).execute(_SQL[name], asked or None).fetchall()
 
 
 def _session(connection: Connection[TupleRow]) -> Iterator[Finding]:
@@ -280,10 +286,10 @@ def _retention(keep_size: str, own: _Slot | None) -> Finding:
     )  # fmt: skip
 
 
-def _transactions(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    found = _all(connection, "transactions", _Transaction)
+def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Finding]:
+    found = _all(connection, "transactions", _Transaction, seconds=old_s)
     if not found:
-        yield Finding("stream", "transactions", Level.OK, "none is older than 5 minutes")
+        yield Finding("stream", "transactions", Level.OK, f"none is older than {old_s / 60:g} minutes")
     for each in found[:5]:
         is_prepared = each.what.startswith("prepared")
         name = each.what.rpartition(" ")[2]

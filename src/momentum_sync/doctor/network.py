@@ -99,7 +99,7 @@ async def check_server(url: str, *, is_asked_for: bool) -> AsyncIterator[Finding
     """Yield the health of the server at a URL. That none runs there matters only if it `is_asked_for`."""
     try:
         async with httpx.AsyncClient(timeout=_TIMEOUT_S) as http:
-            answer = await http.get(f"{url}/sync/health")
+            answer = await http.get(f"{url}/sync/health?verbose")
         health: Mapping[str, Any] = answer.json()
         capture = health["capture"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

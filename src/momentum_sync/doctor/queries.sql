@@ -24,12 +24,12 @@ order by r.slot_name
 select 'process ' || a.pid as what, extract(epoch from clock_timestamp() - a.xact_start)::float8 as seconds,
     coalesce(nullif(a.application_name, ''), a.usename::text, '') as who
 from pg_catalog.pg_stat_activity a
-where a.xact_start < clock_timestamp() - interval '5 minutes' and a.backend_type = 'client backend'
-    and a.datname = current_database()
+where a.xact_start < clock_timestamp() - %(seconds)s * interval '1 second' and a.backend_type = 'client backend'
+    and a.datname = current_database() and a.pid <> pg_backend_pid()
 union all
 select 'prepared transaction ' || p.gid, extract(epoch from clock_timestamp() - p.prepared)::float8, p.owner::text
 from pg_catalog.pg_prepared_xacts p
-where p.prepared < clock_timestamp() - interval '5 minutes' and p.database = current_database()
+where p.prepared < clock_timestamp() - %(seconds)s * interval '1 second' and p.database = current_database()
 order by 2 desc
 
 -- name: role
@@ -68,7 +68,10 @@ order by 1
 select exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') as is_there
 
 -- name: is_migrated
-select to_regprocedure('momentum.settle()') is not null
+-- By the catalog: names cannot be looked up in a schema without a privilege on it.
+select exists (
+    select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = 'momentum' and p.proname = 'settle')
 
 -- name: log
 -- The log: bytes, partitions, the time that it covers in seconds, and whether there is a partition for tomorrow.

@@ -42,11 +42,13 @@ class Subscriber(Protocol):
     Attributes:
         cursor: its position and subscriptions.
         dialect: its encoding.
+        sdk: the client's library, by name and version, as far as it is known.
         write: writes whole frames; data that the socket does not take at once is buffered.
     """
 
     cursor: Cursor
     dialect: Dialect
+    sdk: str
     write: Callable[[bytes], None]
 
     @property
@@ -66,10 +68,6 @@ class Subscriber(Protocol):
     @property
     def client_id(self) -> str:
         """Return the client's name for itself."""
-
-    @property
-    def sdk(self) -> str:
-        """Return the client's library, by name and version, as far as it is known."""
 
     @property
     def follows(self) -> bool:

@@ -48,7 +48,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_aborter", "_after_close", "_delivery", "_early", "_frames", "_loop", "_open", "_opening", "_session",
-        "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "write",
+        "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "sdk", "write",
     )  # fmt: skip
 
     def __init__(
@@ -201,7 +201,7 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         self._session = session
         self._frames.allow(session.most_bytes)
-        self.cursor, self.dialect = session.cursor, session.dialect
+        self.cursor, self.dialect, self.sdk = session.cursor, session.dialect, session.sdk
         session.attach(self)
         self._enter(ConnectionState.OPENING)
         # The hub must know the connection before its grants are read: a revocation or changed policies then reach it.
@@ -307,11 +307,6 @@ class WebSocketProtocol(asyncio.Protocol):
     def client_id(self) -> str:
         """Return the client's name for itself."""
         return self.conversation.client_id
-
-    @property
-    def sdk(self) -> str:
-        """Return the client's library, by name and version, as far as it is known."""
-        return self.conversation.sdk
 
     @property
     def owner(self) -> Owner:

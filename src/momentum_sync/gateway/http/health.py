@@ -172,37 +172,43 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
         """Return the health of the server. Needs no token."""
         status = feed.status()
         verdict = judge(role, status, limits, draining=served.draining)
-        capture: dict[str, object] = {
-            "state": status.state.value,
-            "lag_ms": round(status.lag * 1000),
-            "last_event_id": str(feed.position),
-            "slot": status.slot._asdict(),
-        }
-        if status.problem is not None:
-            capture["problem"] = status.problem
-        body = Health(
-            status=verdict.status,
-            version=__version__,
-            connected_clients=served.connections,
-            active_subscriptions=served.subscriptions,
-            timestamp=timestamp(time.time()),
-            uptime=round(time.monotonic() - started_at, 3),
-            memory_usage=memory_usage(),
-            draining=served.draining,
-            role=role,
-            capture=capture,
-            publishing=status.triggers._asdict(),
-        )
+        body = _health(role, feed, served, verdict, status, started_at)
         if verbose is not None:
             body.reasons = reasons(status, limits) if verdict.status not in _AS_IT_SHOULD_BE else []
             body.sdks = dict(served.sdks)
-            window = feed.window
             body.window = {
-                "events": len(window), "bytes": window.size, "newest": feed.offset, "logged": feed.state.logged,
+                "events": len(feed.window), "bytes": feed.window.size, "newest": feed.offset,
+                "logged": feed.state.logged,
             }  # fmt: skip
         return Response(
             body.model_dump_json(exclude_none=True), verdict.http_status, media_type="application/json"
         )  # fmt: skip
+
+
+def _health(
+    role: str, feed: LocalFeed, served: Served, verdict: Verdict, status: FeedStatus, started_at: float
+) -> Health:  # fmt: skip
+    capture: dict[str, object] = {
+        "state": status.state.value,
+        "lag_ms": round(status.lag * 1000),
+        "last_event_id": str(feed.position),
+        "slot": status.slot._asdict(),
+    }
+    if status.problem is not None:
+        capture["problem"] = status.problem
+    return Health(
+        status=verdict.status,
+        version=__version__,
+        connected_clients=served.connections,
+        active_subscriptions=served.subscriptions,
+        timestamp=timestamp(time.time()),
+        uptime=round(time.monotonic() - started_at, 3),
+        memory_usage=memory_usage(),
+        draining=served.draining,
+        role=role,
+        capture=capture,
+        publishing=status.triggers._asdict(),
+    )
 
 
 def _probe(status: str, http_status: int) -> Response:
