@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -173,16 +174,21 @@ async def drain(gateway: Gateway, seconds: float) -> None:
 
 @contextmanager
 def tasks_told_by_signal() -> Iterator[None]:
-    """Log the place at which every task waits, when SIGUSR1 arrives: for a server that seems to be stuck."""
+    """Log the place at which every task waits, when SIGUSR1 arrives: for a server that seems to be stuck.
+
+    Before that, where every thread is: a call that never returns keeps the event loop from logging anything.
+    """
     loop = asyncio.get_running_loop()
 
     def tell() -> None:
         observe.tasks([_place(task) for task in asyncio.all_tasks(loop)])
 
     loop.add_signal_handler(signal.SIGUSR1, tell)
+    faulthandler.register(signal.SIGUSR1, chain=True)  # written by the signal's handler in C, at once
     try:
         yield
     finally:
+        faulthandler.unregister(signal.SIGUSR1)
         loop.remove_signal_handler(signal.SIGUSR1)
 
 

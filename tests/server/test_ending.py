@@ -85,6 +85,7 @@ async def test_sigusr1_logs_what_the_tasks_wait_for(
         while "Capture._capture:" not in (log := (tmp_path / "server.log").read_text()):
             await asyncio.sleep(0.02)
     assert "LogConnections.until_ended:" in log
+    assert "most recent call first" in log, "where the threads are, also if the event loop does not run"
 
 
 async def test_many_are_sent_away_in_batches_while_health_is_red_and_no_socket_is_taken(
