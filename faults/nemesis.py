@@ -94,6 +94,11 @@ class Servers:
                     raise RuntimeError(f"the server ended by itself; see {self._log}")
                 await asyncio.sleep(0.05)
 
+    def note(self, what: str) -> None:
+        """Add a line to the servers' log."""
+        with self._log.open("a") as log:
+            print(f"{time.time():.3f} fault: {what}", file=log)
+
     def ask(self) -> None:
         """Have every server log the places at which its tasks wait."""
         for process in self.processes.values():
@@ -155,6 +160,7 @@ class Nemesis:
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             (name,) = self._chance.choices(menu, [self.menu[name] for name in menu])
+            self._servers.note(name)
             await self._done_by[name]()
             self.faults[name] += 1
             await asyncio.sleep(self._chance.uniform(0.2, 1.5))
