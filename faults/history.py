@@ -147,6 +147,9 @@ async def _run(
         await servers.stop()
         await database.proxy.stop()
     wrong = stuck + late + _judge(folder / "servers.log", database.conninfo, walkers, branches)
+    if wrong:
+        with (folder / "servers.log").open("a") as log:
+            print(*await asyncio.to_thread(_events, database.conninfo), sep="\n", file=log)
     await asyncio.to_thread(database.close)
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:
@@ -172,6 +175,16 @@ def _activity(conninfo: str) -> list[str]:
             )
             for (text,) in connection.execute(query).fetchall()
         ]
+
+
+def _events(conninfo: str) -> list[str]:
+    """Return the log's events."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        found = connection.execute(
+            "select format('log: %s xid %s lsn %s at %s: %s', number, xid, commit_lsn, committed_at, event)"
+            " from momentum.event_log order by number"
+        ).fetchall()
+        return [text for (text,) in found]
 
 
 def _prepare(conninfo: str, chance: Random) -> tuple[list[str], str]:

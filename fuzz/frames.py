@@ -34,6 +34,7 @@ from momentum_sync.gateway.dialects.native import Session
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.gateway.websocket import WebSocketProtocol
@@ -147,6 +148,7 @@ def _gateway() -> Gateway:
             lambda _, tell: tell(), 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique",
             failed=lambda *_: None,
         ),
+        receipts=Receipts(10, lambda: 0),
     )  # fmt: skip
 
 

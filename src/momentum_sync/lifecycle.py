@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import gc
 import signal
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -20,10 +21,12 @@ from momentum_sync.capture.supervisor import Capture
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.event_metrics import EventMetrics
 from momentum_sync.eventlog.partitions import keep_message_partitions, keep_partitions
+from momentum_sync.eventlog.receipt_records import ReceiptRecords
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.limits import LifecycleLimits
+from momentum_sync.gateway.receipts import Receipts
+from momentum_sync.limits import LifecycleLimits, Limits, ReceiptLimits
 from momentum_sync.tasks import end
 from momentum_sync.wire.close import Close
 
@@ -131,14 +134,16 @@ async def keep_house(
     connections: LogConnections,
     event_metrics: EventMetrics,
     sessions: SessionRecords,
+    receipts: ReceiptRecords,
     retention: timedelta,
-    limits: LifecycleLimits,
+    limits: Limits,
 ) -> None:
     """Create partitions ahead, and delete what has expired, every hour, and sooner after a failure."""
     gc.set_threshold(*_COLLECT_GARBAGE)
     is_first = True
+    bounds = limits.lifecycle
     while True:
-        pause = limits.housekeeping_s
+        pause = bounds.housekeeping_s
         try:
             dropped = await keep_partitions(connections, retention=retention)
             if dropped:
@@ -147,14 +152,41 @@ async def keep_house(
             if missing:
                 observe.no_message_partitions(missing)
             await event_metrics.clean()
-            await sessions.forget(max(retention, timedelta(seconds=limits.sessions_s)))
+            kept = max(retention, timedelta(seconds=bounds.sessions_s))
+            await sessions.forget(kept)
+            await receipts.forget(kept, most=limits.receipts.of_user)
             if not is_first:  # at the start everything is in use
                 gc.collect()
             is_first = False
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)
-            pause = limits.housekeeping_retry_s
+            pause = bounds.housekeeping_retry_s
         await asyncio.sleep(pause)
+
+
+async def keep_receipts(
+    receipts: Receipts, records: ReceiptRecords, limits: ReceiptLimits, every_s: float | None
+) -> None:
+    """Save receipts at intervals, for ever; and ask for them after `every_s`, if that is given."""
+    asked_at = time.monotonic()
+    while True:
+        await asyncio.sleep(min(limits.save_s, every_s or limits.save_s))
+        if every_s is not None and time.monotonic() - asked_at >= every_s:
+            asked_at = time.monotonic()
+            for ask in receipts.asks:
+                ask()
+        await save_receipts(receipts, records, limits)
+
+
+async def save_receipts(receipts: Receipts, records: ReceiptRecords, limits: ReceiptLimits) -> None:
+    """Save all receipts. Those that the database does not take are kept for the next time."""
+    while taken := receipts.take(limits.save_batch):
+        try:
+            await records.save(taken)
+        except (psycopg.Error, PoolTimeout) as error:
+            receipts.put_back(taken)
+            observe.receipts_unsaved(error, len(receipts))
+            return
 
 
 async def drain(gateway: Gateway, seconds: float) -> None:

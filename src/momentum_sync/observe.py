@@ -256,6 +256,16 @@ def probe_failed(error: Exception) -> None:
     _log.debug("probe failed", error=described(error))
 
 
+def receipts_unsaved(error: Exception, waiting: int) -> None:
+    """Log that receipts could not be saved; they are kept, within a bound, and saved later."""
+    _log.warning("receipts not saved, kept for later", error=described(error), waiting=waiting)
+
+
+def postgres_restarted(incarnation: int) -> None:
+    """Log that PostgreSQL runs anew: clients whose snapshot is from the run before are sent to take another."""
+    _log.info("PostgreSQL restarted", incarnation=f"{incarnation:x}")
+
+
 def health_changed(status: str, reasons: Sequence[str]) -> None:
     """Log that the server's health is another than before, and why it is not healthy."""
     tell = _log.warning if reasons else _log.info

@@ -26,6 +26,7 @@ from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.eventlog.feed_nats import FeedReader, FeedWriter
 from momentum_sync.eventlog.followed_tables import FollowedTables
 from momentum_sync.eventlog.log import EventLog
+from momentum_sync.eventlog.receipt_records import ReceiptRecords
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.eventlog.window import Window
@@ -40,7 +41,17 @@ from momentum_sync.gateway.sharing import Sharing
 from momentum_sync.gateway.websocket import protocol_for
 from momentum_sync.identity.compiled_policies import CompiledPolicies
 from momentum_sync.identity.keys import Authenticator
-from momentum_sync.lifecycle import background, capturing, drain, keep_house, opened, prepare_log, writing_metrics
+from momentum_sync.lifecycle import (
+    background,
+    capturing,
+    drain,
+    keep_house,
+    keep_receipts,
+    opened,
+    prepare_log,
+    save_receipts,
+    writing_metrics,
+)
 from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
 from momentum_sync.serving import Source, make_gateway
@@ -165,8 +176,9 @@ async def _run_capture(parts: _Parts, capture: Capture) -> None:
     await prepare_log(parts.connections, settings.retention, limits.lifecycle)
     await parts.stack.enter_async_context(capturing(capture, parts.stopped, limits.lifecycle))
     housekeeping = keep_house(
-        parts.connections, parts.event_metrics, SessionRecords(parts.connections), settings.retention, limits.lifecycle
-    )
+        parts.connections, parts.event_metrics, SessionRecords(parts.connections), ReceiptRecords(parts.connections),
+        settings.retention, limits,
+    )  # fmt: skip
     await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
@@ -231,6 +243,17 @@ async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]
         yield running
 
 
+async def _keep_receipts(parts: _Parts, gateway: Gateway) -> None:
+    """Ask for receipts and save them, the last ones when the sockets are closed."""
+    records, limits = ReceiptRecords(parts.connections), parts.limits.receipts
+    every = parts.settings.receipts
+    keeping = keep_receipts(
+        gateway.receipts, records, limits, None if every is None else every.total_seconds()
+    )  # fmt: skip
+    await parts.stack.enter_async_context(background(keeping, parts.stopped))
+    parts.stack.push_async_callback(partial(save_receipts, gateway.receipts, records, limits))
+
+
 @asynccontextmanager
 async def _clients(
     parts: _Parts, conninfo: str, source: Source, live: asyncio.Event, capture: Capture | None,
@@ -254,6 +277,7 @@ async def _clients(
         await _run_capture(parts, capture)
     await stack.enter_async_context(background(sessions.run(), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
+    await _keep_receipts(parts, gateway)
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip

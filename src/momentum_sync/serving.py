@@ -20,6 +20,7 @@ from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
+from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.gateway.row_watches import RowSource, RowWatches
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.topic_members import TopicMembers
@@ -95,6 +96,7 @@ def make_gateway(
             asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
             received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,
         ),
+        receipts=Receipts(limits.receipts.most, lambda: feed.generation),
     )  # fmt: skip
 
 

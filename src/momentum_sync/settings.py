@@ -165,6 +165,10 @@ class Settings(BaseSettings):
     drain: timedelta = timedelta(seconds=10)
     """Time over which client connections are closed at shutdown, so that clients do not all reconnect at once."""
 
+    receipts: timedelta | None = None
+    """How soon after an event its receipt is asked for, with a ping to each device that was sent one. Unset: with the
+    heartbeat, which costs nothing more."""
+
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -179,7 +183,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{_SECRETS[name.lower()]} is empty; set a value or unset it")
         return {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
 
-    @field_validator("retention", "heartbeat", "drain", mode="before")
+    @field_validator("retention", "heartbeat", "drain", "receipts", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -189,10 +193,10 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is not a duration; write a number with s, m, h or d, such as 12h")
         return found
 
-    @field_validator("retention", "heartbeat", "drain", mode="after")
+    @field_validator("retention", "heartbeat", "drain", "receipts", mode="after")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value <= timedelta(0):
             raise ValueError("must be more than 0")
         return value
 

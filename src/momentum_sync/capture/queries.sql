@@ -43,6 +43,8 @@ select
         and has_table_privilege(f.oid, 'update') and has_table_privilege(f.oid, 'delete')
         and has_table_privilege(r.oid, 'select') and has_table_privilege(r.oid, 'insert')
         and has_table_privilege(r.oid, 'update') and has_table_privilege(r.oid, 'delete')
+        and has_table_privilege(d.oid, 'select') and has_table_privilege(d.oid, 'insert')
+        and has_table_privilege(d.oid, 'update') and has_table_privilege(d.oid, 'delete')
         and has_table_privilege(to_regclass('momentum.policies'), 'select')
         and has_schema_privilege(c.relnamespace, 'usage')
         and (select bool_and(has_function_privilege(p.oid, 'execute')) from functions p)
@@ -62,6 +64,7 @@ left join (
     join pg_catalog.pg_class s on s.relnamespace = n.oid and s.relname = 'stream'
     join pg_catalog.pg_class f on f.relnamespace = n.oid and f.relname = 'followed_tables'
     join pg_catalog.pg_class r on r.relnamespace = n.oid and r.relname = 'realtime_sessions'
+    join pg_catalog.pg_class d on d.relnamespace = n.oid and d.relname = 'devices'
     join pg_catalog.pg_attribute a on a.attrelid = s.oid and a.attname = 'live' and not a.attisdropped
 ) on c.relname = 'event_log'
 

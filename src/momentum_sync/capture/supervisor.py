@@ -89,6 +89,7 @@ class Capture:
         self._pipeline: Pipeline | None = None
         self._ending = asyncio.Event()
         self._forked: str | None = None
+        self._run: int | None = None  # of PostgreSQL
         self._stuck = StuckSlot(limits.stuck_failures, limits.stuck_s)
         self._process: Process | None = None
         self._slot_state: SlotState = UNKNOWN_SLOT
@@ -349,6 +350,9 @@ class Capture:
                 observe.history_broke(checkpoint.epoch, checkpoint.broke)
             with suppress(psycopg.errors.LockNotAvailable):  # the append creates today's partition if it has to
                 await keep_partitions(self._connections, retention=None)
+            run, self._run = self._run, checkpoint.incarnation
+            if run not in (None, self._run):
+                observe.postgres_restarted(self._run)
             self._feed.begin(_beginning(checkpoint, stream.facts.confirmed_lsn))
             if self._ending.is_set():  # nothing was read
                 return

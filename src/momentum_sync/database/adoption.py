@@ -141,9 +141,10 @@ def refuse_foreign(connection: Connection[TupleRow]) -> None:
 
 
 def made(kind: Literal["table", "function"], schema: str = "public") -> list[str]:
-    """Return the names of the objects that the migrations create in a schema."""
+    """Return the names of the objects that `migrate` creates in a schema, beside the log and its tables."""
     pattern = re.compile(rf"create (?:or replace )?{kind} (?:if not exists )?{schema}\.(\w+)")
-    return sorted({name for migration in migrations() for name in pattern.findall(migration.sql)})
+    scripts = [*(migration.sql for migration in migrations()), text("eventlog/receipts.sql")]
+    return sorted({name for script in scripts for name in pattern.findall(script)})
 
 
 def refuse_lesser_owner(connection: Connection[TupleRow]) -> None:

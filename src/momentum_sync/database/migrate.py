@@ -123,7 +123,8 @@ def _apply(
     for migration in new:
         _run(connection, migration.title, migration.sql, record=migration, patience_s=patience_s)
         tell(f"applied {migration.title}")
-    _run(connection, "event log", text("eventlog/schema.sql"), patience_s=patience_s)
+    for name in ("schema", "receipts"):
+        _run(connection, f"event log ({name})", text(f"eventlog/{name}.sql"), patience_s=patience_s)
     return [migration.version for migration in new]
 
 

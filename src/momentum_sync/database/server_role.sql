@@ -12,7 +12,8 @@ grant execute on function
     to %1$I;
 grant select, insert on momentum.event_log to %1$I;
 grant select, insert, update on momentum.stream to %1$I;
-grant select, insert, update, delete on momentum.followed_tables, momentum.realtime_sessions to %1$I;
+grant select, insert, update, delete
+    on momentum.followed_tables, momentum.realtime_sessions, momentum.devices to %1$I;
 grant select on momentum.policies to %1$I;
 grant usage on sequence momentum.realtime_session_numbers to %1$I;
 
@@ -23,7 +24,7 @@ declare
 begin
     foreach log in array array[
         'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions',
-        'momentum.policies']::regclass[]
+        'momentum.devices', 'momentum.policies']::regclass[]
     loop
         execute format('drop policy if exists %%I on %%s', 'The server keeps the log: ' || %1$L, log);
         execute format('create policy %%I on %%s for all to %%I using (true) with check (true)',

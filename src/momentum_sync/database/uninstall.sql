@@ -59,7 +59,7 @@ begin
         where c.relnamespace = to_regnamespace('momentum') and c.relkind in ('r', 'p')
             and c.relname in (
                 'settings', 'policies', 'revocations', 'installed', 'event_log', 'stream', 'followed_tables',
-                'realtime_sessions')
+                'realtime_sessions', 'devices')
     loop
         execute format('drop table %s', made.name);
     end loop;

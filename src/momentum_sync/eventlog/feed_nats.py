@@ -269,8 +269,11 @@ class FeedReader:
         if found is None:  # no capture has begun yet
             self._follower.want_read()
         else:
+            run = self._feed.incarnation
             with _noting():
                 self._follower.read(found, time.monotonic())
+            if run not in (0, self._feed.incarnation):
+                observe.postgres_restarted(self._feed.incarnation)
         self._reads_ended = number
         ended, self._read_ended = self._read_ended, asyncio.Event()
         ended.set()

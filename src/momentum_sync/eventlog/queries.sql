@@ -212,8 +212,9 @@ order by s.session
 for update
 
 -- name: begin_sessions
-insert into momentum.realtime_sessions (session, identity, ref, cursors)
-select * from unnest(%(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[])
+insert into momentum.realtime_sessions (session, identity, ref, cursors, user_id)
+select * from unnest(
+    %(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[], %(users)s::uuid[])
 
 -- name: end_sessions
 delete from momentum.realtime_sessions s where s.session = any (%(sessions)s)
@@ -226,11 +227,32 @@ where s.identity = renamed.identity and s.session < renamed.session
 -- name: save_sessions
 -- Return the sessions that are still there: another one has continued each of the others.
 update momentum.realtime_sessions s
-set ref = saved.ref, cursors = saved.cursors, identity = saved.identity, seen_at = now()
-from unnest(%(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[])
-    as saved (session, identity, ref, cursors)
+set ref = saved.ref, cursors = saved.cursors, identity = saved.identity, user_id = saved.user_id, seen_at = now()
+from unnest(
+    %(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[], %(users)s::uuid[])
+    as saved (session, identity, ref, cursors, user_id)
 where s.session = saved.session
 returning s.session
 
 -- name: forget_sessions
 delete from momentum.realtime_sessions s where s.seen_at < now() - %(retention)s::interval
+
+
+-- name: save_receipts
+-- A device that moved to another gateway may be saved by both; the later position counts.
+insert into momentum.devices as d (user_id, device, epoch, number)
+select * from unnest(%(users)s::uuid[], %(devices)s::text[], %(epochs)s::text[], %(offsets)s::bigint[])
+    as saved (user_id, device, epoch, number)
+order by saved.user_id, saved.device
+on conflict (user_id, device) do update
+set epoch = excluded.epoch, number = excluded.number, confirmed_at = excluded.confirmed_at
+where d.epoch <> excluded.epoch or d.number < excluded.number
+
+-- name: forget_receipts
+delete from momentum.devices d
+using (
+    select s.user_id, s.device, s.confirmed_at < now() - %(retention)s::interval
+        or row_number() over (partition by s.user_id order by s.confirmed_at desc) > %(most)s as is_old
+    from momentum.devices s
+) as known
+where known.is_old and d.user_id = known.user_id and d.device = known.device

@@ -16,7 +16,8 @@ begin
         select from pg_class c
         where c.oid in (
                 to_regclass('momentum.event_log'), to_regclass('momentum.stream'), to_regclass('momentum.followed_tables'),
-                to_regclass('momentum.realtime_sessions'), to_regclass('momentum.realtime_session_numbers'))
+                to_regclass('momentum.realtime_sessions'), to_regclass('momentum.realtime_session_numbers'),
+                to_regclass('momentum.devices'))
             and c.relowner <> owner
     ) or exists (
         select from (values
@@ -28,7 +29,7 @@ begin
         select from pg_namespace n where n.nspname = 'momentum_log' and n.nspowner <> owner
     ) then
         drop table if exists momentum.event_log, momentum.stream, momentum.followed_tables,
-            momentum.realtime_sessions cascade;
+            momentum.realtime_sessions, momentum.devices cascade;
         drop sequence if exists momentum.realtime_session_numbers;
         drop schema if exists momentum_log cascade;
     end if;
@@ -113,6 +114,29 @@ create table if not exists momentum.realtime_sessions (
 ) with (fillfactor = 50);
 create index if not exists realtime_sessions_identity_idx on momentum.realtime_sessions (identity);
 
+-- The user of a session, for receipts; null in records of an earlier version, and of clients without a user.
+do $$
+begin
+    if not exists (
+        select from pg_attribute a
+        where a.attrelid = 'momentum.realtime_sessions'::regclass and a.attname = 'user_id' and not a.attisdropped
+    ) then
+        alter table momentum.realtime_sessions add column user_id uuid;
+        create index realtime_sessions_user_id_idx on momentum.realtime_sessions (user_id) where user_id is not null;
+    end if;
+end;
+$$;
+
+-- The receipts of devices of the native protocol: the position up to which each has confirmed everything.
+create table if not exists momentum.devices (
+    user_id uuid not null,
+    device text not null,
+    epoch text not null,
+    number bigint not null,
+    confirmed_at timestamptz not null default now(),
+    primary key (user_id, device)
+) with (fillfactor = 50);
+
 do $$
 declare
     owner name := (
@@ -121,7 +145,7 @@ declare
 begin
     foreach made in array array[
         'momentum.event_log', 'momentum.stream', 'momentum.followed_tables', 'momentum.realtime_sessions',
-        'momentum.realtime_session_numbers']::regclass[]
+        'momentum.realtime_session_numbers', 'momentum.devices']::regclass[]
     loop
         if (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = made) <> owner then
             execute format('alter table %s owner to %I', made, owner);
@@ -158,11 +182,12 @@ begin
     if not (select bool_and(c.relrowsecurity) from pg_class c
             where c.oid in (
                 'momentum.event_log'::regclass, 'momentum.followed_tables'::regclass,
-                'momentum.realtime_sessions'::regclass)) then
+                'momentum.realtime_sessions'::regclass, 'momentum.devices'::regclass)) then
         alter table momentum.event_log enable row level security;
         alter table momentum.stream enable row level security;
         alter table momentum.followed_tables enable row level security;
         alter table momentum.realtime_sessions enable row level security;
+        alter table momentum.devices enable row level security;
     end if;
     if not exists (select from pg_publication where pubname = 'momentum_sync') then
         create publication momentum_sync;

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
@@ -21,13 +22,14 @@ _cursors = msgspec.json.Decoder(dict[str, str])
 
 
 class SavedSession(NamedTuple):
-    """A row. `is_recent` is None where it is of no interest: for rows to be written."""
+    """A row. `is_recent` is None where it is of no interest: for rows to be written; `user_id` is only written."""
 
     session: int
     identity: str
     ref: int
     cursors: Mapping[str, Position]
     is_recent: bool | None = None
+    user_id: UUID | None = None
 
 
 class SessionRecords:
@@ -94,6 +96,7 @@ def _columns(sessions: Sequence[SavedSession]) -> dict[str, list[object]]:
         "sessions": [each.session for each in sessions],
         "identities": [each.identity for each in sessions],
         "refs": [each.ref for each in sessions],
+        "users": [each.user_id for each in sessions],
         "cursors": [
             msgspec.json.encode({topic: str(at) for topic, at in each.cursors.items()}).decode() for each in sessions
         ],

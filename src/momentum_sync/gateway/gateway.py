@@ -24,6 +24,7 @@ from momentum_sync.gateway.dialects.realtime import RealtimeSession
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
+from momentum_sync.gateway.receipts import Device, Receipts
 from momentum_sync.gateway.send_budget import SendBudget
 from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.identity.authorizer import Authorizer
@@ -71,6 +72,7 @@ class Gateway:
         reads: CallerReads,
         rows: RowServices,
         members: TopicMembers,
+        receipts: Receipts,
     ) -> None:
         self.options = options
         self.limits = limits
@@ -85,6 +87,7 @@ class Gateway:
         self.reads = reads
         self.rows = rows
         self.members = members
+        self.receipts = receipts
         self.opener = Opener(authorizer, feed, history, application.schema, application.snapshot)
         self.native = NativeDialect(application.commands(reads), application.encoders)
         self.send_buffer = options.send_buffer
@@ -181,11 +184,16 @@ class Gateway:
 
     def _native_entrance(self, request: handshake.ConnectRequest, identity: Identity) -> Entrance:
         user = None if request.user_id is None else str(request.user_id)
+        device = None
+        # Whoever acts for a user is no device of that user, and a client without a name could not be found again.
+        if request.client_id is not None and request.user_id is not None and request.user_id == identity.subject:
+            device = Device(self.receipts, request.user_id, request.client_id)
         # Equal client ids replace each other, so a client without one gets a random id.
         session = Session(
             identity, request.user_id, request.client_id or str(uuid4()),
             Cursor(user, self.application.schema.per_user_channels), self.native, self.limits.sockets,
             heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(), sdk=request.sdk,
+            device=device,
         )  # fmt: skip
 
         async def open_it() -> Opened:

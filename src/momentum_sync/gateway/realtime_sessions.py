@@ -309,7 +309,7 @@ class RealtimeSessions:
                     ended.append(number)
             cursors = _begun(claim, verdict)
             others[session] = Record(session, claim.ref, cursors)
-            begun[session] = SavedSession(session, claim.key.digest, claim.ref, cursors)
+            begun[session] = SavedSession(session, claim.key.digest, claim.ref, cursors, user_id=claim.key.user_id)
         await settling.replace(ended, list(begun.values()))
         by_session = dict(zip(sorted(claim.ledger.session for claim in claims), verdicts, strict=True))
         return [by_session[claim.ledger.session] for claim in claims]
@@ -331,4 +331,6 @@ def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:
 
 def _row(ledger: Ledger) -> SavedSession:
     assert ledger.key is not None
-    return SavedSession(ledger.session, ledger.key.digest, ledger.ref, dict(ledger.cursors))
+    return SavedSession(
+        ledger.session, ledger.key.digest, ledger.ref, dict(ledger.cursors), user_id=ledger.key.user_id
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services, Work
 from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.receipts import Device
 from momentum_sync.gateway.subscriber import Owner
 from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.tokens import LEEWAY_S, Identity
@@ -88,9 +89,9 @@ class Session:
     """
 
     __slots__ = (
-        "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
-        "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "dialect", "identity", "sdk",
-        "user_id",
+        "_device", "_ends_at", "_frames", "_heartbeat", "_last_heard", "_limits", "_next_heartbeat", "_open", "_out",
+        "_outgoing", "_pending_keys", "_unreadable", "_warned", "client_id", "closing", "cursor", "dialect", "identity",
+        "sdk", "user_id",
     )  # fmt: skip
 
     def __init__(
@@ -106,6 +107,7 @@ class Session:
         now: float,
         at: float,
         sdk: str = UNKNOWN_SDK,
+        device: Device | None = None,
     ) -> None:
         self.identity = identity
         self.user_id = user_id
@@ -125,6 +127,8 @@ class Session:
         self._warned = False
         self._last_heard = at
         self._open = False
+        self._device = device
+        self._outgoing: Outgoing
 
     @property
     def owner(self) -> Owner:
@@ -150,10 +154,13 @@ class Session:
         return self._limits.frame_bytes
 
     def attach(self, outgoing: Outgoing) -> None:
-        """Need nothing: the client names its position itself."""
+        """Take the connection's outgoing side."""
+        self._outgoing = outgoing
 
     def lost(self) -> None:
-        """Leave nothing behind."""
+        """Note that the socket is closed."""
+        if self._device is not None:
+            self._device.lost()
 
     # Out
 
@@ -246,6 +253,8 @@ class Session:
         if reason is not None:
             more["reason"] = reason
         self.confirm(now, None, **more)
+        if self._device is not None:
+            self._device.begin(self.cursor.last_id, position if state is None else None, self._ping_if_due)
         if state is not None:
             self.send("initial_state", {**state, "last_event_id": self.cursor.last_id}, now)
 
@@ -311,11 +320,20 @@ class Session:
     # Time
 
     def ping(self) -> bytes:
-        """Return no payload: pongs show only that the client is there."""
-        return b""
+        """Return the payload of a ping that is written now. Its pong is a receipt, if the client is a named device."""
+        if self._device is None or not self._open:
+            return b""
+        return self._device.ping(self.cursor.last_id, self._outgoing.position)
 
     def pong(self, payload: bytes, *, in_order: bool) -> None:
-        """Ignore the payload."""
+        """Take a pong: the client has everything that was written before its ping."""
+        if self._device is not None:
+            self._device.pong(payload)
+
+    def _ping_if_due(self) -> None:
+        """Send a ping if something was sent since the last one."""
+        if self._device is not None and self.closing is None and self._device.has_news(self.cursor.last_id):
+            self._outgoing.flush(ping=True)
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.

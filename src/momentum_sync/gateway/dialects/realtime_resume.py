@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set
+from uuid import UUID
 
 import msgspec
 
@@ -36,11 +37,13 @@ class Key(msgspec.Struct, frozen=True):
         digest: of the client's name.
         is_exact: whether it names one client object; otherwise several tabs or devices may share it.
         has_user: whether it names a user.
+        user_id: the user, if that is one of the database's.
     """
 
     digest: str
     is_exact: bool
     has_user: bool = True
+    user_id: UUID | None = None
 
 
 def key_of(client_id: str | None, identity: Identity) -> Key | None:
@@ -55,7 +58,7 @@ def key_of(client_id: str | None, identity: Identity) -> Key | None:
     for kind, name in (("client_id", client_id), ("session", session_id), ("user", user)):
         if isinstance(name, str) and name:
             text = msgspec.json.encode([kind, identity.role, user, name])
-            return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id", bool(user))
+            return Key(hashlib.sha256(text).hexdigest()[:32], kind == "client_id", bool(user), identity.subject)
     return None
 
 

@@ -21,6 +21,7 @@ from momentum_sync.gateway.http.broadcasts import add_broadcasts
 from momentum_sync.gateway.http.events import add_events
 from momentum_sync.gateway.http.health import add_health
 from momentum_sync.gateway.http.metrics import add_metrics
+from momentum_sync.gateway.http.receipts import add_receipts
 from momentum_sync.gateway.http.requests import answer_errors, bound_bodies
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.limits import Limits
@@ -36,6 +37,7 @@ def make_api(gateway: Gateway, metrics: Callable[[], bytes]) -> FastAPI:
     reads = APIRouter(prefix="/sync", dependencies=[Depends(_reaching(gateway.history))])
     gateway.application.add_routes(reads, gateway.reads)
     add_events(reads, gateway)
+    add_receipts(reads, gateway)
     sync = APIRouter(prefix="/sync")
     limits = gateway.limits
     add_health(sync, gateway.options.role, gateway.feed, gateway, limits.lifecycle)

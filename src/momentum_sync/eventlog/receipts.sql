@@ -1,0 +1,96 @@
+-- Receipts: which devices of a user have an event. `migrate` runs this file after the schema of the log.
+
+create or replace function momentum.event_ids(channel text, contains jsonb, since timestamptz default now() - interval '1 day')
+returns table (event_id text, event jsonb, committed_at timestamptz)
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select
+        s.epoch || '-' || l.number || '-' || to_hex(momentum.mark(l.commit_lsn, l.committed_at)),
+        l.event::jsonb,
+        l.committed_at
+    from momentum.stream s
+    join momentum.event_log l on l.number >= s.kept_from
+    where l.keys @> array[event_ids.channel] and l.committed_at >= event_ids.since
+        and l.event::jsonb @> event_ids.contains
+    order by l.number
+$$;
+comment on function momentum.event_ids(text, jsonb, timestamptz) is 'Find events in the log by what they say.
+
+An event has its id a moment after its transaction has committed, when the log has it.
+
+Args:
+    channel: a channel of the event, such as notifications:<user>.
+    contains: fields that the event must have, such as {"notification_id": "…"}.
+    since: events of earlier commits are not searched; by default of the last day.
+Returns:
+    the ids that clients know the events by, the events, and the times of their commits, in commit order.
+Example:
+    select event_id from momentum.event_ids(
+        ''notifications:'' || user_id, jsonb_build_object(''notification_id'', notification_id));';
+
+create or replace function momentum.receipts(user_id uuid, event_id text)
+returns table (device text, protocol text, topic text, has_event boolean, confirmed_at timestamptz)
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted bigint;
+begin
+    if event_id !~ '^[0-9a-f]{8}-[0-9]{1,18}-[0-9a-f]{1,8}' then
+        raise exception 'momentum.receipts got %, which is not the id of an event', quote_literal(left(event_id, 100))
+            using errcode = 'invalid_parameter_value',
+            hint = 'Take it from momentum.event_ids, or from the `id` of a delivered event.';
+    end if;
+    wanted := split_part(event_id, '-', 2);
+    -- Offsets go on from epoch to epoch, and a device that begins with a snapshot has everything before it.
+    return query
+        select d.device, 'native', null::text, d.number >= wanted, d.confirmed_at
+        from momentum.devices d
+        where d.user_id = receipts.user_id
+        union all
+        select r.identity, 'supabase', c.topic, split_part(c.place, '-', 2)::bigint >= wanted, r.seen_at
+        from momentum.realtime_sessions r
+        cross join lateral jsonb_each_text(r.cursors) as c (topic, place)
+        where r.user_id = receipts.user_id
+        order by 5 desc, 1, 3;
+end;
+$$;
+comment on function momentum.receipts(uuid, text) is 'Return which devices of a user have an event.
+
+A device has it when its WebSocket library has answered a ping that followed the event: the app on it has received the
+event, or is about to. That a person has seen it only the app can know.
+
+Args:
+    user_id: the user.
+    event_id: the id of an event, from momentum.event_ids or from a delivered event.
+Returns:
+    one row for each device that connected with a `client_id` in the last 30 days, and one for each topic of each client
+    of Supabase''s protocol: `device`, its `protocol` (native or supabase), the `topic` if it is Supabase''s, whether it
+    has the event, or a snapshot taken after it, and when it last confirmed something.
+Raises:
+    invalid_parameter_value: `event_id` is not the id of an event.
+Example:
+    select device from momentum.receipts(''5f0c…'', ''3af01b22-815-b0c55e1d'') where has_event;';
+
+do $$
+declare
+    owner name := (
+        select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'public.daily_engagement_scores'::regclass);
+    made regprocedure;
+begin
+    foreach made in array array[
+        'momentum.event_ids(text, jsonb, timestamptz)', 'momentum.receipts(uuid, text)']::regprocedure[]
+    loop
+        if (select pg_get_userbyid(p.proowner) from pg_proc p where p.oid = made) <> owner then
+            execute format('alter function %s owner to %I', made, owner);
+        end if;
+        execute format('revoke all on function %s from public', made);
+        execute format('grant execute on function %s to service_role', made);
+    end loop;
+end;
+$$;

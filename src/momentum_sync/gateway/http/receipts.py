@@ -1,0 +1,61 @@
+"""`POST /sync/receipts`: which devices of a user have an event. The same as `momentum.receipts` in SQL."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+import psycopg
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from momentum_sync.database import queries
+from momentum_sync.errors import Forbidden, Unprocessable
+from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.http.requests import REFUSALS, Caller
+
+_SQL = queries.load(__package__)
+
+
+class AskedEvent(BaseModel):
+    """A user and an event."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    user_id: UUID
+    event_id: str = Field(max_length=300, description="the id of a delivered event, or one from `momentum.event_ids`")
+
+
+class ReceiptOfDevice(BaseModel):
+    """What is known of one device."""
+
+    device: str = Field(description="its `client_id`; a digest for Supabase's protocol")
+    protocol: str = Field(description="`native` or `supabase`")
+    topic: str | None = Field(description="of Supabase's protocol, whose topics have positions of their own")
+    has_event: bool = Field(description="whether it has the event, or a snapshot taken after it")
+    confirmed_at: str = Field(description="when it last confirmed something")
+
+
+class ReceiptsOfUser(BaseModel):
+    """The devices of the user, the one that confirmed something last first."""
+
+    devices: list[ReceiptOfDevice]
+
+
+def add_receipts(sync: APIRouter, gateway: Gateway) -> None:
+    """Add the route."""
+
+    @sync.post("/receipts", response_model=ReceiptsOfUser, responses=REFUSALS)
+    async def receipts(asked: AskedEvent, caller: Caller) -> Response:
+        """Return which devices of a user have an event. For `service_role`."""
+        if caller.role != "service_role":
+            raise Forbidden("Only service_role may read receipts.")
+        try:
+            async with gateway.reads.plain(caller) as connection:
+                parameters = {"user_id": asked.user_id, "event_id": asked.event_id}
+                rows = await (await connection.execute(_SQL["receipts"], parameters)).fetchall()
+        except psycopg.errors.InvalidParameterValue:
+            raise Unprocessable("invalid_event_id", "`event_id` is not the id of an event.") from None
+        names = ReceiptOfDevice.model_fields
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        return Response(msgspec.json.encode({"devices": found}), media_type="application/json")

@@ -1,0 +1,134 @@
+"""Receipts: how far each device of a user has confirmed what it was sent.
+
+Every WebSocket library answers pings, in stream order, so a pong confirms everything that was written before its ping.
+The positions are collected here, one for each device, and saved together. They cost nothing between: a device that was
+sent nothing since the last one is not saved again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import NamedTuple
+from uuid import UUID
+
+from momentum_sync.eventlog.position import Position
+
+
+class Receipt(NamedTuple):
+    """A position up to which a device of a user has everything."""
+
+    user_id: UUID
+    device: str
+    position: Position
+
+
+class Receipts:
+    """The receipts of one gateway that were not saved yet.
+
+    Args:
+        most: devices; beyond, the oldest is dropped: its next pong brings a later position.
+        generation: returns which history the feed follows. Positions of one before say nothing, and are not saved.
+    """
+
+    def __init__(self, most: int, generation: Callable[[], int]) -> None:
+        self._most = most
+        self._generation = generation
+        self._unsaved: dict[tuple[UUID, str], tuple[Position, int]] = {}
+        self._asks: dict[Device, Callable[[], None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._unsaved)
+
+    def confirmed(self, user_id: UUID, device: str, position: Position) -> None:
+        """Note that a device has everything up to a position."""
+        self._unsaved.pop((user_id, device), None)
+        self._unsaved[user_id, device] = position, self._generation()
+        if len(self._unsaved) > self._most:
+            del self._unsaved[next(iter(self._unsaved))]
+
+    def begin(self, device: Device, ask: Callable[[], None]) -> None:
+        """Know a connected device from now on. `ask` sends it a ping."""
+        self._asks[device] = ask
+
+    def end(self, device: Device) -> None:
+        """Note that a device's connection has ended."""
+        self._asks.pop(device, None)
+
+    @property
+    def asks(self) -> list[Callable[[], None]]:
+        """Return functions that send a ping to each connected device that was sent something since the last one."""
+        return list(self._asks.values())
+
+    def take(self, most: int) -> list[Receipt]:
+        """Return the oldest ones, at most so many, and forget them."""
+        generation = self._generation()
+        self._unsaved = {key: found for key, found in self._unsaved.items() if found[1] == generation}
+        taken = [Receipt(*key, position) for key, (position, _) in islice(self._unsaved.items(), most)]
+        for receipt in taken:
+            del self._unsaved[receipt.user_id, receipt.device]
+        return taken
+
+    def put_back(self, receipts: Iterable[Receipt]) -> None:
+        """Keep receipts that could not be saved, but for those that were replaced meanwhile."""
+        for user_id, device, position in receipts:
+            self._unsaved.setdefault((user_id, device), (position, self._generation()))
+
+
+class Device:
+    """A connected device: its pings, and the positions that their pongs confirm.
+
+    Args:
+        receipts: where confirmed positions go.
+        user_id: the user, whose own token the device has.
+        name: the device's name for itself.
+    """
+
+    __slots__ = ("_confirmed_id", "_name", "_number", "_pings", "_receipts", "_user_id")
+
+    _MOST_PINGS = 8  # unanswered, with their positions; one that stays away longer is closed as silent
+
+    def __init__(self, receipts: Receipts, user_id: UUID, name: str) -> None:
+        self._receipts = receipts
+        self._user_id = user_id
+        self._name = name
+        self._confirmed_id = ""
+        self._number = 0
+        self._pings: dict[int, tuple[str, Position]] = {}
+
+    def begin(self, last_id: str, brought: Position | None, ask: Callable[[], None]) -> None:
+        """Start. A client that resumes has brought the position up to which it has everything."""
+        self._receipts.begin(self, ask)
+        if brought is not None:
+            self._confirm(last_id, brought)
+
+    def lost(self) -> None:
+        """Note that the connection has ended."""
+        self._receipts.end(self)
+
+    def has_news(self, last_id: str) -> bool:
+        """Return whether something was sent since the last ping."""
+        pinged = next(reversed(self._pings.values()))[0] if self._pings else self._confirmed_id
+        return last_id != pinged
+
+    def ping(self, last_id: str, position: Position | None) -> bytes:
+        """Return the payload of a ping that is written now, after everything up to a position."""
+        if position is None or last_id == self._confirmed_id:
+            return b""
+        self._number += 1
+        self._pings[self._number] = (last_id, position)
+        if len(self._pings) > self._MOST_PINGS:
+            del self._pings[next(iter(self._pings))]
+        return b"%d" % self._number
+
+    def pong(self, payload: bytes) -> None:
+        """Take a pong. Any other than the answer to a ping of this connection says nothing."""
+        number = int(payload) if payload.isdigit() else 0
+        found = self._pings.get(number)
+        if found is not None:
+            self._pings = {later: ping for later, ping in self._pings.items() if later > number}
+            self._confirm(*found)
+
+    def _confirm(self, last_id: str, position: Position) -> None:
+        self._confirmed_id = last_id
+        self._receipts.confirmed(self._user_id, self._name, position)
