@@ -115,7 +115,9 @@ def check_branches(client: Client, branches: Sequence[Sequence[Change]]) -> list
     if len(branches) == 1:
         return check(client, branches[0])
     starts = [index for index, record in enumerate(client.record) if isinstance(record, Snapshot)]
-    wrong = [] if starts and starts[0] == 0 else [f"{client.name}: something came before any state"]
+    if not starts:
+        return [f"{client.name}: it was never given a state"]
+    wrong = [] if starts[0] == 0 else [f"{client.name}: something came before any state"]
     survived = {change.what for change in branches[-1]}
     for start, end in zip(starts, [*starts[1:], len(client.record)], strict=True):
         last = end == len(client.record)

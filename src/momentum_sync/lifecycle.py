@@ -182,7 +182,7 @@ async def save_receipts(receipts: Receipts, records: ReceiptRecords, limits: Rec
     """Save all receipts. Those that the database does not take are kept for the next time."""
     while taken := receipts.take(limits.save_batch):
         try:
-            await records.save(taken)
+            await records.save([(each.user_id, each.device, each.position) for each in taken])
         except (psycopg.Error, PoolTimeout) as error:
             receipts.put_back(taken)
             observe.receipts_unsaved(error, len(receipts))

@@ -67,6 +67,12 @@ def test_what_was_withheld_when_the_policies_changed_is_no_loss_if_a_later_versi
     assert wrong(1, 2, 3, 5, until=100.0) != [], "the last of its row"
 
 
+def test_a_client_that_never_got_a_state_is_told_of_in_several_branches_too() -> None:
+    for record in ([], [*came(1)]):
+        client = Client("c", "u", NOTES | SCORES, True, list(record))
+        assert check_branches(client, [HISTORY, HISTORY[:2]]) == ["c: it was never given a state"]
+
+
 def test_what_was_withheld_before_history_ended_is_no_loss_if_the_survivor_never_had_it() -> None:
     def wrong(until: float) -> list[str]:
         record: list[Record] = [snapshot(), *came(1, 2, 3, 5), snapshot(n=2)]

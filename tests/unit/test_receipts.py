@@ -30,7 +30,7 @@ def test_a_pong_confirms_the_position_of_its_ping() -> None:
     payload = phone.ping("e-5", at(5))
     assert saved(receipts) == []
     phone.pong(payload)
-    assert receipts.take(1) == [Receipt(USER, "phone", at(5))]
+    assert receipts.take(1) == [Receipt(USER, "phone", at(5), 0)]
     phone.pong(payload)
     assert saved(receipts) == [], "the same pong again says nothing new"
 
@@ -116,6 +116,16 @@ def test_what_was_not_saved_is_kept_unless_there_is_something_newer() -> None:
     receipts.confirmed(USER, "a", at(2))
     receipts.put_back(taken)
     assert sorted(saved(receipts)) == [("a", 2), ("b", 1)]
+
+
+def test_what_is_put_back_is_still_of_its_history() -> None:
+    generations = [1]
+    receipts = Receipts(10, lambda: generations[0])
+    receipts.confirmed(USER, "a", at(1))
+    taken = receipts.take(10)
+    generations[0] = 2
+    receipts.put_back(taken)
+    assert saved(receipts) == []
 
 
 def test_what_was_confirmed_in_another_history_is_not_saved() -> None:

@@ -16,11 +16,12 @@ from momentum_sync.eventlog.position import Position
 
 
 class Receipt(NamedTuple):
-    """A position up to which a device of a user has everything."""
+    """A position up to which a device of a user has everything, and the history in which it has it."""
 
     user_id: UUID
     device: str
     position: Position
+    generation: int
 
 
 class Receipts:
@@ -64,15 +65,15 @@ class Receipts:
         """Return the oldest ones, at most so many, and forget them."""
         generation = self._generation()
         self._unsaved = {key: found for key, found in self._unsaved.items() if found[1] == generation}
-        taken = [Receipt(*key, position) for key, (position, _) in islice(self._unsaved.items(), most)]
+        taken = [Receipt(*key, *found) for key, found in islice(self._unsaved.items(), most)]
         for receipt in taken:
             del self._unsaved[receipt.user_id, receipt.device]
         return taken
 
     def put_back(self, receipts: Iterable[Receipt]) -> None:
         """Keep receipts that could not be saved, but for those that were replaced meanwhile."""
-        for user_id, device, position in receipts:
-            self._unsaved.setdefault((user_id, device), (position, self._generation()))
+        for user_id, device, position, generation in receipts:
+            self._unsaved.setdefault((user_id, device), (position, generation))
 
 
 class Device:
