@@ -160,17 +160,18 @@ def _segments(
     segment: _Segment | None = None
     keys: tuple[str, ...] | None = None
     off: dict[str, int] = {}
+    back: set[str] = set()  # of these, channels that are on again before any event has shown where
     for record in client.record:
         if isinstance(record, Snapshot):
             if segment is not None:
                 yield segment
-            segment, keys, off = _Segment(record), None, {}
+            segment, keys, off, back = _Segment(record), None, {}, set()
         elif segment is None:
             wrong.append("something came before any state")
         elif isinstance(record, Invalidated):
             keys = record.keys
         elif isinstance(record, Held):
-            _hold(segment, record, off, wanted)
+            _hold(segment, record, off, back, wanted)
         else:
             index = where.get(record.what)
             if index is None:
@@ -181,6 +182,9 @@ def _segments(
                 wrong.append(f"this came {again}: {record.what}")
             for channel, since in list(off.items()):
                 _excuse(segment, wanted, channel, since, index)
+                if channel in back:
+                    del off[channel]
+            back.clear()
             segment.came.append(index)
             wrong += _invalidation(client, wanted[index], keys)
             keys = None
@@ -190,11 +194,16 @@ def _segments(
         yield segment
 
 
-def _hold(segment: _Segment, record: Held, off: dict[str, int], wanted: Sequence[Change]) -> None:
+def _hold(
+    segment: _Segment, record: Held, off: dict[str, int], back: set[str], wanted: Sequence[Change]
+) -> None:  # fmt: skip
     place = segment.came[-1] if segment.came else -1
     for channel in record.channels:
         if not record.on:
             off.setdefault(channel, place)
+            back.discard(channel)
+        elif channel in off and not segment.came:
+            back.add(channel)  # the snapshot's own place is not known
         elif channel in off:
             # Events up to the next one on another channel may precede or follow the confirmation.
             since = off.pop(channel)

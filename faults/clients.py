@@ -109,6 +109,7 @@ class Walker:
         """Unsubscribe from a channel, or subscribe to it again."""
         channel = off or self._chance.choice([f"notifications:{self.client.user}", f"interventions:{self.client.user}"])
         ref = self._chance.randrange(1 << 30)
+        self._say(f"{'subscribes to' if off else 'leaves'} {channel}")
         await socket.send(
             json.dumps({"type": "subscribe" if off else "unsubscribe", "channels": [channel], "ref": ref})
         )

@@ -67,6 +67,23 @@ def test_what_was_withheld_when_the_policies_changed_is_no_loss_if_a_later_versi
     assert wrong(1, 2, 3, 5, until=100.0) != [], "the last of its row"
 
 
+def test_a_channel_that_was_left_and_joined_again_before_any_event_came() -> None:
+    others = [
+        Change(("score", "v", number), "v", SCORES, ("score", "v"), (str(number),), 5.0) for number in range(3)
+    ]  # fmt: skip
+    history = [note(1), others[0], note(2, "m"), others[1], note(3, "k"), others[2]]
+
+    def wrong(*record: Record) -> list[str]:
+        shown = Snapshot({("notification", "n"): ("1", "sent"), ("score", "v"): ("0",)}, 10.0)
+        return check(Client("c", "u", NOTES | SCORES, True, [shown, *record]), history)
+
+    left = [Held(NOTES, on=False), Held(NOTES, on=True)]
+    after = [Came(change.what) for change in history[3:]]
+    assert wrong(*left, *after) == [], "the note m came while the channel was left"
+    assert "begin where" in wrong(*after)[0]
+    assert "begin where" in wrong(*left, after[0], after[2])[0], "what comes later is not excused"
+
+
 def test_a_client_that_never_got_a_state_is_told_of_in_several_branches_too() -> None:
     for record in ([], [*came(1)]):
         client = Client("c", "u", NOTES | SCORES, True, list(record))
