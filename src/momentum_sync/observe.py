@@ -23,16 +23,20 @@ from momentum_sync.errors import MomentumError
 _log = structlog.get_logger("momentum_sync")
 
 
-def configure(*, level: str, role: str = "all", name: str | None = None) -> None:
+def configure(*, level: str, role: str = "all", name: str | None = None, form: str = "auto") -> None:
     """Set up the log.
 
     Args:
         level: a level of the `logging` module, such as `INFO`.
         role: of this process; with another than `all`, lines name it and the process.
         name: of this process among its parent's workers, which the lines give as well.
+        form: `json`, `text`, or `auto`: text on a terminal, JSON elsewhere.
     """
+    is_terminal = sys.stderr.isatty()
     rendering: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=is_terminal)
+        if form == "text" or (form == "auto" and is_terminal)
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

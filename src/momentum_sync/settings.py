@@ -172,6 +172,9 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""
 
+    log_format: str = Field("auto", pattern="^(auto|json|text)$")
+    """`json`: an object a line; `text`: for people; `auto`: text on a terminal, JSON elsewhere."""
+
     @model_validator(mode="before")
     @classmethod
     def _empty(cls, values: object) -> object:

@@ -9,12 +9,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from momentum_sync import metrics
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Server, Start, sign
 
+ALERTS = Path(__file__).parents[2] / "deploy" / "prometheus-alerts.yml"
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 Samples = dict[tuple[str, str], float]
 
@@ -143,6 +145,24 @@ async def test_the_dashboard_asks_for_what_there_is(server: Server) -> None:
         name for name in names if name.startswith("momentum_") and not name.endswith(("_created", "_sum", "_count"))
     }
     assert ours <= asked, ours - asked
+
+
+async def test_the_alert_rules_ask_for_what_there_is(server: Server) -> None:
+    samples = await scrape(server)
+    names = {name for name, _ in samples}
+    (group,) = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
+    rules = group["rules"]
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 10
+    for rule in rules:
+        found = set(re.findall(r"\b(?:momentum|process)_\w+", rule["expr"]))
+        assert found <= names, rule["alert"]
+        assert found or rule["expr"].startswith("up{"), rule["alert"]
+        for name, pattern in re.findall(r'(momentum_\w+)\{\w+=~?"([^"]+)"\}', rule["expr"]):
+            known = {label for metric, label in samples if metric == name}
+            assert set(pattern.split("|")) <= known, rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"].keys() == {"summary", "action"}
+        assert rule.get("for") or "increase(" in rule["expr"], "one bad scrape must not wake anybody"
 
 
 async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: UUID) -> None:

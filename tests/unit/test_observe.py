@@ -40,14 +40,14 @@ async def leave_an_exception_behind() -> None:
 
 
 @contextmanager
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def log(monkeypatch: pytest.MonkeyPatch, *, form: str = "auto") -> Iterator[io.StringIO]:
     """Return the lines on standard error."""
     written = io.StringIO()
     root = logging.getLogger()
     handlers = list(root.handlers)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", written)
-        observe.configure(level="DEBUG")
+        observe.configure(level="DEBUG", form=form)
         try:
             yield written
         finally:
@@ -70,6 +70,16 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 )
 def test_an_error_is_described_without_a_value(error: Exception, said: str) -> None:
     assert observe.described(error) == said
+
+
+@pytest.mark.parametrize(("form", "is_json"), [("auto", True), ("json", True), ("text", False)])
+def test_the_form_of_the_log_is_the_operators_choice(
+    monkeypatch: pytest.MonkeyPatch, form: str, *, is_json: bool
+) -> None:
+    with log(monkeypatch, form=form) as written:
+        observe.parent_ended()
+    assert written.getvalue().startswith("{") == is_json
+    assert "\x1b" not in written.getvalue(), "no colors away from a terminal"
 
 
 def test_a_defect_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def demo(
                 "jwt_audience": _AUDIENCE,
             }
         )
-        observe.configure(level=settings.log_level)
+        observe.configure(level=settings.log_level, form=settings.log_format)
         with _alone(home):
             if reset:
                 shutil.rmtree(home / "postgres", ignore_errors=True)

@@ -41,7 +41,7 @@ def run(settings: Settings, *, live: Callable[[], None] | None = None, name: str
     `live` is called once the server is live. A worker gives it and its `name` in the log, and ignores SIGINT, because
     its parent stops it.
     """
-    observe.configure(level=settings.log_level, role=settings.role, name=name)
+    observe.configure(level=settings.log_level, role=settings.role, name=name, form=settings.log_format)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

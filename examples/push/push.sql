@@ -1,0 +1,77 @@
+-- Push when nobody listens: a notification is pushed only if no device has received it within a time. Apply it once, as
+-- the owner of the tables:
+--
+--   psql "$DATABASE_URL" -f push.sql
+--
+-- worker.py calls the app's function for what `public.due_pushes` returns.
+
+-- What may have to be pushed. Each notification is one row, and is settled once.
+create table if not exists public.push_outbox (
+    notification_id uuid primary key references public.momentum_notifications on delete cascade,
+    user_id uuid not null,
+    due_at timestamptz not null,
+    attempts integer not null default 0,
+    settled_as text check (settled_as in ('received', 'pushed', 'given up'))
+);
+create index if not exists push_outbox_due_idx on public.push_outbox (due_at) where settled_as is null;
+alter table public.push_outbox enable row level security;  -- no policy: only the owner and service_role
+revoke all on public.push_outbox from anon, authenticated;
+grant select, update on public.push_outbox to service_role;
+
+create or replace function public.plan_push() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- As long as the devices have to confirm it: MOMENTUM_RECEIPTS, or the heartbeat, and some seconds.
+    insert into public.push_outbox (notification_id, user_id, due_at) values (new.id, new.user_id, now() + interval '30 seconds');
+    return null;
+end;
+$$;
+create or replace trigger z_plan_push after insert on public.momentum_notifications
+for each row execute function public.plan_push();
+
+-- Take what is due and settle what a device has received. Return the rest; each is due again later, unless it is settled.
+create or replace function public.due_pushes(most integer, again_after interval)
+returns table (notification_id uuid, user_id uuid, attempts integer)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+        with due as (
+            select o.notification_id, o.user_id, n.created_at
+            from public.push_outbox o
+            join public.momentum_notifications n on n.id = o.notification_id
+            where o.settled_as is null and o.due_at <= now()
+            order by o.due_at
+            limit most
+            for update of o skip locked  -- another worker has those
+        ),
+        known as (
+            select d.*, exists (
+                select
+                from momentum.event_ids(
+                    'notifications:' || d.user_id, jsonb_build_object('notification_id', d.notification_id),
+                    d.created_at - interval '1 minute') as e
+                cross join lateral momentum.receipts(d.user_id, e.event_id) as r
+                where r.has_event
+            ) as is_received
+            from due d
+        ),
+        taken as (
+            update public.push_outbox o
+            set settled_as = case when k.is_received then 'received' end,
+                attempts = o.attempts + case when k.is_received then 0 else 1 end,
+                due_at = now() + again_after * power(2, least(o.attempts, 6))
+            from known k
+            where o.notification_id = k.notification_id
+            returning o.notification_id, o.user_id, o.attempts, o.settled_as
+        )
+        select t.notification_id, t.user_id, t.attempts from taken t where t.settled_as is null;
+end;
+$$;
+revoke all on function public.due_pushes(integer, interval) from public;
+grant execute on function public.due_pushes(integer, interval) to service_role;

@@ -1,0 +1,64 @@
+"""Pushes notifications that no device has received: calls the app's own function, which sends them by FCM.
+
+    DATABASE_URL=… PUSH_URL=https://<project>.supabase.co/functions/v1/send-push PUSH_KEY=<service key> python worker.py
+
+Several workers share the work. A notification is pushed at most once, unless the function fails after it has sent it;
+one that fails is tried again, later each time, and given up after MOST_ATTEMPTS. `--once` is for cron.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import httpx
+import psycopg
+
+MOST = 20
+MOST_ATTEMPTS = 8
+AGAIN_AFTER = "15 seconds"
+PAUSE_S = 5.0
+TIMEOUT_S = 10.0
+
+
+def push_due(connection: psycopg.Connection[tuple[object, ...]], http: httpx.Client, url: str) -> int:
+    """Push what is due. Return how many notifications were taken up."""
+    # Committed before the calls: while one hangs, no row is locked, and each is due again if this process dies.
+    due = connection.execute("select * from public.due_pushes(%s, %s)", (MOST, AGAIN_AFTER)).fetchall()
+    for notification_id, user_id, attempts in due:
+        settled_as = "pushed"
+        try:
+            asked = {"notification_id": str(notification_id), "user_id": str(user_id)}
+            http.post(url, json=asked).raise_for_status()
+        except httpx.HTTPError as error:
+            print(f"notification {notification_id}, attempt {attempts}: {error!r}", file=sys.stderr)
+            if int(str(attempts)) < MOST_ATTEMPTS:
+                continue
+            settled_as = "given up"
+        connection.execute(
+            "update public.push_outbox set settled_as = %s where notification_id = %s", (settled_as, notification_id)
+        )
+    return len(due)
+
+
+def main() -> None:
+    """Push until interrupted, or once."""
+    once = "--once" in sys.argv[1:]
+    url, key = os.environ["PUSH_URL"], os.environ["PUSH_KEY"]
+    with httpx.Client(timeout=TIMEOUT_S, headers={"Authorization": f"Bearer {key}"}) as http:
+        while True:
+            try:
+                with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True, connect_timeout=5) as connection:
+                    while push_due(connection, http, url) or not once:
+                        time.sleep(0 if once else PAUSE_S)
+                    return
+            except psycopg.OperationalError as error:
+                if once:
+                    raise
+                print(f"the database: {error}".strip(), file=sys.stderr)
+                time.sleep(PAUSE_S)
+
+
+if __name__ == "__main__":
+    main()
