@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from uuid import UUID
 
@@ -16,8 +19,9 @@ from momentum_sync import metrics
 from tests.fixtures.postgres import Sql, add_intervention, add_notification, add_score, until_read
 from tests.fixtures.server import PATH, SERVICE_KEY, Server, Start, sign
 
-ALERTS = Path(__file__).parents[2] / "deploy" / "prometheus-alerts.yml"
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
+ROOT = Path(__file__).parents[2]
+ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
+DASHBOARD = ROOT / "docs" / "grafana.json"
 Samples = dict[tuple[str, str], float]
 
 
@@ -163,6 +167,35 @@ async def test_the_alert_rules_ask_for_what_there_is(server: Server) -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"].keys() == {"summary", "action"}
         assert rule.get("for") or "increase(" in rule["expr"], "one bad scrape must not wake anybody"
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        assert "CI" not in os.environ, "CI installs promtool"
+        pytest.skip("needs promtool, which CI installs")
+    return found
+
+
+def test_prometheus_raises_the_alerts_when_it_should(promtool: str) -> None:
+    for arguments in (("check", "rules", str(ALERTS)), ("test", "rules", str(ROOT / "tests" / "alert_rules.yml"))):
+        done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_understands_the_dashboard(promtool: str, tmp_path: Path) -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [
+        {"record": f"panel:{number}", "expr": expr.replace("$__rate_interval", "5m")}
+        for number, expr in enumerate(expressions)
+    ]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}), encoding="utf-8")
+    done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SUCCESS: {len(expressions)} rules found" in done.stdout
 
 
 async def test_samples_and_failures_get_a_row_each(start: Start, db: Sql, user: UUID) -> None:

@@ -16,11 +16,13 @@ from urllib.parse import urlencode
 import typer
 import uvloop
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse, Response
+from fastapi.routing import APIRoute
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from momentum_sync import observe, server
 from momentum_sync.cli import explained
 from momentum_sync.cli.token import Role, sign
+from momentum_sync.demo.receipts import receipts_page
 from momentum_sync.demo.simulation import COACH, PEOPLE, live
 from momentum_sync.errors import Unsuitable
 from momentum_sync.lifecycle import stopped_by_signals
@@ -72,6 +74,7 @@ def demo(
                 "service_role_key": None,
                 "slot": "momentum_sync",
                 "jwt_audience": _AUDIENCE,
+                "receipts": timedelta(seconds=1),
             }
         )
         observe.configure(level=settings.log_level, form=settings.log_format)
@@ -109,6 +112,7 @@ async def _demo(settings: Settings, conninfo: str, pace: float, secret: str) -> 
             links = _links(secret)
             links[_SUPABASE] = _supabase_link(running.url, links)
             _add_links(running.api, links)
+            _add_receipts(running.api, conninfo)
             # PostgreSQL cannot decode rows of a table that is created at the same time as the slot.
             await _until_live(running, stopped)
             ready = asyncio.Event()
@@ -170,10 +174,22 @@ def _add_links(api: FastAPI, links: Mapping[str, tuple[str, str]]) -> None:
     api.add_api_route("/demo/{name}", follow, include_in_schema=False)
 
 
+def _add_receipts(api: FastAPI, conninfo: str) -> None:
+    """Add the page that shows which devices have which notification."""
+
+    async def page() -> Response:
+        people = [person.id for person in PEOPLE[:2]]
+        return HTMLResponse(await asyncio.to_thread(receipts_page, conninfo, people))
+
+    # Before the short addresses, which take any name.
+    api.router.routes.insert(0, APIRoute("/demo/receipts", page, include_in_schema=False))
+
+
 def _welcome(url: str, links: Mapping[str, tuple[str, str]], conninfo: str) -> str:
     """Return the text that the terminal shows."""
     lines = ["", "Momentum Sync is running. Open these pages side by side:", ""]
     lines += [f"  {url}/demo/{name:<8} {who}" for name, (who, _) in links.items()]
+    lines += [f"  {url}/demo/receipts which of their devices have which notification"]
     lines += [
         "",
         "Change something yourself, with any PostgreSQL client:",

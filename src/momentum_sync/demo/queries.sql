@@ -95,3 +95,20 @@ read_by_time as (
     where status = 'sent' and created_at < now() - interval '10 minutes'
 )
 delete from public.momentum_notifications where status = 'opened' and opened_at < now() - interval '2 minutes'
+
+-- name: receipts
+-- The newest notifications of the first people, and how many of their devices have each.
+select u.email, n.title, n.created_at::timestamptz(0)::text,
+    coalesce(count(r.device) filter (where r.has_event), 0), count(r.device)
+from public.momentum_notifications n
+join auth.users u on u.id = n.user_id
+left join lateral (
+    select e.event_id
+    from momentum.event_ids('notifications:' || n.user_id, jsonb_build_object('notification_id', n.id)) as e
+    limit 1
+) as e on true
+left join lateral momentum.receipts(n.user_id, e.event_id) as r on e.event_id is not null
+where n.user_id = any (%(people)s)
+group by n.id, u.email, n.title, n.created_at
+order by n.created_at desc
+limit 20
