@@ -17,7 +17,11 @@ AT_LEAST = {
 }
 
 
-@pytest.mark.parametrize("path", [ROOT / "requirements" / "dev.txt", *CLIENTS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "server.txt", *CLIENTS],
+    ids=lambda path: path.stem,
+)
 def test_every_package_is_pinned_by_hash(path: Path) -> None:
     entries = re.split(r"\n(?=[a-z0-9])", path.read_text(encoding="utf-8").strip())
     assert len(entries) > (60 if path.stem == "dev" else 5)
@@ -32,3 +36,13 @@ def test_nothing_is_locked_that_is_known_to_be_broken() -> None:
         assert versions, name
         for version in versions:
             assert tuple(map(int, version.split("."))) >= least, f"{name} {version}: {why}"
+
+
+def test_the_server_runs_with_what_it_is_tested_with() -> None:
+    def pinned(path: Path) -> set[str]:
+        return set(
+            re.findall(r"^([a-z0-9._-]+(?:\[[a-z,]+\])?==[^ ;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+
+    assert len(pinned(ROOT / "requirements" / "server.txt")) > 30
+    assert pinned(ROOT / "requirements" / "server.txt") <= pinned(ROOT / "requirements" / "dev.txt")
