@@ -51,6 +51,14 @@ def _help(name: str, field: FieldInfo) -> str:
     return f"{sentence} [env: {variable(name)}{'' if default is None else f'; default: {default}'}]"
 
 
+def described(name: str) -> str:
+    """Return what a setting means, and its default where that is the same on every machine."""
+    field = Settings.model_fields[name]
+    sentence = (field.description or "").replace("\n", " ")
+    default = None if isinstance(field.get_default(call_default_factory=True), Path) else _default(field)
+    return sentence if default is None else f"{sentence} Default: {default}."
+
+
 def _default(field: FieldInfo) -> str | None:
     value = field.get_default(call_default_factory=True)
     if value is None or value == ():

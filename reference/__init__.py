@@ -1,0 +1,1 @@
+"""The documentation site: pages written by hand, and references printed from the code."""
