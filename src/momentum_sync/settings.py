@@ -247,10 +247,6 @@ class Settings(BaseSettings):
                 last = self.own_port + 1 + (int(self.workers) if self.workers.isdigit() else _MOST_CORES)
                 if last > _HIGHEST_PORT or self.own_port < self.port <= last:
                     raise ValueError(f"MOMENTUM_OWN_PORT needs the ports up to {last}, without MOMENTUM_PORT")
-            if self.nats_url is not None and self.workers is None:
-                raise ValueError(
-                    "MOMENTUM_NATS_URL is set, but role `all` does not use NATS; set --role or --workers, or unset it"
-                )
             return self
         if self.nats_url is None:
             raise ValueError(
@@ -288,6 +284,14 @@ class Settings(BaseSettings):
         """Return the addresses of NATS, which may have passwords."""
         urls = "" if self.nats_url is None else self.nats_url.get_secret_value()
         return tuple(url.strip() for url in urls.split(",") if url.strip())
+
+    def check_broker(self) -> None:
+        """Raise Unsuitable if a server would leave NATS unused. Other commands share the variable, and may."""
+        if self.role == "all" and self.nats_url is not None and self.workers is None:
+            raise Unsuitable(
+                "MOMENTUM_NATS_URL is set, but role `all` does not use NATS.",
+                "Set --role capture, --role gateway or --workers, or unset MOMENTUM_NATS_URL.",
+            )
 
     def check_embedded(self) -> None:
         """Raise Unsuitable if an embedded PostgreSQL would replace a database that was forgotten."""

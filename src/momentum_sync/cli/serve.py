@@ -44,6 +44,7 @@ def run(settings: Settings, *, live: Callable[[], None] | None = None, name: str
     observe.configure(level=settings.log_level, role=settings.role, name=name, form=settings.log_format)
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
+    settings.check_broker()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most, most)
