@@ -70,7 +70,7 @@ class Client:
 
     `unversioned_until` is when the policies of notifications last changed, in seconds since 1970. Earlier events carry
     no version of their row. They are judged by the row at delivery, and withheld if it has changed since: its later
-    event follows. So are those that a new primary has not received, and the history ends. An event that takes a row
+    event follows. Events that a failover lost are treated the same way. An event that takes a row
     away carries its last version.
     """
 

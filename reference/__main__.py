@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def write(folder: Path) -> None:
-    """Write all pages into a folder, which is made anew."""
+    """Write all pages, replacing the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for source, target in pages.WRITTEN.items():

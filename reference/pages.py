@@ -28,14 +28,14 @@ WRITTEN: Mapping[str, str] = {
 
 
 def settings() -> str:
-    """Return the page of all settings: variable, default, meaning."""
+    """Return the settings page: variable, option, meaning and default."""
     rows = [
         f"| `{variable(name)}` | `--{name.replace('_', '-')}` | {_cell(described(name))} |"
         for name in Settings.model_fields
     ]
     return "\n".join([
         "# Settings", "",
-        "Each is a variable, also in `.env`, and an option of `momentum-sync serve`. Printed from the code.", "",
+        "Each is a variable, also in `.env`, and an option of `momentum-sync serve`. Generated from the code.", "",
         "| variable | option | meaning |", "|---|---|---|", *rows, "",
     ])  # fmt: skip
 
@@ -50,7 +50,7 @@ def sql() -> str:
     parts = [
         "# SQL functions",
         "",
-        "What an app may call, or may see called. Printed from the comments on the functions.",
+        "Functions that an app calls, and those that the server calls. Generated from their comments.",
         "",
     ]
     for name in sorted(found):
@@ -89,7 +89,7 @@ def protocol() -> str:
     """Return the page of the messages, from the AsyncAPI description."""
     document = yaml.safe_load((ROOT / "spec" / "asyncapi.yaml").read_text(encoding="utf-8"))
     parts = ["# Protocol", "", str(document["info"].get("description", "")), "",
-             "The machine-readable form is `spec/asyncapi.yaml`; this page is printed from it.", ""]  # fmt: skip
+             "The machine-readable form is `spec/asyncapi.yaml`; this page is generated from it.", ""]  # fmt: skip
     schemas = document["components"].get("schemas", {})
     for name, message in document["components"]["messages"].items():
         parts += [f"## {name}", "", str(message.get("summary") or message.get("description") or ""), ""]
@@ -135,7 +135,7 @@ def http() -> str:
             if rows:
                 parts += ["| parameter | in | meaning |", "|---|---|---|", *rows, ""]
             codes = ", ".join(f"`{code}`" for code in sorted(about["responses"]))
-            parts += [f"Answers: {codes}.", ""]
+            parts += [f"Status codes: {codes}.", ""]
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What the server is made of: `python -m tests.bill` writes a bill of materials and a list of licences for a release.
+"""Bill of materials and licence list of a release: `python -m tests.bill FOLDER`.
 
 The packages are those in `requirements/server.txt`, as they are installed here.
 """

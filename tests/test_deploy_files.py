@@ -114,7 +114,7 @@ def openapi() -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def test_kubernetes_gives_a_pod_the_time_to_send_its_clients_away() -> None:
+def test_termination_grace_period_covers_the_drain() -> None:
     spec = of("Deployment")["momentum-sync-gateway"]["spec"]["template"]["spec"]
     (drain,) = [each["value"] for each in spec["containers"][0]["env"] if each["name"] == "MOMENTUM_DRAIN"]
     stop = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]

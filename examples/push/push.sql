@@ -5,7 +5,7 @@
 --
 -- worker.py calls the app's function for what `public.due_pushes` returns.
 
--- What may have to be pushed. Each notification is one row, and is settled once.
+-- Notifications that may have to be pushed; each is settled once.
 create table if not exists public.push_outbox (
     notification_id uuid primary key references public.momentum_notifications on delete cascade,
     user_id uuid not null,
@@ -24,7 +24,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- As long as the devices have to confirm it: MOMENTUM_RECEIPTS, or the heartbeat, and some seconds.
+    -- Devices need time to confirm: MOMENTUM_RECEIPTS or the ping interval, plus a few seconds.
     insert into public.push_outbox (notification_id, user_id, due_at) values (new.id, new.user_id, now() + interval '30 seconds');
     return null;
 end;
@@ -32,7 +32,7 @@ $$;
 create or replace trigger z_plan_push after insert on public.momentum_notifications
 for each row execute function public.plan_push();
 
--- Take what is due and settle what a device has received. Return the rest; each is due again later, unless it is settled.
+-- Claim due notifications. Settle those that a device has received; return the others, which become due again later.
 create or replace function public.due_pushes(most integer, again_after interval)
 returns table (notification_id uuid, user_id uuid, attempts integer)
 language plpgsql

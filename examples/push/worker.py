@@ -2,8 +2,9 @@
 
     DATABASE_URL=… PUSH_URL=https://<project>.supabase.co/functions/v1/send-push PUSH_KEY=<service key> python worker.py
 
-Several workers share the work. A notification is pushed at most once, unless the function fails after it has sent it;
-one that fails is tried again, later each time, and given up after MOST_ATTEMPTS. `--once` is for cron.
+Several workers share the work. A notification may be pushed more than once: if the function sends it and then fails, or
+if a worker dies before it has recorded the result. A failed push is retried with increasing delays and given up after
+MOST_ATTEMPTS. With `--once` it exits when nothing is due, for cron.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psycopg
 
 MOST = 20
 MOST_ATTEMPTS = 8
-AGAIN_AFTER = "15 seconds"
+AGAIN_AFTER = "5 minutes"  # longer than a batch may take, MOST * TIMEOUT_S, so that no other worker repeats it
 PAUSE_S = 5.0
 TIMEOUT_S = 10.0
 

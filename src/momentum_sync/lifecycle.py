@@ -167,7 +167,7 @@ async def keep_house(
 async def keep_receipts(
     receipts: Receipts, records: ReceiptRecords, limits: ReceiptLimits, every_s: float | None
 ) -> None:
-    """Save receipts at intervals, for ever; and ask for them after `every_s`, if that is given."""
+    """Save receipts at intervals until cancelled. With `every_s`, also ping devices at that interval."""
     asked_at = time.monotonic()
     while True:
         await asyncio.sleep(min(limits.save_s, every_s or limits.save_s))
@@ -208,7 +208,7 @@ async def drain(gateway: Gateway, seconds: float) -> None:
 def tasks_told_by_signal() -> Iterator[None]:
     """Log the place at which every task waits, when SIGUSR1 arrives: for a server that seems to be stuck.
 
-    Before that, where every thread is: a call that never returns keeps the event loop from logging anything.
+    The stacks of all threads are written first, by a signal handler in C, because a blocked event loop could not log.
     """
     loop = asyncio.get_running_loop()
 

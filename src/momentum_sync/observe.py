@@ -266,12 +266,12 @@ def receipts_unsaved(error: Exception, waiting: int) -> None:
 
 
 def postgres_restarted(incarnation: int) -> None:
-    """Log that PostgreSQL runs anew: clients whose snapshot is from the run before are sent to take another."""
+    """Log that PostgreSQL has restarted; clients with a snapshot from before the restart are closed and resync."""
     _log.info("PostgreSQL restarted", incarnation=f"{incarnation:x}")
 
 
 def health_changed(status: str, reasons: Sequence[str]) -> None:
-    """Log that the server's health is another than before, and why it is not healthy."""
+    """Log a change of the server's health, with the reasons if it is not healthy."""
     tell = _log.warning if reasons else _log.info
     tell("health changed", status=status, **({"reasons": list(reasons)} if reasons else {}))
 

@@ -166,8 +166,8 @@ class Settings(BaseSettings):
     """Time over which client connections are closed at shutdown, so that clients do not all reconnect at once."""
 
     receipts: timedelta | None = None
-    """How soon after an event its receipt is asked for, with a ping to each device that was sent one. Unset: with the
-    heartbeat, which costs nothing more."""
+    """Interval at which devices that were sent events are pinged for a receipt. Unset: receipts come with the regular
+    pings, at no extra cost."""
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """DEBUG, INFO, WARNING or ERROR."""

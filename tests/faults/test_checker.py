@@ -84,7 +84,7 @@ def test_a_channel_that_was_left_and_joined_again_before_any_event_came() -> Non
     assert "begin where" in wrong(*left, after[0], after[2])[0], "what comes later is not excused"
 
 
-def test_a_client_that_never_got_a_state_is_told_of_in_several_branches_too() -> None:
+def test_missing_snapshot_is_reported_with_several_branches() -> None:
     for record in ([], [*came(1)]):
         client = Client("c", "u", NOTES | SCORES, True, list(record))
         assert check_branches(client, [HISTORY, HISTORY[:2]]) == ["c: it was never given a state"]

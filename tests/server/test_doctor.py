@@ -38,7 +38,7 @@ def of(found: list[Finding], check: str, *, level: Level) -> list[Finding]:
     wanted = [finding for finding in found if finding.check == check and finding.level is level]
     assert wanted, [(finding.check, finding.level, finding.found) for finding in found]
     for finding in wanted:
-        assert level in GOOD or finding.mend
+        assert level in GOOD or finding.fix
     return wanted
 
 
@@ -47,21 +47,21 @@ def only(database: str, check: str, level: Level = Level.WARNING, **settings: ob
     return finding
 
 
-async def test_a_server_that_is_well(server: Server) -> None:
+async def test_healthy_server_has_no_problems(server: Server) -> None:
     found = await asyncio.to_thread(findings, server.settings, server.url, probes=True)
     bad = [finding for finding in found if finding.level not in GOOD]
     assert {finding.check for finding in bad} <= {"retained WAL", "open files"}, bad
-    assert "being read" in of(found, "our slot", level=Level.OK)[-1].found
-    assert "an event came" in of(found, "delivery", level=Level.OK)[0].found
-    assert of(found, "versions", level=Level.OK)[0].found == f"{__version__} at this machine"
+    assert "being read" in of(found, "replication slot", level=Level.OK)[-1].found
+    assert "an event arrived" in of(found, "delivery", level=Level.OK)[0].found
+    assert of(found, "versions", level=Level.OK)[0].found == f"{__version__} on this machine"
     assert of(found, "server's version", level=Level.OK)
 
 
-async def test_what_the_server_says_of_its_clients(server: Server, user: UUID) -> None:
+async def test_client_sdk_versions_are_reported(server: Server, user: UUID) -> None:
     async with server.live(user, sdk="python-9.0.1"), server.live(user, client_id="b"):
         found = await asyncio.to_thread(findings, server.settings, server.url)
     (finding,) = of(found, "clients' SDKs", level=Level.NOTE)
-    assert finding.found == "1 with other, 1 with python-9.0.1"
+    assert finding.found == "1 with an unknown SDK, 1 with python-9.0.1"
     assert finding.why.startswith("python-9.0.1: not the server's version")
 
 
@@ -77,7 +77,7 @@ async def test_the_probe_with_a_users_own_token(server: Server, user: UUID) -> N
 def test_before_migrate(empty_database: str) -> None:
     found = findings(settings_for(empty_database))
     (finding,) = of(found, "migrations", level=Level.PROBLEM)
-    assert finding.mend == "Run: momentum-sync migrate"
+    assert finding.fix == "Run: momentum-sync migrate"
     assert of(found, "version", level=Level.OK)
     assert of(found, "clocks", level=Level.OK), "the other checks run all the same"
     assert not [each for each in found if each.level is Level.UNKNOWN]
@@ -91,12 +91,12 @@ def test_nothing_answers(database: str) -> None:
 def test_no_server_runs(database: str) -> None:
     found = findings(settings_for(database, port=1), url=None)
     assert "no server answers at http://127.0.0.1:1" in of(found, "health", level=Level.NOTE)[0].found
-    assert of(found, "connected", level=Level.NOTE)
+    assert of(found, "versions", level=Level.NOTE)
     assert of(findings(settings_for(database)), "health", level=Level.PROBLEM), "asked for"
 
 
 @pytest.mark.parametrize(
-    ("statement", "check", "level", "said", "mend"),
+    ("statement", "check", "level", "said", "fix"),
     [
         (
             "alter table daily_engagement_scores disable trigger momentum_score_realtime_trigger",
@@ -105,7 +105,7 @@ def test_no_server_runs(database: str) -> None:
         (
             "create function touch() returns trigger language plpgsql as 'begin return new; end';"
             "create trigger a after update on daily_engagement_scores for each row execute function touch()",
-            "foreign triggers", Level.WARNING, "the trigger a", "rename it",
+            "other triggers", Level.WARNING, "the trigger a", "rename it",
         ),
         (
             "alter table momentum_notifications disable row level security",
@@ -142,11 +142,11 @@ def test_no_server_runs(database: str) -> None:
     ],
 )  # fmt: skip
 def test_each_usual_fault_is_named(
-    database: str, db: Sql, statement: str, check: str, level: Level, said: str, mend: str
+    database: str, db: Sql, statement: str, check: str, level: Level, said: str, fix: str
 ) -> None:
     db.execute(statement.encode())
     found = of(findings(settings_for(database)), check, level=level)
-    assert any(said in finding.found and mend in finding.mend for finding in found), found
+    assert any(said in finding.found and fix in finding.fix for finding in found), found
 
 
 def test_a_compiled_policy_costs_no_query(database: str, db: Sql) -> None:
@@ -169,9 +169,9 @@ def idle_slot(database: str, db: Sql) -> Iterator[str]:
 
 
 def test_a_slot_that_nobody_reads(database: str, idle_slot: str) -> None:
-    finding = only(database, "our slot", slot=idle_slot)
+    finding = only(database, "replication slot", slot=idle_slot)
     assert "is not being read" in finding.found
-    assert finding.mend == "momentum-sync serve"
+    assert finding.fix == "momentum-sync serve"
 
 
 def test_an_old_transaction(database: str) -> None:
@@ -180,14 +180,14 @@ def test_an_old_transaction(database: str) -> None:
         found = list(check_database(settings_for(database), database, old_s=0.0))
         (finding,) = of(found, "transactions", level=Level.WARNING)
         assert "(report)" in finding.found
-        assert finding.mend == f"select pg_terminate_backend({other.info.backend_pid});"
+        assert finding.fix == f"select pg_terminate_backend({other.info.backend_pid});"
     assert of(list(check_database(settings_for(database), database)), "transactions", level=Level.OK)
 
 
 def test_settings_of_roles_are_told(database: str, db: Sql) -> None:
     name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
     db.execute(f'alter database "{name}" set search_path = public'.encode())
-    finding = of(findings(settings_for(database)), "settings of roles", level=Level.NOTE)[0]
+    finding = of(findings(settings_for(database)), "role settings", level=Level.NOTE)[0]
     assert "database: search_path=public" in finding.found
     assert "no effect on the server" in finding.found
 
@@ -197,7 +197,7 @@ async def test_nats_that_answers_and_nats_that_does_not(database: str, nats: Nat
     found = await asyncio.to_thread(findings, settings)
     assert "answers within" in of(found, "NATS 1", level=Level.OK)[0].found
     (finding,) = of(found, "NATS 2", level=Level.PROBLEM)
-    assert "MOMENTUM_NATS_URL" in finding.mend
+    assert "MOMENTUM_NATS_URL" in finding.fix
 
 
 async def test_a_degraded_server_says_why(start: Start, database: str, db: Sql) -> None:
@@ -211,7 +211,7 @@ async def test_a_degraded_server_says_why(start: Start, database: str, db: Sql) 
     assert of(found, "health", level=Level.WARNING)
 
 
-async def test_liveness_and_readiness_are_apart(start: Start) -> None:
+async def test_liveness_and_readiness_are_separate_probes(start: Start) -> None:
     async with start() as server, server.http() as http:
         assert (await http.get("/sync/health/live")).json() == {"status": "live"}
         async with asyncio.timeout(10):
@@ -239,4 +239,4 @@ def test_the_command(database: str, tmp_path: Path) -> None:
 
 def test_a_server_role_without_privileges(database: str) -> None:
     finding = only(make_conninfo(database, user=CAPTURE_ROLE), "privileges", Level.PROBLEM)
-    assert "migrate --server-role" in finding.mend
+    assert "migrate --server-role" in finding.fix

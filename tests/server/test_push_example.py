@@ -1,4 +1,4 @@
-"""examples/push: a notification is pushed exactly when no device has received it."""
+"""examples/push: a notification is pushed only if no device has received it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "push"
 
 
 class PushFunction(HTTPServer):
-    """In place of the app's edge function and of FCM, which cannot be had here: records what it is asked to push."""
+    """Stand-in for the app's edge function and FCM: records the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

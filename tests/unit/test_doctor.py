@@ -15,7 +15,7 @@ from momentum_sync.settings import Settings, read
 
 SECRET = "x" * 32
 OK = Finding("database", "version", Level.OK, "PostgreSQL 17")
-NOTE = Finding("settings", "origins", Level.NOTE, "none", mend="set MOMENTUM_ALLOWED_ORIGINS")
+NOTE = Finding("settings", "origins", Level.NOTE, "none", fix="set MOMENTUM_ALLOWED_ORIGINS")
 WARNING = Finding("stream", "our slot", Level.WARNING, "is far behind " * 10, "It matters. " * 10, "first;\nsecond;")
 PROBLEM = Finding("database", "WAL level", Level.PROBLEM, "replica", "No rows.", "alter system …")
 UNKNOWN = Finding("stream", "log", Level.UNKNOWN, "the check failed")
@@ -37,9 +37,9 @@ def test_a_finding_is_a_line_with_why_and_the_command_below_it() -> None:
     assert shown[0] == "database"
     assert shown[1] == "  ok       version    PostgreSQL 17"
     assert shown[2] == "  problem  WAL level  replica"
-    assert shown[3:5] == [" " * 22 + "why:  No rows.", " " * 22 + "mend: alter system …"]
+    assert shown[3:5] == [" " * 22 + "why:  No rows.", " " * 22 + "fix:  alter system …"]
     assert shown[5:7] == ["", "stream"]
-    assert shown[-2:] == [" " * 22 + "mend: first;", " " * 22 + "      second;"], "a command stays on its line"
+    assert shown[-2:] == [" " * 22 + "fix:  first;", " " * 22 + "      second;"], "a command stays on its line"
     assert all(len(line) <= 80 for line in shown)
 
 
@@ -51,7 +51,7 @@ def test_levels_have_colors_on_a_terminal_alone() -> None:
 @pytest.mark.parametrize(
     ("findings", "said"),
     [
-        ([OK], "1 checks: all is well"),
+        ([OK], "1 check: no problems found"),
         ([OK, PROBLEM, WARNING, WARNING, NOTE], "5 checks: 1 problem, 2 warnings, 1 note"),
         ([UNKNOWN, PROBLEM, PROBLEM], "3 checks: 2 problems, 1 check that failed"),
     ],
@@ -64,7 +64,7 @@ def test_the_json_has_all_of_a_finding() -> None:
     assert json.loads(as_json([PROBLEM])) == [
         {
             "area": "database", "check": "WAL level", "level": "problem", "found": "replica", "why": "No rows.",
-            "mend": "alter system …",
+            "fix": "alter system …",
         }
     ]  # fmt: skip
 
@@ -80,13 +80,13 @@ def given(**settings: object) -> Settings:
 def test_settings_that_are_all_right() -> None:
     right = found(given(allowed_origins="https://app.example", host="0.0.0.0", max_connections=10), "MOMENTUM_PORT")
     assert {finding.level for finding in right.values()} == {Level.OK}
-    assert not any(finding.why or finding.mend for finding in right.values())
+    assert not any(finding.why or finding.fix for finding in right.values())
 
 
 @pytest.mark.parametrize(
     ("settings", "check", "level", "said"),
     [
-        ({"jwt_secret": None}, "tokens", Level.NOTE, "made for this machine"),
+        ({"jwt_secret": None}, "tokens", Level.NOTE, "generated on this machine"),
         ({"jwt_secret": "short"}, "tokens", Level.WARNING, "has 5 bytes"),
         ({"jwt_secret": SECRET, "supabase_url": "https://p.example"}, "tokens", Level.OK, "and the keys of https://p"),
         ({"allowed_origins": "*"}, "origins", Level.WARNING, "any origin"),
@@ -97,11 +97,11 @@ def test_settings_that_are_all_right() -> None:
         ({"metrics_open": True}, "metrics", Level.NOTE, "anybody"),
     ],
 )
-def test_settings_that_need_a_word(settings: dict[str, object], check: str, level: Level, said: str) -> None:
+def test_questionable_settings_are_reported(settings: dict[str, object], check: str, level: Level, said: str) -> None:
     finding = found(given(**settings))[check]
     assert finding.level is level
     assert said in finding.found
-    assert (level in (Level.OK,)) == (finding.mend == "")
+    assert (level in (Level.OK,)) == (finding.fix == "")
 
 
 def test_a_misspelt_variable_is_named() -> None:
@@ -113,7 +113,7 @@ def test_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     finding = found(given())["open files"]
     assert finding.level is Level.WARNING
-    assert "LimitNOFILE=20200" in finding.mend
+    assert "LimitNOFILE=20200" in finding.fix
     assert found(given(max_connections=500))["open files"].level is Level.OK
 
 

@@ -32,7 +32,7 @@ def test_everything_given() -> None:
 @pytest.mark.parametrize(
     "named", ["", "js", "js-1", "JS-1.0.0", "js-1.0.0 ", "x" * 17 + "-1.0.0", "js-12345.0.0", "js-1.0.0\n"]
 )
-def test_a_library_that_does_not_name_itself_well_is_another_one(named: str) -> None:
+def test_malformed_sdk_counts_as_other(named: str) -> None:
     assert handshake.sdk_of({"sdk": named}) == "other"
 
 

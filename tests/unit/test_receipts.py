@@ -118,7 +118,7 @@ def test_what_was_not_saved_is_kept_unless_there_is_something_newer() -> None:
     assert sorted(saved(receipts)) == [("a", 2), ("b", 1)]
 
 
-def test_what_is_put_back_is_still_of_its_history() -> None:
+def test_put_back_receipts_keep_their_generation() -> None:
     generations = [1]
     receipts = Receipts(10, lambda: generations[0])
     receipts.confirmed(USER, "a", at(1))

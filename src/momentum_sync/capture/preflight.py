@@ -1,4 +1,4 @@
-"""Checks of a database and of the server's roles in it. Each problem names the command that mends it.
+"""Checks of a database and of the server's roles in it. Each problem names the command that fixes it.
 
 Two roles may share the work: one reads the WAL and needs REPLICATION, the other does everything else and needs no
 privilege above row level security.
@@ -54,7 +54,7 @@ class _Log:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a check has found. `problem` keeps the server from working."""
+    """Result of one preflight check. A `problem` keeps the server from working."""
 
     check: str
     found: str
@@ -62,7 +62,7 @@ class Examined:
 
 
 def check(conninfo: str, slot: str, *, capture: str | None = None, captures: bool = True) -> None:
-    """Raise Unsuitable, with the command that mends it, for a database that the server cannot work with.
+    """Raise Unsuitable, with the command that fixes it, for a database that the server cannot work with.
 
     Args:
         conninfo: connection string of the database.
@@ -124,7 +124,7 @@ def _primary(server: _Server, name: str, why: str) -> Examined:
     problem = Unsuitable(
         f"The database is a read replica; the server {why}.", f"Set {name} to the address of the primary."
     )
-    found = "a read replica" if server.is_replica else "the address leads to it"
+    found = "a read replica" if server.is_replica else "the address is that of the primary"
     return Examined("primary", found, problem if server.is_replica else None)
 
 
@@ -149,48 +149,48 @@ def examine_server(version: int, wal_level: str, encoding: str) -> Iterator[Exam
 
 def _right_to_read(server: _Server) -> Examined:
     if server.may_replicate:
-        return Examined("right to read the WAL", f"{server.role} has REPLICATION")
+        return Examined("REPLICATION privilege", f"{server.role} has REPLICATION")
     problem = Unsuitable(
         f"The role {server.role} lacks REPLICATION.",
         f"As a superuser: alter role {_identifier(server.role)} with replication; or set a role that has it in"
         " MOMENTUM_CAPTURE_URL.",
     )
-    return Examined("right to read the WAL", f"{server.role} lacks REPLICATION", problem)
+    return Examined("REPLICATION privilege", f"{server.role} lacks REPLICATION", problem)
 
 
 def _free_slots(server: _Server, *, held: bool) -> Examined:
     found = f"{server.slots} of {server.max_slots} in use"
     if held or server.slots < server.max_slots:
-        return Examined("replication slots", found)
+        return Examined("free replication slots", found)
     problem = Unsuitable(
         f"All {server.max_slots} replication slots of the server are in use.",
         "Drop an unused slot (select pg_drop_replication_slot('…');), or as a superuser: "
         f"alter system set max_replication_slots = {server.max_slots + 10}; then restart PostgreSQL.",
     )
-    return Examined("replication slots", found, problem)
+    return Examined("free replication slots", found, problem)
 
 
 def _free_senders(server: _Server) -> Examined:
     found = f"{server.senders} of {server.max_senders} in use"
     if server.senders < server.max_senders:
-        return Examined("WAL senders", found)
+        return Examined("free WAL senders", found)
     problem = Unsuitable(
         f"All {server.max_senders} WAL senders of the server are in use.",
         f"As a superuser: alter system set max_wal_senders = {server.max_senders + 10}; then restart PostgreSQL.",
     )
-    return Examined("WAL senders", found, problem)
+    return Examined("free WAL senders", found, problem)
 
 
 def _slot(held: Held | None, slot: str) -> Examined:
     if held is None:
-        return Examined("our slot", f"{slot} does not exist; serve creates it")
+        return Examined("replication slot", f"{slot} does not exist; serve creates it")
     if held.ours and held.plugin == "pgoutput":
-        return Examined("our slot", f"{slot} exists")
+        return Examined("replication slot", f"{slot} exists")
     problem = Unsuitable(
         f"The replication slot {slot} belongs to another program (plugin {held.plugin}, database {held.database}).",
         f"Choose another name: MOMENTUM_SLOT={slot}_2",
     )
-    return Examined("our slot", f"{slot} belongs to another program", problem)
+    return Examined("replication slot", f"{slot} belongs to another program", problem)
 
 
 def _standbys(server: _Server) -> Examined:
@@ -215,7 +215,7 @@ def _one_database(capture: str, log: str) -> Examined:
         "MOMENTUM_CAPTURE_URL and DATABASE_URL are not the same database.",
         "Use the same host, port and database in both; only user and password may differ.",
     )
-    return Examined("one database", "two", problem)
+    return Examined("one database", "two different databases", problem)
 
 
 def _migrations(log: _Log) -> Examined:
@@ -238,18 +238,18 @@ def _privileges(log: _Log) -> Examined:
         " functions, or to become authenticated and service_role.",
         f"As {log.app_owner}, the owner of the tables, run: momentum-sync migrate --server-role {_quoted(log.role)}",
     )
-    return Examined("privileges", f"{log.role} lacks some", problem)
+    return Examined("privileges", f"{log.role} lacks privileges", problem)
 
 
 def _slot_of_the_log(connection: Connection[TupleRow], slot: str) -> Examined:
     other = connection.execute(_SQL["log_slot"], {"slot": slot}).fetchone()
     if other is None:
-        return Examined("slot of the log", slot)
+        return Examined("event log's slot", slot)
     problem = Unsuitable(
         f"The event log of this database belongs to the replication slot {other[0]}, which still exists.",
         f"Set MOMENTUM_SLOT={other[0]}, or drop that slot: select pg_drop_replication_slot('{other[0]}');",
     )
-    return Examined("slot of the log", str(other[0]), problem)
+    return Examined("event log's slot", str(other[0]), problem)
 
 
 def _identifier(name: str) -> str:

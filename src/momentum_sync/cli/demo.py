@@ -189,7 +189,7 @@ def _welcome(url: str, links: Mapping[str, tuple[str, str]], conninfo: str) -> s
     """Return the text that the terminal shows."""
     lines = ["", "Momentum Sync is running. Open these pages side by side:", ""]
     lines += [f"  {url}/demo/{name:<8} {who}" for name, (who, _) in links.items()]
-    lines += [f"  {url}/demo/receipts which of their devices have which notification"]
+    lines += [f"  {url}/demo/receipts which devices have received which notification"]
     lines += [
         "",
         "Change something yourself, with any PostgreSQL client:",

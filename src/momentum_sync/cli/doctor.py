@@ -28,7 +28,12 @@ def doctor(
         str | None, typer.Option(help="Root URL of a running server. Unset: where these settings start one.")
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Publish an event to a made-up user, and wait for it at a client.")
+        bool,
+        typer.Option(
+            "--probe",
+            help="Publish a test event and wait until a client receives it. Without --token it goes to a random user"
+            " id; with --token, all clients of that user receive it.",
+        ),
     ] = False,
     token: Annotated[
         str | None,
@@ -39,10 +44,11 @@ def doctor(
     as_json_: Annotated[bool, typer.Option("--json", help="Print a JSON array, for programs.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for a warning, too.")] = False,
 ) -> None:
-    """Check settings, database, rights, NATS and server; say for each finding why it matters and what mends it.
+    """Check settings, database, privileges, NATS and server. For each finding, show why it matters and how to fix it.
 
-    Works before `migrate` and while `serve` runs, with the settings of the environment and .env. It changes nothing,
-    except that --probe publishes an event. Exits with 1 if there is a problem, 2 if a setting is not valid.
+    Works before `migrate` and while `serve` runs, with the settings of the environment and .env. It does not change the
+    database, except that --probe publishes an event. Without a database URL it starts the embedded PostgreSQL. Exits
+    with 1 if there is a problem or a check failed, 2 if a setting is invalid.
     """
     with explained():
         settings = read(database_url=database_url)

@@ -21,7 +21,7 @@ th, td {{ text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ccc;
 td:last-child {{ white-space: nowrap }}
 </style>
 <h1>Which devices have it?</h1>
-<p>Open a person's page, close it, and see what its notifications have reached. The same by SQL:
+<p>Open a person's page, close it again, and see which notifications reached its devices. In SQL:
 <code>momentum.receipts(user_id, event_id)</code>.</p>
 <table><thead><tr><th>person<th>notification<th>at<th>devices that have it</tr></thead><tbody>
 {rows}

@@ -1,1 +1,1 @@
-"""`momentum-sync doctor`: checks of settings, database, network and servers, each with the command that mends it."""
+"""`momentum-sync doctor`: checks of settings, database, network and servers, each with the command that fixes it."""

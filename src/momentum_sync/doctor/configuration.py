@@ -1,4 +1,4 @@
-"""Checks of the settings, and of the machine that they ask something of."""
+"""Checks of the settings and of this machine's resources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_settings(settings: Settings, names: Iterable[str]) -> Iterator[Finding
     yield _tokens(settings)
     yield _origins(settings)
     yield _address(settings)
-    yield from _open_things(settings)
+    yield from _exposure(settings)
     yield _files(settings)
     if settings.database_url is None:
         yield _disk(settings)
@@ -43,7 +43,7 @@ def _tokens(settings: Settings) -> Finding:
     if settings.development:
         return Finding(
             AREA, "tokens", Level.NOTE,
-            f"signed with a secret that was made for this machine, in {settings.data_dir}",
+            f"development mode: verified with a secret generated on this machine, in {settings.data_dir}",
             "Tokens of a Supabase project are refused, and `momentum-sync token` makes valid ones.",
             "Set SUPABASE_URL=https://<project>.supabase.co, or SUPABASE_JWT_SECRET, as the project has them.",
         )  # fmt: skip
@@ -51,7 +51,7 @@ def _tokens(settings: Settings) -> Finding:
     if secret is not None and len(secret.encode()) < _LEAST_SECRET_BYTES:
         return Finding(
             AREA, "tokens", Level.WARNING, f"the HS256 secret has {len(secret.encode())} bytes",
-            "A short secret can be guessed from one token; whoever has it may act as any user.",
+            "A short secret can be brute-forced from one token; anyone who finds it can act as any user.",
             f"Use a secret of at least {_LEAST_SECRET_BYTES} bytes: openssl rand -base64 48",
         )  # fmt: skip
     ways = [
@@ -66,7 +66,7 @@ def _origins(settings: Settings) -> Finding:
     if "*" in origins:
         return Finding(
             AREA, "origins", Level.WARNING, "pages of any origin may connect",
-            "Any page that a user visits may try to connect with a token that it got hold of.",
+            "Any page that a user visits can connect if it has obtained that user's token.",
             "Set MOMENTUM_ALLOWED_ORIGINS=https://app.example to the origins of your pages.",
         )  # fmt: skip
     broken = [origin for origin in origins if not _is_origin(origin)]
@@ -79,7 +79,7 @@ def _origins(settings: Settings) -> Finding:
         return Finding(
             AREA, "origins", Level.NOTE,
             "only the server's own pages and clients without an Origin, such as phones, may connect",
-            mend="For pages elsewhere set MOMENTUM_ALLOWED_ORIGINS=https://app.example",
+            fix="For pages elsewhere set MOMENTUM_ALLOWED_ORIGINS=https://app.example",
         )  # fmt: skip
     return Finding(AREA, "origins", Level.OK, ", ".join(origins))
 
@@ -94,13 +94,13 @@ def _address(settings: Settings) -> Finding:
     where = f"{settings.host}:{settings.port}"
     if settings.host in ("127.0.0.1", "::1", "localhost"):
         return Finding(
-            AREA, "address", Level.NOTE, f"{where}, which this machine alone can reach",
-            mend="Behind a proxy on the same machine this is right; else set MOMENTUM_HOST=0.0.0.0",
+            AREA, "address", Level.NOTE, f"{where}, reachable only from this machine",
+            fix="Correct behind a proxy on this machine; otherwise set MOMENTUM_HOST=0.0.0.0",
         )  # fmt: skip
-    return Finding(AREA, "address", Level.OK, f"{where}; TLS is the proxy's work: deploy/nginx.conf, deploy/Caddyfile")
+    return Finding(AREA, "address", Level.OK, f"{where}; a proxy terminates TLS: deploy/nginx.conf, deploy/Caddyfile")
 
 
-def _open_things(settings: Settings) -> Iterator[Finding]:
+def _exposure(settings: Settings) -> Iterator[Finding]:
     if settings.token_in_query:
         yield Finding(
             AREA, "tokens in URLs", Level.WARNING, "MOMENTUM_TOKEN_IN_QUERY accepts ?access_token=…",
@@ -109,7 +109,7 @@ def _open_things(settings: Settings) -> Iterator[Finding]:
     if settings.metrics_open:
         yield Finding(
             AREA, "metrics", Level.NOTE, "anybody who reaches the server may read /metrics",
-            mend="If the network is not private, unset MOMENTUM_METRICS_OPEN and scrape with the service key.",
+            fix="If the network is not private, unset MOMENTUM_METRICS_OPEN and scrape with the service key.",
         )  # fmt: skip
 
 
@@ -120,8 +120,8 @@ def _files(settings: Settings) -> Finding:
         return Finding(AREA, "open files", Level.OK, "the limit allows MOMENTUM_MAX_CONNECTIONS sockets")
     return Finding(
         AREA, "open files", Level.WARNING,
-        f"at most {most:,}, and {settings.max_connections:,} connections are allowed",
-        "Each connection is a file; beyond the limit new ones are not accepted.",
+        f"the hard limit is {most:,}, but MOMENTUM_MAX_CONNECTIONS allows {settings.max_connections:,}",
+        "Each connection needs a file descriptor; at the limit new connections are refused.",
         f"Raise the hard limit (systemd: LimitNOFILE={needed}), or set MOMENTUM_MAX_CONNECTIONS={most // 2}",
     )  # fmt: skip
 

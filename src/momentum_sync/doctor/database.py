@@ -1,4 +1,4 @@
-"""Checks of the database: whether the server can work with it, whether the stream flows, what is in place.
+"""Checks of the database: suitability, the event stream, tables and policies.
 
 They need no more privileges than the server has, and change nothing.
 """
@@ -6,44 +6,42 @@ They need no more privileges than the server has, and change nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import psycopg
 from psycopg import Connection
-from psycopg.rows import TupleRow, class_row
+from psycopg.rows import TupleRow
 
 from momentum_sync.capture.preflight import Examined, examine
-from momentum_sync.database import adoption, queries
 from momentum_sync.database.connection import PINNED, connect
+from momentum_sync.doctor import tables
 from momentum_sync.doctor.finding import Finding, Level
+from momentum_sync.doctor.rows import SQL, rows_of
 from momentum_sync.errors import MomentumError, Unsuitable
 from momentum_sync.observe import described
 from momentum_sync.settings import Settings
 from momentum_sync.version import __version__
 
-_SQL = queries.load(__package__)
 _WHY = {
     "primary": "Events are read from the WAL and written to a log, which a replica cannot do.",
     "version": "Older versions lack what the stream needs.",
-    "WAL level": "Without it the WAL has no rows that could be decoded.",
+    "WAL level": "Below `logical`, the WAL lacks what logical decoding needs.",
     "encoding": "Clients get JSON, which is UTF-8.",
-    "right to read the WAL": "Capture reads the changes through a replication slot.",
-    "replication slots": "Capture needs one of its own.",
-    "WAL senders": "Capture uses one while it runs.",
-    "our slot": "The slot is the position up to which changes are safe in the log.",
-    "synchronous standbys": "PostgreSQL would take capture for a standby that each commit has to wait for.",
-    "one database": "Events would be read in one database, and clients answered from another.",
+    "REPLICATION privilege": "Capture reads the changes through a replication slot.",
+    "free replication slots": "Capture needs one of its own.",
+    "free WAL senders": "Capture uses one while it runs.",
+    "replication slot": "The slot marks how far changes are safely in the event log.",
+    "synchronous standbys": "PostgreSQL would treat capture as a synchronous standby, for which every commit waits.",
+    "one database": "Events would come from one database and snapshots from another.",
     "migrations": "The triggers that publish, and the server's own tables, come with the migrations.",
     "privileges": "The server uses a role of its own, which may do only what it needs.",
-    "slot of the log": "Two servers with different slots would number the same events differently.",
+    "event log's slot": "Two servers with different slots would number the same events differently.",
 }
 _CLOCKS_AGREE_S = 2.0
 _SLOT_BEHIND = 1024**3
 _CONNECTIONS_LEFT = 30  # of one server, by default
-_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +79,6 @@ class _Role:
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    name: str
-    is_secured: bool
-    is_full: bool
-    is_without: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Log:
     size: int
     partitions: int
@@ -97,12 +87,12 @@ class _Log:
 
 
 def check_database(settings: Settings, conninfo: str, *, old_s: float = 300.0) -> Iterator[Finding]:
-    """Yield findings about a database, each check for itself: one that fails does not keep the others from running.
+    """Yield the findings of all database checks. A check that fails does not stop the others.
 
     Args:
         settings: the operator's settings.
         conninfo: connection string of the database.
-        old_s: seconds after which an open transaction is told of.
+        old_s: seconds after which an open transaction is reported.
     """
     try:
         yield from _preflight(settings, conninfo)
@@ -120,7 +110,8 @@ def guarded(area: str, name: str, check: Callable[[], Iterator[Finding]]) -> Ite
     except (psycopg.Error, MomentumError, OSError, TimeoutError) as error:
         yield Finding(
             area, name, Level.UNKNOWN, f"the check failed: {described(error)}",
-            "It says nothing about the state.", "Run it again; as the owner of the tables if a privilege is missing.",
+            "The check could not be completed, so the state is unknown.",
+            "Run it again; if a privilege is missing, as the owner of the tables.",
         )  # fmt: skip
 
 
@@ -129,16 +120,16 @@ def _checks(
 ) -> Iterator[tuple[str, str, Callable[[], Iterator[Finding]]]]:
     yield "database", "pooler, clock and connections", partial(_session, connection)
     yield "database", "role", partial(_role, connection, is_embedded=settings.database_url is None)
-    yield "database", "settings of roles", partial(_role_settings, connection)
+    yield "database", "role settings", partial(_role_settings, connection)
     yield "stream", "slots", partial(_slots, connection, settings.slot)
     yield "stream", "transactions", partial(_transactions, connection, old_s)
-    yield "tables", "publication", partial(_publication, connection)
-    (is_migrated,) = connection.execute(_SQL["is_migrated"]).fetchone() or (False,)
+    yield "tables", "publication", partial(tables.check_publication, connection)
+    (is_migrated,) = connection.execute(SQL["is_migrated"]).fetchone() or (False,)
     if is_migrated:
         yield "stream", "log", partial(_log, connection, settings)
-        yield "tables", "triggers", partial(_triggers, connection)
-        yield "tables", "event trigger", partial(_event_trigger, connection)
-        yield "tables", "policies of the app", partial(_differences, connection)
+        yield "tables", "triggers", partial(tables.check_triggers, connection)
+        yield "tables", "event trigger", partial(tables.check_event_trigger, connection)
+        yield "tables", "policies of the app", partial(tables.check_policies, connection)
         yield "servers", "versions", partial(_servers, connection)
 
 
@@ -146,27 +137,23 @@ def _preflight(settings: Settings, conninfo: str) -> Iterator[Finding]:
     for examined in examine(
         conninfo, settings.slot, capture=settings.capture_url, captures=settings.role != "gateway"
     ):  # fmt: skip
-        yield _of_preflight(examined)
+        yield _finding_of(examined)
 
 
-def _of_preflight(examined: Examined) -> Finding:
+def _finding_of(examined: Examined) -> Finding:
     problem = examined.problem
     if problem is None:
         return Finding("database", examined.check, Level.OK, examined.found)
     return Finding("database", examined.check, Level.PROBLEM, str(problem), _WHY[examined.check], problem.hint)
 
 
-def _all(connection: Connection[TupleRow], name: str, kind: type[_Row], **asked: object) -> Sequence[_Row]:
-    return connection.cursor(row_factory=class_row(kind)).execute(_SQL[name], asked or None).fetchall()
-
-
 def _session(connection: Connection[TupleRow]) -> Iterator[Finding]:
     began = time.time()
-    (session,) = _all(connection, "session", _Session)
+    (session,) = rows_of(connection, "session", _Session)
     took = time.time() - began
     # A pooler answers the handshake itself, and makes up the process id by which a query can be cancelled.
     if session.pid == connection.info.backend_pid:
-        yield Finding("database", "pooler", Level.OK, f"none in between; a query takes {took * 1000:.0f} ms")
+        yield Finding("database", "pooler", Level.OK, f"direct connection; a query takes {took * 1000:.0f} ms")
     else:
         yield Finding(
             "database", "pooler", Level.WARNING, "the connection goes through a pooler",
@@ -197,7 +184,7 @@ def _session(connection: Connection[TupleRow]) -> Iterator[Finding]:
 
 
 def _role(connection: Connection[TupleRow], *, is_embedded: bool) -> Iterator[Finding]:
-    (role,) = _all(connection, "role", _Role)
+    (role,) = rows_of(connection, "role", _Role)
     powers = [
         name
         for name, has in (
@@ -215,29 +202,29 @@ def _role(connection: Connection[TupleRow], *, is_embedded: bool) -> Iterator[Fi
         return
     yield Finding(
         "database", "role", Level.WARNING, f"{role.name} {' and '.join(powers)}",
-        "Every query for a client runs under the client's role, so rights hold; but the server's own role could do more"
-        " than it has to.",
+        "Every query for a client runs under the client's role, so row level security applies to clients; but the"
+        " server's own role has more privileges than it needs.",
         "create role momentum_server login noinherit password '…'; grant momentum_server to current_user;\n"
         "momentum-sync migrate --server-role momentum_server   # then use it in DATABASE_URL; see SECURITY.md",
     )  # fmt: skip
 
 
 def _role_settings(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    found = [f"{whose}: {setting}" for whose, setting in connection.execute(_SQL["role_settings"]).fetchall()]
+    found = [f"{whose}: {setting}" for whose, setting in connection.execute(SQL["role_settings"]).fetchall()]
     if not found:
-        yield Finding("database", "settings of roles", Level.OK, "none for the server's role or the database")
+        yield Finding("database", "role settings", Level.OK, "none for the server's role or the database")
         return
     pinned = [each for each in found if each.partition(": ")[2].partition("=")[0].lower() in PINNED]
     rest = f"; {len(pinned)} of them have no effect on the server, which pins its own" if pinned else ""
-    yield Finding("database", "settings of roles", Level.NOTE, f"{', '.join(found)}{rest}")
+    yield Finding("database", "role settings", Level.NOTE, f"{', '.join(found)}{rest}")
 
 
 def _slots(connection: Connection[TupleRow], ours: str) -> Iterator[Finding]:
-    slots = _all(connection, "slots", _Slot)
-    (session,) = _all(connection, "session", _Session)
+    slots = rows_of(connection, "slots", _Slot)
+    (session,) = rows_of(connection, "session", _Session)
     own = next((slot for slot in slots if slot.name == ours), None)
     if own is None:
-        yield Finding("stream", "our slot", Level.NOTE, f"{ours} does not exist yet; serve creates it")
+        yield Finding("stream", "replication slot", Level.NOTE, f"{ours} does not exist yet; serve creates it")
     else:
         yield _own_slot(own)
     yield _retention(session.keep_size, own)
@@ -257,22 +244,22 @@ def _own_slot(slot: _Slot) -> Finding:
     )
     if slot.wal_status == "lost":
         return Finding(
-            "stream", "our slot", Level.PROBLEM, f"{slot.name} is lost: the WAL that it needs was removed",
+            "stream", "replication slot", Level.PROBLEM, f"{slot.name} is lost: the WAL that it needs was removed",
             "Changes were missed. The next serve replaces the slot, and every client starts with a new snapshot.",
             "momentum-sync serve   # replaces it; a larger max_slot_wal_keep_size keeps this from happening again",
         )  # fmt: skip
     if not slot.is_active:
         return Finding(
-            "stream", "our slot", Level.WARNING, found, "No server reads it: events wait, and WAL gathers.",
-            "momentum-sync serve",
+            "stream", "replication slot", Level.WARNING, found,
+            "No server reads it: events are delayed, and WAL accumulates.", "momentum-sync serve",
         )  # fmt: skip
     if (slot.behind or 0) > _SLOT_BEHIND:
         return Finding(
-            "stream", "our slot", Level.WARNING, found,
-            "Capture is far behind: after a large transaction for a while, or the log cannot be written.",
-            "See `capture` and `log` in the server's log; a long transaction below holds the WAL, too.",
+            "stream", "replication slot", Level.WARNING, found,
+            "Capture is decoding a large transaction, or cannot write the event log.",
+            "See `capture` and `log` in the server's log. Long transactions, listed below, also delay it.",
         )  # fmt: skip
-    return Finding("stream", "our slot", Level.OK, found)
+    return Finding("stream", "replication slot", Level.OK, found)
 
 
 def _retention(keep_size: str, own: _Slot | None) -> Finding:
@@ -280,14 +267,14 @@ def _retention(keep_size: str, own: _Slot | None) -> Finding:
         left = "" if own is None or own.reserve is None else f"; {_size(own.reserve)} are left"
         return Finding("stream", "retained WAL", Level.OK, f"max_slot_wal_keep_size is {keep_size}{left}")
     return Finding(
-        "stream", "retained WAL", Level.WARNING, "max_slot_wal_keep_size is -1: without a bound",
+        "stream", "retained WAL", Level.WARNING, "max_slot_wal_keep_size is -1: unlimited",
         "While no server runs, the slot keeps WAL until the disk is full and PostgreSQL stops.",
         "As a superuser: alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();",
     )  # fmt: skip
 
 
 def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Finding]:
-    found = _all(connection, "transactions", _Transaction, seconds=old_s)
+    found = rows_of(connection, "transactions", _Transaction, seconds=old_s)
     if not found:
         yield Finding("stream", "transactions", Level.OK, f"none is older than {old_s / 60:g} minutes")
     for each in found[:5]:
@@ -301,82 +288,18 @@ def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Fi
         )  # fmt: skip
 
 
-def _publication(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    (is_there,) = connection.execute(_SQL["publication"]).fetchone() or (False,)
-    if not is_there:
-        yield Finding(
-            "tables", "publication", Level.NOTE, "there is no supabase_realtime",
-            "Clients of Supabase's protocol get changes of the tables in it; native channels need none.",
-            "momentum-sync migrate",
-        )  # fmt: skip
-        return
-    tables = _all(connection, "published", _Published)
-    yield Finding("tables", "publication", Level.OK, f"supabase_realtime has {len(tables)} tables")
-    for table in tables:
-        if table.is_without:
-            yield Finding(
-                "tables", "replica identity", Level.PROBLEM, f"{table.name} has none: no primary key, or NOTHING",
-                "PostgreSQL refuses every UPDATE and DELETE on a published table without one.",
-                f"alter table {table.name} replica identity full;",
-            )  # fmt: skip
-        elif not table.is_full and table.is_secured:
-            yield Finding(
-                "tables", "replica identity", Level.NOTE, f"{table.name}: the old row has its key alone",
-                "A DELETE is sent to those who could see the row if the policies read the key alone; an UPDATE has no"
-                " old values.",
-                f"alter table {table.name} replica identity full;",
-            )  # fmt: skip
-
-
-def _triggers(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    problems = list(adoption.publishing_problems(connection))
-    if not problems:
-        yield Finding("tables", "triggers", Level.OK, "those that publish are as installed, and enabled")
-    for problem in problems:
-        found, _, rest = problem.partition(": ")
-        why, _, mend = rest.partition("; ")
-        is_foreign = found.startswith("the trigger ")
-        yield Finding(
-            "tables", "foreign triggers" if is_foreign else "triggers",
-            Level.WARNING if is_foreign else Level.PROBLEM, found, f"{why}.", mend,
-        )  # fmt: skip
-
-
-def _event_trigger(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    if adoption.has_event_trigger(connection):
-        yield Finding("tables", "event trigger", Level.OK, "changed policies are noticed in their own transaction")
-        return
-    yield Finding(
-        "tables", "event trigger", Level.WARNING, "momentum_policies is missing",
-        "Changed policies are noticed within a second; until then events go by the former ones. Nothing is compiled, so"
-        " each change is checked with a query.",
-        "As a superuser (on Supabase: postgres): momentum-sync migrate --again",
-    )  # fmt: skip
-
-
-def _differences(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    found = list(adoption.differences(connection))
-    if not found:
-        yield Finding("tables", "policies of the app", Level.OK, "equal to the shipped ones: no query for an event")
-    for line in found:
-        is_leak = "row level security is off" in line or "user_metadata" in line
-        yield Finding(
-            "tables", "policies of the app", Level.PROBLEM if is_leak else Level.NOTE, line,
-            mend="momentum-sync migrate --plan   # and docs/adopt.md: what each difference costs",
-        )  # fmt: skip
-
-
 def _log(connection: Connection[TupleRow], settings: Settings) -> Iterator[Finding]:
-    (log,) = _all(connection, "log", _Log)
-    covers = "nothing yet" if log.covers is None else f"{log.covers / 86_400:.1f} days"
+    (log,) = rows_of(connection, "log", _Log)
     days = settings.retention.total_seconds() / 86_400
-    found = f"{_size(log.size)} in {log.partitions} partitions, covering {covers} of {days:g} days"
+    covers = "no events yet" if log.covers is None else f"covering {log.covers / 86_400:.1f} of {days:g} days"
+    found = f"{_size(log.size)} in {log.partitions} partitions, {covers}"
     if log.covers and log.covers > 3_600 and log.covers < 86_400 * days:
         found += f"; about {_size(int(log.size / log.covers * 86_400 * days))} when full"
     if log.partitions and not log.has_tomorrow:
         yield Finding(
             "stream", "log", Level.WARNING, f"{found}; there is no partition for tomorrow",
-            "A server creates partitions every hour, two days ahead. Without one, events wait in the WAL.",
+            "Partitions are created two days ahead, every hour. A missing one means that housekeeping fails or that"
+            " no server runs.",
             "momentum-sync serve, or: select momentum.keep_partitions(null);",
         )  # fmt: skip
         return
@@ -384,19 +307,19 @@ def _log(connection: Connection[TupleRow], settings: Settings) -> Iterator[Findi
 
 
 def _servers(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    servers = connection.execute(_SQL["servers"]).fetchall()
+    servers = connection.execute(SQL["servers"]).fetchall()
     if not servers:
         yield Finding(
-            "servers", "connected", Level.NOTE, "no server is connected to this database", mend="momentum-sync serve"
+            "servers", "versions", Level.NOTE, "no server is connected to this database", fix="momentum-sync serve"
         )
         return
-    told = ", ".join(f"{version} at {address}" for version, address in servers)
+    listed = ", ".join(f"{version} on {address}" for version, address in servers)
     others = sorted({version for version, _ in servers} - {__version__})
     if not others:
-        yield Finding("servers", "versions", Level.OK, told)
+        yield Finding("servers", "versions", Level.OK, listed)
         return
     yield Finding(
-        "servers", "versions", Level.WARNING, f"{told}; this command is {__version__}",
+        "servers", "versions", Level.WARNING, f"{listed}; this command is {__version__}",
         "Gateways and captures of different versions may not understand each other's messages on NATS; gateways then"
         " read the log, which is slower.",
         "Upgrade all of them, capture last: docs/upgrade.md",

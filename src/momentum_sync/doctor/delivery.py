@@ -32,14 +32,14 @@ _LIFETIME = timedelta(minutes=5)
 async def check_delivery(settings: Settings, conninfo: str, url: str, token: str | None) -> AsyncIterator[Finding]:
     """Publish an event to a user, and yield how long it took to a client of that user.
 
-    Without a token it is a user whom nobody has, so that no client but this one gets the event. The log keeps it, as
-    any event, until retention ends.
+    Without a token the user id is random, so no other client receives the event. The log keeps it, as any event, until
+    retention ends.
     """
     secret = token_rules(settings).secret
     if token is None and secret is None:
         yield Finding(
             "servers", "delivery", Level.NOTE, "not tried: only the issuer can sign a token",
-            mend="MOMENTUM_TOKEN=<a user's token> momentum-sync doctor --probe",
+            fix="MOMENTUM_TOKEN=<a user's token> momentum-sync doctor --probe",
         )  # fmt: skip
         return
     user = str(uuid4()) if token is None else subject(token)
@@ -73,7 +73,7 @@ async def _deliver(client: Client, conninfo: str, user: str) -> Finding:
         committed = time.monotonic()
     took = await waiting - began
     sql_ms = (committed - began) * 1000
-    found = f"an event came {took * 1000:.0f} ms after it was published, {sql_ms:.0f} ms of that in SQL"
+    found = f"an event arrived {took * 1000:.0f} ms after publishing started, {sql_ms:.0f} ms of that in SQL"
     if took <= _SLOW_S:
         return Finding("servers", "delivery", Level.OK, found)
     return Finding(

@@ -32,7 +32,7 @@ def examine(
         probes: publish an event, and wait for it at a client.
     """
     yield from check_settings(settings, names)
-    yield from _done(check_issuer(settings))
+    yield from _collected(check_issuer(settings))
     address = url or f"http://{_reachable(settings.host)}:{settings.port}"
     with ExitStack() as stack:
         conninfo = settings.database_url
@@ -53,14 +53,14 @@ def examine(
                 )
                 yield finding
             if is_ready:
-                yield from _done(check_rights(conninfo))
-        yield from _done(check_nats(settings))
-        yield from _done(check_server(address, is_asked_for=url is not None or probes))
+                yield from _collected(check_rights(conninfo))
+        yield from _collected(check_nats(settings))
+        yield from _collected(check_server(address, is_asked_for=url is not None or probes))
         if probes and conninfo is not None:
-            yield from _done(check_delivery(settings, conninfo, address, token))
+            yield from _collected(check_delivery(settings, conninfo, address, token))
 
 
-def _done(findings: AsyncIterator[Finding]) -> Iterator[Finding]:
+def _collected(findings: AsyncIterator[Finding]) -> Iterator[Finding]:
     """Return the findings of checks on the network."""
 
     async def collect() -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What a check has found, and what follows from all of it."""
+"""Findings of checks, and the exit status that follows from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Level(Enum):
-    """How much a finding matters.
+    """Severity of a finding.
 
     `ok`: as it should be. `note`: nothing has to be done. `warning`: it works, and costs something or will break.
     `problem`: something does not work. `unknown`: the check itself failed.
@@ -23,7 +23,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check has found.
+    """Result of one check.
 
     Attributes:
         area: group of the check, such as `database`.
@@ -31,7 +31,7 @@ class Finding:
         level: how much it matters.
         found: what is there.
         why: why it matters; empty where all is well.
-        mend: the command or the setting that mends it; empty where nothing has to be mended.
+        fix: the command or setting that fixes it; empty if nothing has to be fixed.
     """
 
     area: str
@@ -39,7 +39,7 @@ class Finding:
     level: Level
     found: str
     why: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 def exit_status(findings: Iterable[Finding], *, strict: bool) -> int:

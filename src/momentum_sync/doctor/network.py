@@ -90,7 +90,7 @@ async def _round_trip(client: Client, name: str) -> Finding:
             f"Set max_payload: {_LEAST_PAYLOAD} in the configuration of nats-server.",
         )  # fmt: skip
     if took > _SLOW_S:
-        return Finding("network", name, Level.WARNING, found, "Each event takes that long to the clients.",
+        return Finding("network", name, Level.WARNING, found, "Every event is delayed by this round trip.",
                        "Run NATS near capture and gateways.")  # fmt: skip
     return Finding("network", name, Level.OK, found)
 
@@ -132,7 +132,7 @@ def _health(url: str, health: Mapping[str, Any], capture: Mapping[str, Any]) -> 
             "health",
             level,
             found,
-            problem or "The server's log has the reasons: `health changed`.",
+            problem or "; ".join(map(str, health.get("reasons") or [])) or "See `health changed` in the server's log.",
             "See the other findings; they name what is wrong with the database, NATS or the triggers.",
         )
     ]
@@ -151,14 +151,16 @@ def _sdks(sdks: Mapping[str, Any], server: str) -> list[Finding]:
     """Return findings about the SDKs of the clients that are connected, by name and version."""
     if not sdks:
         return []
-    told = ", ".join(f"{count} with {name}" for name, count in sorted(sdks.items()))
+    listed = ", ".join(
+        f"{count} with {'an unknown SDK' if name == 'other' else name}" for name, count in sorted(sdks.items())
+    )
     others = [name for name in sdks if name != "other" and _minor(name.rpartition("-")[2]) != _minor(server)]
     if not others:
-        return [Finding("servers", "clients' SDKs", Level.OK, told)]
+        return [Finding("servers", "clients' SDKs", Level.OK, listed)]
     return [Finding(
-        "servers", "clients' SDKs", Level.NOTE, told,
-        f"{', '.join(sorted(others))}: not the server's version. Versions with the same first number understand each"
-        " other.",
+        "servers", "clients' SDKs", Level.NOTE, listed,
+        f"{', '.join(sorted(others))}: not the server's version. The server understands SDKs of earlier"
+        " versions.",
         "Update the SDK in the app when convenient: docs/upgrade.md",
     )]  # fmt: skip
 

@@ -8,7 +8,8 @@ select
     current_setting('max_slot_wal_keep_size') as keep_size
 
 -- name: slots
--- The replication slots of the cluster. WAL since `restart_lsn` is retained; the reader has confirmed the rest.
+-- The replication slots of the cluster. WAL from `restart_lsn` on is retained; everything before
+-- `confirmed_flush_lsn` is confirmed.
 select
     r.slot_name::text as name,
     r.active as is_active,
@@ -20,7 +21,7 @@ from pg_catalog.pg_replication_slots r
 order by r.slot_name
 
 -- name: transactions
--- Transactions that have been open for long, and prepared ones: WAL since the oldest is retained.
+-- Transactions that have been open for a long time, and prepared ones: WAL since the oldest is retained.
 select 'process ' || a.pid as what, extract(epoch from clock_timestamp() - a.xact_start)::float8 as seconds,
     coalesce(nullif(a.application_name, ''), a.usename::text, '') as who
 from pg_catalog.pg_stat_activity a
@@ -33,7 +34,7 @@ where p.prepared < clock_timestamp() - %(seconds)s * interval '1 second' and p.d
 order by 2 desc
 
 -- name: role
--- The server's role, and whether row level security does not apply to it.
+-- The server's role, and whether it bypasses row level security.
 select current_user::text as name, r.rolsuper as is_superuser, r.rolbypassrls as bypasses,
     exists (
         select from pg_catalog.pg_class c
@@ -52,12 +53,13 @@ where (d.setdatabase = 0 or d.setdatabase = (select b.oid from pg_catalog.pg_dat
 order by 1, 2
 
 -- name: published
--- Published tables: whether UPDATE and DELETE bring the key at least, and whether they bring the whole row.
+-- Published tables: row level security, and whether the replica identity is the whole row or missing. Without one,
+-- PostgreSQL refuses UPDATE and DELETE.
 select format('%I.%I', n.nspname, c.relname) as name,
     c.relrowsecurity as is_secured,
     c.relreplident = 'f' as is_full,
     c.relreplident = 'n' or c.relreplident = 'd' and not exists (
-        select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary) as is_without
+        select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary) as lacks_identity
 from pg_catalog.pg_publication_tables p
 join pg_catalog.pg_namespace n on n.nspname = p.schemaname
 join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = p.tablename

@@ -34,14 +34,14 @@ def lines(findings: Sequence[Finding], *, width: int, colored: bool) -> Iterator
         first, *rest = textwrap.wrap(finding.found, max(20, width - indent)) or [""]
         yield start + first
         yield from (" " * indent + line for line in rest)
-        for part, sentence in (("why", finding.why), ("mend", finding.mend)):
+        for part, sentence in (("why", finding.why), ("fix", finding.fix)):
             if sentence:
                 yield from _part(part, sentence, indent, width)
 
 
 def _part(name: str, sentence: str, indent: int, width: int) -> Iterator[str]:
     # A command has to stay on one line, so that it can be copied.
-    is_command = name == "mend"
+    is_command = name == "fix"
     pieces = sentence.splitlines() if is_command else textwrap.wrap(sentence, max(20, width - indent - _PART_WIDTH))
     for number, piece in enumerate(pieces):
         yield f"{' ' * indent}{(name + ':').ljust(_PART_WIDTH) if number == 0 else ' ' * _PART_WIDTH}{piece}"
@@ -50,7 +50,7 @@ def _part(name: str, sentence: str, indent: int, width: int) -> Iterator[str]:
 def summary(findings: Sequence[Finding]) -> str:
     """Return the last line: how many findings there are of each level."""
     counts = Counter(finding.level for finding in findings)
-    told = [
+    counted = [
         f"{counts[level]} {name if counts[level] == 1 else plural}"
         for level, name, plural in (
             (Level.PROBLEM, "problem", "problems"),
@@ -60,7 +60,8 @@ def summary(findings: Sequence[Finding]) -> str:
         )
         if counts[level]
     ]
-    return f"{len(findings)} checks: {', '.join(told) if told else 'all is well'}"
+    checks = "1 check" if len(findings) == 1 else f"{len(findings)} checks"
+    return f"{checks}: {', '.join(counted) if counted else 'no problems found'}"
 
 
 def as_json(findings: Sequence[Finding]) -> str:

@@ -47,8 +47,8 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
             except (RequestError, psycopg.Error, PoolTimeout) as error:
                 yield Finding(
                     AREA, "policies", Level.UNKNOWN, f"as {caller.role}: {described(error)}",
-                    "It says nothing about the state.",
-                    "momentum-sync migrate --server-role <role>   # if the role may not become its clients'",
+                    "The check could not be completed, so the state is unknown.",
+                    "momentum-sync migrate --server-role <role>   # if it lacks SET ROLE to authenticated or anon",
                 )  # fmt: skip
         for name, roles in by_table.items():
             yield Finding(
@@ -79,7 +79,7 @@ def _open(name: str, role: str) -> Finding:
 def _checked(name: str, role: str, reason: str) -> Finding:
     return Finding(
         AREA, "policies", Level.NOTE, f"{name}: changes are checked per event for {role} ({reason})",
-        "Clients of Supabase's protocol cost a query for each page of changes and each caller: some thousand checks a"
-        " second. A slow policy delays its callers alone.",
+        "With Supabase's protocol each caller needs one query per page of changes, which limits the server to a few"
+        " thousand checks per second. A slow policy delays only its own callers.",
         "Write policies as comparisons of columns with auth.uid(), auth.jwt() or constants: docs/supabase.md, Rights",
     )  # fmt: skip

@@ -72,7 +72,7 @@ class _Client(Client):
 
 
 async def connect_once(options: BrokerOptions, name: str, seconds: float) -> Client:
-    """Return a connection that is not made again when it is lost, for a command. The caller closes it.
+    """Connect to NATS without automatic reconnect, for a command. The caller closes the connection.
 
     Raises:
         nats.errors.Error, OSError, TimeoutError: there is none within `seconds`.

@@ -17,16 +17,16 @@ as $$
         and l.event::jsonb @> event_ids.contains
     order by l.number
 $$;
-comment on function momentum.event_ids(text, jsonb, timestamptz) is 'Find events in the log by what they say.
+comment on function momentum.event_ids(text, jsonb, timestamptz) is 'Find events in the log by their content.
 
-An event has its id a moment after its transaction has committed, when the log has it.
+An event gets its id when capture appends it to the log, shortly after its transaction commits.
 
 Args:
     channel: a channel of the event, such as notifications:<user>.
     contains: fields that the event must have, such as {"notification_id": "…"}.
-    since: events of earlier commits are not searched; by default of the last day.
+    since: the earliest commit time to search; by default one day ago.
 Returns:
-    the ids that clients know the events by, the events, and the times of their commits, in commit order.
+    `event_id`, as clients know it; `event`; `committed_at`. In commit order.
 Example:
     select event_id from momentum.event_ids(
         ''notifications:'' || user_id, jsonb_build_object(''notification_id'', notification_id));';
@@ -47,7 +47,8 @@ begin
             hint = 'Take it from momentum.event_ids, or from the `id` of a delivered event.';
     end if;
     wanted := split_part(event_id, '-', 2);
-    -- Offsets go on from epoch to epoch, and a device that begins with a snapshot has everything before it.
+    -- Epochs are not compared: a new epoch continues the offsets of the last one, and a device that starts from a
+    -- snapshot has everything before it.
     return query
         select d.device, 'native', null::text, d.number >= wanted, d.confirmed_at
         from momentum.devices d
@@ -62,16 +63,18 @@ end;
 $$;
 comment on function momentum.receipts(uuid, text) is 'Return which devices of a user have an event.
 
-A device has it when its WebSocket library has answered a ping that followed the event: the app on it has received the
-event, or is about to. That a person has seen it only the app can know.
+A device has an event when its WebSocket library has answered a ping sent after it: the app has received the event or is
+about to. Only the app knows whether a person has seen it. For an event that a failover has lost, the answer may be
+wrong.
 
 Args:
     user_id: the user.
     event_id: the id of an event, from momentum.event_ids or from a delivered event.
 Returns:
-    one row for each device that connected with a `client_id` in the last 30 days, and one for each topic of each client
-    of Supabase''s protocol: `device`, its `protocol` (native or supabase), the `topic` if it is Supabase''s, whether it
-    has the event, or a snapshot taken after it, and when it last confirmed something.
+    one row for each device that connected with a `client_id` and has confirmed an event (at most the 100 most recent of
+    a user), and one for each topic of each client of Supabase''s protocol. Rows are deleted 30 days after their last
+    confirmation, or after MOMENTUM_RETENTION if that is longer. Columns: `device`; `protocol` (native or supabase);
+    `topic` (null for native); `has_event`, also true for a snapshot taken after the event; `confirmed_at`.
 Raises:
     invalid_parameter_value: `event_id` is not the id of an event.
 Example:

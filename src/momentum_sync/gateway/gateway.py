@@ -185,7 +185,8 @@ class Gateway:
     def _native_entrance(self, request: handshake.ConnectRequest, identity: Identity) -> Entrance:
         user = None if request.user_id is None else str(request.user_id)
         device = None
-        # Whoever acts for a user is no device of that user, and a client without a name could not be found again.
+        # A caller that acts for another user is not that user's device, and a client without `client_id` could not be
+        # recognized again.
         if request.client_id is not None and request.user_id is not None and request.user_id == identity.subject:
             device = Device(self.receipts, request.user_id, request.client_id)
         # Equal client ids replace each other, so a client without one gets a random id.

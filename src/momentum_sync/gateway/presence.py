@@ -29,7 +29,7 @@ class Tracked(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Return the bytes that it takes in the presence's JSON, about: a key may be escaped there."""
+        """Return its approximate size in the presence's JSON; escaping may lengthen the key."""
         return len(self.key.encode()) + len(self.content)
 
 

@@ -1,8 +1,8 @@
 """Receipts: how far each device of a user has confirmed what it was sent.
 
 Every WebSocket library answers pings, in stream order, so a pong confirms everything that was written before its ping.
-The positions are collected here, one for each device, and saved together. They cost nothing between: a device that was
-sent nothing since the last one is not saved again.
+The positions are collected here, one for each device, and saved together. A device that was sent nothing since its
+last receipt is not saved again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from momentum_sync.eventlog.position import Position
 
 
 class Receipt(NamedTuple):
-    """A position up to which a device of a user has everything, and the history in which it has it."""
+    """Position up to which a device has received everything, and the generation of the feed that it belongs to."""
 
     user_id: UUID
     device: str
@@ -25,11 +25,13 @@ class Receipt(NamedTuple):
 
 
 class Receipts:
-    """The receipts of one gateway that were not saved yet.
+    """Receipts of one gateway that are not saved yet.
 
     Args:
-        most: devices; beyond, the oldest is dropped: its next pong brings a later position.
-        generation: returns which history the feed follows. Positions of one before say nothing, and are not saved.
+        most: devices whose receipts are kept unsaved. Above it the oldest receipt is dropped; that device is recorded
+            again only after its next event.
+        generation: returns the feed's generation. Receipts of an earlier one are dropped, because their offsets are not
+            comparable.
     """
 
     def __init__(self, most: int, generation: Callable[[], int]) -> None:
@@ -49,7 +51,7 @@ class Receipts:
             del self._unsaved[next(iter(self._unsaved))]
 
     def begin(self, device: Device, ask: Callable[[], None]) -> None:
-        """Know a connected device from now on. `ask` sends it a ping."""
+        """Register a connected device. `ask` sends it a ping."""
         self._asks[device] = ask
 
     def end(self, device: Device) -> None:
@@ -62,7 +64,7 @@ class Receipts:
         return list(self._asks.values())
 
     def take(self, most: int) -> list[Receipt]:
-        """Return the oldest ones, at most so many, and forget them."""
+        """Remove and return up to `most` receipts, oldest first."""
         generation = self._generation()
         self._unsaved = {key: found for key, found in self._unsaved.items() if found[1] == generation}
         taken = [Receipt(*key, *found) for key, found in islice(self._unsaved.items(), most)]
@@ -71,7 +73,7 @@ class Receipts:
         return taken
 
     def put_back(self, receipts: Iterable[Receipt]) -> None:
-        """Keep receipts that could not be saved, but for those that were replaced meanwhile."""
+        """Put back receipts that could not be saved, except for devices with a newer one."""
         for user_id, device, position, generation in receipts:
             self._unsaved.setdefault((user_id, device), (position, generation))
 
@@ -87,7 +89,7 @@ class Device:
 
     __slots__ = ("_confirmed_id", "_name", "_number", "_pings", "_receipts", "_user_id")
 
-    _MOST_PINGS = 8  # unanswered, with their positions; one that stays away longer is closed as silent
+    _MOST_PINGS = 8  # unanswered ones that are remembered; a client silent for longer is closed anyway
 
     def __init__(self, receipts: Receipts, user_id: UUID, name: str) -> None:
         self._receipts = receipts
@@ -123,7 +125,7 @@ class Device:
         return b"%d" % self._number
 
     def pong(self, payload: bytes) -> None:
-        """Take a pong. Any other than the answer to a ping of this connection says nothing."""
+        """Confirm the position of the ping that this pong answers. Ignore other payloads."""
         number = int(payload) if payload.isdigit() else 0
         found = self._pings.get(number)
         if found is not None:

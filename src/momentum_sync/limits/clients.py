@@ -199,7 +199,8 @@ class SocketLimits:
     """Members in the presence of a topic."""
 
     presence_topic_bytes: int = 2 * 1024 * 1024
-    """Payloads in the presence of a topic, which each client that joins gets at once. Other gateways' may add a few."""
+    """Payloads in the presence of a topic; a client that joins receives all of them. Checked on each gateway, so
+    concurrent tracks can exceed it slightly."""
 
     presence_s: float = 0.05
     """Time for which changes of a topic's presence are collected."""

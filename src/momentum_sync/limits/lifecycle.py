@@ -53,7 +53,7 @@ class LifecycleLimits:
     """Pause between those batches."""
 
     health_s: float = 1.0
-    """Interval at which a change of the server's health is looked for, to be logged."""
+    """Interval at which health is checked for changes to log."""
 
     degraded_lag_s: float = 5.0
     """Lag of the feed above which health is `degraded`."""

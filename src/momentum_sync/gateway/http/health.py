@@ -53,9 +53,7 @@ class Health(BaseModel):
         " `foreign_triggers`: triggers of others that run before them"
     )
     reasons: list[str] | None = Field(default=None, description="with `verbose`: why the server is not healthy")
-    sdks: dict[str, int] | None = Field(
-        default=None, description="with `verbose`: connections by the client's library and its version"
-    )
+    sdks: dict[str, int] | None = Field(default=None, description="with `verbose`: connections by SDK and its version")
     window: dict[str, int] | None = Field(
         default=None,
         description="with `verbose`: `events` and `bytes` in memory, the newest and the last that is in the log",
@@ -108,7 +106,7 @@ class HealthLog:
         self._told: str | None = None
 
     def look(self) -> None:
-        """Log the health if it is another than before. Starting up, a server is unhealthy, and that is no news."""
+        """Log the health when it changes. The unhealthy state at startup is not logged."""
         status = self._feed.status()
         word = judge(self._role, status, self._limits).status
         if word != self._told and not (self._told is None and word == "unhealthy"):
@@ -154,12 +152,12 @@ def add_health(sync: APIRouter, role: str, feed: LocalFeed, served: Served, limi
 
     @sync.get("/health/live", response_model=Probe)
     async def live() -> Response:
-        """Answer as long as the process does: for a probe that restarts it. The database may be away."""
+        """Answer while the process runs, even if the database is unreachable. For liveness probes."""
         return _probe("live", 200)
 
     @sync.get("/health/ready", response_model=Probe, responses={503: {"model": Probe}})
     async def ready() -> Response:
-        """Return whether the process takes clients, or as a capture does its work: for a load balancer."""
+        """Return whether the process accepts clients or, as a capture, works or stands by. For readiness probes."""
         verdict = judge(role, feed.status(), limits, draining=served.draining)
         return _probe("ready" if verdict.http_status < _BAD else "not ready", verdict.http_status)
 

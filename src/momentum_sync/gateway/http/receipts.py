@@ -17,7 +17,7 @@ from momentum_sync.gateway.http.requests import REFUSALS, Caller
 _SQL = queries.load(__package__)
 
 
-class AskedEvent(BaseModel):
+class ReceiptQuery(BaseModel):
     """A user and an event."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
@@ -27,27 +27,27 @@ class AskedEvent(BaseModel):
 
 
 class ReceiptOfDevice(BaseModel):
-    """What is known of one device."""
+    """The receipt of one device."""
 
     device: str = Field(description="its `client_id`; a digest for Supabase's protocol")
     protocol: str = Field(description="`native` or `supabase`")
-    topic: str | None = Field(description="of Supabase's protocol, whose topics have positions of their own")
+    topic: str | None = Field(description="the topic, with Supabase's protocol; each topic has its own position")
     has_event: bool = Field(description="whether it has the event, or a snapshot taken after it")
     confirmed_at: str = Field(description="when it last confirmed something")
 
 
 class ReceiptsOfUser(BaseModel):
-    """The devices of the user, the one that confirmed something last first."""
+    """The user's devices, most recent confirmation first."""
 
     devices: list[ReceiptOfDevice]
 
 
 def add_receipts(sync: APIRouter, gateway: Gateway) -> None:
-    """Add the route."""
+    """Add the route `/sync/receipts`."""
 
     @sync.post("/receipts", response_model=ReceiptsOfUser, responses=REFUSALS)
-    async def receipts(asked: AskedEvent, caller: Caller) -> Response:
-        """Return which devices of a user have an event. For `service_role`."""
+    async def receipts(asked: ReceiptQuery, caller: Caller) -> Response:
+        """Return which devices of a user have an event. Requires `service_role`."""
         if caller.role != "service_role":
             raise Forbidden("Only service_role may read receipts.")
         try:
