@@ -33,4 +33,5 @@ def rewritten(text: str, source: str, pages: Mapping[str, str], root: Path) -> s
             return f"{mark}[{label}]({posixpath.basename(full)})"
         return f"{label} (`{full}`)" if label.strip("`") != full else f"`{full}`"
 
+    text = re.sub(r'src="docs/([^"]+)"', r'src="\1"', text)
     return _LINK.sub(link, text)

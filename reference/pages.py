@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -124,19 +125,38 @@ def http() -> str:
     from reference.openapi import document  # it builds a gateway, which takes a second
 
     parts = ["# HTTP API", "", "Every path also exists under `/functions/v1/realtime-momentum-sync`. A running server",
-             "has the same at `/openapi.json`, and as a page at `/docs`.", ""]  # fmt: skip
-    for path, methods in sorted(document()["paths"].items()):
+             "has the same at `/openapi.json`, and as a page at `/docs`.", "",
+             "Requests need `Authorization: Bearer <token>`, or the service key as `apikey`; health needs none. Reads",
+             "may have the header `Last-Event-ID` with the client's position: the answer is not older than what the",
+             "client has received, also on another gateway.", ""]  # fmt: skip
+    described = document()
+    for path, methods in sorted(described["paths"].items()):
         for method, about in methods.items():
             parts += [f"## {method.upper()} {path}", "", str(about.get("description", about.get("summary", ""))), ""]
             rows = [
                 f"| `{one['name']}` | {one['in']} | {_cell(str(one.get('description', '')))} |"
                 for one in about.get("parameters", [])
+                if one["name"] != "Last-Event-ID"
             ]
             if rows:
                 parts += ["| parameter | in | meaning |", "|---|---|---|", *rows, ""]
+            parts += _body("body", about.get("requestBody"), described["components"]["schemas"])
+            parts += _body("answer", about["responses"].get("200"), described["components"]["schemas"])
             codes = ", ".join(f"`{code}`" for code in sorted(about["responses"]))
             parts += [f"Status codes: {codes}.", ""]
     return "\n".join(parts)
+
+
+def _body(title: str, content: Any, schemas: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a request's body or of an answer, as a table."""
+    schema = (content or {}).get("content", {}).get("application/json", {}).get("schema", {})
+    schema = schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
+    rows = [
+        f"| `{name}` | {'yes' if name in schema.get('required', []) else ''} | {_type(about)} |"
+        f" {_cell(str(about.get('description', '')))} |"
+        for name, about in schema.get("properties", {}).items()
+    ]
+    return [f"| {title} | required | type | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
 
 
 def python() -> str:
@@ -146,7 +166,10 @@ def python() -> str:
         thing = getattr(momentum_sync, name)
         if not inspect.isclass(thing):
             continue
-        parts += [f"## {name}", "", _docstring(thing), ""]
+        parts += [f"## {name}", ""]
+        if not issubclass(thing, Exception) and "__init__" in vars(thing):
+            parts += [f"`{name}{_signature(thing.__init__)}`".replace(" -> None", ""), ""]
+        parts += [_docstring(thing), ""]
         if issubclass(thing, Exception):
             continue
         for member, value in vars(thing).items():
@@ -160,7 +183,7 @@ def python() -> str:
 
 def _signature(function: Callable[..., object]) -> str:
     shown = str(inspect.signature(function))
-    return re.sub(r"\(self(?:, )?", "(", shown).replace("momentum_sync.", "")
+    return re.sub(r"\(self(?:, )?", "(", shown).replace("momentum_sync.", "").replace("'", "")
 
 
 def _docstring(thing: object) -> str:

@@ -3,12 +3,14 @@
 --
 --   psql "$DATABASE_URL" -f push.sql
 --
--- worker.py calls the app's function for what `public.due_pushes` returns.
+-- worker.py calls the app's function for what `public.due_pushes` returns; it connects as the owner or as a role in
+-- service_role. Before `momentum-sync uninstall`: drop function public.due_pushes, public.plan_push cascade;
 
 -- Notifications that may have to be pushed; each is settled once.
 create table if not exists public.push_outbox (
     notification_id uuid primary key references public.momentum_notifications on delete cascade,
     user_id uuid not null,
+    planned_at timestamptz not null default now(),
     due_at timestamptz not null,
     attempts integer not null default 0,
     settled_as text check (settled_as in ('received', 'pushed', 'given up'))
@@ -24,6 +26,9 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if not momentum.is_user_facing(new.notification_type) then  -- no event, and nothing to show
+        return null;
+    end if;
     -- Devices need time to confirm: MOMENTUM_RECEIPTS or the ping interval, plus a few seconds.
     insert into public.push_outbox (notification_id, user_id, due_at) values (new.id, new.user_id, now() + interval '30 seconds');
     return null;
@@ -42,9 +47,8 @@ as $$
 begin
     return query
         with due as (
-            select o.notification_id, o.user_id, n.created_at
+            select o.notification_id, o.user_id, o.planned_at
             from public.push_outbox o
-            join public.momentum_notifications n on n.id = o.notification_id
             where o.settled_as is null and o.due_at <= now()
             order by o.due_at
             limit most
@@ -55,7 +59,7 @@ begin
                 select
                 from momentum.event_ids(
                     'notifications:' || d.user_id, jsonb_build_object('notification_id', d.notification_id),
-                    d.created_at - interval '1 minute') as e
+                    d.planned_at - interval '1 minute') as e
                 cross join lateral momentum.receipts(d.user_id, e.event_id) as r
                 where r.has_event
             ) as is_received

@@ -16,31 +16,33 @@ import time
 import httpx
 import psycopg
 
-MOST = 20
 MOST_ATTEMPTS = 8
-AGAIN_AFTER = "5 minutes"  # longer than a batch may take, MOST * TIMEOUT_S, so that no other worker repeats it
+AGAIN_AFTER = "1 minute"  # longer than TIMEOUT_S, so that no other worker repeats a push that is under way
 PAUSE_S = 5.0
 TIMEOUT_S = 10.0
 
 
-def push_due(connection: psycopg.Connection[tuple[object, ...]], http: httpx.Client, url: str) -> int:
-    """Push what is due. Return how many notifications were taken up."""
-    # Committed before the calls: while one hangs, no row is locked, and each is due again if this process dies.
-    due = connection.execute("select * from public.due_pushes(%s, %s)", (MOST, AGAIN_AFTER)).fetchall()
-    for notification_id, user_id, attempts in due:
-        settled_as = "pushed"
-        try:
-            asked = {"notification_id": str(notification_id), "user_id": str(user_id)}
-            http.post(url, json=asked).raise_for_status()
-        except httpx.HTTPError as error:
-            print(f"notification {notification_id}, attempt {attempts}: {error!r}", file=sys.stderr)
-            if int(str(attempts)) < MOST_ATTEMPTS:
-                continue
-            settled_as = "given up"
-        connection.execute(
-            "update public.push_outbox set settled_as = %s where notification_id = %s", (settled_as, notification_id)
-        )
-    return len(due)
+def push_next(connection: psycopg.Connection[tuple[object, ...]], http: httpx.Client, url: str) -> bool:
+    """Push a notification that is due. Return False if there was none."""
+    # Committed before the call: while it hangs, no row is locked, and it is due again if this process dies.
+    due = connection.execute("select * from public.due_pushes(1, %s)", (AGAIN_AFTER,)).fetchone()
+    if due is None:
+        return False
+    notification_id, user_id, attempts = due
+    settled_as = "pushed"
+    try:
+        asked = {"notification_id": str(notification_id), "user_id": str(user_id)}
+        # With this key the function can tell a repetition.
+        http.post(url, json=asked, headers={"Idempotency-Key": str(notification_id)}).raise_for_status()
+    except httpx.HTTPError as error:
+        print(f"notification {notification_id}, attempt {attempts}: {error!r}", file=sys.stderr)
+        if int(str(attempts)) < MOST_ATTEMPTS:
+            return True
+        settled_as = "given up"
+    connection.execute(
+        "update public.push_outbox set settled_as = %s where notification_id = %s", (settled_as, notification_id)
+    )
+    return True
 
 
 def main() -> None:
@@ -51,9 +53,11 @@ def main() -> None:
         while True:
             try:
                 with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True, connect_timeout=5) as connection:
-                    while push_due(connection, http, url) or not once:
-                        time.sleep(0 if once else PAUSE_S)
-                    return
+                    while True:
+                        if not push_next(connection, http, url):
+                            if once:
+                                return
+                            time.sleep(PAUSE_S)
             except psycopg.OperationalError as error:
                 if once:
                     raise

@@ -25,13 +25,15 @@ from momentum_sync.eventlog.receipt_records import ReceiptRecords
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.limits import LifecycleLimits, Limits, ReceiptLimits
 from momentum_sync.tasks import end
 from momentum_sync.wire.close import Close
 
 # The window holds hundreds of thousands of long-lived objects without reference cycles. A full collection stops every
-# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens with the housekeeping only.
+# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens with the housekeeping, and when
+# many connections have closed (`collect_garbage`).
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 
 
@@ -154,7 +156,7 @@ async def keep_house(
             await event_metrics.clean()
             kept = max(retention, timedelta(seconds=bounds.sessions_s))
             await sessions.forget(kept)
-            await receipts.forget(kept, most=limits.receipts.of_user)
+            await receipts.forget(kept)
             if not is_first:  # at the start everything is in use
                 gc.collect()
             is_first = False
@@ -162,6 +164,20 @@ async def keep_house(
             observe.housekeeping_failed(error)
             pause = bounds.housekeeping_retry_s
         await asyncio.sleep(pause)
+
+
+async def collect_garbage(hub: Hub, limits: LifecycleLimits) -> None:
+    """Collect what closed connections leave behind, whenever that is much, until cancelled.
+
+    A connection and its transport refer to each other. One that has lived for some seconds is in the oldest generation,
+    which would otherwise be collected once an hour.
+    """
+    collected = hub.departures
+    while True:
+        await asyncio.sleep(limits.garbage_s)
+        if hub.departures - collected >= max(limits.garbage_connections, len(hub) // 2):
+            collected = hub.departures
+            gc.collect()
 
 
 async def keep_receipts(
@@ -174,7 +190,10 @@ async def keep_receipts(
         if every_s is not None and time.monotonic() - asked_at >= every_s:
             asked_at = time.monotonic()
             for ask in receipts.asks:
-                ask()
+                try:
+                    ask()
+                except Exception as error:  # of one connection; the others are asked all the same
+                    observe.failed("a ping for a receipt", error)
         await save_receipts(receipts, records, limits)
 
 
@@ -182,7 +201,8 @@ async def save_receipts(receipts: Receipts, records: ReceiptRecords, limits: Rec
     """Save all receipts. Those that the database does not take are kept for the next time."""
     while taken := receipts.take(limits.save_batch):
         try:
-            await records.save([(each.user_id, each.device, each.position) for each in taken])
+            found = [(each.user_id, each.device, each.position, each.keys) for each in taken]
+            await records.save(found, most=limits.of_user)
         except (psycopg.Error, PoolTimeout) as error:
             receipts.put_back(taken)
             observe.receipts_unsaved(error, len(receipts))

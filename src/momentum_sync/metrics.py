@@ -140,6 +140,7 @@ READ = {
     "momentum_queue_bytes": "Unsent bytes of all connections.",
     "momentum_window_bytes": "Bytes of the newest events in memory.",
     "momentum_capture_live": "1 while the feed runs.",
+    "momentum_standby": "1 while a process that only captures waits for the slot of another.",
     "momentum_capture_lag_seconds": "Lag of the feed, measured by the lag probe.",
     "momentum_slot_retained_bytes": "WAL that the replication slot retains; -1 if unknown.",
     "momentum_nats_connected": "1 while NATS, between capture and gateways, is connected, or not needed.",

@@ -44,6 +44,7 @@ from momentum_sync.identity.keys import Authenticator
 from momentum_sync.lifecycle import (
     background,
     capturing,
+    collect_garbage,
     drain,
     keep_house,
     keep_receipts,
@@ -203,7 +204,13 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     capture = _capture(parts, conninfo)
     feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
-    metrics = Scrape({**feed_readings(feed), **_broker_readings(broker)}).text
+    metrics = Scrape(
+        {
+            **feed_readings(feed, captures_only=True),
+            **_broker_readings(broker),
+            "momentum_draining": lambda: 0.0,  # it has no clients to send away
+        }
+    ).text
     authenticator = Authenticator(token_rules(settings), limits.keys)
     api = make_capture_api(feed, authenticator, metrics, limits, metrics_open=settings.metrics_open)
     bound = Bound(settings.host, settings.port, 0, settings.own_port)
@@ -278,6 +285,7 @@ async def _clients(
     await stack.enter_async_context(background(sessions.run(), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
+    await stack.enter_async_context(background(collect_garbage(gateway.hub, limits.lifecycle), stopped))
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip

@@ -21,6 +21,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _LEAST_SECRET = 32  # bytes; RFC 7518, section 3.2, requires this for HS256
 _LEAST_KEY = 16
+_LEAST_RECEIPTS = timedelta(milliseconds=100)
 _HIGHEST_PORT, _MOST_CORES = 65535, 256
 _SECRETS = {
     "jwt_secret": "SUPABASE_JWT_SECRET", "supabase_jwt_secret": "SUPABASE_JWT_SECRET",
@@ -201,6 +202,13 @@ class Settings(BaseSettings):
     def _positive(cls, value: timedelta | None) -> timedelta | None:
         if value is not None and value <= timedelta(0):
             raise ValueError("must be more than 0")
+        return value
+
+    @field_validator("receipts", mode="after")
+    @classmethod
+    def _not_too_often(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value < _LEAST_RECEIPTS:
+            raise ValueError("must be at least 0.1s")
         return value
 
     @field_validator("allowed_origins", "roles", mode="before")

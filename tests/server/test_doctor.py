@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from momentum_sync import __version__
 from momentum_sync.doctor.database import check_database
 from momentum_sync.doctor.examination import examine
 from momentum_sync.doctor.finding import Finding, Level
+from momentum_sync.doctor.report import as_json
 from momentum_sync.settings import Settings
 from tests.fixtures.cli import run
 from tests.fixtures.gateways import Nats
@@ -109,12 +112,12 @@ def test_no_server_runs(database: str) -> None:
         ),
         (
             "alter table momentum_notifications disable row level security",
-            "policies of the app", Level.PROBLEM, "row level security is off", "docs/adopt.md",
+            "policies of the app", Level.PROBLEM, "row level security is off", "enable row level security",
         ),
         (
             "create policy meta on momentum_notifications for select to authenticated"
             " using (auth.jwt() -> 'user_metadata' ->> 'role' = 'admin')",
-            "policies of the app", Level.PROBLEM, "trusts user_metadata", "docs/adopt.md",
+            "policies of the app", Level.PROBLEM, "trusts user_metadata", "app_metadata",
         ),
         (
             "drop event trigger momentum_policies", "event trigger", Level.WARNING, "missing", "migrate --again",
@@ -187,8 +190,11 @@ def test_an_old_transaction(database: str) -> None:
 def test_settings_of_roles_are_told(database: str, db: Sql) -> None:
     name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
     db.execute(f'alter database "{name}" set search_path = public'.encode())
+    db.execute(f"alter database \"{name}\" set app.settings.jwt_secret = 'do not show'".encode())
     finding = of(findings(settings_for(database)), "role settings", level=Level.NOTE)[0]
-    assert "database: search_path=public" in finding.found
+    assert "database: search_path" in finding.found
+    assert "app.settings.jwt_secret" in finding.found
+    assert "do not show" not in finding.found
     assert "no effect on the server" in finding.found
 
 
@@ -235,6 +241,64 @@ def test_the_command(database: str, tmp_path: Path) -> None:
     assert run("doctor", "--strict", cwd=tmp_path, DATABASE_URL=database, MOMENTUM_PROT="1").returncode == 1
     assert run("doctor", cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/d").returncode == 1
     assert run("doctor", cwd=tmp_path, MOMENTUM_RETENTION="soon").returncode == 2
+
+
+def test_a_new_slot_that_waits_for_a_transaction(database: str, cluster: str) -> None:
+    """Capture creates the slot, which waits for whoever wrote something before."""
+    with psycopg.connect(cluster) as other, psycopg.connect(database, autocommit=True) as creating:
+        other.execute("select pg_current_xact_id()")
+        waiting = threading.Thread(
+            target=lambda: creating.execute("select pg_create_logical_replication_slot('waiting', 'pgoutput')")
+        )
+        waiting.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not (found := slot_findings(database, "waiting")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert f"waits for process {other.info.backend_pid}" in found[0].found
+            assert found[0].fix == f"select pg_terminate_backend({other.info.backend_pid});"
+        finally:
+            other.rollback()
+            waiting.join()
+            creating.execute("select pg_drop_replication_slot('waiting')")
+
+
+def slot_findings(database: str, slot: str) -> list[Finding]:
+    found = check_database(settings_for(database, slot=slot), database)
+    return [each for each in found if each.check == "replication slot" and each.level is Level.PROBLEM]
+
+
+def test_without_a_database_none_is_created(tmp_path: Path) -> None:
+    done = run("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    assert any(each["found"] == "no DATABASE_URL, and no embedded PostgreSQL yet" for each in json.loads(done.stdout))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "127.0.0.1:1", "nonsense"])
+def test_an_address_that_is_none_is_a_finding(database: str, url: str) -> None:
+    assert of(findings(settings_for(database), url), "health", level=Level.PROBLEM)
+
+
+@pytest.mark.parametrize("host", ["fe", "db", "0.0.0.0", "::1"])
+def test_any_host_can_be_asked(database: str, host: str) -> None:
+    found = findings(settings_for(database, host=host, port=1), url=None)
+    assert [each for each in found if each.check == "health"]
+
+
+def test_no_password_is_shown(database: str) -> None:
+    settings = settings_for(database, supabase_url="http://user:hidden@127.0.0.1:1")
+    assert "hidden" not in as_json(findings(settings))
+
+
+def test_a_table_that_postgresql_refuses_to_update(database: str, db: Sql) -> None:
+    db.execute(
+        "create table by_index (n int not null); create unique index one on by_index (n);"
+        "alter table by_index replica identity using index one; drop index one;"
+        "create publication theirs for table by_index"
+    )
+    found = of(findings(settings_for(database)), "replica identity", level=Level.PROBLEM)
+    assert "public.by_index" in found[0].found
 
 
 def test_a_server_role_without_privileges(database: str) -> None:

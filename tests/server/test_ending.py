@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import subprocess
@@ -18,11 +19,12 @@ import websockets
 
 from faults.listening import start_server
 from momentum_sync import server as servers
+from momentum_sync.gateway.websocket import WebSocketProtocol
 from momentum_sync.settings import read
 from tests.fixtures.cli import clean
 from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import Sql, add_notification
-from tests.fixtures.server import SECRET, Bounds, Server, Start, sign, until_state
+from tests.fixtures.server import SECRET, TIMEOUT_S, Bounds, Server, Start, sign, until_state
 
 
 @pytest_asyncio.fixture
@@ -147,3 +149,24 @@ async def test_a_client_that_has_half_closed_does_not_keep_it(start: Start, db: 
                 add_notification(db, user, title="x" * 100_000)
             client.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
         client.transport.abort()
+
+
+async def test_what_closed_connections_leave_behind_is_collected(start: Start, user: UUID, bounds: Bounds) -> None:
+    bounds("lifecycle", garbage_s=0.05, garbage_connections=20)
+    async with start() as server:
+
+        def left() -> int:
+            # The type, not isinstance: that one asks a weak proxy for what may be gone.
+            return sum(issubclass(type(each), WebSocketProtocol) for each in gc.get_objects())
+
+        async def come_and_go() -> None:
+            async with server.live(user):
+                for _ in range(3):
+                    gc.collect(1)  # it grows old, so that only a full collection finds it
+
+        for _ in range(3):
+            for _ in range(25):
+                await come_and_go()
+            async with asyncio.timeout(TIMEOUT_S):
+                while left() > 10:
+                    await asyncio.sleep(0.05)

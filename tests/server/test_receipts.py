@@ -10,9 +10,9 @@ import psycopg
 import pytest
 import websockets
 
-from tests.fixtures.postgres import As, Sql, add_notification
+from tests.fixtures.postgres import As, Sql, add_notification, add_score
 from tests.fixtures.realtime import page
-from tests.fixtures.server import SERVICE_KEY, TIMEOUT_S, Client, Start, sign
+from tests.fixtures.server import SERVICE_KEY, TIMEOUT_S, Bounds, Client, Start, sign
 from tests.fixtures.todos import add_todo
 
 
@@ -23,6 +23,16 @@ async def delivered(client: Client, db: Sql, user: UUID) -> str:
 
 
 def receipts(db: Sql, user: UUID, event_id: str) -> dict[str, bool]:
+    """Return which devices have an event; none as long as the log does not have it."""
+    return asked(db, user, event_id) if in_log(db, event_id) else {}
+
+
+def in_log(db: Sql, event_id: str) -> bool:
+    (last,) = db.execute("select last_number from momentum.stream").fetchone() or (0,)
+    return bool(last >= int(event_id.split("-")[1]))
+
+
+def asked(db: Sql, user: UUID, event_id: str) -> dict[str, bool]:
     rows = db.execute("select device, has_event from momentum.receipts(%s, %s)", (user, event_id)).fetchall()
     return dict(rows)
 
@@ -71,6 +81,41 @@ async def test_a_resume_is_a_receipt_and_the_last_ones_are_saved_at_the_end(star
     assert receipts(db, user, event_id) == {"phone": True}
 
 
+async def test_a_device_has_no_event_of_a_channel_that_it_has_left(start: Start, db: Sql, user: UUID) -> None:
+    async with start(receipts="0.1s") as server, server.live(user, client_id="phone") as phone:
+        await phone.send({"type": "unsubscribe", "channels": [f"notifications:{user}"], "ref": "1"})
+        await phone.until("subscription_confirmed")
+        add_notification(db, user)
+        add_score(db, user)
+        later = (await phone.until("realtime_event"))["event"]["id"]
+        await until_receipts(db, user, later, {"phone": True})
+        find = "select event_id from momentum.event_ids(%s, '{}')"
+        ((missed,),) = db.execute(find, (f"notifications:{user}",)).fetchall()
+        assert receipts(db, user, missed) == {"phone": False}
+
+
+async def test_the_ids_of_another_history_are_not_answered(start: Start, db: Sql, user: UUID) -> None:
+    async with start(receipts="0.1s") as server, server.live(user, client_id="phone") as phone:
+        event_id = await delivered(phone, db, user)
+        await until_receipts(db, user, event_id, {"phone": True})
+    epoch, number, mark = event_id.split(".")[0].split("-")
+    for other in (f"00000000-{number}-{mark}", f"{epoch}-{number}-1", f"{epoch}-{int(number) + 1000}-{mark}"):
+        with pytest.raises(psycopg.errors.NoDataFound):
+            asked(db, user, other)
+
+
+async def test_a_user_has_a_bounded_number_of_devices(start: Start, bounds: Bounds, db: Sql, user: UUID) -> None:
+    bounds("receipts", of_user=3, save_s=0.1)
+    async with start(receipts="0.1s") as server:
+        for number in range(6):
+            async with server.live(user, client_id=f"phone-{number}") as phone:
+                event_id = await delivered(phone, db, user)
+                async with asyncio.timeout(TIMEOUT_S):
+                    while not receipts(db, user, event_id).get(f"phone-{number}"):
+                        await asyncio.sleep(0.05)
+        assert set(receipts(db, user, event_id)) == {"phone-3", "phone-4", "phone-5"}
+
+
 async def test_clients_without_a_name_and_those_of_others_are_no_devices(
     start: Start, db: Sql, user: UUID, other: UUID
 ) -> None:
@@ -92,16 +137,19 @@ async def test_by_http_for_the_service_alone(start: Start, db: Sql, user: UUID) 
     async with start(receipts="0.1s") as server, server.live(user, client_id="phone") as phone:
         event_id = await delivered(phone, db, user)
         await until_receipts(db, user, event_id, {"phone": True})
-        asked = {"user_id": str(user), "event_id": event_id}
+        body = {"user_id": str(user), "event_id": event_id}
         async with server.http(apikey=SERVICE_KEY) as http:
-            (found,) = (await http.post("/sync/receipts", json=asked)).json()["devices"]
+            (found,) = (await http.post("/sync/receipts", json=body)).json()["devices"]
             assert {"device": "phone", "protocol": "native", "topic": None, "has_event": True}.items() <= found.items()
-            nobody = await http.post("/sync/receipts", json={**asked, "user_id": str(uuid4())})
+            nobody = await http.post("/sync/receipts", json={**body, "user_id": str(uuid4())})
             assert nobody.json() == {"devices": []}
-            wrong = await http.post("/sync/receipts", json={**asked, "event_id": "x"})
-            assert (wrong.status_code, wrong.json()["error"]["code"]) == (422, "invalid_event_id")
+            for wrong in ("x", f"{event_id}\0", f"{event_id}; drop"):
+                refused = await http.post("/sync/receipts", json={**body, "event_id": wrong})
+                assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_field")
+            gone = await http.post("/sync/receipts", json={**body, "event_id": "00000000-1-1"})
+            assert gone.status_code == 404
         async with server.http(sign(user)) as http:
-            assert (await http.post("/sync/receipts", json=asked)).status_code == 403
+            assert (await http.post("/sync/receipts", json=body)).status_code == 403
 
 
 async def test_topics_of_supabases_protocol_have_receipts_too(start: Start, todos: Sql, user: UUID) -> None:
@@ -115,10 +163,21 @@ async def test_topics_of_supabases_protocol_have_receipts_too(start: Start, todo
                 while not (found := todos.execute(query).fetchall()):
                     await asyncio.sleep(0.05)
             ((event_id,),) = found
-            asked = "select protocol, topic, has_event from momentum.receipts(%s, %s)"
-            async with asyncio.timeout(TIMEOUT_S):
-                while todos.execute(asked, (user, event_id)).fetchall() != [("supabase", "realtime:a", True)]:
+            query = "select protocol, topic, has_event from momentum.receipts(%s, %s)"
+            async with asyncio.timeout(TIMEOUT_S):  # false until it is confirmed; then whether it watches is not known
+                while todos.execute(query, (user, event_id)).fetchall() != [("supabase", "realtime:a", None)]:
                     await asyncio.sleep(0.05)
+            add_notification(todos, user)
+            todos.execute('select momentum.publish(array[\'public_topic:a\'], \'{"event": "x", "payload": {}}\')')
+            find = "select event_id from momentum.event_ids(%s, '{}')"
+            async with asyncio.timeout(TIMEOUT_S):
+                while not (sent := todos.execute(find, ("public_topic:a",)).fetchall()):
+                    await asyncio.sleep(0.05)
+            async with asyncio.timeout(TIMEOUT_S):
+                while todos.execute(query, (user, *sent[0])).fetchall() != [("supabase", "realtime:a", True)]:
+                    await asyncio.sleep(0.05)
+            (other,) = todos.execute(find, (f"notifications:{user}",)).fetchall()
+            assert todos.execute(query, (user, *other)).fetchall() == [("supabase", "realtime:a", False)]
 
 
 async def test_events_are_found_by_what_they_say(start: Start, db: Sql, user: UUID) -> None:
@@ -145,10 +204,12 @@ def test_only_the_service_may_ask(acting: As, user: UUID) -> None:
             sql.execute(f"select * from {call}".encode())
 
 
-@pytest.mark.parametrize("event_id", ["", "x", "abcdef01", "abcdef01--1", "abcdef01-99999999999999999999-1"])
+@pytest.mark.parametrize(
+    "event_id", ["", "x", "abcdef01", "abcdef01--1", "abcdef01-99999999999999999999-1", "abcdef01-1-1; x", None]
+)
 def test_what_is_no_id_of_an_event_is_refused(db: Sql, user: UUID, event_id: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue) as raised:
-        receipts(db, user, event_id)
+        asked(db, user, event_id)
     assert raised.value.diag.message_hint
 
 

@@ -233,6 +233,14 @@ def _migrations(log: _Log) -> Examined:
 def _privileges(log: _Log) -> Examined:
     if log.is_equipped:
         return Examined("privileges", f"{log.role} has those that the server needs")
+    if log.role == log.app_owner:
+        problem = Unsuitable(
+            f"The role {log.role} owns the app's tables, and lacks membership in anon, authenticated or service_role.",
+            "As a superuser: create role momentum_server login noinherit password '<password>'; grant momentum_server"
+            f" to {_identifier(log.role)}; then: momentum-sync migrate --server-role momentum_server, and use that role"
+            " in DATABASE_URL.",
+        )
+        return Examined("privileges", f"{log.role} lacks privileges", problem)
     problem = Unsuitable(
         f"The role {log.role} lacks privileges that the server needs: on the tables of schema momentum, its"
         " functions, or to become authenticated and service_role.",

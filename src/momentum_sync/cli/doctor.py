@@ -46,9 +46,9 @@ def doctor(
 ) -> None:
     """Check settings, database, privileges, NATS and server. For each finding, show why it matters and how to fix it.
 
-    Works before `migrate` and while `serve` runs, with the settings of the environment and .env. It does not change the
-    database, except that --probe publishes an event. Without a database URL it starts the embedded PostgreSQL. Exits
-    with 1 if there is a problem or a check failed, 2 if a setting is invalid.
+    Works before `migrate` and while `serve` runs, with the settings of the environment and .env. It does not change
+    the database, except that --probe publishes an event. Without a database URL it starts the embedded PostgreSQL, if
+    there is one. Exits with 1 if there is a problem or a check failed, 2 if a setting is invalid.
     """
     with explained():
         settings = read(database_url=database_url)

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 from rich.console import Console
@@ -38,6 +38,7 @@ from momentum_sync.cli.topic_tail import Message, TopicTail
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import read
 from momentum_sync.tasks import end
+from momentum_sync.wire.messages import TOOL
 
 _ALL = ("momentum_updates:all", "interventions:coaches")
 _TOKENS_LAST = timedelta(hours=1)
@@ -210,6 +211,7 @@ async def _tail(
             url,
             token,
             user_id=None if user is None else str(user),
+            client_id=f"{TOOL}tail {uuid4()}",
             channels=channels,
             store=None if state is None else FileStore(state),
             on_error=tell,

@@ -33,7 +33,7 @@ def plan(conninfo: str) -> list[str]:
     with connect(conninfo, application_name="momentum-sync plan") as connection:
         refuse_lesser_owner(connection)
         check_shape(connection)
-        bookkeeping, _, _, tables, missing = _there(connection)
+        bookkeeping, momentum, _, tables, missing = _there(connection)
         applied = applied_versions(connection) if bookkeeping else {}
         lines = [f"create {part}, which Supabase would provide" for part in missing]
         new = [migration for migration in migrations() if migration.version not in applied]
@@ -49,6 +49,8 @@ def plan(conninfo: str) -> list[str]:
             lines += [
                 f"    {field}: {said}" for field, said in migration.header.items() if field not in ("Needs", "Undo")
             ]
+        if bookkeeping and momentum and not connection.execute(_SQL["has_own_tables"]).fetchone():
+            lines.append("create the server's own tables and functions of this version, in schema momentum")
         return lines or ["nothing: the database is up to date"]
 
 
@@ -167,7 +169,7 @@ def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
     ).fetchone()
     assert row is not None
     for problem in row[0]:
-        yield f"{problem}: events are not published; repair it with `momentum-sync migrate --again`"
+        yield f"{problem}: events are not published; run: momentum-sync migrate --again"
     for trigger in row[1]:
         yield (
             f"the trigger {trigger} runs before the publishing trigger: if it updates the row, clients keep the older"
@@ -221,6 +223,11 @@ def _only_in(lines: Sequence[str], others: Sequence[str], table: str) -> list[st
         return not any(are_equal(everything + line, everything + other, SCHEMA, table) for other in same)
 
     return [line for line in sorted(lines) if is_only(line)]
+
+
+def server_roles(connection: Connection[TupleRow]) -> list[str]:
+    """Return the roles that `migrate --server-role` has given privileges."""
+    return [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
 
 
 def may_add_triggers(connection: Connection[TupleRow]) -> list[str]:

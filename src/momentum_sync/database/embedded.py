@@ -86,7 +86,7 @@ class Embedded:
             fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
                 self._programs = self._reachable_programs()
-                if not (self._cluster / "PG_VERSION").exists():
+                if not self.exists:
                     self._create()
                 if not self._runs():
                     self._start()
@@ -112,6 +112,11 @@ class Embedded:
                 except Unsuitable:
                     if self._runs():  # otherwise it ended during the check, as after a kill
                         raise
+
+    @property
+    def exists(self) -> bool:
+        """Return whether the cluster was created."""
+        return (self._cluster / "PG_VERSION").exists()
 
     @property
     def cluster(self) -> Path:

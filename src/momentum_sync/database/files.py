@@ -11,7 +11,8 @@ from momentum_sync.errors import Unsuitable
 
 # The seed names these two versions, so a database with the seed's own implementation has them with other content.
 SEED_VERSIONS = ("20241215000000", "20241217000001")
-_FIELD = re.compile(r"^-- (Creates|Changes in your tables|Locks|Needs|Undo): (.+(?:\n--   .+)*)", re.MULTILINE)
+_NAMES = "Creates|Changes in your tables|Locks|Needs|Undo"
+_FIELD = re.compile(rf"^-- ({_NAMES}): (.+(?:\n-- +(?!(?:{_NAMES}): ).+)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Migration:
     @property
     def header(self) -> dict[str, str]:
         """Return the header by field: `Creates`, `Changes in your tables`, `Locks`, `Needs` and `Undo`."""
-        return {name: re.sub(r"\n--   ", " ", said) for name, said in _FIELD.findall(self.sql)}
+        return {name: re.sub(r"\n-- +", " ", said) for name, said in _FIELD.findall(self.sql)}
 
 
 def migrations() -> list[Migration]:

@@ -68,7 +68,9 @@ def migrate(
             patiently("comparing policies", "migrate", accept, patience_s)
             if not adoption.has_event_trigger(connection):
                 tell("no event trigger (it requires a superuser): changed policies are noticed within about a second")
-            if server_role is not None:
+            if server_role is None:
+                _equip_again(connection, tell, patience_s)
+            else:
                 _equip(connection, server_role, patience_s)
                 tell(f"{server_role} has the privileges that the server needs")
                 for table in adoption.may_add_triggers(connection):
@@ -154,6 +156,15 @@ def _hand_over(connection: Connection[TupleRow], owner: str) -> None:
         for name, value in given.items():
             connection.execute("select set_config('momentum.hand_over_' || %s, %s, true)", (name, value))
         connection.execute(script.encode())
+
+
+def _equip_again(connection: Connection[TupleRow], tell: Callable[[str], None], patience_s: float) -> None:
+    """Give the roles that are servers' already the privileges of this version."""
+    for role in adoption.server_roles(connection):
+        try:
+            _equip(connection, role, patience_s)
+        except Unsuitable as error:
+            tell(f"{role} may lack privileges of this version: {error} {error.hint}")
 
 
 def _equip(connection: Connection[TupleRow], role: str, patience_s: float) -> None:

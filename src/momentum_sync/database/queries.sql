@@ -24,6 +24,14 @@ select
         select 'publication supabase_realtime'
         where not exists (select from pg_publication where pubname = 'supabase_realtime')) as missing
 
+-- name: has_own_tables
+-- By the newest of them; a column of it, as far as it was there before.
+select 1
+from pg_attribute a
+join pg_class c on c.oid = a.attrelid and c.relname = 'devices'
+join pg_namespace n on n.oid = c.relnamespace and n.nspname = 'momentum'
+where a.attname = 'keys' and not a.attisdropped
+
 -- name: event_trigger
 select exists (select from pg_event_trigger where evtname = 'momentum_policies')
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 from collections.abc import Iterable, Iterator
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from momentum_sync.doctor.finding import Finding, Level
 from momentum_sync.settings import Settings, unknown
@@ -56,7 +55,7 @@ def _tokens(settings: Settings) -> Finding:
         )  # fmt: skip
     ways = [
         *(["an HS256 secret"] if secret is not None else []),
-        *([f"the keys of {settings.issuer}"] if settings.issuer is not None else []),
+        *([f"the keys of {without_password(settings.issuer)}"] if settings.issuer is not None else []),
     ]
     return Finding(AREA, "tokens", Level.OK, f"verified with {' and '.join(ways)}; audience {settings.jwt_audience}")
 
@@ -140,6 +139,7 @@ def _disk(settings: Settings) -> Finding:
     )  # fmt: skip
 
 
-def environment_names() -> list[str]:
-    """Return the names of all environment variables."""
-    return list(os.environ)
+def without_password(url: str) -> str:
+    """Return a URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -61,13 +61,15 @@ class _Slot:
     retained: int | None
     behind: int | None
     reserve: int | None
+    blocked_by: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Transaction:
     what: str
-    seconds: float
+    seconds: float | None
     who: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ def check_database(settings: Settings, conninfo: str, *, old_s: float = 300.0) -
                 yield from guarded(area, name, check)
     except Unsuitable as error:
         yield Finding("database", "connection", Level.PROBLEM, str(error), "Nothing works without it.", error.hint)
+    except psycopg.Error as error:  # the connection was lost meanwhile
+        yield Finding(
+            "database", "connection", Level.UNKNOWN, f"lost during the checks: {described(error)}",
+            "The other checks of the database were not done.", "momentum-sync doctor   # again",
+        )  # fmt: skip
 
 
 def guarded(area: str, name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -210,11 +217,13 @@ def _role(connection: Connection[TupleRow], *, is_embedded: bool) -> Iterator[Fi
 
 
 def _role_settings(connection: Connection[TupleRow]) -> Iterator[Finding]:
-    found = [f"{whose}: {setting}" for whose, setting in connection.execute(SQL["role_settings"]).fetchall()]
-    if not found:
+    rows = connection.execute(SQL["role_settings"]).fetchall()
+    if not rows:
         yield Finding("database", "role settings", Level.OK, "none for the server's role or the database")
         return
-    pinned = [each for each in found if each.partition(": ")[2].partition("=")[0].lower() in PINNED]
+    # Names alone: a setting such as app.settings.jwt_secret is a secret.
+    found = [f"{whose}: {setting.partition('=')[0]}" for whose, setting in rows]
+    pinned = [setting for _, setting in rows if setting.partition("=")[0].lower() in PINNED]
     rest = f"; {len(pinned)} of them have no effect on the server, which pins its own" if pinned else ""
     yield Finding("database", "role settings", Level.NOTE, f"{', '.join(found)}{rest}")
 
@@ -253,13 +262,28 @@ def _own_slot(slot: _Slot) -> Finding:
             "stream", "replication slot", Level.WARNING, found,
             "No server reads it: events are delayed, and WAL accumulates.", "momentum-sync serve",
         )  # fmt: skip
-    if (slot.behind or 0) > _SLOT_BEHIND:
+    if slot.behind is None:
+        return _new_slot(slot)
+    if slot.behind > _SLOT_BEHIND:
         return Finding(
             "stream", "replication slot", Level.WARNING, found,
             "Capture is decoding a large transaction, or cannot write the event log.",
             "See `capture` and `log` in the server's log. Long transactions, listed below, also delay it.",
         )  # fmt: skip
     return Finding("stream", "replication slot", Level.OK, found)
+
+
+def _new_slot(slot: _Slot) -> Finding:
+    """Return the finding about a slot that is being created: it waits for all transactions that were open before."""
+    found = f"{slot.name} is being created"
+    if not slot.blocked_by:
+        return Finding("stream", "replication slot", Level.NOTE, found)
+    processes = ", ".join(map(str, slot.blocked_by))
+    return Finding(
+        "stream", "replication slot", Level.PROBLEM, f"{found}, and waits for process {processes}",
+        "A new slot waits for every transaction that was open before it, in all databases of the cluster.",
+        "\n".join(f"select pg_terminate_backend({process});" for process in slot.blocked_by),
+    )  # fmt: skip
 
 
 def _retention(keep_size: str, own: _Slot | None) -> Finding:
@@ -278,13 +302,13 @@ def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Fi
     if not found:
         yield Finding("stream", "transactions", Level.OK, f"none is older than {old_s / 60:g} minutes")
     for each in found[:5]:
-        is_prepared = each.what.startswith("prepared")
-        name = each.what.rpartition(" ")[2]
+        open_for = "for an unknown time" if each.seconds is None else f"for {each.seconds / 60:,.0f} minutes"
+        hidden = "" if each.seconds is not None else "\ngrant pg_read_all_stats to current_user;   # shows the time"
         yield Finding(
-            "stream", "transactions", Level.WARNING,
-            f"{each.what} ({each.who}) has been open for {each.seconds / 60:,.0f} minutes",
+            "stream", "transactions", Level.NOTE if each.seconds is None else Level.WARNING,
+            f"{each.what} ({each.who}) has been open {open_for}",
             "WAL since its beginning is retained, and a new slot or epoch waits for its end.",
-            f"rollback prepared '{name}';" if is_prepared else f"select pg_terminate_backend({name});",
+            f"{each.remedy}{hidden}",
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from momentum_sync.sdk.connection import subject
 from momentum_sync.sdk.protocol import Event
 from momentum_sync.settings import Settings
 from momentum_sync.token_settings import token_rules
+from momentum_sync.wire.messages import TOOL
 
 _SQL = queries.load(__package__)
 _EVENT_TYPE = "doctor_probe"
@@ -50,7 +51,11 @@ async def check_delivery(settings: Settings, conninfo: str, url: str, token: str
         token = sign(secret, UUID(user), Role.user, _LIFETIME, audience=settings.jwt_audience)
     errors: list[ClientError] = []
     try:
-        async with asyncio.timeout(_WITHIN_S), Client(url, str(token), on_error=errors.append) as client:
+        name = f"{TOOL}doctor {uuid4()}"
+        async with (
+            asyncio.timeout(_WITHIN_S),
+            Client(url, str(token), client_id=name, on_error=errors.append) as client,
+        ):
             yield await _deliver(client, conninfo, user)
     except (psycopg.Error, MomentumError, TimeoutError, ValueError) as error:
         last = errors[-1] if errors else error
@@ -58,8 +63,8 @@ async def check_delivery(settings: Settings, conninfo: str, url: str, token: str
         yield Finding(
             "servers", "delivery", Level.PROBLEM, f"no event came within {_WITHIN_S:g} s: {said}".rstrip(": "),
             "A client that connects now gets nothing, or cannot connect.",
-            "The other findings name the cause; else see the server's log, and try: momentum-sync tail --user "
-            f"{user}",
+            "This shell's SUPABASE_JWT_SECRET is not the server's; set the same." if "(401)" in said
+            else f"See the other findings and the server's log; momentum-sync tail --user {user} --url {url}",
         )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack
 
@@ -17,6 +16,8 @@ from momentum_sync.doctor.network import check_issuer, check_nats, check_server
 from momentum_sync.doctor.rights import check_rights
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings
+
+_NEEDED = ("connection", "migrations", "privileges")
 
 
 def examine(
@@ -39,7 +40,16 @@ def examine(
         if conninfo is None:
             try:
                 settings.check_embedded()
-                conninfo = stack.enter_context(Embedded(settings.data_dir)).conninfo
+                if Embedded(settings.data_dir).exists:
+                    conninfo = stack.enter_context(Embedded(settings.data_dir)).conninfo
+                else:
+                    yield Finding(
+                        "database",
+                        "connection",
+                        Level.NOTE,
+                        "no DATABASE_URL, and no embedded PostgreSQL yet",
+                        fix="momentum-sync serve   # creates it; or set DATABASE_URL",
+                    )
             except Unsuitable as error:
                 yield Finding(
                     "database", "connection", Level.PROBLEM, str(error), "Nothing works without it.", error.hint
@@ -49,7 +59,8 @@ def examine(
             for finding in check_database(settings, conninfo):
                 # Without a connection or the migrations the database cannot answer as a client.
                 is_ready = is_ready and not (
-                    finding.level is Level.PROBLEM and finding.check in ("connection", "migrations", "privileges")
+                    finding.level in (Level.PROBLEM, Level.UNKNOWN)
+                    and finding.check in ("connection", "migrations", "privileges")
                 )
                 yield finding
             if is_ready:
@@ -71,8 +82,9 @@ def _collected(findings: AsyncIterator[Finding]) -> Iterator[Finding]:
 
 def _reachable(host: str) -> str:
     """Return an address by which this machine reaches a server that listens on `host`."""
-    address = ipaddress.ip_address(host) if re.fullmatch(r"[0-9a-fA-F.:]+", host) else None
-    if address is None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name
         return host
     if address.is_unspecified:  # every address
         return "127.0.0.1"

@@ -13,6 +13,7 @@ import msgspec
 import nats
 from nats.aio.client import Client
 
+from momentum_sync.doctor.configuration import without_password
 from momentum_sync.doctor.finding import Finding, Level
 from momentum_sync.eventlog.broker import BrokerOptions, connect_once
 from momentum_sync.identity.keys import fetch_keys, key_set_url
@@ -31,23 +32,24 @@ async def check_issuer(settings: Settings) -> AsyncIterator[Finding]:
     if settings.issuer is None:
         return
     url = key_set_url(settings.issuer)
+    shown = without_password(url)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             keys = await fetch_keys(url, Limits().keys)
     except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
         yield Finding(
-            "settings", "issuer", Level.PROBLEM, f"{url}: {described(error)}",
+            "settings", "issuer", Level.PROBLEM, f"{shown}: {described(error)}",
             "Without the keys no token that they sign can be verified; clients get 503.",
             "Check SUPABASE_URL and the network; for a project with an HS256 secret set SUPABASE_JWT_SECRET alone.",
         )  # fmt: skip
         return
     if keys:
-        yield Finding("settings", "issuer", Level.OK, f"{url} has {len(keys)} keys")
+        yield Finding("settings", "issuer", Level.OK, f"{shown} has {len(keys)} keys")
     elif settings.jwt_secret is not None:
-        yield Finding("settings", "issuer", Level.OK, f"{url} has no keys; tokens are signed with the HS256 secret")
+        yield Finding("settings", "issuer", Level.OK, f"{shown} has no keys; tokens are signed with the HS256 secret")
     else:
         yield Finding(
-            "settings", "issuer", Level.PROBLEM, f"{url} has no keys for signatures",
+            "settings", "issuer", Level.PROBLEM, f"{shown} has no keys for signatures",
             "The project signs with an HS256 secret, which is not set: every token is refused.",
             "Set SUPABASE_JWT_SECRET to the project's secret (Supabase: Settings, JWT keys, legacy secret).",
         )  # fmt: skip
@@ -102,7 +104,7 @@ async def check_server(url: str, *, is_asked_for: bool) -> AsyncIterator[Finding
             answer = await http.get(f"{url}/sync/health?verbose")
         health: Mapping[str, Any] = answer.json()
         capture = health["capture"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         is_refused = isinstance(error, httpx.ConnectError)
         yield Finding(
             "servers", "health", Level.PROBLEM if is_asked_for or not is_refused else Level.NOTE,
@@ -154,7 +156,11 @@ def _sdks(sdks: Mapping[str, Any], server: str) -> list[Finding]:
     listed = ", ".join(
         f"{count} with {'an unknown SDK' if name == 'other' else name}" for name, count in sorted(sdks.items())
     )
-    others = [name for name in sdks if name != "other" and _minor(name.rpartition("-")[2]) != _minor(server)]
+    others = [
+        name
+        for name in sdks
+        if name != "other" and not name.startswith("supabase-") and _minor(name.rpartition("-")[2]) != _minor(server)
+    ]
     if not others:
         return [Finding("servers", "clients' SDKs", Level.OK, listed)]
     return [Finding(

@@ -16,22 +16,27 @@ select
     coalesce(r.wal_status, 'unknown') as wal_status,
     pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn)::bigint as retained,
     pg_wal_lsn_diff(pg_current_wal_lsn(), r.confirmed_flush_lsn)::bigint as behind,
-    r.safe_wal_size as reserve
+    r.safe_wal_size as reserve,
+    coalesce(pg_blocking_pids(r.active_pid), '{}') as blocked_by
 from pg_catalog.pg_replication_slots r
 order by r.slot_name
 
 -- name: transactions
--- Transactions that have been open for a long time, and prepared ones: WAL since the oldest is retained.
+-- Transactions that have been open for a long time, or for a time that this role may not see, and prepared ones: WAL
+-- since the oldest is retained.
 select 'process ' || a.pid as what, extract(epoch from clock_timestamp() - a.xact_start)::float8 as seconds,
-    coalesce(nullif(a.application_name, ''), a.usename::text, '') as who
+    coalesce(nullif(a.application_name, ''), a.usename::text, '') as who,
+    format('select pg_terminate_backend(%%s);', a.pid) as remedy
 from pg_catalog.pg_stat_activity a
-where a.xact_start < clock_timestamp() - %(seconds)s * interval '1 second' and a.backend_type = 'client backend'
-    and a.datname = current_database() and a.pid <> pg_backend_pid()
+where a.pid <> pg_backend_pid() and a.backend_type = 'client backend'
+    and (a.xact_start < clock_timestamp() - %(seconds)s * interval '1 second'
+        or a.xact_start is null and a.backend_xid is not null)
 union all
-select 'prepared transaction ' || p.gid, extract(epoch from clock_timestamp() - p.prepared)::float8, p.owner::text
+select 'prepared transaction ' || p.gid, extract(epoch from clock_timestamp() - p.prepared)::float8, p.owner::text,
+    format('rollback prepared %%L;', p.gid)
 from pg_catalog.pg_prepared_xacts p
-where p.prepared < clock_timestamp() - %(seconds)s * interval '1 second' and p.database = current_database()
-order by 2 desc
+where p.prepared < clock_timestamp() - %(seconds)s * interval '1 second'
+order by 2 desc nulls last
 
 -- name: role
 -- The server's role, and whether it bypasses row level security.
@@ -54,16 +59,23 @@ order by 1, 2
 
 -- name: published
 -- Published tables: row level security, and whether the replica identity is the whole row or missing. Without one,
--- PostgreSQL refuses UPDATE and DELETE.
+-- PostgreSQL refuses UPDATE and DELETE, whichever publication it is.
 select format('%I.%I', n.nspname, c.relname) as name,
+    bool_or(p.pubname = 'supabase_realtime') as is_ours,
     c.relrowsecurity as is_secured,
     c.relreplident = 'f' as is_full,
-    c.relreplident = 'n' or c.relreplident = 'd' and not exists (
-        select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary) as lacks_identity
+    case c.relreplident
+        when 'n' then true
+        when 'f' then false
+        else not exists (
+            select from pg_catalog.pg_index i
+            where i.indrelid = c.oid and case c.relreplident when 'd' then i.indisprimary else i.indisreplident end)
+    end as lacks_identity
 from pg_catalog.pg_publication_tables p
+join pg_catalog.pg_publication b on b.pubname = p.pubname and (b.pubupdate or b.pubdelete)
 join pg_catalog.pg_namespace n on n.nspname = p.schemaname
 join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
-where p.pubname = 'supabase_realtime'
+group by n.nspname, c.oid, c.relname, c.relrowsecurity, c.relreplident
 order by 1
 
 -- name: publication

@@ -33,6 +33,7 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
     try:
         policies = CompiledPolicies(pool, interval_s=_NEVER_S)
         by_table: dict[str, list[str]] = defaultdict(list)
+        checked: dict[tuple[str, str], list[str]] = defaultdict(list)
         for caller in _CALLERS:
             try:
                 (rows,) = await pool.ask(caller, tables_query(None), lane=Lane.CONNECT)
@@ -43,13 +44,15 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
                     elif (reason := await _why_checked(policies, caller, table)) is None:
                         by_table[name].append(caller.role)
                     else:
-                        yield _checked(name, caller.role, reason)
+                        checked[caller.role, reason].append(name)
             except (RequestError, psycopg.Error, PoolTimeout) as error:
                 yield Finding(
                     AREA, "policies", Level.UNKNOWN, f"as {caller.role}: {described(error)}",
                     "The check could not be completed, so the state is unknown.",
                     "momentum-sync migrate --server-role <role>   # if it lacks SET ROLE to authenticated or anon",
                 )  # fmt: skip
+        for (role, reason), names in checked.items():
+            yield _checked(", ".join(names), role, reason)
         for name, roles in by_table.items():
             yield Finding(
                 AREA,

@@ -16,6 +16,7 @@ from momentum_sync.doctor.rows import SQL, rows_of
 @dataclass(frozen=True, slots=True)
 class _Published:
     name: str
+    is_ours: bool
     is_secured: bool
     is_full: bool
     lacks_identity: bool
@@ -28,11 +29,13 @@ def check_publication(connection: Connection[TupleRow]) -> Iterator[Finding]:
         yield Finding(
             "tables", "publication", Level.NOTE, "there is no supabase_realtime",
             "Clients of Supabase's protocol get changes of the tables in it; native channels need none.",
-            "momentum-sync migrate",
+            "momentum-sync migrate --again",
         )  # fmt: skip
         return
     tables = rows_of(connection, "published", _Published)
-    yield Finding("tables", "publication", Level.OK, f"supabase_realtime has {len(tables)} tables")
+    yield Finding(
+        "tables", "publication", Level.OK, f"supabase_realtime has {sum(table.is_ours for table in tables)} tables"
+    )
     for table in tables:
         if table.lacks_identity:
             yield Finding(
@@ -40,7 +43,7 @@ def check_publication(connection: Connection[TupleRow]) -> Iterator[Finding]:
                 "PostgreSQL refuses every UPDATE and DELETE on a published table without one.",
                 f"alter table {table.name} replica identity full;",
             )  # fmt: skip
-        elif not table.is_full and table.is_secured:
+        elif table.is_ours and not table.is_full and table.is_secured:
             yield Finding(
                 "tables", "replica identity", Level.NOTE, f"{table.name}: old rows contain only the primary key",
                 "A DELETE can be checked only if the policies read nothing but the key, and an UPDATE carries no old"
@@ -73,7 +76,8 @@ def check_event_trigger(connection: Connection[TupleRow]) -> Iterator[Finding]:
         "tables", "event trigger", Level.WARNING, "momentum_policies is missing",
         "Changed policies are noticed within a second; until then events are filtered by the old policies. No policy"
         " is compiled, so each change is checked with a query.",
-        "As a superuser (on Supabase: postgres): momentum-sync migrate --again",
+        "momentum-sync migrate --again   # if the owner of the tables is a superuser or, on Supabase, postgres;"
+        " others may not create one",
     )  # fmt: skip
 
 
@@ -83,10 +87,23 @@ def check_policies(connection: Connection[TupleRow]) -> Iterator[Finding]:
     if not found:
         yield Finding(
             "tables", "policies of the app", Level.OK, "equivalent to the shipped ones, so events need no query"
-        )
-    for line in found:
-        is_leak = "row level security is off" in line or "user_metadata" in line
-        yield Finding(
-            "tables", "policies of the app", Level.PROBLEM if is_leak else Level.NOTE, line,
-            fix="momentum-sync migrate --plan   # and docs/adopt.md: what each difference costs",
         )  # fmt: skip
+    for line in found:
+        table, _, said = line.partition(": ")
+        if "row level security is off" in said:
+            yield Finding(
+                "tables", "policies of the app", Level.PROBLEM, line, "Policies apply only with row level security.",
+                f"alter table {table} enable row level security;",
+            )  # fmt: skip
+        elif "user_metadata" in said:
+            yield Finding(
+                "tables", "policies of the app", Level.PROBLEM, line, "Users can give themselves any role there.",
+                "Read auth.jwt() -> 'app_metadata' in the policy, which only the service role can write.",
+            )  # fmt: skip
+        elif "replica identity" in said:
+            yield Finding(
+                "tables", "policies of the app", Level.NOTE, line, "Native channels do not need them.",
+                f"alter table {table} replica identity full;\nalter publication supabase_realtime add table {table};",
+            )  # fmt: skip
+        else:
+            yield Finding("tables", "policies of the app", Level.NOTE, line)

@@ -240,19 +240,26 @@ delete from momentum.realtime_sessions s where s.seen_at < now() - %(retention)s
 
 -- name: save_receipts
 -- A device that moved to another gateway may be saved by both; the later position counts.
-insert into momentum.devices as d (user_id, device, epoch, number)
-select * from unnest(%(users)s::uuid[], %(devices)s::text[], %(epochs)s::text[], %(offsets)s::bigint[])
-    as saved (user_id, device, epoch, number)
+insert into momentum.devices as d (user_id, device, epoch, number, keys)
+select saved.user_id, saved.device, saved.epoch, saved.number,
+    array(select jsonb_array_elements_text(saved.keys))
+from unnest(%(users)s::uuid[], %(devices)s::text[], %(epochs)s::text[], %(offsets)s::bigint[], %(keys)s::jsonb[])
+    as saved (user_id, device, epoch, number, keys)
+join momentum.stream s on s.epoch = saved.epoch
 order by saved.user_id, saved.device
 on conflict (user_id, device) do update
-set epoch = excluded.epoch, number = excluded.number, confirmed_at = excluded.confirmed_at
-where d.epoch <> excluded.epoch or d.number < excluded.number
+set epoch = excluded.epoch, number = excluded.number, keys = excluded.keys, confirmed_at = excluded.confirmed_at
+where d.epoch <> excluded.epoch or d.number <= excluded.number
 
--- name: forget_receipts
+-- name: bound_receipts
 delete from momentum.devices d
 using (
-    select s.user_id, s.device, s.confirmed_at < now() - %(retention)s::interval
-        or row_number() over (partition by s.user_id order by s.confirmed_at desc) > %(most)s as is_old
+    select s.user_id, s.device,
+        row_number() over (partition by s.user_id order by s.confirmed_at desc, s.device) > %(most)s as is_beyond
     from momentum.devices s
+    where s.user_id = any (%(users)s::uuid[])
 ) as known
-where known.is_old and d.user_id = known.user_id and d.device = known.device
+where known.is_beyond and d.user_id = known.user_id and d.device = known.device
+
+-- name: forget_receipts
+delete from momentum.devices d where d.confirmed_at < now() - %(retention)s::interval

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
+import msgspec
+
 from momentum_sync.database import queries
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.position import Position
@@ -19,18 +21,24 @@ class ReceiptRecords:
     def __init__(self, connections: LogConnections) -> None:
         self._connections = connections
 
-    async def save(self, receipts: Sequence[tuple[UUID, str, Position]]) -> None:
-        """Save the positions of devices, each at most once."""
+    async def save(self, receipts: Sequence[tuple[UUID, str, Position, Sequence[str]]], *, most: int) -> None:
+        """Save the positions of devices and the keys that they are subscribed to, and delete all but a user's newest.
+
+        Positions of an epoch that has ended are not saved.
+        """
+        encode = msgspec.json.encode
         asked = {
-            "users": [user_id for user_id, _, _ in receipts],
-            "devices": [device for _, device, _ in receipts],
-            "epochs": [position.epoch for _, _, position in receipts],
-            "offsets": [position.offset for _, _, position in receipts],
+            "users": [user_id for user_id, _, _, _ in receipts],
+            "devices": [device for _, device, _, _ in receipts],
+            "epochs": [position.epoch for _, _, position, _ in receipts],
+            "offsets": [position.offset for _, _, position, _ in receipts],
+            "keys": [encode(list(keys)).decode() for _, _, _, keys in receipts],
         }
         async with self._connections.writing() as connection:
             await connection.execute(_SQL["save_receipts"], asked)
+            await connection.execute(_SQL["bound_receipts"], {"users": asked["users"], "most": most})
 
-    async def forget(self, retention: timedelta, *, most: int) -> None:
-        """Delete the records of devices that have been away for longer, and of all but a user's newest."""
+    async def forget(self, retention: timedelta) -> None:
+        """Delete the records of devices that have confirmed nothing for longer."""
         async with self._connections.writing() as connection:
-            await connection.execute(_SQL["forget_receipts"], {"retention": retention, "most": most})
+            await connection.execute(_SQL["forget_receipts"], {"retention": retention})

@@ -40,23 +40,42 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     wanted bigint;
+    event_keys text[];
 begin
-    if event_id !~ '^[0-9a-f]{8}-[0-9]{1,18}-[0-9a-f]{1,8}' then
-        raise exception 'momentum.receipts got %, which is not the id of an event', quote_literal(left(event_id, 100))
+    if event_id is null or event_id !~ '^[0-9a-f]{8}-[0-9]{1,18}-[0-9a-f]{1,8}(\.[0-9A-Fa-f_.]*)?$' then
+        raise exception 'momentum.receipts got %, which is not the id of an event', quote_nullable(left(event_id, 100))
             using errcode = 'invalid_parameter_value',
             hint = 'Take it from momentum.event_ids, or from the `id` of a delivered event.';
     end if;
     wanted := split_part(event_id, '-', 2);
-    -- Epochs are not compared: a new epoch continues the offsets of the last one, and a device that starts from a
-    -- snapshot has everything before it.
+    -- Offsets are comparable within an epoch only, and a restored database gives them to other events.
+    select l.keys into event_keys
+    from momentum.stream s
+    join momentum.event_log l on l.number = wanted and l.number >= s.kept_from
+    where s.epoch = split_part(event_id, '-', 1)
+        and to_hex(momentum.mark(l.commit_lsn, l.committed_at)) = split_part(split_part(event_id, '-', 3), '.', 1);
+    if not found then
+        raise exception 'momentum.receipts: the event % is not in the log', left(event_id, 100)
+            using errcode = 'no_data_found',
+            hint = 'It has expired, or a failover or restore has begun another epoch.';
+    end if;
     return query
-        select d.device, 'native', null::text, d.number >= wanted, d.confirmed_at
+        select d.device, 'native', null::text, d.number >= wanted and d.keys && event_keys, d.confirmed_at
         from momentum.devices d
         where d.user_id = receipts.user_id
         union all
-        select r.identity, 'supabase', c.topic, split_part(c.place, '-', 2)::bigint >= wanted, r.seen_at
+        select r.identity, 'supabase', c.topic,
+            case
+                when split_part(c.place, '-', 2)::bigint < wanted then false
+                -- A topic has the messages that were sent to it. Which tables it watches is not recorded.
+                when array['topic:' || named.topic, 'public_topic:' || named.topic] && event_keys then true
+                when exists (select from unnest(event_keys) as k (key) where k.key like 'momentum:rows:%') then null
+                else false
+            end,
+            r.seen_at
         from momentum.realtime_sessions r
         cross join lateral jsonb_each_text(r.cursors) as c (topic, place)
+        cross join lateral (select regexp_replace(c.topic, '^realtime:', '')) as named (topic)
         where r.user_id = receipts.user_id
         order by 5 desc, 1, 3;
 end;
@@ -64,8 +83,7 @@ $$;
 comment on function momentum.receipts(uuid, text) is 'Return which devices of a user have an event.
 
 A device has an event when its WebSocket library has answered a ping sent after it: the app has received the event or is
-about to. Only the app knows whether a person has seen it. For an event that a failover has lost, the answer may be
-wrong.
+about to. Only the app knows whether a person has seen it.
 
 Args:
     user_id: the user.
@@ -74,9 +92,11 @@ Returns:
     one row for each device that connected with a `client_id` and has confirmed an event (at most the 100 most recent of
     a user), and one for each topic of each client of Supabase''s protocol. Rows are deleted 30 days after their last
     confirmation, or after MOMENTUM_RETENTION if that is longer. Columns: `device`; `protocol` (native or supabase);
-    `topic` (null for native); `has_event`, also true for a snapshot taken after the event; `confirmed_at`.
+    `topic` (null for native); `has_event`, also true for a snapshot taken after the event, and null for a
+    change of a row that a topic of Supabase''s protocol has if it watches the table; `confirmed_at`.
 Raises:
     invalid_parameter_value: `event_id` is not the id of an event.
+    no_data_found: the event is not in the log, or not any longer.
 Example:
     select device from momentum.receipts(''5f0c…'', ''3af01b22-815-b0c55e1d'') where has_event;';
 
@@ -97,3 +117,8 @@ begin
     end loop;
 end;
 $$;
+
+-- `momentum.installed` has what publishing depends on. Migrations that are applied again would add these functions.
+delete from momentum.installed i
+where i.name in (
+    'function momentum.event_ids(text,jsonb,timestamp with time zone)', 'function momentum.receipts(uuid,text)');

@@ -127,12 +127,13 @@ begin
 end;
 $$;
 
--- The receipts of devices of the native protocol: the position up to which each has confirmed everything.
+-- The receipts of devices of the native protocol: the position up to which each has confirmed everything on its keys.
 create table if not exists momentum.devices (
     user_id uuid not null,
     device text not null,
     epoch text not null,
     number bigint not null,
+    keys text[] not null,
     confirmed_at timestamptz not null default now(),
     primary key (user_id, device)
 ) with (fillfactor = 50);

@@ -187,8 +187,12 @@ class Gateway:
         device = None
         # A caller that acts for another user is not that user's device, and a client without `client_id` could not be
         # recognized again.
-        if request.client_id is not None and request.user_id is not None and request.user_id == identity.subject:
-            device = Device(self.receipts, request.user_id, request.client_id)
+        if (
+            request.user_id is not None
+            and request.user_id == identity.subject
+            and handshake.is_device(request.client_id)
+        ):
+            device = Device(self.receipts, request.user_id, str(request.client_id))
         # Equal client ids replace each other, so a client without one gets a random id.
         session = Session(
             identity, request.user_id, request.client_id or str(uuid4()),

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 from momentum_sync.errors import BadRequest, Forbidden, NotFound
-from momentum_sync.wire.messages import PRINTABLE, UNKNOWN_SDK
+from momentum_sync.wire.messages import PRINTABLE, TOOL, UNKNOWN_SDK
 from momentum_sync.wire.paths import PREFIX, REALTIME_SOCKETS, SOCKETS
 from momentum_sync.wire.phoenix import Version
 
@@ -86,6 +86,11 @@ def sdk_of(query: Mapping[str, str]) -> str:
     """Return the library that a client names, such as `python-1.2.3`."""
     named = query.get("sdk", "")
     return named if _SDK.fullmatch(named) else UNKNOWN_SDK
+
+
+def is_device(client_id: str | None) -> bool:
+    """Return whether receipts are kept for a client: it has a name of its own, and is none of our commands."""
+    return client_id is not None and not client_id.startswith(TOOL)
 
 
 def token_of_subprotocols(headers: Iterable[str]) -> str | None:

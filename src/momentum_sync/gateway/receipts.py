@@ -21,6 +21,15 @@ class Receipt(NamedTuple):
     user_id: UUID
     device: str
     position: Position
+    keys: tuple[str, ...]
+    generation: int
+
+
+class Confirmed(NamedTuple):
+    """A position, the keys that the device was subscribed to, and the generation of the feed."""
+
+    position: Position
+    keys: tuple[str, ...]
     generation: int
 
 
@@ -37,16 +46,23 @@ class Receipts:
     def __init__(self, most: int, generation: Callable[[], int]) -> None:
         self._most = most
         self._generation = generation
-        self._unsaved: dict[tuple[UUID, str], tuple[Position, int]] = {}
+        self._unsaved: dict[tuple[UUID, str], Confirmed] = {}
         self._asks: dict[Device, Callable[[], None]] = {}
 
     def __len__(self) -> int:
         return len(self._unsaved)
 
-    def confirmed(self, user_id: UUID, device: str, position: Position) -> None:
-        """Note that a device has everything up to a position."""
-        self._unsaved.pop((user_id, device), None)
-        self._unsaved[user_id, device] = position, self._generation()
+    @property
+    def generation(self) -> int:
+        """Return the feed's generation."""
+        return self._generation()
+
+    def confirmed(self, user_id: UUID, device: str, found: Confirmed) -> None:
+        """Note that a device has everything up to a position on its keys."""
+        before = self._unsaved.pop((user_id, device), None)
+        if before is not None and before.generation == found.generation:  # two sockets of one device
+            found = max(before, found, key=lambda each: each.position.offset)
+        self._unsaved[user_id, device] = found
         if len(self._unsaved) > self._most:
             del self._unsaved[next(iter(self._unsaved))]
 
@@ -66,16 +82,19 @@ class Receipts:
     def take(self, most: int) -> list[Receipt]:
         """Remove and return up to `most` receipts, oldest first."""
         generation = self._generation()
-        self._unsaved = {key: found for key, found in self._unsaved.items() if found[1] == generation}
-        taken = [Receipt(*key, *found) for key, found in islice(self._unsaved.items(), most)]
+        self._unsaved = {key: found for key, found in self._unsaved.items() if found.generation == generation}
+        taken = [
+            Receipt(user_id, device, found.position, found.keys, found.generation)
+            for (user_id, device), found in islice(self._unsaved.items(), most)
+        ]
         for receipt in taken:
             del self._unsaved[receipt.user_id, receipt.device]
         return taken
 
     def put_back(self, receipts: Iterable[Receipt]) -> None:
         """Put back receipts that could not be saved, except for devices with a newer one."""
-        for user_id, device, position, generation in receipts:
-            self._unsaved.setdefault((user_id, device), (position, generation))
+        for user_id, device, position, keys, generation in receipts:
+            self._unsaved.setdefault((user_id, device), Confirmed(position, keys, generation))
 
 
 class Device:
@@ -97,13 +116,13 @@ class Device:
         self._name = name
         self._confirmed_id = ""
         self._number = 0
-        self._pings: dict[int, tuple[str, Position]] = {}
+        self._pings: dict[int, tuple[str, Confirmed]] = {}
 
-    def begin(self, last_id: str, brought: Position | None, ask: Callable[[], None]) -> None:
+    def begin(self, last_id: str, brought: Position | None, keys: Iterable[str], ask: Callable[[], None]) -> None:
         """Start. A client that resumes has brought the position up to which it has everything."""
         self._receipts.begin(self, ask)
         if brought is not None:
-            self._confirm(last_id, brought)
+            self._confirm(last_id, Confirmed(brought, tuple(keys), self._receipts.generation))
 
     def lost(self) -> None:
         """Note that the connection has ended."""
@@ -112,16 +131,15 @@ class Device:
     def has_news(self, last_id: str) -> bool:
         """Return whether something was sent since the last ping."""
         pinged = next(reversed(self._pings.values()))[0] if self._pings else self._confirmed_id
-        return last_id != pinged
+        return last_id != pinged and len(self._pings) < self._MOST_PINGS
 
-    def ping(self, last_id: str, position: Position | None) -> bytes:
-        """Return the payload of a ping that is written now, after everything up to a position."""
-        if position is None or last_id == self._confirmed_id:
+    def ping(self, last_id: str, position: Position | None, keys: Iterable[str]) -> bytes:
+        """Return the payload of a ping that is written now, after everything up to a position on these keys."""
+        # The oldest ones are kept: if each new ping replaced one, a slow client would never answer in time.
+        if position is None or last_id == self._confirmed_id or len(self._pings) >= self._MOST_PINGS:
             return b""
         self._number += 1
-        self._pings[self._number] = (last_id, position)
-        if len(self._pings) > self._MOST_PINGS:
-            del self._pings[next(iter(self._pings))]
+        self._pings[self._number] = last_id, Confirmed(position, tuple(keys), self._receipts.generation)
         return b"%d" % self._number
 
     def pong(self, payload: bytes) -> None:
@@ -132,6 +150,6 @@ class Device:
             self._pings = {later: ping for later, ping in self._pings.items() if later > number}
             self._confirm(*found)
 
-    def _confirm(self, last_id: str, position: Position) -> None:
+    def _confirm(self, last_id: str, found: Confirmed) -> None:
         self._confirmed_id = last_id
-        self._receipts.confirmed(self._user_id, self._name, position)
+        self._receipts.confirmed(self._user_id, self._name, found)

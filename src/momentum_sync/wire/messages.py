@@ -18,6 +18,9 @@ import msgspec
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 """Names consist of anything but control characters, so that none ends a line or a string where it should not."""
 
+TOOL = "momentum-sync "
+"""The beginning of the client ids of our own commands, which are no devices of a user."""
+
 UNKNOWN_SDK = "other"
 """The library of a client that names none."""
 

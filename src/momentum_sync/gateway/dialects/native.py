@@ -254,7 +254,8 @@ class Session:
             more["reason"] = reason
         self.confirm(now, None, **more)
         if self._device is not None:
-            self._device.begin(self.cursor.last_id, position if state is None else None, self._ping_if_due)
+            brought = position if state is None else None
+            self._device.begin(self.cursor.last_id, brought, self.cursor.channels.values(), self._ping_if_due)
         if state is not None:
             self.send("initial_state", {**state, "last_event_id": self.cursor.last_id}, now)
 
@@ -323,7 +324,7 @@ class Session:
         """Return the payload of a ping that is written now. Its pong is a receipt, if the client is a named device."""
         if self._device is None or not self._open:
             return b""
-        return self._device.ping(self.cursor.last_id, self._outgoing.position)
+        return self._device.ping(self.cursor.last_id, self._outgoing.position, self.cursor.channels.values())
 
     def pong(self, payload: bytes, *, in_order: bool) -> None:
         """Take a pong: the client has everything that was written before its ping."""

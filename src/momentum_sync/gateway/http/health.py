@@ -20,6 +20,7 @@ from momentum_sync.version import __version__
 from momentum_sync.wire.messages import timestamp
 
 _BAD = 400
+_LOOKS_AT_START = 10
 _AS_IT_SHOULD_BE = frozenset({"healthy", "standby"})
 
 
@@ -104,12 +105,15 @@ class HealthLog:
         self._feed = feed
         self._limits = limits
         self._told: str | None = None
+        self._looks = 0
 
     def look(self) -> None:
-        """Log the health when it changes. The unhealthy state at startup is not logged."""
+        """Log the health when it changes. A server that starts is unhealthy at first; that is logged if it stays so."""
         status = self._feed.status()
         word = judge(self._role, status, self._limits).status
-        if word != self._told and not (self._told is None and word == "unhealthy"):
+        self._looks += 1
+        is_starting = self._told is None and word == "unhealthy" and self._looks < _LOOKS_AT_START
+        if word != self._told and not is_starting:
             self._told = word
             observe.health_changed(word, [] if word in _AS_IT_SHOULD_BE else reasons(status, self._limits))
 

@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse
 
 from momentum_sync.errors import Forbidden
 from momentum_sync.eventlog.feed import LocalFeed
+from momentum_sync.eventlog.status import CaptureState
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import API_KEY, BEARER, REFUSALS, credentials
 from momentum_sync.identity.keys import Authenticator
@@ -30,8 +31,11 @@ def readings(gateway: Gateway) -> dict[str, Callable[[], float]]:
     }
 
 
-def feed_readings(feed: LocalFeed) -> dict[str, Callable[[], float]]:
+def feed_readings(feed: LocalFeed, *, captures_only: bool = False) -> dict[str, Callable[[], float]]:
     """Return the same for names that every process with a feed has."""
+
+    def is_standby() -> bool:
+        return captures_only and feed.status().state is CaptureState.WAITING
 
     def retained() -> float:
         bytes_retained = feed.status().slot.retained
@@ -41,6 +45,7 @@ def feed_readings(feed: LocalFeed) -> dict[str, Callable[[], float]]:
     return {
         "momentum_window_bytes": lambda: feed.window.size,
         "momentum_capture_live": lambda: feed.status().live,
+        "momentum_standby": is_standby,
         "momentum_capture_lag_seconds": lambda: feed.status().lag,
         "momentum_slot_retained_bytes": retained,
     }

@@ -1,3 +1,3 @@
 -- name: receipts
-select r.device, r.protocol, r.topic, r.has_event, r.confirmed_at::text
+select r.device, r.protocol, r.topic, r.has_event, extract(epoch from r.confirmed_at)::float8
 from momentum.receipts(%(user_id)s, %(event_id)s) as r

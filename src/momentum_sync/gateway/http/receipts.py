@@ -10,11 +10,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from momentum_sync.database import queries
-from momentum_sync.errors import Forbidden, Unprocessable
+from momentum_sync.errors import Forbidden, NotFound
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.requests import REFUSALS, Caller
+from momentum_sync.wire.messages import timestamp
 
 _SQL = queries.load(__package__)
+_EVENT_ID = r"^[0-9a-f]{8}-[0-9]{1,18}-[0-9a-f]{1,8}(\.[0-9A-Fa-f_.]*)?$"
 
 
 class ReceiptQuery(BaseModel):
@@ -23,7 +25,9 @@ class ReceiptQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False)
 
     user_id: UUID
-    event_id: str = Field(max_length=300, description="the id of a delivered event, or one from `momentum.event_ids`")
+    event_id: str = Field(
+        max_length=300, pattern=_EVENT_ID, description="the id of a delivered event, or one from `momentum.event_ids`"
+    )
 
 
 class ReceiptOfDevice(BaseModel):
@@ -32,7 +36,10 @@ class ReceiptOfDevice(BaseModel):
     device: str = Field(description="its `client_id`; a digest for Supabase's protocol")
     protocol: str = Field(description="`native` or `supabase`")
     topic: str | None = Field(description="the topic, with Supabase's protocol; each topic has its own position")
-    has_event: bool = Field(description="whether it has the event, or a snapshot taken after it")
+    has_event: bool | None = Field(
+        description="whether it has the event, or a snapshot taken after it; null for a change of a row, which a topic"
+        " has if it watches the table"
+    )
     confirmed_at: str = Field(description="when it last confirmed something")
 
 
@@ -54,8 +61,8 @@ def add_receipts(sync: APIRouter, gateway: Gateway) -> None:
             async with gateway.reads.plain(caller) as connection:
                 parameters = {"user_id": asked.user_id, "event_id": asked.event_id}
                 rows = await (await connection.execute(_SQL["receipts"], parameters)).fetchall()
-        except psycopg.errors.InvalidParameterValue:
-            raise Unprocessable("invalid_event_id", "`event_id` is not the id of an event.") from None
+        except psycopg.errors.NoDataFound:
+            raise NotFound("The event is not in the log, or not any longer.") from None
         names = ReceiptOfDevice.model_fields
-        found = [dict(zip(names, row, strict=True)) for row in rows]
+        found = [dict(zip(names, (*row[:-1], timestamp(row[-1])), strict=True)) for row in rows]
         return Response(msgspec.json.encode({"devices": found}), media_type="application/json")
