@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from uuid import UUID
@@ -21,7 +21,7 @@ from faults import clocks
 from faults.proxy import Proxy
 from momentum_sync import metrics
 from momentum_sync.capture.preflight import check
-from momentum_sync.database.connection import connect
+from momentum_sync.database.connection import connect, make_pool, using
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
@@ -82,6 +82,29 @@ async def test_silent_connections_do_not_hold_up_the_next_run_one_after_the_othe
         await until_state(server, "broken")
         async with asyncio.timeout(TIMEOUT_S):  # half of the deadline of one of them
             await until_state(server, "live")
+
+
+async def test_one_silent_connection_of_a_pool_costs_one_deadline_not_one_each(database: str) -> None:
+    proxy = Proxy(websockets=False)
+    proxy.ports = [Path(str(conninfo_to_dict(database)["host"])) / ".s.PGSQL.5432"]
+    await proxy.start()
+    conninfo = make_conninfo(database, user=SERVER_ROLE, host="127.0.0.1", port=str(proxy.port))
+    pool = make_pool(conninfo, "test", size=4, wait=TIMEOUT_S)
+    try:
+        await pool.open()
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                await stack.enter_async_context(using(pool, TIMEOUT_S))
+        assert proxy.go_dead(Random(0), ALL) == 4
+        with pytest.raises(psycopg.OperationalError):
+            async with using(pool, 0.5) as connection:
+                await connection.execute("select 1")
+        for _ in range(8):
+            async with using(pool, TIMEOUT_S) as connection:
+                await connection.execute("select 1")
+    finally:
+        await pool.close()
+        await proxy.stop()
 
 
 async def test_connections_to_the_database_that_are_reset_are_made_again(

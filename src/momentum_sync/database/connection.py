@@ -12,6 +12,7 @@ import asyncio
 import os
 import select
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
@@ -25,7 +26,6 @@ from psycopg_pool import AsyncConnectionPool
 
 from momentum_sync.errors import Unsuitable
 
-Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 Query = LiteralString | bytes
 """A statement. A composed one is rendered once, with `as_bytes()`: psycopg keeps the parsed form of text alone."""
 
@@ -96,6 +96,21 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
+class Pool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+    """A bounded pool of connections in autocommit."""
+
+    _renewed_at = 0.0
+
+    async def renew(self, *, suspect_since: float = float("inf")) -> None:
+        """Replace all connections, unless they were replaced after `suspect_since` in seconds of the monotonic clock.
+
+        One that is dead and silent answers no query. Each would be noticed only when it is used, after its deadline.
+        """
+        if self._renewed_at <= suspect_since:
+            self._renewed_at = time.monotonic()
+            await self.drain()
+
+
 async def settle(connection: AsyncConnection[TupleRow]) -> None:
     """Pin settings that only newer versions of PostgreSQL know: no version accepts an unknown startup parameter."""
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
@@ -109,7 +124,7 @@ def make_pool(conninfo: str, name: str, *, size: int, wait: float, settings: Map
         async with bounded(connection, _CHECK_TIMEOUT_S):
             await settle(connection)
 
-    return AsyncConnectionPool(
+    return Pool(
         pinned(conninfo, application_name=f"momentum-sync {name}", settings=settings),
         min_size=1,
         max_size=size,
@@ -143,19 +158,37 @@ def _has_something_to_read(file: int) -> bool:
 
 @asynccontextmanager
 async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[TupleRow]]:
-    """Lend a pool's connection for at most `seconds`; then it is cut, and its user gets OperationalError."""
-    async with pool.connection() as connection, bounded(connection, seconds):
-        yield connection
+    """Lend a pool's connection for at most `seconds`; then it is cut, and its user gets OperationalError.
+
+    The pool's other connections go with it: PostgreSQL ends a slow statement before that, so the network lost this one,
+    and probably all.
+    """
+    cuts: list[float] = []
+    try:
+        async with pool.connection() as connection:
+            began = time.monotonic()
+            async with bounded(connection, seconds, lambda: cuts.append(began)):
+                yield connection
+    finally:
+        if cuts:
+            await pool.renew(suspect_since=cuts[0])
 
 
 @asynccontextmanager
-async def bounded(connection: AsyncConnection[TupleRow], seconds: float) -> AsyncIterator[None]:
-    """Cut the connection if the block takes longer than `seconds`.
+async def bounded(
+    connection: AsyncConnection[TupleRow], seconds: float, on_cut: Callable[[], object] = lambda: None
+) -> AsyncIterator[None]:
+    """Cut the connection, and call `on_cut`, if the block takes longer than `seconds`.
 
     Cancelling the task is not enough: psycopg then asks the server to cancel and waits for its answer, on a connection
     that may be dead. Shutting the socket down ends the wait at once, with psycopg.OperationalError.
     """
-    timer = asyncio.get_running_loop().call_later(seconds, cut, connection.pgconn)
+
+    def end() -> None:
+        on_cut()
+        cut(connection.pgconn)
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
         yield
     finally:

@@ -37,12 +37,9 @@ class LogConnections:
         await self._reads.open(wait=False)
 
     async def renew(self) -> None:
-        """Replace all connections: the network or the database has failed, and others may be dead, too.
-
-        One that is dead and silent answers no query. Each would be noticed only when it is used, after its deadline.
-        """
-        await self._reads.drain()
-        await self._writes.drain()
+        """Replace all connections: the network or the database has failed, and others may be dead, too."""
+        await self._reads.renew()
+        await self._writes.renew()
 
     async def close(self) -> None:
         """Close all connections."""
