@@ -34,6 +34,7 @@ ALLOWED = frozenset({
 REPLACEABLE = frozenset({"psycopg", "psycopg-binary", "psycopg-pool"})
 # What older metadata calls them.
 _NAMES = {
+    "3-Clause BSD License": "BSD-3-Clause",
     "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause", "ISC License": "ISC",
     "ISC License (ISCL)": "ISC", "MIT License": "MIT", "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
 }  # fmt: skip

@@ -170,6 +170,10 @@ class Scrape(Collector):
         for name, read in self._readings.items():
             yield GaugeMetricFamily(name, READ[name], value=read())
 
+    def families(self) -> list[Metric]:
+        """Return all metrics, those of the process included."""
+        return list(self._registry.collect())
+
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)

@@ -408,6 +408,11 @@ def appended(seconds: float) -> None:
     metrics.APPEND.add(seconds)
 
 
+def telemetry_failed() -> None:
+    """Log that no collector takes the metrics."""
+    _log.warning("metrics not sent, retrying", hint="check OTEL_EXPORTER_OTLP_ENDPOINT, or unset MOMENTUM_OTEL")
+
+
 def policy_failed(table: str, error: BaseException) -> None:
     """Log a policy that raised an error on a row version; the caller does not get the event."""
     _log.warning("policy failed", table=table, error=described(error))

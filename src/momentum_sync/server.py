@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
 from fastapi import FastAPI
@@ -57,9 +57,13 @@ from momentum_sync.limits import Limits
 from momentum_sync.metrics import Scrape
 from momentum_sync.serving import Source, make_gateway
 from momentum_sync.settings import Settings
+from momentum_sync.telemetry.spans import EventSpans
 from momentum_sync.token_settings import token_rules
 from momentum_sync.web.index import mount_index
 from momentum_sync.web.pages import mount
+
+if TYPE_CHECKING:
+    from momentum_sync.telemetry.otlp import Telemetry
 
 _VERSION = "1"  # of the messages on the broker; processes of different versions do not hear each other
 _NO_BROKER = "NATS cannot be reached; gateways poll the log instead"
@@ -114,6 +118,8 @@ class _Parts(NamedTuple):
     feed: LocalFeed
     samples: Samples
     event_metrics: EventMetrics
+    telemetry: Telemetry | None
+    spans: EventSpans | None
 
 
 @asynccontextmanager
@@ -136,6 +142,8 @@ async def server(
     """
     limits = limits or Limits()
     async with AsyncExitStack() as stack:
+        telemetry = await opened(stack, _telemetry(settings.role)) if settings.otel else None
+        spans = None if telemetry is None else EventSpans(settings.otel_traces, telemetry.take, time.time, uuid4().hex)
         # The stack closes in reverse: capture's last append needs these connections.
         connections = await opened(stack, LogConnections(conninfo, limits.log))
         log = EventLog(connections, limits.log, application.schema.per_user_channels)
@@ -143,7 +151,7 @@ async def server(
         samples = Samples(settings.metrics_per_second, time.monotonic)
         parts = _Parts(
             settings, limits, application, stack, stopped, connections, log, LocalFeed(Window(settings.window_bytes)),
-            samples, event_metrics,
+            samples, event_metrics, telemetry, spans,
         )  # fmt: skip
         await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
         health = HealthLog(settings.role, parts.feed, limits.lifecycle)
@@ -156,9 +164,21 @@ async def server(
                     yield running
             case _:
                 capture = _capture(parts, conninfo)
-                source = Source(parts.feed, log, samples, capture, None)
+                source = Source(parts.feed, log, samples, capture, None, spans)
                 async with _clients(parts, conninfo, source, capture.has_begun, capture) as running:
                     yield running
+
+
+def _telemetry(role: str) -> Telemetry:
+    # The extra is imported only where it is wanted.
+    from momentum_sync.telemetry.otlp import Telemetry
+
+    return Telemetry(role)
+
+
+async def _send_metrics(parts: _Parts, scrape: Scrape) -> None:
+    if parts.telemetry is not None:
+        await parts.stack.enter_async_context(background(parts.telemetry.run(scrape.families), parts.stopped))
 
 
 def _capture(parts: _Parts, conninfo: str) -> Capture:
@@ -168,7 +188,7 @@ def _capture(parts: _Parts, conninfo: str) -> Capture:
         limits = replace(limits, idle_confirm_interval_s=parts.limits.feed.report_s)
     return Capture(
         parts.settings.capture_url or conninfo, parts.settings.slot, parts.connections, parts.log, parts.feed,
-        parts.samples, parts.application.schema, limits,
+        parts.samples, parts.application.schema, limits, parts.spans,
     )  # fmt: skip
 
 
@@ -204,15 +224,16 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     capture = _capture(parts, conninfo)
     feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
-    metrics = Scrape(
+    scrape = Scrape(
         {
             **feed_readings(feed, captures_only=True),
             **_broker_readings(broker),
             "momentum_draining": lambda: 0.0,  # it has no clients to send away
         }
-    ).text
+    )
+    await _send_metrics(parts, scrape)
     authenticator = Authenticator(token_rules(settings), limits.keys)
-    api = make_capture_api(feed, authenticator, metrics, limits, metrics_open=settings.metrics_open)
+    api = make_capture_api(feed, authenticator, scrape.text, limits, metrics_open=settings.metrics_open)
     bound = Bound(settings.host, settings.port, 0, settings.own_port)
     listens = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
     return Running(listens.url, api, capture.has_begun)
@@ -245,7 +266,7 @@ async def _gateway_alone(parts: _Parts, conninfo: str) -> AsyncIterator[Running]
     await parts.stack.enter_async_context(background(reader.run(), parts.stopped))
     await parts.stack.enter_async_context(background(reader.measure(), parts.stopped))
     rows = FollowedTables(parts.connections, parts.feed, limits.capture)
-    source = Source(parts.feed, parts.log, parts.samples, rows, reader)
+    source = Source(parts.feed, parts.log, parts.samples, rows, reader, parts.spans)
     async with _clients(parts, conninfo, source, reader.has_begun, None, broker) as running:
         yield running
 
@@ -276,7 +297,9 @@ async def _clients(
         await _share(parts, gateway, sessions, broker)
     policies.report(gateway.hub.review_rows)
     await stack.enter_async_context(background(policies.run(), stopped))
-    api = make_api(gateway, Scrape({**readings(gateway), **_broker_readings(broker)}).text)
+    scrape = Scrape({**readings(gateway), **_broker_readings(broker)})
+    await _send_metrics(parts, scrape)
+    api = make_api(gateway, scrape.text)
     if settings.pages:
         mount(api)
     mount_index(api, pages=settings.pages)

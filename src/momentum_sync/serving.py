@@ -32,6 +32,7 @@ from momentum_sync.identity.row_rights import RowRights
 from momentum_sync.identity.topic_rights import TopicRights
 from momentum_sync.limits import Limits
 from momentum_sync.settings import Settings
+from momentum_sync.telemetry.spans import EventSpans
 from momentum_sync.token_settings import token_rules
 
 
@@ -44,6 +45,7 @@ class Source(NamedTuple):
         samples: takes samples of what is delivered.
         rows: has changes of rows become events.
         reader: moves the feed; None where capture does, in this process.
+        spans: makes the spans of events that are traced.
     """
 
     feed: LocalFeed
@@ -51,6 +53,7 @@ class Source(NamedTuple):
     samples: Samples
     rows: RowSource
     reader: Reader | None
+    spans: EventSpans | None = None
 
 
 def make_gateway(
@@ -82,7 +85,7 @@ def make_gateway(
         application,
         feed=feed,
         history=history,
-        hub=_hub(settings, limits, feed, source.samples, authorizer, policies),
+        hub=_hub(settings, limits, source, authorizer, policies),
         send_budget=SendBudget(
             each=settings.send_buffer_bytes, total=settings.send_total_bytes,
             admitted_at_once=limits.delivery.admitted_at_once,
@@ -103,8 +106,7 @@ def make_gateway(
 def _hub(
     settings: Settings,
     limits: Limits,
-    feed: LocalFeed,
-    samples: Samples,
+    source: Source,
     authorizer: Authorizer,
     policies: CompiledPolicies,
 ) -> Hub:
@@ -118,14 +120,14 @@ def _hub(
         policies.missed()
 
     return Hub(
-        feed,
+        source.feed,
         limit=settings.max_connections,
         limit_per_user=settings.max_connections_per_user,
         clock=time.time,
         grants_changed=changed,
         row_rights_changed=policies.changed,
         grants_missed=missed,
-        delivered=_reporting(samples),
+        delivered=_reporting(source),
         limits=limits.delivery,
     )
 
@@ -142,8 +144,9 @@ def _options(settings: Settings) -> GatewayOptions:
     )
 
 
-def _reporting(samples: Samples) -> Callable[[Sequence[FanOut]], None]:
-    """Return a function that reports fan-outs to the metrics and to the samples."""
+def _reporting(source: Source) -> Callable[[Sequence[FanOut]], None]:
+    """Return a function that reports fan-outs to the metrics, the samples and the traces."""
+    samples, spans, feed = source.samples, source.spans, source.feed
 
     def report(fan_outs: Sequence[FanOut]) -> None:
         observe.delivered(
@@ -156,5 +159,7 @@ def _reporting(samples: Samples) -> Callable[[Sequence[FanOut]], None]:
         for fan_out in fan_outs:
             if fan_out.broken is not None:
                 samples.failed(fan_out.event, observe.described(fan_out.broken))
+        if spans is not None:
+            spans.delivered(feed.epoch, fan_outs)
 
     return report

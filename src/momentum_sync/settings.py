@@ -176,6 +176,13 @@ class Settings(BaseSettings):
     log_format: str = Field("auto", pattern="^(auto|json|text)$")
     """`json`: an object a line; `text`: for people; `auto`: text on a terminal, JSON elsewhere."""
 
+    otel: bool = False
+    """Send traces of events, and the metrics, to an OpenTelemetry collector. It takes the extra `otel`. OpenTelemetry's
+    own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT, say where and how."""
+
+    otel_traces: float = Field(0.01, gt=0, le=1)
+    """Share of the events that are traced."""
+
     @model_validator(mode="before")
     @classmethod
     def _empty(cls, values: object) -> object:

@@ -33,6 +33,7 @@ from momentum_sync.eventlog.followed_tables import FOLLOW
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.limits import CaptureLimits
+from momentum_sync.telemetry.spans import EventSpans
 
 SEND_FAILED = "momentum_sync.send_failed"
 """The prefix of a logical message with which `realtime.send` reports the SQLSTATE of its failure."""
@@ -55,6 +56,7 @@ class Pipeline:
         load_types: loads types by their ids.
         asked_to_follow: called with a gateway's request to follow a table, the id of the relation as text.
         publications: the publications whose rows the stream carries.
+        spans: makes the spans of events that are traced.
 
     Attributes:
         token: as above.
@@ -77,6 +79,7 @@ class Pipeline:
         asked_to_follow: Callable[[bytes], None],
         *,
         publications: Collection[str] = (),
+        spans: EventSpans | None = None,
     ) -> None:
         self._stream = stream
         self._log = log
@@ -84,6 +87,7 @@ class Pipeline:
         self._lag_probe = lag_probe
         self._sequencer = sequencer
         self._samples = samples
+        self._spans = spans
         self.token = token
         self.publications = publications
         self._limits = limits
@@ -293,6 +297,8 @@ class Pipeline:
 
     def _publish(self, events: list[Event]) -> None:
         self._feed.publish(events)  # before the log, which must not contain events that clients never get
+        if self._spans is not None:
+            self._spans.published(self._feed.state.epoch, events)
         self._pending += events
         self._pending_size += sum([event.size for event in events])
         self._work.set()
@@ -334,6 +340,8 @@ class Pipeline:
         self.unlogged_since = time.monotonic() if self._pending else None
         self._pending_size -= sum(event.size for event in batch)
         self._feed.logged(batch[-1])
+        if self._spans is not None:
+            self._spans.logged(batch[-1].offset)
         self._confirmed(confirmed)
         # Resuming at half the limit keeps reading from stopping and starting with every batch.
         if self._pending_size <= self._limits.pending_bytes // 2:

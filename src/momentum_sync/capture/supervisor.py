@@ -41,6 +41,7 @@ from momentum_sync.limits import CaptureLimits
 from momentum_sync.schema import Schema
 from momentum_sync.states import enter
 from momentum_sync.tasks import end, first_of
+from momentum_sync.telemetry.spans import EventSpans
 
 _MOST_DIGITS = 10  # of an oid
 _MOST_REQUESTS = 100
@@ -58,6 +59,7 @@ class Capture:
         samples: receives events that could not be read or stored.
         schema: the application's channels.
         limits: bounds.
+        spans: makes the spans of events that are traced.
 
     Attributes:
         has_begun: set once capture has been live.
@@ -73,6 +75,7 @@ class Capture:
         samples: Samples,
         schema: Schema,
         limits: CaptureLimits,
+        spans: EventSpans | None = None,
     ) -> None:
         self._conninfo = conninfo
         self._slot = slot
@@ -80,6 +83,7 @@ class Capture:
         self._log = log
         self._feed = feed
         self._samples = samples
+        self._spans = spans
         self._schema = schema
         self._limits = limits
         self._checkpoints = Checkpoints(connections, log, slot, limits)
@@ -362,7 +366,7 @@ class Capture:
             )  # fmt: skip
             pipeline = Pipeline(
                 stream, self._log, self._feed, self._probe, sequencer, self._samples, checkpoint.token, limits,
-                self._checks.load_types, self._follow_requested, publications=publications,
+                self._checks.load_types, self._follow_requested, publications=publications, spans=self._spans,
             )  # fmt: skip
             self._enter(CaptureState.CATCHING_UP)
             self._pipeline = pipeline

@@ -18,6 +18,7 @@ from momentum_sync.eventlog.nats_server import program
 from momentum_sync.lifecycle import stopped_by_signals, tasks_told_by_signal
 from momentum_sync.settings import Settings, read, unknown
 from momentum_sync.tasks import end
+from momentum_sync.telemetry import check_installed
 from momentum_sync.workers import roll, workers
 
 
@@ -45,6 +46,8 @@ def run(settings: Settings, *, live: Callable[[], None] | None = None, name: str
     for name in unknown([*os.environ, *dotenv_values(".env")]):
         observe.unknown_setting(name)
     settings.check_broker()
+    if settings.otel:
+        check_installed()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most, most)

@@ -27,12 +27,13 @@ class FanOut:
     Args:
         event: the event.
         event_id: its id for subscribers without a snapshot boundary.
-        now: seconds since 1970, for the message's timestamp.
+        began: seconds since 1970, for the message's timestamp.
         unwritten: frames of the batch so far.
         keep: collect the frames in `unwritten`, because more events of the batch follow.
         limits: bounds.
 
     Attributes:
+        began: seconds since 1970.
         frames: frames written or collected.
         size: their bytes.
         matched: whether anybody subscribes to one of the channels.
@@ -41,7 +42,7 @@ class FanOut:
     """
 
     __slots__ = (
-        "_event_id", "_first", "_frames", "_keep", "_limits", "_now", "_served", "_unwritten", "broken", "delay",
+        "_event_id", "_first", "_frames", "_keep", "_limits", "_served", "_unwritten", "began", "broken", "delay",
         "event", "frames", "matched", "size",
     )  # fmt: skip
 
@@ -60,7 +61,7 @@ class FanOut:
         self._keep = keep
         self._limits = limits
         self._event_id = event_id
-        self._now = now
+        self.began = now
         self._frames: dict[tuple[Dialect, str, str], bytes] = {}
 
     def to_channel(self, channel: str, plain: Subscribers, careful: Subscribers) -> None:
@@ -151,7 +152,7 @@ class FanOut:
             if shared:
                 data = self._frame(subscriber.dialect, ids.channel, ids.previous_id)
             else:
-                data = subscriber.dialect.encode(event, ids, self._now)
+                data = subscriber.dialect.encode(event, ids, self.began)
             subscriber.expect_acks(event.cache_keys)
             # Frames are collected for plain subscribers only, so this write overtakes no earlier event.
             subscriber.write(data)
@@ -163,7 +164,7 @@ class FanOut:
     def _frame(self, dialect: Dialect, channel: str, previous_id: str) -> bytes:
         data = self._frames.get((dialect, channel, previous_id))
         if data is None:
-            data = dialect.encode(self.event, DeliveryIds(self._event_id, previous_id, channel), self._now)
+            data = dialect.encode(self.event, DeliveryIds(self._event_id, previous_id, channel), self.began)
             if len(data) > self._limits.coalesced_bytes:  # keep one of these, or each connection would hold its own
                 self._frames.clear()
             self._frames[dialect, channel, previous_id] = data
