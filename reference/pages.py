@@ -15,6 +15,7 @@ import momentum_sync
 from momentum_sync.cli.options import described
 from momentum_sync.database.files import migrations, text
 from momentum_sync.settings import Settings, variable
+from reference.javascript import page
 
 ROOT = Path(__file__).parents[1]
 
@@ -208,7 +209,13 @@ def _cell(content: str) -> str:
     return content.replace("\n", " ").replace("|", "\\|")
 
 
+def javascript() -> str:
+    """Return the page of the JavaScript SDK, from its comments."""
+    return page(ROOT / "clients" / "js" / "src")
+
+
 PRINTED: Mapping[str, Callable[[], str]] = {
     "settings.md": settings, "sql.md": sql, "protocol.md": protocol, "http.md": http, "python.md": python,
+    "javascript.md": javascript,
 }  # fmt: skip
 """Name on the site, and the function that prints it."""

@@ -14,6 +14,7 @@ import momentum_sync
 from momentum_sync.database.files import migrations, text
 from momentum_sync.settings import Settings, variable
 from reference import pages
+from reference.javascript import exported
 from reference.links import rewritten
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,12 @@ def test_the_references_are_complete() -> None:
     assert all(
         f"## {name}\n" in sdk for name in momentum_sync.__all__ if isinstance(getattr(momentum_sync, name), type)
     )
+    javascript = pages.javascript()
+    for name in exported(ROOT / "clients" / "js" / "src"):
+        assert f"## {name}\n" in javascript, name
+    assert "`Cache.get(key, fetch, options?): Promise<T>`" in javascript
+    assert "- `options?`: `{persistent?: boolean, within?: number}`" in javascript
+    assert "### Client.#" not in javascript
     paths = pages.http()
     assert "## POST /sync/receipts" in paths
     assert "## GET /sync/health/ready" in paths

@@ -84,14 +84,14 @@ export class Cache {
     return persistent;
   }
 
-  /** Lets go of everything: of which keys. */
+  /** Drop everything. Returns the keys. */
   clear() {
     const keys = [...new Set([...this.#entries.keys(), ...this.#fetching.keys()])];
     this.drop(keys);
     return keys;
   }
 
-  /** As `clear`, because it is another user's now: values being fetched are neither kept nor fetched again. */
+  /** Drop everything because the user has changed: values being fetched are neither kept nor fetched again. */
   forget() {
     this.#generation += 1;
     return this.clear();
@@ -109,7 +109,7 @@ export class Cache {
     }
   }
 
-  /** The entries for a store. */
+  /** Return the entries for a store. */
   saved() {
     /** @type {Record<string, Entry>} */
     const saved = {};

@@ -38,6 +38,7 @@ import { VERSION } from "./version.js";
  */
 
 /**
+ * Options of a client.
  * @typedef {object} Options
  * @property {string | null} [userId] the user to follow, if the token names none or acts for another user
  * @property {string} [clientId] name of the device; a second connection with the same user and name replaces the first
@@ -117,7 +118,7 @@ export class Client {
 
   // The program's side
 
-  /** Reads the store and connects, in the background. */
+  /** Read the store and connect, in the background. Returns the client. */
   start() {
     if (this.#started) throw new Error("A client can be started only once.");
     this.#started = this.#open = true;
@@ -136,7 +137,7 @@ export class Client {
     return this;
   }
 
-  /** Ends the connection, saves the place, and lets go of the store. */
+  /** Close the connection, save the position, and close the store. */
   async close() {
     if (this.#stop() || this.#replica.keeper.changed) await this.#replica.save();
     await this.#replica.keeper.close().catch((error) => this.#reporter.report(error));
@@ -181,7 +182,7 @@ export class Client {
   }
 
   /**
-   * The present state. Notifications marked as read are not in it, even before the server knows. The object stays the
+   * The current state. Notifications marked as read are not in it, even before the server knows. The object stays the
    * same until something changes.
    * @returns {State}
    */
@@ -209,13 +210,13 @@ export class Client {
     return [...this.#replica.protocol.channels];
   }
 
-  /** How many notifications were marked as read that the server has not heard of yet. */
+  /** The number of notifications marked as read that the server has not confirmed yet. */
   get pendingCount() {
     return this.#replica.outbox.waiting.length;
   }
 
   /**
-   * How far the client has come, as an id of an event; null before the first snapshot. Send it as the header
+   * The client's position, as the id of an event; null before the first snapshot. Send it as the header
    * `Last-Event-ID` with your own requests to `/sync/…`: the answer then is not older than what the client has received,
    * whichever gateway answers.
    */
@@ -240,6 +241,7 @@ export class Client {
   }
 
   /**
+   * Remove a listener.
    * @template {keyof ClientEvents} Name
    * @param {Name} name
    * @param {(payload: ClientEvents[Name]) => void} listener

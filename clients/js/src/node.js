@@ -48,7 +48,7 @@ export class FileStore {
     }
   }
 
-  /** Lets go of it, so that another program may have it. It cannot be used any more. */
+  /** Release the file, so that another program may use it. The store cannot be used any more. */
   async close() {
     this.#closed = true;
     await this.#taking?.catch(() => {});

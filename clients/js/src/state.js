@@ -69,7 +69,7 @@ export class UserState {
     this.unsure = false;
   }
 
-  /** Those that are scheduled or in progress, by date; those without one last. */
+  /** Interventions that are scheduled or in progress, by date; those without one last. */
   get interventions() {
     return [...this.#interventions.values()].sort(
       (a, b) =>
@@ -79,7 +79,7 @@ export class UserState {
     );
   }
 
-  /** Those that have not been read, newest first. */
+  /** Unread notifications, newest first. */
   get notifications() {
     return [...this.#notifications.values()].sort(
       (a, b) => compare(b.created_at || "", a.created_at || "") || compare(a.id, b.id),
