@@ -118,6 +118,7 @@ def test_a_reset_begins_with_a_new_world(demo: Demo) -> None:
 
 def test_the_root_says_where_everything_is(demo: Demo) -> None:
     root = f"http://{urlsplit(demo.links[0]).netloc}"
+    assert "devices that have it" in reads(f"{root}/demo/receipts")
     places = json.loads(reads(root))["places"]
     page = urllib.request.Request(root, headers={"Accept": "text/html"})
     html = reads(page)

@@ -259,7 +259,10 @@ async def test_openapi_describes_every_endpoint_and_its_errors(server: Server) -
         "/sync/overview",
         "/sync/names",
         "/sync/events",
+        "/sync/receipts",
         "/sync/health",
+        "/sync/health/live",
+        "/sync/health/ready",
         "/metrics",
     }
     assert "409" in described["paths"]["/sync/events"]["post"]["responses"]

@@ -23,7 +23,7 @@ import pytest
 
 from momentum_sync.database.embedded import short_folder
 from tests.fixtures.adoption import SECTIONS, Reader, supabase_project, the_seed
-from tests.fixtures.demo import Demo, target
+from tests.fixtures.demo import Demo, pages
 from tests.fixtures.postgres import temporary_database
 from tests.sdk.drivers import NODE, missing
 
@@ -77,8 +77,7 @@ class Newcomer:
                 said += line
             conninfo = re.search(r'psql "([^"]+)"', said)
             assert conninfo is not None
-            links = [target(link) for link in re.findall(r"http://\S+", said)]
-            yield Demo(process, links, conninfo[1], self.folder)
+            yield Demo(process, pages(said), conninfo[1], self.folder)
             process.send_signal(signal.SIGINT)
             _, errors = await asyncio.to_thread(process.communicate)
             assert (process.returncode, errors.splitlines()[-1]) == (0, "Stopped.")

@@ -29,7 +29,8 @@ Returns:
     `event_id`, as clients know it; `event`; `committed_at`. In commit order.
 Example:
     select event_id from momentum.event_ids(
-        ''notifications:'' || user_id, jsonb_build_object(''notification_id'', notification_id));';
+        ''notifications:5f1d7c3e-0b7a-4c56-9d6e-2f8a4b1c9e03'',
+        ''{"notification_id": "a3c5e1f2-6d84-4b97-8e10-7f2b9c4d5a68"}'');';
 
 create or replace function momentum.receipts(user_id uuid, event_id text)
 returns table (device text, protocol text, topic text, has_event boolean, confirmed_at timestamptz)
@@ -98,7 +99,11 @@ Raises:
     invalid_parameter_value: `event_id` is not the id of an event.
     no_data_found: the event is not in the log, or not any longer.
 Example:
-    select device from momentum.receipts(''5f0c…'', ''3af01b22-815-b0c55e1d'') where has_event;';
+    select e.event_id, r.device, r.has_event
+    from momentum.event_ids(
+        ''notifications:5f1d7c3e-0b7a-4c56-9d6e-2f8a4b1c9e03'',
+        ''{"notification_id": "a3c5e1f2-6d84-4b97-8e10-7f2b9c4d5a68"}'') as e
+    cross join lateral momentum.receipts(''5f1d7c3e-0b7a-4c56-9d6e-2f8a4b1c9e03'', e.event_id) as r;';
 
 do $$
 declare
