@@ -177,6 +177,16 @@ def test_a_slot_that_nobody_reads(database: str, idle_slot: str) -> None:
     assert finding.fix == "momentum-sync serve"
 
 
+async def test_a_slot_that_was_dropped(start: Start, database: str, db: Sql) -> None:
+    async with start():
+        pass
+    whole = await asyncio.to_thread(findings, settings_for(database))
+    assert not [each for each in whole if each.check == "dropped slot"]
+    db.execute("select pg_drop_replication_slot('momentum_sync')")
+    finding = await asyncio.to_thread(only, database, "dropped slot")
+    assert finding.found == "the event log was read through the slot momentum_sync, which is gone"
+
+
 def test_an_old_transaction(database: str) -> None:
     with psycopg.connect(database, application_name="report") as other:
         other.execute("select 1")

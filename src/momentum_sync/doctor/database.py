@@ -133,6 +133,7 @@ def _checks(
     yield "tables", "publication", partial(tables.check_publication, connection)
     (is_migrated,) = connection.execute(SQL["is_migrated"]).fetchone() or (False,)
     if is_migrated:
+        yield "stream", "dropped slot", partial(_dropped_slot, connection)
         yield "stream", "log", partial(_log, connection, settings)
         yield "tables", "triggers", partial(tables.check_triggers, connection)
         yield "tables", "event trigger", partial(tables.check_event_trigger, connection)
@@ -309,6 +310,16 @@ def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Fi
             f"{each.what} ({each.who}) has been open {open_for}",
             "WAL since its beginning is retained, and a new slot or epoch waits for its end.",
             f"{each.remedy}{hidden}",
+        )  # fmt: skip
+
+
+def _dropped_slot(connection: Connection[TupleRow]) -> Iterator[Finding]:
+    for (name,) in connection.execute(SQL["dropped_slot"]).fetchall():
+        yield Finding(
+            "stream", "dropped slot", Level.WARNING, f"the event log was read through the slot {name}, which is gone",
+            "Changes since it was dropped are not in the log. With a new slot another epoch begins: clients get"
+            " snapshots in place of a resume.",
+            "momentum-sync serve   # creates it again",
         )  # fmt: skip
 
 

@@ -87,6 +87,12 @@ select exists (
     select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'momentum' and p.proname = 'settle')
 
+-- name: dropped_slot
+-- The slot that the events in the log came through, if it is gone.
+select s.slot as name
+from momentum.stream s
+where not exists (select from pg_catalog.pg_replication_slots r where r.slot_name = s.slot)
+
 -- name: log
 -- The log: bytes, partitions, the time that it covers in seconds, and whether there is a partition for tomorrow.
 select
