@@ -15,6 +15,7 @@ import momentum_sync
 from momentum_sync.cli.options import described
 from momentum_sync.database.files import migrations, text
 from momentum_sync.settings import Settings, variable
+from momentum_sync.wire.close import Close, Verdict
 from reference.javascript import page
 
 ROOT = Path(__file__).parents[1]
@@ -92,20 +93,35 @@ def protocol() -> str:
     document = yaml.safe_load((ROOT / "spec" / "asyncapi.yaml").read_text(encoding="utf-8"))
     parts = ["# Protocol", "", str(document["info"].get("description", "")), "",
              "The machine-readable form is `spec/asyncapi.yaml`; this page is generated from it.", ""]  # fmt: skip
-    schemas = document["components"].get("schemas", {})
+    channel = document["channels"]["connection"]
+    parts += ["## The handshake", "", f"`GET {channel['address']}`. {channel['description']}", "",
+              "| parameter | meaning |", "|---|---|"]  # fmt: skip
+    query = channel["bindings"]["ws"]["query"]["properties"]
+    parts += [f"| `{name}` | {_cell(str(about['description']))} |" for name, about in query.items()]
+    parts += ["", "The token comes in one of these ways:", ""]
+    parts += [f"- {scheme['description']}" for scheme in document["components"]["securitySchemes"].values()]
+    parts += ["", "## Close codes", "", "| code | reason | what a client does |", "|---|---|---|"]
+    parts += [f"| {close.code} | {close.reason} | {_VERDICTS[close.verdict]} |" for close in Close]
+    parts.append("")
+    schemas = document["components"]["schemas"]
+    sent = {each["payload"]["$ref"].rpartition("/")[2] for each in document["components"]["messages"].values()}
     for name, message in document["components"]["messages"].items():
-        parts += [f"## {name}", "", str(message.get("summary") or message.get("description") or ""), ""]
-        payload = message["payload"]
-        if "$ref" in payload:
-            payload = schemas[payload["$ref"].rpartition("/")[2]]
-        rows = [
-            f"| `{field}` | {'yes' if field in payload.get('required', []) else ''} | {_type(about)} |"
-            f" {_cell(str(about.get('description', '')))} |"
-            for field, about in payload.get("properties", {}).items()
-        ]
-        if rows:
-            parts += ["| field | required | type | meaning |", "|---|---|---|---|", *rows, ""]
+        schema = schemas[message["payload"]["$ref"].rpartition("/")[2]]
+        by = "client" if f"on_{name}" in document["operations"] else "server"
+        parts += [f"## {name}", "", f"Sent by the {by}. {message['summary']}", "", *_fields("field", schema)]
+    parts += ["## Objects in messages", ""]
+    for name, schema in schemas.items():
+        if name not in sent:
+            parts += [f"### {name}", "", str(schema.get("description", "")), "", *_fields("field", schema)]
+            if "anyOf" in schema:
+                parts += [f"One of: {_type(schema)}.", ""]
     return "\n".join(parts)
+
+
+_VERDICTS: Mapping[Verdict, str] = {
+    "come_back": "connects again after a pause", "fresh_token": "connects again with another token",
+    "later": "connects again after the longest pause", "end": "does not connect again",
+}  # fmt: skip
 
 
 def _type(about: Mapping[str, object]) -> str:
@@ -118,6 +134,8 @@ def _type(about: Mapping[str, object]) -> str:
     if isinstance(parts := about.get("anyOf", about.get("oneOf")), list):
         return " or ".join(_type(part) for part in parts)
     kind = about.get("type", "")
+    if kind == "array" and isinstance(items := about.get("items"), dict) and items:
+        return f"array of {_type(items)}"
     return " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
 
 
@@ -151,7 +169,11 @@ def http() -> str:
 def _body(title: str, content: Any, schemas: Mapping[str, Any]) -> list[str]:
     """Return the fields of a request's body or of an answer, as a table."""
     schema = (content or {}).get("content", {}).get("application/json", {}).get("schema", {})
-    schema = schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
+    return _fields(title, schemas.get(str(schema.get("$ref", "")).rpartition("/")[2], schema))
+
+
+def _fields(title: str, schema: Mapping[str, Any]) -> list[str]:
+    """Return the properties of a JSON schema as a table; nothing if it has none."""
     rows = [
         f"| `{name}` | {'yes' if name in schema.get('required', []) else ''} | {_type(about)} |"
         f" {_cell(str(about.get('description', '')))} |"

@@ -13,6 +13,7 @@ import pytest
 import momentum_sync
 from momentum_sync.database.files import migrations, text
 from momentum_sync.settings import Settings, variable
+from momentum_sync.wire.close import Close
 from reference import pages
 from reference.javascript import exported
 from reference.links import rewritten
@@ -73,7 +74,12 @@ def test_the_references_are_complete() -> None:
     paths = pages.http()
     assert "## POST /sync/receipts" in paths
     assert "## GET /sync/health/ready" in paths
-    assert "## initial_state" in pages.protocol()
+    protocol = pages.protocol()
+    assert "## initial_state\n\nSent by the server." in protocol
+    assert "| `channels` | yes | array of string |" in protocol
+    assert "### Momentum\n" in protocol
+    for close in Close:
+        assert f"| {close.code} | {close.reason} |" in protocol
 
 
 def test_links_become_those_of_the_site() -> None:

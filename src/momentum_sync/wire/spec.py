@@ -19,19 +19,23 @@ from momentum_sync.wire.paths import PREFIX
 Document = dict[str, Any]
 
 _QUERY = {
-    "user_id": ("uuid", "Whose connection it is, where the token does not say, or the caller acts for another."),
-    "client_id": (None, "Names the device. A second connection of the user's with the same name replaces the first."),
-    "last_event_id": (None, "Where to go on: the last id that came, from an event, a snapshot or a heartbeat."),
-    "channels": (None, "More channels than the user's own four, separated by commas."),
+    "user_id": ("uuid", "The user of the connection, if the token names none or acts for another user."),
+    "client_id": (None, "Name of the device. A second connection of the same user and name replaces the first."),
+    "last_event_id": (
+        None,
+        "The position to resume from: the last id received, of an event, a snapshot or a heartbeat.",
+    ),
+    "channels": (None, "Channels beside the user's own four, separated by commas."),
     "access_token": (None, "The token, only where the operator has turned that on."),
+    "sdk": (None, "Name and version of the SDK, such as `python-0.1.0`, for the operator's statistics."),
 }
 _DESCRIPTION = """\
 Committed changes in PostgreSQL: in commit order, none lost, none twice, to those who may see them.
 
-After the handshake comes `subscription_confirmed`, once the subscription is live; then either `initial_state`, or,
-where `last_event_id` was given and it says `resumed`, the events that were missed. Then every change, once committed.
-`previous_id` is the id of the event before on this connection: where it is another than the last that came, an event
-is missing, and a client begins anew, without a `last_event_id`. Ids are opaque.
+The server answers the handshake with `subscription_confirmed` when the subscription is live. The events that were missed
+follow if `last_event_id` was given and the answer has `resumed`, else `initial_state`; then every change, when it is
+committed. `previous_id` is the id of the previous event on this connection. If it differs from the last id received, an
+event is missing, and the client connects again without `last_event_id`. Ids are opaque.
 """
 
 
