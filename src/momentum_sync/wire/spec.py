@@ -32,10 +32,10 @@ _QUERY = {
 _DESCRIPTION = """\
 Committed changes in PostgreSQL: in commit order, none lost, none twice, to those who may see them.
 
-The server answers the handshake with `subscription_confirmed` when the subscription is live. The events that were missed
-follow if `last_event_id` was given and the answer has `resumed`, else `initial_state`; then every change, when it is
-committed. `previous_id` is the id of the previous event on this connection. If it differs from the last id received, an
-event is missing, and the client connects again without `last_event_id`. Ids are opaque.
+The server answers the handshake with `subscription_confirmed` when the subscription is live. The missed events follow
+if `last_event_id` was given and the answer has `resumed`, else `initial_state`; then every change, when it is
+committed. `previous_id` is the id of the previous event on this connection. If it differs from the last id received,
+an event is missing, and the client connects again without `last_event_id`. Ids are opaque.
 """
 
 
