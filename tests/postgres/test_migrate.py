@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,6 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from momentum_sync.capture import preflight
 from momentum_sync.database import migrate as runner
+from momentum_sync.database.adoption import server_roles
+from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.files import Migration, migrations, text
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
@@ -365,3 +369,26 @@ def test_a_migration_applied_with_another_text_is_applied_again_only_on_request(
         add_score(connection, user)
         assert set(connection.execute(ours).fetchall()) == made
         assert connection.execute("select count(rows) from momentum.event_log").fetchone() == (0,)
+
+
+def test_an_owner_who_is_no_superuser_migrates_as_the_page_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adopt.md").read_text(encoding="utf-8")
+    block = re.search(r"```postgresql\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    with short_folder() as folder, Embedded(folder) as embedded:
+        with psycopg.connect(embedded.conninfo, autocommit=True) as admin:
+            admin.execute(
+                "create role app_owner login createrole; create role momentum_server login noinherit;"
+                " grant momentum_server to app_owner with admin option"
+            )
+            admin.execute("create database app owner app_owner")
+            conninfo = make_conninfo(embedded.conninfo, user="app_owner", dbname="app")
+            with pytest.raises(Unsuitable) as refused:
+                migrate(conninfo, tell=lambda _: None)
+            assert "docs/adopt.md, Plain PostgreSQL" in refused.value.hint
+            admin.execute(block[1].encode())
+        migrate(conninfo, tell=lambda _: None, server_role="momentum_server")
+        with psycopg.connect(conninfo, autocommit=True) as owner:
+            # A member of the server's role is no server; `uninstall` and `migrate --again` must not treat it as one.
+            owner.execute("create role colleague; grant momentum_server to colleague")
+            assert server_roles(owner) == ["momentum_server"]

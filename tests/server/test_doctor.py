@@ -23,7 +23,7 @@ from momentum_sync.doctor.report import as_json
 from momentum_sync.settings import Settings
 from tests.fixtures.cli import run
 from tests.fixtures.gateways import Nats
-from tests.fixtures.postgres import CAPTURE_ROLE, Sql
+from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql
 from tests.fixtures.server import SECRET, Server, Start, settings_for, sign
 
 NOWHERE = "http://127.0.0.1:1"
@@ -174,7 +174,7 @@ def idle_slot(database: str, db: Sql) -> Iterator[str]:
 def test_a_slot_that_nobody_reads(database: str, idle_slot: str) -> None:
     finding = only(database, "replication slot", slot=idle_slot)
     assert "is not being read" in finding.found
-    assert finding.fix == "momentum-sync serve"
+    assert finding.fix.startswith("momentum-sync serve")
 
 
 async def test_a_slot_that_was_dropped(start: Start, database: str, db: Sql) -> None:
@@ -193,8 +193,18 @@ def test_an_old_transaction(database: str) -> None:
         found = list(check_database(settings_for(database), database, old_s=0.0))
         (finding,) = of(found, "transactions", level=Level.WARNING)
         assert "(report)" in finding.found
-        assert finding.fix == f"select pg_terminate_backend({other.info.backend_pid});"
+        assert finding.fix == f"As a superuser: select pg_terminate_backend({other.info.backend_pid});"
     assert of(list(check_database(settings_for(database), database)), "transactions", level=Level.OK)
+
+
+def test_a_role_that_does_not_see_transactions_of_others_is_told(database: str) -> None:
+    conninfo = make_conninfo(database, user=SERVER_ROLE)
+    with psycopg.connect(database) as other:
+        other.execute("select 1")
+        found = list(check_database(settings_for(conninfo), conninfo, old_s=0.0))
+    (finding,) = of(found, "transactions", level=Level.NOTE)
+    assert finding.fix == f"As a superuser: grant pg_read_all_stats to {SERVER_ROLE};"
+    assert not [each for each in found if each.check == "transactions" and each.level is Level.OK]
 
 
 def test_settings_of_roles_are_told(database: str, db: Sql) -> None:
@@ -205,7 +215,7 @@ def test_settings_of_roles_are_told(database: str, db: Sql) -> None:
     assert "database: search_path" in finding.found
     assert "app.settings.jwt_secret" in finding.found
     assert "do not show" not in finding.found
-    assert "no effect on the server" in finding.found
+    assert "without effect on the server, which pins its own: 1" in finding.found
 
 
 async def test_nats_that_answers_and_nats_that_does_not(database: str, nats: Nats) -> None:

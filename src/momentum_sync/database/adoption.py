@@ -169,11 +169,12 @@ def publishing_problems(connection: Connection[TupleRow]) -> Iterator[str]:
     ).fetchone()
     assert row is not None
     for problem in row[0]:
-        yield f"{problem}: events are not published; run: momentum-sync migrate --again"
+        yield f"{problem}: events may not be published; run as the owner of the tables: momentum-sync migrate --again"
     for trigger in row[1]:
         yield (
             f"the trigger {trigger} runs before the publishing trigger: if it updates the row, clients keep the older"
-            " version; rename it so that it sorts after the publishing trigger"
+            " version; rename it so that it sorts after the publishing trigger:"
+            " alter trigger <name> on <table> rename to z_<name>;"
         )
 
 
@@ -204,11 +205,14 @@ def differences(connection: Connection[TupleRow]) -> Iterator[str]:
             f"public.{table}: because of these differences, an update writes two events instead of one, and each event"
             " is checked with a query for each subscribed caller; other tables are not affected"
         )
-    for (table,) in connection.execute(_SQL["not_full"]).fetchall():
-        yield (
-            f"public.{table}: lacks replica identity full or is not in the publication supabase_realtime;"
-            " Supabase clients that use postgres_changes need both"
-        )
+    for table, lacks_old_row, lacks_publication in connection.execute(_SQL["not_full"]).fetchall():
+        if lacks_old_row:
+            yield f"public.{table}: lacks replica identity full, which Supabase clients that use postgres_changes need"
+        if lacks_publication:
+            yield (
+                f"public.{table}: is not in the publication supabase_realtime, which Supabase clients that use"
+                " postgres_changes need"
+            )
     for table, name in connection.execute(_SQL["user_metadata"]).fetchall():
         yield f'public.{table}: the policy "{name}" trusts user_metadata, which users can edit themselves'
 
@@ -227,7 +231,7 @@ def _only_in(lines: Sequence[str], others: Sequence[str], table: str) -> list[st
 
 def server_roles(connection: Connection[TupleRow]) -> list[str]:
     """Return the roles that `migrate --server-role` has given privileges."""
-    return [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
+    return [name for name, _ in connection.execute(_SQL["servers"]).fetchall()]
 
 
 def may_add_triggers(connection: Connection[TupleRow]) -> list[str]:

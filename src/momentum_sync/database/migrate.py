@@ -25,6 +25,10 @@ PATIENCE_S = 60.0
 # Below PostgreSQL's deadlock_timeout, 1 s by default: a migration gives up before a deadlock check could cancel a
 # writer.
 LOCK_TIMEOUT = "500ms"
+_NEEDS_ROLES = (
+    "Run `momentum-sync migrate` with the role that owns the tables (on Supabase: postgres). Roles that are missing are"
+    " created by a superuser: docs/adopt.md, Plain PostgreSQL."
+)
 _AGAIN_AFTER_S = 0.2
 
 _BOOKKEEPING = """
@@ -263,7 +267,9 @@ def _run_once(connection: Connection[TupleRow], what: str, script: str, record: 
     except errors.InsufficientPrivilege as error:
         raise Unsuitable(
             f"The database refused {what}: {_sentence(error)}.",
-            "Run `momentum-sync migrate` with the role that owns the tables (on Supabase: postgres).",
+            _NEEDS_ROLES
+            if what == "bootstrap"
+            else "Run `momentum-sync migrate` with the role that owns the tables (on Supabase: postgres).",
         ) from error
     except psycopg.DatabaseError as error:
         raise Unsuitable(

@@ -36,20 +36,23 @@ where a.attname = 'keys' and not a.attisdropped
 select exists (select from pg_event_trigger where evtname = 'momentum_policies')
 
 -- name: not_full
--- Tables of which Supabase's clients do not get the complete old row.
-select c.relname::text
-from pg_class c
-where c.oid in (
-        'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
-        'public.coach_interventions'::regclass)
-    and (c.relreplident <> 'f' or not exists (
+-- Tables of which Supabase's clients do not get changes, or not the complete old row.
+select found.name, found.lacks_old_row, found.lacks_publication
+from (
+    select c.relname::text as name, c.relreplident <> 'f' as lacks_old_row, not exists (
         select from pg_publication p
         where p.pubname = 'supabase_realtime' and (
             p.puballtables
             or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
             or exists (
                 select from pg_publication_namespace n
-                where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace))))
+                where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace))) as lacks_publication
+    from pg_class c
+    where c.oid in (
+        'public.daily_engagement_scores'::regclass, 'public.momentum_notifications'::regclass,
+        'public.coach_interventions'::regclass)
+) as found
+where found.lacks_old_row or found.lacks_publication
 order by 1
 
 -- name: policies
@@ -134,11 +137,14 @@ order by 1
 select pg_drop_replication_slot(%(slot)s)
 
 -- name: servers
--- Roles with the privileges of a server.
-select r.rolname::text
-from pg_roles r
-where not r.rolsuper and has_function_privilege(r.oid, 'momentum.become(text, text)', 'execute')
-    and r.oid <> (select p.proowner from pg_proc p where p.oid = 'momentum.become(text, text)'::regprocedure)
+-- Roles that were given the privileges of a server, and whether they own anything. Members of such a role are none.
+select r.rolname::text, exists (
+    select from pg_shdepend d where d.refclassid = 'pg_authid'::regclass and d.refobjid = r.oid and d.deptype = 'o')
+from pg_proc p
+cross join lateral aclexplode(p.proacl) a
+join pg_roles r on r.oid = a.grantee
+where p.oid = 'momentum.become(text, text)'::regprocedure and a.privilege_type = 'EXECUTE'
+    and not r.rolsuper and r.oid <> p.proowner
 order by 1
 
 -- name: forget

@@ -43,7 +43,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
                 "Run it as the role that owns the tables; nothing was removed.",
             ) from None
         try:
-            servers = [name for (name,) in connection.execute(_SQL["servers"]).fetchall()]
+            servers = connection.execute(_SQL["servers"]).fetchall()
         except (errors.InvalidSchemaName, errors.UndefinedFunction):
             servers = []
         # A server that waits for the slot is not reading it, and would create it again.
@@ -72,8 +72,13 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
         "left replica identity full and the publication supabase_realtime, because clients of the app may need them;"
         " to undo: alter table … replica identity default; alter publication supabase_realtime drop table …"
     )
-    for server in servers:
-        tell(f"left the role {server}, which may become service_role: drop owned by {server}; drop role {server};")
+    for server, owns in servers:
+        undo = (
+            f"revoke anon, authenticated, service_role from {server};   -- not dropped: it owns objects"
+            if owns
+            else f"drop owned by {server}; drop role {server};"
+        )
+        tell(f"left the role {server}, which may become service_role: {undo}")
 
 
 def _users_of_realtime(connection: Connection[TupleRow]) -> list[str]:

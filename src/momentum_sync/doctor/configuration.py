@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 from momentum_sync.doctor.finding import Finding, Level
+from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, unknown
+from momentum_sync.telemetry import check_installed
 
 AREA = "settings"
 _LEAST_SECRET_BYTES = 32  # RFC 7518, section 3.2, for HS256
@@ -24,6 +26,8 @@ def check_settings(settings: Settings, names: Iterable[str]) -> Iterator[Finding
     yield _address(settings)
     yield from _exposure(settings)
     yield _files(settings)
+    if settings.otel:
+        yield _telemetry()
     if settings.database_url is None:
         yield _disk(settings)
 
@@ -36,6 +40,14 @@ def _names(names: Iterable[str]) -> Finding:
         AREA, "variables", Level.WARNING, f"not settings: {', '.join(wrong)}",
         "They have no effect; a misspelt setting has its default.", "momentum-sync serve --help   # lists all settings",
     )  # fmt: skip
+
+
+def _telemetry() -> Finding:
+    try:
+        check_installed()
+    except Unsuitable as error:
+        return Finding(AREA, "OpenTelemetry", Level.PROBLEM, str(error), "serve does not start.", error.hint)
+    return Finding(AREA, "OpenTelemetry", Level.OK, "traces and metrics are sent as the OTEL_… variables say")
 
 
 def _tokens(settings: Settings) -> Finding:

@@ -212,6 +212,7 @@ def _role(connection: Connection[TupleRow], *, is_embedded: bool) -> Iterator[Fi
         "database", "role", Level.WARNING, f"{role.name} {' and '.join(powers)}",
         "Every query for a client runs under the client's role, so row level security applies to clients; but the"
         " server's own role has more privileges than it needs.",
+        f"alter role {role.name} nobypassrls;" if role.name == "momentum_server" and role.bypasses else
         "create role momentum_server login noinherit password '…'; grant momentum_server to current_user;\n"
         "momentum-sync migrate --server-role momentum_server   # then use it in DATABASE_URL; see SECURITY.md",
     )  # fmt: skip
@@ -225,7 +226,7 @@ def _role_settings(connection: Connection[TupleRow]) -> Iterator[Finding]:
     # Names alone: a setting such as app.settings.jwt_secret is a secret.
     found = [f"{whose}: {setting.partition('=')[0]}" for whose, setting in rows]
     pinned = [setting for _, setting in rows if setting.partition("=")[0].lower() in PINNED]
-    rest = f"; {len(pinned)} of them have no effect on the server, which pins its own" if pinned else ""
+    rest = f"; without effect on the server, which pins its own: {len(pinned)}" if pinned else ""
     yield Finding("database", "role settings", Level.NOTE, f"{', '.join(found)}{rest}")
 
 
@@ -234,7 +235,7 @@ def _slots(connection: Connection[TupleRow], ours: str) -> Iterator[Finding]:
     (session,) = rows_of(connection, "session", _Session)
     own = next((slot for slot in slots if slot.name == ours), None)
     if own is None:
-        yield Finding("stream", "replication slot", Level.NOTE, f"{ours} does not exist yet; serve creates it")
+        yield Finding("stream", "replication slot", Level.NOTE, f"{ours} does not exist; serve creates it")
     else:
         yield _own_slot(own)
     yield _retention(session.keep_size, own)
@@ -261,7 +262,8 @@ def _own_slot(slot: _Slot) -> Finding:
     if not slot.is_active:
         return Finding(
             "stream", "replication slot", Level.WARNING, found,
-            "No server reads it: events are delayed, and WAL accumulates.", "momentum-sync serve",
+            "No server reads it: events are delayed, and WAL accumulates.",
+            "momentum-sync serve   # if one runs, its log says why capture has ended",
         )  # fmt: skip
     if slot.behind is None:
         return _new_slot(slot)
@@ -294,13 +296,20 @@ def _retention(keep_size: str, own: _Slot | None) -> Finding:
     return Finding(
         "stream", "retained WAL", Level.WARNING, "max_slot_wal_keep_size is -1: unlimited",
         "While no server runs, the slot keeps WAL until the disk is full and PostgreSQL stops.",
-        "As a superuser: alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();",
+        "As a superuser: alter system set max_slot_wal_keep_size = '50GB';\nselect pg_reload_conf();",
     )  # fmt: skip
 
 
 def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Finding]:
     found = rows_of(connection, "transactions", _Transaction, seconds=old_s)
-    if not found:
+    sees, role = connection.execute(SQL["sees_sessions"]).fetchone() or (False, "")
+    if not sees:
+        yield Finding(
+            "stream", "transactions", Level.NOTE, f"{role} does not see when transactions of other roles began",
+            "An old transaction retains WAL, and a new slot or epoch waits for its end; doctor cannot name it.",
+            f"As a superuser: grant pg_read_all_stats to {role};",
+        )  # fmt: skip
+    elif not found:
         yield Finding("stream", "transactions", Level.OK, f"none is older than {old_s / 60:g} minutes")
     for each in found[:5]:
         open_for = "for an unknown time" if each.seconds is None else f"for {each.seconds / 60:,.0f} minutes"
@@ -309,7 +318,7 @@ def _transactions(connection: Connection[TupleRow], old_s: float) -> Iterator[Fi
             "stream", "transactions", Level.NOTE if each.seconds is None else Level.WARNING,
             f"{each.what} ({each.who}) has been open {open_for}",
             "WAL since its beginning is retained, and a new slot or epoch waits for its end.",
-            f"{each.remedy}{hidden}",
+            f"As a superuser: {each.remedy}{hidden}",
         )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ async def check_delivery(settings: Settings, conninfo: str, url: str, token: str
         yield Finding(
             "servers", "delivery", Level.PROBLEM, f"no event came within {_WITHIN_S:g} s: {said}".rstrip(": "),
             "A client that connects now gets nothing, or cannot connect.",
-            "This shell's SUPABASE_JWT_SECRET is not the server's; set the same." if "(401)" in said
+            "This shell's SUPABASE_JWT_SECRET is not the server's; set the same." if "401" in said
             else f"See the other findings and the server's log; momentum-sync tail --user {user} --url {url}",
         )  # fmt: skip
 

@@ -24,6 +24,10 @@ from momentum_sync.version import __version__
 
 _TIMEOUT_S = 5.0
 _SLOW_S = 0.05
+_CATCHING_UP = (
+    "Capture reads what was committed before. A new slot or epoch also waits for every transaction that was open then:"
+    " see `transactions`."
+)
 _LEAST_PAYLOAD = 1024 * 1024  # the default of NATS; capture's messages are smaller
 
 
@@ -69,7 +73,8 @@ async def check_nats(settings: Settings) -> AsyncIterator[Finding]:
                     await client.close()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             yield Finding(
-                "network", name, Level.PROBLEM, f"{type(error).__name__}: {error}".rstrip(": "),
+                "network", name, Level.PROBLEM,
+                f"{without_password(url)}: {type(error).__name__}: {error}".rstrip(": "),
                 "Gateways read the log several times a second instead; broadcasts between clients and presence stay on"
                 " one gateway.",
                 "Start nats-server, or set MOMENTUM_NATS_URL (and MOMENTUM_NATS_CA) to where it listens.",
@@ -134,7 +139,11 @@ def _health(url: str, health: Mapping[str, Any], capture: Mapping[str, Any]) -> 
             "health",
             level,
             found,
-            problem or "; ".join(map(str, health.get("reasons") or [])) or "See `health changed` in the server's log.",
+            _CATCHING_UP
+            if capture.get("state") == "catching_up"
+            else problem
+            or "; ".join(map(str, health.get("reasons") or []))
+            or "See `health changed` in the server's log.",
             "See the other findings; they name what is wrong with the database, NATS or the triggers.",
         )
     ]

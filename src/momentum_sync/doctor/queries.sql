@@ -38,6 +38,10 @@ from pg_catalog.pg_prepared_xacts p
 where p.prepared < clock_timestamp() - %(seconds)s * interval '1 second'
 order by 2 desc nulls last
 
+-- name: sees_sessions
+-- Whether this role sees the transactions of other roles.
+select pg_has_role(current_user, 'pg_read_all_stats', 'usage') as sees, quote_ident(current_user) as role
+
 -- name: role
 -- The server's role, and whether it bypasses row level security.
 select current_user::text as name, r.rolsuper as is_superuser, r.rolbypassrls as bypasses,

@@ -6,6 +6,7 @@ The library batches spans in a thread of its own, and drops them while no collec
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,8 @@ class Telemetry:
     """
 
     def __init__(self, role: str) -> None:
+        # Without a collector the library would log every attempt. `run` logs the first failure.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._resource = _resource(role)
         self._spans = BatchSpanProcessor(OTLPSpanExporter())
         self._metrics = OTLPMetricExporter()
