@@ -22,6 +22,7 @@ from soak.verdict import Sample
 
 _USERS = 200
 _FAULT_EVERY_S = 30.0
+_TOKEN_S = 600.0
 _SAMPLE_EVERY_S = 5.0
 _CUT_SERVER = """
 select pg_terminate_backend(pid) from pg_stat_activity
@@ -112,12 +113,15 @@ async def _client(url: str, number: int, result: Result, ends: float) -> None:
     chance = random.Random(number)
     index, last = number % _USERS, ""
     address = f"ws://{urlsplit(url).netloc}{PATH}"
+    bearer, renew = "", 0.0
     while time.monotonic() < ends:
+        if time.monotonic() >= renew:  # as an app does: one token for many connections
+            bearer, renew = token(index), time.monotonic() + _TOKEN_S
         query = f"?client_id=soak-{number}" + (f"&last_event_id={last}" if last else "")
         stays = time.monotonic() + chance.uniform(2.0, 40.0)
         try:
             async with websockets.connect(
-                address + query, additional_headers={"Authorization": f"Bearer {token(index)}"}, open_timeout=10
+                address + query, additional_headers={"Authorization": f"Bearer {bearer}"}, open_timeout=10
             ) as socket:
                 result.connects += 1
                 previous = last
