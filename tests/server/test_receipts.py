@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 import websockets
 
+from momentum_sync.demo.receipts import receipts_page
 from tests.fixtures.postgres import As, Sql, add_notification, add_score
 from tests.fixtures.realtime import page
 from tests.fixtures.server import SERVICE_KEY, TIMEOUT_S, Bounds, Client, Start, sign
@@ -227,3 +229,15 @@ async def test_restored_positions_of_another_history_are_not_saved(start: Start,
                     break
                 except (OSError, websockets.InvalidStatus):
                     await asyncio.sleep(0.1)
+
+
+async def test_the_demos_page_shows_notifications_without_an_event(
+    start: Start, database: str, db: Sql, user: UUID
+) -> None:
+    add_notification(db, user, title="not in the log")  # there is no slot yet
+    async with start(receipts="0.1s") as server, server.live(user, client_id="phone") as phone:
+        event_id = await delivered(phone, db, user)
+        await until_receipts(db, user, event_id, {"phone": True})
+    html = await asyncio.to_thread(receipts_page, database, [user])
+    assert "not in the log" in html
+    assert re.findall(r"<td>(\d of \d)</td>", html) == ["1 of 1", "0 of 0"]

@@ -103,11 +103,15 @@ select u.email, n.title, n.created_at::timestamptz(0)::text,
 from public.momentum_notifications n
 join auth.users u on u.id = n.user_id
 left join lateral (
-    select e.event_id
-    from momentum.event_ids('notifications:' || n.user_id, jsonb_build_object('notification_id', n.id)) as e
-    limit 1
-) as e on true
-left join lateral momentum.receipts(n.user_id, e.event_id) as r on e.event_id is not null
+    -- `receipts` refuses null, so it must not be called for a notification whose event is not in the log.
+    select r.device, r.has_event
+    from (
+        select e.event_id
+        from momentum.event_ids('notifications:' || n.user_id, jsonb_build_object('notification_id', n.id)) as e
+        limit 1
+    ) as e
+    cross join lateral momentum.receipts(n.user_id, e.event_id) as r
+) as r on true
 where n.user_id = any (%(people)s)
 group by n.id, u.email, n.title, n.created_at
 order by n.created_at desc
