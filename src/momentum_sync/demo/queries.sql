@@ -98,7 +98,7 @@ delete from public.momentum_notifications where status = 'opened' and opened_at 
 
 -- name: receipts
 -- The newest notifications of the first people, and how many of their devices have each.
-select u.email, n.title, n.created_at::timestamptz(0)::text,
+select split_part(u.email, '@', 1), n.title, to_char(n.created_at, 'HH24:MI:SS'),
     coalesce(count(r.device) filter (where r.has_event), 0), count(r.device)
 from public.momentum_notifications n
 join auth.users u on u.id = n.user_id

@@ -15,9 +15,9 @@ _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="refresh" content="2"><title>Receipts</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 52rem; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 1rem auto; max-width: 52rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ccc; vertical-align: top }}
+th, td {{ text-align: left; padding: .4rem .5rem .4rem 0; border-bottom: 1px solid #ccc; vertical-align: top }}
 td:last-child {{ white-space: nowrap }}
 </style>
 <h1>Which devices have it?</h1>
