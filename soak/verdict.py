@@ -1,4 +1,4 @@
-"""What samples of a long run say: whether memory, files, WAL and log stay flat. Pure."""
+"""Trends of a long run: memory, files, WAL and log must stay flat. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WARM_UP = 0.1  # of the run, in which caches and pools fill
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one time.
+    """A sample of a run.
 
     Attributes:
         at: seconds since the beginning.

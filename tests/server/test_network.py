@@ -75,7 +75,7 @@ async def test_connections_to_the_database_that_go_silent_are_given_up(
 async def test_silent_connections_do_not_hold_up_the_next_run_one_after_the_other(
     start: Start, database: str, db: Sql
 ) -> None:
-    """Where one connection breaks, the others are suspect, and each would be noticed only after its deadline."""
+    """After one connection breaks, the others are suspect; each would be noticed only after its deadline."""
     async with behind_a_proxy(start, database) as (server, proxy):
         assert proxy.go_dead(Random(0), ALL) > 3
         db.execute("select pg_terminate_backend(active_pid) from pg_replication_slots where active")

@@ -1,4 +1,4 @@
-"""The verdict on a long run: what grows is found, what is flat is not."""
+"""The verdict on a long run: growth is found, and steady quantities pass."""
 
 from __future__ import annotations
 

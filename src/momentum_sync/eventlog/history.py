@@ -33,7 +33,7 @@ _ALL = 2**62  # bytes
 
 
 class Reader(Protocol):
-    """What moves the feed of a gateway, behind a capture in another process. Its methods raise Unavailable."""
+    """Moves the feed of a gateway, behind a capture in another process. Its methods raise Unavailable."""
 
     async def reach(self, epoch: str, offset: int) -> None:
         """Wait until the feed has come to an offset of an epoch, if it can."""
