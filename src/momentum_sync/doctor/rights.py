@@ -23,6 +23,8 @@ _CALLERS = (
     Identity("authenticated", None, '{"role": "authenticated", "sub": "00000000-0000-0000-0000-000000000000"}', None),
     Identity("anon", None, '{"role": "anon"}', None),
 )
+_NO_TRIGGER = "changed policies are not noticed at once: no event trigger"
+_SHIPPED = "momentum_caller_role"  # the policies for coaches and admins call it
 _NEVER_S = 3600.0  # nothing runs at intervals here
 
 
@@ -68,7 +70,7 @@ async def _why_checked(policies: CompiledPolicies, caller: Identity, table: RowT
     """Return why the database is asked about each change; None if the policies are compiled."""
     if await policies.decider(caller, table.oid) is not None:
         return None
-    return policies.reason(caller.role, table.oid) or "changed policies are not noticed at once: no event trigger"
+    return policies.reason(caller.role, table.oid) or _NO_TRIGGER
 
 
 def _open(name: str, role: str) -> Finding:
@@ -80,9 +82,14 @@ def _open(name: str, role: str) -> Finding:
 
 
 def _checked(name: str, role: str, reason: str) -> Finding:
+    fix = "Write policies as comparisons of columns with auth.uid(), auth.jwt() or constants: docs/supabase.md, Rights"
+    if reason == _NO_TRIGGER:
+        fix = "As the owner of the tables: momentum-sync migrate --again"
+    elif _SHIPPED in reason:
+        fix = f"Nothing, if only shipped policies apply; others should be written so: {fix.partition(' as ')[2]}"
     return Finding(
         AREA, "policies", Level.NOTE, f"{name}: changes are checked per event for {role} ({reason})",
         "With Supabase's protocol each caller needs one query per page of changes, which limits the server to a few"
         " thousand checks per second. A slow policy delays only its own callers.",
-        "Write policies as comparisons of columns with auth.uid(), auth.jwt() or constants: docs/supabase.md, Rights",
+        fix,
     )  # fmt: skip
