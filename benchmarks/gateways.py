@@ -60,7 +60,12 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
                     alone_clients = stack.enter_context(everyone(single, sockets))
                     warm_up(other, alone_clients)
                     group = stack.enter_context(fleet(conninfo, folder, gateways))
-                    clients_of = [stack.enter_context(everyone(one, sockets, one.url[-5:])) for one in group.gateways]
+                    clients_of = []
+                    for one in group.gateways:
+                        clients_of.append(stack.enter_context(everyone(one, sockets, one.url[-5:])))
+                        # The servers close clients that answer no ping while the others connect.
+                        for waiting in (alone_clients, *clients_of):
+                            waiting.rest(0.05)
                     warm_up_all(conninfo, clients_of)
                     spent = [
                         (
