@@ -52,6 +52,13 @@ def test_every_page_by_hand_is_on_the_site() -> None:
     assert by_hand <= pages.WRITTEN.keys()
 
 
+def test_no_paragraph_by_hand_is_wider_than_the_code() -> None:
+    for path in (*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")):
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "![", "> ", "["))]
+        assert not wide, f"{path.name}: {wide[0]}"
+
+
 def test_the_references_are_complete() -> None:
     settings = pages.settings()
     assert all(f"`{variable(name)}`" in settings for name in Settings.model_fields)
