@@ -22,7 +22,7 @@ CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
 _CHUNK = 256 * 1024
 _LONGEST_MARK = 64
-_PING = re.compile(rb"\x89([\x00-\x0f])(\d*)\Z|\x89\x00")  # at the end: nothing else comes with it
+_PING = re.compile(rb"\x89([\x00-\x0f])(\d*)")  # JSON has no such byte after 0x89
 
 
 def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
@@ -140,10 +140,10 @@ class LoadClients:
 
 def pong_to(data: bytes) -> bytes | None:
     """Return the answer to a ping, with its payload if there is one: Supabase's clients acknowledge by that."""
-    found = _PING.search(data)
-    if found is None:
+    payloads = [found[2] for found in _PING.finditer(data) if len(found[2]) == found[1][0]]
+    if not payloads:
         return None
-    payload = found[2] or b""
+    payload = payloads[-1]  # RFC 6455, section 5.5.3: one answer is enough for several
     # RFC 6455, section 5.2: a client's frame is masked; a mask of zeros leaves the payload as it is.
     return b"\x8a" + bytes((0x80 | len(payload),)) + b"\0\0\0\0" + payload
 

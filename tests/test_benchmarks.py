@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks import __main__ as program
 from benchmarks.chart import svg
+from benchmarks.load_clients import pong_to
 from benchmarks.report import Bench, Line, markdown, table
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,21 @@ ROOT = Path(__file__).parents[1]
 def test_a_line_is_held_against_its_aim(line: Line, ratio: float | None, reached: bool | None) -> None:
     assert line.ratio == ratio
     assert line.reached is reached
+
+
+@pytest.mark.parametrize(
+    ("data", "payload"),
+    [
+        (b"\x89\x00", b""),
+        (b"\x89\x0212", b"12"),
+        (b'{"a":1}\x89\x0212\x81\x7e\x01\x2c{"b":2}', b"12"),
+        (b"\x89\x011\x89\x012", b"2"),
+        (b'\x81\x7e\x89\x05{"a":1}', None),
+    ],
+)
+def test_load_clients_answer_pings_wherever_they_come(data: bytes, payload: bytes | None) -> None:
+    answer = pong_to(data)
+    assert (None if answer is None else answer[6:]) == payload
 
 
 def test_lines_become_a_table_a_page_and_a_picture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from momentum_sync.errors import Unsuitable
@@ -332,9 +334,25 @@ class Settings(BaseSettings):
         return self.jwt_secret is None and self.supabase_url is None
 
     @property
+    def local_url(self) -> str:
+        """Return the root URL by which this machine reaches a server with these settings."""
+        return f"http://{_reachable(self.host)}:{self.port}"
+
+    @property
     def issuer(self) -> str | None:
         """Return the `iss` of tokens, which is also the root of the key set's address."""
         return f"{self.supabase_url}/auth/v1" if self.supabase_url else None
+
+
+def _reachable(host: str) -> str:
+    """Return an address by which this machine reaches a server that listens on `host`."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return host
+    if address.is_unspecified:  # every address
+        return "127.0.0.1"
+    return f"[{host}]" if address.version == 6 else host
 
 
 def variable(name: str) -> str:
@@ -365,20 +383,49 @@ def read(**given: object) -> Settings:
     return _read({name: value for name, value in given.items() if value is not None})
 
 
+def read_despite(**given: object) -> tuple[Settings | None, list[Unsuitable]]:
+    """Return the settings, with the default in place of each that is invalid, and what is wrong with those.
+
+    None for the settings if they contradict each other, as they may with a default in place of another value.
+    """
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**values), []
+    except ValidationError as error:
+        wrong = [_unsuitable(each) for each in error.errors()]
+        names = [_field(each) for each in error.errors()]
+    for name in names:
+        if name is None:
+            return None, wrong
+        values[name] = Settings.model_fields[name].get_default(call_default_factory=True)
+    try:
+        return Settings(**values), wrong
+    except ValidationError:
+        return None, wrong
+
+
 def _read(values: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        named = name if name.isupper() else f"MOMENTUM_{name.upper()}"
-        said = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "string_pattern_mismatch" and name in Settings.model_fields:
-            said = (
-                f"{first['input']!r} is not valid. {' '.join((Settings.model_fields[name].description or '').split())}"
-            )
-            said = said.rstrip(".")
-        raise Unsuitable(
-            f"{named}: {said}." if name else f"{said}.",
-            "Set it in the environment or in .env; `momentum-sync serve --help` lists all settings.",
-        ) from error
+        raise _unsuitable(error.errors()[0]) from error
+
+
+def _field(error: ErrorDetails) -> str | None:
+    """Return the setting that an error is about; None for one about several."""
+    name = "_".join(str(part) for part in error["loc"][:1])
+    return next((each for each in Settings.model_fields if name in (each, variable(each))), None)
+
+
+def _unsuitable(error: ErrorDetails) -> Unsuitable:
+    """Return an error with the variable of the setting, and what to write instead."""
+    name = "_".join(str(part) for part in error["loc"])
+    named = name if name.isupper() else f"MOMENTUM_{name.upper()}"
+    said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch" and name in Settings.model_fields:
+        said = f"{error['input']!r} is not valid. {' '.join((Settings.model_fields[name].description or '').split())}"
+        said = said.rstrip(".")
+    return Unsuitable(
+        f"{named}: {said}." if name else f"{said}.",
+        "Set it in the environment or in .env; `momentum-sync serve --help` lists all settings.",
+    )

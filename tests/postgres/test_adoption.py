@@ -410,7 +410,10 @@ def test_uninstall_leaves_the_tables_that_we_made(empty_database: str, earlier: 
     quiet(empty_database)
     fill(empty_database)
     data = rows(empty_database)
-    uninstall(empty_database, slot="momentum_sync", tell=lambda _: None)
+    told: list[str] = []
+    uninstall(empty_database, slot="momentum_sync", tell=told.append)
+    (said,) = [line for line in told if "schema auth" in line]
+    assert "function public.momentum_set_updated_at()" in said
     assert rows(empty_database) == data
     left = facts(empty_database, APPS)
     assert sorted(name for name in left if name.startswith(("trigger", "function")) and "auth." not in name) == [

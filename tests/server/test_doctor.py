@@ -260,7 +260,22 @@ def test_the_command(database: str, tmp_path: Path) -> None:
     assert "checks: " in text.stdout.splitlines()[-1]
     assert run("doctor", "--strict", cwd=tmp_path, DATABASE_URL=database, MOMENTUM_PROT="1").returncode == 1
     assert run("doctor", cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/d").returncode == 1
-    assert run("doctor", cwd=tmp_path, MOMENTUM_RETENTION="soon").returncode == 2
+
+
+def test_all_invalid_settings_are_told_at_once(database: str, tmp_path: Path) -> None:
+    wrong = {"MOMENTUM_RETENTION": "soon", "MOMENTUM_PORT": "http"}
+    done = run("doctor", "--json", cwd=tmp_path, DATABASE_URL=database, SUPABASE_JWT_SECRET=SECRET, **wrong)
+    found = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    told = [each["found"] for each in found if each["check"] == "invalid"]
+    assert [name for name in wrong if any(name in each for each in told)] == list(wrong)
+    assert any((each["area"], each["level"]) == ("database", "ok") for each in found), "the rest is checked"
+
+
+def test_settings_that_contradict_each_other_end_the_checks(tmp_path: Path) -> None:
+    done = run("doctor", "--json", cwd=tmp_path, MOMENTUM_HOST="0.0.0.0", MOMENTUM_RETENTION="soon")
+    assert done.returncode == 1
+    assert [each["check"] for each in json.loads(done.stdout)] == ["invalid"]
 
 
 def test_a_new_slot_that_waits_for_a_transaction(database: str, cluster: str) -> None:

@@ -53,6 +53,17 @@ async def until_joined(server: Server) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_without_a_url_it_is_where_the_settings_start_a_server(
+    tmp_path: Path, server: Server, user: UUID, db: Sql
+) -> None:
+    port = server.url.rpartition(":")[2]
+    arguments = ("--user", str(user), "--json", "--count", "1")
+    async with tail(tmp_path, *arguments, MOMENTUM_PORT=port, MOMENTUM_HOST="0.0.0.0") as process:
+        assert "resync" in await an_object(process), "it is connected"
+        add_notification(db, user)
+        assert (await an_object(process))["event_type"] == "push_notification"
+
+
 async def test_a_topics_messages_and_presence(tmp_path: Path, server: Server, db: Sql) -> None:
     async with tail(tmp_path, "--url", server.url, "--topic", "room", "--json") as process:
         await until_joined(server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID
 
@@ -136,6 +137,20 @@ async def test_without_a_collector_the_server_serves_and_says_so_once(
                 await client.until("realtime_event")
                 await asyncio.sleep(0.1)
     assert capsys.readouterr().err.count("metrics not sent, retrying") <= 1
+
+
+async def test_stopping_does_not_wait_for_a_collector(
+    start: Start, db: Sql, user: UUID, collector: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    collector.answer = 503
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(start(otel=True, otel_traces=1.0))
+        async with server.live(user) as client, asyncio.timeout(TIMEOUT_S):
+            add_notification(db, user)
+            await client.until("realtime_event")
+        async with asyncio.timeout(TIMEOUT_S):  # six attempts, which double their distance, take over a minute
+            await stack.aclose()
 
 
 def _event(offset: int) -> Event:

@@ -33,7 +33,9 @@ EXIT_NOT_WHOLE = 1
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="Root URL of the server.")] = "http://127.0.0.1:8787",
+    url: Annotated[
+        str | None, typer.Option(help="Root URL of the server. Unset: where the settings start one.")
+    ] = None,
     connections: Annotated[int, typer.Option(min=1, help="Number of clients, each with a made-up user.")] = 100,
     rate: Annotated[float, typer.Option(min=0.1, help="Events per second, over all clients.")] = 100.0,
     seconds: Annotated[str, typer.Option(help="Duration of the load: a number with s, m or h.")] = "10s",
@@ -58,6 +60,7 @@ def bench(
             raise Unsuitable(
                 f"At {rate:g} events per second, no event is due within {seconds}.", "Increase --seconds or --rate."
             )
+        url = url or settings.local_url
         _check_health(url)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -12,10 +12,11 @@ from dotenv import dotenv_values
 
 from momentum_sync import observe
 from momentum_sync.cli import explained
+from momentum_sync.doctor.configuration import invalid
 from momentum_sync.doctor.examination import examine
 from momentum_sync.doctor.finding import exit_status
 from momentum_sync.doctor.report import as_json, lines, summary
-from momentum_sync.settings import read
+from momentum_sync.settings import read_despite
 
 _WIDEST = 140
 
@@ -48,13 +49,16 @@ def doctor(
 
     Works before `migrate` and while `serve` runs, with the settings of the environment and .env. It does not change
     the database, except that --probe publishes an event. Without a database URL it starts the embedded PostgreSQL, if
-    there is one. Exits with 1 if there is a problem or a check failed, 2 if a setting is invalid.
+    there is one. In place of an invalid setting the checks use its default. Exits with 1 if there is a problem or a
+    check failed.
     """
     with explained():
-        settings = read(database_url=database_url)
         observe.configure(level="ERROR")  # the report says what is wrong
-        names = [*os.environ, *dotenv_values(".env")]
-        findings = list(examine(settings, names, url=url, token=token, probes=probe))
+        settings, wrong = read_despite(database_url=database_url)
+        findings = [invalid(each, is_last=settings is None) for each in wrong]
+        if settings is not None:
+            names = [*os.environ, *dotenv_values(".env")]
+            findings += examine(settings, names, url=url, token=token, probes=probe)
     if as_json_:
         typer.echo(as_json(findings))
     else:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -49,7 +49,9 @@ _PLAIN = ("event_type", "user_id", "timestamp")
 
 
 def tail(
-    url: Annotated[str, typer.Option(help="Root URL of the server.")] = "http://127.0.0.1:8787",
+    url: Annotated[
+        str | None, typer.Option(help="Root URL of the server. Unset: where the settings start one.")
+    ] = None,
     user: Annotated[UUID | None, typer.Option(help="User whose events are shown: the id in auth.users.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Show scores and interventions of all users.")] = False,
     channel: Annotated[list[str] | None, typer.Option(help="Additional channel; may be repeated.")] = None,
@@ -89,6 +91,7 @@ def tail(
         _check(
             user, token, topic, has_channels=everyone or bool(channel), has_state=state is not None, is_public=public
         )
+        url = url or read().local_url
         wanted = _Wanted(kind or [], _conditions(where or []))
         shown = _Json(sys.stdout) if as_json else _Lines(_Terminal(highlight=False, soft_wrap=True))
         # A function, because `tail` may run for longer than one token lasts.
@@ -98,14 +101,18 @@ def tail(
         else:
             channels = [*(_ALL if everyone else ()), *(channel or ())]
             work = _tail(url, given if token is None else token, user, channels, state, wanted, shown, count)
-        try:
-            asyncio.run(work)
-        except Ended as error:
-            raise Unsuitable(f"The server rejected this client for good: {error}.", _OTHERS) from None
-        except BrokenPipeError:  # the reader has exited; nothing must be flushed to it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
+        _run(work)
+
+
+def _run(work: Coroutine[None, None, None]) -> None:
+    try:
+        asyncio.run(work)
+    except Ended as error:
+        raise Unsuitable(f"The server rejected this client for good: {error}.", _OTHERS) from None
+    except BrokenPipeError:  # the reader has exited; nothing must be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _check(

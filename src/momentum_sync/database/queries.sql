@@ -147,6 +147,17 @@ where p.oid = 'momentum.become(text, text)'::regprocedure and a.privilege_type =
     and not r.rolsuper and r.oid <> p.proowner
 order by 1
 
+-- name: left_behind
+-- What `uninstall` leaves besides the tables: objects that the product made and the app may use by now. A schema `auth`
+-- that belongs to the owner of the app's tables is not Supabase's.
+select 'schema auth with auth.users, and the roles anon, authenticated and service_role'
+from pg_namespace n
+where n.nspname = 'auth' and n.nspowner = (select r.oid from pg_roles r where r.rolname = current_user)
+union all
+select 'function ' || p.oid::regprocedure
+from pg_proc p
+where p.pronamespace = 'public'::regnamespace and p.proname in ('momentum_set_updated_at', 'momentum_display_name')
+
 -- name: forget
 delete from supabase_migrations.schema_migrations
 where version = any (%(versions)s) or (version, coalesce(statements[1], '')) in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg import Connection, errors
@@ -58,6 +58,7 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
                     "Stop that server, then run this command again.",
                 )
         patiently("uninstall", "uninstall", lambda: _drop(connection, keeps_realtime=bool(using)))
+        left = [name for (name,) in connection.execute(_SQL["left_behind"]).fetchall()]
     tell("removed triggers, functions, the event log and the schemas momentum and momentum_log")
     if using:
         tell(
@@ -67,11 +68,17 @@ def uninstall(conninfo: str, *, slot: str, tell: Callable[[str], None], capture:
     # Dropping a slot cannot be rolled back, so it follows the transaction that may still fail.
     for name, _ in slots:
         _drop_slot(conninfo if capture is None else capture, name, tell)
+    _tell_what_stays(tell, left, servers)
+
+
+def _tell_what_stays(tell: Callable[[str], None], left: Sequence[str], servers: Sequence[tuple[str, bool]]) -> None:
     tell("left public.daily_engagement_scores, momentum_notifications and coach_interventions: data, policies, grants")
     tell(
         "left replica identity full and the publication supabase_realtime, because clients of the app may need them;"
         " to undo: alter table … replica identity default; alter publication supabase_realtime drop table …"
     )
+    if left:
+        tell(f"left {'; '.join(left)}, because tables, triggers and policies of the app may use them")
     for server, owns in servers:
         undo = (
             f"revoke anon, authenticated, service_role from {server};   -- not dropped: it owns objects"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack
 
@@ -34,7 +33,7 @@ def examine(
     """
     yield from check_settings(settings, names)
     yield from _collected(check_issuer(settings))
-    address = url or f"http://{_reachable(settings.host)}:{settings.port}"
+    address = url or settings.local_url
     with ExitStack() as stack:
         conninfo = settings.database_url
         if conninfo is None:
@@ -78,14 +77,3 @@ def _collected(findings: AsyncIterator[Finding]) -> Iterator[Finding]:
         return [finding async for finding in findings]
 
     return iter(asyncio.run(collect()))
-
-
-def _reachable(host: str) -> str:
-    """Return an address by which this machine reaches a server that listens on `host`."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name
-        return host
-    if address.is_unspecified:  # every address
-        return "127.0.0.1"
-    return f"[{host}]" if address.version == 6 else host

@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 from prometheus_client.core import Metric as Family
@@ -47,6 +47,7 @@ _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 _INTERVAL_MS = 60_000.0  # the specification's default
 _UNKNOWN = cast(float, None)  # the encoder leaves such a value out, although its type does not say so
 _SEND_TIMEOUT_MS = 10_000.0
+_LAST_SEND_S = 2.0  # a server that stops waits for no collector longer than this
 
 
 class Telemetry:
@@ -60,7 +61,8 @@ class Telemetry:
         # Without a collector the library would log every attempt. `run` logs the first failure.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._resource = _resource(role)
-        self._spans = BatchSpanProcessor(OTLPSpanExporter())
+        self._exporter: SpanExporter = OTLPSpanExporter()
+        self._spans = BatchSpanProcessor(self._exporter)
         self._metrics = OTLPMetricExporter()
         self._started_ns = time.time_ns()
         self._interval_s = interval_s(os.environ)
@@ -70,8 +72,11 @@ class Telemetry:
 
     async def close(self) -> None:
         """Send the remaining spans, if a collector takes them in time."""
-        await asyncio.to_thread(self._spans.shutdown)
-        await asyncio.to_thread(self._metrics.shutdown)
+        self._metrics.shutdown()
+        sending = asyncio.ensure_future(asyncio.to_thread(self._spans.shutdown))
+        await asyncio.wait({sending}, timeout=_LAST_SEND_S)
+        self._exporter.shutdown()  # an attempt that waits to be repeated ends now
+        await sending
 
     def take(self, span: Span) -> None:
         """Queue a span; drop it if the queue is full."""
