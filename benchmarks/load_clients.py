@@ -117,8 +117,8 @@ class LoadClients:
                 if not size:
                     raise SystemExit("The server closed a connection that is being measured.")
                 self.bytes += size
+                _answer_ping(self._by_number[number], bytes(buffer[:size]))  # the tail was looked at before
                 data = self._tails[number] + buffer[:size]
-                _answer_ping(self._by_number[number], data)
                 self._tails[number] = data[-_LONGEST_MARK:]
                 if mark in data and number not in had:
                     had.add(number)

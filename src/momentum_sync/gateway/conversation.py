@@ -169,8 +169,11 @@ class Conversation(Protocol):
     def ping(self) -> bytes:
         """Return the payload of a ping that is written now."""
 
-    def pong(self, payload: bytes, *, in_order: bool) -> None:
-        """Take the payload of a pong. Unless it is `in_order`, earlier messages of the client wait to be handled."""
+    def pong(self, payload: bytes, *, in_order: bool) -> bool:
+        """Take the payload of a pong. Return whether it answers a numbered ping that was not answered before.
+
+        Unless it is `in_order`, earlier messages of the client wait to be handled.
+        """
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:
         """Send and close as is due. Return the monotonic time of the next tick, which is that of the next ping, too.

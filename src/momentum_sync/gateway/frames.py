@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
+from itertools import cycle
+from operator import xor
+from types import GeneratorType
+from typing import cast
 
 import msgspec
 from websockets import http11
@@ -12,6 +16,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 
 from momentum_sync.gateway.conversation import BinaryMessage
@@ -37,6 +42,10 @@ def rejection(status: int, error: Mapping[str, object]) -> bytes:
     return Response(status, HTTPStatus(status).phrase, headers, body).serialize()
 
 
+# RFC 6455, section 5.2: a client's frame of at most 125 bytes begins with opcode, size and mask.
+_MASKED_HEADER, _LONGEST_CONTROL, _PONG, _NO_MASK = 6, 125, 0x8A, bytes(4)
+
+
 class Frames:
     """The protocol's state machine, and the messages that have arrived.
 
@@ -56,6 +65,28 @@ class Frames:
         self._parts: list[bytes] = []
         self._binary = False
         self._pong = b""
+
+    def pong(self, data: bytes) -> bytes | None:
+        """Return the payload of received bytes that are one whole pong; None if they are anything else.
+
+        `receive` does not get these bytes. A client that gets many events answers a ping each second, and the library's
+        parser takes most of what that costs.
+        """
+        size = len(data) - _MASKED_HEADER
+        if not 0 <= size <= _LONGEST_CONTROL or data[0] != _PONG or data[1] != 0x80 | size:
+            return None
+        if not self.is_open or not self._is_between_frames:
+            return None
+        mask, payload = data[2:_MASKED_HEADER], data[_MASKED_HEADER:]
+        return payload if mask == _NO_MASK else bytes(map(xor, payload, cycle(mask)))
+
+    @property
+    def _is_between_frames(self) -> bool:
+        # Between frames the library's parser waits in `at_eof`, with an empty buffer; within one, in `read_exact`.
+        waiting = cast("GeneratorType[None, None, None]", self._protocol.parser)
+        while (inner := waiting.gi_yieldfrom) is not None:
+            waiting = cast("GeneratorType[None, None, None]", inner)
+        return waiting.gi_code is StreamReader.at_eof.__code__
 
     def receive(self, data: bytes) -> None:
         """Parse received bytes."""

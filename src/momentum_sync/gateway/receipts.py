@@ -142,13 +142,15 @@ class Device:
         self._pings[self._number] = last_id, Confirmed(position, tuple(keys), self._receipts.generation)
         return b"%d" % self._number
 
-    def pong(self, payload: bytes) -> None:
-        """Confirm the position of the ping that this pong answers. Ignore other payloads."""
+    def pong(self, payload: bytes) -> bool:
+        """Confirm the position of the ping that this pong answers. Return False, and do nothing, for other payloads."""
         number = int(payload) if payload.isdigit() else 0
         found = self._pings.get(number)
-        if found is not None:
-            self._pings = {later: ping for later, ping in self._pings.items() if later > number}
-            self._confirm(*found)
+        if found is None:
+            return False
+        self._pings = {later: ping for later, ping in self._pings.items() if later > number}
+        self._confirm(*found)
+        return True
 
     def _confirm(self, last_id: str, found: Confirmed) -> None:
         self._confirmed_id = last_id

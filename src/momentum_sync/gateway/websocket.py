@@ -108,6 +108,8 @@ class WebSocketProtocol(asyncio.Protocol):
         limits = self.gateway.limits.sockets
         if self._session is not None:
             self._session.heard(time.monotonic())
+            if self._is_expected_pong(self._session, data):
+                return
         # A slice at a time: one read may hold thousands of frames, and each counts against the rates.
         for start in range(0, len(data), limits.slice_bytes):
             if self._state is ConnectionState.CLOSED or self._transport.is_closing():
@@ -120,6 +122,13 @@ class WebSocketProtocol(asyncio.Protocol):
                     return
             if self._state is not ConnectionState.DISCARDING:
                 self._receive(data[start : start + limits.slice_bytes])
+
+    def _is_expected_pong(self, session: Conversation, data: bytes) -> bool:
+        """Take bytes that answer one of our own pings, which bound their number. Return False for anything else."""
+        if self._state is not ConnectionState.OPEN or self._frames.inbox or self._transport.is_closing():
+            return False
+        payload = self._frames.pong(data)
+        return payload is not None and session.pong(payload, in_order=True)
 
     def _receive(self, data: bytes) -> None:
         frames = self._frames

@@ -326,10 +326,9 @@ class Session:
             return b""
         return self._device.ping(self.cursor.last_id, self._outgoing.position, self.cursor.channels.values())
 
-    def pong(self, payload: bytes, *, in_order: bool) -> None:
+    def pong(self, payload: bytes, *, in_order: bool) -> bool:
         """Take a pong: the client has everything that was written before its ping."""
-        if self._device is not None:
-            self._device.pong(payload)
+        return self._device is not None and self._device.pong(payload)
 
     def _ping_if_due(self) -> None:
         """Send a ping if something was sent since the last one."""

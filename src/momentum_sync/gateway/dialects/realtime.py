@@ -439,21 +439,24 @@ class RealtimeSession:
         self._outgoing.flush(ping=True)
         self._probes.append((self.ledger.pinged, answered))
 
-    def pong(self, payload: bytes, *, in_order: bool) -> None:
+    def pong(self, payload: bytes, *, in_order: bool) -> bool:
         """Take a pong: the client has everything that was written before its ping.
 
         A message that waits was sent before the pong, and may be a join. Its topic goes on from the position that the
         client had confirmed before, so this pong is only a sign of life. The next one confirms.
         """
         number, confirmed = self.ledger.pong(payload, moves=in_order)
-        for name in confirmed & self.topics.keys():
-            self.topics[name].is_confirmed = True
-        waiting, self._probes = self._probes, []
-        for wanted, answered in waiting:
-            if number >= wanted:
-                answered()
-            else:
-                self._probes.append((wanted, answered))
+        for name in confirmed:
+            if (topic := self.topics.get(name)) is not None:
+                topic.is_confirmed = True
+        if self._probes:
+            waiting, self._probes = self._probes, []
+            for wanted, answered in waiting:
+                if number >= wanted:
+                    answered()
+                else:
+                    self._probes.append((wanted, answered))
+        return number > 0
 
     def is_silent(self, at: float) -> bool:
         """Return whether the client has sent nothing, not even a pong, for too long."""

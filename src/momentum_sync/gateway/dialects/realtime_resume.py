@@ -247,7 +247,7 @@ class Ledger:
         """
         confirmed: frozenset[str] = frozenset()
         number = int(payload) if payload.isdigit() and len(payload) < 16 else 0
-        if not any(number == each for each, _, _ in self._pings):
+        if number not in [each for each, _, _ in self._pings]:
             return 0, confirmed
         if not moves:
             return number, confirmed
