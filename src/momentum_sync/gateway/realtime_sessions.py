@@ -36,25 +36,36 @@ class _Batches(Generic[Asked, Answer]):
 
     def __init__(self, work: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
         self._work = work
-        self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Asked, asyncio.Future[Answer] | None]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, asked: Asked) -> Answer:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, answer))
+        self._begin()
+        return await answer
+
+    async def do(self, asked: Iterable[Asked]) -> None:
+        """Have all these answered, where nobody needs the answers. Failures are logged."""
+        self._waiting += [(each, None) for each in asked]
+        await asyncio.shield(self._begin())
+
+    def _begin(self) -> asyncio.Task[None]:
         if self._task is None:
             self._task = asyncio.ensure_future(self._run())
-        return await answer
+        return self._task
 
     async def _run(self) -> None:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                await self._answer([(asked, answer) for asked, answer in batch if not answer.done()])
+                await self._answer(
+                    [(asked, answer) for asked, answer in batch if answer is None or not answer.done()]
+                )  # fmt: skip
         finally:
             self._task = None
 
-    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer]]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer] | None]]) -> None:
         try:
             found = await self._work([asked for asked, _ in batch])
         except Exception as error:
@@ -64,11 +75,11 @@ class _Batches(Generic[Asked, Answer]):
                 return
             observe.failed("the sessions' records", error)
             for _, answer in batch:
-                if not answer.done():
+                if answer is not None and not answer.done():
                     answer.set_exception(Unavailable("The database does not answer; try again in a moment."))
             return
         for (_, answer), one_found in zip(batch, found, strict=True):
-            if not answer.done():
+            if answer is not None and not answer.done():
                 answer.set_result(one_found)
 
 
@@ -235,7 +246,7 @@ class RealtimeSessions:
         """Save the sessions that have changed, and close those that have been continued elsewhere."""
         ledgers = [session.ledger for session in self._live.values() if session.ledger.key is not None]
         changed = [each for each in (*ledgers, *self._ended.values()) if self._is_changed(each, at)]
-        await asyncio.gather(*[self._saves.ask(ledger) for ledger in changed], return_exceptions=True)  # it is logged
+        await self._saves.do(changed)
         for number in [number for number, ledger in self._ended.items() if not self._is_changed(ledger, at)]:
             del self._ended[number]
             self._saved.pop(number, None)
