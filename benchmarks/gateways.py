@@ -148,7 +148,7 @@ def _latency(bench: Bench) -> Iterator[Line]:
 
 
 def _capture(bench: Bench) -> Iterator[Line]:
-    """Measure capture's CPU time for a backlog, with one gateway and nobody connected, and with two full ones."""
+    """Measure capture's CPU time for a backlog, with one gateway without clients, and with two full ones."""
     (users,) = bench.sizes(1_000)
     transactions = (DISTINCT if users == 1_000 else 10 * users) // users
     empty: list[float] = []
@@ -174,7 +174,7 @@ def _capture(bench: Bench) -> Iterator[Line]:
 
 @contextmanager
 def _reading(clients: LoadClients) -> Iterator[None]:
-    """Read what clients get, in a thread."""
+    """Read the clients' frames in a thread."""
     stopped = threading.Event()
 
     def read() -> None:
@@ -191,7 +191,7 @@ def _reading(clients: LoadClients) -> Iterator[None]:
 
 
 def _read(writer: psycopg.Connection, capture: Server, transactions: int) -> float:
-    """Return the CPU seconds of capture for so many events of each user, which wait while it is stopped."""
+    """Return the CPU seconds of capture for this many events of each user, which wait while it is stopped."""
     (logged,) = writer.execute("select last_number from momentum.stream").fetchone() or (0,)
     (users,) = writer.execute("select count(*) from public.daily_engagement_scores").fetchone() or (0,)
     total = logged + transactions * users
@@ -253,7 +253,7 @@ def _storm(bench: Bench) -> Iterator[Line]:
 
 
 def _lost(conninfo: str, servers: Sequence[Server], many: int) -> tuple[float, float]:
-    """Have a quarter of the clients lose their connections, miss a change, and come back at once.
+    """Have a quarter of the clients lose their connections, miss a change, and reconnect at once.
 
     Of several servers the first is killed; a lone one closes the connections. Return the 99th percentile of the times
     until they have resumed, and the longest, in seconds.

@@ -144,7 +144,7 @@ def _spent(server: Server, sockets: LoadClients, send: Callable[[str], None], ev
 def _storm(
     bench: Bench, conninfo: str, folder: Path, writer: psycopg.Connection, clients: int
 ) -> Iterator[Line]:  # fmt: skip
-    """Have all clients come back at once after a restart."""
+    """Have all clients reconnect at once after a restart."""
     writer.execute(f"alter policy rights on public.rows using ({POLICIES['own']})".encode())
     took = []
     for number in bench.rounds(f"{clients:,} clients join again at once after a restart"):

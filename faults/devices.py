@@ -141,7 +141,7 @@ def make_devices(users: list[str]) -> list[Device]:
     """Return devices of two users: with names of their own, two tabs of one session, and one without any.
 
     Raises:
-        RuntimeError: none of Supabase's clients is installed.
+        RuntimeError: no client of Supabase's is installed.
     """
     there = installed_clients()
     one, other = users[:2]

@@ -167,7 +167,7 @@ class FleetNemesis(Nemesis):
         self._fleet.network.cut(self._picks, 0.6)
 
     async def lose_broker(self) -> None:
-        """Make connections half-open: what is sent is lost, and no side gets an error."""
+        """Make connections half-open: sent data is lost, and no side gets an error."""
         self._fleet.network.go_dead(self._picks, 0.5)
 
     async def slow_broker(self) -> None:

@@ -63,7 +63,7 @@ class Verdict:
             self.log = asked
 
     def advice(self, command: str) -> str:
-        """Return what an assertion says of a history that is wrong."""
+        """Return an assertion's message about a history that is wrong."""
         return f"again: script/faults {command}--seed {self.seed}; its servers and clients: {self.log}"
 
 

@@ -9,10 +9,10 @@ marks    positions are compared by their offset alone
 truncate a TRUNCATE is an ordinary event
 silence  database connections have no deadlines
 pins     connections have the settings of their role
-acks     a pong of a Supabase client confirms what was written after its ping
-forget   a Supabase client's topics begin anew after a lost connection
+acks     a pong of a Supabase client confirms frames written after its ping
+forget   a Supabase client's topics begin again after a lost connection
 open     compiled policies allow every row to Supabase's clients
-gap      a gateway applies what is behind a gap
+gap      a gateway applies events behind a gap
 epoch    a gateway applies messages of any epoch
 """
 

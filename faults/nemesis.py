@@ -64,7 +64,7 @@ class Servers:
         self.ready = _READY_S
 
     async def start_all(self, folder: Path) -> None:
-        """Start what serves, and wait until it is live. `folder` is for files."""
+        """Start the servers, and wait until they are live. `folder` is for files."""
         await self.until(await self.start(), "live")
 
     async def stop(self) -> None:

@@ -87,7 +87,7 @@ class Seen:
 
 @dataclass
 class Write:
-    """A committed write, and what each caller may get of it: nothing, an operation, or one of several.
+    """A committed write, and the part that each caller may get: nothing, an operation, or one of several.
 
     `before` are the columns of the old row that each caller might see; a caller that saw nothing is missing. With
     `rights_changed`, the change may be decided by others than those at its commit.
@@ -172,7 +172,7 @@ class Listener:
 
 
 class World:
-    """Everything that is changed at random, and what is expected of it."""
+    """The objects that are changed at random, and the expected results."""
 
     def __init__(self, connection: Sql, listeners: Sequence[Listener], chance: Random, verdict: Verdict) -> None:
         self._db = connection

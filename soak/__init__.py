@@ -1,1 +1,1 @@
-"""A server under load for hours, with clients that come and go and small faults: what it holds must not grow."""
+"""A server under load for hours, with churn and small faults: its memory, files, WAL and log must not grow."""

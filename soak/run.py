@@ -33,7 +33,7 @@ where application_name like 'momentum-sync %' and application_name not like 'mom
 
 @dataclass
 class Result:
-    """Samples, faults, and what clients saw that must not be."""
+    """Samples, faults, and errors that clients saw."""
 
     samples: list[Sample] = field(default_factory=list)
     faults: int = 0
@@ -43,7 +43,7 @@ class Result:
 
 
 def soak(seconds: float, rate: float, clients: int, tell: Callable[[Sample], None]) -> Result:
-    """Run for this long, with so many score changes a second and clients at a time. `tell` gets each sample."""
+    """Run for this long, with this many score changes a second and clients at a time. `tell` gets each sample."""
     # A window that is full after some minutes, as it is after an hour in production: until then memory grows.
     window = ("--window-bytes", str(8 * 2**20))
     with environment(_USERS) as (conninfo, folder), serving(conninfo, folder, *window) as server:
@@ -78,7 +78,7 @@ async def _run(
 async def _sample(
     conninfo: str, http: httpx.AsyncClient, url: str, pid: int, at: float, result: Result
 ) -> Sample | None:
-    """Return what is seen now; None while the database or the server does not answer, as after a fault."""
+    """Return the present values; None while the database or the server does not answer, as after a fault."""
     with suppress(psycopg.Error, httpx.HTTPError):
         health = (await http.get(f"{url}/sync/health")).json()
         async with await AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=5) as connection:
@@ -109,7 +109,7 @@ def _rss(pid: int) -> int:
 
 
 async def _client(url: str, number: int, result: Result, ends: float) -> None:
-    """Connect, stay for a while, leave, and come back where it was."""
+    """Connect, stay for a while, leave, and resume."""
     chance = random.Random(number)
     index, last = number % _USERS, ""
     address = f"ws://{urlsplit(url).netloc}{PATH}"
@@ -132,7 +132,7 @@ async def _client(url: str, number: int, result: Result, ends: float) -> None:
                             previous = _take(message, number, previous, result)
                             last = previous
         except (OSError, TimeoutError, websockets.WebSocketException):
-            await asyncio.sleep(chance.uniform(0.1, 1.0))  # a fault; it comes back
+            await asyncio.sleep(chance.uniform(0.1, 1.0))  # a fault; it resumes
 
 
 def _take(message: dict[str, object], number: int, previous: str, result: Result) -> str:

@@ -32,7 +32,7 @@ ALLOWED = frozenset({
 })  # fmt: skip
 # The LGPL allows the use of a library that a user can replace, which pip does; nothing of it is in our packages.
 REPLACEABLE = frozenset({"psycopg", "psycopg-binary", "psycopg-pool"})
-# What older metadata calls them.
+# Names in older metadata.
 _NAMES = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache Software License": "Apache-2.0", "BSD License": "BSD-3-Clause", "ISC License": "ISC",
@@ -82,7 +82,7 @@ def _licence(about: metadata.PackageMetadata) -> str:
 
 
 def refused(found: list[Package]) -> list[Package]:
-    """Return packages whose licence is none of those allowed."""
+    """Return packages with a licence that is not allowed."""
     return [package for package in found if package.name not in REPLACEABLE and not _is_allowed(package.licence)]
 
 

@@ -1,4 +1,4 @@
-"""Licences of what the server runs with, and the bill of materials."""
+"""Licences of the server's dependencies, and the bill of materials."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The files in `deploy/`: they name what exists, and the image's steps work in an empty folder.
+"""The files in `deploy/`: their names exist, and the image's steps work in an empty folder.
 
-No container runtime and no cluster are at hand here; what is not run is named in docs/operate.md.
+No container runtime and no cluster are at hand here; docs/operate.md names the parts that are not run.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
--- Push when nobody listens: a notification is pushed only if no device has received it within a time. Apply it once, as
--- the owner of the tables:
+-- Pushes each notification that no device has received within a time. Apply it once, as the owner of the tables:
 --
 --   psql "$DATABASE_URL" -f push.sql
 --

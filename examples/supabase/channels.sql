@@ -1,4 +1,4 @@
--- The channels of the momentum app: who may join them, and what the database sends to them. Apply it once, as the owner
+-- The channels of the momentum app: the rights to join them, and the messages of the database. Apply it once, as the owner
 -- of the tables:
 --
 --   psql "$DATABASE_URL" -f channels.sql
@@ -7,7 +7,7 @@
 create policy "users get their own momentum updates" on realtime.messages for select to authenticated
 using (extension = 'broadcast' and realtime.topic() = 'momentum_updates:' || (select auth.uid()));
 
--- Coaches see on the private channel coaches who of them is there.
+-- The private channel coaches shows coaches which others are there.
 create policy "coaches see each other" on realtime.messages for select to authenticated
 using (realtime.topic() = 'coaches' and (select auth.jwt()) -> 'app_metadata' ->> 'role' = 'coach');
 

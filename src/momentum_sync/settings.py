@@ -384,7 +384,7 @@ def read(**given: object) -> Settings:
 
 
 def read_despite(**given: object) -> tuple[Settings | None, list[Unsuitable]]:
-    """Return the settings, with the default in place of each that is invalid, and what is wrong with those.
+    """Return the settings, with the default in place of each that is invalid, and the errors of those.
 
     None for the settings if they contradict each other, as they may with a default in place of another value.
     """

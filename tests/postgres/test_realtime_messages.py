@@ -209,7 +209,7 @@ def supabases(template: str, empty_database: str) -> Iterator[str]:
 
 
 def described(sql: Sql) -> list[Any]:
-    """Return what Supabase has made, as it is now, without partitions."""
+    """Return Supabase's objects as they are now, without partitions."""
     return sql.execute(
         "select p.oid::regprocedure::text, p.prosrc, p.proowner::regrole::text from pg_proc p"
         " where p.pronamespace = 'realtime'::regnamespace and p.proname in ('send', 'topic')"

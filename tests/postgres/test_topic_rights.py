@@ -1,4 +1,4 @@
-"""Rights on private topics under random policies of realtime.messages: what PostgreSQL itself allows each caller."""
+"""Rights on private topics under random policies of realtime.messages: PostgreSQL's own decisions for each caller."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def add_policies(sql: Sql, chance: Random) -> list[str]:
 
 
 def allowed(sql: Sql, role: str, claims: dict[str, Any], topic: str) -> TopicAccess:
-    """Return what PostgreSQL lets a caller read and write, found out with real rows, which are rolled back."""
+    """Return the rights that PostgreSQL gives a caller. Tries real rows, which are rolled back."""
 
     def become() -> None:
         sql.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps({"role": role, **claims}),))

@@ -36,7 +36,7 @@ async def until(holds: Callable[[], object]) -> None:
 async def connected(
     *urls: str, limits: FeedLimits | None = None, ca: str | None = None
 ) -> AsyncIterator[tuple[Broker, list[bytes]]]:  # fmt: skip
-    """Yield a broker, and what it hears on the subject `s`."""
+    """Yield a broker, and its messages on the subject `s`."""
     broker = Broker(BrokerOptions(urls, ca), "test", limits or FeedLimits())
     heard: list[bytes] = []
     await broker.subscribe("s", heard.append)

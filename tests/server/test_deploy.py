@@ -41,7 +41,7 @@ class _Elsewhere(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def elsewhere() -> Iterator[int]:
-    """Yield the port of what stands for Supabase."""
+    """Yield the port of a server in place of Supabase's."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

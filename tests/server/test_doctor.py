@@ -279,7 +279,7 @@ def test_settings_that_contradict_each_other_end_the_checks(tmp_path: Path) -> N
 
 
 def test_a_new_slot_that_waits_for_a_transaction(database: str, cluster: str) -> None:
-    """Capture creates the slot, which waits for whoever wrote something before."""
+    """Capture creates the slot, which waits for transactions that wrote something before."""
     with psycopg.connect(cluster) as other, psycopg.connect(database, autocommit=True) as creating:
         other.execute("select pg_current_xact_id()")
         waiting = threading.Thread(

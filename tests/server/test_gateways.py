@@ -68,7 +68,7 @@ async def test_a_gateway_that_is_behind_waits_for_the_client_s_position(
 ) -> None:
     async with run("capture"), run("gateway") as one:
         bounds("feed", poll_alone_s=3.0)
-        async with run("gateway", nats_url="nats://127.0.0.1:1") as behind:  # nobody listens there
+        async with run("gateway", nats_url="nats://127.0.0.1:1") as behind:  # no server listens there
             async with one.live(user, client_id="phone") as client:
                 add_notification(db, user, title="seen")
                 last = (await client.until("realtime_event"))["event"]["id"]
@@ -84,7 +84,7 @@ async def test_a_read_is_not_older_than_what_the_client_has_received_elsewhere(
 ) -> None:
     async with run("capture"), run("gateway") as one:
         bounds("feed", poll_alone_s=3.0)
-        async with run("gateway", nats_url="nats://127.0.0.1:1") as behind:  # nobody listens there
+        async with run("gateway", nats_url="nats://127.0.0.1:1") as behind:  # no server listens there
             async with one.live(user) as client:
                 add_notification(db, user, title="seen")
                 last = (await client.until("realtime_event"))["event"]["id"]

@@ -1,4 +1,4 @@
-"""Supabase's protocol on the wire: topics, tokens, changes of rows and who gets them."""
+"""Supabase's protocol on the wire: topics, tokens, changes of rows and their recipients."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_a_row_that_leaves_sight_is_reported_as_deleted(server: Server, to
         assert (gone["type"], gone["old_record"]) == ("DELETE", {"id": 1})
         assert "record" not in gone
         came = (await second.change())["data"]
-        # What the row was before is not the new owner's.
+        # The row's old values are not for the new owner.
         assert (came["type"], came["record"]["title"], came["old_record"]) == ("UPDATE", "moved", {"id": 1})
         deleted = (await second.change())["data"]
         assert (deleted["type"], deleted["old_record"]["title"]) == ("DELETE", "moved")

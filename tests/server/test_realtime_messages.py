@@ -96,7 +96,7 @@ async def test_a_sender_keeps_its_order_before_and_after_it_joins(server: Server
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "bearer"])
 async def test_an_empty_token_is_none(server: Server, authorization: str) -> None:
-    """supabase-js of 2025 sends one when nobody has signed in."""
+    """supabase-js of 2025 sends one when no user has signed in."""
     async with server.http() as http:
         headers = {"apikey": ANON_KEY, "authorization": authorization}
         answer = await http.post(f"{BATCH}/room/events/e", json={}, headers=headers)

@@ -1,4 +1,4 @@
-"""Resume of clients of Supabase's protocol: what is missed comes after the next join, whole or told."""
+"""Resume of clients of Supabase's protocol: missed events come after the next join, or a notice of a gap."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_a_socket_that_answers_no_ping_is_replaced(start: Start, todos: Sq
             assert await client.ids(1) == [1]
             await until_acknowledged(todos, 1)
             stalled = client.socket
-            stalled.transport.pause_reading()  # its network is gone, and the server has not noticed
+            stalled.transport.pause_reading()  # its network has failed, and the server has not noticed
             add_todo(todos, 2, user)
             async with client.connected():
                 assert await client.join() == RESUMED
@@ -490,7 +490,7 @@ async def test_a_topic_whose_token_expired_goes_on_with_a_fresh_one(
 async def test_joins_that_the_client_gave_up_lose_nothing(start: Start, todos: Sql, user: UUID, quick: None) -> None:
     """While the database is silent, a client's joins time out and come again, and all are answered together in the end.
 
-    The second comes when only the first page of what was missed has been written.
+    The second comes when only the first page of the missed events has been written.
     """
     async with start(window_bytes=64 * 1024) as server:
         one = page(server, user, client_id="phone")
@@ -527,7 +527,7 @@ async def test_joining_again_on_the_same_socket_repeats_nothing(
             for number in range(50):
                 add_todo(todos, number, user)
             assert await client.ids(50) == list(range(50))
-            await until_acknowledged(todos, 50)  # what the client has not confirmed may come again
+            await until_acknowledged(todos, 50)  # unconfirmed events may come again
             await client.join("realtime:b")  # it goes back for the first topic
             await client.join("realtime:a")
             add_todo(todos, 50, user)

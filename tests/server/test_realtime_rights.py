@@ -1,4 +1,4 @@
-"""Random policies, of which some are compiled and some are not: who gets which rows is what a SELECT would show."""
+"""Random policies, of which some are compiled and some are not: each caller gets the rows that a SELECT would show."""
 
 from __future__ import annotations
 

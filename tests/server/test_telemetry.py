@@ -1,4 +1,4 @@
-"""OpenTelemetry: what a collector receives. Here it is a recorder, because the tests can install no collector."""
+"""OpenTelemetry: the data that a collector receives. It is a recorder, because the tests can install none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/supabase/app.mjs: what the momentum app does with Supabase's client, on a running server."""
+"""examples/supabase/app.mjs: the momentum app's use of Supabase's client, on a running server."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.fixtures.server import ANON_KEY, TIMEOUT_S, Server, sign
 from tests.sdk.drivers import Driver
 from tests.supabase.programs import missing, program
 
-# supabase-js of 2025 speaks version 1.0.0 unless it is told otherwise, Python always.
+# supabase-js of 2025 speaks version 1.0.0 by default, Python always.
 ROOMS = [["node-2026", "node-2025", "python-2026"], ["chromium-2026", "chromium-2025", "python-2025"]]
 COUNT = 20
 

@@ -165,7 +165,7 @@ class Gateway:
 
 
 class Outgoing:
-    """The outgoing side: what was written so far, and pings."""
+    """The outgoing side: the frames written so far, and pings."""
 
     def __init__(self) -> None:
         self.offset = 5

@@ -93,7 +93,7 @@ class World:
         self.follower.read(found, at)
 
     def measured(self, at: float, took: float = 0.0) -> None:
-        """Let a probe return that took so many seconds."""
+        """Let a probe return that took this many seconds."""
         self.follower.probe.begin(at - took)
         self.follower.probe.written(self.feed.lsn)
         self.follower.probe.reached(self.feed.lsn, at)
@@ -295,7 +295,7 @@ def test_clients_are_served_while_the_feed_is_seen_to_move_and_the_epoch_is_live
     assert world.status(4.0).state is CaptureState.LIVE, "for a moment, and nothing is late"
     world.measured(4.0, took=2.5)
     assert world.status(4.0).state is CaptureState.BROKEN
-    # What capture said last does not count for ever: the broker may be gone, and capture has recovered.
+    # Capture's last status does not count for ever: the broker may be gone, and capture has recovered.
     assert world.status(6.6).state is CaptureState.LIVE
 
 
@@ -416,7 +416,7 @@ class History:
                 self.captures.append(Capture(self))
 
     def append(self) -> None:
-        """Let the last capture append what it has published, or a part of it."""
+        """Let the last capture append the events that it has published, or a part of them."""
         capture = self.captures[-1]
         done = len(self.log) + self.first - 1 - capture.base
         if done < capture.count:
@@ -426,7 +426,7 @@ class History:
             self.truth[self.epoch] |= {each.offset: each.xid for each in more}
 
     def read(self, epoch: str, offset: int) -> LogRead:
-        """Return what a read of the log shows now."""
+        """Return the result of a read of the log now."""
         last = self.first + len(self.log) - 1
         beginning = Beginning(self.epoch, last, 0, 10 * self.place + 1, 1, 1, self.fence, (), 0)
         if epoch != self.epoch or offset + 1 < self.first:
@@ -436,7 +436,7 @@ class History:
 
 
 class Checked(Recorder):
-    """A subscriber that checks what it gets against the WAL."""
+    """A subscriber that compares its events with the WAL."""
 
     def __init__(self, feed: LocalFeed, history: History) -> None:
         super().__init__(feed)
@@ -448,7 +448,7 @@ class Checked(Recorder):
 
     def event(self, event: Event, *, more: bool = False) -> None:
         assert (self.feed.epoch, event.offset) == (self.epoch, self.last + 1)
-        # What was published before may never reach the log of an epoch that ended, so transactions are compared only
+        # Events published before may never reach the log of an epoch that ended, so transactions are compared only
         # with each other here.
         assert event.xid > self.tx
         self.last, self.tx = event.offset, event.xid

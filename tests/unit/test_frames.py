@@ -1,4 +1,4 @@
-"""WebSocket frames: the short way of pongs gives what the library's parser gives, wherever the bytes are cut."""
+"""WebSocket frames: the short way of pongs gives the frames of the library's parser, wherever the bytes are cut."""
 
 from __future__ import annotations
 

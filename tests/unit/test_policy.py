@@ -1,4 +1,4 @@
-"""Policies that are decided without the database: which are read, and what they say."""
+"""Policies that are decided without the database: which are read, and their meaning."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_no_row_that_is_visible_is_missed_by_the_keys(condition: Condition) -> N
     assert columns(condition) <= set(names)
 
 
-# What a caller sees of a change
+# The part of a change that a caller sees
 
 
 @given(CONDITIONS)
@@ -291,7 +291,7 @@ SEEN, KEY = SeenChange(DECIDER.table), frozenset({"id"})
         (change("INSERT", mine(1, None), None), None),
         (change("UPDATE", mine(1), {"id": 1}), SEEN),
         (change("UPDATE", mine(1), mine(1)), SEEN),
-        # What the row was before it came into sight is not shown.
+        # The row's values before it came into sight are not shown.
         (change("UPDATE", mine(1), mine(1, OTHER)), SEEN._replace(old_columns=KEY)),
         (change("UPDATE", mine(1, OTHER), mine(1)), SEEN._replace(is_gone=True, old_columns=KEY)),
         (change("UPDATE", mine(1, OTHER), mine(1, OTHER)), None),

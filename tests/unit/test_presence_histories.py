@@ -1,4 +1,4 @@
-"""Random histories of presence: every client's merged state is that of a model, whoever joins, changes or dies."""
+"""Random histories of presence: every client's merged state is that of a model, through joins, changes and losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Client:
         self.metas: dict[str, dict[str, Any]] | None = None  # by key: metas by ref; None without the state
 
     def read(self, answers: list[Any]) -> None:
-        """Merge what was written, and then answers."""
+        """Merge the frames written, and then answers."""
         for frame in [*self.world.written(), *answers]:
             event, payload = (frame["event"], frame["payload"]) if isinstance(frame, dict) else (frame[3], frame[4])
             if event == "presence_state":
@@ -67,7 +67,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(who=WHO, key=st.sampled_from(["k1", "k2"]), watches=st.booleans(), version=st.sampled_from(Version))
     def join(self, who: int, key: str, watches: bool, version: Version) -> None:
-        """Join, perhaps again on the same socket: then the presence of before ends."""
+        """Join, perhaps again on the same socket: then the earlier presence ends."""
         client = self.clients.get(who)
         if client is None:
             client = self.clients[who] = Client(World(version=version, members=self.owner.members))
@@ -78,7 +78,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(who=WHO, name=NAMES)
     def track(self, who: int, name: str) -> None:
-        """Be present, perhaps under another name. From then on the client sees the presence."""
+        """Be present, perhaps under another name. After that the client sees the presence."""
         if (client := self.clients.get(who)) is not None:
             payload = {"type": "presence", "event": "track", "payload": {"name": name}}
             client.read(client.world.send(TOPIC, "presence", payload))
@@ -103,7 +103,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.clients)
     def settle(self) -> None:
-        """Let the collected changes be sent: all who see the presence see the same."""
+        """Let the collected changes be sent: all clients that see the presence see the same."""
         self.owner.pass_time()
         wanted: dict[str, list[str]] = {}
         for client in self.clients.values():

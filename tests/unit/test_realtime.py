@@ -312,7 +312,7 @@ def test_a_topic_goes_on_where_the_client_left_off() -> None:
     assert world.session.topics["realtime:a"].events.since == 2
     assert world.said(world.join("realtime:b"), "resume")[0].startswith("Resumed: ")
     assert world.outgoing.rewound == [2, 3]
-    assert world.session.topics["realtime:a"].events.since == 5  # it has had what the connection goes back over
+    assert world.session.topics["realtime:a"].events.since == 5  # it has had the events that the connection repeats
     assert [call for call in world.gateway.calls if call[0] == "claim"] == [("claim", True, 1, "realtime:a", at(5))]
 
 
@@ -366,7 +366,7 @@ def test_a_session_that_was_continued_elsewhere_closes() -> None:
 
 
 def test_joining_again_on_the_same_socket_goes_on_from_the_last_confirmed_position() -> None:
-    """The client gave up the join before while the server worked on it, and dropped what came under it."""
+    """The client gave up the join before while the server worked on it, and dropped its messages."""
     world = World()
     world.join()
     world.outgoing.offset, world.outgoing.position = 9, at(9)
@@ -374,7 +374,7 @@ def test_joining_again_on_the_same_socket_goes_on_from_the_last_confirmed_positi
     assert world.session.topics["realtime:a"].events.since == 5
     assert world.outgoing.rewound == [5]
     world.session.pong(world.session.ping(), in_order=True)
-    assert world.said(world.join(), "resume") == []  # it has the reply: nothing is told of a resume
+    assert world.said(world.join(), "resume") == []  # it has the reply: no message about a resume
     assert world.session.topics["realtime:a"].events.since == 9
     assert world.outgoing.rewound == [5]
 
@@ -476,7 +476,7 @@ def test_the_database_decides_where_nothing_else_does() -> None:
     assert (first[4]["ids"], first[4]["data"]["record"]["id"]) == ([1, 2], 6)
     assert (second[4]["ids"], second[4]["data"]["record"]["id"]) == ([1], 7)
     assert [call for call in world.gateway.calls if call[0] == "seen"] == [
-        ("seen", identity(), [(6, 7), (7, 7), (8, 7)])  # one question, and none about what came before the join
+        ("seen", identity(), [(6, 7), (7, 7), (8, 7)])  # one question, and none about events before the join
     ]
 
 
@@ -493,7 +493,7 @@ def test_a_decider_needs_no_database_and_gives_routes() -> None:
 
 
 class Counted(SharedFrames):
-    """Counts what is encoded."""
+    """Counts encoded frames."""
 
     encoded = 0
 

@@ -1,4 +1,4 @@
-"""The grammar of filters, and their truth where it can be told without the database."""
+"""The grammar of filters, and their truth where it is known without the database."""
 
 from __future__ import annotations
 

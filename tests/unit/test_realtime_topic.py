@@ -1,4 +1,4 @@
-"""A topic of Supabase's protocol: which changes it may want, by which routes they come, and what its frames show."""
+"""A topic of Supabase's protocol: which changes it may want, by which routes they come, and its frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receipts: a pong confirms what was written before its ping."""
+"""Receipts: a pong confirms everything written before its ping."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ KNOWN: list[tuple[str, Any]] = [("owner", "a"), ("owner", "b"), ("owner", "ä\n"
         (event("INSERT", {"owner": None, "size": None, "open": None}), []),
         (event("UPDATE", {"owner": "b", "size": 2, "open": None}, {"owner": "a"}), [("owner", "b"), ("owner", "a")]),
         (event("UPDATE", {"owner": "a", "size": 2, "open": None}, {"owner": "a"}), [("owner", "a")]),
-        # The stream may leave out what an UPDATE did not change.
+        # The stream may leave out columns that an UPDATE did not change.
         (event("UPDATE", {"owner": "x", "open": None}, {}), [("size", 1)]),
         (event("DELETE", None, {"owner": "b"}), [("owner", "b")]),
         (event("DELETE", None, {"id": 1}), []),

@@ -52,7 +52,7 @@ def _help(name: str, field: FieldInfo) -> str:
 
 
 def described(name: str) -> str:
-    """Return what a setting means, and its default where that is the same on every machine."""
+    """Return a setting's meaning, and its default where that is the same on every machine."""
     field = Settings.model_fields[name]
     sentence = (field.description or "").replace("\n", " ")
     default = None if isinstance(field.get_default(call_default_factory=True), Path) else _default(field)

@@ -134,7 +134,7 @@ class TopicTail:
                 )  # fmt: skip
 
     def _read(self, data: str | bytes) -> list[Message]:
-        """Return what a frame says. Members decide about its payload, so nothing of that is taken for granted."""
+        """Return the message of a frame. Members decide about its payload, so nothing of that is taken for granted."""
         if isinstance(data, bytes):
             return [_binary(data)]
         _, _, topic, event, payload = json.loads(data)

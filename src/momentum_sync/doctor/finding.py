@@ -29,7 +29,7 @@ class Finding:
         area: group of the check, such as `database`.
         check: name of the check.
         level: how much it matters.
-        found: what is there.
+        found: the present state.
         why: why it matters; empty where all is well.
         fix: the command or setting that fixes it; empty if nothing has to be fixed.
     """

@@ -29,7 +29,7 @@ def commands(reads: MomentumReads) -> Sequence[Command]:
 
     def cache_invalidation_ack(session: Session, message: CacheInvalidationAck, services: Services) -> None:
         for key in message.keys:
-            # The seed's client acknowledges whatever it receives: confirming a key twice would loop for ever (contract,
+            # The seed's client acknowledges every message: confirming a key twice would loop for ever (contract,
             # section 2).
             if session.take_ack(key):
                 session.send("cache_invalidation_confirmed", {"cache_key": key}, services.now(), message.ref)

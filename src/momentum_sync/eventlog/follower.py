@@ -93,7 +93,7 @@ class FeedMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Follower:
-    """Applies what a gateway hears and reads to its feed, in order, each event once.
+    """Applies the messages and reads of a gateway to its feed, in order, each event once.
 
     Times are seconds on a monotonic clock.
 
@@ -157,7 +157,7 @@ class Follower:
             self._live = self._live or message.status.live
         self._needed = max(self._needed, message.offset)
         if message.incarnation != feed.incarnation:
-            # Snapshots of before are void, and the log knows from which transaction on. Until then nothing of the new
+            # Earlier snapshots are void, and the log knows from which transaction on. Until then nothing of the new
             # run may reach them.
             self._keep(message)
         else:

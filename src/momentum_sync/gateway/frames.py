@@ -70,7 +70,7 @@ class Frames:
         """Return the payload of received bytes that are one whole pong; None if they are anything else.
 
         `receive` does not get these bytes. A client that gets many events answers a ping each second, and the library's
-        parser takes most of what that costs.
+        parser is most of the cost.
         """
         size = len(data) - _MASKED_HEADER
         if not 0 <= size <= _LONGEST_CONTROL or data[0] != _PONG or data[1] != 0x80 | size:

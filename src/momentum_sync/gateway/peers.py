@@ -127,7 +127,7 @@ class Peers:
             self._pending[key] = None
 
     def flush(self) -> None:
-        """Send what has changed."""
+        """Send the changes."""
         if self._has_left:
             return
         pending, self._pending = list(self._pending.items()), {}

@@ -59,7 +59,7 @@ class Presence:
         self._size = 0
 
     def beside(self, member: object) -> Occupied:
-        """Return what the other members occupy."""
+        """Return the number and the bytes of the other members."""
         own = self._tracked.get(member)
         if own is None:
             return Occupied(len(self._tracked), self._size)

@@ -46,7 +46,7 @@ class _Batches(Generic[Asked, Answer]):
         return await answer
 
     async def do(self, asked: Iterable[Asked]) -> None:
-        """Have all these answered, where nobody needs the answers. Failures are logged."""
+        """Have all these answered, without returning the answers. Failures are logged."""
         self._waiting += [(each, None) for each in asked]
         await asyncio.shield(self._begin())
 

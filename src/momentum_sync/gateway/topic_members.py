@@ -239,7 +239,7 @@ class TopicMembers:
         self._tell_later(topic)
 
     def beside(self, topic: TopicKey, member: Member) -> Occupied:
-        """Return what the other tracked members of a topic occupy."""
+        """Return the number and the bytes of the other tracked members of a topic."""
         presence = self._presence.get(topic)
         return Occupied(0, 0) if presence is None else presence.beside(member)
 

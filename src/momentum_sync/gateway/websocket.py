@@ -52,12 +52,9 @@ class WebSocketProtocol(asyncio.Protocol):
     )  # fmt: skip
 
     def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, object],
+        self, config: Config, server_state: ServerState, app_state: dict[str, object],
         _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loop = _loop or asyncio.get_running_loop()
         self._open: set[Any] = server_state.connections  # typed as a set of uvicorn's own protocols
         self._tasks = server_state.tasks
@@ -105,10 +102,14 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes within the bounds."""
-        limits = self.gateway.limits.sockets
-        if self._session is not None:
-            self._session.heard(time.monotonic())
-            if self._is_expected_pong(self._session, data):
+        limits, session = self.gateway.limits.sockets, self._session
+        if session is not None:
+            session.heard(time.monotonic())
+            is_idle = (
+                self._state is ConnectionState.OPEN and not self._frames.inbox and not self._transport.is_closing()
+            )
+            # An answer to one of the server's pings, which bound the number of these.
+            if is_idle and (payload := self._frames.pong(data)) is not None and session.pong(payload, in_order=True):
                 return
         # A slice at a time: one read may hold thousands of frames, and each counts against the rates.
         for start in range(0, len(data), limits.slice_bytes):
@@ -122,13 +123,6 @@ class WebSocketProtocol(asyncio.Protocol):
                     return
             if self._state is not ConnectionState.DISCARDING:
                 self._receive(data[start : start + limits.slice_bytes])
-
-    def _is_expected_pong(self, session: Conversation, data: bytes) -> bool:
-        """Take bytes that answer one of our own pings, which bound their number. Return False for anything else."""
-        if self._state is not ConnectionState.OPEN or self._frames.inbox or self._transport.is_closing():
-            return False
-        payload = self._frames.pong(data)
-        return payload is not None and session.pong(payload, in_order=True)
 
     def _receive(self, data: bytes) -> None:
         frames = self._frames
@@ -261,9 +255,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _work_through(self) -> None:
         """Handle messages from the inbox until one needs the database."""
-        session = self._session
-        assert session is not None
-        inbox = self._frames.inbox
+        session, inbox = self.conversation, self._frames.inbox
         while inbox and session.closing is None:
             request = session.receive(inbox.pop(0), self.gateway)
             self.index()

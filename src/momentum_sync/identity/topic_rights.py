@@ -1,4 +1,4 @@
-"""Topic rights: what callers may do on private topics, decided by the policies of `realtime.messages`.
+"""Topic rights: the rights of callers on private topics, decided by the policies of `realtime.messages`.
 
 The policies are evaluated, as the caller, on rows as the topic's messages have them. If a policy calls a function that
 its callers cannot name, such as one in a private schema, the policies are tested with real rows, in a transaction that

@@ -158,9 +158,9 @@ def _broadcast(topic: str, event: str, payload: bytes, *, is_json: bool = True) 
 
 
 async def _send(gateway: Gateway, caller: Identity, messages: list[_Outgoing]) -> None:
-    """Send messages, all of them or none: who tries again would send the first ones twice.
+    """Send messages, all of them or none: a caller that tries again would send the first ones twice.
 
-    Supabase answers 202 for a private message that the caller may not send, and drops it. Here the caller is told.
+    Supabase answers 202 for a private message that the caller may not send, and drops it. Here it gets the error.
     """
     await gateway.rows.admit(caller)
     rate = gateway.limits.users.broadcasts
