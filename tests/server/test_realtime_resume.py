@@ -92,6 +92,22 @@ async def test_a_client_may_be_back_before_the_server_notices_that_it_was_away(
                 assert await again.ids(1) == [2]
 
 
+async def test_a_join_without_a_ref_resumes(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+    """supabase-js of 2025 sends one if the connection breaks again while a join is pending."""
+    async with start() as server:
+        client = page(server, user)
+        async with client.connected():
+            await client.join()
+            add_todo(todos, 1, user)
+            assert await client.ids(1) == [1]
+            await until_acknowledged(todos, 1)
+        add_todo(todos, 2, user)
+        await until_logged(todos, 2)
+        async with client.connected():
+            assert await client.join(numbered=False) == RESUMED
+            assert await client.ids(1) == [2]
+
+
 async def test_a_client_that_first_repeats_an_old_frame_is_no_new_page(
     start: Start, todos: Sql, user: UUID, quick: None
 ) -> None:

@@ -115,6 +115,14 @@ def test_a_client_without_a_key_is_not_recorded() -> None:
     assert joins.places.ledger.cursors == {"a": HEAD}
 
 
+def test_a_join_that_supabase_js_repeats_without_a_ref_is_that_of_a_reconnect() -> None:
+    joins = Joins(name=None)
+    joins.gateway.verdict = Verdict(claimed=(1,), cursors={"a": at(4)})
+    assert joins.begins(ref="") == (at(4), "Resumed")
+    assert joins.gateway.claims[0][2] is True
+    assert joins.gateway.calls[0] == ("claim", False, 2, "a", HEAD)
+
+
 @pytest.mark.parametrize("ref", [None, "x", "-1"])
 def test_a_join_without_a_number_settles_nothing(ref: str | None) -> None:
     joins = Joins()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_resume import LOST, Ledger, key_of, proves_reconnect
+from momentum_sync.gateway.dialects.realtime_resume import LOST, SECOND_REF, Ledger, key_of, proves_reconnect
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Ref, Version
@@ -68,7 +68,8 @@ class Places:
             None if the client has a newer socket.
         """
         ledger = self.ledger
-        number = ledger.saw(ref)
+        # supabase-js of 2025 repeats a join without a `ref` while the one before is pending, so it had another socket.
+        number = SECOND_REF if ref == "" else ledger.saw(ref)
         key = key_of(self._name, identity)
         has_signed_in = (
             is_alone and ledger.key is not None and not ledger.key.has_user and key is not None and key.has_user

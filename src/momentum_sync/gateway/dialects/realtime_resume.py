@@ -26,6 +26,9 @@ LOST = Position("00000000", 0, 0)
 """The position of a client that is told of a gap, until it has confirmed that: resumed from here, it is told again."""
 
 _FIRST_REF = 1  # of a client object's first frame
+SECOND_REF = 2
+"""The lowest one that proves a reconnect: of a client that has been here before, and nothing else is known."""
+
 _FIRST_REFS = range(6, 251)  # of supabase-js of 2026: 4, and up to 2 for each of the topics, of which there are 100
 _MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
 
