@@ -87,15 +87,15 @@ def described(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _told(error: BaseException | None) -> dict[str, object]:
+def _error_fields(error: BaseException | None) -> dict[str, object]:
     """Return where an exception was raised, without its message."""
     if error is None:
         return {}
     frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
     places = [f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
     cause = error.__cause__ or error.__context__
-    told: dict[str, object] = {"error": described(error), "at": places}
-    return told | ({"because": described(cause)} if cause else {})
+    fields: dict[str, object] = {"error": described(error), "at": places}
+    return fields | ({"because": described(cause)} if cause else {})
 
 
 class _Libraries(logging.Handler):
@@ -108,7 +108,7 @@ class _Libraries(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         # A message without arguments may be formatted already, with values in it.
         template = str(record.msg).strip().partition("\n")[0] if record.args else "message of a library"
-        _log.log(record.levelno, template, logger=record.name, **_told(error))
+        _log.log(record.levelno, template, logger=record.name, **_error_fields(error))
 
 
 def listening(url: str, own_url: str | None = None) -> None:
@@ -426,7 +426,7 @@ def policy_not_compiled(table: str, role: str, why: str) -> None:
 def failed(where: str, error: BaseException) -> None:
     """Log a defect: an exception that nothing handles. The client got a general answer."""
     metrics.FAILURES.add()
-    _log.error("unhandled exception", where=where, **_told(error))
+    _log.error("unhandled exception", where=where, **_error_fields(error))
 
 
 def demo_waits(error: BaseException) -> None:

@@ -162,12 +162,12 @@ def test_a_fresh_token_keeps_what_was_asked_for() -> None:
     topic = Topic("realtime:a", "3", CALLER, 10.0, TopicEvents(bindings, (watch(),), 4), Join())
     assert not topic.is_confirmed
     topic.is_confirmed = True
-    topic.events.told = frozenset({"notice"})
+    topic.events.notices = frozenset({"notice"})
     renewed = topic.renewed(OTHER, 20.0, EVERYTHING)
     assert (renewed.name, renewed.join_ref, renewed.identity, renewed.ends_at) == ("realtime:a", "3", OTHER, 20.0)
     assert renewed.is_confirmed
     copied = renewed.events
-    assert (copied.bindings, copied.watches, copied.since, copied.told) == (
+    assert (copied.bindings, copied.watches, copied.since, copied.notices) == (
         bindings,
         (watch(),),
         4,

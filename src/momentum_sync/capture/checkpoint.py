@@ -126,8 +126,8 @@ def publication_of(relation: int) -> str:
 
 
 async def _followed(connection: AsyncConnection[TupleRow]) -> _Followed:
-    asked = {"publications": [ROWS, BROADCASTS], "broadcasts": BROADCASTS}
-    relations, after, streamable, *facts = await fetch_one(connection, _SQL["followed"], asked)
+    parameters = {"publications": [ROWS, BROADCASTS], "broadcasts": BROADCASTS}
+    relations, after, streamable, *facts = await fetch_one(connection, _SQL["followed"], parameters)
     return _Followed(dict(zip(relations, after, strict=True)), frozenset(streamable), *facts)
 
 
@@ -200,8 +200,8 @@ class Checkpoints:
     async def follow(self, relation: int, after: int, *, token: uuid.UUID) -> None:
         """Record that a relation's changes become events after an LSN. Raise FencedOff if another instance writes."""
         async with self._connections.writing() as connection:
-            asked = {"relation": relation, "after_lsn": lsn.text(after), "holder": token}
-            if await fetch_optional(connection, _SQL["follow"], asked) is None:
+            parameters = {"relation": relation, "after_lsn": lsn.text(after), "holder": token}
+            if await fetch_optional(connection, _SQL["follow"], parameters) is None:
                 raise FencedOff("another instance has taken over the event log")
 
     async def acquire(

@@ -69,9 +69,9 @@ class DatabaseChecks:
                 continue
             if equal:
                 self._unequal.discard((table, shipped, current))  # if the table is locked now, the next turn accepts it
-                asked = {"table": table, "shipped": shipped, "described": current}
+                parameters = {"table": table, "shipped": shipped, "described": current}
                 async with self._connections.writing() as connection:
-                    await fetch_one(connection, _SQL["accept_policies"], asked)
+                    await fetch_one(connection, _SQL["accept_policies"], parameters)
 
     async def load_types(self, oids: set[int]) -> dict[int, ColumnType]:
         """Return column types by their ids."""

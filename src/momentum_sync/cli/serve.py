@@ -77,16 +77,16 @@ async def _serve(settings: Settings, conninfo: str, live: Callable[[], None] | N
 
 async def _serve_workers(settings: Settings, conninfo: str, stopped: asyncio.Event) -> None:
     """Run workers until a signal ends them. SIGHUP replaces them."""
-    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    loop, restart = asyncio.get_running_loop(), asyncio.Event()
 
     async def roll_when_asked() -> None:
         while True:
-            await asked.wait()
-            asked.clear()
+            await restart.wait()
+            restart.clear()
             await roll(found, settings)
 
     async with workers(settings, conninfo) as found:
-        loop.add_signal_handler(signal.SIGHUP, asked.set)
+        loop.add_signal_handler(signal.SIGHUP, restart.set)
         rolling = asyncio.ensure_future(roll_when_asked())
         rolling.add_done_callback(lambda _: stopped.set())
         try:

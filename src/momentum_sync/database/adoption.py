@@ -182,8 +182,8 @@ def accept_equal_policies(connection: Connection[TupleRow]) -> None:
     """Record which changed policies allow the same rows as the shipped ones."""
     for table, shipped, current in connection.execute(_SQL["policies"]).fetchall():
         if are_equal(shipped, current, SCHEMA, table):
-            asked = {"table": table, "shipped": shipped, "described": current}
-            connection.execute(_SQL["accept_policies"], asked)
+            parameters = {"table": table, "shipped": shipped, "described": current}
+            connection.execute(_SQL["accept_policies"], parameters)
 
 
 def differences(connection: Connection[TupleRow]) -> Iterator[str]:

@@ -260,8 +260,8 @@ def check_conninfo(conninfo: str, name: str) -> None:
 def summary(message: str) -> str:
     """Return the one informative line of libpq's message about a connection, with host and port."""
     lines = [line.strip().removeprefix("- ") for line in message.strip().splitlines()]
-    told = [line for line in lines if line and not line.startswith("Multiple connection attempts failed")]
-    return (told[0] if told else "no reason was given").rstrip(".")
+    reasons = [line for line in lines if line and not line.startswith("Multiple connection attempts failed")]
+    return (reasons[0] if reasons else "no reason was given").rstrip(".")
 
 
 async def fetch_optional(

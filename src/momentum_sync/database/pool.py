@@ -382,11 +382,11 @@ async def _answer_together(pool: Pool, questions: Sequence[_Question], slow: _Sl
             connection.pipeline(),
             connection.transaction(force_rollback=True),  # a policy may call a function that writes
         ):
-            for caller, asked, _ in questions:
+            for caller, queries, _ in questions:
                 if answers:  # the role is still the previous caller's, which may not use the schema `momentum`
                     await connection.execute(_OURSELVES)
                 began.append(await connection.execute(_BECOME, (caller.role, caller.claims)))
-                answers.append([await connection.execute(query, parameters) for query, parameters in asked])
+                answers.append([await connection.execute(query, parameters) for query, parameters in queries])
             began.append(await connection.execute(_NOW))
             # In a pipeline, a fetch waits for the server: fetching between the statements would cost a round trip per
             # question.

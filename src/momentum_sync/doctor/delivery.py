@@ -98,5 +98,5 @@ async def _arrival(client: Client, mark: str) -> float:
 def _publish(conninfo: str, user: str, mark: str) -> None:
     with connect(conninfo, application_name="momentum-sync doctor") as connection, connection.transaction():
         connection.execute("set local role service_role")  # which may publish; the server's role may not
-        asked = {"channel": f"momentum_updates:{user}", "type": _EVENT_TYPE, "user": user, "mark": mark}
-        connection.execute(_SQL["publish"], asked)
+        parameters = {"channel": f"momentum_updates:{user}", "type": _EVENT_TYPE, "user": user, "mark": mark}
+        connection.execute(_SQL["publish"], parameters)

@@ -91,9 +91,14 @@ class EventLog:
 
     async def first_unseen(self, snapshot: Snapshot, keys: Sequence[str], *, below: int) -> int | None:
         """Return the lowest offset below `below`, on any of the keys, of an event that the snapshot does not see."""
-        asked = {"xmax": snapshot.xmax, "under_way": sorted(snapshot.under_way), "below": below, "keys": list(keys)}
+        parameters = {
+            "xmax": snapshot.xmax,
+            "under_way": sorted(snapshot.under_way),
+            "below": below,
+            "keys": list(keys),
+        }
         async with self._connections.reading() as connection:
-            row = await fetch_one(connection, _SQL["first_unseen"], asked)
+            row = await fetch_one(connection, _SQL["first_unseen"], parameters)
         return None if row[0] is None else int(row[0])
 
     async def mark_of(self, epoch: str, offset: int) -> int | None:
@@ -131,8 +136,14 @@ class EventLog:
             span, ends = limits.first_span, clock() + limits.search_s
             while True:
                 stop = min(offset + 1 + span, below)
-                asked = {"offset": offset, "below": stop, "keys": list(keys), "most": most, "limit": limits.page_rows}
-                events = await self._events(connection, "after", asked)
+                parameters = {
+                    "offset": offset,
+                    "below": stop,
+                    "keys": list(keys),
+                    "most": most,
+                    "limit": limits.page_rows,
+                }
+                events = await self._events(connection, "after", parameters)
                 if events or stop == below or clock() > ends:
                     break
                 offset, span = stop - 1, span * 4
@@ -171,11 +182,11 @@ class EventLog:
                     is_cut = True
                     break
                 start = max(first, below - span)
-                asked: dict[str, object] = {
+                parameters: dict[str, object] = {
                     "key": key, "first": start, "below": below, "since": since, "most": most_bytes,
                     "limit": min(most - len(found) + 1, limits.replay_rows),
                 }  # fmt: skip
-                events = await self._events(connection, "newest_on", asked)
+                events = await self._events(connection, "newest_on", parameters)
                 for event in events:
                     most_bytes -= len(event.body)
                     is_cut = is_cut or most_bytes < 0 or len(found) == most
@@ -198,20 +209,20 @@ class EventLog:
             if not await _reaches(connection, epoch, offset, below):
                 return None
             text = None if snapshot is None else str(snapshot)
-            asked = {
+            parameters = {
                 "offset": offset, "below": below, "keys": list(keys), "snapshot": text,
                 "most": self._limits.count_rows,
             }  # fmt: skip
-            row = await fetch_one(connection, _SQL["count_after"], asked)
+            row = await fetch_one(connection, _SQL["count_after"], parameters)
             return int(row[0])
 
     async def newest(self, connection: AsyncConnection[TupleRow], *, first: int, last: int) -> list[Event] | None:
         """Return the last events from `first` to `last`, as many as may be preloaded; None if one is missing."""
-        asked: dict[str, object] = {
+        parameters: dict[str, object] = {
             "offset": max(first - 1, last - self._limits.preload_rows), "last": last,
             "most": self._limits.preload_bytes,
         }  # fmt: skip
-        events = await self._events(connection, "newest", asked)
+        events = await self._events(connection, "newest", parameters)
         expected = range(last - len(events) + 1, last + 1)
         # Retention moves `kept_from` with the rows that it drops, so a hole after it means lost rows.
         return events if [event.offset for event in events] == list(expected) else None
@@ -259,8 +270,8 @@ class EventLog:
             if goes_on and last >= offset:
                 goes_on = await self.mark_at(connection, now, offset) == position.mark
             if goes_on:
-                asked: dict[str, object] = {"offset": offset, "most": limits.page_bytes, "limit": limits.page_rows}
-                events = await self._events(connection, "following", asked) if last > offset else []
+                parameters: dict[str, object] = {"offset": offset, "most": limits.page_bytes, "limit": limits.page_rows}
+                events = await self._events(connection, "following", parameters) if last > offset else []
                 # A hole is for capture to detect, and an epoch ends with it.
                 dense = [event for number, event in enumerate(events, offset + 1) if event.offset == number]
                 return LogRead(beginning, live, dense)

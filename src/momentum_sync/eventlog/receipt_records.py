@@ -27,7 +27,7 @@ class ReceiptRecords:
         Positions of an epoch that has ended are not saved.
         """
         encode = msgspec.json.encode
-        asked = {
+        parameters = {
             "users": [user_id for user_id, _, _, _ in receipts],
             "devices": [device for _, device, _, _ in receipts],
             "epochs": [position.epoch for _, _, position, _ in receipts],
@@ -35,8 +35,8 @@ class ReceiptRecords:
             "keys": [encode(list(keys)).decode() for _, _, _, keys in receipts],
         }
         async with self._connections.writing() as connection:
-            await connection.execute(_SQL["save_receipts"], asked)
-            await connection.execute(_SQL["bound_receipts"], {"users": asked["users"], "most": most})
+            await connection.execute(_SQL["save_receipts"], parameters)
+            await connection.execute(_SQL["bound_receipts"], {"users": parameters["users"], "most": most})
 
     async def forget(self, retention: timedelta) -> None:
         """Delete the records of devices that have confirmed nothing for longer."""

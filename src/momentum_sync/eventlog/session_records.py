@@ -53,8 +53,8 @@ class SessionRecords:
     async def discard(self, before: Sequence[tuple[int, str]]) -> None:
         """Delete the records of an identity that are before a session."""
         async with self._connections.writing() as connection:
-            asked = {"sessions": [number for number, _ in before], "identities": [name for _, name in before]}
-            await connection.execute(_SQL["discard_sessions"], asked)
+            parameters = {"sessions": [number for number, _ in before], "identities": [name for _, name in before]}
+            await connection.execute(_SQL["discard_sessions"], parameters)
 
     async def forget(self, retention: timedelta) -> None:
         """Delete the records of clients that have been away for longer."""
@@ -76,8 +76,8 @@ class Settling:
 
     async def of(self, identities: Iterable[str], *, recent: timedelta) -> list[SavedSession]:
         """Return the sessions of these identities, in the order in which their sockets were accepted."""
-        asked = {"identities": sorted(set(identities)), "recent": recent}
-        rows = await self._connection.execute(_SQL["sessions_of"], asked)
+        parameters = {"identities": sorted(set(identities)), "recent": recent}
+        rows = await self._connection.execute(_SQL["sessions_of"], parameters)
         return [
             SavedSession(session, identity, ref, _positions(cursors), is_recent)
             for session, identity, ref, cursors, is_recent in await rows.fetchall()

@@ -63,7 +63,7 @@ def close_for(error: Exception) -> Close:
     return Close.RESTART  # the client reconnects, and learns then whether a resume is possible
 
 
-def told(error: Exception, where: str) -> RequestError:
+def error_for_client(error: Exception, where: str) -> RequestError:
     """Return what to tell a client of a failure, and log one that is a defect of the server's."""
     if isinstance(error, RequestError):
         return error

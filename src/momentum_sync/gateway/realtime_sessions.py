@@ -27,27 +27,27 @@ _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
 _SLICES = 50  # of the sessions that are pinged together
 _TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
-Asked = TypeVar("Asked")
+Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
-class _Batches(Generic[Asked, Answer]):
+class _Batches(Generic[Question, Answer]):
     """Collects questions, and answers all that wait with one piece of work at a time."""
 
-    def __init__(self, work: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(self, work: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
         self._work = work
-        self._waiting: list[tuple[Asked, asyncio.Future[Answer] | None]] = []
+        self._waiting: list[tuple[Question, asyncio.Future[Answer] | None]] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def ask(self, asked: Asked) -> Answer:
+    async def ask(self, question: Question) -> Answer:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, answer))
+        self._waiting.append((question, answer))
         self._begin()
         return await answer
 
-    async def do(self, asked: Iterable[Asked]) -> None:
+    async def do(self, question: Iterable[Question]) -> None:
         """Have all these answered, without returning the answers. Failures are logged."""
-        self._waiting += [(each, None) for each in asked]
+        self._waiting += [(each, None) for each in question]
         await asyncio.shield(self._begin())
 
     def _begin(self) -> asyncio.Task[None]:
@@ -60,14 +60,14 @@ class _Batches(Generic[Asked, Answer]):
             while self._waiting:
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
                 await self._answer(
-                    [(asked, answer) for asked, answer in batch if answer is None or not answer.done()]
+                    [(question, answer) for question, answer in batch if answer is None or not answer.done()]
                 )  # fmt: skip
         finally:
             self._task = None
 
-    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[Answer] | None]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Question, asyncio.Future[Answer] | None]]) -> None:
         try:
-            found = await self._work([asked for asked, _ in batch])
+            found = await self._work([question for question, _ in batch])
         except Exception as error:
             if len(batch) > 1 and isinstance(error, psycopg.DataError):  # one of them, which must not fail the others
                 for one in batch:
@@ -256,8 +256,8 @@ class RealtimeSessions:
         # A quiet session is saved now and then, too: its record would expire.
         return changes != ledger.changes or (ledger.session in self._live and at - saved_at > _TOUCH_S)
 
-    async def _take_numbers(self, asked: Sequence[None]) -> Sequence[int]:
-        return await self._records.numbers(len(asked))
+    async def _take_numbers(self, question: Sequence[None]) -> Sequence[int]:
+        return await self._records.numbers(len(question))
 
     async def _save(self, ledgers: Sequence[Ledger]) -> Sequence[bool]:
         at = time.monotonic()

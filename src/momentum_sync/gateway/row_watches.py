@@ -227,9 +227,9 @@ class RowWatches:
         """Yield a notice for each table with a `DELETE` that will be withheld."""
         if self._rights.deletes_by_key:
             return
-        asked = {relation for watch in watches if watch.event in ("*", "DELETE") for relation in watch.relations}
+        watched = {relation for watch in watches if watch.event in ("*", "DELETE") for relation in watch.relations}
         for table in tables:
-            if table.oid in asked and not table.checks_deletes:
+            if table.oid in watched and not table.checks_deletes:
                 name = f'"{table.schema}"."{table.name}"'
                 yield (
                     f"DeletesWithheld: the policies of {name} read columns that its replica identity does not have."

@@ -24,7 +24,7 @@ from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
 from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
-from momentum_sync.gateway.delivery import Delivery, close_for, told
+from momentum_sync.gateway.delivery import Delivery, close_for, error_for_client
 from momentum_sync.gateway.dialects.realtime_errors import refusal
 from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
 from momentum_sync.gateway.gateway import Gateway
@@ -179,7 +179,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._reject(Unavailable("The server took too long; try again in a moment."), request.path)
             return
         except Exception as error:
-            self._reject(told(error, "handshake"), request.path)
+            self._reject(error_for_client(error, "handshake"), request.path)
             return
         if self._has_ended():
             return
@@ -271,7 +271,7 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             await request.work
         except Exception as error:
-            request.failed(told(error, "message"), time.time())
+            request.failed(error_for_client(error, "message"), time.time())
         session.heard(time.monotonic())  # reading was paused, so nothing could arrive
         if self._has_ended():
             return

@@ -108,8 +108,8 @@ class Authorizer:
         self, identity: Identity, user_id: UUID | None, channels: Sequence[str], query: Query
     ) -> tuple[Granted, TupleRow]:
         """Return the granted channels, and the row of a query about the user, read in the same snapshot."""
-        asked = (query, {"user_id": user_id})
-        granted, ((row,),) = await self._ask(identity, user_id, channels, asked, lane=Lane.CONNECT)
+        question = (query, {"user_id": user_id})
+        granted, ((row,),) = await self._ask(identity, user_id, channels, question, lane=Lane.CONNECT)
         return granted, row
 
     async def may_act_for(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> bool:
@@ -126,10 +126,10 @@ class Authorizer:
     ) -> tuple[Granted, list[list[TupleRow]]]:
         per_user = self._schema.per_user_channels
         wanted = [channel for channel in channels if user_id is not None or channel not in per_user]
-        asked = (self._grants_query, {"user_id": user_id, "channels": wanted})
+        question = (self._grants_query, {"user_id": user_id, "channels": wanted})
         async for _ in self._pool.until_visible():
             cache = self._own  # replaced by a change: an answer to a question before it is not cached
-            (row,), *others = await self._pool.ask(identity, asked, *more, lane=lane)
+            (row,), *others = await self._pool.ask(identity, question, *more, lane=lane)
             grants = _Grants(*row)
             # A revocation is in the WAL before snapshots see it; an answer from between the two would grant what it
             # took away.

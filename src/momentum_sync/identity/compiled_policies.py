@@ -89,12 +89,12 @@ class CompiledPolicies:
         # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._reasons: dict[RowTable, str] = {}
-        self._told: Callable[[], None] = lambda: None
+        self._on_change: Callable[[], None] = lambda: None
         self._others: list[Callable[[], Awaitable[bool]]] = []
 
-    def report(self, told: Callable[[], None]) -> None:
+    def report(self, on_change: Callable[[], None]) -> None:
         """Call this when the policies of a table have changed without an event."""
-        self._told = told
+        self._on_change = on_change
 
     def also(self, has_changed: Callable[[], Awaitable[bool]]) -> None:
         """Ask this, too, when the catalog is read again."""
@@ -265,8 +265,8 @@ class CompiledPolicies:
     async def _load_revocations(self) -> None:
         admitted = self._admitted
         async for _ in self._pool.until_visible():
-            asked = (_SQL["revocations"], {"most": _MOST_REVOCATIONS + 1})
-            (((text, found),),) = await self._pool.ask(service_role(), asked, lane=Lane.CONNECT)
+            question = (_SQL["revocations"], {"most": _MOST_REVOCATIONS + 1})
+            (((text, found),),) = await self._pool.ask(service_role(), question, lane=Lane.CONNECT)
             if self.is_current(Snapshot.parse(text)):
                 break
         revoked = None if found is None else _times.decode(found)
@@ -288,7 +288,7 @@ class CompiledPolicies:
             try:
                 if await self._is_outdated() or any([await has_changed() for has_changed in self._others]):
                     self._forget()
-                    self._told()
+                    self._on_change()
             except (RequestError, psycopg.Error) as error:
                 observe.failed("the policies of published tables", error)
 

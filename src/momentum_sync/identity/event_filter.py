@@ -161,8 +161,8 @@ class EventFilter:
         def ask(some: Sequence[_Version]) -> tuple[Query, Params]:
             nonlocal policies
             policies = self._policies.get(table.name) or _UNKNOWN
-            asked = {"version_ids": [version.id for version in some], "rows": [v.row.decode() for v in some]}
-            return _evaluate(table.name, policies), {**asked, "table": table.name}
+            parameters = {"version_ids": [version.id for version in some], "rows": [v.row.decode() for v in some]}
+            return _evaluate(table.name, policies), {**parameters, "table": table.name}
 
         def read(row: TupleRow) -> set[int] | None:
             nonlocal changed

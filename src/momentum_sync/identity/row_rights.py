@@ -157,11 +157,11 @@ class RowRights:
         async for _ in self._pool.until_visible():
             table = trusted or self._known.get((identity.role, relation))
             page = None if table is None else self._page(table, events)
-            asked = [question.query for question in page.questions] if page is not None else []
-            if trusted is None or not asked:
-                asked.append(SNAPSHOT if trusted is not None else tables_query([relation]))
+            queries = [question.query for question in page.questions] if page is not None else []
+            if trusted is None or not queries:
+                queries.append(SNAPSHOT if trusted is not None else tables_query([relation]))
             try:
-                answers = await self._pool.ask(identity, *asked)
+                answers = await self._pool.ask(identity, *queries)
             except (psycopg.Error, Forbidden) as error:
                 # The table may have changed since the question was made, or a policy has raised an error.
                 if not await self._is_known(identity, relation, table):

@@ -58,12 +58,12 @@ class TopicRights:
         """Return the rights of a caller on a topic, which has no `realtime:`."""
         async for _ in self._pool.until_visible():
             known = self._known.get(identity.role)
-            asked: list[tuple[Query, Params]] = [(_SET_TOPIC, {"topic": topic})]
+            questions: list[tuple[Query, Params]] = [(_SET_TOPIC, {"topic": topic})]
             if known is not None:
-                asked += [(_access(known.read), {"topic": topic}), (_access(known.write), {"topic": topic})]
-            asked += [(_SQL["message_policies"], {}), (_SET_TOPIC, {"topic": ""})]
+                questions += [(_access(known.read), {"topic": topic}), (_access(known.write), {"topic": topic})]
+            questions += [(_SQL["message_policies"], {}), (_SET_TOPIC, {"topic": ""})]
             try:
-                _, *answers, policies, _ = await self._pool.ask(identity, *asked, lane=Lane.CONNECT)
+                _, *answers, policies, _ = await self._pool.ask(identity, *questions, lane=Lane.CONNECT)
             except (psycopg.Error, Forbidden):
                 if known is None:
                     raise

@@ -75,9 +75,9 @@ class Answers:
     def tell(self, topic: Topic, watched: Watched) -> None:
         """Send the notices about a topic's tables, once each."""
         for notice in watched.notices:
-            if notice not in topic.events.told:
+            if notice not in topic.events.notices:
                 self.system(topic, "rights", notice, ok=True)
-        topic.events.told = frozenset(watched.notices)
+        topic.events.notices = frozenset(watched.notices)
 
     def presence(self, topic: Topic, state: bytes | None) -> None:
         """Send the `presence_state` of a topic, if there is one to send."""

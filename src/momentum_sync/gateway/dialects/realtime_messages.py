@@ -92,8 +92,8 @@ class Messages:
         """Track or untrack. Return the answer, and the JSON of the presence if the client gets it from now on."""
         key = topic_key(topic)
         try:
-            asked = _presence.decode(frame.payload)
-            event, payload = asked.event.lower(), bytes(asked.payload)
+            message = _presence.decode(frame.payload)
+            event, payload = message.event.lower(), bytes(message.payload)
             if PRESENCE not in topic.access.writes:
                 return _refused(not_allowed(topic.name)), None
             if event == "untrack":

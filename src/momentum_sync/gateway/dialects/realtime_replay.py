@@ -50,11 +50,11 @@ async def replay(
     Raises:
         Unavailable: they cannot be read now.
     """
-    asked = join.replay
-    if asked is None:
+    request = join.replay
+    if request is None:
         return NOTHING
-    most = limits.replayed if asked.limit is None else min(asked.limit, limits.replayed)
-    since = asked.since / 1_000
+    most = limits.replayed if request.limit is None else min(request.limit, limits.replayed)
+    since = request.since / 1_000
     try:
         found = await rows.newest(channel, offset, since=since, most=most, most_bytes=limits.replayed_bytes)
     except (Unavailable, ResumeRefused) as error:
@@ -62,6 +62,6 @@ async def replay(
     frames = [stored_frame(each.body, each.event_type, name, version, replayed=True) for each in found.events]
     count = len(found.events)
     # A client that asked for a number of messages and got them gets no notice of a gap.
-    has_all = found.is_whole or count == asked.limit
+    has_all = found.is_whole or count == request.limit
     said = "" if has_all else f"ReplayGap: the newest {count} messages were replayed; there may be older ones."
     return Replayed([frame for frame in frames if frame is not None], said)

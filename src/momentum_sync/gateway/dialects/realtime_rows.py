@@ -213,11 +213,11 @@ async def _ask_tests(
     rows: RowServices,
 ) -> None:
     """Have the database decide the tests of filters that only it can decide, for visible changes."""
-    asked: dict[tuple[Test, bytes], None] = {}
+    questions: dict[tuple[Test, bytes], None] = {}
     for topic in topics:
         for offset, change in seen.items():
-            asked.update(dict.fromkeys(topic.events.open_tests(*wanted[offset], change)))
-    answers = dict(zip(asked, await rows.tested(identity, list(asked)), strict=True))
+            questions.update(dict.fromkeys(topic.events.open_tests(*wanted[offset], change)))
+    answers = dict(zip(questions, await rows.tested(identity, list(questions)), strict=True))
     for topic in topics:
         topic.events.learn(answers)
 

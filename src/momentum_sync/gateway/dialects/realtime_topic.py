@@ -40,18 +40,18 @@ class TopicEvents:
 
     Attributes:
         channels: the channels of the watched tables.
-        told: notices about the tables that were sent.
+        notices: those about the tables that were sent.
         deciders: they decide about changes for the topic's caller, by relation; of the others the database does.
     """
 
-    __slots__ = ("_answers", "_relations", "_whole", "bindings", "channels", "deciders", "since", "told", "watches")
+    __slots__ = ("_answers", "_relations", "_whole", "bindings", "channels", "deciders", "notices", "since", "watches")
 
     def __init__(self, bindings: tuple[Binding, ...], watches: tuple[Watch, ...], since: int) -> None:
         self.bindings = bindings
         self.since = since
         self._answers: Mapping[tuple[Test, bytes], bool] = {}
         self.deciders: dict[int, Decider] = {}
-        self.told: frozenset[str] = frozenset()
+        self.notices: frozenset[str] = frozenset()
         self.watch(watches)
 
     def watch(self, watches: tuple[Watch, ...]) -> None:
@@ -67,7 +67,7 @@ class TopicEvents:
     def copy(self) -> TopicEvents:
         """Return the same events, to be decided for another caller."""
         events = TopicEvents(self.bindings, self.watches, self.since)
-        events.told = self.told
+        events.notices = self.notices
         return events
 
     @property

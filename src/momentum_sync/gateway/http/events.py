@@ -107,13 +107,13 @@ def add_events(sync: APIRouter, gateway: Gateway) -> None:
     """Add the route."""
 
     @sync.post("/events", response_model=Missed, responses={**REFUSALS, 409: {"model": NoResume}})
-    async def events(asked: Events, caller: Caller) -> Response:
+    async def events(query: Events, caller: Caller) -> Response:
         """Return the events of a resume: for a phone that wakes up in the background."""
         if gateway.draining or not gateway.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
         try:
             found = await missed_events(
-                gateway, caller, asked.channels, asked.last_event_id, limit=asked.limit
+                gateway, caller, query.channels, query.last_event_id, limit=query.limit
             )  # fmt: skip
         except ResumeRefused as refused:
             return refusal(409, refused.reason, _NO_RESUME, reason=refused.reason)

@@ -104,7 +104,7 @@ class HealthLog:
         self._role = role
         self._feed = feed
         self._limits = limits
-        self._told: str | None = None
+        self._reported: str | None = None
         self._looks = 0
 
     def look(self) -> None:
@@ -112,9 +112,9 @@ class HealthLog:
         status = self._feed.status()
         word = judge(self._role, status, self._limits).status
         self._looks += 1
-        is_starting = self._told is None and word == "unhealthy" and self._looks < _LOOKS_AT_START
-        if word != self._told and not is_starting:
-            self._told = word
+        is_starting = self._reported is None and word == "unhealthy" and self._looks < _LOOKS_AT_START
+        if word != self._reported and not is_starting:
+            self._reported = word
             observe.health_changed(word, [] if word in _AS_IT_SHOULD_BE else reasons(status, self._limits))
 
     async def run(self) -> None:

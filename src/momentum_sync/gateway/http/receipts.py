@@ -53,13 +53,13 @@ def add_receipts(sync: APIRouter, gateway: Gateway) -> None:
     """Add the route `/sync/receipts`."""
 
     @sync.post("/receipts", response_model=ReceiptsOfUser, responses=REFUSALS)
-    async def receipts(asked: ReceiptQuery, caller: Caller) -> Response:
+    async def receipts(query: ReceiptQuery, caller: Caller) -> Response:
         """Return which devices of a user have an event. Requires `service_role`."""
         if caller.role != "service_role":
             raise Forbidden("Only service_role may read receipts.")
         try:
             async with gateway.reads.plain(caller) as connection:
-                parameters = {"user_id": asked.user_id, "event_id": asked.event_id}
+                parameters = {"user_id": query.user_id, "event_id": query.event_id}
                 rows = await (await connection.execute(_SQL["receipts"], parameters)).fetchall()
         except psycopg.errors.NoDataFound:
             raise NotFound("The event is not in the log, or not any longer.") from None
