@@ -15,11 +15,15 @@ def write(**happened: Any) -> None:
     sys.stdout.flush()
 
 
+LOST_AFTER = 15  # seconds; an attempt to connect takes up to 10
+
+
 class Driver:
     def __init__(self) -> None:
         self.client: Any = None
         self.opened = asyncio.Event()
         self.channels: dict[str, Any] = {}
+        self.watching: Any = None
 
     async def open(
         self, url: str, key: str, token: str | None, params: dict[str, str], vsn: str | None = None,
@@ -32,6 +36,26 @@ class Driver:
         if token is not None:
             await self.client.set_auth(token)
         self.opened.set()
+        if heartbeat is not None:
+            self.watching = asyncio.ensure_future(self.watch())
+
+    async def watch(self) -> None:
+        """Report channels that the client has lost, as an app would that looks at their state.
+
+        The one of 2025 leaves each channel before it joins it again. If that connection breaks, too, the next attempt
+        skips this channel, and the first one is cancelled: it stays in the state `leaving`.
+        """
+        leaving: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(1.0)
+            leaving = {
+                topic: leaving.get(topic, 0) + 1 for topic, channel in self.channels.items() if channel.is_leaving
+            }
+            for topic in [topic for topic, seconds in leaving.items() if seconds >= LOST_AFTER]:
+                del leaving[topic]
+                self.client.channels.pop(f"realtime:{topic}", None)
+                del self.channels[topic]
+                write(status="CLOSED", topic=topic, error="the client has lost it")
 
     async def subscribe(
         self, topic: str, bindings: list[dict[str, str]], config: dict[str, Any], events: list[str] | None = None,
