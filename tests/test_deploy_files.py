@@ -190,6 +190,13 @@ def test_the_steps_of_the_image_work_in_an_empty_folder(tmp_path: Path) -> None:
     assert "cannot be reached" in asked.stdout
 
 
+def test_the_image_installs_nothing_that_is_not_locked() -> None:
+    installs = [rest for step, rest in instructions() if step == "RUN" and "pip install" in rest]
+    assert len(installs) > 2
+    for rest in installs:
+        assert "--require-hashes" in rest or ("--no-deps" in rest and "/tmp/dist/" in rest), rest
+
+
 def pip_settings() -> list[str]:
     """Return how this machine reaches the registries, which is its own affair and no part of the image."""
     return [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))]

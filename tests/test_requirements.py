@@ -19,7 +19,7 @@ AT_LEAST = {
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "requirements" / "dev.txt", ROOT / "requirements" / "server.txt", *CLIENTS],
+    [*(ROOT / "requirements" / f"{name}.txt" for name in ("dev", "server", "build")), *CLIENTS],
     ids=lambda path: path.stem,
 )
 def test_every_package_is_pinned_by_hash(path: Path) -> None:
@@ -45,4 +45,5 @@ def test_the_server_runs_with_what_it_is_tested_with() -> None:
         )
 
     assert len(pinned(ROOT / "requirements" / "server.txt")) > 30
-    assert pinned(ROOT / "requirements" / "server.txt") <= pinned(ROOT / "requirements" / "dev.txt")
+    for name in ("server", "build"):
+        assert pinned(ROOT / "requirements" / f"{name}.txt") <= pinned(ROOT / "requirements" / "dev.txt")
