@@ -139,10 +139,16 @@ def test_of_the_clients_that_were_away_for_long_one_record_stays() -> None:
     assert settle(5, 8, SHARED, records).removed == (1, 3)
 
 
-def test_the_lowest_of_two_epochs() -> None:
+@pytest.mark.parametrize("offset", [2, 10])
+def test_of_two_epochs_one_has_ended_and_the_client_may_be_in_that_one(offset: int) -> None:
+    """After a restore from a copy the offsets of the new epoch are below those of the old."""
     other = at(3, "00000002")
-    assert lowest([{"a": at(10)}, {"a": other}]) == {"a": other}
-    assert lowest([{"a": at(2)}, {"a": other}]) == {"a": at(2)}
+    assert lowest([{"a": at(offset), "b": at(1)}, {"a": other}]) == {"a": LOST, "b": at(1)}
+    assert lowest([{"a": other}, {"a": at(offset)}, {"a": at(offset)}]) == {"a": LOST}
+
+
+def test_the_lowest_of_one_epoch() -> None:
+    assert lowest([{"a": at(10)}, {"a": at(3)}, {"a": at(7)}]) == {"a": at(3)}
     assert lowest([]) == {}
 
 

@@ -159,16 +159,19 @@ def may_continue(session: int, ref: int, key: Key, record: Record) -> bool:
 
 
 def lowest(each: Iterable[Mapping[str, Position]]) -> dict[str, Position]:
-    """Return the lowest position of each topic. One of an ended epoch is lower than all of the present one."""
+    """Return the lowest position of each topic; `LOST` where they belong to several epochs.
+
+    At least one of those epochs has ended, and nothing says that the client's position is not in that one. Offsets of
+    different epochs are not comparable: after a restore from a copy, those of the new epoch begin below.
+    """
     found: dict[str, Position] = {}
     for cursors in each:
         for topic, position in cursors.items():
-            other = found.get(topic)
-            if other is None or (other.epoch == position.epoch and position.offset < other.offset):
+            other = found.setdefault(topic, position)
+            if other.epoch != position.epoch:
+                found[topic] = LOST
+            elif position.offset < other.offset:
                 found[topic] = position
-            elif other.epoch != position.epoch:
-                # `History` knows which of the two epochs is the present one; both ways the client gets a notice.
-                found[topic] = min(other, position, key=lambda one: one.offset)
     return found
 
 
