@@ -7,7 +7,16 @@ from uuid import UUID
 import pytest
 
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Record, key_of, lowest, proves_reconnect, settle
+from momentum_sync.gateway.dialects.realtime_resume import (
+    LOST,
+    Key,
+    Ledger,
+    Record,
+    key_of,
+    lowest,
+    proves_reconnect,
+    settle,
+)
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Version
 
