@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import closing
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 import websockets
+from psycopg.conninfo import make_conninfo
 
 from momentum_sync.capture.checkpoint import Checkpoint, Checkpoints
 from momentum_sync.capture.slot import SlotFacts, read_slot_state
@@ -18,7 +20,7 @@ from momentum_sync.capture.supervisor import Capture
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.limits import CaptureLimits
 from tests.fixtures.cluster import confirmed, hold_commits, release_commits, until_logged, until_resync, write_elsewhere
-from tests.fixtures.postgres import SERVER_ROLE, Sql, add_notification, new_user
+from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, add_notification, new_user
 from tests.fixtures.server import Bounds, Server, Start, sign, until_state
 
 
@@ -233,6 +235,28 @@ async def test_clients_are_closed_when_another_instance_takes_over_the_slot(
         async with second.connect(sign(user), last_event_id=last) as there:
             assert (await there.next())["replayed"] == 1
             assert (await there.next())["event"]["title"] == "missed"
+
+
+async def test_a_wal_sender_that_has_lost_its_client_is_ended(start: Start, db: Sql, bounds: Bounds) -> None:
+    """As after a lost network, if the clock of the database is set back: wal_sender_timeout never passes."""
+    bounds("capture", slot_silent_s=0.5)
+    async with start():
+        pass  # it has created the slot
+    conninfo = make_conninfo(
+        db.info.dsn, user=CAPTURE_ROLE, replication="database", options="-c wal_sender_timeout=0"
+    )  # fmt: skip
+    db.execute(f"grant pg_read_all_stats to {CAPTURE_ROLE}")
+    try:
+        with closing(psycopg.connect(conninfo, autocommit=True)) as lost:
+            began = lost.pgconn.exec_(
+                b"START_REPLICATION SLOT momentum_sync LOGICAL 0/0"
+                b" (proto_version '1', publication_names 'momentum_sync')"
+            )
+            assert began.status == psycopg.pq.ExecStatus.COPY_BOTH
+            async with start() as server:
+                await until_state(server, "live")
+    finally:
+        db.execute(f"revoke pg_read_all_stats from {CAPTURE_ROLE}")
 
 
 async def test_a_break_while_a_commit_is_in_the_wal_and_not_yet_visible(

@@ -92,7 +92,7 @@ async def test_a_client_may_be_back_before_the_server_notices_that_it_was_away(
                 assert await again.ids(1) == [2]
 
 
-async def test_a_join_without_a_ref_resumes(start: Start, todos: Sql, user: UUID, quick: None) -> None:
+async def test_a_join_with_an_empty_ref_resumes(start: Start, todos: Sql, user: UUID, quick: None) -> None:
     """supabase-js of 2025 sends one if the connection breaks again while a join is pending."""
     async with start() as server:
         client = page(server, user)

@@ -10,7 +10,7 @@ import pytest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.dialects.realtime_place import Places, Start
-from momentum_sync.gateway.dialects.realtime_resume import LOST, Verdict, key_of
+from momentum_sync.gateway.dialects.realtime_resume import LOST, UNKNOWN_REF, Verdict, key_of
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Version
@@ -83,6 +83,15 @@ def test_a_certain_gap_is_recorded_until_it_is_confirmed_and_a_possible_one_is_n
     assert certain.places.ledger.cursors == {"a": LOST, "b": LOST}
 
 
+def test_a_topic_that_a_record_of_an_ended_history_lacks_is_told_of_the_gap() -> None:
+    """The database has gone back to a state from before the client joined it, as a standby that lagged."""
+    joins = Joins()
+    joins.gateway.verdict = Verdict(claimed=(1,), cursors={"a": Position("00000002", 4, 4)})
+    joins.gateway.refused = ResumeRefused("history_changed")
+    assert [joins.begins("b"), joins.begins("a"), joins.begins("c")] == [(HEAD, GAP)] * 3
+    assert joins.places.ledger.cursors == {"a": LOST, "b": LOST, "c": LOST}
+
+
 def test_a_topic_that_others_continue_is_told_of_the_gap_of_the_rest() -> None:
     joins = Joins(name=None)
     joins.gateway.verdict = Verdict(claimed=(1,), has_gap=True, cursors={"a": at(4)})
@@ -115,12 +124,12 @@ def test_a_client_without_a_key_is_not_recorded() -> None:
     assert joins.places.ledger.cursors == {"a": HEAD}
 
 
-def test_a_join_that_supabase_js_repeats_without_a_ref_is_that_of_a_reconnect() -> None:
+def test_a_join_with_an_empty_ref_is_that_of_a_reconnect() -> None:
     joins = Joins(name=None)
     joins.gateway.verdict = Verdict(claimed=(1,), cursors={"a": at(4)})
     assert joins.begins(ref="") == (at(4), "Resumed")
     assert joins.gateway.claims[0][2] is True
-    assert joins.gateway.calls[0] == ("claim", False, 2, "a", HEAD)
+    assert joins.gateway.calls[0] == ("claim", False, UNKNOWN_REF, "a", HEAD)
 
 
 @pytest.mark.parametrize("ref", [None, "x", "-1"])

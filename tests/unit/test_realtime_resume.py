@@ -9,6 +9,7 @@ import pytest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.dialects.realtime_resume import (
     LOST,
+    UNKNOWN_REF,
     Key,
     Ledger,
     Record,
@@ -146,6 +147,12 @@ def test_a_client_without_an_id_that_was_away_for_long_is_told(
 def test_of_the_clients_that_were_away_for_long_one_record_stays() -> None:
     records = [record(1, 5, False, a=1), record(2, 3, False, a=2), record(3, 9, False, a=3), record(4, 7, a=4)]
     assert settle(5, 8, SHARED, records).removed == (1, 3)
+
+
+def test_a_join_with_an_empty_ref_may_be_of_any_earlier_session() -> None:
+    """Of an old one, too: else a client that was away for hours would silently go on where another tab is."""
+    found = settle(9, UNKNOWN_REF, SHARED, [record(1, 9, recent=False, a=5), record(2, 40, a=90)])
+    assert (found.claimed, found.cursors, found.has_gap) == ((1, 2), {"a": at(90)}, True)
 
 
 @pytest.mark.parametrize("offset", [2, 10])

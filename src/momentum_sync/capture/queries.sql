@@ -77,10 +77,15 @@ join pg_catalog.pg_replication_slots r on r.slot_name = s.slot and r.database = 
 where s.slot <> %(slot)s
 
 -- name: slot
--- Columns that an older PostgreSQL lacks are null.
+-- Columns that an older PostgreSQL lacks are null. `last_reply` is null if the role may not see it.
 select
     r.database::text, r.database = current_database() as ours, r.plugin::text, r.active_pid,
     (select a.backend_start::text from pg_catalog.pg_stat_activity a where a.pid = r.active_pid) as active_since,
+    (
+        select case when p.state is not null then coalesce(p.reply_time::text, 'none yet') end
+        from pg_catalog.pg_stat_replication p
+        where p.pid = r.active_pid
+    ) as last_reply,
     r.wal_status,
     r.confirmed_flush_lsn::text as confirmed_lsn,
     to_jsonb(r) ->> 'invalidation_reason' as invalidation_reason,

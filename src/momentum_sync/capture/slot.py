@@ -8,6 +8,7 @@ over reading and confirming are worth the difference.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import psycopg
 from psycopg import AsyncConnection, errors, pq, sql
 from psycopg.rows import TupleRow, class_row
 
+from momentum_sync.capture.reader_watch import Process, ReaderWatch
 from momentum_sync.database import lsn, queries
 from momentum_sync.database.connection import bounded, cut, pinned, settle, summary
 from momentum_sync.errors import CaptureError, SlotBusy
@@ -46,6 +48,7 @@ class Held:
     plugin: str
     active_pid: int | None
     active_since: str | None
+    last_reply: str | None
     wal_status: str
     confirmed_lsn: str
     invalidation_reason: str | None
@@ -55,10 +58,6 @@ class Held:
     def process(self) -> Process | None:
         """Return the WAL sender that reads the slot."""
         return None if self.active_pid is None or self.active_since is None else (self.active_pid, self.active_since)
-
-
-Process = tuple[int, str]
-"""A process of PostgreSQL: its id, which another may have later, and when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +96,7 @@ async def ensure_slot(
     *,
     stuck: StreamRefused | None = None,
     before: Process | None = None,
+    watch: ReaderWatch | None = None,
 ) -> Ensured:
     """Create the slot if it is missing or can never be read again.
 
@@ -107,15 +107,20 @@ async def ensure_slot(
         stuck: the error with which streaming from the slot has ended repeatedly.
         before: the WAL sender of the previous stream. After a network failure it does not know yet that its client has
             disconnected, and holds the slot.
+        watch: notices that the WAL sender of another instance has lost its client.
     """
     lost, created = None, False
     async with _asking(conninfo, limits) as connection:
         held = await _slot(connection, slot)
         if held is not None and not held.ours:
             raise CaptureError(f"the slot {slot} belongs to the database {held.database}; set MOMENTUM_SLOT={slot}_2")
-        if held is not None and held.process is not None and held.process == before:
-            # The process ends a moment later. Until then opening the stream raises SlotBusy, and capture tries again.
-            await connection.execute(_SQL["end_process"], {"pid": held.active_pid})
+        if held is not None and held.process is not None:
+            is_lost = watch is not None and watch.is_silent(held.process, held.last_reply, time.monotonic())
+            if is_lost or held.process == before:
+                # The process ends a moment later. Until then opening the stream raises SlotBusy, and capture tries
+                # again. Without the privilege, that of another role ends by `wal_sender_timeout`.
+                with suppress(errors.InsufficientPrivilege):
+                    await connection.execute(_SQL["end_process"], {"pid": held.active_pid})
         # PostgreSQL does not drop a slot that a WAL sender holds.
         if held is not None and held.active_pid is None:
             if held.wal_status == "lost":

@@ -21,8 +21,9 @@ from momentum_sync.capture.database_checks import DatabaseChecks
 from momentum_sync.capture.lag_probe import LagProbe
 from momentum_sync.capture.pgoutput import ProtocolError
 from momentum_sync.capture.pipeline import Pipeline
+from momentum_sync.capture.reader_watch import Process, ReaderWatch
 from momentum_sync.capture.sequencer import Sequencer
-from momentum_sync.capture.slot import BROADCASTS, Process, StreamRefused, ensure_slot, open_stream, read_slot_state
+from momentum_sync.capture.slot import BROADCASTS, StreamRefused, ensure_slot, open_stream, read_slot_state
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy, Unavailable
 from momentum_sync.eventlog.connections import LogConnections
 from momentum_sync.eventlog.feed import Beginning, FeedPublisher, HistoryForked
@@ -96,6 +97,7 @@ class Capture:
         self._run: int | None = None  # of PostgreSQL
         self._stuck = StuckSlot(limits.stuck_failures, limits.stuck_s)
         self._process: Process | None = None
+        self._watch = ReaderWatch(limits.slot_silent_s)
         self._slot_state: SlotState = UNKNOWN_SLOT
         self._triggers = Triggers([], [])
         self._state = CaptureState.STARTING
@@ -324,7 +326,8 @@ class Capture:
         self._stuck.begins()
         has_messages = await self._checkpoints.messages() is not None  # before the slot, which may be created
         ensured = await ensure_slot(
-            self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process
+            self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process,
+            watch=self._watch,
         )  # fmt: skip
         if ensured.lost is not None:
             self._stuck.forget()

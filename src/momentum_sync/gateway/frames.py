@@ -69,8 +69,8 @@ class Frames:
     def pong(self, data: bytes) -> bytes | None:
         """Return the payload of received bytes that are one whole pong; None if they are anything else.
 
-        `receive` does not get these bytes. A client that gets many events answers a ping each second, and the library's
-        parser is most of the cost.
+        After a payload, do not pass the bytes to `receive`. Supabase's clients are pinged up to once a second, and the
+        library's parser is most of the cost of a pong.
         """
         size = len(data) - _MASKED_HEADER
         if not 0 <= size <= _LONGEST_CONTROL or data[0] != _PONG or data[1] != 0x80 | size:
@@ -136,6 +136,11 @@ class Frames:
             message = b"".join(self._parts)
             self.inbox.append(BinaryMessage(message) if self._binary else message)
             self._parts = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no message waits or has come in part."""
+        return not self.inbox and not self._parts
 
     @property
     def size(self) -> int:

@@ -18,7 +18,16 @@ from momentum_sync import observe
 from momentum_sync.errors import Unavailable
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.session_records import SavedSession, SessionRecords, Settling
-from momentum_sync.gateway.dialects.realtime_resume import LOST, Key, Ledger, Record, Verdict, may_continue, settle
+from momentum_sync.gateway.dialects.realtime_resume import (
+    LOST,
+    UNKNOWN_REF,
+    Key,
+    Ledger,
+    Record,
+    Verdict,
+    may_continue,
+    settle,
+)
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
@@ -45,9 +54,9 @@ class _Batches(Generic[Question, Answer]):
         self._begin()
         return await answer
 
-    async def do(self, question: Iterable[Question]) -> None:
-        """Have all these answered, without returning the answers. Failures are logged."""
-        self._waiting += [(each, None) for each in question]
+    async def run_all(self, questions: Iterable[Question]) -> None:
+        """Process all questions and discard the answers. Failures are logged."""
+        self._waiting += [(each, None) for each in questions]
         await asyncio.shield(self._begin())
 
     def _begin(self) -> asyncio.Task[None]:
@@ -246,7 +255,7 @@ class RealtimeSessions:
         """Save the sessions that have changed, and close those that have been continued elsewhere."""
         ledgers = [session.ledger for session in self._live.values() if session.ledger.key is not None]
         changed = [each for each in (*ledgers, *self._ended.values()) if self._is_changed(each, at)]
-        await self._saves.do(changed)
+        await self._saves.run_all(changed)
         for number in [number for number, ledger in self._ended.items() if not self._is_changed(ledger, at)]:
             del self._ended[number]
             self._saved.pop(number, None)
@@ -256,8 +265,8 @@ class RealtimeSessions:
         # A quiet session is saved now and then, too: its record would expire.
         return changes != ledger.changes or (ledger.session in self._live and at - saved_at > _TOUCH_S)
 
-    async def _take_numbers(self, question: Sequence[None]) -> Sequence[int]:
-        return await self._records.numbers(len(question))
+    async def _take_numbers(self, requests: Sequence[None]) -> Sequence[int]:
+        return await self._records.numbers(len(requests))
 
     async def _save(self, ledgers: Sequence[Ledger]) -> Sequence[bool]:
         at = time.monotonic()
@@ -319,8 +328,9 @@ class RealtimeSessions:
                 if begun.pop(number, None) is None:
                     ended.append(number)
             cursors = _begun(claim, verdict)
-            others[session] = Record(session, claim.ref, cursors)
-            begun[session] = SavedSession(session, claim.key.digest, claim.ref, cursors, user_id=claim.key.user_id)
+            ref = claim.ledger.ref if claim.ref == UNKNOWN_REF else claim.ref
+            others[session] = Record(session, ref, cursors)
+            begun[session] = SavedSession(session, claim.key.digest, ref, cursors, user_id=claim.key.user_id)
         await settling.replace(ended, list(begun.values()))
         by_session = dict(zip(sorted(claim.ledger.session for claim in claims), verdicts, strict=True))
         return [by_session[claim.ledger.session] for claim in claims]

@@ -105,10 +105,8 @@ class WebSocketProtocol(asyncio.Protocol):
         limits, session = self.gateway.limits.sockets, self._session
         if session is not None:
             session.heard(time.monotonic())
-            is_idle = (
-                self._state is ConnectionState.OPEN and not self._frames.inbox and not self._transport.is_closing()
-            )
-            # An answer to one of the server's pings, which bound the number of these.
+            is_idle = self._state is ConnectionState.OPEN and self._frames.is_idle and not self._transport.is_closing()
+            # Only the first answer to a numbered ping skips the rate limits: the server's pings bound their number.
             if is_idle and (payload := self._frames.pong(data)) is not None and session.pong(payload, in_order=True):
                 return
         # A slice at a time: one read may hold thousands of frames, and each counts against the rates.
@@ -136,7 +134,7 @@ class WebSocketProtocol(asyncio.Protocol):
             elif self._counts():
                 if event.opcode is Opcode.PONG and self._session is not None:
                     # While a message waits, it may be one that the client sent before the pong.
-                    in_order = self._state is ConnectionState.OPEN and not frames.inbox
+                    in_order = self._state is ConnectionState.OPEN and frames.is_idle
                     self._session.pong(bytes(event.data), in_order=in_order)
                 frames.collect(event)
         # `_end` closes the socket, so messages that precede the client's close frame are handled first.

@@ -21,6 +21,11 @@ class CaptureLimits:
     slot_elsewhere_s: float = 5.0
     """Time after which a held slot must belong to another instance: a broken stream of this one frees it earlier."""
 
+    slot_silent_s: float = 45.0
+    """Time without a status of its client, due each second, after which the WAL sender that holds the slot is ended.
+    PostgreSQL should have ended it after 30 s, but does not if its clock was set back. Only with the privilege of
+    `pg_read_all_stats`, which shows the status."""
+
     probe_interval_s: float = 1.0
     """Interval of lag probes and of status messages to PostgreSQL."""
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
-from momentum_sync.gateway.dialects.realtime_resume import LOST, SECOND_REF, Ledger, key_of, proves_reconnect
+from momentum_sync.gateway.dialects.realtime_resume import LOST, UNKNOWN_REF, Ledger, key_of, proves_reconnect
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.phoenix import Ref, Version
@@ -41,7 +41,7 @@ class Places:
         ledger: the session's positions.
     """
 
-    __slots__ = ("_has_gap", "_has_lost", "_is_settled", "_name", "_rows", "_version", "ledger")
+    __slots__ = ("_has_ended", "_has_gap", "_has_lost", "_is_settled", "_name", "_rows", "_version", "ledger")
 
     def __init__(self, rows: RowServices, session: int, name: str | None, version: Version) -> None:
         self.ledger = Ledger(session)
@@ -51,6 +51,7 @@ class Places:
         self._is_settled = False
         self._has_gap = False
         self._has_lost = False
+        self._has_ended = False
 
     async def start(
         self, topic: str, ref: Ref, identity: Identity, head: Position, *, is_alone: bool
@@ -69,7 +70,7 @@ class Places:
         """
         ledger = self.ledger
         # supabase-js of 2025 repeats a join without a `ref` while the one before is pending, so it had another socket.
-        number = SECOND_REF if ref == "" else ledger.saw(ref)
+        number = UNKNOWN_REF if ref == "" else ledger.saw(ref)
         key = key_of(self._name, identity)
         has_signed_in = (
             is_alone and ledger.key is not None and not ledger.key.has_user and key is not None and key.has_user
@@ -89,12 +90,15 @@ class Places:
                     return None
                 before, self._has_gap = verdict.cursors.get(topic, before), verdict.has_gap
                 self._has_lost = verdict.has_lost
+                # A database that has gone back to an earlier state has the record of then, without later topics.
+                self._has_ended = any(each.epoch != head.epoch for each in verdict.cursors.values())
             self._is_settled = True
-        start = Start(head, _GAP if self._has_gap else "" if ledger.key is not None else _NO_KEY)
+        has_gap = self._has_gap or self._has_ended
+        start = Start(head, _GAP if has_gap else "" if ledger.key is not None else _NO_KEY)
         if before is not None:
             start = await self._from(before, head)
         # The socket may be lost before the client learns of the gap; so the record moves only with its next pong.
-        has_lost = start == Start(head, _GAP) and (before is not None or self._has_lost)
+        has_lost = start == Start(head, _GAP) and (before is not None or self._has_lost or self._has_ended)
         recorded = LOST if has_lost else start.position
         if ledger.cursors.get(topic) != recorded:
             ledger.begin(topic, recorded)
@@ -125,6 +129,8 @@ class Places:
         Returns:
             None if the client has a newer socket.
         """
+        # A pong of an earlier ping may be read after this join, and confirms nothing about the answer to it.
+        self.ledger.withdraw(topic)
         before = self.ledger.cursors.get(topic)
         if not await self.rename(topic, identity):
             return None

@@ -26,8 +26,8 @@ LOST = Position("00000000", 0, 0)
 """The position of a client that is told of a gap, until it has confirmed that: resumed from here, it is told again."""
 
 _FIRST_REF = 1  # of a client object's first frame
-SECOND_REF = 2
-"""The lowest one that proves a reconnect: of a client that has been here before, and nothing else is known."""
+UNKNOWN_REF = 2**53
+"""Stands for the empty `ref` of a repeated join. It is above every `ref`: any earlier session may be its client's."""
 
 _FIRST_REFS = range(6, 251)  # of supabase-js of 2026: 4, and up to 2 for each of the topics, of which there are 100
 _MOST_PINGS = 32  # unanswered, with their positions; a client that answers none of these is cut off before long
@@ -219,11 +219,15 @@ class Ledger:
         self.cursors[topic] = position
         self.changes += 1
 
-    def end(self, topic: str) -> None:
-        """Forget a topic that the client has left."""
+    def withdraw(self, topic: str) -> None:
+        """Have the pings so far say nothing about a topic, because it is joined again."""
         self._pings = deque(
             ((number, position, topics - {topic}) for number, position, topics in self._pings), maxlen=_MOST_PINGS
         )
+
+    def end(self, topic: str) -> None:
+        """Forget a topic that the client has left."""
+        self.withdraw(topic)
         if self.cursors.pop(topic, None) is not None:
             self.changes += 1
 
