@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("momentum", deadline=None)
+settings.load_profile("momentum")
 
 pytest_plugins = [
     "tests.fixtures.postgres",

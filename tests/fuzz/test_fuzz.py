@@ -56,7 +56,7 @@ def _mutated(module: ModuleType) -> st.SearchStrategy[bytes]:
     return st.one_of(build(), st.binary(max_size=300))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_mutated(replication))
 def test_replication(data: bytes) -> None:
     replication.one(data)
@@ -64,7 +64,7 @@ def test_replication(data: bytes) -> None:
 
 @pytest.mark.parametrize("target", [frames, realtime], ids=["frames", "realtime"])
 async def test_frames(target: ModuleType) -> None:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(_mutated(target))
     def one(data: bytes) -> None:
         target.one(data)

@@ -174,7 +174,7 @@ def test_random_values_become_the_json_of_to_jsonb(
 ) -> None:
     kind = type_of(name.replace("[][]", "[]"))
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
     @given(STRATEGIES[name])
     def check(value: object) -> None:
         compare(database, name, kind, value)
@@ -191,7 +191,7 @@ def test_random_composites_become_the_json_of_to_jsonb(
         " row(%s::int, %s::text, row(%s::numeric, %s::text)::inner_pair, null, null)::pair as v) s"
     )
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.none() | st.integers(0, 9), st.none() | TEXT | AWKWARD, st.none() | TEXT | AWKWARD)
     def check(number: int | None, outer: str | None, inner: str | None) -> None:
         row = database.execute(query, (number, outer, number, inner)).fetchone()

@@ -1,4 +1,4 @@
-"""OpenTelemetry: the data that a collector receives. It is a recorder, because the tests can install none."""
+"""OpenTelemetry: the data that a collector receives. A recorder stands in for one, which the tests cannot install."""
 
 from __future__ import annotations
 
@@ -149,8 +149,40 @@ async def test_stopping_does_not_wait_for_a_collector(
         async with server.live(user) as client, asyncio.timeout(TIMEOUT_S):
             add_notification(db, user)
             await client.until("realtime_event")
-        async with asyncio.timeout(TIMEOUT_S):  # six attempts, which double their distance, take over a minute
+        async with asyncio.timeout(TIMEOUT_S):  # without a bound, six attempts with doubling delays take 30 s
             await stack.aclose()
+
+
+async def test_stopping_does_not_wait_for_a_collector_that_never_answers(
+    start: Start, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await ended.wait()
+        writer.close()
+        await writer.wait_closed()
+
+    silent = await asyncio.start_server(accept, "127.0.0.1")
+    async with AsyncExitStack() as stack:
+        port = silent.sockets[0].getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+        server = await stack.enter_async_context(start(otel=True, otel_traces=1.0))
+        async with server.live(user) as client, asyncio.timeout(TIMEOUT_S):
+            add_notification(db, user)
+            await client.until("realtime_event")
+            await accepted.wait()
+        async with asyncio.timeout(TIMEOUT_S):  # without a bound, it takes 30 s
+            await stack.aclose()
+    ended.set()
+    silent.close()
+    await silent.wait_closed()
+    for thread in threading.enumerate():  # it has an answer now
+        if thread.name == "telemetry":
+            await asyncio.to_thread(thread.join, TIMEOUT_S)
 
 
 def _event(offset: int) -> Event:

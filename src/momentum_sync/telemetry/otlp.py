@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import cast
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar, cast
 from uuid import uuid4
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -40,6 +43,7 @@ from momentum_sync import observe
 from momentum_sync.telemetry.spans import Span
 from momentum_sync.version import __version__
 
+_Result = TypeVar("_Result")
 _SCOPE = InstrumentationScope("momentum_sync", __version__)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _KINDS = {"momentum capture": SpanKind.PRODUCER, "momentum deliver": SpanKind.CONSUMER}
@@ -73,10 +77,10 @@ class Telemetry:
     async def close(self) -> None:
         """Send the remaining spans, if a collector takes them in time."""
         self._metrics.shutdown()
-        sending = asyncio.ensure_future(asyncio.to_thread(self._spans.shutdown))
+        sending = _aside(self._spans.shutdown)
         await asyncio.wait({sending}, timeout=_LAST_SEND_S)
+        sending.cancel()
         self._exporter.shutdown()  # an attempt that waits to be repeated ends now
-        await sending
 
     def take(self, span: Span) -> None:
         """Queue a span; drop it if the queue is full."""
@@ -88,11 +92,31 @@ class Telemetry:
         while True:
             await asyncio.sleep(self._interval_s)
             data = metrics_data(families(), self._resource, self._started_ns, time.time_ns())
-            result = await asyncio.to_thread(self._metrics.export, data, _SEND_TIMEOUT_MS)
+            result = await _aside(partial(self._metrics.export, data, _SEND_TIMEOUT_MS))
             failed = result is not MetricExportResult.SUCCESS
             if failed and not failing:
                 observe.telemetry_failed()
             failing = failed
+
+
+def _aside(work: Callable[[], _Result]) -> asyncio.Future[_Result]:
+    """Return the result of work in a thread that does not keep the process from ending.
+
+    A collector may take a request and never answer it, and nothing interrupts that.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(future.set_result, work())
+        except Exception as error:
+            settle = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any longer
+            loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+
+    threading.Thread(target=run, name="telemetry", daemon=True).start()
+    return future
 
 
 def interval_s(environment: Mapping[str, str]) -> float:
