@@ -1,8 +1,8 @@
 """Several gateways on one feed: each beside a lone server, latency through NATS, capture alone, and a lost gateway.
 
 All processes of the servers share one core, and the CPU time of each is measured separately: with more cores they run
-side by side. For the fan-out each gateway stands for a machine: the others are stopped while it is measured, because
-they would take its cache, which they do not do from elsewhere. They get the same events afterwards.
+side by side. For the fan-out, one gateway runs at a time and the others are stopped, because they would evict its data
+from the CPU cache. On separate machines they would not. The others get the same events afterwards.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _fan_out(bench: Bench) -> Iterator[Line]:
                         together.append(sum(found))
     yield Line(f"fan-out of a gateway to {sockets:,} sockets", "frames/s", each, "a lone server", alone, least=0.95)
     yield Line(
-        f"fan-out of {FLEET} gateways together, each on a core of its own", "frames/s", together, "a lone server",
+        f"fan-out of {FLEET} gateways, sum; each measured alone on the core", "frames/s", together, "a lone server",
         alone, least=0.9 * FLEET,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ CONNECTING_AT_ONCE = 32
 LAST_ID = re.compile(rb'"last_event_id":"([^"]+)"')
 _CHUNK = 256 * 1024
 _LONGEST_MARK = 64
-_PING = re.compile(rb"\x89([\x00-\x0f])(\d*)")  # JSON has no such byte after 0x89
+_PING = re.compile(rb"\x89([\x00-\x0f])(\d*)")  # JSON contains no control character after the byte 0x89
 
 
 def handshake(url: str, token: str, *, client: str = "c", channels: str = "", last: str = "") -> bytes:
@@ -139,7 +139,7 @@ class LoadClients:
 
 
 def pong_to(data: bytes) -> bytes | None:
-    """Return the answer to a ping, with its payload if there is one: Supabase's clients acknowledge by that."""
+    """Return the pong for the last ping in the data; None if there is none. Supabase's clients acknowledge that way."""
     payloads = [found[2] for found in _PING.finditer(data) if len(found[2]) == found[1][0]]
     if not payloads:
         return None

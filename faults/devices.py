@@ -141,7 +141,7 @@ def make_devices(users: list[str]) -> list[Device]:
     """Return devices of two users: with names of their own, two tabs of one session, and one without any.
 
     Raises:
-        RuntimeError: no client of Supabase's is installed.
+        RuntimeError: no Supabase client is installed.
     """
     there = installed_clients()
     one, other = users[:2]

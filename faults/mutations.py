@@ -10,7 +10,7 @@ truncate a TRUNCATE is an ordinary event
 silence  database connections have no deadlines
 pins     connections have the settings of their role
 acks     a pong of a Supabase client confirms frames written after its ping
-forget   a Supabase client's topics begin again after a lost connection
+forget   a Supabase client's topics start at the newest event after a lost connection, and report a resume
 open     compiled policies allow every row to Supabase's clients
 gap      a gateway applies events behind a gap
 epoch    a gateway applies messages of any epoch

@@ -1,8 +1,8 @@
 """A server under load for hours: `python -m soak --hours 2`.
 
 Clients come and go and resume, scores change, and every half minute half of the server's connections to the database
-are cut. At the end, memory, open files, retained WAL and the log's bytes of an event must be as at the beginning.
-No client may have missed an event or have had one twice.
+are cut. At the end, memory, open files, retained WAL and the log's bytes per event must be as at the
+beginning. No client may have missed an event or received one twice.
 """
 
 from __future__ import annotations

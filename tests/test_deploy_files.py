@@ -1,4 +1,4 @@
-"""The files in `deploy/`: their names exist, and the image's steps work in an empty folder.
+"""The files in `deploy/`: the files, settings and paths in them exist, and the image's steps work in an empty folder.
 
 No container runtime and no cluster are at hand here; docs/operate.md names the parts that are not run.
 """

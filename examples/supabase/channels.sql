@@ -1,5 +1,5 @@
--- The channels of the momentum app: the rights to join them, and the messages of the database. Apply it once, as the owner
--- of the tables:
+-- The channels of the momentum app: the rights to join them, and the messages of the database. Apply it once, as the
+-- owner of the tables:
 --
 --   psql "$DATABASE_URL" -f channels.sql
 
@@ -7,7 +7,7 @@
 create policy "users get their own momentum updates" on realtime.messages for select to authenticated
 using (extension = 'broadcast' and realtime.topic() = 'momentum_updates:' || (select auth.uid()));
 
--- The private channel coaches shows coaches which others are there.
+-- On the private channel coaches, coaches see who else is online.
 create policy "coaches see each other" on realtime.messages for select to authenticated
 using (realtime.topic() = 'coaches' and (select auth.jwt()) -> 'app_metadata' ->> 'role' = 'coach');
 

@@ -140,7 +140,7 @@ async def keep_house(
     retention: timedelta,
     limits: Limits,
 ) -> None:
-    """Create partitions ahead, and delete expired rows, every hour, and sooner after a failure."""
+    """Create partitions ahead and drop expired partitions and rows, every hour; sooner after a failure."""
     gc.set_threshold(*_COLLECT_GARBAGE)
     is_first = True
     bounds = limits.lifecycle
@@ -167,7 +167,7 @@ async def keep_house(
 
 
 async def collect_garbage(hub: Hub, limits: LifecycleLimits) -> None:
-    """Collect the garbage of closed connections, whenever that is much, until cancelled.
+    """Collect the garbage of closed connections, whenever enough have closed, until cancelled.
 
     A connection and its transport refer to each other. One that has lived for some seconds is in the oldest generation,
     which would otherwise be collected once an hour.

@@ -117,7 +117,7 @@ def listening(url: str, own_url: str | None = None) -> None:
 
 
 def worker_ended(name: str, status: int, pause_s: float) -> None:
-    """Log that a worker has ended unasked; it is started again."""
+    """Log that a worker has exited unexpectedly; it is started again."""
     _log.error("worker ended", worker=name, status=status, retry_in_s=pause_s)
 
 

@@ -40,7 +40,10 @@ def _default_data_dir() -> Path:
 def duration(text: str) -> timedelta | None:
     """Parse a number with s, m, h or d; None for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
-    return timedelta(seconds=float(found[1]) * _UNITS[found[2]]) if found else None
+    try:
+        return timedelta(seconds=float(found[1]) * _UNITS[found[2]]) if found else None
+    except OverflowError:
+        return None
 
 
 class Settings(BaseSettings):
@@ -383,10 +386,10 @@ def read(**given: object) -> Settings:
     return _read({name: value for name, value in given.items() if value is not None})
 
 
-def read_despite(**given: object) -> tuple[Settings | None, list[Unsuitable]]:
-    """Return the settings, with the default in place of each that is invalid, and the errors of those.
+def read_with_errors(**given: object) -> tuple[Settings | None, list[Unsuitable]]:
+    """Return the settings, with defaults in place of invalid values, and the errors.
 
-    None for the settings if they contradict each other, as they may with a default in place of another value.
+    The settings are None if they contradict each other; defaults may cause that.
     """
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
@@ -400,8 +403,8 @@ def read_despite(**given: object) -> tuple[Settings | None, list[Unsuitable]]:
         values[name] = Settings.model_fields[name].get_default(call_default_factory=True)
     try:
         return Settings(**values), wrong
-    except ValidationError:
-        return None, wrong
+    except ValidationError as error:
+        return None, [*wrong, *map(_unsuitable, error.errors())]
 
 
 def _read(values: dict[str, Any]) -> Settings:
@@ -412,7 +415,7 @@ def _read(values: dict[str, Any]) -> Settings:
 
 
 def _field(error: ErrorDetails) -> str | None:
-    """Return the setting that an error is about; None for one about several."""
+    """Return the setting that an error concerns; None if it concerns several."""
     name = "_".join(str(part) for part in error["loc"][:1])
     return next((each for each in Settings.model_fields if name in (each, variable(each))), None)
 

@@ -53,7 +53,7 @@ async def until_joined(server: Server) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_without_a_url_it_is_where_the_settings_start_a_server(
+async def test_without_a_url_it_connects_to_the_configured_port(
     tmp_path: Path, server: Server, user: UUID, db: Sql
 ) -> None:
     port = server.url.rpartition(":")[2]

@@ -40,10 +40,10 @@ class Driver:
             self.watching = asyncio.ensure_future(self.watch())
 
     async def watch(self) -> None:
-        """Report channels that the client has lost, as an app would that looks at their state.
+        """Report channels that the client has lost, as an app that checks their state would.
 
-        The one of 2025 leaves each channel before it joins it again. If that connection breaks, too, the next attempt
-        skips this channel, and the first one is cancelled: it stays in the state `leaving`.
+        supabase-py of 2025 leaves each channel before it joins it again. If that connection breaks, too, the next
+        attempt skips this channel, and the first one is cancelled: it stays in the state `leaving`.
         """
         leaving: dict[str, int] = {}
         while True:

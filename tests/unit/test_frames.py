@@ -1,4 +1,4 @@
-"""WebSocket frames: the short way of pongs gives the frames of the library's parser, wherever the bytes are cut."""
+"""WebSocket frames: the fast path for pongs gives the frames of the library's parser, however the bytes are split."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_pongs_come_as_from_the_librarys_parser(sent: list[tuple[Opcode, bytes]]
     assert received(opened(), chunks, short=True) == received(opened(), chunks, short=False) == sent
 
 
-def test_a_whole_pong_takes_the_short_way_with_any_mask() -> None:
+def test_a_whole_pong_takes_the_fast_path_with_any_mask() -> None:
     frames = opened()
     for payload in (b"", b"1", b"12345678901234567890", bytes(125)):
         assert frames.pong(encoded(Opcode.PONG, payload)) == payload
         assert frames.pong(bytes((0x8A, 0x80 | len(payload), 0, 0, 0, 0)) + payload) == payload
 
 
-def test_between_the_fragments_of_a_message_it_does_too() -> None:
+def test_a_pong_between_fragments_takes_the_fast_path() -> None:
     frames = opened()
     frames.receive(encoded(Opcode.TEXT, b"a", fin=False))
     assert frames.pong(encoded(Opcode.PONG, b"7")) == b"7"
@@ -88,7 +88,7 @@ def test_between_the_fragments_of_a_message_it_does_too() -> None:
         pytest.param(b"\x8a\xfe\x00\x7e\0\0\0\0" + bytes(126), id="too long for a control frame"),
     ],
 )
-def test_anything_else_is_for_the_parser(data: bytes) -> None:
+def test_other_bytes_go_to_the_parser(data: bytes) -> None:
     assert opened().pong(data) is None
 
 

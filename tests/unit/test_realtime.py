@@ -366,7 +366,7 @@ def test_a_session_that_was_continued_elsewhere_closes() -> None:
 
 
 def test_joining_again_on_the_same_socket_goes_on_from_the_last_confirmed_position() -> None:
-    """The client gave up the join before while the server worked on it, and dropped its messages."""
+    """The client gave up the previous join while the server worked on it, and dropped the messages of that join."""
     world = World()
     world.join()
     world.outgoing.offset, world.outgoing.position = 9, at(9)

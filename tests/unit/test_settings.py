@@ -79,7 +79,17 @@ def test_without_a_secret_the_server_stays_on_loopback() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("5s", 5), ("1.5m", 90), ("2 h", 7200), ("3d", 259200), ("", None), ("5", None), ("h", None), ("-1s", None)],
+    [
+        ("5s", 5),
+        ("1.5m", 90),
+        ("2 h", 7200),
+        ("3d", 259200),
+        ("", None),
+        ("5", None),
+        ("99999999999d", None),
+        ("h", None),
+        ("-1s", None),
+    ],
 )
 def test_durations(text: str, expected: float | None) -> None:
     found = duration(text)

@@ -21,6 +21,7 @@ from rich.table import Table
 from momentum_sync.bench.load import Load, Target, run
 from momentum_sync.bench.tally import Tally, spread
 from momentum_sync.cli import explained
+from momentum_sync.cli.options import server_url
 from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.errors import Unsuitable
 from momentum_sync.settings import Settings, duration, read
@@ -34,7 +35,7 @@ EXIT_NOT_WHOLE = 1
 
 def bench(
     url: Annotated[
-        str | None, typer.Option(help="Root URL of the server. Unset: where the settings start one.")
+        str | None, typer.Option(help="Root URL of the server. Unset: the address where serve would listen.")
     ] = None,
     connections: Annotated[int, typer.Option(min=1, help="Number of clients, each with a made-up user.")] = 100,
     rate: Annotated[float, typer.Option(min=0.1, help="Events per second, over all clients.")] = 100.0,
@@ -60,7 +61,7 @@ def bench(
             raise Unsuitable(
                 f"At {rate:g} events per second, no event is due within {seconds}.", "Increase --seconds or --rate."
             )
-        url = url or settings.local_url
+        url = url or server_url()
         _check_health(url)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -16,7 +16,7 @@ from momentum_sync.doctor.configuration import invalid
 from momentum_sync.doctor.examination import examine
 from momentum_sync.doctor.finding import exit_status
 from momentum_sync.doctor.report import as_json, lines, summary
-from momentum_sync.settings import read_despite
+from momentum_sync.settings import read_with_errors
 
 _WIDEST = 140
 
@@ -54,8 +54,8 @@ def doctor(
     """
     with explained():
         observe.configure(level="ERROR")  # the report says what is wrong
-        settings, wrong = read_despite(database_url=database_url)
-        findings = [invalid(each, is_last=settings is None) for each in wrong]
+        settings, wrong = read_with_errors(database_url=database_url)
+        findings = [invalid(each, ends_checks=settings is None) for each in wrong]
         if settings is not None:
             names = [*os.environ, *dotenv_values(".env")]
             findings += examine(settings, names, url=url, token=token, probes=probe)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from momentum_sync.settings import Settings, variable
+from momentum_sync.errors import Unsuitable
+from momentum_sync.settings import Settings, read_with_errors, variable
 
 _SCALES = ((1024 * 1024, "MiB"), (1024, "KiB"))
 
@@ -49,6 +50,17 @@ def _help(name: str, field: FieldInfo) -> str:
     sentence = (field.description or "").replace("\n", " ")
     default = _default(field)
     return f"{sentence} [env: {variable(name)}{'' if default is None else f'; default: {default}'}]"
+
+
+def server_url() -> str:
+    """Return the root URL by which this machine reaches the server that `serve` would start. Raise Unsuitable."""
+    hint = "Give the root URL of the server: --url http://127.0.0.1:8787"
+    settings, errors = read_with_errors()
+    if settings is None:
+        raise Unsuitable(str(errors[0]), hint)
+    if not settings.port:
+        raise Unsuitable("MOMENTUM_PORT=0 is any free port.", hint)
+    return settings.local_url
 
 
 def described(name: str) -> str:

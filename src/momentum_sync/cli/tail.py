@@ -32,6 +32,7 @@ from momentum_sync import (
     TokenUnavailable,
 )
 from momentum_sync.cli import explained
+from momentum_sync.cli.options import server_url
 from momentum_sync.cli.token import Role, secret_of, sign
 from momentum_sync.cli.topic_tail import REFUSED as _REFUSED
 from momentum_sync.cli.topic_tail import Message, TopicTail
@@ -50,7 +51,7 @@ _PLAIN = ("event_type", "user_id", "timestamp")
 
 def tail(
     url: Annotated[
-        str | None, typer.Option(help="Root URL of the server. Unset: where the settings start one.")
+        str | None, typer.Option(help="Root URL of the server. Unset: the address where serve would listen.")
     ] = None,
     user: Annotated[UUID | None, typer.Option(help="User whose events are shown: the id in auth.users.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Show scores and interventions of all users.")] = False,
@@ -91,7 +92,7 @@ def tail(
         _check(
             user, token, topic, has_channels=everyone or bool(channel), has_state=state is not None, is_public=public
         )
-        url = url or read().local_url
+        url = url or server_url()
         wanted = _Wanted(kind or [], _conditions(where or []))
         shown = _Json(sys.stdout) if as_json else _Lines(_Terminal(highlight=False, soft_wrap=True))
         # A function, because `tail` may run for longer than one token lasts.

@@ -134,7 +134,7 @@ class TopicTail:
                 )  # fmt: skip
 
     def _read(self, data: str | bytes) -> list[Message]:
-        """Return the message of a frame. Members decide about its payload, so nothing of that is taken for granted."""
+        """Return the messages of a frame. Members choose the payload, so each field is checked."""
         if isinstance(data, bytes):
             return [_binary(data)]
         _, _, topic, event, payload = json.loads(data)

@@ -148,11 +148,12 @@ where p.oid = 'momentum.become(text, text)'::regprocedure and a.privilege_type =
 order by 1
 
 -- name: left_behind
--- What `uninstall` leaves besides the tables: objects that the product made and the app may use by now. A schema `auth`
--- that belongs to the owner of the app's tables is not Supabase's.
+-- Objects that `uninstall` leaves besides the tables, because the app may use or have replaced them. A schema `auth` of
+-- the owner of the app's tables was made by `migrate`, not by Supabase.
 select 'schema auth with auth.users, and the roles anon, authenticated and service_role'
 from pg_namespace n
-where n.nspname = 'auth' and n.nspowner = (select r.oid from pg_roles r where r.rolname = current_user)
+join pg_class c on c.oid = to_regclass('public.daily_engagement_scores') and c.relowner = n.nspowner
+where n.nspname = 'auth'
 union all
 select 'function ' || p.oid::regprocedure
 from pg_proc p

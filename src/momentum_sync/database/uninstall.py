@@ -78,7 +78,7 @@ def _tell_what_stays(tell: Callable[[str], None], left: Sequence[str], servers: 
         " to undo: alter table … replica identity default; alter publication supabase_realtime drop table …"
     )
     if left:
-        tell(f"left {'; '.join(left)}, because tables, triggers and policies of the app may use them")
+        tell(f"left {'; '.join(left)}, because the app may use or have replaced them")
     for server, owns in servers:
         undo = (
             f"revoke anon, authenticated, service_role from {server};   -- not dropped: it owns objects"

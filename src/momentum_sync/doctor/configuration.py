@@ -18,10 +18,10 @@ _FILES_BESIDE_SOCKETS = 200  # connections of the database, logs, the event loop
 _LEAST_DISK_BYTES = 5 * 1024**3
 
 
-def invalid(error: Unsuitable, *, is_last: bool) -> Finding:
-    """Return the finding of an invalid setting. `is_last`: nothing else can be checked with these settings."""
-    what = "and nothing else can be checked before." if is_last else "and the checks below use its default."
-    return Finding(AREA, "invalid", Level.PROBLEM, str(error), f"serve does not start, {what}", error.hint)
+def invalid(error: Unsuitable, *, ends_checks: bool) -> Finding:
+    """Return the finding for an invalid setting. `ends_checks`: no other check can run."""
+    what = "The other checks cannot run until the settings are valid." if ends_checks else "The others use its default."
+    return Finding(AREA, "invalid", Level.PROBLEM, str(error), f"`serve` does not start. {what}", error.hint)
 
 
 def check_settings(settings: Settings, names: Iterable[str]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Checks of the server's peers on the network: the issuer of tokens, NATS, and the server itself."""
+"""Checks over the network: the issuer of tokens, NATS, and the server itself."""
 
 from __future__ import annotations
 

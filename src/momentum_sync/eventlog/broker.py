@@ -203,7 +203,7 @@ class Broker:
     async def _until_lost(self, client: _Client, closed: asyncio.Event) -> None:
         """Return when the library has given up, or has had no connection for `stuck_s`.
 
-        It reconnects, but closes for good after an error such as expired credentials.
+        The library reconnects, but closes for good after an error such as expired credentials.
         """
         clock = asyncio.get_running_loop().time
         connected_at = clock()

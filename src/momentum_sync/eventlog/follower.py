@@ -93,7 +93,7 @@ class FeedMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Follower:
-    """Applies the messages and reads of a gateway to its feed, in order, each event once.
+    """Applies messages from NATS and reads of the log to a gateway's feed, in order, each event once.
 
     Times are seconds on a monotonic clock.
 

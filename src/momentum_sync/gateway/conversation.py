@@ -172,7 +172,7 @@ class Conversation(Protocol):
     def pong(self, payload: bytes, *, in_order: bool) -> bool:
         """Take the payload of a pong. Return whether it answers a numbered ping that was not answered before.
 
-        Unless it is `in_order`, earlier messages of the client wait to be handled.
+        `in_order`: False while earlier messages of the client wait to be handled.
         """
 
     def tick(self, now: float, at: float, lag_ms: int, reached: Position | None) -> float:

@@ -100,12 +100,12 @@ class Opener:
         # Read before the query, so that a restart of PostgreSQL or a new epoch during it invalidates the snapshot.
         epoch, incarnation, generation = self._feed.epoch, self._feed.incarnation, self._feed.generation
         wanted = self._wanted(user_id, channels)
-        snapshot = self._snapshot_query
-        query = snapshot.without_user if user_id is None else snapshot.of_user
+        queries = self._snapshot_query
+        query = queries.without_user if user_id is None else queries.of_user
         granted, (text, end, *values) = await self._authorizer.granted_with(identity, user_id, wanted, query)
         await self._history.confirm(generation)
         boundary = SnapshotBoundary(Snapshot.parse(text), lsn.parse(end), incarnation)
-        fields = zip(snapshot.fields, values or snapshot.fields.values(), strict=True)
+        fields = zip(queries.fields, values or queries.fields.values(), strict=True)
         state = {name: msgspec.Raw(value.encode()) for name, value in fields}
         keys = keys_of(granted.channels, user_id, self._schema.per_user_channels)
         offset = await self._history.before_unseen(epoch, boundary.snapshot, keys)

@@ -59,7 +59,7 @@ class Presence:
         self._size = 0
 
     def beside(self, member: object) -> Occupied:
-        """Return the number and the bytes of the other members."""
+        """Return how many other members are tracked, and the bytes of their payloads."""
         own = self._tracked.get(member)
         if own is None:
             return Occupied(len(self._tracked), self._size)

@@ -239,7 +239,7 @@ class TopicMembers:
         self._tell_later(topic)
 
     def beside(self, topic: TopicKey, member: Member) -> Occupied:
-        """Return the number and the bytes of the other tracked members of a topic."""
+        """Return how many other members of a topic are tracked, and the bytes of their payloads."""
         presence = self._presence.get(topic)
         return Occupied(0, 0) if presence is None else presence.beside(member)
 

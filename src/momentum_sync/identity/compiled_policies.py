@@ -93,7 +93,7 @@ class CompiledPolicies:
         self._others: list[Callable[[], Awaitable[bool]]] = []
 
     def report(self, on_change: Callable[[], None]) -> None:
-        """Call this when the policies of a table have changed without an event."""
+        """Register `on_change`, which is called when the policies of a table have changed without an event."""
         self._on_change = on_change
 
     def also(self, has_changed: Callable[[], Awaitable[bool]]) -> None:

@@ -79,7 +79,6 @@ class Telemetry:
         self._metrics.shutdown()
         sending = _aside(self._spans.shutdown)
         await asyncio.wait({sending}, timeout=_LAST_SEND_S)
-        sending.cancel()
         self._exporter.shutdown()  # an attempt that waits to be repeated ends now
 
     def take(self, span: Span) -> None:

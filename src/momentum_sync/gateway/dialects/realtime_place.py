@@ -69,7 +69,7 @@ class Places:
             None if the client has a newer socket.
         """
         ledger = self.ledger
-        # supabase-js of 2025 repeats a join without a `ref` while the one before is pending, so it had another socket.
+        # supabase-js of 2025 sends an empty `ref` if the connection breaks while its join is pending, so it reconnects.
         number = UNKNOWN_REF if ref == "" else ledger.saw(ref)
         key = key_of(self._name, identity)
         has_signed_in = (

@@ -61,7 +61,7 @@ async def replay(
         raise Unavailable("Realtime was unable to replay messages", "UnableToReplayMessages") from error
     frames = [stored_frame(each.body, each.event_type, name, version, replayed=True) for each in found.events]
     count = len(found.events)
-    # A client that asked for a number of messages and got them gets no notice of a gap.
+    # A client that set a limit and got that many messages gets no notice of a gap.
     has_all = found.is_whole or count == request.limit
     said = "" if has_all else f"ReplayGap: the newest {count} messages were replayed; there may be older ones."
     return Replayed([frame for frame in frames if frame is not None], said)
