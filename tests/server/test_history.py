@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from typing import LiteralString
@@ -17,11 +17,13 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from faults.proxy import Proxy
+from momentum_sync.capture.checkpoint import Checkpoints
 from momentum_sync.capture.preflight import check
 from momentum_sync.capture.slot import StreamRefused, ensure_slot
 from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import CaptureError, Unsuitable
+from momentum_sync.eventlog.feed import FeedState
 from momentum_sync.limits import CaptureLimits
 from tests.fixtures.cluster import until_logged, until_resync
 from tests.fixtures.postgres import (
@@ -34,7 +36,7 @@ from tests.fixtures.postgres import (
     new_user,
     temporary_database,
 )
-from tests.fixtures.server import Bounds, Server, Start, sign, until_state, until_stitched
+from tests.fixtures.server import TIMEOUT_S, Bounds, Server, Start, sign, until_state, until_stitched
 
 
 @contextmanager
@@ -59,6 +61,10 @@ async def copy(cluster: Embedded) -> Path:
 async def restore(cluster: Embedded, kept: Path) -> None:
     """Replace the data directory by the copy, with slot and log as they were."""
     await stop(cluster)
+    await put_back(cluster, kept)
+
+
+async def put_back(cluster: Embedded, kept: Path) -> None:
     await asyncio.to_thread(shutil.rmtree, cluster.cluster)
     await asyncio.to_thread(_copy, kept, cluster.cluster)
     await asyncio.to_thread(cluster.start)
@@ -103,6 +109,47 @@ async def test_a_copy_restored_while_no_server_runs(start: Start, own_cluster: E
         async with server.connect(sign(user), last_event_id=common) as client:
             confirmed = await client.next()
             assert (confirmed["resumed"], confirmed["replayed"]) == (True, 5)
+
+
+async def test_a_copy_restored_while_an_instance_waits_that_takes_over(
+    start: Start, own_cluster: Embedded, bounds: Bounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not read the stream, but it has looked at the log."""
+    bounds("capture", log_look_s=0.0)
+    looked: asyncio.Queue[int] = asyncio.Queue()
+    look = Checkpoints.last_logged
+
+    async def spied(self: Checkpoints, seen: FeedState | None) -> FeedState | None:
+        found = await look(self, seen)
+        if found is not None:
+            looked.put_nowait(found.logged)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "last_logged", spied)
+    with sql(own_cluster) as db:
+        user = new_user(db)
+    async with AsyncExitStack() as first:
+        reading = await first.enter_async_context(start(conninfo=own_cluster.conninfo))
+        with sql(own_cluster) as db:
+            add_notification(db, user, title="in the copy")
+            await until_logged(db, 1)
+        kept = await copy(own_cluster)
+        await until_state(reading, "live")
+        async with start(conninfo=own_cluster.conninfo, live=False) as waiting:
+            await until_state(waiting, "waiting")
+            with sql(own_cluster) as db:
+                before = db.execute("select epoch from momentum.stream").fetchone()
+                add_notification(db, user, title="lost")
+                await until_logged(db, 2)
+            async with asyncio.timeout(TIMEOUT_S):
+                while await looked.get() < 2:
+                    pass
+            await stop(own_cluster)
+            await first.aclose()
+            await put_back(own_cluster, kept)
+            await until_state(waiting, "live")
+            with sql(own_cluster) as db:
+                assert db.execute("select epoch from momentum.stream").fetchone() != before
 
 
 @pytest.mark.parametrize("more", [1, 5], ids=["less than was lost", "more than was lost"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -209,6 +209,7 @@ class Checkpoints:
         facts: SlotFacts,
         *,
         known: FeedState | None = None,
+        seen: FeedState | None = None,
         broke: str | None = None,
         publications: Set[str] = frozenset(),
     ) -> Checkpoint:
@@ -221,6 +222,7 @@ class Checkpoints:
             facts: the state of the slot; the caller holds the slot.
             known: how far the feed of this process has followed the history. Events up to there need not be loaded,
                 and a log without events that the feed saw logged was restored from a copy.
+            seen: the log as it was while another instance wrote it; see `last_logged`.
             broke: why the history ends here regardless of the log, if the stream has shown it.
             publications: those whose rows the stream carries.
 
@@ -245,7 +247,7 @@ class Checkpoints:
                 followed = await _followed(connection)
                 if missing := followed.publications - publications:
                     broke = await _unfollow(connection, followed, missing)
-                broke = broke or await self._break(connection, row, facts, known)
+                broke = broke or await self._break(connection, row, facts, (known, seen))
                 newest: list[Event] | None = []
                 if broke is None and (known is None or known.epoch != row.epoch or known.offset < row.last_number):
                     newest = await self._log.newest(connection, first=row.kept_from, last=row.last_number)
@@ -339,7 +341,7 @@ class Checkpoints:
                 raise LogBroken(_MISSING)
 
     async def _break(
-        self, connection: AsyncConnection[TupleRow], row: _Row, facts: SlotFacts, known: FeedState | None
+        self, connection: AsyncConnection[TupleRow], row: _Row, facts: SlotFacts, known: Sequence[FeedState | None]
     ) -> str | None:
         """Return why the history in the log does not go on with this slot; None if it does."""
         if row.system_identifier != facts.system_identifier:
@@ -355,9 +357,26 @@ class Checkpoints:
             return _MISSING
         if row.truncated:
             return _TRUNCATED
-        # Retention may have dropped the event that this process knows, and then there is no mark to compare.
-        if known is None or known.epoch != row.epoch or known.logged + 1 < row.kept_from:
-            return None
-        if await self._log.mark_at(connection, row.epoch, known.logged) != known.logged_mark:
-            return "the log has lost events that it held before: it was restored from a copy"
+        for each in known:
+            # Retention may have dropped the event that this process knows, and then there is no mark to compare.
+            if each is None or each.epoch != row.epoch or each.logged + 1 < row.kept_from:
+                continue
+            if await self._log.mark_at(connection, row.epoch, each.logged) != each.logged_mark:
+                return "the log has lost events that it held before: it was restored from a copy"
         return None
+
+    async def last_logged(self, seen: FeedState | None) -> FeedState | None:
+        """Return the last event of the log, which another instance writes; `seen` if the log no longer holds that.
+
+        So an instance that takes over knows whether the database has gone back to an earlier state meanwhile.
+        """
+        async with self._connections.writing() as connection:
+            row = await fetch_optional(connection, _SQL["last_logged"], {})
+            if row is None:
+                return seen
+            epoch, last, kept_from = row
+            kept = seen if seen is not None and seen.epoch == epoch and seen.logged + 1 >= kept_from else None
+            if kept is not None and await self._log.mark_at(connection, epoch, kept.logged) != kept.logged_mark:
+                return seen
+            mark = await self._log.mark_at(connection, epoch, last)
+            return seen if mark is None else FeedState(epoch, last, last, mark)

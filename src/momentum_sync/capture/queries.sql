@@ -116,6 +116,9 @@ select pg_terminate_backend(%(pid)s)
 -- name: drop_slot
 select pg_drop_replication_slot(%(slot)s)
 
+-- name: last_logged
+select s.epoch, s.last_number, s.kept_from from momentum.stream s
+
 -- name: checkpoint
 -- The checkpoint; whether the log has its first and last event, or has none; and whether the last event is a TRUNCATE,
 -- with which an epoch ends. Slots of other databases may have the same name.

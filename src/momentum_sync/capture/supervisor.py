@@ -26,7 +26,7 @@ from momentum_sync.capture.sequencer import Sequencer
 from momentum_sync.capture.slot import BROADCASTS, StreamRefused, ensure_slot, open_stream, read_slot_state
 from momentum_sync.errors import CaptureError, FencedOff, SlotBusy, Unavailable
 from momentum_sync.eventlog.connections import LogConnections
-from momentum_sync.eventlog.feed import Beginning, FeedPublisher, HistoryForked
+from momentum_sync.eventlog.feed import Beginning, FeedPublisher, FeedState, HistoryForked
 from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.partitions import keep_partitions
 from momentum_sync.eventlog.samples import Samples
@@ -98,6 +98,8 @@ class Capture:
         self._stuck = StuckSlot(limits.stuck_failures, limits.stuck_s)
         self._process: Process | None = None
         self._watch = ReaderWatch(limits.slot_silent_s)
+        self._seen: FeedState | None = None
+        self._looked_at = 0.0
         self._slot_state: SlotState = UNKNOWN_SLOT
         self._triggers = Triggers([], [])
         self._state = CaptureState.STARTING
@@ -324,6 +326,9 @@ class Capture:
     async def _prepare(self) -> frozenset[str]:
         """Have a slot that can be read. Return the publications with which to read it."""
         self._stuck.begins()
+        if self._state is CaptureState.WAITING and time.monotonic() >= self._looked_at + self._limits.log_look_s:
+            self._looked_at = time.monotonic()
+            self._seen = await self._checkpoints.last_logged(self._seen)
         has_messages = await self._checkpoints.messages() is not None  # before the slot, which may be created
         ensured = await ensure_slot(
             self._conninfo, self._slot, self._limits, stuck=self._stuck.for_ever, before=self._process,
@@ -345,7 +350,7 @@ class Capture:
                 return
             # Only the holder of the slot may acquire the checkpoint, because that fences off the present writer.
             checkpoint = await self._checkpoints.acquire(
-                stream.facts, known=self._feed.state, broke=self._forked, publications=publications
+                stream.facts, known=self._feed.state, seen=self._seen, broke=self._forked, publications=publications
             )  # fmt: skip
             # Kept until an epoch has begun: if `acquire` fails, the log alone does not show the fork.
             self._forked = None

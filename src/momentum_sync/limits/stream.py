@@ -26,6 +26,9 @@ class CaptureLimits:
     PostgreSQL should have ended it after 30 s, but does not if its clock was set back. Only with the privilege of
     `pg_read_all_stats`, which shows the status."""
 
+    log_look_s: float = 1.0
+    """Interval at which an instance that waits for the slot looks at the end of the log."""
+
     probe_interval_s: float = 1.0
     """Interval of lag probes and of status messages to PostgreSQL."""
 
