@@ -440,6 +440,24 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
         db.execute("update momentum.stream set epoch = %s, kept_from = 1", (first.epoch,))
 
 
+async def test_an_append_of_the_holder_before_is_waited_for(log: Writer, database: str, db: Sql) -> None:
+    """It has been killed, and its last append still runs."""
+    first = await log.acquire(FACTS)
+    await log.write([event(1), event(2)], confirmed=210)
+    with psycopg.connect(database) as appending:
+        appending.execute(
+            "insert into momentum.event_log select (jsonb_populate_record(l, '{\"number\": 3}')).*"
+            " from momentum.event_log l where l.number = 2"
+        )
+        appending.execute("update momentum.stream set last_number = 3")
+        acquiring = asyncio.ensure_future(log.acquire(FACTS))
+        async with asyncio.timeout(20):
+            while not db.execute("select 1 from pg_locks where not granted").fetchone():
+                await asyncio.sleep(0.01)
+    found = await acquiring
+    assert (found.broke, found.epoch, found.offset) == (None, first.epoch, 3)
+
+
 async def test_an_epoch_that_its_first_writer_did_not_settle_is_settled_by_the_next(log: Writer, db: Sql) -> None:
     first = await log.acquire(FACTS)
     assert not first.live

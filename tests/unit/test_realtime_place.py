@@ -92,6 +92,12 @@ def test_a_topic_that_a_record_of_an_ended_history_lacks_is_told_of_the_gap() ->
     assert joins.places.ledger.cursors == {"a": LOST, "b": LOST, "c": LOST}
 
 
+def test_a_topic_left_behind_in_an_ended_history_makes_no_gap_for_others() -> None:
+    joins = Joins()
+    joins.gateway.verdict = Verdict(claimed=(1,), cursors={"a": at(4), "left": Position("00000002", 4, 4)})
+    assert [joins.begins("b"), joins.begins("a")] == [(HEAD, ""), (at(4), "Resumed")]
+
+
 def test_a_topic_that_others_continue_is_told_of_the_gap_of_the_rest() -> None:
     joins = Joins(name=None)
     joins.gateway.verdict = Verdict(claimed=(1,), has_gap=True, cursors={"a": at(4)})

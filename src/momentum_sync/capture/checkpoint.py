@@ -232,6 +232,7 @@ class Checkpoints:
         """
         token = uuid.uuid4()
         async with self._connections.writing() as connection, connection.transaction():
+            await connection.execute(_SQL["lock_checkpoint"])
             cursor = connection.cursor(row_factory=class_row(_Row))
             row = await (await cursor.execute(_SQL["checkpoint"])).fetchone()
             # Read after the row lock, when no append is running: the id is then above the transactions of all logged

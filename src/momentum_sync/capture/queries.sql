@@ -119,6 +119,10 @@ select pg_drop_replication_slot(%(slot)s)
 -- name: last_logged
 select s.epoch, s.last_number, s.kept_from from momentum.stream s
 
+-- name: lock_checkpoint
+-- A statement of its own: one that waits for the row of an append would see that row, but not the appended events.
+select from momentum.stream for update
+
 -- name: checkpoint
 -- The checkpoint; whether the log has its first and last event, or has none; and whether the last event is a TRUNCATE,
 -- with which an epoch ends. Slots of other databases may have the same name.

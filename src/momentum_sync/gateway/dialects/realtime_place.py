@@ -90,8 +90,10 @@ class Places:
                     return None
                 before, self._has_gap = verdict.cursors.get(topic, before), verdict.has_gap
                 self._has_lost = verdict.has_lost
-                # A database that has gone back to an earlier state has the record of then, without later topics.
-                self._has_ended = any(each.epoch != head.epoch for each in verdict.cursors.values())
+                # A database that has gone back to an earlier state has the record of then, without later topics. One
+                # position of the present epoch shows that the record is newer; others may be of topics left behind.
+                places = verdict.cursors.values()
+                self._has_ended = LOST in places or (bool(places) and all(each.epoch != head.epoch for each in places))
             self._is_settled = True
         has_gap = self._has_gap or self._has_ended
         start = Start(head, _GAP if has_gap else "" if ledger.key is not None else _NO_KEY)
