@@ -441,7 +441,7 @@ async def test_a_log_that_lacks_what_was_logged_was_restored(log: Writer, db: Sq
 
 
 async def test_an_append_of_the_holder_before_is_waited_for(log: Writer, database: str, db: Sql) -> None:
-    """It has been killed, and its last append still runs."""
+    """The holder was killed, and its last append still runs."""
     first = await log.acquire(FACTS)
     await log.write([event(1), event(2)], confirmed=210)
     with psycopg.connect(database) as appending:

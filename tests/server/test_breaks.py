@@ -238,7 +238,7 @@ async def test_clients_are_closed_when_another_instance_takes_over_the_slot(
 
 
 async def test_a_wal_sender_that_has_lost_its_client_is_ended(start: Start, db: Sql, bounds: Bounds) -> None:
-    """As after a lost network, if the clock of the database is set back: wal_sender_timeout never passes."""
+    """The network is lost and the clock of the database set back, so wal_sender_timeout never passes."""
     bounds("capture", slot_silent_s=0.5)
     async with start():
         pass  # it has created the slot

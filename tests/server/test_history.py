@@ -114,7 +114,7 @@ async def test_a_copy_restored_while_no_server_runs(start: Start, own_cluster: E
 async def test_a_copy_restored_while_an_instance_waits_that_takes_over(
     start: Start, own_cluster: Embedded, bounds: Bounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has not read the stream, but it has looked at the log."""
+    """The instance has not read the stream, but has looked at the log."""
     bounds("capture", log_look_s=0.0)
     looked: asyncio.Queue[int] = asyncio.Queue()
     look = Checkpoints.last_logged

@@ -14,7 +14,7 @@ import websockets
 
 from tests.fixtures.cluster import until_logged
 from tests.fixtures.postgres import Sql
-from tests.fixtures.realtime import RESUMED, page, until_acknowledged
+from tests.fixtures.realtime import RESUMED, Page, page, until_acknowledged
 from tests.fixtures.server import TIMEOUT_S, Bounds, Server, Start, sign
 from tests.fixtures.todos import TODOS, add_todo
 
@@ -92,15 +92,20 @@ async def test_a_client_may_be_back_before_the_server_notices_that_it_was_away(
                 assert await again.ids(1) == [2]
 
 
+async def join_and_confirm(client: Page, todos: Sql, user: UUID) -> None:
+    """Join, and confirm the first change."""
+    await client.join()
+    add_todo(todos, 1, user)
+    assert await client.ids(1) == [1]
+    await until_acknowledged(todos, 1)
+
+
 async def test_a_join_with_an_empty_ref_resumes(start: Start, todos: Sql, user: UUID, quick: None) -> None:
     """supabase-js of 2025 sends one if the connection breaks again while a join is pending."""
     async with start() as server:
         client = page(server, user)
         async with client.connected():
-            await client.join()
-            add_todo(todos, 1, user)
-            assert await client.ids(1) == [1]
-            await until_acknowledged(todos, 1)
+            await join_and_confirm(client, todos, user)
         add_todo(todos, 2, user)
         await until_logged(todos, 2)
         async with client.connected():
@@ -149,10 +154,7 @@ async def test_a_restarted_server_goes_on(start: Start, todos: Sql, user: UUID, 
     async with start() as server:
         client = page(server, user, client_id="device")
         async with client.connected():
-            await client.join()
-            add_todo(todos, 1, user)
-            assert await client.ids(1) == [1]
-            await until_acknowledged(todos, 1)
+            await join_and_confirm(client, todos, user)
             add_todo(todos, 2, user)
             assert await client.ids(1) == [2]
     add_todo(todos, 3, user)
@@ -214,10 +216,7 @@ async def test_a_socket_that_answers_no_ping_is_replaced(start: Start, todos: Sq
     async with start() as server:
         client = page(server, user)
         async with client.connected():
-            await client.join()
-            add_todo(todos, 1, user)
-            assert await client.ids(1) == [1]
-            await until_acknowledged(todos, 1)
+            await join_and_confirm(client, todos, user)
             stalled = client.socket
             stalled.transport.pause_reading()  # its network has failed, and the server has not noticed
             add_todo(todos, 2, user)

@@ -139,7 +139,6 @@ select slot, epoch, system_identifier, timeline, confirmed_lsn::text, kept_from,
         where l.number = s.last_number and l.number >= s.kept_from and l.channels @> array['momentum:control']
             and l.event ->> 'event_type' = 'table_truncated') as truncated
 from momentum.stream s
-for update
 
 -- name: log_is_whole
 select last_number < kept_from or (
