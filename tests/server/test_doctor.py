@@ -138,6 +138,15 @@ def test_no_server_runs(database: str) -> None:
             "alter publication supabase_realtime add table slow",
             "policies", Level.NOTE, "public.slow: changes are checked per event", "Write policies as",
         ),
+        (
+            "create table two (n int primary key); alter table two enable row level security;"
+            "alter table two replica identity full; grant select on two to authenticated;"
+            "create policy p on two for select to authenticated using (n < 5);"
+            "create policy q on two as restrictive for select to authenticated using (n > 1);"
+            "alter publication supabase_realtime add table two",
+            "policies", Level.NOTE, "not compiled: n < 5; not compiled: n > 1",
+            "Write policies as",
+        ),
         ("drop function momentum.admit(jsonb) cascade", "migrations", Level.PROBLEM, "missing", "migrate --again"),
         (
             "drop publication supabase_realtime", "publication", Level.NOTE, "no supabase_realtime", "migrate",

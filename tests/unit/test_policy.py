@@ -148,6 +148,14 @@ def test_claims_become_values(claim: Claim, value: object, expected: object) -> 
     assert bound == IsNull(Constant(expected, claim.kind))  # type: ignore[arg-type]
 
 
+def test_every_part_that_is_not_compiled_is_named_once() -> None:
+    with pytest.raises(NotDecidable) as caught:
+        parse("((size > 3) OR (owner = auth.uid()) OR (size > 3) OR (title ~~ 'a%'::text))", "is_coach()")
+    assert [reason.rpartition(": ")[2] for reason in caught.value.reasons] == [
+        "size > 3", "title LIKE CAST('a%' AS TEXT)", "is_coach()",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("claim", "value"),
     [

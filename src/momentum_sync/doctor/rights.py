@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -35,7 +35,7 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
     try:
         policies = CompiledPolicies(pool, interval_s=_NEVER_S)
         by_table: dict[str, list[str]] = defaultdict(list)
-        checked: dict[tuple[str, str], list[str]] = defaultdict(list)
+        checked: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
         for caller in _CALLERS:
             try:
                 (rows,) = await pool.ask(caller, tables_query(None), lane=Lane.CONNECT)
@@ -43,18 +43,18 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
                     name = f"{table.schema}.{table.name}"
                     if not table.secured:
                         yield _open(name, caller.role)
-                    elif (reason := await _why_checked(policies, caller, table)) is None:
-                        by_table[name].append(caller.role)
+                    elif reasons := await _why_checked(policies, caller, table):
+                        checked[caller.role, reasons].append(name)
                     else:
-                        checked[caller.role, reason].append(name)
+                        by_table[name].append(caller.role)
             except (RequestError, psycopg.Error, PoolTimeout) as error:
                 yield Finding(
                     AREA, "policies", Level.UNKNOWN, f"as {caller.role}: {described(error)}",
                     "The check could not be completed, so the state is unknown.",
                     "momentum-sync migrate --server-role <role>   # if it lacks SET ROLE to authenticated or anon",
                 )  # fmt: skip
-        for (role, reason), names in checked.items():
-            yield _checked(", ".join(names), role, reason)
+        for (role, reasons), names in checked.items():
+            yield _checked(", ".join(names), role, reasons)
         for name, roles in by_table.items():
             yield Finding(
                 AREA,
@@ -66,11 +66,11 @@ async def check_rights(conninfo: str) -> AsyncIterator[Finding]:
         await pool.close()
 
 
-async def _why_checked(policies: CompiledPolicies, caller: Identity, table: RowTable) -> str | None:
-    """Return why the database is asked about each change; None if the policies are compiled."""
+async def _why_checked(policies: CompiledPolicies, caller: Identity, table: RowTable) -> tuple[str, ...]:
+    """Return why the database is asked about each change; nothing if the policies are compiled."""
     if await policies.decider(caller, table.oid) is not None:
-        return None
-    return policies.reason(caller.role, table.oid) or _NO_TRIGGER
+        return ()
+    return policies.reasons(caller.role, table.oid) or (_NO_TRIGGER,)
 
 
 def _open(name: str, role: str) -> Finding:
@@ -81,14 +81,14 @@ def _open(name: str, role: str) -> Finding:
     )  # fmt: skip
 
 
-def _checked(name: str, role: str, reason: str) -> Finding:
+def _checked(name: str, role: str, reasons: Sequence[str]) -> Finding:
     fix = "Write policies as comparisons of columns with auth.uid(), auth.jwt() or constants: docs/supabase.md, Rights"
-    if reason == _NO_TRIGGER:
+    if _NO_TRIGGER in reasons:
         fix = "As the owner of the tables: momentum-sync migrate --again"
-    elif _SHIPPED in reason:
+    elif any(_SHIPPED in reason for reason in reasons):
         fix = f"Nothing, if only shipped policies apply; others should be written so: {fix.partition(' as ')[2]}"
     return Finding(
-        AREA, "policies", Level.NOTE, f"{name}: changes are checked per event for {role} ({reason})",
+        AREA, "policies", Level.NOTE, f"{name}: changes are checked per event for {role} ({'; '.join(reasons)})",
         "With Supabase's protocol each caller needs one query per page of changes, which limits the server to a few"
         " thousand checks per second. A slow policy delays only its own callers.",
         fix,

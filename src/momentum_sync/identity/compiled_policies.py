@@ -88,7 +88,7 @@ class CompiledPolicies:
         self._locks: dict[object, asyncio.Lock] = {}
         # None for a table whose policies are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
-        self._reasons: dict[RowTable, str] = {}
+        self._reasons: dict[RowTable, tuple[str, ...]] = {}
         self._on_change: Callable[[], None] = lambda: None
         self._others: list[Callable[[], Awaitable[bool]]] = []
 
@@ -149,10 +149,10 @@ class CompiledPolicies:
         """Return a table as a role may read it; None if that is not known, or if its changes have no event."""
         return self._tables.get((role, relation))
 
-    def reason(self, role: str, relation: int) -> str | None:
+    def reasons(self, role: str, relation: int) -> tuple[str, ...]:
         """Return why a table's policies are not compiled for a role, as far as that is known."""
         table = self._tables.get((role, relation))
-        return None if table is None else self._reasons.get(table)
+        return () if table is None else self._reasons.get(table, ())
 
     async def _load(self, identity: Identity, relation: int) -> RowTable | None:
         """Return the table as it is, once the snapshot sees every change so far; None if its changes have no event."""
@@ -184,9 +184,9 @@ class CompiledPolicies:
             condition = parse_policies(*table.policies, table.name, kinds)
             await self._prove(identity, table, condition, kinds)
         except (NotDecidable, RequestError, psycopg.Error) as error:
-            why = str(error) if isinstance(error, NotDecidable) else observe.described(error)
-            self._reasons[table] = why
-            observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, why)
+            reasons = error.reasons if isinstance(error, NotDecidable) else (observe.described(error),)
+            self._reasons[table] = reasons
+            observe.policy_not_compiled(f"{table.schema}.{table.name}", identity.role, "; ".join(reasons))
             return None
         return condition
 

@@ -26,7 +26,15 @@ class Kind(Enum):
 
 
 class NotDecidable(Exception):
-    """The database has to decide: the policy, or a claim, is of another form."""
+    """The database has to decide: the policy, or a claim, is of another form.
+
+    Args:
+        reasons: sentences or phrases without a full stop.
+    """
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
 
 
 class Column(msgspec.Struct, frozen=True):

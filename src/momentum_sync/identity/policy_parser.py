@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
@@ -23,6 +24,8 @@ from momentum_sync.identity.policy import (
     NotDecidable,
     Operand,
 )
+
+Part = TypeVar("Part")
 
 KINDS: Mapping[str, Kind] = {
     "uuid": Kind.UUID, "text": Kind.TEXT, "varchar": Kind.TEXT, "int2": Kind.INTEGER, "int4": Kind.INTEGER,
@@ -61,10 +64,10 @@ def parse_policies(permissive: str, restrictive: str, table: str, kinds: Mapping
         kinds: the types of its columns; columns of other types are missing.
 
     Raises:
-        NotDecidable: one of them has a form that is not known here.
+        NotDecidable: some of them have a form that is not known here; with a reason for each.
     """
     parser = PolicyParser(table, kinds)
-    return All((parser.read(permissive), parser.read(restrictive)))
+    return All(_each(parser.read, permissive, restrictive))
 
 
 class PolicyParser:
@@ -100,9 +103,9 @@ class PolicyParser:
             case exp.Boolean():
                 return _TRUE if node.this else _FALSE
             case exp.And():
-                return All((self.condition(node.left), self.condition(node.right)))
+                return All(_each(self.condition, node.left, node.right))
             case exp.Or():
-                return Any((self.condition(node.left), self.condition(node.right)))
+                return Any(_each(self.condition, node.left, node.right))
             case exp.Not():
                 return Not(self.condition(node.this))
             case exp.Is() if isinstance(node.expression, exp.Null):
@@ -184,6 +187,20 @@ class PolicyParser:
         raise NotDecidable("cast")
 
 
+def _each(read: Callable[[Part], Condition], *parts: Part) -> tuple[Condition, ...]:
+    """Return the conditions of all parts. Raise NotDecidable with the reasons of all that cannot be read."""
+    found: list[Condition] = []
+    reasons: dict[str, None] = {}
+    for part in parts:
+        try:
+            found.append(read(part))
+        except NotDecidable as error:
+            reasons.update(dict.fromkeys(error.reasons))
+    if reasons:
+        raise NotDecidable(*reasons)
+    return tuple(found)
+
+
 def _check_form(node: exp.Expr) -> None:
     """Raise NotDecidable for a node with a part that is not read here, which may change its meaning."""
     read = _PARTS.get(type(node))
@@ -192,7 +209,7 @@ def _check_form(node: exp.Expr) -> None:
 
 
 def _unknown(node: exp.Expr) -> NotDecidable:
-    return NotDecidable(f"the policy has a form that is not compiled: {node.sql(dialect='postgres')[:200]}")
+    return NotDecidable(f"not compiled: {node.sql(dialect='postgres', normalize_functions=False)[:200]}")
 
 
 def _selected(node: exp.Subquery) -> exp.Expr:
