@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -32,6 +33,7 @@ from momentum_sync.gateway.conversation import Conversation
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import Session
 from momentum_sync.gateway.dialects.realtime_services import RowServices
+from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.receipts import Receipts
@@ -127,25 +129,26 @@ class _Socket(WebSocketProtocol):
 
 def _gateway() -> Gateway:
     limits = Limits(users=UserLimits(frames=Rate(1e9, 1e9)))
-    feed = LocalFeed(Window(65_536))
+    feed, files = LocalFeed(Window(65_536)), DirectFiles(os.write)
     feed.begin(Beginning("abcdef01", 0, 0, 0, 0, 1))
     hub = Hub(
         feed, limit=10**9, limit_per_user=10**9, clock=lambda: 0.0, grants_changed=lambda *_: None,
         row_rights_changed=lambda _: None, grants_missed=lambda: None, delivered=lambda *_: None,
-        limits=limits.delivery,
+        files=files, limits=limits.delivery,
     )  # fmt: skip
     options = GatewayOptions(
         role="all", heartbeat=25.0, send_buffer=1 << 20, allowed_origins=(), loopback_origins=False,
         token_in_query=False, metrics_open=False,
     )  # fmt: skip
     return Gateway(
-        options, limits, MOMENTUM, feed=feed, history=History(feed, cast(EventLog, None), limits.log), hub=hub,
+        options, limits, MOMENTUM, feed=feed, history=History(feed, cast(EventLog, None), limits.log),
+        files=files, hub=hub,
         send_budget=SendBudget(each=1 << 20, total=1 << 28),
         authenticator=Authenticator(TokenRules(secret="x" * 32), KeyLimits()), authorizer=cast(Authorizer, None),
         event_filter=cast(EventFilter, None), reads=cast(CallerReads, None),
         rows=cast(RowServices, None),
         members=TopicMembers(
-            lambda _, tell: tell(), 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique",
+            lambda _, tell: tell(), files, 0.0, sent=lambda *_: None, received=lambda _: None, unique=lambda: "unique",
             failed=lambda *_: None,
         ),
         receipts=Receipts(10, lambda: 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from momentum_sync.eventlog.log import EventLog
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.gateway.application import Application
 from momentum_sync.gateway.caller_reads import CallerReads
+from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
@@ -66,7 +68,7 @@ def make_gateway(
     policies: CompiledPolicies,
 ) -> Gateway:
     """Make a gateway. Nothing runs yet."""
-    feed = source.feed
+    feed, files = source.feed, DirectFiles(os.write)
 
     def up_to_date() -> bool:
         # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
@@ -85,7 +87,8 @@ def make_gateway(
         application,
         feed=feed,
         history=history,
-        hub=_hub(settings, limits, source, authorizer, policies),
+        files=files,
+        hub=_hub(settings, limits, source, authorizer, policies, files),
         send_budget=SendBudget(
             each=settings.send_buffer_bytes, total=settings.send_total_bytes,
             admitted_at_once=limits.delivery.admitted_at_once,
@@ -96,7 +99,7 @@ def make_gateway(
         reads=CallerReads(pool, authorizer, feed),
         rows=RowWatches(authenticator, rights, policies, feed, history, sessions, source.rows, topics),
         members=TopicMembers(
-            asyncio.get_running_loop().call_later, limits.sockets.presence_s, sent=observe.sent,
+            asyncio.get_running_loop().call_later, files, limits.sockets.presence_s, sent=observe.sent,
             received=observe.broadcast, unique=lambda: str(uuid4()), failed=observe.failed,
         ),
         receipts=Receipts(limits.receipts.most, lambda: feed.generation),
@@ -109,6 +112,7 @@ def _hub(
     source: Source,
     authorizer: Authorizer,
     policies: CompiledPolicies,
+    files: DirectFiles,
 ) -> Hub:
     def changed(xid: int, user: UUID | None) -> None:
         authorizer.changed(xid, user)
@@ -128,6 +132,7 @@ def _hub(
         row_rights_changed=policies.changed,
         grants_missed=missed,
         delivered=_reporting(source),
+        files=files,
         limits=limits.delivery,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from momentum_sync.gateway.conversation import BinaryMessage
 from momentum_sync.gateway.dialects.realtime import RealtimeSession
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
 from momentum_sync.gateway.dialects.realtime_services import LiveSession, SharedFrames, Watched
+from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.topic_members import TopicMembers
 from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.decider import Decider
@@ -164,6 +166,9 @@ class Gateway:
         self.calls.append("end")
 
 
+_FILES = DirectFiles(os.write)
+
+
 class Outgoing:
     """The outgoing side: the frames written so far, and pings."""
 
@@ -176,9 +181,10 @@ class Outgoing:
         self.written: list[bytes] = []
         self.indexed: list[list[str]] = []
         self.session: RealtimeSession
+        self.file = _FILES.add()
 
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
+    def write(self, data: bytes | memoryview) -> None:
+        self.written.append(bytes(data))
 
     def index(self) -> None:
         self.indexed.append(sorted(self.session.cursor.channels))
@@ -208,7 +214,7 @@ class World:
         self.received: list[str] = []
         self.failures: list[tuple[str, Exception]] = []
         self.members = members or TopicMembers(
-            lambda _, tell: self.later.append(tell), 0.05, sent=lambda *sent: self.counted.append(sent),
+            lambda _, tell: self.later.append(tell), _FILES, 0.05, sent=lambda *sent: self.counted.append(sent),
             received=self.received.append, unique=lambda: next(_UNIQUE),
             failed=lambda *failed: self.failures.append(failed),
         )  # fmt: skip

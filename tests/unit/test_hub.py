@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,6 +19,7 @@ from momentum_sync.eventlog.row_index import Route
 from momentum_sync.eventlog.window import Window
 from momentum_sync.gateway.cursor import Cursor, Slot
 from momentum_sync.gateway.dialects.native import NativeDialect
+from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
 from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.subscriber import Dialect, Owner
@@ -54,16 +57,17 @@ class Wire:
         Wire.hashed += 1
         return id(self)
 
-    def __init__(self, user: UUID, client_id: str, dialect: NativeDialect) -> None:
+    def __init__(self, user: UUID, client_id: str, dialect: Dialect, file: DirectFile) -> None:
         self.identity = Identity("authenticated", user, "{}", None)
         self.client_id = client_id
         self.sdk = "other"
         self.cursor = Cursor(str(user), PER_USER)
-        self.dialect: Dialect = dialect
+        self.dialect = dialect
+        self.file = file
         self.follows = False
         self.closing: Close | None = None
-        self.data: list[bytes] = []
-        self.write: Callable[[bytes], None] = self.data.append
+        self.data: list[bytes | memoryview] = []
+        self.write: Callable[[bytes | memoryview], None] = self.data.append
         self.acks: list[str] = []
         self.held_back: list[tuple[int, bool]] = []
         self.began_at = ""
@@ -94,7 +98,7 @@ class Wire:
     def taken(self) -> list[dict[str, Any]]:
         """Return the messages so far, however many were written at once."""
         messages = []
-        for data in self.data:
+        for data in map(bytes, self.data):
             while data:
                 text, data = payload(data)
                 messages.append(json.loads(text))
@@ -119,6 +123,7 @@ class World:
     ) -> None:
         self.feed = LocalFeed(Window(1_000_000))
         self.dialect = Counting()
+        self.files = DirectFiles(os.write)
         self.changed_by: list[tuple[int, UUID | str | None]] = []
         self.missed: list[str] = []
         self.delivered: list[tuple[str, int, int, float | None]] = []
@@ -127,7 +132,7 @@ class World:
             grants_changed=lambda *change: self.changed_by.append(change),
             row_rights_changed=lambda xid: self.changed_by.append((xid, "rows")),
             grants_missed=lambda: self.missed.append(self.feed.epoch),
-            delivered=self.note, limits=DeliveryLimits(coalesced_bytes=coalesced, large_bytes=large),
+            delivered=self.note, files=self.files, limits=DeliveryLimits(coalesced_bytes=coalesced, large_bytes=large),
         )  # fmt: skip
         self.broken: list[bool] = []
         self.feed.begin(Beginning("abcdef01", 0, 0, 100, 9, 1))
@@ -137,7 +142,7 @@ class World:
         self.broken += [each.broken is not None for each in fan_outs]
 
     def wire(self, user: UUID, client_id: str) -> Wire:
-        return Wire(user, client_id, self.dialect)
+        return Wire(user, client_id, self.dialect, self.files.add())
 
     def join(
         self,
@@ -196,6 +201,23 @@ def whole_ids(messages: list[dict[str, Any]]) -> list[str]:
 def shortened(event_id: str) -> str:
     """Return an id without the mark."""
     return "-".join(event_id.split("-")[:2])
+
+
+class Together(Counting):
+    """A dialect whose frames do not depend on the event before."""
+
+    together: int | None = 0
+
+
+def together(world: World, count: int, *channels: str) -> list[Wire]:
+    """Subscribe wires that share every frame."""
+    dialect = Together()
+    wires = [world.join(*channels) for _ in range(count)]
+    for wire in wires:
+        wire.taken()
+        wire.dialect = dialect
+        world.hub.update(wire)
+    return wires
 
 
 def test_an_event_reaches_its_holders_and_nobody_else() -> None:
@@ -485,7 +507,7 @@ def test_a_subscriber_that_falls_behind_at_a_write_has_been_written_everything_u
     wire.taken()
     places: list[int] = []
 
-    def write(data: bytes) -> None:
+    def write(data: bytes | memoryview) -> None:
         wire.data.append(data)
         if wire.follows:
             places.append(world.feed.offset)
@@ -513,7 +535,7 @@ def test_a_change_of_policies_applies_between_earlier_and_later_events(
         wire.follows = False
         world.hub.update(wire)
 
-    def noted_write(data: bytes) -> None:
+    def noted_write(data: bytes | memoryview) -> None:
         told.append("written")
         write(data)
 
@@ -547,7 +569,7 @@ def test_a_socket_that_fails_comes_back_and_all_others_are_written() -> None:
     for wire in (first, second):
         wire.taken()
 
-    def fails(_: bytes) -> None:
+    def fails(_: bytes | memoryview) -> None:
         raise ZeroDivisionError
 
     first.write = fails
@@ -582,7 +604,7 @@ def test_a_socket_that_fails_before_a_change_of_grants_does_not_hide_it() -> Non
     for wire in (failing, revoked):
         wire.taken()
 
-    def fails(_: bytes) -> None:
+    def fails(_: bytes | memoryview) -> None:
         raise ZeroDivisionError
 
     failing.write = fails
@@ -757,7 +779,7 @@ def test_a_careful_subscriber_that_fails_is_closed_and_the_next_gets_the_event()
     world = World()
     first, second = world.join("a", "z", checked=("z",)), world.join("a", "z", checked=("z",))
 
-    def fails(_: bytes) -> None:
+    def fails(_: bytes | memoryview) -> None:
         raise ZeroDivisionError
 
     first.write = fails
@@ -830,3 +852,116 @@ class Routed(Cursor):
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self._given
+
+
+# Written to many at once
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 50])
+def test_those_who_share_every_frame_are_written_to_at_once(count: int) -> None:
+    world = World()
+    wires, other = together(world, count, "a"), world.join("a")
+    other.taken()
+    world.publish("a")
+    world.publish("b")
+    written = [wire.data for wire in (*wires, other)]
+    assert world.delivered[0][1:3] == (count + 1, sum(len(data) for (data,) in written))
+    dialect = wires[0].dialect
+    assert isinstance(dialect, Together)
+    assert len(dialect.encoded) == 1
+    moved = {wire.cursor.last_id != wire.began_at for wire in wires}
+    # A group costs memory, so fewer than eight are written to one by one.
+    assert (dialect.together, moved) == ((1, {False}) if count + 1 >= 8 else (0, {True}))
+
+
+def test_those_written_to_at_once_get_the_event_once_on_any_of_its_channels() -> None:
+    world = World()
+    wires, later = together(world, 10, "a", "b"), together(world, 10, "b")
+    world.publish("a", "b")
+    world.publish_together(("a", "b"), ("a",), ("b",))
+    world.publish("b")
+    assert {tuple(ids(wire.taken())) for wire in wires} == {tuple(f"abcdef01-{n}" for n in (1, 2, 3, 4, 5))}
+    assert {tuple(ids(wire.taken())) for wire in later} == {tuple(f"abcdef01-{n}" for n in (1, 2, 4, 5))}
+
+
+def test_one_that_gets_another_dialect_leaves_the_group() -> None:
+    world = World()
+    wires = together(world, 10, "a")
+    world.publish("a")
+    wires[0].dialect = own = Together()
+    world.hub.update(wires[0])
+    world.publish("a")
+    assert (len(own.encoded), own.together, wires[1].dialect.together) == (1, 1, 2)
+    assert {tuple(ids(wire.taken())) for wire in wires} == {("abcdef01-1", "abcdef01-2")}
+
+
+def test_one_that_leaves_or_joins_is_in_the_group_no_longer_or_from_then_on() -> None:
+    world = World()
+    wires = together(world, 10, "a")
+    world.publish("a")
+    world.hub.leave(wires[0])
+    (new,) = together(world, 1, "a")
+    new.dialect = wires[1].dialect
+    world.hub.update(new)
+    world.publish("a")
+    assert [len(wire.taken()) for wire in (*wires, new)] == [1, *[2] * 9, 1]
+
+
+def test_a_group_that_cannot_be_encoded_for_comes_back_and_the_others_get_the_event() -> None:
+    world = World()
+    wires, other = together(world, 10, "a"), world.join("a")
+    other.taken()
+    dialect = wires[0].dialect
+    assert isinstance(dialect, Together)
+    dialect.fails_at = 1
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert {wire.closing for wire in wires} == {Close.RESTART}
+    assert len(other.taken()) == 1
+
+
+def test_one_of_a_group_that_fails_comes_back_and_the_others_get_the_event() -> None:
+    world = World()
+    wires = together(world, 10, "a")
+
+    def fails(_: bytes | memoryview) -> None:
+        raise ZeroDivisionError
+
+    wires[3].write = fails
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert [wire.closing for wire in wires] == [*[None] * 3, Close.RESTART, *[None] * 6]
+    assert [len(wire.taken()) for wire in wires] == [*[1] * 3, 0, *[1] * 6]
+
+
+def test_a_large_event_waits_for_room_at_each_of_a_group() -> None:
+    world = World(large=10)
+    wires = together(world, 10, "a")
+    wires[0].room = 0
+    event = world.publish("a")
+    assert [wire.held_back for wire in wires] == [[(event.offset - 1, False)], *[[]] * 9]
+    assert [len(wire.taken()) for wire in wires] == [0, *[1] * 9]
+
+
+def test_an_event_out_of_sight_is_for_none_of_a_group() -> None:
+    world = World()
+    wires = together(world, 10, "a")
+    world.publish("a", body=b'{"event_type":"x","out_of_sight":true}')
+    assert [wire.data for wire in wires] == [[]] * 10
+
+
+def test_the_socket_itself_takes_the_frames_of_a_group() -> None:
+    world = World()
+    wires = together(world, 10, "a")
+    pairs = [socket.socketpair() for _ in wires]
+    for wire, (server, client) in zip(wires, pairs, strict=True):
+        wire.file.open(server.fileno())
+        client.setblocking(False)
+    world.publish("a")
+    assert [wire.data for wire in wires] == [[]] * 10
+    got = {client.recv(1 << 16) for _, client in pairs}
+    assert len(got) == 1
+    assert b"abcdef01-1" in got.pop()
+    for server, client in pairs:
+        server.close()
+        client.close()

@@ -436,6 +436,33 @@ def test_pings_confirm_what_was_written_before_them() -> None:
     assert world.session.ledger.cursors == {"realtime:a": at(6), "realtime:b": at(6)}
 
 
+def test_a_ping_is_due_after_an_event_that_was_written_to_many_at_once() -> None:
+    world = World()
+    world.join(count=0)
+    world.session.ping_if_due()
+    view = world.session.dialect
+    assert view.together == 0
+    view.together += 1
+    for _ in range(2):
+        world.session.ping_if_due()
+        assert len(world.outgoing.pings) == 2
+
+
+def test_news_of_a_view_that_was_left_are_pinged_for() -> None:
+    world = World()
+    for topic in ("realtime:a", "realtime:b"):
+        world.join(topic, count=0)
+    world.session.ping_if_due()
+    view = world.session.dialect
+    assert view.together is not None
+    view.together += 1
+    world.send("realtime:b", "phx_leave", join_ref="2")
+    assert world.session.dialect is not view
+    world.session.ping_if_due()
+    world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 2
+
+
 def test_a_probe_is_answered_by_its_ping_or_a_later_one() -> None:
     world = World()
     told: list[int] = []

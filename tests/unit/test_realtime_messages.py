@@ -292,10 +292,10 @@ def test_a_join_that_ends_after_the_socket_leaves_nothing_behind() -> None:
 def test_a_member_that_fails_is_dropped_and_the_others_get_the_message() -> None:
     sender, broken, other = room(*[Version.V2] * 3)
 
-    def fail(data: bytes) -> None:
+    def fail(data: bytes | memoryview) -> None:
         raise OSError("no such file")
 
-    broken.outgoing.write = fail  # type: ignore[method-assign]
+    broken.session.write = fail
     broken.join(count=0)
     other.written()
     sender.send(TOPIC, "broadcast", TEXT)

@@ -10,6 +10,7 @@ from momentum_sync.errors import RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.direct_files import DirectFile
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.channels import Filtered, Granted
 from momentum_sync.identity.tokens import Identity
@@ -75,8 +76,12 @@ class Outgoing(Protocol):
         """Have the hub index the present subscriptions at once, if the connection follows the feed."""
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        """Return the function that writes whole frames at once, before the messages that wait."""
+    def file(self) -> DirectFile:
+        """Return the connection's file, for writes to many at once."""
+
+    @property
+    def write(self) -> Callable[[bytes | memoryview], None]:
+        """Return the function that writes whole frames, or what is left of them, before the messages that wait."""
 
 
 class Conversation(Protocol):

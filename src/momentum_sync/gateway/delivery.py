@@ -24,6 +24,7 @@ from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.resume import ResumeRefused
 from momentum_sync.gateway.connection_states import DELIVERY_TRANSITIONS, DeliveryState
 from momentum_sync.gateway.conversation import Conversation
+from momentum_sync.gateway.direct_files import CLOSED
 from momentum_sync.gateway.subscriber import Subscriber
 from momentum_sync.states import enter
 from momentum_sync.wire.close import Close
@@ -72,11 +73,15 @@ def error_for_client(error: Exception, where: str) -> RequestError:
 
 
 class Delivery:
-    """The outgoing side of one connection."""
+    """The outgoing side of one connection.
+
+    Attributes:
+        file: its file, open while the transport buffers nothing.
+    """
 
     __slots__ = (
-        "_beyond", "_connection", "_direct", "_file", "_gateway", "_loop", "_page_bytes", "_paused", "_question",
-        "_review", "_stall", "_state", "_transport", "_turn_s", "_written",
+        "_beyond", "_connection", "_descriptor", "_gateway", "_loop", "_page_bytes", "_paused", "_question", "_review",
+        "_stall", "_state", "_transport", "_turn_s", "_written", "file",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, transport: asyncio.Transport, gateway: Gateway) -> None:
@@ -86,9 +91,9 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         # Over TLS the socket gets encrypted records, not frames.
         plain = None if transport.get_extra_info("sslcontext") else transport.get_extra_info("socket")
-        self._file = -1 if plain is None else plain.fileno()
+        self._descriptor = CLOSED if plain is None else plain.fileno()
+        self.file = gateway.files.add()
         self._state = DeliveryState.PENDING
-        self._direct = False
         self._paused = False
         self._written = 0
         self._beyond = 0
@@ -146,7 +151,7 @@ class Delivery:
         """Write nothing more; buffered data may still be sent."""
         self._enter(DeliveryState.ENDED)
         # The file descriptor may soon belong to another connection, so only the transport may write from now on.
-        self._direct = False
+        self.file.close()
         if self._stall is not None:
             self._stall.cancel()
 
@@ -161,15 +166,19 @@ class Delivery:
         """Return whether `size` bytes may be written even if the client does not read."""
         return self._gateway.send_budget.has_room(size)
 
-    def write(self, data: bytes) -> None:
-        """Write whole frames. Data that the socket does not take stays a part of them: no copy for each connection.
+    def write(self, data: bytes | memoryview) -> None:
+        """Write whole frames, or what is left of them.
+
+        Data that the socket does not take stays a part of them: there is no copy for each connection.
 
         asyncio sends at the end of the loop iteration, which costs as much again as the send itself; so frames bypass
         the transport while it buffers nothing.
         """
-        if self._direct or self._may_be_direct():
+        file = self.file
+        descriptor = file.descriptors[file.number]
+        if descriptor >= 0 or (descriptor := self._may_be_direct()) >= 0:
             try:
-                sent = os.write(self._file, data)
+                sent = os.write(descriptor, data)
             except OSError as error:  # full; or broken, which the transport notices
                 if error.errno in _DEFECTS:
                     raise
@@ -204,17 +213,17 @@ class Delivery:
             if self._beyond > most:
                 self._connection.finish(Close.TOO_SLOW)
 
-    def _may_be_direct(self) -> bool:
+    def _may_be_direct(self) -> int:
         # Bytes in the transport's buffer must leave first, or frames would be reordered or interrupted.
-        self._direct = (
-            self._state is not DeliveryState.ENDED and self._file >= 0 and self._transport.get_write_buffer_size() == 0
-        )
-        return self._direct
+        if self._state is not DeliveryState.ENDED and self._transport.get_write_buffer_size() == 0:
+            self.file.open(self._descriptor)
+            return self._descriptor
+        return CLOSED
 
     def write_raw(self, data: bytes | memoryview) -> None:
         """Write data to the transport without counting it: the handshake, pongs and the close frame."""
         # The transport may buffer this data, and a direct write would overtake it.
-        self._direct = False
+        self.file.close()
         self._transport.write(data)
 
     # Backpressure

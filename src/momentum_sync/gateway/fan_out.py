@@ -6,19 +6,29 @@ database's own; between connections only `previous_id` differs.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
 from momentum_sync.eventlog.event import Event
+from momentum_sync.gateway.direct_files import DirectFiles, Owners
 from momentum_sync.gateway.subscriber import Dialect, Subscriber
+from momentum_sync.gateway.subscribers import Subscribers
 from momentum_sync.limits import DeliveryLimits
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import DeliveryIds
 
-Subscribers = dict[Subscriber, None]
-"""An ordered set."""
-
 Unwritten = dict[Subscriber, bytes]
 """Frames collected for one write a subscriber, while a batch of events is sent."""
 
-NOBODY: Subscribers = {}
+NOBODY = Subscribers()
+
+
+class _Run(NamedTuple):
+    """Subscribers that get the same frame."""
+
+    data: bytes
+    subscribers: list[Subscriber]
 
 
 class FanOut:
@@ -29,8 +39,9 @@ class FanOut:
         event_id: its id for subscribers without a snapshot boundary.
         began: seconds since 1970, for the message's timestamp.
         unwritten: frames of the batch so far.
-        keep: collect the frames in `unwritten`, because more events of the batch follow.
+        files: the files of all connections.
         limits: bounds.
+        keep: collect the frames in `unwritten`, because more events of the batch follow.
 
     Attributes:
         began: seconds since 1970.
@@ -42,13 +53,14 @@ class FanOut:
     """
 
     __slots__ = (
-        "_event_id", "_first", "_frames", "_keep", "_limits", "_served", "_unwritten", "began", "broken", "delay",
-        "event", "frames", "matched", "size",
+        "_event_id", "_files", "_first", "_frames", "_keep", "_limits", "_served", "_unwritten", "began", "broken",
+        "delay", "event", "frames", "matched", "size",
     )  # fmt: skip
 
     def __init__(
-        self, event: Event, event_id: str, now: float, unwritten: Unwritten, limits: DeliveryLimits, *, keep: bool
-    ) -> None:
+        self, event: Event, event_id: str, now: float, unwritten: Unwritten, files: DirectFiles,
+        limits: DeliveryLimits, *, keep: bool,
+    ) -> None:  # fmt: skip
         self.event = event
         self.frames = 0
         self.size = 0
@@ -58,6 +70,7 @@ class FanOut:
         self._first: tuple[Subscribers, Subscribers] = (NOBODY, NOBODY)
         self._served: set[Subscriber] | None = None
         self._unwritten = unwritten
+        self._files = files
         self._keep = keep
         self._limits = limits
         self._event_id = event_id
@@ -75,33 +88,67 @@ class FanOut:
             plain: subscribers that get every event on the channel.
             careful: subscribers with a snapshot boundary, or with a channel that is checked per event.
         """
+        apart: Collection[Subscriber] = plain
+        considered: Collection[Subscriber] = careful
         if not self.matched:
             self.matched = True
             self._first = plain, careful
+            # Frames of a batch are collected, and a large one needs room at each connection.
+            if not self._keep and not self._unwritten and len(self.event.body) <= self._limits.large_bytes:
+                together, apart = plain.groups
+                if not self.event.out_of_sight:
+                    for dialect, members in together.items():
+                        self._write_together(channel, dialect, members)
         else:
             served = self._served
             if served is None:
                 served = self._served = {*self._first[0], *self._first[1]}
-            plain, careful = _without(plain, served), _without(careful, served)
-            served.update(plain, careful)
+            apart = [subscriber for subscriber in plain if subscriber not in served]
+            considered = [subscriber for subscriber in careful if subscriber not in served]
+            served.update(apart, considered)
         # An `out_of_sight` event goes only to subscribers that are checked per event, and plain subscribers are not.
-        if plain and not self.event.out_of_sight:
-            self._write_all(channel, plain)
-        if careful:
-            for subscriber in list(careful):
-                self._consider(subscriber)
+        if apart and not self.event.out_of_sight:
+            self._write_each(channel, apart)
+        for subscriber in list(considered):
+            self._consider(subscriber)
 
-    def _write_all(self, channel: str, plain: Subscribers) -> None:
+    def _write_together(self, channel: str, dialect: Dialect, members: Owners[Subscriber]) -> None:
+        """Write to plain subscribers with equal frames. Their cursors stay where they are."""
+        try:
+            data = self._frame(dialect, channel, "")
+        except Exception as error:
+            for subscriber in members:
+                self._break(subscriber, error)
+            return
+        if not data:  # the dialect leaves this event out
+            return
+        assert dialect.together is not None
+        dialect.together += 1
+        self.frames += len(members)
+        self.size += len(members) * len(data)
+        for number, rest in self._files.write(members.numbers(), data):
+            self._write_rest(members[number], rest)
+
+    def _write_rest(self, subscriber: Subscriber, rest: bytes | memoryview) -> None:
+        try:
+            subscriber.write(rest)
+        except Exception as error:
+            self._break(subscriber, error)
+
+    def _write_each(self, channel: str, plain: Iterable[Subscriber]) -> None:
         """Write to plain subscribers, or collect for them.
 
-        This loop runs once a frame. Each object that it touches is one more that the processor fetches from memory.
+        This loop runs once a frame. Each object that it touches is one more that the processor fetches from memory. So
+        it writes nothing itself where it can: a send displaces much of the processor's cache.
         """
         event_id, cache_keys, keep, unwritten = self._event_id, self.event.cache_keys, self._keep, self._unwritten
         large = len(self.event.body) if len(self.event.body) > self._limits.large_bytes else 0
         most = self._limits.coalesced_bytes
-        alone = not keep and not unwritten
+        at_once = not keep and not unwritten and not large  # a large frame takes room that the next may lack
+        runs: dict[int, _Run] = {}
+        run = _Run(b"", [])
         previous_id, dialect, data, size, frames = None, None, b"", 0, 0
-        # A write that exceeds the send budget removes the subscriber from this dict, which belongs to the hub.
+        # A write that exceeds the send budget removes the subscriber from this set, which belongs to the hub.
         for subscriber in list(plain):
             try:
                 if large and not subscriber.has_room(large):
@@ -112,14 +159,15 @@ class FanOut:
                 if cursor.last_id != previous_id or subscriber.dialect is not dialect:
                     data = self._frame(subscriber.dialect, channel, cursor.last_id)
                     previous_id, dialect = cursor.last_id, subscriber.dialect  # not before: the line above may fail
+                    run = runs.setdefault(id(data), _Run(data, []))
                 cursor.passed(event_id)
                 if not data:  # the dialect leaves this event out
                     continue
                 if cache_keys:
                     subscriber.expect_acks(cache_keys)
                 # The cursor is at this event: a subscriber that falls behind now gets the events after it.
-                if alone:
-                    subscriber.write(data)
+                if at_once:
+                    run.subscribers.append(subscriber)
                 else:
                     whole = unwritten.pop(subscriber, b"") + data
                     if keep and len(whole) < most:
@@ -132,6 +180,15 @@ class FanOut:
                 self._break(subscriber, error)
         self.frames += frames
         self.size += size
+        for data, subscribers in runs.values():
+            self._write_run(data, subscribers)
+
+    def _write_run(self, data: bytes, subscribers: Sequence[Subscriber]) -> None:
+        unwritten = self._files.write(array("i", [subscriber.file.number for subscriber in subscribers]), data)
+        if unwritten:
+            owners = Owners(subscribers)
+            for number, rest in unwritten:
+                self._write_rest(owners[number], rest)
 
     def _consider(self, subscriber: Subscriber) -> None:
         """Write to a subscriber unless its snapshot has the event, or the database has to be asked first."""
@@ -182,9 +239,3 @@ def close_broken(subscriber: Subscriber, error: Exception) -> Exception:
     except Exception as worse:
         return worse
     return error
-
-
-def _without(subscribers: Subscribers, others: set[Subscriber]) -> Subscribers:
-    if subscribers.keys().isdisjoint(others):
-        return subscribers
-    return {subscriber: None for subscriber in subscribers if subscriber not in others}

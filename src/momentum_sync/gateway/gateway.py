@@ -22,6 +22,7 @@ from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.native import NativeDialect, Session
 from momentum_sync.gateway.dialects.realtime import RealtimeSession
 from momentum_sync.gateway.dialects.realtime_services import RowServices
+from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.opening import Opener
 from momentum_sync.gateway.receipts import Device, Receipts
@@ -64,6 +65,7 @@ class Gateway:
         *,
         feed: LocalFeed,
         history: History,
+        files: DirectFiles,
         hub: Hub,
         send_budget: SendBudget,
         authenticator: Authenticator,
@@ -79,6 +81,7 @@ class Gateway:
         self.application = application
         self.feed = feed
         self.history = history
+        self.files = files
         self.hub = hub
         self.send_budget = send_budget
         self.authenticator = authenticator

@@ -15,9 +15,11 @@ from uuid import UUID
 from momentum_sync.eventlog.event import CONTROL, Event, relation_of
 from momentum_sync.eventlog.feed import LocalFeed
 from momentum_sync.gateway.cursor import Slot, slot_of
-from momentum_sync.gateway.fan_out import NOBODY, FanOut, Subscribers, Unwritten, close_broken
+from momentum_sync.gateway.direct_files import DirectFiles
+from momentum_sync.gateway.fan_out import NOBODY, FanOut, Unwritten, close_broken
 from momentum_sync.gateway.routes import Routes
-from momentum_sync.gateway.subscriber import Owner, Subscriber
+from momentum_sync.gateway.subscriber import Dialect, Owner, Subscriber
+from momentum_sync.gateway.subscribers import Subscribers
 from momentum_sync.limits import DeliveryLimits
 from momentum_sync.wire.close import Close
 
@@ -25,13 +27,14 @@ _MOST_SDKS = 20  # clients may name any version
 
 
 class _Indexed(NamedTuple):
-    """Slots in which a subscriber is found, and in which group."""
+    """Slots in which a subscriber is found, in which group, and with which dialect."""
 
     slots: tuple[Slot, ...]
     plain: bool
+    dialect: Dialect | None
 
 
-_NOT_INDEXED = _Indexed((), plain=False)
+_NOT_INDEXED = _Indexed((), plain=False, dialect=None)
 
 
 class Elsewhere(Protocol):
@@ -60,6 +63,7 @@ class Hub:
         row_rights_changed: called with the id of a transaction that may have changed rights on rows of any table.
         grants_missed: called when such a change may have been missed.
         delivered: called with the fan-outs of a batch of events.
+        files: the files of all connections.
         limits: bounds.
     """
 
@@ -74,6 +78,7 @@ class Hub:
         row_rights_changed: Callable[[int], None],
         grants_missed: Callable[[], None],
         delivered: Callable[[Sequence[FanOut]], None],
+        files: DirectFiles,
         limits: DeliveryLimits,
     ) -> None:
         self._feed = feed
@@ -84,6 +89,7 @@ class Hub:
         self._limit = limit
         self._limit_per_user = limit_per_user
         self._clock = clock
+        self._files = files
         self._limits = limits
         # By slot. Plain subscribers get every event; careful ones have a snapshot boundary or a checked channel.
         self._plain: dict[Slot, Subscribers] = {}
@@ -193,7 +199,8 @@ class Hub:
             self._with_boundary.pop(subscriber, None)
         else:
             self._with_boundary[subscriber] = None
-        self._index(subscriber, _Indexed(cursor.slots, plain=cursor.boundary is None and not cursor.checked))
+        plain = cursor.boundary is None and not cursor.checked
+        self._index(subscriber, _Indexed(cursor.slots, plain, subscriber.dialect))
 
     def _index(self, subscriber: Subscriber, wanted: _Indexed) -> None:
         indexed = self._indexed[subscriber]
@@ -204,16 +211,16 @@ class Hub:
         self._remove(subscriber, indexed)
         table = self._plain if wanted.plain else self._careful
         for slot in wanted.slots:
-            subscribers = table.setdefault(slot, {})
+            subscribers = table.setdefault(slot, Subscribers())
             if not subscribers and not isinstance(slot, str):
                 self._routes.add(slot)
-            subscribers[subscriber] = None
+            subscribers.add(subscriber)
 
     def _remove(self, subscriber: Subscriber, indexed: _Indexed) -> None:
         table = self._plain if indexed.plain else self._careful
         for slot in indexed.slots:
             subscribers = table[slot]
-            subscribers.pop(subscriber, None)
+            subscribers.remove(subscriber)
             if not subscribers:
                 del table[slot]
                 if not isinstance(slot, str):
@@ -226,7 +233,7 @@ class Hub:
         if CONTROL in event.channels:
             self._control(event)
         event_id = f"{self._feed.epoch}-{event.offset}-{self._feed.mark:x}"
-        fan_out = FanOut(event, event_id, self._clock(), self._unwritten, self._limits, keep=more)
+        fan_out = FanOut(event, event_id, self._clock(), self._unwritten, self._files, self._limits, keep=more)
         self._fan_outs.append(fan_out)
         for channel, key in zip(event.channels, event.keys, strict=True):
             self._fan_out(fan_out, channel, slot_of(channel, key))

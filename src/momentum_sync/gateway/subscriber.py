@@ -8,13 +8,21 @@ from uuid import UUID
 
 from momentum_sync.eventlog.event import Event
 from momentum_sync.gateway.cursor import Cursor
+from momentum_sync.gateway.direct_files import DirectFile
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import DeliveryIds
 
 
 class Dialect(Protocol):
-    """Encodes events for one kind of client. Subscribers with the same dialect object share encoded frames."""
+    """Encodes events for one kind of client. Subscribers with the same dialect object share encoded frames.
+
+    Attributes:
+        together: events that were written to all subscribers at once, without moving their cursors; None if a frame
+            depends on the event that its subscriber had before.
+    """
+
+    together: int | None
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the WebSocket frames that carry an event. `now` is seconds since 1970."""
@@ -43,13 +51,15 @@ class Subscriber(Protocol):
         cursor: its position and subscriptions.
         dialect: its encoding.
         sdk: the client's library, by name and version, as far as it is known.
-        write: writes whole frames; data that the socket does not take at once is buffered.
+        file: its file, for writes to many at once.
+        write: writes whole frames, or what is left of them; data that the socket does not take at once is buffered.
     """
 
     cursor: Cursor
     dialect: Dialect
     sdk: str
-    write: Callable[[bytes], None]
+    file: DirectFile
+    write: Callable[[bytes | memoryview], None]
 
     @property
     def identity(self) -> Identity:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from momentum_sync.gateway.direct_files import DirectFile, DirectFiles, Owners
 from momentum_sync.gateway.presence import Occupied, Presence, Tracked
 from momentum_sync.wire.close import Close
 from momentum_sync.wire.messages import frame
@@ -34,15 +35,15 @@ class Member(Protocol):
         """Return the version of its protocol."""
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        """Return the function that writes whole WebSocket frames at once."""
+    def file(self) -> DirectFile:
+        """Return the connection's file."""
+
+    @property
+    def write(self) -> Callable[[bytes | memoryview], None]:
+        """Return the function that writes whole WebSocket frames, or what is left of them."""
 
     def drop(self, why: Close) -> None:
         """End the connection now."""
-
-
-Writers = dict[Member, Callable[[bytes], None]]
-"""Members, in the order in which they joined, with the functions that write to them."""
 
 
 class Elsewhere(Protocol):
@@ -64,7 +65,7 @@ class _Listeners:
     __slots__ = ("by_version",)
 
     def __init__(self) -> None:
-        self.by_version: dict[Version, Writers] = {version: {} for version in Version}
+        self.by_version: dict[Version, Owners[Member]] = {version: Owners() for version in Version}
 
     def __bool__(self) -> bool:
         return any(self.by_version.values())
@@ -73,10 +74,10 @@ class _Listeners:
         return member in self.by_version[member.version]
 
     def add(self, member: Member) -> None:
-        self.by_version[member.version][member] = member.write
+        self.by_version[member.version].add(member)
 
     def remove(self, member: Member) -> None:
-        self.by_version[member.version].pop(member, None)
+        self.by_version[member.version].remove(member)
 
 
 class TopicMembers:
@@ -84,6 +85,7 @@ class TopicMembers:
 
     Args:
         later: calls a function after seconds, such as `loop.call_later`.
+        files: the files of all connections.
         presence_s: seconds for which changes of presence are collected.
         sent: called with the number of frames that were written, and their bytes.
         received: called for each broadcast, with `socket` or `http`.
@@ -94,6 +96,7 @@ class TopicMembers:
     def __init__(
         self,
         later: Later,
+        files: DirectFiles,
         presence_s: float,
         *,
         sent: Callable[[int, int], None],
@@ -102,6 +105,7 @@ class TopicMembers:
         failed: Callable[[str, Exception], None],
     ) -> None:
         self._later = later
+        self._files = files
         self._presence_s = presence_s
         self._sent = sent
         self._received = received
@@ -170,22 +174,22 @@ class TopicMembers:
         self, listeners: _Listeners, encode: Callable[[Version], bytes | None], left_out: Member | None = None
     ) -> None:  # fmt: skip
         count = size = 0
-        for version, writers in listeners.by_version.items():
-            data = encode(version) if writers else None
+        for version, members in listeners.by_version.items():
+            data = encode(version) if members else None
             if data is None:
                 continue
-            receivers = writers.copy()  # a write may end its connection
-            if left_out is not None:
-                receivers.pop(left_out, None)
-            count += len(receivers)
-            size += len(receivers) * len(data)
-            # Over the functions alone, since with pairs the loop costs as much again as a call.
-            for write in receivers.values():
+            receivers = len(members) - (left_out is not None and left_out in members)
+            count += receivers
+            size += receivers * len(data)
+            unwritten = self._files.write(members.numbers(left_out), data)
+            for member, rest in [
+                (members[number], rest) for number, rest in unwritten
+            ]:  # a write may end its connection
                 try:
-                    write(data)
+                    member.write(rest)
                 except Exception as error:  # the others get the message all the same
                     self._failed("a broadcast", error)
-                    self._drop(next(member for member, known in receivers.items() if known is write))
+                    self._drop(member)
         if count:
             self._sent(count, size)
 

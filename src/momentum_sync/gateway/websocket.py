@@ -44,11 +44,11 @@ class WebSocketProtocol(asyncio.Protocol):
     gateway: Gateway
     cursor: Cursor
     dialect: Dialect
-    write: Callable[[bytes], None]
+    write: Callable[[bytes | memoryview], None]
 
     __slots__ = (
         "_aborter", "_after_close", "_delivery", "_early", "_frames", "_loop", "_open", "_opening", "_session",
-        "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "sdk", "write",
+        "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "file", "sdk", "write",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._open.add(self)
         self.dialect = self.gateway.native
         self._delivery = Delivery(self, self._transport, self.gateway)
+        self.file = self._delivery.file
         # The hub calls `write` once per frame, and a method in between would double the calls.
         self.write = self._delivery.write
 

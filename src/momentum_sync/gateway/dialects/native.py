@@ -56,7 +56,13 @@ class Command:
 
 
 class NativeDialect:
-    """The native protocol with an application's messages. All its connections share frames."""
+    """The native protocol with an application's messages. Its connections share frames after the same event.
+
+    Attributes:
+        together: None, because a frame names the event before.
+    """
+
+    together: int | None = None
 
     def __init__(self, commands: Sequence[Command] = (), encoders: Mapping[str, Encoder] | None = None) -> None:
         every = [*COMMANDS, *commands]

@@ -51,12 +51,14 @@ class RealtimeSession:
         revision: replaced when topics, their tokens or their bindings change.
         version: of the serializer.
         sdk: the protocol and that version: these clients do not name themselves.
+        file: the connection's file, for writes to many at once.
+        write: writes frames, or what is left of them, before the answers that wait.
     """
 
     __slots__ = (
         "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name", "_out",
-        "_outgoing", "_pinged_id", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "identity",
-        "revision", "rows", "sdk", "topics", "version",
+        "_outgoing", "_pinged_at", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "file",
+        "identity", "revision", "rows", "sdk", "topics", "version", "write",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +93,7 @@ class RealtimeSession:
         self._name = name
         self._outgoing: Outgoing
         self._is_lost = False
-        self._pinged_id = ""
+        self._pinged_at: object = None
         self._probes: list[tuple[int, Callable[[], None]]] = []
         self._out = Answers(version)
         self._checked: dict[int, bytes] = {}
@@ -119,12 +121,13 @@ class RealtimeSession:
     def attach(self, outgoing: Outgoing) -> None:
         """Take the connection's outgoing side."""
         self._outgoing = outgoing
+        self.file, self.write = outgoing.file, outgoing.write
 
     def begin(self, session: int, position: Position, at: float) -> None:
         """Start after a position, as the session of this number. Nothing is sent until the client joins."""
         self._places = Places(self._rows, session, self._name, self.version)
         self.cursor.begin(position)
-        self._pinged_id = self.cursor.last_id
+        self._pinged_at = self.rows.latest
         self._last_heard = at  # until now the client had to wait for the server
         self._rows.begin(self)
 
@@ -145,11 +148,6 @@ class RealtimeSession:
     def most_bytes(self) -> int:
         """Return the size of the largest message that the client may send."""
         return self._limits.realtime_frame_bytes
-
-    @property
-    def write(self) -> Callable[[bytes], None]:
-        """Return the function that writes frames at once, before the answers that wait."""
-        return self._outgoing.write
 
     def close(self, why: Close) -> None:
         """End the conversation; the first reason stands."""
@@ -266,7 +264,7 @@ class RealtimeSession:
             replayed = NOTHING
         state = self.add(topic)
         self._subscribed()
-        self._pinged_id = ""  # the next ping is due: its pong confirms the reply
+        self._pinged_at = None  # the next ping is due: its pong confirms the reply
         self._out.reply(frame, join_response(join.bindings))
         self._out.joined(topic, confirmed, start, replayed)
         self._out.presence(topic, state)
@@ -347,7 +345,9 @@ class RealtimeSession:
         """Have the cursor follow the tables of the present topics."""
         wanted = {channel for topic in self.topics.values() for channel in topic.channels}
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
+        has_news = self.rows.latest != self._pinged_at
         self.rows.topics_changed()
+        self._pinged_at = None if has_news else self.rows.latest
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted if self.rows.view is None else ())))
         self._checked = {}
         self.revision = object()
@@ -426,12 +426,12 @@ class RealtimeSession:
 
     def ping(self) -> bytes:
         """Return the payload of a ping that is written now. It names the position up to here."""
-        self._pinged_id = self.cursor.last_id
+        self._pinged_at = self.rows.latest
         return self.ledger.ping(self._outgoing.position, self.topics)
 
     def ping_if_due(self) -> None:
         """Send a ping if events were written since the last one."""
-        if self.cursor.last_id != self._pinged_id:
+        if self.rows.latest != self._pinged_at:
             self._outgoing.flush(ping=True)
 
     def probe(self, answered: Callable[[], None]) -> None:

@@ -43,9 +43,12 @@ class SharedView:
         topics: the topics of one of them, as they are now.
         version: of the serializer.
         shared: frames of the event that is being delivered.
+
+    Attributes:
+        together: events that were written to all of them at once.
     """
 
-    __slots__ = ("__weakref__", "_by_channel", "_shared", "_topic", "_version")
+    __slots__ = ("__weakref__", "_by_channel", "_shared", "_topic", "_version", "together")
 
     def __init__(self, topics: Sequence[Topic], version: Version, shared: SharedFrames) -> None:
         copies = [_from_the_start(topic) for topic in topics]
@@ -53,6 +56,7 @@ class SharedView:
         self._topic = next((topic for topic in copies if topic.events.relations), None)
         self._version = version
         self._shared = shared
+        self.together: int | None = 0
 
     def encode(self, event: Event, ids: DeliveryIds, now: float) -> bytes:
         """Return the frames of an event; none for a kind of change that the topic does not get."""
@@ -82,7 +86,10 @@ class RowCursor(Cursor):
 
     Attributes:
         view: the dialect that the connection shares with others; None if its frames depend on rows or on the caller.
+        together: None, because as a dialect it is the connection's own.
     """
+
+    together: int | None = None
 
     __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version", "view")
 
@@ -99,6 +106,11 @@ class RowCursor(Cursor):
     def slots(self) -> tuple[Slot, ...]:
         """Return the routes of the topics, and the channels of tables with a topic that has none."""
         return self._slots
+
+    @property
+    def latest(self) -> object:
+        """Return what changes with each event that is written to the connection, alone or with all of its view."""
+        return self.last_id, self.view and self.view.together
 
     @property
     def lookups(self) -> tuple[Slot, ...]:

@@ -1,0 +1,140 @@
+"""Writes of one frame to many sockets, without their connections.
+
+The objects of a connection lie far apart in memory, and while the kernel sends to a thousand sockets, it displaces them
+from the processor's cache: asking each connection how to write to it costs a third of a send. So the files of all
+connections that may be written to directly are kept in one array, and a group of connections is an array of places in
+it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+CLOSED = -1
+
+
+class DirectFile:
+    """The file of one connection, open while it may be written to directly.
+
+    Args:
+        descriptors: see the attribute.
+        unused: numbers that no file has.
+
+    Attributes:
+        descriptors: the file descriptors by number, or `CLOSED`.
+        number: its place, which no other file has as long as this object exists.
+    """
+
+    __slots__ = ("_unused", "descriptors", "number")
+
+    def __init__(self, descriptors: array[int], unused: list[int]) -> None:
+        if not unused:
+            unused.append(len(descriptors))
+            descriptors.append(CLOSED)
+        self.number = unused.pop()
+        self.descriptors = descriptors
+        self._unused = unused
+
+    def open(self, descriptor: int) -> None:
+        """Have frames written to a file descriptor. Nothing else may wait to be written to it."""
+        self.descriptors[self.number] = descriptor
+
+    def close(self) -> None:
+        """Have nothing more written."""
+        self.descriptors[self.number] = CLOSED
+
+    def __del__(self) -> None:
+        self.close()
+        self._unused.append(self.number)
+
+
+class HasFile(Protocol):
+    """A connection with a file."""
+
+    @property
+    def file(self) -> DirectFile:
+        """Return the file, the same for as long as the connection exists."""
+
+
+Owner = TypeVar("Owner", bound=HasFile)
+
+
+class Owners(Generic[Owner]):
+    """Connections that get equal frames, in the order in which they were added.
+
+    The array is made anew after a change, and never outlives the connections: their numbers are used again.
+    """
+
+    __slots__ = ("_by_number", "_numbers")
+
+    def __init__(self, owners: Iterable[Owner] = ()) -> None:
+        self._by_number = {owner.file.number: owner for owner in owners}
+        self._numbers: array[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Owner]:
+        return iter(self._by_number.values())
+
+    def __getitem__(self, number: int) -> Owner:
+        return self._by_number[number]
+
+    def __contains__(self, owner: Owner) -> bool:
+        return owner.file.number in self._by_number
+
+    def add(self, owner: Owner) -> None:
+        """Add a connection."""
+        self._by_number[owner.file.number] = owner
+        self._numbers = None
+
+    def remove(self, owner: Owner) -> None:
+        """Remove a connection; do nothing for one that is not known."""
+        self._by_number.pop(owner.file.number, None)
+        self._numbers = None
+
+    def numbers(self, left_out: Owner | None = None) -> array[int]:
+        """Return the numbers of their files, but not of the one that is left out."""
+        if self._numbers is None:
+            self._numbers = array("i", self._by_number)
+        if left_out is None or left_out not in self:
+            return self._numbers
+        place = self._numbers.index(left_out.file.number)
+        return self._numbers[:place] + self._numbers[place + 1 :]
+
+
+class DirectFiles:
+    """The files of all connections of a gateway.
+
+    Args:
+        write: writes to a file descriptor and returns how many bytes it has taken, as `os.write` does.
+    """
+
+    def __init__(self, write: Callable[[int, bytes], int]) -> None:
+        self._write = write
+        self._descriptors = array("i")
+        self._unused: list[int] = []
+
+    def add(self) -> DirectFile:
+        """Return a new file, which is closed."""
+        return DirectFile(self._descriptors, self._unused)
+
+    def write(self, numbers: Iterable[int], data: bytes) -> list[tuple[int, bytes | memoryview]]:
+        """Write whole WebSocket frames to the files of these numbers.
+
+        Returns:
+            Numbers of the files that have not taken everything, and what their connections have yet to write.
+        """
+        descriptors, write, size = self._descriptors, self._write, len(data)
+        unwritten: list[tuple[int, bytes | memoryview]] = []
+        for number in numbers:
+            descriptor = descriptors[number]
+            try:
+                sent = 0 if descriptor == CLOSED else write(descriptor, data)
+            except OSError:  # full, or broken: the connection tries again, and finds out
+                sent = 0
+            if sent != size:
+                unwritten.append((number, memoryview(data)[sent:] if sent else data))
+        return unwritten
