@@ -305,7 +305,7 @@ async def _clients(
     mount_index(api, pages=settings.pages)
     if capture is not None:
         await _run_capture(parts, capture)
-    await stack.enter_async_context(background(sessions.run(), stopped))
+    await stack.enter_async_context(background(sessions.run(gateway.files, lambda: gateway.feed.position), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
     await stack.enter_async_context(background(collect_garbage(gateway.hub, limits.lifecycle), stopped))

@@ -175,6 +175,7 @@ class Outgoing:
     def __init__(self) -> None:
         self.offset = 5
         self.position: Position | None = at(5)
+        self.follows = False
         self.rewound: list[int] = []
         self.pings: list[bytes] = []
         self.flushes = 0

@@ -463,6 +463,22 @@ def test_news_of_a_view_that_was_left_are_pinged_for() -> None:
     assert len(world.outgoing.pings) == 2
 
 
+def test_a_ping_of_a_client_that_has_everything_is_written_along_with_others() -> None:
+    world = World()
+    world.join(count=0)
+    world.outgoing.follows = True
+    world.session.receive(b'[null, "9", "phoenix", "heartbeat", {}]', world.gateway)
+    assert not world.session.ping_if_due(), "an answer waits, and comes first"
+    assert len(world.outgoing.pings) == 1
+    world.session.cursor.passed("another")
+    assert world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 1
+    world.session.note_ping(7, at(6))
+    assert not world.session.ping_if_due()
+    assert world.session.pong(b"7", in_order=True)
+    assert world.session.ledger.cursors == {"realtime:a": at(6)}
+
+
 def test_a_probe_is_answered_by_its_ping_or_a_later_one() -> None:
     world = World()
     told: list[int] = []

@@ -1,16 +1,19 @@
-"""The pings of sessions are spread, so that no event waits for thousands of them."""
+"""The pings of sessions are spread, so that no event waits for thousands of them, and written together."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from typing import cast
 
 import pytest
 
+from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.dialects.realtime_resume import Ledger
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.limits import ResumeLimits
 
@@ -18,11 +21,20 @@ from momentum_sync.limits import ResumeLimits
 class Pinged:
     """A session without a key, which is never saved."""
 
-    def __init__(self, number: int, pings: list[int]) -> None:
+    def __init__(self, number: int, pings: list[int], file: DirectFile) -> None:
         self.ledger = Ledger(number)
+        self.ledger.pinged = number % 7
+        self.file = file
+        self.data: list[bytes | memoryview] = []
+        self.write = self.data.append
         self._pings = pings
 
-    def ping_if_due(self) -> None:
+    def ping_if_due(self) -> bool:
+        return self.ledger.session % 2 == 0
+
+    def note_ping(self, number: int, position: Position | None) -> None:
+        assert self.data == [], "it is noted before it is written"
+        self.ledger.note_ping(number, position, ("a",))
         self._pings.append(self.ledger.session)
 
 
@@ -30,8 +42,10 @@ async def test_each_session_is_pinged_once_an_interval_and_few_at_once(monkeypat
     pings: list[int] = []
     slept: list[tuple[float, int]] = []
     sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits(ping_s=1.0))
-    for number in range(200):
-        sessions.begin(cast(LiveSession, Pinged(number, pings)))
+    files = DirectFiles(os.write)
+    all_of_them = [Pinged(number, pings, files.add()) for number in range(400)]
+    for session in all_of_them:
+        sessions.begin(cast(LiveSession, session))
 
     async def sleep(seconds: float) -> None:
         slept.append((seconds, len(pings)))
@@ -40,7 +54,16 @@ async def test_each_session_is_pinged_once_an_interval_and_few_at_once(monkeypat
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        await sessions.run()
-    assert sorted(pings) == list(range(200))
+        await sessions.run(files, lambda: Position("e", 5, 1))
+    assert sorted(pings) == list(range(0, 400, 2))
+    for session in all_of_them:
+        due = session.ledger.session in pings
+        payloads = [bytes(data)[2:] for data in session.data]
+        assert payloads == ([str(session.ledger.pinged).encode()] if due else [])
+        if due:
+            assert session.ledger.pinged > session.ledger.session % 7, "the numbers of a client's pings ascend"
+            session.ledger.begin("a", Position("e", 1, 1))
+            assert session.ledger.pong(payloads[0])[0] == session.ledger.pinged
+            assert session.ledger.cursors == {"a": Position("e", 5, 1)}
     counts = [0, *[count for _, count in slept]]
-    assert max(after - before for before, after in itertools.pairwise(counts)) <= 4
+    assert max(after - before for before, after in itertools.pairwise(counts)) <= 8

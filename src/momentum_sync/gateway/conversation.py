@@ -66,6 +66,10 @@ class Outgoing(Protocol):
     def position(self) -> Position | None:
         """Return the position up to which everything has been written; None if the mark there is not known."""
 
+    @property
+    def follows(self) -> bool:
+        """Return whether it follows the feed, so that everything up to the feed's position has been written."""
+
     def rewind(self, offset: int) -> None:
         """Deliver the events after an earlier offset again, to topics that have not had them."""
 

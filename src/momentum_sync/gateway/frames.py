@@ -53,7 +53,7 @@ class Frames:
         inbox: messages not handled yet.
     """
 
-    __slots__ = ("_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox")
+    __slots__ = ("_between_frames", "_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox")
 
     def __init__(self, most: int) -> None:
         # Without extensions there is no compression, so one encoded frame serves every connection.
@@ -65,6 +65,7 @@ class Frames:
         self._parts: list[bytes] = []
         self._binary = False
         self._pong = b""
+        self._between_frames = False  # whether that is known, since the parser was last given bytes
 
     def pong(self, data: bytes) -> bytes | None:
         """Return the payload of received bytes that are one whole pong; None if they are anything else.
@@ -75,12 +76,12 @@ class Frames:
         size = len(data) - _MASKED_HEADER
         if not 0 <= size <= _LONGEST_CONTROL or data[0] != _PONG or data[1] != 0x80 | size:
             return None
-        if not self.is_open or not self._is_between_frames:
+        self._between_frames = self._between_frames or self._is_between_frames()
+        if not self._between_frames or not self.is_open:
             return None
         mask, payload = data[2:_MASKED_HEADER], data[_MASKED_HEADER:]
         return payload if mask == _NO_MASK else bytes(map(xor, payload, cycle(mask)))
 
-    @property
     def _is_between_frames(self) -> bool:
         # Between frames the library's parser waits in `at_eof`, with an empty buffer; within one, in `read_exact`.
         waiting = cast("GeneratorType[None, None, None]", self._protocol.parser)
@@ -90,6 +91,7 @@ class Frames:
 
     def receive(self, data: bytes) -> None:
         """Parse received bytes."""
+        self._between_frames = False
         self._protocol.receive_data(data)
 
     def receive_eof(self) -> None:

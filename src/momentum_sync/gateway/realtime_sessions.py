@@ -29,8 +29,10 @@ from momentum_sync.gateway.dialects.realtime_resume import (
     settle,
 )
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.gateway.direct_files import DirectFiles, Owners
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import ping_frame
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
@@ -232,15 +234,19 @@ class RealtimeSessions:
         """Save a session now. Return whether it still exists: another one may have continued it."""
         return await self._saves.ask(ledger)
 
-    async def run(self) -> None:
-        """Ping and save at intervals, for ever."""
+    async def run(self, files: DirectFiles, position: Callable[[], Position]) -> None:
+        """Ping and save at intervals, for ever.
+
+        Args:
+            files: the files of all connections.
+            position: returns the feed's position.
+        """
         due = 0.0
         while True:
             # Spread over the interval: thousands of pings at once would delay the events that come meanwhile.
             sessions = list(self._live.values())
             for place in range(_SLICES):
-                for session in sessions[place::_SLICES]:
-                    session.ping_if_due()
+                _ping([session for session in sessions[place::_SLICES] if session.ping_if_due()], files, position)
                 await asyncio.sleep(self._limits.ping_s / _SLICES)
             at = time.monotonic()
             if at >= due:
@@ -342,6 +348,17 @@ class RealtimeSessions:
         if ledger is not None:
             return ledger.record()
         return Record(row.session, row.ref, row.cursors, bool(row.is_recent))
+
+
+def _ping(due: Sequence[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> None:
+    """Send one ping to sessions that have all been written everything up to the feed's position."""
+    if not due:
+        return
+    number, here, owners = 1 + max(session.ledger.pinged for session in due), position(), Owners(due)
+    for session in due:
+        session.note_ping(number, here)
+    for unwritten, rest in files.write(owners.numbers(), ping_frame(str(number).encode())):
+        owners[unwritten].write(rest)
 
 
 def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:

@@ -57,7 +57,7 @@ class RealtimeSession:
 
     __slots__ = (
         "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name", "_out",
-        "_outgoing", "_pinged_at", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "file",
+        "_outgoing", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "file",
         "identity", "revision", "rows", "sdk", "topics", "version", "write",
     )  # fmt: skip
 
@@ -93,7 +93,6 @@ class RealtimeSession:
         self._name = name
         self._outgoing: Outgoing
         self._is_lost = False
-        self._pinged_at: object = None
         self._probes: list[tuple[int, Callable[[], None]]] = []
         self._out = Answers(version)
         self._checked: dict[int, bytes] = {}
@@ -127,7 +126,7 @@ class RealtimeSession:
         """Start after a position, as the session of this number. Nothing is sent until the client joins."""
         self._places = Places(self._rows, session, self._name, self.version)
         self.cursor.begin(position)
-        self._pinged_at = self.rows.latest
+        self.rows.pinged()
         self._last_heard = at  # until now the client had to wait for the server
         self._rows.begin(self)
 
@@ -264,7 +263,7 @@ class RealtimeSession:
             replayed = NOTHING
         state = self.add(topic)
         self._subscribed()
-        self._pinged_at = None  # the next ping is due: its pong confirms the reply
+        self.rows.has_news = True  # the next ping is due: its pong confirms the reply
         self._out.reply(frame, join_response(join.bindings))
         self._out.joined(topic, confirmed, start, replayed)
         self._out.presence(topic, state)
@@ -345,9 +344,7 @@ class RealtimeSession:
         """Have the cursor follow the tables of the present topics."""
         wanted = {channel for topic in self.topics.values() for channel in topic.channels}
         self.cursor.unsubscribe([channel for channel in self.cursor.channels if channel not in wanted])
-        has_news = self.rows.latest != self._pinged_at
         self.rows.topics_changed()
-        self._pinged_at = None if has_news else self.rows.latest
         self.cursor.subscribe(Granted(sorted(wanted), frozenset(wanted if self.rows.view is None else ())))
         self._checked = {}
         self.revision = object()
@@ -426,13 +423,20 @@ class RealtimeSession:
 
     def ping(self) -> bytes:
         """Return the payload of a ping that is written now. It names the position up to here."""
-        self._pinged_at = self.rows.latest
-        return self.ledger.ping(self._outgoing.position, self.topics)
+        return self.ledger.ping(self._outgoing.position, self.rows.pinged())
 
-    def ping_if_due(self) -> None:
-        """Send a ping if events were written since the last one."""
-        if self.rows.latest != self._pinged_at:
+    def note_ping(self, number: int, position: Position | None) -> None:
+        """Note that a ping is written, after everything up to a position."""
+        self.ledger.note_ping(number, position, self.rows.pinged())
+
+    def ping_if_due(self) -> bool:
+        """Return whether a ping is due, because events were written, that may be written along with others'.
+
+        Any other is sent at once.
+        """
+        if self.rows.is_ahead_of_ping() and (self._out or not self._outgoing.follows):
             self._outgoing.flush(ping=True)
+        return self.rows.is_ahead_of_ping()
 
     def probe(self, answered: Callable[[], None]) -> None:
         """Send a ping, and call `answered` when it or a later one is answered."""

@@ -186,9 +186,10 @@ class Ledger:
         ref: the highest `ref` that was seen.
         cursors: positions by topic.
         changes: counts changes, to know when to save.
+        pinged: the number of the last ping.
     """
 
-    __slots__ = ("_number", "_pings", "changes", "cursors", "key", "ref", "session")
+    __slots__ = ("_pings", "changes", "cursors", "key", "pinged", "ref", "session")
 
     def __init__(self, session: int) -> None:
         self.session = session
@@ -196,8 +197,8 @@ class Ledger:
         self.ref = 0
         self.cursors: dict[str, Position] = {}
         self.changes = 0
-        self._number = 0
-        self._pings: deque[tuple[int, Position | None, frozenset[str]]] = deque(maxlen=_MOST_PINGS)
+        self.pinged = 0
+        self._pings: deque[tuple[int, Position | None, tuple[str, ...]]] = deque(maxlen=_MOST_PINGS)
 
     def saw(self, ref: object) -> int | None:
         """Take the `ref` of a frame. Return it as a number; None if it is none."""
@@ -222,7 +223,11 @@ class Ledger:
     def withdraw(self, topic: str) -> None:
         """Have the pings so far say nothing about a topic, because it is joined again."""
         self._pings = deque(
-            ((number, position, topics - {topic}) for number, position, topics in self._pings), maxlen=_MOST_PINGS
+            (
+                (number, position, tuple(each for each in topics if each != topic))
+                for number, position, topics in self._pings
+            ),
+            maxlen=_MOST_PINGS,
         )
 
     def end(self, topic: str) -> None:
@@ -231,32 +236,34 @@ class Ledger:
         if self.cursors.pop(topic, None) is not None:
             self.changes += 1
 
-    @property
-    def pinged(self) -> int:
-        """Return the number of the last ping."""
-        return self._number
-
     def rename(self, key: Key | None) -> None:
         """Go on under another key."""
         self.key = key
         self.changes += 1
 
     def ping(self, position: Position | None, joined: Iterable[str]) -> bytes:
-        """Return the payload of a ping, before which everything up to a position was written to these topics.
+        """Return the payload of a ping that is written now."""
+        self.note_ping(self.pinged + 1, position, tuple(joined))
+        return str(self.pinged).encode()
 
-        Without a position its pong confirms only that the replies to the joins have come.
+    def note_ping(self, number: int, position: Position | None, joined: tuple[str, ...]) -> None:
+        """Note a ping, before which everything up to a position was written to these topics.
+
+        Args:
+            number: its number, above that of the last one.
+            position: the position; without one the pong confirms only that the replies to the joins have come.
+            joined: the topics.
         """
-        self._number += 1
-        self._pings.append((self._number, position, frozenset(joined)))
-        return str(self._number).encode()
+        self.pinged = number
+        self._pings.append((number, position, joined))
 
-    def pong(self, payload: bytes, *, moves: bool = True) -> tuple[int, frozenset[str]]:
+    def pong(self, payload: bytes, *, moves: bool = True) -> tuple[int, Set[str]]:
         """Take a pong. Return its ping's number, 0 for none, and the topics that were joined when that was written.
 
         One that does not move the positions leaves them, and these topics, to a later pong.
         """
-        confirmed: frozenset[str] = frozenset()
         number = int(payload) if payload.isdigit() and len(payload) < 16 else 0
+        confirmed: set[str] = set()
         if number not in [each for each, _, _ in self._pings]:
             return 0, confirmed
         if not moves:
@@ -266,7 +273,7 @@ class Ledger:
             each, position, topics = self._pings.popleft()
             if position is not None:
                 self._advance(topics, position)
-            confirmed |= topics
+            confirmed.update(topics)
             if each == number:
                 break
         return number, confirmed

@@ -85,13 +85,14 @@ class RowCursor(Cursor):
         shared: frames of the event that is being delivered.
 
     Attributes:
+        has_news: whether something was written since the last ping that is no event.
         view: the dialect that the connection shares with others; None if its frames depend on rows or on the caller.
         together: None, because as a dialect it is the connection's own.
     """
 
     together: int | None = None
 
-    __slots__ = ("_decision", "_shared", "_slots", "_topics", "_version", "view")
+    __slots__ = ("_decision", "_names", "_pinged_at", "_shared", "_slots", "_topics", "_version", "has_news", "view")
 
     def __init__(self, topics: Mapping[str, Topic], version: Version, shared: SharedFrames) -> None:
         super().__init__(None, frozenset())
@@ -100,6 +101,9 @@ class RowCursor(Cursor):
         self._shared = shared
         self._slots: tuple[Slot, ...] = ()
         self._decision: _Decision | None = None
+        self._pinged_at: tuple[str, int | None] = ("", None)
+        self.has_news = False
+        self._names: tuple[str, ...] = ()
         self.view: Dialect | None = None
 
     @property
@@ -107,10 +111,20 @@ class RowCursor(Cursor):
         """Return the routes of the topics, and the channels of tables with a topic that has none."""
         return self._slots
 
+    def pinged(self) -> tuple[str, ...]:
+        """Note that a ping is written. Return the topics whose events it follows."""
+        self.has_news = False
+        self._pinged_at = self._latest
+        return self._names
+
+    def is_ahead_of_ping(self) -> bool:
+        """Return whether something was written since the last ping."""
+        return self.has_news or self._latest != self._pinged_at
+
     @property
-    def latest(self) -> object:
+    def _latest(self) -> tuple[str, int | None]:
         """Return what changes with each event that is written to the connection, alone or with all of its view."""
-        return self.last_id, self.view and self.view.together
+        return self.last_id, None if self.view is None else self.view.together
 
     @property
     def lookups(self) -> tuple[Slot, ...]:
@@ -120,6 +134,8 @@ class RowCursor(Cursor):
     def topics_changed(self) -> None:
         """Note that the topics or their deciders have changed."""
         self._decision = None
+        has_news = self.is_ahead_of_ping()
+        self._names = tuple(self._topics)
         slots: dict[Slot, None] = {topic.channel: None for topic in self._topics.values()}
         relations = {relation for topic in self._topics.values() for relation in topic.events.relations}
         for relation in sorted(relations):
@@ -131,6 +147,8 @@ class RowCursor(Cursor):
                 slots.update(dict.fromkeys(route for each in routes if each is not None for route in each))
         self._slots = tuple(slots)
         self.view = self._view()
+        self.pinged()
+        self.has_news = has_news
 
     def _view(self) -> Dialect | None:
         topics = list(self._topics.values())

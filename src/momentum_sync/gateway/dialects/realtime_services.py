@@ -10,6 +10,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.page import Newest
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger, Verdict
+from momentum_sync.gateway.direct_files import DirectFile
 from momentum_sync.gateway.subscriber import Dialect
 from momentum_sync.identity.decider import Decider
 from momentum_sync.identity.row_tables import SeenChange
@@ -58,8 +59,19 @@ class LiveSession(Protocol):
     def ledger(self) -> Ledger:
         """Return the session's positions."""
 
-    def ping_if_due(self) -> None:
-        """Send a ping if events were written since the last one."""
+    @property
+    def file(self) -> DirectFile:
+        """Return the connection's file."""
+
+    @property
+    def write(self) -> Callable[[bytes | memoryview], None]:
+        """Return the function that writes frames, or what is left of them."""
+
+    def ping_if_due(self) -> bool:
+        """Return whether a ping is due, because events were written, that may be written along with others'."""
+
+    def note_ping(self, number: int, position: Position | None) -> None:
+        """Note that a ping is written, after everything up to a position."""
 
     def probe(self, answered: Callable[[], None]) -> None:
         """Send a ping, and call `answered` when the client answers it."""
