@@ -36,7 +36,7 @@ from momentum_sync.wire.messages import ping_frame
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
-_SLICES = 50  # of the sessions that are pinged together
+_SLICES = 50  # at most, of the sessions that are pinged together
 _TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -245,9 +245,10 @@ class RealtimeSessions:
         while True:
             # Spread over the interval: thousands of pings at once would delay the events that come meanwhile.
             sessions = list(self._live.values())
-            for place in range(_SLICES):
-                _ping([session for session in sessions[place::_SLICES] if session.ping_if_due()], files, position)
-                await asyncio.sleep(self._limits.ping_s / _SLICES)
+            slices = max(1, min(_SLICES, len(sessions)))
+            for place in range(slices):
+                _ping([session for session in sessions[place::slices] if session.ping_if_due()], files, position)
+                await asyncio.sleep(self._limits.ping_s / slices)
             at = time.monotonic()
             if at >= due:
                 due = at + self._limits.save_s
