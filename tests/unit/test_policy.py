@@ -156,6 +156,17 @@ def test_every_part_that_is_not_compiled_is_named_once() -> None:
     ]  # fmt: skip
 
 
+def test_a_policy_may_have_thousands_of_alternatives() -> None:
+    text = " OR ".join(f"(size = {number})" for number in range(3_000))
+    assert truth(f"({text})", {"size": 2_999}) is True
+    assert truth(f"({text})", {"size": 3_000}) is False
+
+
+def test_a_policy_that_is_nested_too_deeply_is_not_compiled() -> None:
+    with pytest.raises(NotDecidable):
+        parse("(NOT " * 2_000 + "open" + ")" * 2_000)
+
+
 @pytest.mark.parametrize(
     ("claim", "value"),
     [

@@ -440,6 +440,7 @@ def test_a_ping_is_due_after_an_event_that_was_written_to_many_at_once() -> None
     world = World()
     world.join(count=0)
     world.session.ping_if_due()
+    world.session.rows.follow()
     view = world.session.dialect
     assert view.together == 0
     view.together += 1
@@ -448,10 +449,43 @@ def test_a_ping_is_due_after_an_event_that_was_written_to_many_at_once() -> None
         assert len(world.outgoing.pings) == 2
 
 
+def test_one_that_is_behind_is_pinged_for_what_it_was_written_and_not_for_the_events_of_others() -> None:
+    world = World()
+    world.join(count=0)
+    world.session.rows.follow()
+    world.session.ping_if_due()
+    view = world.session.dialect
+    assert view.together is not None
+    view.together += 1
+    world.session.cursor.fall_behind(9)
+    assert world.session.cursor.offset == 9
+    for _ in range(40):
+        view.together += 1
+        world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 2, "after the one event before it fell behind"
+    world.session.rows.follow()
+    world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 2
+    view.together += 1
+    world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 3
+
+
+def test_a_ping_is_due_after_events_that_come_again_after_it() -> None:
+    """A join goes back, a ping goes out before the first page, and the page ends with the event of before."""
+    world = World()
+    world.join(count=0)
+    world.session.ping_if_due()
+    world.session.cursor.passed(world.session.cursor.last_id)
+    world.session.ping_if_due()
+    assert len(world.outgoing.pings) == 2
+
+
 def test_news_of_a_view_that_was_left_are_pinged_for() -> None:
     world = World()
     for topic in ("realtime:a", "realtime:b"):
         world.join(topic, count=0)
+    world.session.rows.follow()
     world.session.ping_if_due()
     view = world.session.dialect
     assert view.together is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -16,6 +17,7 @@ from momentum_sync.gateway.dialects.realtime_services import LiveSession
 from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.limits import ResumeLimits
+from momentum_sync.wire.close import Close
 
 
 class Pinged:
@@ -26,7 +28,7 @@ class Pinged:
         self.ledger.pinged = number % 7
         self.file = file
         self.data: list[bytes | memoryview] = []
-        self.write = self.data.append
+        self.write: Callable[[bytes | memoryview], None] = self.data.append
         self._pings = pings
 
     def ping_if_due(self) -> bool:
@@ -67,3 +69,51 @@ async def test_each_session_is_pinged_once_an_interval_and_few_at_once(monkeypat
             assert session.ledger.cursors == {"a": Position("e", 5, 1)}
     counts = [0, *[count for _, count in slept]]
     assert max(after - before for before, after in itertools.pairwise(counts)) <= 8
+
+
+class Failing(Pinged):
+    """A session that fails when it is looked at, or written to, and perhaps also when it is dropped."""
+
+    def __init__(self, number: int, file: DirectFile, *, at_once: bool, stays: bool) -> None:
+        super().__init__(number, [], file)
+        self._at_once = at_once
+        self._stays = stays
+        self.dropped: list[Close] = []
+        self.write = self._fail
+
+    def _fail(self, _: bytes | memoryview) -> None:
+        raise ZeroDivisionError
+
+    def ping_if_due(self) -> bool:
+        if self._at_once:
+            raise ZeroDivisionError
+        return True
+
+    def drop(self, why: Close) -> None:
+        self.dropped.append(why)
+        if self._stays:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_session_that_fails_is_dropped_and_the_others_are_pinged(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool, stays: bool
+) -> None:
+    sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits())
+    files, pings = DirectFiles(os.write), list[int]()
+    failing = Failing(0, files.add(), at_once=at_once, stays=stays)
+    others = [Pinged(number, pings, files.add()) for number in (2, 4)]
+    for session in (failing, *others):
+        sessions.begin(cast(LiveSession, session))
+    rounds = iter(range(3))
+
+    async def sleep(_: float) -> None:
+        if next(rounds) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sessions.run(files, lambda: Position("e", 5, 1))
+    assert failing.dropped == [Close.RESTART]
+    assert [len(session.data) for session in others] == [1, 1]

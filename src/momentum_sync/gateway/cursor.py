@@ -62,8 +62,15 @@ class Cursor:
         self.boundary = position.boundary
 
     def rewind(self, offset: int) -> None:
-        """Record the offset up to which everything has been delivered, as the subscriber stops following the feed."""
+        """Record the offset up to which everything has been delivered to a subscriber that does not follow the feed."""
         self.offset = offset
+
+    def follow(self) -> None:
+        """Note that the subscriber follows the feed from now on."""
+
+    def fall_behind(self, offset: int) -> None:
+        """Note that the subscriber stops following the feed after an offset."""
+        self.rewind(offset)
 
     @property
     def delivered(self) -> Position | None:

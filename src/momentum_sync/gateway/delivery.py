@@ -264,7 +264,7 @@ class Delivery:
             self._watch(unsent)
 
     def _fall_behind(self, offset: int) -> None:
-        self._connection.cursor.rewind(offset)
+        self._connection.cursor.fall_behind(offset)
         self._enter(DeliveryState.CATCHING_UP)
         self._connection.index()
 
@@ -355,6 +355,7 @@ class Delivery:
         # No `await` lies between this comparison and `update`, so no event falls between the page and the feed.
         if page.through == self._gateway.history.offset and not self._review:
             self._enter(DeliveryState.FOLLOWING)
+            cursor.follow()
             connection.index()
         else:
             # One page per loop iteration: capture and other connections run in between.

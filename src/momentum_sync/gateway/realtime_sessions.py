@@ -247,7 +247,7 @@ class RealtimeSessions:
             sessions = list(self._live.values())
             slices = max(1, min(_SLICES, len(sessions)))
             for place in range(slices):
-                _ping([session for session in sessions[place::slices] if session.ping_if_due()], files, position)
+                _ping([session for session in sessions[place::slices] if _is_due(session)], files, position)
                 await asyncio.sleep(self._limits.ping_s / slices)
             at = time.monotonic()
             if at >= due:
@@ -359,7 +359,28 @@ def _ping(due: Sequence[LiveSession], files: DirectFiles, position: Callable[[],
     for session in due:
         session.note_ping(number, here)
     for unwritten, rest in files.write(owners.numbers(), ping_frame(str(number).encode())):
-        owners[unwritten].write(rest)
+        try:
+            owners[unwritten].write(rest)
+        except Exception as error:
+            _drop(owners[unwritten], error)
+
+
+def _is_due(session: LiveSession) -> bool:
+    """Return whether a ping is due that may be written along with others'."""
+    try:
+        return session.ping_if_due()
+    except Exception as error:
+        _drop(session, error)
+        return False
+
+
+def _drop(session: LiveSession, error: Exception) -> None:
+    """Close a connection that failed, so that it resumes, and go on with the others."""
+    observe.failed("a ping", error)
+    try:
+        session.drop(Close.RESTART)
+    except Exception as worse:
+        observe.failed("the end of a connection", worse)
 
 
 def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:

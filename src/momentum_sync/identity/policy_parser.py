@@ -89,10 +89,9 @@ class PolicyParser:
     def read(self, text: str) -> Condition:
         """Return the condition of a text. Raise NotDecidable."""
         try:
-            tree = parse_one(text, dialect="postgres")
+            return self.condition(parse_one(text, dialect="postgres"))
         except (SqlglotError, RecursionError) as error:
             raise NotDecidable("a form that is not known here") from error
-        return self.condition(tree)
 
     def condition(self, node: exp.Expr) -> Condition:
         """Return the condition of a node. Raise NotDecidable."""
@@ -103,9 +102,9 @@ class PolicyParser:
             case exp.Boolean():
                 return _TRUE if node.this else _FALSE
             case exp.And():
-                return All(_each(self.condition, node.left, node.right))
+                return All(_each(self.condition, *_chain(node)))
             case exp.Or():
-                return Any(_each(self.condition, node.left, node.right))
+                return Any(_each(self.condition, *_chain(node)))
             case exp.Not():
                 return Not(self.condition(node.this))
             case exp.Is() if isinstance(node.expression, exp.Null):
@@ -185,6 +184,20 @@ class PolicyParser:
         if isinstance(inner, Constant) and wanted is Kind.UUID and isinstance(inner.value, str):
             return Constant(inner.value.lower(), Kind.UUID)
         raise NotDecidable("cast")
+
+
+def _chain(node: exp.And | exp.Or) -> list[exp.Expr]:
+    """Return the operands of a chain of AND, or of OR. A loop, because a policy may have hundreds of them."""
+    found: list[exp.Expr] = []
+    waiting: list[exp.Expr] = [node]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, exp.And | exp.Or) and type(each) is type(node):
+            _check_form(each)
+            waiting += (each.right, each.left)
+        else:
+            found.append(each)
+    return found
 
 
 def _each(read: Callable[[Part], Condition], *parts: Part) -> tuple[Condition, ...]:

@@ -85,14 +85,16 @@ class RowCursor(Cursor):
         shared: frames of the event that is being delivered.
 
     Attributes:
-        has_news: whether something was written since the last ping that is no event.
+        has_news: whether something was written since the last ping, other than the events of the view.
         view: the dialect that the connection shares with others; None if its frames depend on rows or on the caller.
         together: None, because as a dialect it is the connection's own.
     """
 
     together: int | None = None
 
-    __slots__ = ("_decision", "_names", "_pinged_at", "_shared", "_slots", "_topics", "_version", "has_news", "view")
+    __slots__ = (
+        "_decision", "_follows", "_names", "_shared", "_slots", "_together", "_topics", "_version", "has_news", "view",
+    )  # fmt: skip
 
     def __init__(self, topics: Mapping[str, Topic], version: Version, shared: SharedFrames) -> None:
         super().__init__(None, frozenset())
@@ -101,7 +103,8 @@ class RowCursor(Cursor):
         self._shared = shared
         self._slots: tuple[Slot, ...] = ()
         self._decision: _Decision | None = None
-        self._pinged_at: tuple[str, int | None] = ("", None)
+        self._follows = False
+        self._together: int | None = None  # of the view, when the last ping was written
         self.has_news = False
         self._names: tuple[str, ...] = ()
         self.view: Dialect | None = None
@@ -111,20 +114,35 @@ class RowCursor(Cursor):
         """Return the routes of the topics, and the channels of tables with a topic that has none."""
         return self._slots
 
+    def passed(self, event_id: str) -> None:
+        """Record the id under which an event was delivered."""
+        super().passed(event_id)
+        self.has_news = True
+
+    def follow(self) -> None:
+        """Note that the subscriber follows the feed from now on, and gets the events of its view."""
+        self._follows = True
+        self._together = self._together_now
+
+    def fall_behind(self, offset: int) -> None:
+        """Note that the subscriber stops following the feed after an offset."""
+        self.has_news = self.is_ahead_of_ping()
+        self._follows = False
+        super().fall_behind(offset)
+
     def pinged(self) -> tuple[str, ...]:
-        """Note that a ping is written. Return the topics whose events it follows."""
+        """Note that a ping is written. Return the topics that it covers."""
         self.has_news = False
-        self._pinged_at = self._latest
+        self._together = self._together_now
         return self._names
 
     def is_ahead_of_ping(self) -> bool:
         """Return whether something was written since the last ping."""
-        return self.has_news or self._latest != self._pinged_at
+        return self.has_news or (self._follows and self._together != self._together_now)
 
     @property
-    def _latest(self) -> tuple[str, int | None]:
-        """Return what changes with each event that is written to the connection, alone or with all of its view."""
-        return self.last_id, None if self.view is None else self.view.together
+    def _together_now(self) -> int | None:
+        return None if self.view is None else self.view.together
 
     @property
     def lookups(self) -> tuple[Slot, ...]:
@@ -134,7 +152,7 @@ class RowCursor(Cursor):
     def topics_changed(self) -> None:
         """Note that the topics or their deciders have changed."""
         self._decision = None
-        has_news = self.is_ahead_of_ping()
+        self.has_news = self.is_ahead_of_ping()
         self._names = tuple(self._topics)
         slots: dict[Slot, None] = {topic.channel: None for topic in self._topics.values()}
         relations = {relation for topic in self._topics.values() for relation in topic.events.relations}
@@ -147,8 +165,7 @@ class RowCursor(Cursor):
                 slots.update(dict.fromkeys(route for each in routes if each is not None for route in each))
         self._slots = tuple(slots)
         self.view = self._view()
-        self.pinged()
-        self.has_news = has_news
+        self._together = self._together_now
 
     def _view(self) -> Dialect | None:
         topics = list(self._topics.values())
