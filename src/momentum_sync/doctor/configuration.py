@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from momentum_sync.doctor.finding import Finding, Level
@@ -16,6 +17,7 @@ AREA = "settings"
 _LEAST_SECRET_BYTES = 32  # RFC 7518, section 3.2, for HS256
 _FILES_BESIDE_SOCKETS = 200  # connections of the database, logs, the event loop
 _LEAST_DISK_BYTES = 5 * 1024**3
+_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
 def invalid(error: Unsuitable, *, ends_checks: bool) -> Finding:
@@ -32,6 +34,7 @@ def check_settings(settings: Settings, names: Iterable[str]) -> Iterator[Finding
     yield _address(settings)
     yield from _exposure(settings)
     yield _files(settings)
+    yield _backlog(settings)
     if settings.otel:
         yield _telemetry()
     if settings.database_url is None:
@@ -140,6 +143,22 @@ def _files(settings: Settings) -> Finding:
         f"the hard limit is {most:,}, but MOMENTUM_MAX_CONNECTIONS allows {settings.max_connections:,}",
         "Each connection needs a file descriptor; at the limit new connections are refused.",
         f"Raise the hard limit (systemd: LimitNOFILE={needed}), or set MOMENTUM_MAX_CONNECTIONS={most // 2}",
+    )  # fmt: skip
+
+
+def _backlog(settings: Settings) -> Finding:
+    try:
+        most = int(_SOMAXCONN.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return Finding(AREA, "backlog", Level.OK, "the kernel names no limit for connections that wait to be accepted")
+    if most >= settings.max_connections:
+        return Finding(AREA, "backlog", Level.OK, "the kernel lets MOMENTUM_MAX_CONNECTIONS wait to be accepted")
+    return Finding(
+        AREA, "backlog", Level.NOTE,
+        f"the kernel lets {most:,} connections wait to be accepted, and MOMENTUM_MAX_CONNECTIONS allows"
+        f" {settings.max_connections:,}",
+        "After a restart all clients connect at once; those that do not fit try again after 1, 3 and 7 seconds.",
+        f"sysctl -w net.core.somaxconn={settings.max_connections}   # if so many clients are expected on one machine",
     )  # fmt: skip
 
 

@@ -216,6 +216,7 @@ async def listening(
         access_log=False,
         lifespan="off",
         server_header=False,
+        backlog=limits.http.backlog,
         timeout_graceful_shutdown=limits.lifecycle.stop_s,
     )
     listeners = [_bind(bound.host, bound.port, limits.http.kernel_bytes, reuse=bound.reuse)]

@@ -130,13 +130,14 @@ class CompiledPolicies:
             Unavailable: the database does not answer.
         """
         key = (identity.role, relation)
-        async with self._locks.setdefault(key, asyncio.Lock()):  # many ask at once after a restart
-            while key not in self._tables:
+        while key not in self._tables:
+            async with self._locks.setdefault(key, asyncio.Lock()):  # many ask at once after a restart
                 generation = self.generation
-                table = await self._load(identity, relation)
-                if generation == self.generation:
-                    self._tables[key] = table
-            table = self._tables[key]
+                if key not in self._tables:
+                    table = await self._load(identity, relation)
+                    if generation == self.generation:
+                        self._tables[key] = table
+        table = self._tables[key]
         condition = None if table is None else self._conditions.get(table)
         if table is None or condition is None:
             return None
@@ -214,14 +215,15 @@ class CompiledPolicies:
     async def published(self, identity: Identity) -> list[RowTable]:
         """Return the published tables that the caller may select from. Raise Unauthenticated for a revoked token."""
         await self.admit(identity)
-        async with self._locks.setdefault(identity.role, asyncio.Lock()):
-            while (tables := self._lists.get(identity.role)) is None:
+        while (tables := self._lists.get(identity.role)) is None:
+            async with self._locks.setdefault(identity.role, asyncio.Lock()):
                 generation = self.generation
-                rows = await self._ask_visible(identity, tables_query(None))
-                tables = [read_table(row) for row in rows]
-                self._published[identity.role] = [table.oid for table in tables]
-                if generation == self.generation:
-                    self._lists[identity.role] = tables
+                if identity.role not in self._lists:
+                    rows = await self._ask_visible(identity, tables_query(None))
+                    found = [read_table(row) for row in rows]
+                    self._published[identity.role] = [table.oid for table in found]
+                    if generation == self.generation:
+                        self._lists[identity.role] = found
         return tables
 
     async def _ask_visible(self, identity: Identity, query: tuple[Query, Params]) -> list[TupleRow]:

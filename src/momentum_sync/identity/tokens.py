@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,7 +33,6 @@ LEEWAY_S = 5.0
 _SIGNED_WITH_A_KEY = frozenset({"RS256", "ES256", "EdDSA"})
 _MAX_TOKEN = 16 * 1024
 _objects = msgspec.json.Decoder(dict[str, Any])
-_signatures = jwt.PyJWS()
 # A `\u` that follows an odd number of backslashes is text and no escape, and jsonb stores it.
 _UNSTORABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u(?:0000|[dD][89a-fA-F])")
 # `datetime` ends here, and `exp` is sent to clients as a timestamp.
@@ -140,14 +139,27 @@ def _header(token: str) -> dict[str, Any]:
     return _objects.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
 
 
+class _Examined(HMACAlgorithm):
+    """HS256 with keys that were examined before. PyJWT does it for each token, which costs a half."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        """Return the key, which `_symmetric` has examined."""
+        assert isinstance(key, bytes)
+        return key
+
+
 @lru_cache(maxsize=8)
-def _symmetric(secret: str) -> jwt.PyJWK:
-    """Return a shared secret as a key. PyJWT examines a secret given as text for each token, which costs a half."""
-    examined = HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
-    return jwt.PyJWK.from_dict({"kty": "oct", "alg": "HS256", "k": urlsafe_b64encode(examined).decode()})
+def _symmetric(secret: str) -> bytes:
+    """Return a shared secret as a key. Raise PyJWTError for a public key or a certificate."""
+    return HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret)
 
 
-def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.PyJWK]) -> tuple[jwt.PyJWK, str]:
+_signatures = jwt.PyJWS()
+_signatures.unregister_algorithm("HS256")
+_signatures.register_algorithm("HS256", _Examined(HMACAlgorithm.SHA256))
+
+
+def _key(header: Mapping[str, Any], rules: TokenRules, keys: Mapping[str, jwt.PyJWK]) -> tuple[jwt.PyJWK | bytes, str]:
     algorithm = header.get("alg")
     if algorithm == "HS256":
         if rules.secret is None:

@@ -292,6 +292,10 @@ class HttpLimits:
     connections: int = 1_000
     """HTTP connections, in addition to the WebSockets."""
 
+    backlog: int = 65_535
+    """Connections that the kernel accepts while the server is busy, as when all clients reconnect. Linux takes at most
+    `net.core.somaxconn`. TCP tries further ones again after 1, 3 and 7 s."""
+
     events_bytes: int = 256 * 1024
     """Size of one response of `/sync/events`."""
 

@@ -56,7 +56,7 @@ class Messages:
         """Have the connection get a topic's messages. Return the JSON of its presence, if the client wants that."""
         key = topic_key(topic)
         self._members.join(key, self._member)
-        self._keys[topic.name] = topic.join.presence_key or self._members.unique()
+        self._keys.pop(topic.name, None)
         return self._members.watch(key, self._member) if topic.join.has_presence and _sees_presence(topic) else None
 
     def renew(self, topic: Topic) -> None:
@@ -103,7 +103,9 @@ class Messages:
                 return _refused("PresenceUnknown: the event is neither track nor untrack"), None
             if (excess := self._excess(key, len(payload))) is not None:
                 return _refused(excess), None
-            self._members.track(key, self._member, self._keys[topic.name], payload)
+            name = self._keys.get(topic.name) or topic.join.presence_key or self._members.unique()
+            self._keys[topic.name] = name
+            self._members.track(key, self._member, name, payload)
         except (msgspec.MsgspecError, BadPresence, RecursionError):
             return _refused("PresenceMalformed: the payload is no JSON object"), None
         # As at Supabase, a client that tracks gets the presence, too.
