@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -124,6 +127,33 @@ async def test_input_that_is_not_http_gets_the_contracts_error(server: Server) -
     async with raw(server) as (reader, writer):
         writer.write(b"\x16\x03\x01 this is TLS, or anything\r\n\r\n")
         assert error_in(await reader.read()) == (400, "bad_request")
+
+
+async def test_as_many_connections_as_the_kernel_allows_wait_to_be_accepted(start: Start) -> None:
+    """All clients reconnect at once after a restart, and one that finds no place tries again a second later."""
+    async with start() as server:
+        address = urlsplit(server.url)
+        found = [backlog for at, backlog in listening_sockets() if at == address.port]
+    assert found == [somaxconn()]
+
+
+def somaxconn() -> int:
+    return int(Path("/proc/sys/net/core/somaxconn").read_text(encoding="ascii"))
+
+
+def listening_sockets() -> Iterator[tuple[int, int]]:
+    """Yield port and backlog of this process's listening sockets. Linux reports the backlog in `tcpi_sacked`."""
+    for each in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(each.readlink()).startswith("socket:"):
+                continue
+            found = socket.socket(fileno=os.dup(int(each.name)))
+        except OSError:  # the folder's own descriptor
+            continue
+        with found:
+            if found.family == socket.AF_INET and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                (sacked,) = struct.unpack_from("I", found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)
+                yield found.getsockname()[1], sacked
 
 
 REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"

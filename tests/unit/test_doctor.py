@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from momentum_sync.doctor import configuration
 from momentum_sync.doctor.configuration import check_settings
 from momentum_sync.doctor.finding import Finding, Level, exit_status
 from momentum_sync.doctor.report import as_json, lines, summary
@@ -115,6 +116,16 @@ def test_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.level is Level.WARNING
     assert "LimitNOFILE=20200" in finding.fix
     assert found(given(max_connections=500))["open files"].level is Level.OK
+
+
+def test_more_connections_than_may_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit = tmp_path / "somaxconn"
+    monkeypatch.setattr(configuration, "_SOMAXCONN", limit)
+    assert found(given())["backlog"].level is Level.OK, "another system than Linux"
+    limit.write_text("4096\n", encoding="ascii")
+    finding = found(given(max_connections=4097))["backlog"]
+    assert (finding.level, finding.fix.partition("   #")[0]) == (Level.NOTE, "sysctl -w net.core.somaxconn=4097")
+    assert found(given(max_connections=4096))["backlog"].level is Level.OK
 
 
 def test_the_disk_matters_where_the_database_is_embedded(tmp_path: Path) -> None:
