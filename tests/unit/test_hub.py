@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -900,11 +901,12 @@ def test_one_that_leaves_or_joins_is_in_the_group_no_longer_or_from_then_on() ->
     wires = together(world, 10, "a")
     world.publish("a")
     world.hub.leave(wires[0])
+    world.publish("a")
     (new,) = together(world, 1, "a")
     new.dialect = wires[1].dialect
     world.hub.update(new)
     world.publish("a")
-    assert [len(wire.taken()) for wire in (*wires, new)] == [1, *[2] * 9, 1]
+    assert [len(wire.taken()) for wire in (*wires, new)] == [1, *[3] * 9, 1]
 
 
 def test_a_group_that_cannot_be_encoded_for_comes_back_and_the_others_get_the_event() -> None:
@@ -950,18 +952,28 @@ def test_an_event_out_of_sight_is_for_none_of_a_group() -> None:
     assert [wire.data for wire in wires] == [[]] * 10
 
 
-def test_the_socket_itself_takes_the_frames_of_a_group() -> None:
+def test_frames_of_several_groups_are_counted_together_and_name_the_channel() -> None:
     world = World()
-    wires = together(world, 10, "a")
-    pairs = [socket.socketpair() for _ in wires]
-    for wire, (server, client) in zip(wires, pairs, strict=True):
-        wire.file.open(server.fileno())
-        client.setblocking(False)
+    wires = [*together(world, 10, "a"), *together(world, 10, "a")]
     world.publish("a")
-    assert [wire.data for wire in wires] == [[]] * 10
-    got = {client.recv(1 << 16) for _, client in pairs}
-    assert len(got) == 1
-    assert b"abcdef01-1" in got.pop()
-    for server, client in pairs:
-        server.close()
-        client.close()
+    assert world.delivered[0][1:3] == (20, sum(len(data) for wire in wires for data in wire.data))
+    assert {message["event"]["channel"] for wire in wires for message in wire.taken()} == {"a"}
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["a group", "each after its own event"])
+def test_the_socket_itself_takes_the_frames(shared: bool) -> None:
+    world = World()
+    wires = together(world, 10, "a") if shared else [world.join("a") for _ in range(10)]
+    with ExitStack() as stack:
+        clients = []
+        for wire in wires:
+            wire.data.clear()
+            server, client = map(stack.enter_context, socket.socketpair())
+            wire.file.open(server.fileno())
+            client.setblocking(False)
+            clients.append(client)
+        world.publish("a")
+        assert [wire.data for wire in wires] == [[]] * 10
+        for client in clients:
+            text, rest = payload(client.recv(1 << 16))
+            assert (json.loads(text)["event"]["id"].startswith("abcdef01-1-"), rest) == (True, b"")

@@ -7,7 +7,7 @@ database's own; between connections only `previous_id` differs.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from momentum_sync.eventlog.event import Event
@@ -88,8 +88,8 @@ class FanOut:
             plain: subscribers that get every event on the channel.
             careful: subscribers with a snapshot boundary, or with a channel that is checked per event.
         """
-        apart: Collection[Subscriber] = plain
-        considered: Collection[Subscriber] = careful
+        apart: Subscribers | Sequence[Subscriber] = plain
+        considered: Subscribers | Sequence[Subscriber] = careful
         if not self.matched:
             self.matched = True
             self._first = plain, careful

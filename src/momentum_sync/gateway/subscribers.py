@@ -38,17 +38,14 @@ class Subscribers:
     def __iter__(self) -> Iterator[Subscriber]:
         return iter(self._members)
 
-    def __contains__(self, subscriber: object) -> bool:
-        return subscriber in self._members
-
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber."""
         self._members[subscriber] = None
         self._groups = None
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Remove a subscriber; do nothing for one that is not known."""
-        self._members.pop(subscriber, None)
+        """Remove a subscriber."""
+        del self._members[subscriber]
         self._groups = None
 
     @property
