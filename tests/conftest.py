@@ -32,7 +32,7 @@ def log_left_alone() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported out of garbage collections: every server in the tests begins with a full one."""
+    """Take the imported modules out of garbage collections: every server in the tests begins with a full one."""
     gc.collect()
     gc.freeze()
 

@@ -251,7 +251,7 @@ def unsent(events: int) -> None:
 
 
 def not_followed(relation: int, error: Exception) -> None:
-    """Log that a table which a gateway needs cannot be followed. The gateway answers its clients by itself."""
+    """Log that a table which a gateway needs cannot be followed. The gateway itself answers its clients."""
     _log.warning("table not followed", relation=relation, error=described(error))
 
 

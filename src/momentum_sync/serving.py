@@ -44,7 +44,7 @@ class Source(NamedTuple):
     Attributes:
         feed: the feed.
         log: the log.
-        samples: takes samples of what is delivered.
+        samples: takes samples of delivered events.
         rows: has changes of rows become events.
         reader: moves the feed; None where capture does, in this process.
         spans: makes the spans of events that are traced.

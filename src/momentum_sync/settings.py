@@ -421,7 +421,7 @@ def _field(error: ErrorDetails) -> str | None:
 
 
 def _unsuitable(error: ErrorDetails) -> Unsuitable:
-    """Return an error with the variable of the setting, and what to write instead."""
+    """Return an error with the variable of the setting, and a value to write instead."""
     name = "_".join(str(part) for part in error["loc"])
     named = name if name.isupper() else f"MOMENTUM_{name.upper()}"
     said = error["msg"].removeprefix("Value error, ")

@@ -76,7 +76,7 @@ class TokenBuckets:
     # Together with others
 
     def record(self) -> None:
-        """Record from now on what is taken, for `taken`."""
+        """Record from now on the tokens taken, for `taken`."""
         self._taken = {}
 
     def taken(self, share: float) -> dict[Hashable, int]:

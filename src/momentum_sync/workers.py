@@ -107,7 +107,7 @@ async def workers(settings: Settings, conninfo: str, limits: Limits | None = Non
 
 
 def _patience_s(settings: Settings, limits: Limits) -> float:
-    """Return how long the orderly end of a worker may take: drain, the last answers, and what is saved at the end."""
+    """Return how long the orderly end of a worker may take: drain, the last answers, and saving at the end."""
     return settings.drain.total_seconds() + 3 * limits.lifecycle.stop_s
 
 
@@ -141,7 +141,7 @@ def _reserved(host: str, port: int) -> socket.socket:
 
 
 class Worker:
-    """One process, started again whenever it ends by itself.
+    """One process, started again whenever it ends unasked.
 
     Attributes:
         name: its name in the log.

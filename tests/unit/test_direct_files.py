@@ -1,4 +1,4 @@
-"""One frame to the files of many connections: to the open ones, whole or with the rest told, and to nobody else's."""
+"""One frame to the files of many connections: whole to the open ones, and otherwise the rest is returned."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Connection(NamedTuple):
         return self.file.descriptors[self.file.number] != CLOSED
 
     def read(self) -> bytes:
-        """Return what has come."""
+        """Return the bytes that have come."""
         try:
             return self.client.recv(1 << 20)
         except BlockingIOError:
@@ -46,7 +46,7 @@ class Room:
     def write(
         self, owners: Owners[Connection], data: bytes = FRAME, left_out: Connection | None = None
     ) -> list[tuple[Connection, bytes | memoryview]]:
-        """Write to all, and return what is left."""
+        """Write to all, and return the rest of each."""
         return [(owners[number], rest) for number, rest in self.files.write(owners.numbers(left_out), data)]
 
     def connect(self) -> Connection:
@@ -143,7 +143,7 @@ def test_owners_keep_their_files() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "remove", "forget", "open", "close", "write"]), st.integers(0, 9))))
 def test_any_history(steps: list[tuple[str, int]]) -> None:
-    """Each frame comes to all who are in the group and open, once, and to nobody else."""
+    """Each frame comes once to each open member of the group, and to no other connection."""
     with ExitStack() as stack:
         room = Room(stack)
         group: Owners[Connection] = Owners()

@@ -205,7 +205,7 @@ def shortened(event_id: str) -> str:
 
 
 class Together(Counting):
-    """A dialect whose frames do not depend on the event before."""
+    """A dialect with frames that do not depend on the event before."""
 
     together: int | None = 0
 

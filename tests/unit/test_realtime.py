@@ -472,7 +472,7 @@ def test_one_that_is_behind_is_pinged_for_what_it_was_written_and_not_for_the_ev
 
 
 def test_a_ping_is_due_after_events_that_come_again_after_it() -> None:
-    """A join goes back, a ping goes out before the first page, and the page ends with the event of before."""
+    """A join goes back, a ping goes out before the first page, and the page ends with the same event as before."""
     world = World()
     world.join(count=0)
     world.session.ping_if_due()

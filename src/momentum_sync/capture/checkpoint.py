@@ -224,7 +224,7 @@ class Checkpoints:
                 and a log without events that the feed saw logged was restored from a copy.
             seen: the log as it was while another instance wrote it; see `last_logged`.
             broke: why the history ends here regardless of the log, if the stream has shown it.
-            publications: those whose rows the stream carries.
+            publications: those of the rows in the stream.
 
         Raises:
             FencedOff: the log belongs to another slot that still exists.

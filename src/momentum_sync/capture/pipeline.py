@@ -55,7 +55,7 @@ class Pipeline:
         limits: bounds.
         load_types: loads types by their ids.
         asked_to_follow: called with a gateway's request to follow a table, the id of the relation as text.
-        publications: the publications whose rows the stream carries.
+        publications: the publications of the rows in the stream.
         spans: makes the spans of events that are traced.
 
     Attributes:

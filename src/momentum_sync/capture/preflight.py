@@ -76,7 +76,7 @@ def check(conninfo: str, slot: str, *, capture: str | None = None, captures: boo
 
 
 def examine(conninfo: str, slot: str, *, capture: str | None = None, captures: bool = True) -> Iterator[Examined]:
-    """Yield what each check finds, to its end or to a check that the later ones depend on. Arguments as for `check`.
+    """Yield the findings of each check, to the end or to one that the later ones depend on. Arguments as for `check`.
 
     Raises:
         Unsuitable: the database cannot be reached.

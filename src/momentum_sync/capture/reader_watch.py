@@ -1,6 +1,6 @@
 """Notices that the WAL sender of another instance has lost its client.
 
-PostgreSQL ends such a WAL sender by itself after `wal_sender_timeout`. But it measures that time by the wall clock: if
+PostgreSQL itself ends such a WAL sender after `wal_sender_timeout`. But it measures that time by the wall clock: if
 the clock is set back, the WAL sender keeps the slot for as long as the clock was set back.
 """
 

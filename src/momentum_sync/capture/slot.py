@@ -340,7 +340,7 @@ async def open_stream(
         conninfo: connection string of a role that may replicate.
         slot: name of the slot.
         limits: bounds.
-        publications: those whose rows come, too.
+        publications: their rows come, too.
 
     Raises:
         SlotBusy: another instance holds the slot.

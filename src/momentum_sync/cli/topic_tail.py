@@ -37,7 +37,7 @@ class Message(NamedTuple):
 
     Attributes:
         kind: the event of a broadcast; `joined`, `left` or `here` for a change of presence; empty for a notice.
-        fields: what is shown of it. What a member sent is in `payload` or `state`, and nowhere else.
+        fields: the fields that are shown. A member's own data is in `payload` or `state`, and nowhere else.
     """
 
     kind: str

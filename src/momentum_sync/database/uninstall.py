@@ -89,7 +89,7 @@ def _tell_what_stays(tell: Callable[[str], None], left: Sequence[str], servers: 
 
 
 def _users_of_realtime(connection: Connection[TupleRow]) -> list[str]:
-    """Return what the app has that uses schema realtime. Raise Unsuitable if functions of the app would fail."""
+    """Return the app's objects that use schema realtime. Raise Unsuitable if functions of the app would fail."""
     calling = connection.execute(_SQL["users_of_momentum"], {"ours": made("function")}).fetchall()
     if calling:
         raise Unsuitable(

@@ -111,7 +111,7 @@ def check_database(settings: Settings, conninfo: str, *, old_s: float = 300.0) -
 
 
 def guarded(area: str, name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield what a check finds, or that it failed."""
+    """Yield the findings of a check, or that it failed."""
     try:
         yield from check()
     except (psycopg.Error, MomentumError, OSError, TimeoutError) as error:

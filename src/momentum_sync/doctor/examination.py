@@ -1,4 +1,4 @@
-"""All checks, in the order of a report: what later ones depend on comes first."""
+"""All checks, in the order of a report, in which each comes after those that it depends on."""
 
 from __future__ import annotations
 

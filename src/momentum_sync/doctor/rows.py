@@ -17,5 +17,5 @@ _Row = TypeVar("_Row")
 
 
 def rows_of(connection: Connection[TupleRow], name: str, kind: type[_Row], **parameters: object) -> Sequence[_Row]:
-    """Return the rows of a statement as objects whose attributes are its columns."""
+    """Return the rows of a statement as objects with its columns as attributes."""
     return connection.cursor(row_factory=class_row(kind)).execute(SQL[name], parameters or None).fetchall()

@@ -1,4 +1,4 @@
-"""A NATS connection whose calls do not wait for the network.
+"""A NATS connection with calls that do not wait for the network.
 
 Messages may be lost, and nothing may depend on one: core NATS delivers at most once.
 """

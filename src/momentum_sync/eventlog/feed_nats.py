@@ -115,7 +115,7 @@ class FeedWriter:
 
 
 class FeedReader:
-    """Moves a gateway's feed by what capture writes to the broker and to the log.
+    """Moves a gateway's feed by the messages of capture on the broker, and by the log.
 
     Args:
         feed: the gateway's feed.
@@ -282,7 +282,7 @@ class FeedReader:
 
 @contextmanager
 def _noting() -> Iterator[None]:
-    """Log the error of a subscriber. The log brings what it has kept from the others."""
+    """Log the error of a subscriber. The log has the events that it has kept from the others."""
     try:
         yield
     except Exception as error:

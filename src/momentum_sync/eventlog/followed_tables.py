@@ -1,6 +1,6 @@
 """The tables whose changed rows are events, as a gateway sees them: capture in another process follows them.
 
-A gateway asks by a message in the WAL, which reaches whatever instance reads the slot, now or after a take-over. The
+A gateway asks by a message in the WAL, which reaches the instance that reads the slot, now or after a take-over. The
 answer is the row that the instance writes into `momentum.followed_tables`: changes that commit after it are events.
 """
 

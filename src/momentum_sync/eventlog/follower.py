@@ -141,7 +141,7 @@ class Follower:
         return at - self._heard_at > self._limits.silence_s
 
     def heard(self, message: FeedMessage, at: float) -> None:
-        """Take a message from the broker. An error of a subscriber is raised, and the log brings what is missing."""
+        """Take a message from the broker. An error of a subscriber is raised, and the log has the missing events."""
         feed = self._feed
         if message.epoch != feed.epoch:
             # Fences order writers within one epoch only: after a restore a new epoch may have a lower one. So the log
@@ -236,13 +236,13 @@ class Follower:
             while kept:
                 self._take(kept.popleft())
         finally:
-            if kept:  # a subscriber failed: the log has what is missing
+            if kept:  # a subscriber failed: the log has the missing events
                 self._wants_read = True
 
     def status(self, at: float, *, is_connected: bool) -> FeedStatus:
         """Return the status of the feed as this gateway has it."""
         status = self._status
-        if status is None or self.is_silent(at):  # what capture said last may be long past
+        if status is None or self.is_silent(at):  # the last status may be long past
             status = FeedStatus(CaptureState.LIVE, 0.0, UNKNOWN_SLOT, Triggers([], []))
         lag, state = self.probe.lag(at), status.state
         if not self._feed.epoch:

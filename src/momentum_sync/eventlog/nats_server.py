@@ -62,7 +62,7 @@ class NatsServer:
     """One `nats-server` process, which keeps its port over restarts.
 
     Attributes:
-        token: what it asks for.
+        token: the secret that it asks for.
         port: its port, once it has been started.
     """
 

@@ -85,7 +85,7 @@ class Outgoing(Protocol):
 
     @property
     def write(self) -> Callable[[bytes | memoryview], None]:
-        """Return the function that writes whole frames, or what is left of them, before the messages that wait."""
+        """Return the function that writes whole frames, or their rest, before the messages that wait."""
 
 
 class Conversation(Protocol):

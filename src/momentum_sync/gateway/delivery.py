@@ -65,7 +65,7 @@ def close_for(error: Exception) -> Close:
 
 
 def error_for_client(error: Exception, where: str) -> RequestError:
-    """Return what to tell a client of a failure, and log one that is a defect of the server's."""
+    """Return the error for a client after a failure, and log one that is a defect of the server's."""
     if isinstance(error, RequestError):
         return error
     observe.failed(where, error)
@@ -167,7 +167,7 @@ class Delivery:
         return self._gateway.send_budget.has_room(size)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write whole frames, or what is left of them.
+        """Write whole frames, or the rest of some.
 
         Data that the socket does not take stays a part of them: there is no copy for each connection.
 

@@ -64,7 +64,7 @@ Owner = TypeVar("Owner", bound=HasFile)
 class Owners(Generic[Owner]):
     """Connections that get equal frames, in the order in which they were added.
 
-    The array is made anew after a change, and never outlives the connections: their numbers are used again.
+    A change discards the array, which never outlives the connections: their numbers are used again.
     """
 
     __slots__ = ("_by_number", "_numbers")
@@ -125,7 +125,7 @@ class DirectFiles:
         """Write whole WebSocket frames to the files of these numbers.
 
         Returns:
-            Numbers of the files that have not taken everything, and what their connections have yet to write.
+            Numbers of the files that have not taken everything, each with the rest for its connection to write.
         """
         descriptors, write, size = self._descriptors, self._write, len(data)
         unwritten: list[tuple[int, bytes | memoryview]] = []

@@ -196,7 +196,7 @@ class RealtimeSessions:
         return verdict
 
     def claimed(self, sessions: Iterable[int]) -> None:
-        """Close those of the sockets here whose sessions another socket continues."""
+        """Close the sockets here of sessions that another socket continues."""
         for session in sessions:
             if (old := self._live.get(session)) is not None:
                 old.drop(Close.REPLACED)

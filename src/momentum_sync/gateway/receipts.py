@@ -1,4 +1,4 @@
-"""Receipts: how far each device of a user has confirmed what it was sent.
+"""Receipts: the position up to which each device of a user has confirmed the events.
 
 Every WebSocket library answers pings, in stream order, so a pong confirms everything that was written before its ping.
 The positions are collected here, one for each device, and saved together. A device that was sent nothing since its
@@ -37,8 +37,8 @@ class Receipts:
     """Receipts of one gateway that are not saved yet.
 
     Args:
-        most: devices whose receipts are kept unsaved. Above it the oldest receipt is dropped; that device is recorded
-            again only after its next event.
+        most: devices with unsaved receipts. Above it the oldest receipt is dropped; that device is recorded again only
+            after its next event.
         generation: returns the feed's generation. Receipts of an earlier one are dropped, because their offsets are not
             comparable.
     """
@@ -102,7 +102,7 @@ class Device:
 
     Args:
         receipts: where confirmed positions go.
-        user_id: the user, whose own token the device has.
+        user_id: the user; the device has a token of this user's own.
         name: the device's name for itself.
     """
 

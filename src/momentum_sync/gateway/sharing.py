@@ -235,7 +235,7 @@ class Sharing:
             await asyncio.sleep(self._limits.report_s)
 
     def report(self) -> None:
-        """Say that this gateway is there, and what its users took of their rates. Once a second."""
+        """Report this gateway, and the use of its users' rates. Once a second."""
         taken = {}
         for name, buckets in self._rates.items():
             spent = {str(user): count for user, count in buckets.taken(self._limits.share).items()}

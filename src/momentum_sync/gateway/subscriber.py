@@ -52,7 +52,7 @@ class Subscriber(Protocol):
         dialect: its encoding.
         sdk: the client's library, by name and version, as far as it is known.
         file: its file, for writes to many at once.
-        write: writes whole frames, or what is left of them; data that the socket does not take at once is buffered.
+        write: writes whole frames, or their rest; data that the socket does not take at once is buffered.
     """
 
     cursor: Cursor

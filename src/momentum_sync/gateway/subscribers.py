@@ -8,7 +8,7 @@ from typing import NamedTuple
 from momentum_sync.gateway.direct_files import Owners
 from momentum_sync.gateway.subscriber import Dialect, Subscriber
 
-_FEW = 8  # so many subscribers are written to one by one: most slots have one or two, and a group costs memory
+_FEW = 8  # fewer subscribers are written to one by one: most slots have one or two, and a group costs memory
 
 
 class Groups(NamedTuple):

@@ -40,7 +40,7 @@ class Member(Protocol):
 
     @property
     def write(self) -> Callable[[bytes | memoryview], None]:
-        """Return the function that writes whole WebSocket frames, or what is left of them."""
+        """Return the function that writes whole WebSocket frames, or their rest."""
 
     def drop(self, why: Close) -> None:
         """End the connection now."""

@@ -425,7 +425,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._transport.close()
 
     def _discard(self) -> None:
-        """Write nothing more, and discard what arrives until the client closes, for a bounded time.
+        """Write nothing more, and discard the client's bytes until it closes, for a bounded time.
 
         A socket closed with unread data resets the connection (RFC 2525, section 2.17), and a client that is still
         sending would never read why.

@@ -86,7 +86,7 @@ class CompiledPolicies:
         self._admitted: set[Identity] = set()
         self._revoked: dict[str, float] | None = None  # by user, as far as all are known
         self._locks: dict[object, asyncio.Lock] = {}
-        # None for a table whose policies are not compiled.
+        # None for a table with policies that are not compiled.
         self._conditions: dict[RowTable, Condition | None] = {}
         self._reasons: dict[RowTable, tuple[str, ...]] = {}
         self._on_change: Callable[[], None] = lambda: None
@@ -105,7 +105,7 @@ class CompiledPolicies:
         return all(snapshot.sees(xid) for xid in self._changed_by)
 
     def changed(self, xid: int) -> None:
-        """Note that a transaction has changed policies, or what they depend on. Older answers do not count."""
+        """Note that a transaction has changed policies, or objects that they depend on. Older answers do not count."""
         self._changed_by = [*self._changed_by[-99:], xid]
         self._forget()
 

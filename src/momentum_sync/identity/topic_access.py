@@ -18,7 +18,7 @@ class TopicAccess(NamedTuple):
     """A caller's rights on a topic.
 
     Attributes:
-        reads: the extensions whose messages it gets.
+        reads: the extensions with messages for it.
         writes: those that it may send.
     """
 

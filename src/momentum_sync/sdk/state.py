@@ -22,7 +22,7 @@ from momentum_sync.domain.messages import (
     ScoreChanged,
 )
 
-# Both lists are those of the server's snapshot; otherwise a resync would change what is shown.
+# Both lists are those of the server's snapshot; otherwise a resync would change the display.
 _OPEN = ("scheduled", "in_progress")
 _UNREAD = ("pending", "sent", "delivered")
 _KINDS: Mapping[Any, type[ScoreChanged | InterventionChanged | PushNotification | NotificationRemoved]] = EVENTS

@@ -4,7 +4,7 @@ A broadcast that came as text goes on as text, with its payload as it was. A bin
 2.0.0, and as text to version 1.0.0, which has no place for a payload that is not JSON. Payloads are never decoded.
 Source: Supabase, "Realtime Protocol", section "Broadcast".
 
-What comes from the database is in the log as the JSON of a text frame's payload. Bytes, for which that has no place,
+A message from the database is in the log as the JSON of a text frame's payload. Bytes, for which that has no place,
 are in it as base64.
 """
 

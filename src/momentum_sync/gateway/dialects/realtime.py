@@ -52,7 +52,7 @@ class RealtimeSession:
         version: of the serializer.
         sdk: the protocol and that version: these clients do not name themselves.
         file: the connection's file, for writes to many at once.
-        write: writes frames, or what is left of them, before the answers that wait.
+        write: writes frames, or their rest, before the answers that wait.
     """
 
     __slots__ = (

@@ -60,7 +60,7 @@ class Messages:
         return self._members.watch(key, self._member) if topic.join.has_presence and _sees_presence(topic) else None
 
     def renew(self, topic: Topic) -> None:
-        """Take away what the caller of a joined topic may not do any longer."""
+        """Take away the rights that the caller of a joined topic has lost."""
         key = topic_key(topic)
         if PRESENCE not in topic.access.writes:
             self._members.untrack(key, self._member)

@@ -70,14 +70,14 @@ class SharedView:
 
 
 def _from_the_start(topic: Topic) -> Topic:
-    """Return a topic that gets what this one does, whenever it was joined."""
+    """Return a topic that gets the same events as this one, whenever it was joined."""
     events = TopicEvents((), topic.events.watches, 0)
     events.deciders = topic.events.deciders
     return Topic(topic.name, None, topic.identity, topic.ends_at, events, topic.join)
 
 
 class RowCursor(Cursor):
-    """A cursor whose events are chosen by the topics. It encodes the events that need no database.
+    """A cursor with events that the topics choose. It encodes the events that need no database.
 
     Args:
         topics: the joined topics by name.

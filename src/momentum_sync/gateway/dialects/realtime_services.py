@@ -65,7 +65,7 @@ class LiveSession(Protocol):
 
     @property
     def write(self) -> Callable[[bytes | memoryview], None]:
-        """Return the function that writes frames, or what is left of them."""
+        """Return the function that writes frames, or their rest."""
 
     def ping_if_due(self) -> bool:
         """Return whether a ping is due, because events were written, that may be written along with others'."""

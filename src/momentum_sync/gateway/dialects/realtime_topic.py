@@ -26,7 +26,7 @@ from momentum_sync.wire.row_watch import Test, Watch, matches, tested
 
 _ids = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
-# Types whose equal values have equal JSON.
+# Types of which equal values have equal JSON.
 _ROUTED = frozenset({"uuid", "text", "varchar", "int2", "int4", "int8", "bool", "date"})
 
 
