@@ -64,7 +64,7 @@ TESTS = {
     "gateway/routes": ["test_routes"],
     "gateway/send_budget": ["test_send_budget"],
     "gateway/subscribers": ["test_hub"],
-    "gateway/topic_members": ["test_realtime_messages"],
+    "gateway/topic_members": ["test_topic_members", "test_realtime_messages"],
     "identity/decider": ["test_policy", "test_realtime_topic"],
     "identity/policy": ["test_policy"],
     "identity/policy_parser": ["test_policy"],
