@@ -273,8 +273,9 @@ def test_unanswered_pings_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ref", "number"), [("7", 7), (7, 7), ("x", None), (None, None), ("-1", None), ("9" * 40, None), ("0", 0)]
-)
+    ("ref", "number"), [("7", 7), (7, 7), ("x", None), (None, None), ("-1", None), ("9" * 40, None), ("0", 0),
+     (str(2**53 - 1), 2**53 - 1), (str(2**53), None)],
+)  # fmt: skip
 def test_the_highest_ref_counts(ref: object, number: int | None) -> None:
     found = Ledger(1)
     found.saw("3")
