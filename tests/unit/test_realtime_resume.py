@@ -182,6 +182,17 @@ def test_a_client_is_named_by_its_id_or_else_by_what_its_token_says() -> None:
     assert key_of(None, identity(claims='{"session_id": 7}')) == key_of(None, identity())
 
 
+def test_a_key_names_the_user_and_is_the_same_in_every_version() -> None:
+    """It is in the database: another digest would separate clients from their records."""
+    mine = key_of("c", identity())
+    assert mine == Key("9c59e52a201bcfc88d87da7245dd5d9f", True, True, UUID(int=1))
+    foreign = key_of("c", identity(user=None, claims='{"sub": "auth0|7"}'))
+    nobody = key_of("c", identity("anon", None))
+    assert foreign is not None
+    assert nobody is not None
+    assert [(key.has_user, key.user_id) for key in (foreign, nobody)] == [(True, None), (False, None)]
+
+
 def test_users_never_share_keys() -> None:
     keys = [
         key_of("c", identity(user=1)), key_of("c", identity(user=2)), key_of("c", identity("anon", None)),
