@@ -436,6 +436,11 @@ def test_pings_confirm_what_was_written_before_them() -> None:
     assert world.session.ledger.cursors == {"realtime:a": at(6), "realtime:b": at(6)}
 
 
+def test_before_its_first_join_a_client_is_found_under_nothing() -> None:
+    cursor = World().session.cursor
+    assert (cursor.slots, cursor.lookups) == ((), ())
+
+
 def test_a_ping_is_due_after_an_event_that_was_written_to_many_at_once() -> None:
     world = World()
     world.join(count=0)
