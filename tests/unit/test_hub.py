@@ -952,6 +952,27 @@ def test_an_event_out_of_sight_is_for_none_of_a_group() -> None:
     assert [wire.data for wire in wires] == [[]] * 10
 
 
+@pytest.mark.parametrize("text", ["", "x" * 200], ids=["small", "larger than may be collected"])
+def test_of_larger_frames_that_differ_one_at_a_time_is_in_memory(text: str) -> None:
+    world = World(coalesced=100)
+    wires = [world.join("a", f"own {number}") for number in range(3)]
+    for number, wire in enumerate(wires):
+        world.publish(f"own {number}")
+        wire.taken()
+    steps: list[str] = []
+    encode = world.dialect.encode
+
+    def noted(event: Event, ids: DeliveryIds, now: float) -> bytes:
+        steps.append("encoded")
+        return encode(event, ids, now)
+
+    world.dialect.encode = noted  # type: ignore[method-assign]
+    for wire in wires:
+        wire.write = lambda _: steps.append("written")
+    world.publish("a", body=b'{"event_type":"x","text":"%b"}' % text.encode())
+    assert steps == (["encoded", "written"] * 3 if text else ["encoded"] * 3 + ["written"] * 3)
+
+
 def test_frames_of_several_groups_are_counted_together_and_name_the_channel() -> None:
     world = World()
     wires = [*together(world, 10, "a"), *together(world, 10, "a")]

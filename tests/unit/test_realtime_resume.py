@@ -183,7 +183,7 @@ def test_a_client_is_named_by_its_id_or_else_by_what_its_token_says() -> None:
 
 
 def test_a_key_names_the_user_and_is_the_same_in_every_version() -> None:
-    """It is in the database: another digest would separate clients from their records."""
+    """The database has it: with another digest, clients would not find their records."""
     mine = key_of("c", identity())
     assert mine == Key("9c59e52a201bcfc88d87da7245dd5d9f", True, True, UUID(int=1))
     foreign = key_of("c", identity(user=None, claims='{"sub": "auth0|7"}'))

@@ -1,5 +1,5 @@
 -- name: session
--- The process that serves this session, the time of the database, and the bounds of connections and retained WAL.
+-- The backend of this connection, the time of the database, and the bounds of connections and retained WAL.
 select
     pg_backend_pid() as pid,
     extract(epoch from clock_timestamp())::float8 as now,

@@ -144,7 +144,8 @@ class FanOut:
         event_id, cache_keys, keep, unwritten = self._event_id, self.event.cache_keys, self._keep, self._unwritten
         large = len(self.event.body) if len(self.event.body) > self._limits.large_bytes else 0
         most = self._limits.coalesced_bytes
-        at_once = not keep and not unwritten and not large  # a large frame takes room that the next may lack
+        # Frames that differ between connections are all in memory until they are written, so only small ones wait.
+        at_once = not keep and not unwritten and len(self.event.body) <= most
         runs: dict[int, _Run] = {}
         run = _Run(b"", [])
         previous_id, dialect, data, size, frames = None, None, b"", 0, 0
