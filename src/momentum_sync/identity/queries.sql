@@ -159,10 +159,13 @@ select exists (
 -- name: allowed_rows
 -- Asked as the caller: the places of the given rows that the policies allow, from 0. The rows have the columns that the
 -- policies read. The policies stand in a scope of their own, in which a name can mean nothing but a column of the row.
+-- A subquery in FROM and not in EXISTS: there the planner cannot make a join of a policy's own EXISTS, and looks its
+-- table up for each row.
 select array(
     select e.place - 1
     from jsonb_array_elements(%(versions)s::jsonb) with ordinality as e (version, place)
-    where exists (select from {row} where ({permissive}) and ({restrictive}))), pg_current_snapshot()::text
+    cross join lateral (select from {row} where ({permissive}) and ({restrictive})) as allowed),
+    pg_current_snapshot()::text
 
 -- name: selected_rows
 -- Asked as the caller: the places of the given rows that it may select now, with the values that the policies read.

@@ -100,14 +100,18 @@ def _rows_statement(table: RowTable) -> bytes:
 def _select_statement(table: RowTable) -> bytes:
     names = selected_columns(table)
     columns = [column for column in table.columns if column.name in names]
-    same = sql.SQL(" and ").join(
+    # The rows have every column of the key, and with `=` an index finds them.
+    key = [sql.SQL("t.{0} = v.{0}").format(_name(name)) for name in sorted(table.key)]
+    same = [
         sql.SQL("(t.{0} is not distinct from v.{0} or not e.version ? {1})").format(
             _name(column.name), sql.Literal(column.name.replace("%", "%%"))
         )
         for column in columns
-    )
+        if column.name not in table.key
+    ]
     return sql.SQL(_SQL["selected_rows"]).format(
-        definitions=sql.SQL(", ").join(map(_definition, columns)), table=_name(table.schema, table.name), same=same
+        definitions=sql.SQL(", ").join(map(_definition, columns)), table=_name(table.schema, table.name),
+        same=sql.SQL(" and ").join(key + same),
     ).as_bytes()  # fmt: skip
 
 
