@@ -14,10 +14,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 from uuid import UUID
 
-from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
 from websockets.protocol import CLIENT, State
 from websockets.uri import parse_uri
 
@@ -157,7 +158,15 @@ def _gateway() -> Gateway:
 
 GATEWAY = _gateway()
 _Socket.gateway = GATEWAY
-_CONFIG = Config(app="none:none", log_config=None)
+_HANDSHAKE = Request(
+    "/",
+    Headers(
+        {
+            "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version": "13",
+        }
+    ),
+)  # fmt: skip
 
 
 def one(data: bytes) -> None:
@@ -188,12 +197,9 @@ def converse(
     """Feed these bytes to one connection with a session, and check every text that the server sends."""
     began = time.process_time()
     wire = _Wire()
-    socket = _Socket(_CONFIG, ServerState(), {})
-    socket.connection_made(wire)
-    protocol = socket._frames._protocol
-    protocol.state = State.OPEN
-    protocol.parser = protocol.parse()
-    next(protocol.parser)
+    socket = _Socket(ServerState(), asyncio.get_running_loop())
+    socket.upgraded(wire, _HANDSHAKE, b"")
+    assert socket._frames.accept(_HANDSHAKE)
     session = make(socket)
     socket._session, socket.cursor, socket.dialect = session, session.cursor, session.dialect
     socket._enter(ConnectionState.OPENING)

@@ -35,7 +35,7 @@ from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.http.api import make_api, make_capture_api
 from momentum_sync.gateway.http.health import HealthLog
 from momentum_sync.gateway.http.metrics import feed_readings, readings
-from momentum_sync.gateway.listener import NO_WEBSOCKETS, Bound, listening
+from momentum_sync.gateway.listener import Bound, listening
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.gateway.sharing import Sharing
 from momentum_sync.gateway.websocket import protocol_for
@@ -235,7 +235,7 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     authenticator = Authenticator(token_rules(settings), limits.keys)
     api = make_capture_api(feed, authenticator, scrape.text, limits, metrics_open=settings.metrics_open)
     bound = Bound(settings.host, settings.port, 0, settings.own_port)
-    listens = await parts.stack.enter_async_context(listening(api, NO_WEBSOCKETS, bound, parts.stopped, limits))
+    listens = await parts.stack.enter_async_context(listening(api, None, bound, parts.stopped, limits))
     return Running(listens.url, api, capture.has_begun)
 
 

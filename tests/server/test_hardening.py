@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -12,10 +13,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import websockets
+from websockets.frames import Frame, Opcode
 
 from momentum_sync.limits import Rate
 from tests.fixtures.server import PATH, SERVICE_KEY, TIMEOUT_S, Bounds, Server, Start, sign
@@ -295,3 +297,47 @@ async def test_the_address_of_a_socket_is_not_reflected(server: Server) -> None:
     async with server.http() as http:
         answer = await http.get(f"{PATH}?access_token=a-secret-of-somebody")
     assert "a-secret-of-somebody" not in answer.text
+
+
+def handshake(server: Server, *, method: str = "GET", key: str = "dGhlIHNhbXBsZSBub25jZQ==") -> bytes:
+    """Return a handshake as raw bytes."""
+    lines = (
+        f"{method} {PATH} HTTP/1.1", "Host: x", f"Authorization: Bearer {sign(uuid4())}", "Upgrade: websocket",
+        "Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13",
+    )  # fmt: skip
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+@pytest.mark.parametrize("before", [b"", WHOLE], ids=["first", "after another request"])
+@pytest.mark.parametrize("cut", [1, 100, -1], ids=str)
+async def test_a_handshake_that_comes_in_parts_is_accepted(server: Server, cut: int, before: bytes) -> None:
+    whole = handshake(server)
+    async with raw(server) as (reader, writer):
+        if before:
+            writer.write(before)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+        writer.write(whole[:cut])
+        await writer.drain()
+        await asyncio.sleep(0.05)  # the parts must not come together
+        writer.write(whole[cut:])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert b"subscription_confirmed" in await reader.readuntil(b"subscription_confirmed")
+
+
+async def test_a_message_that_comes_with_the_handshake_is_answered(server: Server) -> None:
+    async with raw(server) as (reader, writer):
+        writer.write(handshake(server) + Frame(Opcode.TEXT, b'{"type":"ping","ref":"early"}').serialize(mask=True))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert b'"early"' in await reader.readuntil(b'"early"')
+
+
+@pytest.mark.parametrize(
+    ("method", "key"), [("POST", "dGhlIHNhbXBsZSBub25jZQ=="), ("GET", "short"), ("GET", "\xfc")], ids=repr
+)
+async def test_a_request_that_is_no_handshake_is_refused(server: Server, method: str, key: str) -> None:
+    async with raw(server) as (reader, writer):
+        writer.write(handshake(server, method=method, key=key))
+        assert error_in(await reader.read()) == (400, "bad_handshake")

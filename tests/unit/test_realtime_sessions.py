@@ -117,3 +117,36 @@ async def test_a_session_that_fails_is_dropped_and_the_others_are_pinged(
         await sessions.run(files, lambda: Position("e", 5, 1))
     assert failing.dropped == [Close.RESTART]
     assert [len(session.data) for session in others] == [1, 1]
+
+
+class Numbers:
+    """Records whose numbers are counted."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def numbers(self, count: int) -> list[int]:
+        self.asked.append(count)
+        return list(range(count))
+
+
+async def test_the_first_socket_asks_at_once_and_those_that_open_soon_after_it_share_a_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records, waits, waited, real = Numbers(), list[float](), asyncio.Event(), asyncio.sleep
+    sessions = RealtimeSessions(cast(SessionRecords, records), ResumeLimits(batch_s=60.0))
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await waited.wait()
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await sessions.number()
+    assert (records.asked, waits) == ([1], [])
+    others = [asyncio.ensure_future(sessions.number()) for _ in range(10)]
+    while not waits:
+        await real(0)
+    assert 50.0 < waits[0] <= 60.0
+    waited.set()
+    assert await asyncio.gather(*others) == list(range(10))
+    assert records.asked == [1, 10]

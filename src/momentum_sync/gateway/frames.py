@@ -10,7 +10,6 @@ from types import GeneratorType
 from typing import cast
 
 import msgspec
-from websockets import http11
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
@@ -21,13 +20,6 @@ from websockets.typing import Subprotocol
 
 from momentum_sync.gateway.conversation import BinaryMessage
 from momentum_sync.gateway.handshake import SUBPROTOCOL
-from momentum_sync.limits import Limits
-
-
-def set_head_limit(limits: Limits) -> None:
-    """Let the head of a request be as long as HTTP allows it here: a coach's channels are all in the address."""
-    # websockets has no parameter for this bound, so it holds for the whole process.
-    http11.MAX_LINE_LENGTH = limits.http.head_bytes
 
 
 def rejection(status: int, error: Mapping[str, object]) -> bytes:
@@ -53,13 +45,18 @@ class Frames:
         inbox: messages not handled yet.
     """
 
-    __slots__ = ("_between_frames", "_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox")
+    __slots__ = (
+        "_accepted", "_between_frames", "_binary", "_closed_with", "_parts", "_pong", "_protocol", "inbox",
+    )  # fmt: skip
 
     def __init__(self, most: int) -> None:
-        # Without extensions there is no compression, so one encoded frame serves every connection.
+        # Without extensions there is no compression, so one encoded frame serves every connection. The request is
+        # parsed before, so the protocol begins with frames.
         self._protocol = ServerProtocol(
-            max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select
-        )
+            state=State.OPEN, max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)],
+            select_subprotocol=_select,
+        )  # fmt: skip
+        self._accepted = False
         self.inbox: list[bytes] = []  # an empty deque is 600 bytes
         self._closed_with: int | None = None
         self._parts: list[bytes] = []
@@ -98,30 +95,23 @@ class Frames:
         """Note that the client sends nothing more."""
         self._protocol.receive_eof()
 
-    def events(self) -> Iterator[Request | Frame]:
+    def events(self) -> Iterator[Frame]:
         """Yield the frames that were parsed since the last call."""
         for event in self._protocol.events_received():
-            if isinstance(event, Request | Frame):
+            if isinstance(event, Frame):
                 yield event
-
-    @property
-    def has_bad_handshake(self) -> bool:
-        """Return whether the request cannot be a handshake. The protocol's own answers are discarded."""
-        bad = self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is not None
-        if bad:
-            self._protocol.data_to_send()
-        return bad
 
     def allow(self, most: int) -> None:
         """Set the largest size of a message, in bytes."""
         self._protocol.max_message_size = most
 
-    def accept(self, request: Request) -> Response:
-        """Return the answer to a handshake, with status 101 if it is valid."""
+    def accept(self, request: Request) -> bytes | None:
+        """Return the response to a handshake, to be written before any frame; None if it is not valid."""
         response = self._protocol.accept(request)
-        if response.status_code == 101:
-            self._protocol.send_response(response)
-        return response
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            return None
+        self._accepted = True
+        return response.serialize()
 
     def collect(self, frame: Frame) -> None:
         """Add a data frame to its message, and a complete message to the inbox."""
@@ -152,7 +142,7 @@ class Frames:
     @property
     def is_open(self) -> bool:
         """Return whether the handshake is done and neither side has sent a close frame."""
-        return self._protocol.state is State.OPEN
+        return self._accepted and self._protocol.state is State.OPEN
 
     @property
     def is_closed_by_client(self) -> bool:

@@ -10,15 +10,17 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from momentum_sync import observe
 from momentum_sync.errors import Unsuitable
+from momentum_sync.gateway.arrival import Arrival, MakesWebSocket, WebSocket, handshake_of
 from momentum_sync.limits import HttpLimits, Limits
 
 _SAID = {
@@ -34,6 +36,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     most: int
     limits: HttpLimits
+    websocket: MakesWebSocket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline of the first request."""
@@ -71,9 +74,13 @@ class BoundedHttp(HttpToolsProtocol):
         return self._refused or self.transport.is_closing()
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection to the WebSocket's protocol."""
+        """Hand the connection to the WebSocket's protocol: its handshake came in parts, or after other requests."""
         self._within(None)  # the WebSocket has its own deadline for the handshake
-        super().handle_websocket_upgrade()
+        self.connections.discard(self)
+        request = handshake_of(self.parser, self.url, self.headers)
+        protocol = type(self).websocket(self.server_state, self.loop)
+        self.transport.set_protocol(protocol)
+        protocol.upgraded(self.transport, request, b"")
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that is not HTTP."""
@@ -120,9 +127,9 @@ class BoundedHttp(HttpToolsProtocol):
     def _within(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.late)
 
-    def _late(self) -> None:
+    def late(self) -> None:
         """End a request or an answer that exceeded its deadline."""
         # Part of an answer may have been sent, and the client would read a 408 as its continuation.
         if self._refused or self._answering or self.transport.get_write_buffer_size():
@@ -146,9 +153,18 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.close()
 
 
-def bounded_http(most: int, limits: HttpLimits) -> type[BoundedHttp]:
-    """Return uvicorn's protocol class for a server with at most `most` connections, WebSockets included."""
-    return type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits})
+def _arrivals(most: int, limits: HttpLimits, websocket: MakesWebSocket | None) -> Callable[..., asyncio.Protocol]:
+    """Return what makes uvicorn's protocols for a server with at most `most` connections, WebSockets included."""
+    http = type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits, "websocket": websocket})
+
+    def arrive(
+        config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> asyncio.Protocol:  # fmt: skip
+        given = config, server_state, app_state, _loop or asyncio.get_running_loop()
+        return http(*given) if websocket is None else Arrival(http, websocket, most, limits, given)
+
+    return arrive
 
 
 class Bound(NamedTuple):
@@ -169,10 +185,6 @@ class Bound(NamedTuple):
     reuse: bool = False
 
 
-NO_WEBSOCKETS: Literal["none"] = "none"
-"""For a process that serves none."""
-
-
 class Listening(NamedTuple):
     """A server that listens.
 
@@ -188,7 +200,7 @@ class Listening(NamedTuple):
 @asynccontextmanager
 async def listening(
     api: FastAPI,
-    websockets: type[asyncio.Protocol] | Literal["none"],
+    websockets: MakesWebSocket | None,
     bound: Bound,
     stopped: asyncio.Event,
     limits: Limits,
@@ -199,7 +211,7 @@ async def listening(
 
     Args:
         api: the HTTP application.
-        websockets: uvicorn's protocol class for WebSockets, or `NO_WEBSOCKETS`.
+        websockets: makes the protocol of a WebSocket; None for a process that serves none.
         bound: where to listen, and the number of WebSockets at most.
         stopped: set if uvicorn ends.
         limits: bounds.
@@ -210,8 +222,9 @@ async def listening(
     # An access log would show `?access_token=`, and uvicorn's log configuration would bypass `observe`.
     config = uvicorn.Config(
         api,
-        http=bounded_http(bound.most + limits.http.connections, limits.http),
-        ws=websockets,
+        http=cast(type[asyncio.Protocol], _arrivals(bound.most + limits.http.connections, limits.http, websockets)),
+        # Only whether there is one counts: this server's own protocols hand connections over.
+        ws="none" if websockets is None else WebSocket,
         log_config=None,
         access_log=False,
         lifespan="off",

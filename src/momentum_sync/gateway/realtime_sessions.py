@@ -43,10 +43,18 @@ Answer = TypeVar("Answer")
 
 
 class _Batches(Generic[Question, Answer]):
-    """Collects questions, and answers all that wait with one piece of work at a time."""
+    """Collects questions, and answers all that wait with one piece of work at a time.
 
-    def __init__(self, work: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]]) -> None:
+    Args:
+        work: answers questions.
+        every_s: interval from one piece of work to the next. When thousands of clients come back at once, a few of them
+            ask while each query is under way, and the queries would cost more than all else.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Question]], Awaitable[Sequence[Answer]]], every_s: float) -> None:
         self._work = work
+        self._every_s = every_s
+        self._next = 0.0
         self._waiting: list[tuple[Question, asyncio.Future[Answer] | None]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -69,6 +77,9 @@ class _Batches(Generic[Question, Answer]):
     async def _run(self) -> None:
         try:
             while self._waiting:
+                if (early := self._next - time.monotonic()) > 0:
+                    await asyncio.sleep(early)
+                self._next = time.monotonic() + self._every_s
                 batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
                 await self._answer(
                     [(question, answer) for question, answer in batch if answer is None or not answer.done()]
@@ -129,10 +140,10 @@ class RealtimeSessions:
         self._ended: dict[int, Ledger] = {}
         self._claimed_elsewhere: Callable[[Sequence[int]], None] = lambda _: None
         self._saved: dict[int, tuple[int, float]] = {}  # by session: its changes, and when they were saved
-        self._numbers: _Batches[None, int] = _Batches(self._take_numbers)
-        self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle)
-        self._saves: _Batches[Ledger, bool] = _Batches(self._save)
-        self._discards: _Batches[_Renaming, None] = _Batches(self._discard)
+        self._numbers: _Batches[None, int] = _Batches(self._take_numbers, limits.batch_s)
+        self._claims: _Batches[_Claim, Verdict] = _Batches(self._settle, limits.batch_s)
+        self._saves: _Batches[Ledger, bool] = _Batches(self._save, limits.batch_s)
+        self._discards: _Batches[_Renaming, None] = _Batches(self._discard, limits.batch_s)
 
     async def number(self) -> int:
         """Return the number of a socket that has just been accepted."""

@@ -1,7 +1,7 @@
-"""The WebSocket of a session: uvicorn's `ws` protocol on `websockets`' sans-I/O layer, without ASGI between.
+"""The WebSocket of a session: a protocol of asyncio on `websockets`' sans-I/O layer, without ASGI between.
 
-uvicorn makes one for each upgrade and feeds it the request. The caller is authenticated before the upgrade; then come
-the opening and the feed. Messages that need the database are handled one at a time, and reading pauses meanwhile.
+One is made for each handshake. The caller is authenticated before the upgrade; then come the opening and the feed.
+Messages that need the database are handled one at a time, and reading pauses meanwhile.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from math import floor
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from uvicorn.config import Config
 from uvicorn.server import ServerState
-from websockets import http11
 from websockets.frames import Opcode
+from websockets.http11 import Request
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
 from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.arrival import WebSocket
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
-from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
+from momentum_sync.gateway.conversation import Conversation, Entrance, Work
+from momentum_sync.gateway.conversation import Request as Asked
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for, error_for_client
 from momentum_sync.gateway.dialects.realtime_errors import refusal
-from momentum_sync.gateway.frames import Frames, rejection, set_head_limit
+from momentum_sync.gateway.frames import Frames, rejection
 from momentum_sync.gateway.gateway import Gateway
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.tokens import Identity
@@ -38,7 +39,7 @@ from momentum_sync.wire.paths import REALTIME_SOCKETS
 _ENDED = (ConnectionState.CLOSING, ConnectionState.DISCARDING, ConnectionState.CLOSED)
 
 
-class WebSocketProtocol(asyncio.Protocol):
+class WebSocketProtocol(WebSocket):
     """One WebSocket, from the request to the end. It is the hub's `Subscriber`."""
 
     gateway: Gateway
@@ -47,24 +48,21 @@ class WebSocketProtocol(asyncio.Protocol):
     write: Callable[[bytes | memoryview], None]
 
     __slots__ = (
-        "_aborter", "_after_close", "_delivery", "_early", "_frames", "_loop", "_open", "_opening", "_session",
+        "_aborter", "_after_close", "_delivery", "_frames", "_loop", "_open", "_opening", "_session",
         "_state", "_tasks", "_ticker", "_transport", "cursor", "dialect", "file", "sdk", "write",
     )  # fmt: skip
 
-    def __init__(
-        self, config: Config, server_state: ServerState, app_state: dict[str, object],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:  # fmt: skip
-        self._loop = _loop or asyncio.get_running_loop()
-        self._open: set[Any] = server_state.connections  # typed as a set of uvicorn's own protocols
-        self._tasks = server_state.tasks
+    def __init__(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._open: set[Any] = state.connections  # typed as a set of uvicorn's own protocols
+        self._tasks = state.tasks
         self._frames = Frames(self.gateway.limits.sockets.frame_bytes)
         self._transport: asyncio.Transport
         self._delivery: Delivery
         self._state = ConnectionState.HANDSHAKE
         self._session: Conversation | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._early = self._after_close = 0
+        self._after_close = 0
         self._ticker: asyncio.TimerHandle | None = None
         self._aborter: asyncio.TimerHandle | None = None
 
@@ -76,15 +74,21 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # asyncio's side
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set up the outgoing side."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+    def upgraded(self, transport: asyncio.Transport, request: Request | None, rest: bytes) -> None:
+        """Take over a connection; see `WebSocket`."""
+        self._transport = transport
         self._open.add(self)
         self.dialect = self.gateway.native
         self._delivery = Delivery(self, self._transport, self.gateway)
         self.file = self._delivery.file
         # The hub calls `write` once per frame, and a method in between would double the calls.
         self.write = self._delivery.write
+        # Early messages wait in the kernel until the caller is authenticated and the opening is sent.
+        self._transport.pause_reading()
+        if request is None:
+            self._reject(BadRequest("bad_handshake", "The request is not a WebSocket handshake."))
+        else:
+            self._opening = self._spawn(self._shake_hands(request, rest))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything that the connection holds."""
@@ -126,13 +130,8 @@ class WebSocketProtocol(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         frames = self._frames
         frames.receive(data)
-        if frames.has_bad_handshake:
-            self._reject(BadRequest("bad_handshake", "The request is too large or is not a WebSocket handshake."))
-            return
         for event in frames.events():
-            if isinstance(event, http11.Request):
-                self._opening = self._spawn(self._shake_hands(event))
-            elif self._counts():
+            if self._counts():
                 if event.opcode is Opcode.PONG and self._session is not None:
                     # While a message waits, it may be one that the client sent before the pong.
                     in_order = self._state is ConnectionState.OPEN and frames.is_idle
@@ -166,11 +165,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The handshake
 
-    async def _shake_hands(self, request: http11.Request) -> None:
+    async def _shake_hands(self, request: Request, rest: bytes) -> None:
         if self._has_ended():
             return
-        # Early messages wait in the kernel until the caller is authenticated and the opening is sent.
-        self._transport.pause_reading()
         try:
             async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
                 entrance = await self.gateway.admit(request.path, request.headers)
@@ -182,13 +179,13 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         if self._has_ended():
             return
-        if self._frames.accept(request).status_code != 101:
+        accepted = self._frames.accept(request)
+        if accepted is None:
             wrong = BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13.")
             self._reject(wrong, request.path)
             return
-        self._write_protocol()
-        request.headers.clear()  # the protocol keeps the request for as long as the connection lasts
-        await self._open_session(entrance)
+        self._delivery.write_raw(accepted)
+        await self._open_session(entrance, rest)
 
     def _reject(self, error: RequestError, target: str = "") -> None:
         observe.refused(error.code)
@@ -197,7 +194,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.write(rejection(error.status, {"error": said}))
             self._discard()
 
-    async def _open_session(self, entrance: Entrance) -> None:
+    async def _open_session(self, entrance: Entrance, rest: bytes) -> None:
         gateway, session = self.gateway, entrance.conversation
         if self._has_ended():
             return
@@ -229,8 +226,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._delivery.begin()  # missed events go out with the opening
         self._transport.resume_reading()
         self._tick(ping=False)
-        if self._state is ConnectionState.OPEN:  # messages that came with the handshake
-            self._work_through()
+        if rest:
+            self.data_received(rest)
 
     # Frames
 
@@ -238,12 +235,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Count a frame of any kind against the rates. Return False if it exceeds them, or follows the close frame."""
         if self._state is ConnectionState.CLOSING:
             return False
-        session, at = self._session, time.monotonic()
-        if session is None:
-            self._early += 1
-            if self._early > self.gateway.limits.sockets.early_frames:
-                self._transport.abort()
-            return not self._transport.is_closing()
+        session, at = self.conversation, time.monotonic()
         user = session.identity.subject
         if user is not None and not self.gateway.frames.take(user, at):
             session.close(Close.TOO_MANY_MESSAGES)
@@ -265,7 +257,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 break
         self.flush()
 
-    async def _do(self, session: Conversation, request: Request) -> None:
+    async def _do(self, session: Conversation, request: Asked) -> None:
         revision = session.revision
         try:
             await request.work
@@ -457,6 +449,5 @@ class WebSocketProtocol(asyncio.Protocol):
 
 
 def protocol_for(gateway: Gateway) -> type[WebSocketProtocol]:
-    """Return the protocol class of one gateway, which uvicorn instantiates."""
-    set_head_limit(gateway.limits)
+    """Return the protocol class of one gateway."""
     return type("GatewayWebSocketProtocol", (WebSocketProtocol,), {"__slots__": (), "gateway": gateway})

@@ -168,9 +168,6 @@ class SocketLimits:
     slice_bytes: int = 2 * 1024
     """Received bytes that are parsed before rates are checked: some hundred of the smallest frames."""
 
-    early_frames: int = 100
-    """Frames accepted before the handshake is complete."""
-
     bytes_after_close: int = 16 * 1024
     """Bytes read in search of the client's close frame."""
 
@@ -242,6 +239,9 @@ class ResumeLimits:
 
     save_s: float = 5.0
     """Interval at which positions are saved. After a crash of the server, events since then may arrive twice."""
+
+    batch_s: float = 0.02
+    """Interval of queries for sockets that open at the same time. The first one does not wait."""
 
     probe_s: float = 2.0
     """Wait for the answer of a socket that may be the one that a rejoin replaces."""
