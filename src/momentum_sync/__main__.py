@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib.util import find_spec
 
@@ -17,9 +18,15 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    # Garbage collections while modules are imported find next to nothing, and take a fifth of the time. Later ones need
+    # not look at the modules again.
+    gc.disable()
     from momentum_sync.cli.main import make_app
 
-    make_app(sys.argv[1:])()
+    command = make_app(sys.argv[1:])
+    gc.freeze()
+    gc.enable()
+    command()
 
 
 if __name__ == "__main__":

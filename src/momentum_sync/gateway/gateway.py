@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from uuid import UUID, uuid4
+from secrets import token_hex
+from uuid import UUID
 
 from websockets.datastructures import Headers
 
@@ -174,7 +175,7 @@ class Gateway:
         identity = await self.authenticator.realtime(key)
         self._take_in(identity)
         session = RealtimeSession(
-            identity, str(uuid4()), version, self.rows, self.members, self.limits.sockets, name=query.get("client_id"),
+            identity, token_hex(16), version, self.rows, self.members, self.limits.sockets, name=query.get("client_id"),
             heartbeat=self.options.heartbeat, at=time.monotonic(),
         )  # fmt: skip
 
@@ -198,7 +199,7 @@ class Gateway:
             device = Device(self.receipts, request.user_id, str(request.client_id))
         # Equal client ids replace each other, so a client without one gets a random id.
         session = Session(
-            identity, request.user_id, request.client_id or str(uuid4()),
+            identity, request.user_id, request.client_id or token_hex(16),
             Cursor(user, self.application.schema.per_user_channels), self.native, self.limits.sockets,
             heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(), sdk=request.sdk,
             device=device,
