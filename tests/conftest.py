@@ -9,6 +9,8 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from tests.browser.chromium import SHARED
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("momentum", deadline=None)
 settings.load_profile("momentum")
@@ -35,6 +37,11 @@ def pytest_collection_finish() -> None:
     """Take the imported modules out of garbage collections: every server in the tests begins with a full one."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Stop the browser that tests share."""
+    SHARED.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from playwright.async_api import BrowserContext, Page, async_playwright
 
-from tests.browser.chromium import CHROMIUM, FLAGS
+from tests.browser.chromium import CHROMIUM, SHARED
 
 ROOT = Path(__file__).parents[2]
 JAVASCRIPT = ROOT / "clients" / "js"
@@ -178,15 +178,16 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @asynccontextmanager
 async def chromium(folder: Path = JAVASCRIPT, page: str = "test/driver.html") -> AsyncIterator[tuple[Chromium, str]]:
-    """Yield the browser with a page of a folder, and the origin of its pages."""
+    """Yield a browser of its own, as its cookies and storage go, with a page of a folder, and the pages' origin."""
     files = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=files.serve_forever, daemon=True)
     thread.start()
     origin = f"http://127.0.0.1:{files.server_address[1]}"
     try:
         async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            yield Chromium(await browser.new_context(), origin, page), origin
+            browser = await playwright.chromium.connect_over_cdp(SHARED.endpoint())
+            async with await browser.new_context() as context:
+                yield Chromium(context, origin, page), origin
             await browser.close()
     finally:
         files.shutdown()
