@@ -36,13 +36,18 @@ def test_a_part_of_a_handshake_is_none() -> None:
         pytest.param(HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"), id="another version"),
         pytest.param(HANDSHAKE.replace(b"WebSocket\r", b"h2c\r"), id="another protocol"),
         pytest.param(HANDSHAKE.replace(b"WebSocket\r", b"h2c, websocket\r"), id="a choice of protocols"),
+        pytest.param(HANDSHAKE.replace(b"Host: x\r\n", b"Host: x\r\n" + b"A: b\r\n" * 123), id="too many headers"),
         pytest.param(HANDSHAKE.replace(b"keep-alive, Upgrade", b"close"), id="no upgrade"),
         pytest.param(HANDSHAKE.replace(b"Host", b"Ho st"), id="a bad header"),
         pytest.param(b"\x16\x03\x01 this is TLS", id="no HTTP"),
     ],
 )
 def test_anything_else_is_none(data: bytes) -> None:
-    assert upgrade_of(data, MOST) is None
+    assert upgrade_of(data, 10_000) is None
+
+
+def test_128_headers_are_taken() -> None:
+    assert upgrade_of(HANDSHAKE.replace(b"Host: x\r\n", b"Host: x\r\n" + b"A: b\r\n" * 122), 10_000) is not None
 
 
 def test_a_handshake_within_the_bound_is_taken_and_a_longer_one_is_not() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
@@ -48,6 +48,8 @@ class Http(Protocol):
     def late(self) -> None:
         """Refuse it, because nothing came in time."""
 
+
+_MOST_HEADERS = 128  # of a handshake
 
 Given = tuple[Config, ServerState, dict[str, Any], asyncio.AbstractEventLoop]
 """What uvicorn gives to a protocol: its configuration, state, the application's state, and the loop."""
@@ -169,13 +171,13 @@ def upgrade_of(data: bytes, most: int) -> Upgrade | None:
 
 
 def handshake_of(
-    parser: httptools.HttpRequestParser, target: bytes, headers: Iterable[tuple[bytes, bytes]]
+    parser: httptools.HttpRequestParser, target: bytes, headers: Sequence[tuple[bytes, bytes]]
 ) -> Request | None:
     """Return a parsed request that asks for a WebSocket as RFC 6455 has it, section 4.1; None for any other request.
 
     Its key and version are not checked.
     """
-    if parser.get_method() != b"GET" or parser.get_http_version() != "1.1":
+    if parser.get_method() != b"GET" or parser.get_http_version() != "1.1" or len(headers) > _MOST_HEADERS:
         return None
     found = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
     if [value.strip().lower() for value in found.get_all("Upgrade")] != ["websocket"]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from websockets.datastructures import Headers
 
@@ -199,7 +199,7 @@ class Gateway:
             device = Device(self.receipts, request.user_id, str(request.client_id))
         # Equal client ids replace each other, so a client without one gets a random id.
         session = Session(
-            identity, request.user_id, request.client_id or token_hex(16),
+            identity, request.user_id, request.client_id or str(uuid4()),
             Cursor(user, self.application.schema.per_user_channels), self.native, self.limits.sockets,
             heartbeat=self.options.heartbeat, now=time.time(), at=time.monotonic(), sdk=request.sdk,
             device=device,

@@ -75,6 +75,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket's protocol: its handshake came in parts, or after other requests."""
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.head_bytes:
+            self._refuse(431)
+            return
         self._within(None)  # the WebSocket has its own deadline for the handshake
         self.connections.discard(self)
         request = handshake_of(self.parser, self.url, self.headers)
