@@ -16,9 +16,7 @@ from uuid import UUID
 
 from uvicorn.server import ServerState
 from websockets.client import ClientProtocol
-from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
 from websockets.protocol import CLIENT, State
 from websockets.uri import parse_uri
 
@@ -36,6 +34,7 @@ from momentum_sync.gateway.dialects.native import Session
 from momentum_sync.gateway.dialects.realtime_services import RowServices
 from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
+from momentum_sync.gateway.handshake import Handshake
 from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.gateway.send_budget import SendBudget
@@ -158,15 +157,6 @@ def _gateway() -> Gateway:
 
 GATEWAY = _gateway()
 _Socket.gateway = GATEWAY
-_HANDSHAKE = Request(
-    "/",
-    Headers(
-        {
-            "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            "Sec-WebSocket-Version": "13",
-        }
-    ),
-)  # fmt: skip
 
 
 def one(data: bytes) -> None:
@@ -198,8 +188,8 @@ def converse(
     began = time.process_time()
     wire = _Wire()
     socket = _Socket(ServerState(), asyncio.get_running_loop())
-    socket.upgraded(wire, _HANDSHAKE, b"")
-    assert socket._frames.accept(_HANDSHAKE)
+    socket.upgraded(wire, Handshake("/", {}), b"")
+    socket._frames.begin()
     session = make(socket)
     socket._session, socket.cursor, socket.dialect = session, session.cursor, session.dialect
     socket._enter(ConnectionState.OPENING)

@@ -67,7 +67,7 @@ def test_any_target_is_ours_or_not_found(target: str) -> None:
     ],
 )
 def test_the_token_among_subprotocols(headers: list[str], token: str | None) -> None:
-    assert handshake.token_of_subprotocols(headers) == token
+    assert handshake.token_of_subprotocols({"sec-websocket-protocol": headers} if headers else {}) == token
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_a_header_is_there_once_or_not_at_all() -> None:
 )
 def test_pages_that_may_not(origin: str) -> None:
     with pytest.raises(Forbidden):
-        handshake.check_origin(origin, ["here:1", None], ("https://listed.example",))
-    handshake.check_origin(origin, ["here:1", None], ("*",))
+        handshake.check_origin(origin, ["here:1"], ("https://listed.example",))
+    handshake.check_origin(origin, ["here:1"], ("*",))
 
 
 @pytest.mark.parametrize("origin", ["capacitor://localhost", "chrome-extension://abcdef", "tauri://localhost", "null"])
@@ -175,3 +175,65 @@ def test_a_refusal_quotes_no_more_than_a_part_of_a_long_origin() -> None:
     with pytest.raises(Forbidden) as refused:
         handshake.check_origin("http://" + "a" * 1000, [], ())
     assert len(str(refused.value)) < 700
+
+
+# RFC 6455, section 1.3.
+RFC = {
+    "connection": ["Upgrade"], "sec-websocket-key": ["dGhlIHNhbXBsZSBub25jZQ=="], "sec-websocket-version": ["13"],
+}  # fmt: skip
+ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+)
+
+
+def test_the_example_of_the_rfc_is_accepted() -> None:
+    assert handshake.acceptance(RFC) == ACCEPTED + b"\r\n"
+
+
+@pytest.mark.parametrize("connection", [["keep-alive, UPGRADE"], ["keep-alive", "upgrade"]])
+def test_an_upgrade_may_be_one_of_several_options(connection: list[str]) -> None:
+    assert handshake.acceptance(RFC | {"connection": connection}) == ACCEPTED + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "selected"),
+    [
+        (["bearer.t, momentum.v1"], b"Sec-WebSocket-Protocol: momentum.v1\r\n"),
+        (["other", "momentum.v1"], b"Sec-WebSocket-Protocol: momentum.v1\r\n"),
+        (["bearer.t"], b""),
+        (["momentum.v10"], b""),
+    ],
+)
+def test_the_subprotocol_is_never_the_token(offered: list[str], selected: bytes) -> None:
+    assert handshake.acceptance(RFC | {"sec-websocket-protocol": offered}) == ACCEPTED + selected + b"\r\n"
+
+
+@pytest.mark.parametrize("name", RFC)
+def test_a_handshake_that_lacks_a_header_is_refused(name: str) -> None:
+    assert handshake.acceptance({each: values for each, values in RFC.items() if each != name}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("connection", ["close"]),
+        ("connection", ["upgraded"]),
+        ("sec-websocket-key", RFC["sec-websocket-key"] * 2),
+        ("sec-websocket-key", [""]),
+        ("sec-websocket-key", ["c2hvcnQ="]),
+        ("sec-websocket-key", ["dGhlIHNhbXBsZSBub25jZTE3"]),  # 18 bytes
+        ("sec-websocket-key", ["dGhlIHNhbXBsZSBub25jZQ"]),
+        ("sec-websocket-key", ["dGhlIHNhbXBsZSBub25jZQ==!"]),
+        ("sec-websocket-key", ["\xfc"]),
+        ("sec-websocket-version", ["8"]),
+        ("sec-websocket-version", ["13", "13"]),
+    ],
+)
+def test_a_handshake_with_a_wrong_header_is_refused(name: str, values: list[str]) -> None:
+    assert handshake.acceptance(RFC | {name: values}) is None
+
+
+def test_the_servers_names_are_those_of_host_and_of_each_proxy() -> None:
+    assert handshake.hosts_of({"host": ["a"], "x-forwarded-host": ["b, c", "d"]}) == ["a", "b", "c", "d"]
+    assert handshake.hosts_of({}) == []

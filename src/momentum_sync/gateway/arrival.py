@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
-from websockets.datastructures import Headers
-from websockets.http11 import Request
 
+from momentum_sync.gateway.handshake import Handshake
 from momentum_sync.limits import HttpLimits
 
 
@@ -26,12 +25,12 @@ class WebSocket(asyncio.Protocol, ABC):
     __slots__ = ()
 
     @abstractmethod
-    def upgraded(self, transport: asyncio.Transport, request: Request | None, rest: bytes) -> None:
+    def upgraded(self, transport: asyncio.Transport, handshake: Handshake | None, rest: bytes) -> None:
         """Take over a connection.
 
         Args:
             transport: the connection.
-            request: the handshake; None if the request is none, although it asks for a WebSocket.
+            handshake: the request; None if it is none, although it asks for a WebSocket.
             rest: what followed the request.
         """
 
@@ -59,7 +58,7 @@ MakesWebSocket = Callable[[ServerState, asyncio.AbstractEventLoop], WebSocket]
 class Upgrade(NamedTuple):
     """A handshake, and the bytes after it."""
 
-    request: Request
+    request: Handshake
     rest: bytes
 
 
@@ -172,14 +171,16 @@ def upgrade_of(data: bytes, most: int) -> Upgrade | None:
 
 def handshake_of(
     parser: httptools.HttpRequestParser, target: bytes, headers: Sequence[tuple[bytes, bytes]]
-) -> Request | None:
+) -> Handshake | None:
     """Return a parsed request that asks for a WebSocket as RFC 6455 has it, section 4.1; None for any other request.
 
     Its key and version are not checked.
     """
     if parser.get_method() != b"GET" or parser.get_http_version() != "1.1" or len(headers) > _MOST_HEADERS:
         return None
-    found = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
-    if [value.strip().lower() for value in found.get_all("Upgrade")] != ["websocket"]:
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip())
+    if [value.lower() for value in found.get("upgrade", [])] != ["websocket"]:
         return None
-    return Request(target.decode("latin-1"), found)
+    return Handshake(target.decode("latin-1"), found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from itertools import cycle
 from operator import xor
@@ -12,14 +12,11 @@ from typing import cast
 import msgspec
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
-from websockets.protocol import State
-from websockets.server import ServerProtocol
+from websockets.http11 import Response
+from websockets.protocol import Protocol, Side, State
 from websockets.streams import StreamReader
-from websockets.typing import Subprotocol
 
 from momentum_sync.gateway.conversation import BinaryMessage
-from momentum_sync.gateway.handshake import SUBPROTOCOL
 
 
 def rejection(status: int, error: Mapping[str, object]) -> bytes:
@@ -50,12 +47,8 @@ class Frames:
     )  # fmt: skip
 
     def __init__(self, most: int) -> None:
-        # Without extensions there is no compression, so one encoded frame serves every connection. The request is
-        # parsed before, so the protocol begins with frames.
-        self._protocol = ServerProtocol(
-            state=State.OPEN, max_size=most, extensions=None, subprotocols=[Subprotocol(SUBPROTOCOL)],
-            select_subprotocol=_select,
-        )  # fmt: skip
+        # The request is parsed before, so the protocol begins with frames.
+        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=most)
         self._accepted = False
         self.inbox: list[bytes] = []  # an empty deque is 600 bytes
         self._closed_with: int | None = None
@@ -105,13 +98,9 @@ class Frames:
         """Set the largest size of a message, in bytes."""
         self._protocol.max_message_size = most
 
-    def accept(self, request: Request) -> bytes | None:
-        """Return the response to a handshake, to be written before any frame; None if it is not valid."""
-        response = self._protocol.accept(request)
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            return None
+    def begin(self) -> None:
+        """Note that the handshake is accepted."""
         self._accepted = True
-        return response.serialize()
 
     def collect(self, frame: Frame) -> None:
         """Add a data frame to its message, and a complete message to the inbox."""
@@ -187,8 +176,3 @@ class Frames:
         """Return and forget the pong that was kept; nothing once the connection is closing."""
         pong, self._pong = self._pong, b""
         return pong if self.is_open else b""
-
-
-def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    # The response repeats the selected subprotocol, so it must never be `bearer.<token>`.
-    return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from secrets import token_hex
 from uuid import UUID, uuid4
 
-from websockets.datastructures import Headers
-
 from momentum_sync import observe
 from momentum_sync.errors import Forbidden, TooMany, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event
@@ -129,17 +127,16 @@ class Gateway:
         """Return the number of connections by the client's library."""
         return self.hub.sdks
 
-    async def admit(self, path: str, headers: Headers) -> Entrance:
+    async def admit(self, path: str, headers: handshake.Headers) -> Entrance:
         """Decide about a WebSocket before the upgrade. Raise RequestError."""
         query, is_realtime = handshake.address(path)
         if is_realtime:
             return await self._admit_realtime(query, headers)
         options = self.options
-        origin, authorization, apikey, host = [
-            handshake.only(name, headers.get_all(name)) for name in ("Origin", "Authorization", "apikey", "Host")
-        ]
-        # Each proxy on the way may have added its own.
-        hosts = [host, *[one.strip() for line in headers.get_all("X-Forwarded-Host") for one in line.split(",")]]
+        origin, authorization, apikey = [
+            handshake.only(name, headers.get(name.lower(), ())) for name in ("Origin", "Authorization", "apikey")
+        ]  # fmt: skip
+        hosts = handshake.hosts_of(headers)
         try:
             handshake.check_origin(origin, hosts, options.allowed_origins, loopback=options.loopback_origins)
         except Forbidden:
@@ -147,7 +144,7 @@ class Gateway:
                 observe.refused_origin(str(origin))
             raise
         if authorization is None:
-            token = handshake.token_of_subprotocols(headers.get_all("Sec-WebSocket-Protocol"))
+            token = handshake.token_of_subprotocols(headers)
             if token is None and options.token_in_query:
                 token = query.get("access_token")
             authorization = None if token is None else f"Bearer {token}"
@@ -166,9 +163,9 @@ class Gateway:
         if not self.feed.status().live:
             raise Unavailable("The event stream is not running; try again in a moment.")
 
-    async def _admit_realtime(self, query: Mapping[str, str], headers: Headers) -> Entrance:
+    async def _admit_realtime(self, query: Mapping[str, str], headers: handshake.Headers) -> Entrance:
         """Decide about a WebSocket of Supabase's protocol. Pages of any origin may connect: no cookie is read."""
-        key = handshake.only("x-api-key", headers.get_all("x-api-key")) or query.get("apikey")
+        key = handshake.only("x-api-key", headers.get("x-api-key", ())) or query.get("apikey")
         if not key:
             raise Unauthenticated("API key is missing", "missing_api_key")
         version = handshake.serializer_version(query)

@@ -1,10 +1,13 @@
-"""The request of a client that connects: address, origin, place of the token."""
+"""The request of a client that connects: address, origin, place of the token, and the answer to it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha1
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
@@ -23,6 +26,50 @@ _MAX_CHANNELS = 500
 _SDK = re.compile(r"[a-z]{1,16}-\d{1,4}\.\d{1,4}\.\d{1,4}")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+_KEY_BYTES = 16
+
+Headers = Mapping[str, Sequence[str]]
+"""The values of each header, by its name in lower case."""
+
+
+class Handshake(NamedTuple):
+    """A request for a WebSocket.
+
+    Attributes:
+        target: path and query.
+        headers: its headers.
+    """
+
+    target: str
+    headers: Headers
+
+
+def acceptance(headers: Headers) -> bytes | None:
+    """Return the response that accepts a handshake; None if its key or version is wrong.
+
+    RFC 6455, sections 4.2.1 and 4.2.2. No extension is accepted: without compression, one encoded frame serves every
+    connection. The subprotocol of the response is never `bearer.<token>`.
+    """
+    keys, versions = headers.get("sec-websocket-key", ()), headers.get("sec-websocket-version", ())
+    if len(keys) != 1 or list(versions) != ["13"] or "upgrade" not in map(str.lower, _listed(headers, "connection")):
+        return None
+    try:
+        if len(b64decode(keys[0], validate=True)) != _KEY_BYTES:
+            return None
+    except ValueError:
+        return None
+    digest = b64encode(sha1((keys[0] + _GUID).encode(), usedforsecurity=False).digest()).decode()
+    lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade",
+             f"Sec-WebSocket-Accept: {digest}"]  # fmt: skip
+    if SUBPROTOCOL in _listed(headers, "sec-websocket-protocol"):
+        lines.append(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}")
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+def _listed(headers: Headers, name: str) -> list[str]:
+    """Return the items of a header that is a list, and may be repeated."""
+    return [item.strip() for line in headers.get(name, ()) for item in line.split(",")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +140,18 @@ def is_device(client_id: str | None) -> bool:
     return client_id is not None and not client_id.startswith(TOOL)
 
 
-def token_of_subprotocols(headers: Iterable[str]) -> str | None:
+def token_of_subprotocols(headers: Headers) -> str | None:
     """Return the token that a browser sends as the subprotocol `bearer.<token>`; None if there is none."""
-    for header in headers:
-        for offered in map(str.strip, header.split(",")):
-            if offered.startswith(_BEARER):
-                return offered.removeprefix(_BEARER)
+    for offered in _listed(headers, "sec-websocket-protocol"):
+        if offered.startswith(_BEARER):
+            return offered.removeprefix(_BEARER)
     return None
+
+
+def hosts_of(headers: Headers) -> list[str]:
+    """Return the names by which a client addressed this server. Each proxy on the way may have added its own."""
+    host = only("Host", headers.get("host", ()))
+    return [*([] if host is None else [host]), *_listed(headers, "x-forwarded-host")]
 
 
 def only(name: str, values: Sequence[str]) -> str | None:
@@ -109,9 +161,7 @@ def only(name: str, values: Sequence[str]) -> str | None:
     return values[0] if values else None
 
 
-def check_origin(
-    origin: str | None, hosts: Sequence[str | None], allowed: tuple[str, ...], *, loopback: bool = False
-) -> None:
+def check_origin(origin: str | None, hosts: Sequence[str], allowed: tuple[str, ...], *, loopback: bool = False) -> None:
     """Raise Forbidden for a page that is neither the server's own nor one that the operator allows.
 
     Args:

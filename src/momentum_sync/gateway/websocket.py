@@ -15,20 +15,19 @@ from uuid import UUID
 
 from uvicorn.server import ServerState
 from websockets.frames import Opcode
-from websockets.http11 import Request
 
 from momentum_sync import observe
 from momentum_sync.errors import BadRequest, RequestError, Unavailable
 from momentum_sync.eventlog.position import Position
 from momentum_sync.gateway.arrival import WebSocket
 from momentum_sync.gateway.connection_states import CONNECTION_TRANSITIONS, ConnectionState
-from momentum_sync.gateway.conversation import Conversation, Entrance, Work
-from momentum_sync.gateway.conversation import Request as Asked
+from momentum_sync.gateway.conversation import Conversation, Entrance, Request, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.delivery import Delivery, close_for, error_for_client
 from momentum_sync.gateway.dialects.realtime_errors import refusal
 from momentum_sync.gateway.frames import Frames, rejection
 from momentum_sync.gateway.gateway import Gateway
+from momentum_sync.gateway.handshake import Handshake, acceptance
 from momentum_sync.gateway.subscriber import Dialect, Owner
 from momentum_sync.identity.tokens import Identity
 from momentum_sync.states import enter
@@ -74,7 +73,7 @@ class WebSocketProtocol(WebSocket):
 
     # asyncio's side
 
-    def upgraded(self, transport: asyncio.Transport, request: Request | None, rest: bytes) -> None:
+    def upgraded(self, transport: asyncio.Transport, handshake: Handshake | None, rest: bytes) -> None:
         """Take over a connection; see `WebSocket`."""
         self._transport = transport
         self._open.add(self)
@@ -85,10 +84,10 @@ class WebSocketProtocol(WebSocket):
         self.write = self._delivery.write
         # Early messages wait in the kernel until the caller is authenticated and the opening is sent.
         self._transport.pause_reading()
-        if request is None:
+        if handshake is None:
             self._reject(BadRequest("bad_handshake", "The request is not a WebSocket handshake."))
         else:
-            self._opening = self._spawn(self._shake_hands(request, rest))
+            self._opening = self._spawn(self._shake_hands(handshake, rest))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything that the connection holds."""
@@ -165,25 +164,26 @@ class WebSocketProtocol(WebSocket):
 
     # The handshake
 
-    async def _shake_hands(self, request: Request, rest: bytes) -> None:
+    async def _shake_hands(self, request: Handshake, rest: bytes) -> None:
         if self._has_ended():
             return
         try:
             async with asyncio.timeout(self.gateway.limits.sockets.handshake_s):
-                entrance = await self.gateway.admit(request.path, request.headers)
+                entrance = await self.gateway.admit(request.target, request.headers)
         except TimeoutError:
-            self._reject(Unavailable("The server took too long; try again in a moment."), request.path)
+            self._reject(Unavailable("The server took too long; try again in a moment."), request.target)
             return
         except Exception as error:
-            self._reject(error_for_client(error, "handshake"), request.path)
+            self._reject(error_for_client(error, "handshake"), request.target)
             return
         if self._has_ended():
             return
-        accepted = self._frames.accept(request)
+        accepted = acceptance(request.headers)
         if accepted is None:
             wrong = BadRequest("bad_handshake", "The request is not a WebSocket handshake of version 13.")
-            self._reject(wrong, request.path)
+            self._reject(wrong, request.target)
             return
+        self._frames.begin()
         self._delivery.write_raw(accepted)
         await self._open_session(entrance, rest)
 
@@ -257,7 +257,7 @@ class WebSocketProtocol(WebSocket):
                 break
         self.flush()
 
-    async def _do(self, session: Conversation, request: Asked) -> None:
+    async def _do(self, session: Conversation, request: Request) -> None:
         revision = session.revision
         try:
             await request.work
