@@ -242,9 +242,10 @@ class CompiledPolicies:
         if identity in self._admitted:
             return
         admitted = self._admitted
-        async with self._locks.setdefault("revocations", asyncio.Lock()):
-            if self._revoked is None:
-                await self._load_revocations()
+        if self._revoked is None:
+            async with self._locks.setdefault("revocations", asyncio.Lock()):
+                if self._revoked is None:
+                    await self._load_revocations()
         revoked = self._is_revoked(identity)
         if revoked is None:
             await self._ask_visible(identity, (_SQL["snapshot"], {}))  # the database refuses it
