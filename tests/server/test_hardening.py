@@ -327,9 +327,15 @@ async def test_a_handshake_that_comes_in_parts_is_accepted(server: Server, cut: 
         assert b"subscription_confirmed" in await reader.readuntil(b"subscription_confirmed")
 
 
-async def test_a_message_that_comes_with_the_handshake_is_answered(server: Server) -> None:
+@pytest.mark.parametrize("cut", [0, -20], ids=["at once", "in parts"])
+async def test_a_message_that_comes_with_the_handshake_is_answered(server: Server, cut: int) -> None:
+    whole = handshake(server)
     async with raw(server) as (reader, writer):
-        writer.write(handshake(server) + Frame(Opcode.TEXT, b'{"type":"ping","ref":"early"}').serialize(mask=True))
+        if cut:
+            writer.write(whole[:cut])
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the parts must not come together
+        writer.write(whole[cut:] + Frame(Opcode.TEXT, b'{"type":"ping","ref":"early"}').serialize(mask=True))
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert b'"early"' in await reader.readuntil(b'"early"')
 
@@ -341,3 +347,35 @@ async def test_a_request_that_is_no_handshake_is_refused(server: Server, method:
     async with raw(server) as (reader, writer):
         writer.write(handshake(server, method=method, key=key))
         assert error_in(await reader.read()) == (400, "bad_handshake")
+
+
+async def test_a_handshake_behind_a_request_that_is_not_answered_yet_ends_the_connection(server: Server) -> None:
+    """Its answer would be written into the frames; and one request must not speak for the other."""
+    authorized = b"GET /sync/momentum HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + sign(uuid4()).encode()
+    anonymous = re.sub(rb"Authorization: [^\r]*\r\n", b"", handshake(server))
+    async with raw(server) as (reader, writer):
+        writer.write(authorized + b"\r\n\r\n" + anonymous)
+        try:
+            answer = await reader.read()
+        except ConnectionResetError:
+            answer = b""
+        assert b" 101 " not in answer
+
+
+async def test_connections_within_the_bound_are_not_refused_because_of_others_beyond_it(
+    start: Start, bounds: Bounds
+) -> None:
+    bounds("http", connections=3)
+    async with start(max_connections=3) as server, AsyncExitStack() as stack:
+        within = [await stack.enter_async_context(raw(server)) for _ in range(6)]
+        for reader, writer in within:  # all are accepted
+            writer.write(WHOLE)
+            assert b" 200 " in await reader.readline()
+        beyond = [await stack.enter_async_context(raw(server)) for _ in range(8)]
+        for reader, _ in beyond:
+            assert error_in(await reader.read()) == (503, "unavailable")
+        for reader, writer in within:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(WHOLE)
+        for reader, _ in within:
+            assert b" 503 " not in (await reader.readuntil(b"\r\n\r\n"))

@@ -39,11 +39,24 @@ def test_a_part_of_a_handshake_is_none() -> None:
         pytest.param(HANDSHAKE.replace(b"Host: x\r\n", b"Host: x\r\n" + b"A: b\r\n" * 123), id="too many headers"),
         pytest.param(HANDSHAKE.replace(b"keep-alive, Upgrade", b"close"), id="no upgrade"),
         pytest.param(HANDSHAKE.replace(b"Host", b"Ho st"), id="a bad header"),
+        pytest.param(HANDSHAKE.replace(b"WebSocket\r", b"\xa0websocket\r"), id="a space that is none in HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + HANDSHAKE, id="after another request"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" + HANDSHAKE, id="after a request with a body"
+        ),
+        pytest.param(HANDSHAKE.replace(b"Host", b"Content-Length: 3\r\nHost") + b"abc", id="with a body"),
+        pytest.param(
+            HANDSHAKE.replace(b"Host", b"Transfer-Encoding: chunked\r\nHost") + b"0\r\n\r\n", id="with a body in parts"
+        ),
         pytest.param(b"\x16\x03\x01 this is TLS", id="no HTTP"),
     ],
 )
 def test_anything_else_is_none(data: bytes) -> None:
     assert upgrade_of(data, 10_000) is None
+
+
+def test_an_empty_body_is_none() -> None:
+    assert upgrade_of(HANDSHAKE.replace(b"Host", b"Content-Length: 0\r\nHost"), MOST) is not None
 
 
 def test_128_headers_are_taken() -> None:

@@ -47,8 +47,12 @@ class Http(Protocol):
     def late(self) -> None:
         """Refuse it, because nothing came in time."""
 
+    def exceeds(self) -> None:
+        """Refuse it, because there are too many."""
+
 
 _MOST_HEADERS = 128  # of a handshake
+_SPACE = " \t"  # RFC 9110, section 5.6.3; Python's own idea of white space is wider
 
 Given = tuple[Config, ServerState, dict[str, Any], asyncio.AbstractEventLoop]
 """What uvicorn gives to a protocol: its configuration, state, the application's state, and the loop."""
@@ -67,7 +71,7 @@ class Arrival(asyncio.Protocol):
 
     Args:
         http: makes the HTTP protocol.
-        websocket: makes the WebSocket's protocol.
+        websocket: makes the WebSocket's protocol; None if there is none here.
         most: connections at most.
         limits: bounds.
         given: for the HTTP protocol.
@@ -76,7 +80,7 @@ class Arrival(asyncio.Protocol):
     __slots__ = ("_deadline", "_given", "_http", "_limits", "_loop", "_most", "_state", "_transport", "_websocket")
 
     def __init__(
-        self, http: Callable[..., Http], websocket: MakesWebSocket, most: int, limits: HttpLimits, given: Given
+        self, http: Callable[..., Http], websocket: MakesWebSocket | None, most: int, limits: HttpLimits, given: Given
     ) -> None:  # fmt: skip
         self._http = http
         self._websocket = websocket
@@ -93,7 +97,7 @@ class Arrival(asyncio.Protocol):
         connections: set[Any] = self._state.connections  # typed as a set of uvicorn's own protocols
         connections.add(self)
         if len(connections) > self._most:
-            self._to_http()
+            self._to_http().exceeds()
         else:
             self._deadline = self._loop.call_later(self._limits.request_s, self._late)
 
@@ -109,8 +113,8 @@ class Arrival(asyncio.Protocol):
         """Hand the connection over."""
         if self._transport.is_closing():
             return
-        upgrade = upgrade_of(data, self._limits.head_bytes)
-        if upgrade is None:
+        upgrade = None if self._websocket is None else upgrade_of(data, self._limits.head_bytes)
+        if upgrade is None or self._websocket is None:
             self._to_http().data_received(data)
             return
         self._leave()
@@ -136,11 +140,15 @@ class Arrival(asyncio.Protocol):
 
 
 class _Head:
-    """What httptools finds in a request."""
+    """What httptools finds in requests. `requests` counts them."""
 
     def __init__(self) -> None:
+        self.requests = 0
         self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_message_begin(self) -> None:
+        self.requests += 1
 
     def on_url(self, part: bytes) -> None:
         self.target += part
@@ -165,8 +173,10 @@ def upgrade_of(data: bytes, most: int) -> Upgrade | None:
         return None
     else:
         return None
+    if head.requests > 1 or length > most:  # what precedes the handshake wants an answer of its own
+        return None
     request = handshake_of(parser, head.target, head.headers)
-    return None if request is None or length > most else Upgrade(request, data[length:])
+    return None if request is None else Upgrade(request, data[length:])
 
 
 def handshake_of(
@@ -180,7 +190,10 @@ def handshake_of(
         return None
     found: dict[str, list[str]] = {}
     for name, value in headers:
-        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip())
+        found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(_SPACE))
     if [value.lower() for value in found.get("upgrade", [])] != ["websocket"]:
+        return None
+    # A body would be read as frames.
+    if "transfer-encoding" in found or any(length != "0" for length in found.get("content-length", [])):
         return None
     return Handshake(target.decode("latin-1"), found)

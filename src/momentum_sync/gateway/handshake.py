@@ -69,7 +69,7 @@ def acceptance(headers: Headers) -> bytes | None:
 
 def _listed(headers: Headers, name: str) -> list[str]:
     """Return the items of a header that is a list, and may be repeated."""
-    return [item.strip() for line in headers.get(name, ()) for item in line.split(",")]
+    return [item.strip(" \t") for line in headers.get(name, ()) for item in line.split(",")]
 
 
 @dataclass(frozen=True, slots=True)

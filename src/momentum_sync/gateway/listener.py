@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, cast
 
+import httptools
 import msgspec
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from momentum_sync import observe
@@ -32,9 +33,8 @@ _SAID = {
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """A connection of a server that has at most `most` of them, WebSockets included."""
+    """A connection that began with anything but a WebSocket's handshake."""
 
-    most: int
     limits: HttpLimits
     websocket: MakesWebSocket
 
@@ -46,9 +46,6 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         # uvicorn starts no timer before the first response, so a silent connection would stay open.
         self._within(self.limits.request_s)
-        # WebSockets add themselves to this set, so both kinds count.
-        if len(self.connections) > self.most:
-            self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadline."""
@@ -61,7 +58,15 @@ class BoundedHttp(HttpToolsProtocol):
             return
         # Parsing a body resets this count, because a body may be longer than a head.
         self._head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(400)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                (length,) = upgrade.args
+                self._upgrade(data[length:])
         # After an upgrade the WebSocket owns the socket, and this protocol must start no deadline.
         if self._is_over() or self.transport.get_protocol() is not self:
             return
@@ -70,24 +75,30 @@ class BoundedHttp(HttpToolsProtocol):
         elif self._deadline is None:  # received data stopped uvicorn's timer for the next request
             self._within(self.limits.request_s)
 
+    def exceeds(self) -> None:
+        """Refuse the connection, because there are too many."""
+        self._refuse(503)
+
     def _is_over(self) -> bool:
         return self._refused or self.transport.is_closing()
 
-    def handle_websocket_upgrade(self) -> None:
+    def _upgrade(self, rest: bytes) -> None:
         """Hand the connection to the WebSocket's protocol: its handshake came in parts, or after other requests."""
+        cycle: RequestResponseCycle | None = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete
+        if is_answering or self.pipeline or self.transport.get_write_buffer_size():
+            # The answer would be written into the frames.
+            self.transport.abort()
+            return
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.limits.head_bytes:
             self._refuse(431)
             return
         self._within(None)  # the WebSocket has its own deadline for the handshake
         self.connections.discard(self)
-        request = handshake_of(self.parser, self.url, self.headers)
+        handshake = handshake_of(self.parser, self.url, self.headers)
         protocol = type(self).websocket(self.server_state, self.loop)
         self.transport.set_protocol(protocol)
-        protocol.upgraded(self.transport, request, b"")
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse a request that is not HTTP."""
-        self._refuse(400)
+        protocol.upgraded(self.transport, handshake, rest)
 
     # The parser's callbacks
 
@@ -158,14 +169,14 @@ class BoundedHttp(HttpToolsProtocol):
 
 def _arrivals(most: int, limits: HttpLimits, websocket: MakesWebSocket | None) -> Callable[..., asyncio.Protocol]:
     """Return what makes uvicorn's protocols for a server with at most `most` connections, WebSockets included."""
-    http = type("BoundedHttpProtocol", (BoundedHttp,), {"most": most, "limits": limits, "websocket": websocket})
+    http = type("BoundedHttpProtocol", (BoundedHttp,), {"limits": limits, "websocket": websocket})
 
     def arrive(
         config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> asyncio.Protocol:  # fmt: skip
         given = config, server_state, app_state, _loop or asyncio.get_running_loop()
-        return http(*given) if websocket is None else Arrival(http, websocket, most, limits, given)
+        return Arrival(http, websocket, most, limits, given)
 
     return arrive
 

@@ -30,6 +30,7 @@ _OPERATORS: Mapping[Operator, str] = {
 }  # fmt: skip
 _PATTERNS = frozenset({Operator.LIKE, Operator.ILIKE, Operator.MATCH, Operator.IMATCH})
 _STATEMENTS = 256
+_SIZES = (2, 16, 128, 1_024, 8_192)  # of pages; an update has two versions
 _columns = msgspec.json.Decoder(list[tuple[str, str, str, str, bool, bool]])
 
 
@@ -50,7 +51,7 @@ def read_table(row: TupleRow) -> RowTable:
 
 def rows_query(table: RowTable, rows: Sequence[str]) -> tuple[Query, Params]:
     """Return the query that evaluates the policies of a table on versions of rows, each as JSON."""
-    return _rows_statement(table), {"versions": f"[{','.join(rows)}]"}
+    return _rows_statement(table, _most(rows)), {"versions": f"[{','.join(rows)}]"}
 
 
 def select_query(table: RowTable, rows: Sequence[str]) -> tuple[Query, Params]:
@@ -58,7 +59,7 @@ def select_query(table: RowTable, rows: Sequence[str]) -> tuple[Query, Params]:
 
     A row counts only if it still has the values that the policies read.
     """
-    return _select_statement(table), {"versions": f"[{','.join(rows)}]"}
+    return _select_statement(table, _most(rows)), {"versions": f"[{','.join(rows)}]"}
 
 
 def evaluated_columns(table: RowTable) -> frozenset[str] | None:
@@ -76,8 +77,13 @@ def encode_row(row: Row, columns: frozenset[str] | None) -> str:
     return msgspec.json.encode({name: row[name] for name in row if columns is None or name in columns}).decode()
 
 
+def _most(rows: Sequence[str]) -> int:
+    """Return about the number of rows, or more: each number has a statement of its own."""
+    return next((most for most in _SIZES if most >= len(rows)), len(rows))
+
+
 @lru_cache(maxsize=_STATEMENTS)
-def _rows_statement(table: RowTable) -> bytes:
+def _rows_statement(table: RowTable, most: int) -> bytes:
     # psycopg would take a % in a policy for a placeholder.
     permissive, restrictive = (sql.SQL(policy.replace("%", "%%")) for policy in table.policies)
     alias = _name(table.name)
@@ -93,11 +99,13 @@ def _rows_statement(table: RowTable) -> bytes:
         # Only these columns: others may have types without a null, such as a domain, and no value in this version.
         defined = [_definition(column) for column in needed]
         source = sql.SQL("jsonb_to_record(e.version) as {} ({})").format(alias, sql.SQL(", ").join(defined))
-    return sql.SQL(_SQL["allowed_rows"]).format(row=source, permissive=permissive, restrictive=restrictive).as_bytes()
+    return sql.SQL(_SQL["allowed_rows"]).format(
+        row=source, permissive=permissive, restrictive=restrictive, most=sql.Literal(most)
+    ).as_bytes()  # fmt: skip
 
 
 @lru_cache(maxsize=_STATEMENTS)
-def _select_statement(table: RowTable) -> bytes:
+def _select_statement(table: RowTable, most: int) -> bytes:
     names = selected_columns(table)
     columns = [column for column in table.columns if column.name in names]
     # The rows have every column of the key, and with `=` an index finds them.
@@ -111,7 +119,7 @@ def _select_statement(table: RowTable) -> bytes:
     ]
     return sql.SQL(_SQL["selected_rows"]).format(
         definitions=sql.SQL(", ").join(map(_definition, columns)), table=_name(table.schema, table.name),
-        same=sql.SQL(" and ").join(key + same),
+        same=sql.SQL(" and ").join(key + same), most=sql.Literal(most),
     ).as_bytes()  # fmt: skip
 
 
