@@ -73,6 +73,8 @@ async def missed_events(
     reached, lsn = history.position, history.lsn  # later events may need other grants than those asked for below
     end = reached.offset
     opening = await gateway.opener.resume(identity, identity.subject, channels, last_event_id, counted=False)
+    if opening.position.epoch != reached.epoch:  # it ended meanwhile, and `end` is no offset of the one that goes on
+        raise _another_history()
     user = None if identity.subject is None else str(identity.subject)
     cursor = Cursor(user, gateway.application.schema.per_user_channels)
     cursor.subscribe(opening.granted)
@@ -82,6 +84,8 @@ async def missed_events(
     size = 0
     while cursor.offset < end:
         page = await history.after(cursor.epoch, cursor.offset, keys, most=most)
+        if page.through <= cursor.offset:  # the feed has gone back, and whether it comes as far again is not known
+            raise _another_history()
         events, through = [event for event in page.events if event.offset <= end], min(page.through, end)
         unchecked = [(event, cursor.channel_of(event)) for event in events if cursor.must_check(event)]
         visible = (await gateway.event_filter.filter(identity, unchecked)).visible if unchecked else set()
@@ -99,8 +103,12 @@ async def missed_events(
         cursor.rewind(through)
     # Not the last event's id: it would expire for a client with few events.
     cursor.advanced(lsn)
-    last = cursor.last_id if reached.epoch != cursor.epoch else str(replace(reached, boundary=cursor.boundary))
+    last = str(replace(reached, boundary=cursor.boundary))
     return MissedEvents(found, last, complete=True, refused=opening.refused)
+
+
+def _another_history() -> Unavailable:
+    return Unavailable("Another history has begun; try again in a moment.")
 
 
 def add_events(sync: APIRouter, gateway: Gateway) -> None:
