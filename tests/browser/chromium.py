@@ -34,7 +34,7 @@ class Shared:
     def _start(self) -> None:
         assert CHROMIUM is not None
         self._folder = tempfile.mkdtemp(prefix="momentum-chromium-")
-        options = ["--headless", "--remote-debugging-port=0", f"--user-data-dir={self._folder}"]
+        options = ["--headless", "--no-startup-window", "--remote-debugging-port=0", f"--user-data-dir={self._folder}"]
         self._process = subprocess.Popen(
             [CHROMIUM, *options, *FLAGS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
