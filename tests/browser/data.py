@@ -1,4 +1,4 @@
-"""What tests of the pages read and write in the demo's database."""
+"""The demo's database, as tests of the pages read and change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the pages are opened: with which token, on which screen, and what they may do. One demo serves all of these."""
+"""The pages on their first view: tokens, screens, accessibility, and their permissions. One demo serves all of these."""
 
 from __future__ import annotations
 

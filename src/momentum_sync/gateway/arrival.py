@@ -140,7 +140,7 @@ class Arrival(asyncio.Protocol):
 
 
 class _Head:
-    """What httptools finds in requests. `requests` counts them."""
+    """Target and headers of the requests that httptools has parsed, and their number."""
 
     def __init__(self) -> None:
         self.requests = 0
