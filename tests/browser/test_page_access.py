@@ -1,4 +1,4 @@
-"""The pages on their first view: tokens, screens, accessibility, and their permissions. One demo serves all of these."""
+"""The pages on their first view: tokens, screens, accessibility, permissions. One demo serves all of these."""
 
 from __future__ import annotations
 
