@@ -1,4 +1,4 @@
-"""How PostgreSQL plans the questions about rights on rows: a page is one search, not one for each of its rows."""
+"""PostgreSQL's plans for the questions about rights on rows: one search a page, not one for each of its rows."""
 
 from __future__ import annotations
 

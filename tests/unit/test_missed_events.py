@@ -23,7 +23,7 @@ NOBODY = Identity("service_role", None, "{}", None)
 
 
 def gateway(reached: Position, resumed: Position, through: int) -> Gateway:
-    """Return a gateway whose feed is at a position, that resumes another one, and whose pages end at an offset."""
+    """Return a gateway with its feed at `reached`, which resumes at `resumed`; each page ends at `through`."""
 
     async def reach(_: Position) -> None:
         pass
