@@ -15,13 +15,14 @@ from uuid import UUID
 
 import psycopg
 import pytest
+import pytest_asyncio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from faults import clocks
 from faults.proxy import Proxy
 from momentum_sync import metrics
 from momentum_sync.capture.preflight import check
-from momentum_sync.database.connection import connect, make_pool, using
+from momentum_sync.database.connection import Pool, connect, make_pool, using
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
@@ -84,27 +85,52 @@ async def test_silent_connections_do_not_hold_up_the_next_run_one_after_the_othe
             await until_state(server, "live")
 
 
-async def test_one_silent_connection_of_a_pool_costs_one_deadline_not_one_each(database: str) -> None:
+@pytest_asyncio.fixture
+async def pool(database: str) -> AsyncIterator[tuple[Pool, Proxy]]:
+    """Yield an open pool of four connections, behind a proxy."""
     proxy = Proxy(websockets=False)
     proxy.ports = [Path(str(conninfo_to_dict(database)["host"])) / ".s.PGSQL.5432"]
     await proxy.start()
     conninfo = make_conninfo(database, user=SERVER_ROLE, host="127.0.0.1", port=str(proxy.port))
-    pool = make_pool(conninfo, "test", size=4, wait=TIMEOUT_S)
+    opened = make_pool(conninfo, "test", size=4, wait=TIMEOUT_S)
     try:
-        await pool.open()
-        async with AsyncExitStack() as stack:
-            for _ in range(4):
-                await stack.enter_async_context(using(pool, TIMEOUT_S))
-        assert proxy.go_dead(Random(0), ALL) == 4
-        with pytest.raises(psycopg.OperationalError):
-            async with using(pool, 0.5) as connection:
-                await connection.execute("select 1")
-        for _ in range(8):
-            async with using(pool, TIMEOUT_S) as connection:
-                await connection.execute("select 1")
+        await opened.open()
+        yield opened, proxy
     finally:
-        await pool.close()
+        await opened.close()
         await proxy.stop()
+
+
+async def test_one_silent_connection_of_a_pool_costs_one_deadline_not_one_each(pool: tuple[Pool, Proxy]) -> None:
+    connections, proxy = pool
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(using(connections, TIMEOUT_S))
+    assert proxy.go_dead(Random(0), ALL) == 4
+    with pytest.raises(psycopg.OperationalError):
+        async with using(connections, 0.5) as connection:
+            await connection.execute("select 1")
+    for _ in range(8):
+        async with using(connections, TIMEOUT_S) as connection:
+            await connection.execute("select 1")
+
+
+async def test_connections_that_replaced_others_just_before_the_network_fails_are_suspect_too(
+    pool: tuple[Pool, Proxy],
+) -> None:
+    connections, proxy = pool
+    with pytest.raises(psycopg.OperationalError):
+        async with using(connections, 0.5) as connection:
+            async with using(connections, TIMEOUT_S):
+                pass
+            await connections.drain()
+            async with asyncio.timeout(TIMEOUT_S):
+                while not connections.get_stats()["pool_available"]:
+                    await asyncio.sleep(0.01)
+            proxy.go_dead(Random(0), ALL)
+            await connection.execute("select 1")
+    async with using(connections, TIMEOUT_S) as connection:
+        await connection.execute("select 1")
 
 
 async def test_connections_to_the_database_that_are_reset_are_made_again(

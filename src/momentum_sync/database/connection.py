@@ -12,7 +12,6 @@ import asyncio
 import os
 import select
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
@@ -96,19 +95,8 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
-class Pool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
-    """A bounded pool of connections in autocommit."""
-
-    _renewed_at = 0.0
-
-    async def renew(self, *, suspect_since: float = float("inf")) -> None:
-        """Replace all connections, unless they were replaced after `suspect_since` in seconds of the monotonic clock.
-
-        One that is dead and silent answers no query. Each would be noticed only when it is used, after its deadline.
-        """
-        if self._renewed_at <= suspect_since:
-            self._renewed_at = time.monotonic()
-            await self.drain()
+Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+"""A bounded pool of connections in autocommit."""
 
 
 async def settle(connection: AsyncConnection[TupleRow]) -> None:
@@ -160,18 +148,17 @@ def _has_something_to_read(file: int) -> bool:
 async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[TupleRow]]:
     """Lend a pool's connection for at most `seconds`; then it is cut, and its user gets OperationalError.
 
-    The pool's other connections go with it: PostgreSQL ends a slow statement before that, so the network lost this one,
-    and probably all.
+    The pool's other connections are replaced: PostgreSQL ends a slow statement before that, so the network lost this
+    one, and probably all. A silent one would be noticed only when it is used, after its deadline.
     """
-    cuts: list[float] = []
+    cuts: list[None] = []
     try:
-        async with pool.connection() as connection:
-            began = time.monotonic()
-            async with bounded(connection, seconds, lambda: cuts.append(began)):
-                yield connection
+        async with pool.connection() as connection, bounded(connection, seconds, lambda: cuts.append(None)):
+            yield connection
     finally:
+        # Also if they were replaced a moment ago: nobody knows when the network failed.
         if cuts:
-            await pool.renew(suspect_since=cuts[0])
+            await pool.drain()
 
 
 @asynccontextmanager

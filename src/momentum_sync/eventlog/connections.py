@@ -38,8 +38,8 @@ class LogConnections:
 
     async def renew(self) -> None:
         """Replace all connections: the network or the database has failed, and others may be dead, too."""
-        await self._reads.renew()
-        await self._writes.renew()
+        await self._reads.drain()
+        await self._writes.drain()
 
     async def close(self) -> None:
         """Close all connections."""
