@@ -12,7 +12,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from tests.browser.chromium import SHARED
+from tests.browser.chromium import PLAYWRIGHT, SHARED
 
 ROOT = Path(__file__).parent
 LONG = ["walk", "test_deploy_files.py", "faults", "test_benchmarks.py"]
@@ -48,6 +48,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     """Stop the browser that tests share."""
+    PLAYWRIGHT.stop()
     SHARED.stop()
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, BrowserContext, Playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -14,6 +21,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 _START_S = 30.0
+_Result = TypeVar("_Result")
 
 
 class Shared:
@@ -53,4 +61,47 @@ class Shared:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class SharedPlaywright:
+    """Playwright's program, started once. It belongs to one event loop, which tests do not share: that of a thread."""
+
+    def __init__(self, chromium: Shared) -> None:
+        self._chromium = chromium
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._playwright: Playwright | None = None
+        self._browser: Browser | None = None
+
+    async def do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Await Playwright's work in the event loop that it belongs to."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def new_context(self) -> BrowserContext:
+        """Return a context of the shared browser, with no cookies and no storage yet."""
+        return await self.do(self._new_context())
+
+    async def _new_context(self) -> BrowserContext:
+        from playwright.async_api import async_playwright  # every test process would import it
+
+        if self._playwright is None:
+            self._playwright = await async_playwright().start()
+        if self._browser is None or not self._browser.is_connected():
+            self._browser = await self._playwright.chromium.connect_over_cdp(self._chromium.endpoint())
+        return await self._browser.new_context()
+
+    def stop(self) -> None:
+        """End it, if it runs."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        if self._playwright is not None:
+            await self._playwright.stop()
+
+
 SHARED = Shared()
+PLAYWRIGHT = SharedPlaywright(SHARED)

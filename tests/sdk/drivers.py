@@ -15,9 +15,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
 
-from playwright.async_api import BrowserContext, Page, async_playwright
+from playwright.async_api import BrowserContext, Page
 
-from tests.browser.chromium import CHROMIUM, SHARED
+from tests.browser.chromium import CHROMIUM, PLAYWRIGHT
 
 ROOT = Path(__file__).parents[2]
 JAVASCRIPT = ROOT / "clients" / "js"
@@ -155,20 +155,25 @@ class Chromium:
 
     @asynccontextmanager
     async def start(self) -> AsyncIterator[Driver]:
-        page = await self._context.new_page()
+        page = await PLAYWRIGHT.do(self._context.new_page())
         driver = Driver(partial(_command, page))
-        await page.expose_function("happened", driver.happened)
+        ours = asyncio.get_running_loop()
+
+        async def happened(text: str) -> None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(driver.happened(text), ours))
+
         page.on("pageerror", lambda error: driver.seen.append({"failed": str(error)}))
-        await page.goto(f"{self._origin}/{self._page}")
-        await page.wait_for_function("() => window.command !== undefined")
         try:
+            await PLAYWRIGHT.do(page.expose_function("happened", happened))
+            await PLAYWRIGHT.do(page.goto(f"{self._origin}/{self._page}"))
+            await PLAYWRIGHT.do(page.wait_for_function("() => window.command !== undefined"))
             yield driver
         finally:
-            await page.close()
+            await PLAYWRIGHT.do(page.close())
 
 
 async def _command(page: Page, text: str) -> None:
-    await page.evaluate("(text) => void window.command(JSON.parse(text))", text)
+    await PLAYWRIGHT.do(page.evaluate("(text) => void window.command(JSON.parse(text))", text))
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -184,11 +189,11 @@ async def chromium(folder: Path = JAVASCRIPT, page: str = "test/driver.html") ->
     thread.start()
     origin = f"http://127.0.0.1:{files.server_address[1]}"
     try:
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.connect_over_cdp(SHARED.endpoint())
-            async with await browser.new_context() as context:
-                yield Chromium(context, origin, page), origin
-            await browser.close()
+        context = await PLAYWRIGHT.new_context()
+        try:
+            yield Chromium(context, origin, page), origin
+        finally:
+            await PLAYWRIGHT.do(context.close())
     finally:
         files.shutdown()
         files.server_close()

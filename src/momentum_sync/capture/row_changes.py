@@ -172,25 +172,23 @@ class _Row:
         `before` are the values of the old row, which has what the UPDATE did not change if the identity is full.
         """
         fields: list[bytes] = []
-        most, types = self._most, self.described.types
-        for place, (name, value) in enumerate(zip(self.described.names, values, strict=True)):
+        described, most = self.described, self._most
+        for place, (name, value, of) in enumerate(zip(described.names, values, described.types, strict=True)):
             if value is UNCHANGED:
                 # A null in the old row stands for a column outside of the key: an unchanged value is never null.
                 value = (None if before is None else before[place]) or UNCHANGED
-            if value is not UNCHANGED:
-                text = b"null" if value is None else self._value(value, types[place], name)
-                if most is None or len(text) <= most:
-                    fields.append(name + text)
+                if value is UNCHANGED:
+                    continue
+            try:
+                text = b"null" if value is None else to_json(value, of)
+            except MalformedValue as error:
+                # The type has changed since the commit, such as a composite that has gained an attribute.
+                column = msgspec.json.decode(name[:-1], type=str)
+                self.errors.append(f"the value of {column} is text, because its type has changed: {error}")
+                text = _encode(value)
+            if most is None or len(text) <= most:
+                fields.append(name + text)
         return b"{" + b",".join(fields) + b"}"
-
-    def _value(self, value: str, of: ColumnType, name: bytes) -> bytes:
-        try:
-            return to_json(value, of)
-        except MalformedValue as error:
-            # The type has changed since the commit, such as a composite that has gained an attribute.
-            column = msgspec.json.decode(name[:-1], type=str)
-            self.errors.append(f"the value of {column} is text, because its type has changed: {error}")
-            return _encode(value)
 
 
 @lru_cache(maxsize=8)

@@ -70,12 +70,17 @@ _MOST_LEVELS = 256
 _encode = msgspec.json.Encoder().encode
 
 
-def to_json(text: str, kind: ColumnType) -> bytes:
-    """Return the JSON of a value that is not null. Raise MalformedValue if the text is no value of the type."""
-    return _to_json(text, kind, _MOST_LEVELS)
+def to_json(text: str, kind: ColumnType, levels: int = _MOST_LEVELS) -> bytes:
+    """Return the JSON of a value that is not null.
 
+    Args:
+        text: the value.
+        kind: its type.
+        levels: how deep it may be nested.
 
-def _to_json(text: str, kind: ColumnType, levels: int) -> bytes:
+    Raises:
+        MalformedValue: the text is no value of the type.
+    """
     if not levels:
         raise MalformedValue(f"a value of {kind.name} is nested too deep")
     match kind.kind:
@@ -125,14 +130,16 @@ def _boolean(text: str) -> bytes:
 def _timestamptz(text: str) -> str:
     if not text[:1].isdigit():  # infinity
         return text
-    return _HOURS.sub(lambda found: f"{found[0]}:00", text.replace(" ", "T", 1))
+    text = text.replace(" ", "T", 1)
+    # In UTC, which the connection pins, only a year BC has something behind the time zone.
+    return f"{text}:00" if text.endswith("+00") else _HOURS.sub(lambda found: f"{found[0]}:00", text)
 
 
 def _array(text: str, kind: ColumnType, levels: int) -> bytes:
     """Return nested JSON arrays. Explicit lower bounds are left out, as `to_jsonb` does."""
     assert kind.element is not None
     if kind.delimiter == " ":
-        return b"[" + b",".join([_to_json(part, kind.element, levels - 1) for part in text.split()]) + b"]"
+        return b"[" + b",".join([to_json(part, kind.element, levels - 1) for part in text.split()]) + b"]"
     bounds = _BOUNDS.match(text)
     json_text, end = _elements(text, bounds.end() if bounds else 0, kind, kind.element, levels)
     if end != len(text):
@@ -153,9 +160,9 @@ def _elements(text: str, at: int, kind: ColumnType, element: ColumnType, levels:
                 raise MalformedValue(f"a value of {kind.name} is nested too deep")
             part, at = _elements(text, at, kind, element, levels - 1)
         elif quoted := _QUOTED.match(text, at):
-            part, at = _to_json(_ESCAPE.sub(r"\1", quoted[1]), element, levels - 1), quoted.end()
+            part, at = to_json(_ESCAPE.sub(r"\1", quoted[1]), element, levels - 1), quoted.end()
         elif plain := bare.match(text, at):
-            part = b"null" if plain[0] == "NULL" else _to_json(plain[0], element, levels - 1)
+            part = b"null" if plain[0] == "NULL" else to_json(plain[0], element, levels - 1)
             at = plain.end()
         else:
             raise MalformedValue(f"an array of {kind.name} has a malformed element")
@@ -181,7 +188,7 @@ def _composite(text: str, kind: ColumnType, levels: int) -> bytes:
     if len(values) != len(kind.fields):
         raise MalformedValue(f"a value of {kind.name} has {len(values)} attributes, not {len(kind.fields)}")
     return b"{" + b",".join([
-        _encode(name) + b":" + (b"null" if value is None else _to_json(value, of, levels - 1))
+        _encode(name) + b":" + (b"null" if value is None else to_json(value, of, levels - 1))
         for (name, of), value in zip(kind.fields, values, strict=True)
     ]) + b"}"  # fmt: skip
 

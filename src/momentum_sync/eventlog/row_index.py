@@ -18,7 +18,7 @@ import msgspec
 
 from momentum_sync.eventlog.event import Event
 from momentum_sync.identity.policy import Value
-from momentum_sync.wire.row_change import parse_change
+from momentum_sync.wire.row_change import ChangedColumn, parse_change
 
 
 class Route(NamedTuple):
@@ -45,6 +45,7 @@ _MOST_COLUMNS = 4  # of one table: a client may filter by any
 _IDLE = 20_000  # changes after which a column that was not looked up gives up its place
 _SLICE = 2_000  # changes that one look-up indexes, in about 10 ms
 _LONGEST = 100  # characters of a value that is a key of its own
+_NESTED = (list, dict)
 _decode = msgspec.json.decode
 
 
@@ -57,7 +58,7 @@ def values_of(event: Event, column: str, type_name: str) -> list[Value] | None:
     record, old = change.record, change.old_record
     if change.type == "TRUNCATE" or (record is not None and column not in record):
         return None
-    if not any(each.name == column and each.type == type_name for each in change.columns):
+    if ChangedColumn(column, type_name) not in change.columns:
         return None
     new = None if record is None else record[column]
     before = None if old is None else old.get(column)
@@ -65,8 +66,9 @@ def values_of(event: Event, column: str, type_name: str) -> list[Value] | None:
         values = [_decode(each) for each in (new, before) if each is not None]
     except msgspec.MsgspecError:  # a number that Python does not have
         return None
-    if any(isinstance(value, list | dict) for value in values):
-        return None
+    for value in values:
+        if isinstance(value, _NESTED):
+            return None
     return values if len(values) < 2 or values[0] != values[1] else values[:1]
 
 

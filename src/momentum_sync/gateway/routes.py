@@ -6,15 +6,24 @@ the cost of a change grows with its receivers, and not with the subscribers of t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.row_index import Route, values_of
+from momentum_sync.identity.policy import Value
+
+
+class _Known(NamedTuple):
+    route: Route
+    times: int
 
 
 class Routes:
     """The routes that have subscribers."""
 
     def __init__(self) -> None:
-        self._columns: dict[str, dict[tuple[str, str], dict[Route, int]]] = {}
+        # By the table's channel, then by column and type, then by value, each with the number of times it was added.
+        self._columns: dict[str, dict[tuple[str, str], dict[Value, _Known]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._columns)
@@ -23,16 +32,18 @@ class Routes:
         """Know a route."""
         columns = self._columns.setdefault(route.channel, {})
         routes = columns.setdefault((route.column, route.type_name), {})
-        routes[route] = routes.get(route, 0) + 1
+        known = routes.get(route.value)
+        routes[route.value] = _Known(route, 1) if known is None else _Known(route, known.times + 1)
 
     def remove(self, route: Route) -> None:
         """Forget a route that was added once."""
         columns = self._columns[route.channel]
         routes = columns[route.column, route.type_name]
-        routes[route] -= 1
-        if routes[route]:
+        left = routes[route.value].times - 1
+        if left:
+            routes[route.value] = _Known(route, left)
             return
-        del routes[route]
+        del routes[route.value]
         if not routes:
             del columns[route.column, route.type_name]
         if not columns:
@@ -40,16 +51,15 @@ class Routes:
 
     def of(self, event: Event) -> list[Route]:
         """Return the routes of a change. It is a list because subscribers leave their routes while they get it."""
-        channel = event.channels[0]
-        columns = self._columns.get(channel)
+        columns = self._columns.get(event.channels[0])
         if columns is None:
             return []
         found: list[Route] = []
         for (column, type_name), routes in columns.items():
             values = values_of(event, column, type_name)
             if values is None:
-                found += routes
+                found += [known.route for known in routes.values()]
             else:
-                made = [Route(channel, column, type_name, value) for value in values]
-                found += [route for route in made if route in routes]
+                # Looked up by their value: making a route of each costs more.
+                found += [known.route for value in values if (known := routes.get(value)) is not None]
         return found

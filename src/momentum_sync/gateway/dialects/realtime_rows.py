@@ -182,12 +182,12 @@ class RowCursor(Cursor):
 
     def channel_of(self, event: Event) -> str | None:
         """Return the channel of an event that a topic gets, or may get."""
-        # Changes of rows have one channel, and nearly all messages.
-        channel = next((channel for channel in event.channels if channel in self.channels), None)
-        if channel is None:
-            return None
-        decision = self._decide(event)
-        return channel if decision.is_open or decision.seen or decision.messages else None
+        held = self.channels
+        for channel in event.channels:  # one, for changes of rows and nearly all messages
+            if channel in held:
+                decision = self._decide(event)
+                return channel if decision.is_open or decision.seen or decision.messages else None
+        return None
 
     def must_check(self, event: Event) -> bool:
         """Return whether the database has to decide."""
@@ -200,9 +200,11 @@ class RowCursor(Cursor):
         if decision.messages:
             return b"".join([topic.message(self._version, event, self._shared) for topic in decision.messages])
         return b"".join(
-            frame
-            for topic, relation, seen in decision.seen
-            for frame in topic.frames(self._version, event, relation, seen, self._shared)
+            [
+                frame
+                for topic, relation, seen in decision.seen
+                for frame in topic.frames(self._version, event, relation, seen, self._shared)
+            ]
         )
 
     def _decide(self, event: Event) -> _Decision:

@@ -117,8 +117,9 @@ class TopicEvents:
         if relation in self._whole:
             return relation
         change = parse_change(event.body)
-        if any(matches(watch, relation, change, _unknown) is not False for watch in self.watches):
-            return relation
+        for watch in self.watches:
+            if matches(watch, relation, change, _unknown) is not False:
+                return relation
         if change.type == "UPDATE" and change.has_whole_old_row:
             gone = as_delete(change)
             if any(matches(watch, relation, gone, _unknown) is not False for watch in self.watches):
@@ -138,10 +139,14 @@ class TopicEvents:
         if seen is None:
             return None
         change = _filtered(event, seen)
-        found = [matches(watch, relation, change, _unknown) for watch in self.watches]
-        if None in found:
-            raise Undecided
-        return seen if True in found else None
+        is_wanted = False
+        for watch in self.watches:
+            match matches(watch, relation, change, _unknown):
+                case None:
+                    raise Undecided
+                case True:
+                    is_wanted = True
+        return seen if is_wanted else None
 
     def matching(self, event: Event, relation: int, change: Change) -> list[Watch]:
         """Return the watches that get a change, with the database's answers."""
