@@ -50,9 +50,9 @@ log_timezone = 'UTC'
 
 
 @contextmanager
-def short_folder() -> Iterator[Path]:
+def short_folder(parent: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder for a cluster: PostgreSQL's user can reach it, and its path is short enough."""
-    folder = Path(tempfile.mkdtemp(prefix="momentum-"))
+    folder = Path(tempfile.mkdtemp(prefix="momentum-", dir=parent))
     folder.chmod(0o755)
     try:
         yield folder
