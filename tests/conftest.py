@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from tests.browser.chromium import PLAYWRIGHT, SHARED
 ROOT = Path(__file__).parent
 LONG = ["walk", "test_deploy_files.py", "faults", "test_benchmarks.py"]
 """Folders and files of tests that take ten seconds and more, the longest first."""
+SHORT = ["test_architecture.py", "unit"]
+"""Those that take milliseconds."""
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("momentum", deadline=None)
@@ -53,28 +54,28 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first: at the end, they would leave the other processes without work.
+    """Run the longest tests first and the shortest last: at the end, no process should wait for another.
 
-    `--dist worksteal` gives each process a part of the tests in their order, so each part gets its share of the long
-    ones.
+    `--dist worksteal` gives each process a part of the tests in their order, so each part gets its share of both.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = sorted(filter(_is_long, items), key=lambda item: LONG.index(_subject(item)))
-    others = [item for item in items if not _is_long(item)]
-    bounds = [len(others) * number // processes for number in range(processes + 1)]
+    by_subject: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_subject.setdefault(item.path.relative_to(ROOT).parts[0], []).append(item)
+    long = [item for subject in LONG for item in by_subject.pop(subject, [])]
+    short = [item for subject in SHORT for item in by_subject.pop(subject, [])]
+    others = [item for tests in by_subject.values() for item in tests]
+    # Long ones in turn; of the others each process gets whole files, whose fixtures it makes once.
     items[:] = [
         item
-        for number, (start, end) in enumerate(pairwise(bounds))
-        for item in (*long[number::processes], *others[start:end])
+        for number in range(processes)
+        for tests in (long[number::processes], _share(others, number, processes), _share(short, number, processes))
+        for item in tests
     ]
 
 
-def _subject(item: pytest.Item) -> str:
-    return item.path.relative_to(ROOT).parts[0]
-
-
-def _is_long(item: pytest.Item) -> bool:
-    return _subject(item) in LONG
+def _share(items: list[pytest.Item], number: int, of: int) -> list[pytest.Item]:
+    return items[len(items) * number // of : len(items) * (number + 1) // of]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
