@@ -14,7 +14,10 @@ from hypothesis import settings
 from tests.browser.chromium import PLAYWRIGHT, SHARED
 
 ROOT = Path(__file__).parent
-LONG = ["walk", "test_deploy_files.py", "faults", "test_benchmarks.py"]
+LONG = [
+    "walk", "test_deploy_files.py", "faults", "test_benchmarks.py", "server/test_network.py", "server/test_workers.py",
+    "server/test_big_transaction.py", "supabase/test_resume.py", "server/test_history.py", "fuzz",
+]  # fmt: skip
 """Folders and files of tests that take ten seconds and more, the longest first."""
 SHORT = ["test_architecture.py", "unit"]
 """Those that take milliseconds."""
@@ -61,7 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     by_subject: dict[str, list[pytest.Item]] = {}
     for item in items:
-        by_subject.setdefault(item.path.relative_to(ROOT).parts[0], []).append(item)
+        path = item.path.relative_to(ROOT)
+        parts = (path.as_posix(), path.parts[0])
+        subject = next((part for part in parts if part in LONG or part in SHORT), parts[0])
+        by_subject.setdefault(subject, []).append(item)
     long = [item for subject in LONG for item in by_subject.pop(subject, [])]
     short = [item for subject in SHORT for item in by_subject.pop(subject, [])]
     others = [item for tests in by_subject.values() for item in tests]

@@ -13,13 +13,13 @@ import jwt
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.chromium import CHROMIUM
+from tests.browser.chromium import HEADLESS
 from tests.browser.data import notify
 from tests.fixtures.demo import Demo, running
 from tests.sdk.drivers import JAVASCRIPT, missing
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine; the pages were not looked at"
+    HEADLESS is None and "CI" not in os.environ, reason="no Chromium on this machine; the pages were not looked at"
 )
 AXE = JAVASCRIPT / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = {"width": 360, "height": 780}

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.browser.chromium import CHROMIUM, FLAGS
+from tests.browser.chromium import FLAGS, HEADLESS
 from tests.fixtures.demo import Demo
 from tests.sdk.drivers import JAVASCRIPT, missing
 
@@ -36,7 +36,7 @@ AMARA = "(select id from auth.users where email = 'amara@demo.invalid')"
 
 pytestmark = [
     pytest.mark.skipif(
-        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine; React was not tried"
+        HEADLESS is None and "CI" not in os.environ, reason="no Chromium on this machine; React was not tried"
     ),
     pytest.mark.skipif(missing("node") is not None, reason=str(missing("node"))),
 ]
@@ -86,7 +86,7 @@ def page(demo: Demo, bundle: str, origin: str) -> Iterator[Page]:
     link = urlsplit(demo.links[1])
     given = {"url": f"http://{link.netloc}", "token": parse_qs(link.fragment)["access_token"][0]}
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=HEADLESS, args=FLAGS)
         page = browser.new_page()
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, Route, expect, sync_playwright
 
-from tests.browser.chromium import CHROMIUM, FLAGS
+from tests.browser.chromium import FLAGS, HEADLESS
 from tests.fixtures.demo import Demo, start
 from tests.supabase.programs import CLIENTS, missing
 
@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "supabase"
 AMARA = "(select id from auth.users where email = 'amara@demo.invalid')"
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on this machine"),
+    pytest.mark.skipif(HEADLESS is None and "CI" not in os.environ, reason="no Chromium on this machine"),
     pytest.mark.skipif(missing("node-2026") is not None, reason=str(missing("node-2026"))),
 ]
 
@@ -42,7 +42,7 @@ def page(demo: Demo) -> Iterator[Page]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=EXAMPLE)) as server, sync_playwright() as play:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = play.chromium.launch(executable_path=HEADLESS, args=FLAGS)
         page = browser.new_page(viewport={"width": 390, "height": 700})
         page.route("**/node_modules/**", module)
         complaints: list[str] = []

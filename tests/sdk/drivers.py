@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from playwright.async_api import BrowserContext, Page
 
-from tests.browser.chromium import CHROMIUM, PLAYWRIGHT
+from tests.browser.chromium import HEADLESS, PLAYWRIGHT
 
 ROOT = Path(__file__).parents[2]
 JAVASCRIPT = ROOT / "clients" / "js"
@@ -217,6 +217,6 @@ def missing(name: str) -> str | None:
         return None
     if name == "node" and (NODE is None or not (JAVASCRIPT / "node_modules").is_dir()):
         return "no Node with its packages on this machine (script/test installs them where there is npm)"
-    if name == "chromium" and CHROMIUM is None:
+    if name == "chromium" and HEADLESS is None:
         return "no Chromium on this machine"
     return None
