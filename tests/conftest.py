@@ -52,16 +52,18 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     """Stop the browser that tests share."""
-    PLAYWRIGHT.stop()
-    SHARED.stop()
+    try:
+        PLAYWRIGHT.stop()
+    finally:
+        SHARED.stop()
 
 
+@pytest.hookimpl(trylast=True)  # once it is known which tests are selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first and the shortest last: at the end, no process should wait for another.
 
     `--dist worksteal` gives each process a part of the tests in their order, so each part gets its share of both.
     """
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     by_subject: dict[str, list[pytest.Item]] = {}
     for item in items:
         path = item.path.relative_to(ROOT)
@@ -71,17 +73,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = [item for subject in LONG for item in by_subject.pop(subject, [])]
     short = [item for subject in SHORT for item in by_subject.pop(subject, [])]
     others = [item for tests in by_subject.values() for item in tests]
-    # Long ones in turn; of the others each process gets whole files, whose fixtures it makes once.
-    items[:] = [
-        item
-        for number in range(processes)
-        for tests in (long[number::processes], _share(others, number, processes), _share(short, number, processes))
-        for item in tests
-    ]
-
-
-def _share(items: list[pytest.Item], number: int, of: int) -> list[pytest.Item]:
-    return items[len(items) * number // of : len(items) * (number + 1) // of]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    left, taken, ordered = len(items), 0, list[pytest.Item]()
+    for number in range(processes):
+        size = left // (processes - number)  # as xdist divides them
+        left -= size
+        first = long[processes - 1 - number :: processes]
+        last = short[len(short) * number // processes : len(short) * (number + 1) // processes]
+        # Neighbours, so that few files are divided, whose fixtures each process would make.
+        middle = others[taken : taken + max(0, size - len(first) - len(last))]
+        taken += len(middle)
+        ordered += [*first, *middle, *last]
+    items[:] = ordered + others[taken:]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

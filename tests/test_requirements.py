@@ -19,7 +19,7 @@ AT_LEAST = {
 
 @pytest.mark.parametrize(
     "path",
-    [*(ROOT / "requirements" / f"{name}.txt" for name in ("dev", "server", "build")), *CLIENTS],
+    [*(ROOT / "requirements" / f"{name}.txt" for name in ("dev", "server", "build", "release")), *CLIENTS],
     ids=lambda path: path.stem,
 )
 def test_every_package_is_pinned_by_hash(path: Path) -> None:
@@ -45,5 +45,5 @@ def test_the_server_runs_with_what_it_is_tested_with() -> None:
         )
 
     assert len(pinned(ROOT / "requirements" / "server.txt")) > 30
-    for name in ("server", "build"):
+    for name in ("server", "build", "release"):
         assert pinned(ROOT / "requirements" / f"{name}.txt") <= pinned(ROOT / "requirements" / "dev.txt")

@@ -23,6 +23,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 _START_S = 30.0
+_STOP_S = 10.0
 _Result = TypeVar("_Result")
 
 
@@ -68,14 +69,17 @@ class SharedPlaywright:
 
     def __init__(self, chromium: Shared) -> None:
         self._chromium = chromium
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = asyncio.Lock()
         self._playwright: Playwright | None = None
         self._browser: Browser | None = None
 
     async def do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Await Playwright's work in the event loop that it belongs to."""
-        if not self._thread.is_alive():
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
@@ -84,21 +88,25 @@ class SharedPlaywright:
         return await self.do(self._new_context())
 
     async def _new_context(self) -> BrowserContext:
-        from playwright.async_api import async_playwright  # every test process would import it
+        from playwright.async_api import async_playwright  # `script/test --fast` does without
 
-        if self._playwright is None:
-            self._playwright = await async_playwright().start()
-        if self._browser is None or not self._browser.is_connected():
-            self._browser = await self._playwright.chromium.connect_over_cdp(self._chromium.endpoint())
-        return await self._browser.new_context()
+        async with self._starting:
+            if self._playwright is None:
+                self._playwright = await async_playwright().start()
+            if self._browser is None or not self._browser.is_connected():
+                self._browser = await self._playwright.chromium.connect_over_cdp(self._chromium.endpoint())
+            browser = self._browser
+        return await browser.new_context()
 
     def stop(self) -> None:
         """End it, if it runs."""
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        if self._loop is None or self._thread is None:
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(_STOP_S)
+        finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        self._loop.close()
+            self._thread.join(_STOP_S)
 
     async def _stop(self) -> None:
         if self._playwright is not None:

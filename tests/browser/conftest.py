@@ -32,7 +32,8 @@ def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
     context.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     yield context
-    gone = ("ERR_CONNECTION_REFUSED", "Unexpected response code: 503")  # the server may be away or starting
+    # The server may have been killed, be away, or be starting.
+    gone = ("ERR_CONNECTION_RESET", "ERR_CONNECTION_REFUSED", "Unexpected response code: 503")
     assert [text for text in complaints if not text.endswith(gone)] == []
     assert hosts == {urlsplit(demo.links[0]).netloc}
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.browser.chromium import CHROMIUM
+from tests.browser.chromium import HEADLESS
 from tests.sdk.drivers import NODE, Chromium, Program, chromium
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -26,7 +26,7 @@ def missing(name: str) -> str | None:
         there = NODE is not None and (CLIENTS / "node_modules" / f"supabase-{year}").is_dir()
     if not there:
         return f"{name} is not installed (script/test installs it, where there is npm)"
-    return "no Chromium on this machine" if kind == "chromium" and CHROMIUM is None else None
+    return "no Chromium on this machine" if kind == "chromium" and HEADLESS is None else None
 
 
 @asynccontextmanager

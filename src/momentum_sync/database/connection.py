@@ -148,8 +148,9 @@ def _has_something_to_read(file: int) -> bool:
 async def using(pool: Pool, seconds: float) -> AsyncIterator[AsyncConnection[TupleRow]]:
     """Lend a pool's connection for at most `seconds`; then it is cut, and its user gets OperationalError.
 
-    The pool's other connections are replaced: PostgreSQL ends a slow statement before that, so the network lost this
-    one, and probably all. A silent one would be noticed only when it is used, after its deadline.
+    The pool's other connections are replaced, too, those in use when they are returned: PostgreSQL ends a slow
+    statement before that, so the network has probably lost this connection, and then all. A silent one would be noticed
+    only when it is used, after its deadline.
     """
     cuts: list[None] = []
     try:
