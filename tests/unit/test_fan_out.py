@@ -131,7 +131,10 @@ def test_a_socket_that_fails_comes_back_and_all_others_are_written() -> None:
     assert world.broken == [False, False, True, False], "told of once, with an event that went to somebody"
 
 
-def test_one_that_cannot_even_be_closed_keeps_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_one_that_cannot_even_be_closed_keeps_nothing_from_the_others_and_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
     world = World()
     wires = [world.join("a") for _ in range(3)]
     for wire in wires:
@@ -143,9 +146,12 @@ def test_one_that_cannot_even_be_closed_keeps_nothing_from_the_others(monkeypatc
     wires[0].write = fails
     monkeypatch.setattr(wires[0], "close", fails)
     with pytest.raises(ZeroDivisionError):
-        world.publish("a")
-    assert [ids(wire.taken()) for wire in wires] == [[], ["abcdef01-1"], ["abcdef01-1"]]
+        world.publish_together(*[("a",)] * (2 if many else 1))
+    written = ["abcdef01-1", "abcdef01-2"] if many else ["abcdef01-1"]
+    assert [ids(wire.taken()) for wire in wires] == [[], written, written]
     assert world.hub._unwritten == {}
+    assert world.hub.connections == wires[1:]
+    world.publish("a")
 
 
 def test_a_large_frame_is_written_only_where_there_is_room_and_is_one_for_all() -> None:
@@ -347,6 +353,23 @@ def test_a_group_that_cannot_be_encoded_for_comes_back_and_the_others_get_the_ev
         world.publish("a")
     assert {wire.closing for wire in wires} == {Close.RESTART}
     assert len(other.taken()) == 1
+
+
+def test_a_group_that_can_neither_be_encoded_for_nor_closed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    wires, other = together(world, 10, "a"), world.join("a")
+
+    def fails(_: Close) -> None:
+        raise ZeroDivisionError
+
+    for wire in wires:
+        monkeypatch.setattr(wire, "close", fails)
+    dialect = wires[0].dialect
+    assert isinstance(dialect, Together)
+    dialect.fails_at = 1
+    with pytest.raises(ZeroDivisionError):
+        world.publish("a")
+    assert world.hub.connections == [other]
 
 
 def test_one_of_a_group_that_fails_comes_back_and_the_others_get_the_event() -> None:

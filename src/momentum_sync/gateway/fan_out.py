@@ -7,7 +7,7 @@ database's own; between connections only `previous_id` differs.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from momentum_sync.eventlog.event import Event
@@ -42,6 +42,7 @@ class FanOut:
         files: the files of all connections.
         limits: bounds.
         keep: collect the frames in `unwritten`, because more events of the batch follow.
+        forget: called with a connection that can neither be written to nor closed.
 
     Attributes:
         began: seconds since 1970.
@@ -53,13 +54,13 @@ class FanOut:
     """
 
     __slots__ = (
-        "_event_id", "_files", "_first", "_frames", "_keep", "_limits", "_served", "_unwritten", "began", "broken",
-        "delay", "event", "frames", "matched", "size",
+        "_event_id", "_files", "_first", "_forget", "_frames", "_keep", "_limits", "_served", "_unwritten", "began",
+        "broken", "delay", "event", "frames", "matched", "size",
     )  # fmt: skip
 
     def __init__(
         self, event: Event, event_id: str, now: float, unwritten: Unwritten, files: DirectFiles,
-        limits: DeliveryLimits, *, keep: bool,
+        limits: DeliveryLimits, *, keep: bool, forget: Callable[[Subscriber], None],
     ) -> None:  # fmt: skip
         self.event = event
         self.frames = 0
@@ -72,6 +73,7 @@ class FanOut:
         self._unwritten = unwritten
         self._files = files
         self._keep = keep
+        self._forget = forget
         self._limits = limits
         self._event_id = event_id
         self.began = now
@@ -117,7 +119,7 @@ class FanOut:
         try:
             data = self._frame(dialect, channel, "")
         except Exception as error:
-            for subscriber in members:
+            for subscriber in list(members):
                 self._break(subscriber, error)
             return
         if not data:  # the dialect leaves this event out
@@ -230,13 +232,17 @@ class FanOut:
 
     def _break(self, subscriber: Subscriber, error: Exception) -> None:
         self._unwritten.pop(subscriber, None)
-        self.broken = close_broken(subscriber, error)
+        self.broken = close_broken(subscriber, error, self._forget)
 
 
-def close_broken(subscriber: Subscriber, error: Exception) -> Exception:
-    """Close a connection that failed, so that it resumes. Return the error to report."""
+def close_broken(subscriber: Subscriber, error: Exception, forget: Callable[[Subscriber], None]) -> Exception:
+    """Close a connection that failed, so that it resumes. Return the error to report.
+
+    One that fails at that, too, is forgotten: each further event would fail for all.
+    """
     try:
         subscriber.close(Close.RESTART)
     except Exception as worse:
+        forget(subscriber)
         return worse
     return error

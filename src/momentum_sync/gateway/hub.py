@@ -233,7 +233,9 @@ class Hub:
         if CONTROL in event.channels:
             self._control(event)
         event_id = f"{self._feed.epoch}-{event.offset}-{self._feed.mark:x}"
-        fan_out = FanOut(event, event_id, self._clock(), self._unwritten, self._files, self._limits, keep=more)
+        fan_out = FanOut(
+            event, event_id, self._clock(), self._unwritten, self._files, self._limits, keep=more, forget=self.leave
+        )
         self._fan_outs.append(fan_out)
         for channel, key in zip(event.channels, event.keys, strict=True):
             self._fan_out(fan_out, channel, slot_of(channel, key))
@@ -258,7 +260,7 @@ class Hub:
                 if data is not None:  # it may have left because of the one before it
                     subscriber.write(data)
             except Exception as error:
-                broken = close_broken(subscriber, error)
+                broken = close_broken(subscriber, error, self.leave)
         now = self._clock()
         fan_outs, self._fan_outs = self._fan_outs, []
         matched = [fan_out for fan_out in fan_outs if fan_out.matched]
