@@ -15,6 +15,7 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from faults.checker import Came, Client, Held, Invalidated, Record, Snapshot
+from faults.http_client import http_client
 
 _PATH = "/functions/v1/realtime-momentum-sync"
 _SILENT_S = 4.0  # the servers' heartbeat interval is one second
@@ -181,7 +182,7 @@ class Walker:
         self._known.append((event_id, len(self.client.record)))
 
     async def _ask_over_http(self) -> None:
-        async with httpx.AsyncClient(timeout=_OPEN_S, headers={"Authorization": f"Bearer {self._token}"}) as http:
+        async with http_client(_OPEN_S, {"Authorization": f"Bearer {self._token}"}) as http:
             answer = await http.post(
                 f"http://{self._url}/sync/events",
                 json={"last_event_id": self._last, "channels": self._extra, "limit": 50},

@@ -13,6 +13,7 @@ from random import Random
 import httpx
 
 from faults.database import Database
+from faults.http_client import http_client
 from faults.listening import start_server
 from faults.nemesis import FAULTS, Nemesis, Servers
 from faults.proxy import Proxy
@@ -74,7 +75,7 @@ class Fleet(Servers):
 
     async def capturing(self) -> int:
         """Return the port of the capture that reads the slot; of any, if none does."""
-        async with httpx.AsyncClient(timeout=2.0) as http:
+        async with http_client(2.0) as http:
             for port in self.captures:
                 with suppress(httpx.HTTPError):
                     health = (await http.get(f"http://127.0.0.1:{port}/sync/health")).json()

@@ -17,6 +17,7 @@ import httpx
 import psycopg
 
 from faults.database import SERVER, Database
+from faults.http_client import http_client
 from faults.listening import start_server
 from faults.proxy import Proxy
 
@@ -84,7 +85,7 @@ class Servers:
 
     async def until(self, port: int, *states: str) -> None:
         """Wait until the server's capture is in one of the states."""
-        async with asyncio.timeout(self.ready), httpx.AsyncClient(timeout=2.0) as http:
+        async with asyncio.timeout(self.ready), http_client(2.0) as http:
             while True:
                 with suppress(httpx.HTTPError):
                     health = (await http.get(f"http://127.0.0.1:{port}/sync/health")).json()
