@@ -1,18 +1,20 @@
-"""The pings of sessions are spread, so that no event waits for thousands of them, and written together."""
+"""Sessions of a gateway: their numbers, and their pings, which are spread and written together."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import cast
 
 import pytest
 
 from momentum_sync.eventlog.position import Position
-from momentum_sync.eventlog.session_records import SessionRecords
-from momentum_sync.gateway.dialects.realtime_resume import Ledger
+from momentum_sync.eventlog.session_records import SavedSession, SessionRecords
+from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
 from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
@@ -117,6 +119,55 @@ async def test_a_session_that_fails_is_dropped_and_the_others_are_pinged(
         await sessions.run(files, lambda: Position("e", 5, 1))
     assert failing.dropped == [Close.RESTART]
     assert [len(session.data) for session in others] == [1, 1]
+
+
+class NoRecords:
+    """Records of which none is found."""
+
+    @asynccontextmanager
+    async def settling(self) -> AsyncIterator[NoRecords]:
+        yield self
+
+    async def of(self, keys: Iterable[str], *, recent: timedelta) -> list[SavedSession]:
+        return []
+
+    async def replace(self, ended: Sequence[int], begun: Sequence[SavedSession]) -> None:
+        pass
+
+
+class Answering(Pinged):
+    """A session whose client answers each ping."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, [], DirectFiles(os.write).add())
+        self.probed = 0
+        self.dropped: list[Close] = []
+
+    def probe(self, answered: Callable[[], None]) -> None:
+        self.probed += 1
+        answered()
+
+    def drop(self, why: Close) -> None:
+        self.dropped.append(why)
+
+
+@pytest.mark.parametrize("ends", ["the one before", "both"])
+async def test_a_number_that_a_restored_database_gives_again_belongs_to_the_later_session(ends: str) -> None:
+    sessions = RealtimeSessions(cast(SessionRecords, NoRecords()), ResumeLimits(batch_s=0.0))
+    before, after, new = Answering(7), Answering(7), Answering(8)
+
+    async def join(session: Answering) -> None:
+        sessions.begin(cast(LiveSession, session))
+        start = Position("e", 1, 1)
+        await sessions.claim(session.ledger, Key("k", False), session.ledger.session, "t", start, is_reconnect=False)
+
+    await join(before)
+    await join(after)
+    assert (before.dropped, after.dropped) == ([Close.RESTART], [])
+    for session in (before,) if ends == "the one before" else (before, after):
+        sessions.end(cast(LiveSession, session))
+    await join(new)
+    assert (before.probed, after.probed) == (0, 1 if ends == "the one before" else 0)
 
 
 class Numbers:

@@ -151,15 +151,31 @@ class RealtimeSessions:
 
     def begin(self, session: LiveSession) -> None:
         """Know a session from now on."""
-        self._live[session.ledger.session] = session
+        number = session.ledger.session
+        # A database that was restored from a copy gives numbers again.
+        earlier = self._live.get(number)
+        if earlier is not None:
+            self.end(earlier)
+            earlier.drop(Close.RESTART)
+        self._ended.pop(number, None)
+        self._saved.pop(number, None)
+        self._live[number] = session
 
     def end(self, session: LiveSession) -> None:
         """Note that a session's socket is closed. Its record stays."""
         ledger = session.ledger
-        if self._live.pop(ledger.session, None) is not None and ledger.key is not None:
+        if not self._is_live(ledger):
+            return
+        del self._live[ledger.session]
+        if ledger.key is not None:
             self._unindex(ledger, ledger.key)
             ledger.ended()
             self._ended[ledger.session] = ledger
+
+    def _is_live(self, ledger: Ledger) -> bool:
+        """Return whether the session's socket is open, and no later session has its number."""
+        session = self._live.get(ledger.session)
+        return session is not None and session.ledger is ledger
 
     def _unindex(self, ledger: Ledger, key: Key) -> None:
         same = self._by_key.get(key.digest, set())
@@ -171,7 +187,7 @@ class RealtimeSessions:
         if ledger.key is not None:
             self._unindex(ledger, ledger.key)
         ledger.key = key
-        if ledger.session in self._live:
+        if self._is_live(ledger):
             self._by_key.setdefault(key.digest, set()).add(ledger.session)
 
     async def claim(
@@ -281,7 +297,7 @@ class RealtimeSessions:
     def _is_changed(self, ledger: Ledger, at: float) -> bool:
         changes, saved_at = self._saved.get(ledger.session, (-1, 0.0))
         # A quiet session is saved now and then, too: its record would expire.
-        return changes != ledger.changes or (ledger.session in self._live and at - saved_at > _TOUCH_S)
+        return changes != ledger.changes or (self._is_live(ledger) and at - saved_at > _TOUCH_S)
 
     async def _take_numbers(self, requests: Sequence[None]) -> Sequence[int]:
         return await self._records.numbers(len(requests))
@@ -292,8 +308,8 @@ class RealtimeSessions:
         there = await self._records.save([row for _, row in rows.values()])
         for ledger in ledgers:
             self._saved[ledger.session] = rows[ledger.session][0], at
-            if ledger.session not in there and (session := self._live.get(ledger.session)) is not None:
-                session.drop(Close.REPLACED)
+            if ledger.session not in there and self._is_live(ledger):
+                self._live[ledger.session].drop(Close.REPLACED)
         return [ledger.session in there for ledger in ledgers]
 
     async def _discard(self, renamed: Sequence[_Renaming]) -> Sequence[None]:
@@ -311,7 +327,7 @@ class RealtimeSessions:
             ledger = claim.ledger
             self._take_key(ledger, claim.key)
             ledger.cursors = _begun(claim, verdict)
-            if ledger.session in self._live:
+            if self._is_live(ledger):
                 self._saved[ledger.session] = ledger.changes, at
             for number in verdict.removed:
                 self._ended.pop(number, None)
