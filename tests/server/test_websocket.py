@@ -172,7 +172,7 @@ async def test_a_notification_of_another_is_as_unknown_as_one_that_is_not(
         answer.pop("timestamp")
     assert answers[0] == answers[1]
     assert (answers[0]["type"], answers[0]["code"]) == ("error", "not_found")
-    assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
+    assert db.execute("select status from momentum_notifications where id = %s", (theirs,)).fetchone() == ("sent",)
 
 
 async def test_marking_a_notification_that_may_only_be_seen_is_forbidden(server: Server, db: Sql, user: UUID) -> None:
@@ -181,7 +181,8 @@ async def test_marking_a_notification_that_may_only_be_seen_is_forbidden(server:
         await client.until("initial_state")
         answer = await client.ask({"type": "mark_notification_read", "notification_id": str(notification)})
     assert (answer["type"], answer["code"]) == ("error", "forbidden")
-    assert db.execute("select status from momentum_notifications").fetchone() == ("sent",)
+    status = db.execute("select status from momentum_notifications where id = %s", (notification,)).fetchone()
+    assert status == ("sent",)
 
 
 async def test_a_connection_comes_back_with_as_many_channels_as_it_may_ask_for(server: Server) -> None:
