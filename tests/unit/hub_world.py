@@ -62,6 +62,7 @@ class Wire:
         self.file = file
         self.follows = False
         self.closing: Close | None = None
+        self.aborted = False
         self.data: list[bytes | memoryview] = []
         self.write: Callable[[bytes | memoryview], None] = self.data.append
         self.acks: list[str] = []
@@ -90,6 +91,9 @@ class Wire:
 
     def close(self, why: Close) -> None:
         self.closing = self.closing or why
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def taken(self) -> list[dict[str, Any]]:
         """Return the messages so far, however many were written at once."""

@@ -284,6 +284,19 @@ def test_a_socket_that_fails_before_a_change_of_grants_does_not_hide_it() -> Non
     assert (revoked.closing, world.changed_by) == (Close.TOKEN, [(50, user)])
 
 
+def test_one_that_cannot_be_closed_leaves_no_other_open_when_history_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    failing, other = world.join("a"), world.join("a")
+
+    def fails(_: Close) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(failing, "close", fails)
+    with pytest.raises(ZeroDivisionError):
+        world.hub.history_changed()
+    assert (failing.aborted, other.closing, world.hub.connections) == (True, Close.RESTART, [other])
+
+
 def test_the_channel_of_an_event_on_many_is_the_first_that_the_session_holds() -> None:
     world = World()
     channels = tuple(f"c{offset}" for offset in range(100))

@@ -170,6 +170,43 @@ async def test_a_number_that_a_restored_database_gives_again_belongs_to_the_late
     assert (before.probed, after.probed) == (0, 1 if ends == "the one before" else 0)
 
 
+class Saving(NoRecords):
+    """Records that keep what is saved."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[int, str]] = []
+
+    async def save(self, sessions: Sequence[SavedSession]) -> set[int]:
+        self.saved += [(each.session, each.identity) for each in sessions]
+        return {each.session for each in sessions}
+
+
+async def test_a_session_whose_number_was_given_again_is_saved_no_longer() -> None:
+    records = Saving()
+    sessions = RealtimeSessions(cast(SessionRecords, records), ResumeLimits(batch_s=0.0))
+    before, after = Answering(7), Answering(7)
+    sessions.begin(cast(LiveSession, before))
+    assert await sessions.rename(before.ledger, Key("a", False))
+    sessions.begin(cast(LiveSession, after))
+    assert await sessions.rename(after.ledger, Key("b", False))
+    assert not await sessions.rename(before.ledger, Key("b", False)), "nothing of it is found under the number"
+    assert records.saved == [(7, Key("a", False).digest), (7, Key("b", False).digest)]
+    new = Answering(8)
+    sessions.begin(cast(LiveSession, new))
+    await sessions.claim(new.ledger, Key("b", False), 8, "t", Position("e", 1, 1), is_reconnect=False)
+    assert (before.probed, after.probed) == (0, 1)
+
+
+async def test_a_session_begins_though_the_one_before_it_cannot_be_dropped() -> None:
+    sessions = RealtimeSessions(cast(SessionRecords, Saving()), ResumeLimits(batch_s=0.0))
+    before = Failing(7, DirectFiles(os.write).add(), at_once=False, stays=True)
+    sessions.begin(cast(LiveSession, before))
+    after = Answering(7)
+    sessions.begin(cast(LiveSession, after))
+    assert before.dropped == [Close.RESTART]
+    assert await sessions.rename(after.ledger, Key("b", False))
+
+
 class Numbers:
     """Records whose numbers are counted."""
 

@@ -40,7 +40,7 @@ async def check_issuer(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             keys = await fetch_keys(url, Limits().keys)
-    except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
+    except (httpx.HTTPError, OSError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
         yield Finding(
             "settings", "issuer", Level.PROBLEM, f"{shown}: {described(error)}",
             "Without the keys no token that they sign can be verified; clients get 503.",

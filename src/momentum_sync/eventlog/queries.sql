@@ -212,9 +212,13 @@ order by s.session
 for update
 
 -- name: begin_sessions
+-- A database that was restored from a copy gives numbers again, and both sockets may be open.
 insert into momentum.realtime_sessions (session, identity, ref, cursors, user_id)
 select * from unnest(
     %(sessions)s::bigint[], %(identities)s::text[], %(refs)s::bigint[], %(cursors)s::jsonb[], %(users)s::uuid[])
+on conflict (session) do update set
+    identity = excluded.identity, ref = excluded.ref, cursors = excluded.cursors, user_id = excluded.user_id,
+    seen_at = now()
 
 -- name: end_sessions
 delete from momentum.realtime_sessions s where s.session = any (%(sessions)s)

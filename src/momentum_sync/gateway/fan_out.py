@@ -42,7 +42,7 @@ class FanOut:
         files: the files of all connections.
         limits: bounds.
         keep: collect the frames in `unwritten`, because more events of the batch follow.
-        forget: called with a connection that can neither be written to nor closed.
+        forget: called with a connection that was aborted, because it could neither be written to nor closed.
 
     Attributes:
         began: seconds since 1970.
@@ -50,7 +50,7 @@ class FanOut:
         size: their bytes.
         matched: whether anybody subscribes to one of the channels.
         delay: seconds from the commit to the last write; None if it had no subscribers.
-        broken: the error of a connection that failed. It is closed and resumes; all others get the event.
+        broken: the error of a connection that failed. It ends and resumes; all others get the event.
     """
 
     __slots__ = (
@@ -119,7 +119,7 @@ class FanOut:
         try:
             data = self._frame(dialect, channel, "")
         except Exception as error:
-            for subscriber in list(members):
+            for subscriber in members:
                 self._break(subscriber, error)
             return
         if not data:  # the dialect leaves this event out
@@ -238,11 +238,12 @@ class FanOut:
 def close_broken(subscriber: Subscriber, error: Exception, forget: Callable[[Subscriber], None]) -> Exception:
     """Close a connection that failed, so that it resumes. Return the error to report.
 
-    One that fails at that, too, is forgotten: each further event would fail for all.
+    One that fails at that, too, is aborted and forgotten, or capture would begin again with each further event.
     """
     try:
         subscriber.close(Close.RESTART)
     except Exception as worse:
         forget(subscriber)
+        subscriber.abort()
         return worse
     return error

@@ -8,7 +8,7 @@ score's change and its invalidation, which every update makes, cost one send ins
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -281,9 +281,7 @@ class Hub:
             except ValueError:
                 return
             self._grants_changed(event.xid, user)  # or the token would open another socket before the commit is visible
-            for subscriber in self.connections:
-                if subscriber.is_of(user):
-                    subscriber.close(Close.TOKEN)
+            self._close([subscriber for subscriber in self.connections if subscriber.is_of(user)], Close.TOKEN)
         elif event.event_type == "policies_changed":
             self._grants_changed(event.xid, None)
             self._review(event.event_type, event.offset)
@@ -310,14 +308,26 @@ class Hub:
 
     def restarted(self) -> None:
         """Close connections with a snapshot from before the restart; they reconnect for a new one."""
-        for subscriber in self.connections:
-            boundary = subscriber.cursor.boundary
-            if boundary is not None and boundary.incarnation != self._feed.incarnation:
-                subscriber.close(Close.RESTART)
+        outdated = [
+            subscriber
+            for subscriber in self.connections
+            if (boundary := subscriber.cursor.boundary) is not None and boundary.incarnation != self._feed.incarnation
+        ]
+        self._close(outdated, Close.RESTART)
 
     def history_changed(self) -> None:
         """Close all connections; they reconnect and learn then whether the history goes on."""
         # Cleared before clients reconnect, because changes of grants may be among the missed events.
         self._grants_missed()
-        for subscriber in self.connections:
-            subscriber.close(Close.RESTART)
+        self._close(self.connections, Close.RESTART)
+
+    def _close(self, subscribers: Iterable[Subscriber], why: Close) -> None:
+        """Close connections. One that fails does not keep the others open; its error is raised at the end."""
+        broken: Exception | None = None
+        for subscriber in subscribers:
+            try:
+                subscriber.close(why)
+            except Exception as error:
+                broken = close_broken(subscriber, error, self.leave)
+        if broken is not None:
+            raise broken

@@ -156,10 +156,14 @@ class RealtimeSessions:
         earlier = self._live.get(number)
         if earlier is not None:
             self.end(earlier)
-            earlier.drop(Close.RESTART)
         self._ended.pop(number, None)
         self._saved.pop(number, None)
         self._live[number] = session
+        if earlier is not None:
+            try:
+                earlier.drop(Close.RESTART)
+            except Exception as error:  # the new one must not fail with it
+                observe.failed("a session whose number was given again", error)
 
     def end(self, session: LiveSession) -> None:
         """Note that a session's socket is closed. Its record stays."""
@@ -171,6 +175,11 @@ class RealtimeSessions:
             self._unindex(ledger, ledger.key)
             ledger.ended()
             self._ended[ledger.session] = ledger
+
+    def _is_replaced(self, ledger: Ledger) -> bool:
+        """Return whether a later session has the session's number."""
+        session = self._live.get(ledger.session)
+        return session is not None and session.ledger is not ledger
 
     def _is_live(self, ledger: Ledger) -> bool:
         """Return whether the session's socket is open, and no later session has its number."""
@@ -184,10 +193,11 @@ class RealtimeSessions:
             self._by_key.pop(key.digest, None)
 
     def _take_key(self, ledger: Ledger, key: Key) -> None:
-        if ledger.key is not None:
+        is_live = self._is_live(ledger)
+        if ledger.key is not None and is_live:
             self._unindex(ledger, ledger.key)
         ledger.key = key
-        if self._is_live(ledger):
+        if is_live:
             self._by_key.setdefault(key.digest, set()).add(ledger.session)
 
     async def claim(
@@ -304,13 +314,22 @@ class RealtimeSessions:
 
     async def _save(self, ledgers: Sequence[Ledger]) -> Sequence[bool]:
         at = time.monotonic()
-        rows = {ledger.session: (ledger.changes, _row(ledger)) for ledger in ledgers}
-        there = await self._records.save([row for _, row in rows.values()])
+        rows = {
+            ledger.session: (ledger, ledger.changes, _row(ledger))
+            for ledger in ledgers
+            if not self._is_replaced(ledger)
+        }
+        there = await self._records.save([row for _, _, row in rows.values()])
+        answers = []
         for ledger in ledgers:
-            self._saved[ledger.session] = rows[ledger.session][0], at
-            if ledger.session not in there and self._is_live(ledger):
+            saved, changes = rows[ledger.session][:2] if ledger.session in rows else (None, 0)
+            exists = saved is ledger and ledger.session in there and not self._is_replaced(ledger)
+            if saved is ledger and not self._is_replaced(ledger):
+                self._saved[ledger.session] = changes, at
+            if not exists and self._is_live(ledger):
                 self._live[ledger.session].drop(Close.REPLACED)
-        return [ledger.session in there for ledger in ledgers]
+            answers.append(exists)
+        return answers
 
     async def _discard(self, renamed: Sequence[_Renaming]) -> Sequence[None]:
         await self._records.discard([(each.ledger.session, each.key.digest) for each in renamed])
@@ -373,7 +392,7 @@ class RealtimeSessions:
         """Return a session as it is known here: from memory, if it was on this gateway, else as it was saved."""
         live = self._live.get(row.session)
         ledger = self._ended.get(row.session) if live is None else live.ledger
-        if ledger is not None:
+        if ledger is not None and ledger.key is not None and ledger.key.digest == row.identity:
             return ledger.record()
         return Record(row.session, row.ref, row.cursors, bool(row.is_recent))
 

@@ -94,3 +94,6 @@ class Subscriber(Protocol):
 
     def close(self, why: Close) -> None:
         """End the connection."""
+
+    def abort(self) -> None:
+        """End the connection at once, without a close frame. Nothing more is written."""

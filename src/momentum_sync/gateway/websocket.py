@@ -333,6 +333,11 @@ class WebSocketProtocol(WebSocket):
         self.conversation.close(why)
         self.flush()
 
+    def abort(self) -> None:
+        """End the connection at once, without a close frame. Nothing more is written."""
+        self._delivery.end()  # `connection_lost` follows later
+        self._transport.abort()
+
     # Out
 
     @property

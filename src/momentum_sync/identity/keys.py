@@ -74,7 +74,7 @@ class Authenticator:
             async with asyncio.timeout(self._limits.timeout_s):
                 self._keys = await fetch_keys(url, self._limits)
             self._fetched_at = time.monotonic()
-        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
+        except (httpx.HTTPError, OSError, ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError) as error:
             observe.keys_unavailable(url, error)
         finally:
             self._refreshing = None
@@ -90,6 +90,7 @@ async def fetch_keys(url: str, limits: KeyLimits) -> Mapping[str, jwt.PyJWK]:
 
     Raises:
         httpx.HTTPError: it does not answer.
+        OSError: the certificate authorities cannot be loaded, as with a wrong SSL_CERT_FILE.
         ValueError, TypeError, msgspec.MsgspecError, jwt.PyJWTError: it is no key set.
     """
     # Loading the certificate authorities takes 50 ms, for which all clients would wait.

@@ -67,7 +67,7 @@ def add_metrics(api: FastAPI, metrics: Callable[[], bytes], authenticator: Authe
     secured = [Security(BEARER), Security(API_KEY)]
     described: dict[int | str, dict[str, object]] = {
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        **{status: REFUSALS[status] for status in (401, 403, 503)},
+        **{status: REFUSALS[status] for status in (400, 401, 403, 503)},
     }
     for path, listed in (("/metrics", True), (f"{PREFIX}/metrics", False)):
         api.add_api_route(
