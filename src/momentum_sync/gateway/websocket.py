@@ -335,7 +335,7 @@ class WebSocketProtocol(WebSocket):
 
     def abort(self) -> None:
         """End the connection at once, without a close frame. Nothing more is written."""
-        self._delivery.end()  # `connection_lost` follows later
+        self._delivery.end()  # `connection_lost` follows later, and until then no event may be written
         self._transport.abort()
 
     # Out
@@ -387,9 +387,8 @@ class WebSocketProtocol(WebSocket):
             return
         session, gateway, now, at = self.conversation, self.gateway, time.time(), time.monotonic()
         if session.is_silent(at) and self._state is not ConnectionState.WORKING:
-            self._delivery.end()  # `connection_lost` follows later, and until then no event may be written
             gateway.hub.leave(self)
-            self._transport.abort()
+            self.abort()
             return
         lag_ms, reached = round(gateway.feed.status().lag * 1000), gateway.feed.position if self.follows else None
         again = session.tick(now, at, lag_ms, reached)
