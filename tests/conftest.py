@@ -45,7 +45,7 @@ def log_left_alone() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Take the imported modules out of garbage collections: every server in the tests begins with a full one."""
+    """Take the imported modules out of garbage collections, which would go through them each time."""
     gc.collect()
     gc.freeze()
 

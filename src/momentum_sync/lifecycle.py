@@ -7,7 +7,7 @@ import faulthandler
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from math import ceil
@@ -25,15 +25,14 @@ from momentum_sync.eventlog.receipt_records import ReceiptRecords
 from momentum_sync.eventlog.samples import Samples
 from momentum_sync.eventlog.session_records import SessionRecords
 from momentum_sync.gateway.gateway import Gateway
-from momentum_sync.gateway.hub import Hub
 from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.limits import LifecycleLimits, Limits, ReceiptLimits
 from momentum_sync.tasks import end
 from momentum_sync.wire.close import Close
 
 # The window holds hundreds of thousands of long-lived objects without reference cycles. A full collection stops every
-# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens with the housekeeping, and when
-# many connections have closed (`collect_garbage`).
+# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens once an hour, and when many
+# connections have closed (`collect_garbage`).
 _COLLECT_GARBAGE = (5_000, 10, 1_000_000)
 
 
@@ -141,8 +140,6 @@ async def keep_house(
     limits: Limits,
 ) -> None:
     """Create partitions ahead and drop expired partitions and rows, every hour; sooner after a failure."""
-    gc.set_threshold(*_COLLECT_GARBAGE)
-    is_first = True
     bounds = limits.lifecycle
     while True:
         pause = bounds.housekeeping_s
@@ -157,26 +154,29 @@ async def keep_house(
             kept = max(retention, timedelta(seconds=bounds.sessions_s))
             await sessions.forget(kept)
             await receipts.forget(kept)
-            if not is_first:  # at the start everything is in use
-                gc.collect()
-            is_first = False
         except (psycopg.Error, PoolTimeout) as error:
             observe.housekeeping_failed(error)
             pause = bounds.housekeeping_retry_s
         await asyncio.sleep(pause)
 
 
-async def collect_garbage(hub: Hub, limits: LifecycleLimits) -> None:
-    """Collect the garbage of closed connections, whenever enough have closed, until cancelled.
+async def collect_garbage(departures: Callable[[], tuple[int, int]], limits: LifecycleLimits) -> None:
+    """Collect garbage every hour, and whenever enough connections have closed, until cancelled.
 
     A connection and its transport refer to each other. One that has lived for some seconds is in the oldest generation,
     which would otherwise be collected once an hour.
+
+    Args:
+        departures: returns the numbers of connections that have closed, and of those that are open.
+        limits: bounds.
     """
-    collected = hub.departures
+    gc.set_threshold(*_COLLECT_GARBAGE)
+    collected, due = departures()[0], time.monotonic() + limits.housekeeping_s
     while True:
         await asyncio.sleep(limits.garbage_s)
-        if hub.departures - collected >= max(limits.garbage_connections, len(hub) // 2):
-            collected = hub.departures
+        closed, left = departures()
+        if time.monotonic() >= due or closed - collected >= max(limits.garbage_connections, left // 2):
+            collected, due = closed, time.monotonic() + limits.housekeeping_s
             gc.collect()
 
 

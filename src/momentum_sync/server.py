@@ -203,6 +203,11 @@ async def _run_capture(parts: _Parts, capture: Capture) -> None:
     await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
+async def _collect_garbage(parts: _Parts, departures: Callable[[], tuple[int, int]]) -> None:
+    collecting = collect_garbage(departures, parts.limits.lifecycle)
+    await parts.stack.enter_async_context(background(collecting, parts.stopped))
+
+
 async def _broker(parts: _Parts) -> Broker:
     """Return a connection to NATS, which is made in the background."""
     settings = parts.settings
@@ -224,6 +229,7 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     capture = _capture(parts, conninfo)
     feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
+    await _collect_garbage(parts, lambda: (0, 0))
     scrape = Scrape(
         {
             **feed_readings(feed, captures_only=True),
@@ -308,7 +314,7 @@ async def _clients(
     await stack.enter_async_context(background(sessions.run(gateway.files, lambda: gateway.feed.position), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
-    await stack.enter_async_context(background(collect_garbage(gateway.hub, limits.lifecycle), stopped))
+    await _collect_garbage(parts, lambda: (gateway.hub.departures, len(gateway.hub)))
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip
