@@ -17,6 +17,7 @@ import psycopg
 
 from faults.checker import Change, Client, Rows, adds_up, check_branches, expected
 from faults.clients import Walker
+from faults.clusters import Migrated
 from faults.database import SERVER, Database, clock_environment, clock_of_children
 from faults.fleet import Fleet, nemesis_of
 from faults.nemesis import Servers
@@ -24,7 +25,6 @@ from faults.proxy import Proxy
 from faults.witness import Witness
 from faults.workload import Writers
 from momentum_sync.database.embedded import Embedded, short_folder
-from momentum_sync.database.migrate import migrate
 
 SECRET = "a-secret-for-the-faults-with-more-than-32-bytes"
 _USERS = 5
@@ -76,8 +76,7 @@ def run(
     `only` names the faults to inject, `settle` is the time that clients may need at the end in seconds, `logs` keeps
     the servers' output, `gateways` has two captures and three gateways in place of one server.
     """
-    with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
-        migrate(postgres.conninfo, tell=lambda _: None)
+    with short_folder() as folder, clock_of_children(folder), Migrated(folder) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(f"create role {SERVER} superuser login")
         verdict = asyncio.run(_run(seed, seconds, postgres, folder, mutation, only, settle, gateways=gateways))

@@ -25,12 +25,13 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
+from faults.clusters import Migrated
 from faults.mutations import MUTATIONS
 from faults.nemesis import Servers
 from faults.policies import SHIPPED, VARIANTS, Caller, Oracle, Row
 from faults.proxy import Proxy
 from faults.subscribers import SECRET, Subscriber
-from momentum_sync.database.embedded import Embedded, short_folder
+from momentum_sync.database.embedded import short_folder
 from momentum_sync.database.migrate import migrate
 
 _USERS, _COACHES = 5, 3
@@ -342,7 +343,7 @@ def on_a_database(work: Callable[[str, Path], Coroutine[None, None, Verdict]], l
         work: it gets the connection string, and the file to which servers log.
         logs: keeps that file.
     """
-    with short_folder() as folder, Embedded(folder) as postgres:
+    with short_folder() as folder, Migrated(folder) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as connection:
             connection.execute(
                 "create role momentum_server login noinherit; create role momentum_capture login replication"

@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 
 from faults.checker import Change
+from faults.clusters import Migrated
 from faults.database import SERVER, Database, clock_environment, clock_of_children
 from faults.devices import MESSAGES, Device, make_devices
 from faults.fleet import FLEET_FAULTS, Fleet, nemesis_of
@@ -23,7 +24,6 @@ from faults.row_checker import Findings, What, check
 from faults.witness import Witness, versions
 from faults.workload import ROW_TABLES, RowWriters
 from momentum_sync.database.embedded import Embedded, short_folder
-from momentum_sync.database.migrate import migrate
 
 _USERS = 3
 _SETTLED_S = 150.0  # a client waits up to a minute between its attempts
@@ -80,8 +80,7 @@ def run_supabase(
     settle: float = _SETTLED_S, gateways: bool = False,
 ) -> Verdict:  # fmt: skip
     """Run one history of this many seconds; see `history.run`."""
-    with short_folder() as folder, clock_of_children(folder), Embedded(folder) as postgres:
-        migrate(postgres.conninfo, tell=lambda _: None)
+    with short_folder() as folder, clock_of_children(folder), Migrated(folder) as postgres:
         users = [
             str(UUID(int=Random(f"{seed}-users-{number}").getrandbits(128), version=4)) for number in range(_USERS)
         ]

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from faults.clusters import Migrated
 from momentum_sync.capture import preflight
 from momentum_sync.database.embedded import Embedded, short_folder
 from momentum_sync.database.migrate import migrate
@@ -155,8 +156,7 @@ def test_no_free_slot(database: str) -> None:
 
 @pytest.mark.parametrize("standbys", ["*", "ANY 1 (replica, *)", '"momentum-sync capture"'])
 def test_commits_that_would_wait_for_us(standbys: str) -> None:
-    with short_folder() as folder, Embedded(folder) as embedded:
-        migrate(embedded.conninfo, tell=lambda _: None)
+    with short_folder() as folder, Migrated(folder) as embedded:
         with psycopg.connect(embedded.conninfo, autocommit=True) as admin:
             admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
             admin.execute("select pg_reload_conf()")

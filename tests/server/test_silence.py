@@ -19,8 +19,8 @@ import psycopg
 import pytest
 import websockets
 
+from faults.clusters import Migrated
 from momentum_sync.database.embedded import Embedded, short_folder
-from momentum_sync.database.migrate import migrate
 from tests.fixtures.cli import clean
 from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, TIMEOUT_S, sign
@@ -107,8 +107,7 @@ async def say_everything(url: str, user: UUID, token: str) -> list[str]:
 
 
 async def test_nothing_is_repeated_that_a_client_or_a_row_says() -> None:
-    with short_folder() as folder, Embedded(folder) as postgres:
-        migrate(postgres.conninfo, tell=lambda _: None)
+    with short_folder() as folder, Migrated(folder) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as db:
             user = new_user(db)
             token = sign(user, user_metadata={"name": MARK})
