@@ -27,7 +27,7 @@ from benchmarks.rows import POLICIES, connected, create_table
 
 CLIENTS, MANY = 1_000, 5_000
 CHECKED, CHECKED_RATE = 500, 200
-EVENTS = 50  # in a turn
+EVENTS = 200  # in a turn
 _VALUE = "x" * 40
 
 
