@@ -1,8 +1,8 @@
 """One event to many sockets: frames per second of one core, beside a C program that only calls send().
 
 Every event is committed alone, and the next one when all clients have it, so that no two frames share a send. Both are
-counted by the CPU time of the sending process: for the server, everything from the WAL to the log. They take turns, a
-second each, because the cost of system calls on a virtual machine changes by half within minutes.
+counted by the CPU time of the sending process: for the server, everything from the WAL to the log. They alternate every
+few seconds, because the cost of system calls on a virtual machine changes by half within minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.load_clients import LoadClients, connect, handshake
 from benchmarks.machine import SERVER_CORES, cpu_seconds, prepare_process
 from benchmarks.report import Bench, Line
 
-FRAMES = 200_000  # a turn: it takes about a second
+FRAMES = 200_000  # in a turn, which takes one to three seconds
 TURNS = 6
 REST_S = 0.2  # the append follows 50 ms after the last frame
 PAD = 74

@@ -1,9 +1,10 @@
-"""Migrated PostgreSQL clusters, copied from one: making one takes ten times as long as copying it."""
+"""Migrated PostgreSQL clusters, copied from a template: a copy takes a fifth of the time of initdb and migrations."""
 
 from __future__ import annotations
 
 import atexit
 import functools
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,9 +13,14 @@ from momentum_sync.database.migrate import migrate
 
 
 class Installed(Embedded):
-    """A PostgreSQL that runs the programs installed on the machine, such as Debian's."""
+    """An embedded PostgreSQL that can run other programs, such as Debian's.
 
-    def __init__(self, data_dir: Path, programs: Path | None) -> None:
+    Args:
+        data_dir: a folder for its cluster.
+        programs: the folder with PostgreSQL's programs; None: the embedded ones.
+    """
+
+    def __init__(self, data_dir: Path, programs: Path | None = None) -> None:
         super().__init__(data_dir)
         self._installed = programs
 
@@ -23,29 +29,23 @@ class Installed(Embedded):
 
 
 class Migrated(Installed):
-    """A PostgreSQL that begins with all migrations.
+    """One that begins with all migrations.
 
-    The first one of a process takes as long as any other. All have the same system identifier.
+    The first one of a process also makes the template. All copies have the template's system identifier.
 
-    Args:
-        data_dir: a folder for its cluster.
-        programs: a folder with PostgreSQL's programs, instead of the embedded ones.
     """
-
-    def __init__(self, data_dir: Path, programs: Path | None = None) -> None:
-        super().__init__(data_dir, programs)
-        self._original = _original(programs)
 
     def _create(self) -> None:
         unfinished = self._home / "cluster.unfinished"
-        # By a program, because it keeps owners, and takes a fifth of the time of a copy in Python.
-        subprocess.run(["cp", "-a", self._original, unfinished], check=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        # `cp` keeps the owner, and takes a fifth of the time of `shutil.copytree`.
+        subprocess.run(["cp", "-a", _original(self._installed), unfinished], check=True)
         unfinished.rename(self.cluster)
 
 
 @functools.cache
 def _original(programs: Path | None) -> Path:
-    """Return the folder of a stopped cluster with all migrations, which is there until the process ends."""
+    """Return the data directory of a stopped, migrated cluster, which is removed when the process ends."""
     folder = short_folder()
     atexit.register(folder.__exit__, None, None, None)
     with Installed(folder.__enter__(), programs) as embedded:

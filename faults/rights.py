@@ -348,6 +348,7 @@ def on_a_database(work: Callable[[str, Path], Coroutine[None, None, Verdict]], l
             connection.execute(
                 "create role momentum_server login noinherit; create role momentum_capture login replication"
             )
+        # For the role's privileges.
         migrate(postgres.conninfo, tell=lambda _: None, server_role="momentum_server")
         log = folder / "server.log"
         try:

@@ -45,7 +45,7 @@ def log_left_alone() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Take the imported modules out of garbage collections, which would go through them each time."""
+    """Freeze the imported modules, so that full garbage collections do not traverse them."""
     gc.collect()
     gc.freeze()
 

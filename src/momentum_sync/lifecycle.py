@@ -7,7 +7,7 @@ import faulthandler
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from math import ceil
@@ -31,9 +31,9 @@ from momentum_sync.tasks import end
 from momentum_sync.wire.close import Close
 
 # The window holds hundreds of thousands of long-lived objects without reference cycles. A full collection stops every
-# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens once an hour, and when many
-# connections have closed (`collect_garbage`).
-_COLLECT_GARBAGE = (5_000, 10, 1_000_000)
+# event for a while (1,000 writes/s: p99 60-90 ms, without it 10-30 ms), so it happens once an hour. A closed connection
+# needs none: `WebSocketProtocol.connection_lost` breaks its reference cycles.
+_GARBAGE_THRESHOLDS = (5_000, 10, 1_000_000)
 
 
 class _Opens(Protocol):
@@ -160,24 +160,16 @@ async def keep_house(
         await asyncio.sleep(pause)
 
 
-async def collect_garbage(departures: Callable[[], tuple[int, int]], limits: LifecycleLimits) -> None:
-    """Collect garbage every hour, and whenever enough connections have closed, until cancelled.
-
-    A connection and its transport refer to each other. One that has lived for some seconds is in the oldest generation,
-    which would otherwise be collected once an hour.
-
-    Args:
-        departures: returns the numbers of connections that have closed, and of those that are open.
-        limits: bounds.
-    """
-    gc.set_threshold(*_COLLECT_GARBAGE)
-    collected, due = departures()[0], time.monotonic() + limits.housekeeping_s
+async def collect_garbage(limits: LifecycleLimits) -> None:
+    """Run a full garbage collection at intervals, in place of those that CPython would run, until cancelled."""
     while True:
         await asyncio.sleep(limits.garbage_s)
-        closed, left = departures()
-        if time.monotonic() >= due or closed - collected >= max(limits.garbage_connections, left // 2):
-            collected, due = closed, time.monotonic() + limits.housekeeping_s
-            gc.collect()
+        gc.collect()
+
+
+def postpone_full_collections() -> None:
+    """Have CPython run none on its own."""
+    gc.set_threshold(*_GARBAGE_THRESHOLDS)
 
 
 async def keep_receipts(

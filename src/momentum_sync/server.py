@@ -49,6 +49,7 @@ from momentum_sync.lifecycle import (
     keep_house,
     keep_receipts,
     opened,
+    postpone_full_collections,
     prepare_log,
     save_receipts,
     writing_metrics,
@@ -141,6 +142,7 @@ async def server(
         application: the application that is served.
     """
     limits = limits or Limits()
+    postpone_full_collections()
     async with AsyncExitStack() as stack:
         telemetry = await opened(stack, _telemetry(settings.role)) if settings.otel else None
         spans = None if telemetry is None else EventSpans(settings.otel_traces, telemetry.take, time.time, uuid4().hex)
@@ -154,6 +156,7 @@ async def server(
             samples, event_metrics, telemetry, spans,
         )  # fmt: skip
         await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
+        await stack.enter_async_context(background(collect_garbage(limits.lifecycle), stopped))
         health = HealthLog(settings.role, parts.feed, limits.lifecycle)
         await stack.enter_async_context(background(health.run(), stopped))
         match settings.role:
@@ -203,11 +206,6 @@ async def _run_capture(parts: _Parts, capture: Capture) -> None:
     await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
-async def _collect_garbage(parts: _Parts, departures: Callable[[], tuple[int, int]]) -> None:
-    collecting = collect_garbage(departures, parts.limits.lifecycle)
-    await parts.stack.enter_async_context(background(collecting, parts.stopped))
-
-
 async def _broker(parts: _Parts) -> Broker:
     """Return a connection to NATS, which is made in the background."""
     settings = parts.settings
@@ -229,7 +227,6 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     capture = _capture(parts, conninfo)
     feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
-    await _collect_garbage(parts, lambda: (0, 0))
     scrape = Scrape(
         {
             **feed_readings(feed, captures_only=True),
@@ -314,7 +311,6 @@ async def _clients(
     await stack.enter_async_context(background(sessions.run(gateway.files, lambda: gateway.feed.position), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
-    await _collect_garbage(parts, lambda: (gateway.hub.departures, len(gateway.hub)))
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip

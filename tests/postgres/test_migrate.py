@@ -12,14 +12,22 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from faults.clusters import Installed
 from momentum_sync.capture import preflight
 from momentum_sync.database import migrate as runner
 from momentum_sync.database.adoption import server_roles
-from momentum_sync.database.embedded import Embedded, short_folder
+from momentum_sync.database.embedded import short_folder
 from momentum_sync.database.files import Migration, migrations, text
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
-from tests.fixtures.postgres import SERVER_ROLE, add_intervention, add_score, new_user, temporary_database
+from tests.fixtures.postgres import (
+    SERVER_ROLE,
+    add_intervention,
+    add_score,
+    new_user,
+    programs_of,
+    temporary_database,
+)
 
 VERSIONS = [
     "20241215000000", "20241217000001", "20261128000001", "20261128000002", "20261128000003", "20261128000004",
@@ -371,11 +379,11 @@ def test_a_migration_applied_with_another_text_is_applied_again_only_on_request(
         assert connection.execute("select count(rows) from momentum.event_log").fetchone() == (0,)
 
 
-def test_an_owner_who_is_no_superuser_migrates_as_the_page_says() -> None:
+def test_an_owner_who_is_no_superuser_migrates_as_the_page_says(request: pytest.FixtureRequest) -> None:
     page = (Path(__file__).parents[2] / "docs" / "adopt.md").read_text(encoding="utf-8")
     block = re.search(r"```postgresql\n(.*?)```", page, re.DOTALL)
     assert block is not None
-    with short_folder() as folder, Embedded(folder) as embedded:
+    with short_folder() as folder, Installed(folder, programs_of(request.config)) as embedded:
         with psycopg.connect(embedded.conninfo, autocommit=True) as admin:
             admin.execute(
                 "create role app_owner login createrole; create role momentum_server login noinherit;"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from faults.clusters import Migrated
 from momentum_sync.capture import preflight
-from momentum_sync.database.embedded import Embedded, short_folder
+from momentum_sync.database.embedded import Embedded
 from momentum_sync.database.migrate import migrate
 from momentum_sync.errors import Unsuitable
 from tests.fixtures.postgres import CAPTURE_ROLE, SERVER_ROLE, Sql, temporary_database
@@ -155,16 +155,15 @@ def test_no_free_slot(database: str) -> None:
 
 
 @pytest.mark.parametrize("standbys", ["*", "ANY 1 (replica, *)", '"momentum-sync capture"'])
-def test_commits_that_would_wait_for_us(standbys: str) -> None:
-    with short_folder() as folder, Migrated(folder) as embedded:
-        with psycopg.connect(embedded.conninfo, autocommit=True) as admin:
-            admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
-            admin.execute("select pg_reload_conf()")
-            while admin.execute("show synchronous_standby_names").fetchone() != (standbys,):
-                admin.execute("select pg_sleep(0.01)")
-            sentence, hint = complaint(embedded.conninfo)
-            assert "every commit would wait" in sentence
-            assert "alter system set synchronous_standby_names" in hint
+def test_commits_that_would_wait_for_us(own_cluster: Embedded, standbys: str) -> None:
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as admin:
+        admin.execute(f"alter system set synchronous_standby_names = '{standbys}'")
+        admin.execute("select pg_reload_conf()")
+        while admin.execute("show synchronous_standby_names").fetchone() != (standbys,):
+            admin.execute("select pg_sleep(0.01)")
+        sentence, hint = complaint(own_cluster.conninfo)
+        assert "every commit would wait" in sentence
+        assert "alter system set synchronous_standby_names" in hint
 
 
 def test_a_slot_of_somebody_else(cluster: str, database: str) -> None:
@@ -176,18 +175,16 @@ def test_a_slot_of_somebody_else(cluster: str, database: str) -> None:
     assert "MOMENTUM_SLOT=" in hint
 
 
-def test_wal_level_and_what_the_command_line_makes_of_it() -> None:
-    with short_folder() as folder:
-        with Embedded(folder) as embedded, psycopg.connect(embedded.conninfo, autocommit=True) as admin:
-            migrate(embedded.conninfo, tell=lambda _: None)
-            admin.execute("alter system set wal_level = replica")
-        with Embedded(folder) as embedded:
-            sentence, hint = complaint(embedded.conninfo)
-            assert sentence == "wal_level is replica, but reading changes requires logical."
-            assert "alter system set wal_level = 'logical'" in hint
-            done = subprocess.run(
-                [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", embedded.conninfo],
-                capture_output=True, text=True, timeout=60, cwd=folder,
-            )  # fmt: skip
-            assert done.returncode == 2
-            assert done.stderr.strip().splitlines() == [f"momentum-sync: {sentence}", f"  {hint}"]
+def test_wal_level_and_what_the_command_line_makes_of_it(own_cluster: Embedded, tmp_path: Path) -> None:
+    with psycopg.connect(own_cluster.conninfo, autocommit=True) as admin:
+        admin.execute("alter system set wal_level = replica")
+    own_cluster.restart("fast")
+    sentence, hint = complaint(own_cluster.conninfo)
+    assert sentence == "wal_level is replica, but reading changes requires logical."
+    assert "alter system set wal_level = 'logical'" in hint
+    done = subprocess.run(
+        [sys.executable, "-m", "momentum_sync", "serve", "--port", "0", "--database-url", own_cluster.conninfo],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [f"momentum-sync: {sentence}", f"  {hint}"]

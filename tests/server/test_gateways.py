@@ -52,20 +52,13 @@ async def test_an_event_reaches_the_clients_of_all_gateways_in_order(run: Run, d
 
 
 @pytest.mark.parametrize("role", ["capture", "gateway", "all"])
-async def test_no_full_garbage_collection_comes_between_events(run: Run, bounds: Bounds, role: str) -> None:
-    bounds("lifecycle", garbage_s=0.01)
-    others = [run("capture")] if role == "gateway" else []
+async def test_every_role_schedules_full_garbage_collections_itself(run: Run, role: str) -> None:
     async with AsyncExitStack() as stack:
-        for other in others:
-            await stack.enter_async_context(other)
-        gc.set_threshold(700, 10, 10)  # Python's own: a full one after every 70,000 objects
+        if role == "gateway":
+            await stack.enter_async_context(run("capture"))
+        gc.set_threshold(700, 10, 10)  # CPython's own
         async with run(role):
             assert gc.get_threshold()[2] > 100_000
-            collections = gc.get_stats()[2]["collections"]
-        bounds("lifecycle", housekeeping_s=0.01)
-        async with run(role), asyncio.timeout(20):
-            while gc.get_stats()[2]["collections"] < collections + 2:
-                await asyncio.sleep(0.01)
 
 
 async def test_a_client_moves_between_gateways(run: Run, db: Sql, user: UUID) -> None:

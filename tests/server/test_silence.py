@@ -22,7 +22,7 @@ import websockets
 from faults.clusters import Migrated
 from momentum_sync.database.embedded import Embedded, short_folder
 from tests.fixtures.cli import clean
-from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user
+from tests.fixtures.postgres import add_intervention, add_notification, add_score, new_user, programs_of
 from tests.fixtures.server import ANON_KEY, PATH, SECRET, SERVICE_KEY, TIMEOUT_S, sign
 
 MARK = "xq7secretq7x"  # marks everything that must not be repeated
@@ -106,8 +106,8 @@ async def say_everything(url: str, user: UUID, token: str) -> list[str]:
         return answers
 
 
-async def test_nothing_is_repeated_that_a_client_or_a_row_says() -> None:
-    with short_folder() as folder, Migrated(folder) as postgres:
+async def test_nothing_is_repeated_that_a_client_or_a_row_says(request: pytest.FixtureRequest) -> None:
+    with short_folder() as folder, Migrated(folder, programs_of(request.config)) as postgres:
         with psycopg.connect(postgres.conninfo, autocommit=True) as db:
             user = new_user(db)
             token = sign(user, user_metadata={"name": MARK})

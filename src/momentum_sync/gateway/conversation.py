@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -86,6 +87,32 @@ class Outgoing(Protocol):
     @property
     def write(self) -> Callable[[bytes | memoryview], None]:
         """Return the function that writes whole frames, or their rest, before the messages that wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """The outgoing side of a connection that is closed. With it, a session does not refer to its connection any more.
+
+    Attributes:
+        file: the connection's file, which is closed.
+    """
+
+    file: DirectFile
+    offset: int = 0
+    position: Position | None = None
+    follows: bool = False
+
+    def rewind(self, offset: int) -> None:
+        """Do nothing."""
+
+    def flush(self, *, ping: bool = False) -> None:
+        """Do nothing."""
+
+    def index(self) -> None:
+        """Do nothing."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Do nothing."""
 
 
 class Conversation(Protocol):

@@ -3,8 +3,9 @@
 Every event is written at once to a connection that follows the feed. When its unsent bytes exceed the send budget, the
 connection falls behind: nothing more is written until the client has read the buffer. Then it gets the events that it
 missed, one page at a time, from the window or the log, until it has caught up. A resume and the events after a snapshot
-work the same way: the connection begins behind. So memory is bounded, no client that reads is disconnected, and no
-event is left out. A client that reads nothing for a while is closed as too slow, and resumes at its position.
+work the same way: the connection begins behind. So memory is bounded, and no event is left out. A client that reads
+nothing for a while is closed as too slow, and resumes at its position; so is one whose replies and client broadcasts
+exceed its budget while it is behind.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_beyond", "_connection", "_descriptor", "_gateway", "_loop", "_page_bytes", "_paused", "_question", "_review",
-        "_stall", "_state", "_transport", "_turn_s", "_written", "file",
+        "_beyond", "_connection", "_descriptor", "_gateway", "_is_lost", "_loop", "_page_bytes", "_paused", "_question",
+        "_review", "_stall", "_state", "_transport", "_turn_s", "_written", "file",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, transport: asyncio.Transport, gateway: Gateway) -> None:
@@ -102,6 +103,7 @@ class Delivery:
         self._stall: asyncio.TimerHandle | None = None
         self._page_bytes = gateway.limits.delivery.page_bytes
         self._turn_s = 0.0
+        self._is_lost = False
         # asyncio's default mark of 64 KiB per connection would stay outside the send budget, which counts only paused
         # connections.
         transport.set_write_buffer_limits(high=gateway.limits.delivery.uncounted_bytes)
@@ -117,6 +119,8 @@ class Delivery:
     @property
     def offset(self) -> int:
         """Return the offset up to which everything has been written."""
+        if self._is_lost:
+            return 0
         return self._gateway.history.offset if self.follows else self._connection.cursor.offset
 
     @property
@@ -124,6 +128,8 @@ class Delivery:
         """Return a position up to which everything has been written; None if none is known."""
         if self.follows:
             return self._gateway.history.position
+        if self._is_lost:
+            return None
         cursor = self._connection.cursor
         mark = self._gateway.history.known_mark(cursor.offset)
         # Far behind, in the log, only the marks of delivered events are known.
@@ -159,6 +165,13 @@ class Delivery:
         """Note that the socket is closed and its buffer discarded."""
         self.end()
         self._gateway.send_budget.lost(self)
+        self._is_lost = True
+        self._release()
+
+    def _release(self) -> None:
+        """Forget the connection once it is of no use, or only a garbage collection would free the two."""
+        if self._is_lost and self._question is None:
+            del self._connection
 
     # Writing
 
@@ -378,7 +391,9 @@ class Delivery:
             if self._question is asyncio.current_task():  # else an answer that was written has led to the next one
                 self._question = None
                 self._resume_catching_up()
-        if not self._gateway.send_budget.is_waiting(self):  # else the page would be asked for until there is room
+        if self._is_lost:
+            self._release()
+        elif not self._gateway.send_budget.is_waiting(self):  # else the page would be asked for until there is room
             self.catch_up()
 
     def _resume_catching_up(self) -> None:

@@ -84,6 +84,10 @@ class Frames:
         self._between_frames = False
         self._protocol.receive_data(data)
 
+    def release(self) -> None:
+        """End the parser: it and the protocol refer to each other, and only a garbage collection would free them."""
+        self._protocol.parser.close()
+
     def receive_eof(self) -> None:
         """Note that the client sends nothing more."""
         self._protocol.receive_eof()

@@ -102,7 +102,6 @@ class Hub:
         self._fan_outs: list[FanOut] = []
         self._unwritten: Unwritten = {}  # only while a batch is sent
         self._elsewhere: Elsewhere | None = None
-        self._departures = 0
         feed.subscribe(self)
 
     def share(self, elsewhere: Elsewhere) -> None:
@@ -124,11 +123,6 @@ class Hub:
     def subscriptions(self) -> int:
         """Return the number of subscriptions, over all connections."""
         return sum(len(subscriber.cursor.channels) for subscriber in self._indexed)
-
-    @property
-    def departures(self) -> int:
-        """Return the number of connections that have left so far."""
-        return self._departures
 
     @property
     def sdks(self) -> Mapping[str, int]:
@@ -166,7 +160,6 @@ class Hub:
         indexed = self._indexed.pop(subscriber, None)
         if indexed is None:
             return
-        self._departures += 1
         self._remove(subscriber, indexed)
         self._unwritten.pop(subscriber, None)
         self._with_boundary.pop(subscriber, None)

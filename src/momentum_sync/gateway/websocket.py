@@ -103,6 +103,7 @@ class WebSocketProtocol(WebSocket):
             self._session.lost()
             self.gateway.hub.leave(self)
             observe.disconnected(self._frames.closed_with)
+        self._frames.release()
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes within the bounds."""

@@ -52,12 +52,8 @@ class LifecycleLimits:
     drain_interval_s: float = 0.1
     """Pause between those batches."""
 
-    garbage_s: float = 5.0
-    """Interval at which it is decided whether a full garbage collection is due."""
-
-    garbage_connections: int = 2_000
-    """Closed connections after which it is, or half as many as are open, if that is more. Each leaves about 10 kB in
-    reference cycles."""
+    garbage_s: float = 3600.0
+    """Interval of full garbage collections."""
 
     health_s: float = 1.0
     """Interval at which health is checked for changes to log."""

@@ -15,7 +15,7 @@ import msgspec
 from momentum_sync.errors import Forbidden, RequestError
 from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services, Work
+from momentum_sync.gateway.conversation import BinaryMessage, Nowhere, Outgoing, Request, Services, Work
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.receipts import Device
 from momentum_sync.gateway.subscriber import Owner
@@ -167,6 +167,7 @@ class Session:
         """Note that the socket is closed."""
         if self._device is not None:
             self._device.lost()
+        self._outgoing = Nowhere(self._outgoing.file)
 
     # Out
 

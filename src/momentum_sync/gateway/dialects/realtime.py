@@ -12,7 +12,7 @@ from uuid import UUID
 from momentum_sync.errors import Forbidden, RequestError, Unauthenticated, Unavailable
 from momentum_sync.eventlog.event import Event, topic_channel
 from momentum_sync.eventlog.position import Position
-from momentum_sync.gateway.conversation import BinaryMessage, Outgoing, Request, Services
+from momentum_sync.gateway.conversation import BinaryMessage, Nowhere, Outgoing, Request, Services
 from momentum_sync.gateway.cursor import Cursor
 from momentum_sync.gateway.dialects.realtime_answers import Answers
 from momentum_sync.gateway.dialects.realtime_errors import PREFIX, reason, why_not
@@ -56,9 +56,9 @@ class RealtimeSession:
     """
 
     __slots__ = (
-        "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name", "_out",
-        "_outgoing", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "file",
-        "identity", "revision", "rows", "sdk", "topics", "version", "write",
+        "__weakref__", "_checked", "_frames", "_heartbeat", "_is_lost", "_last_heard", "_limits", "_messages", "_name",
+        "_out", "_outgoing", "_places", "_probes", "_rows", "client_id", "closing", "cursor", "file", "identity",
+        "revision", "rows", "sdk", "topics", "version", "write",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +136,8 @@ class RealtimeSession:
         self._is_lost = True
         for topic in self.topics.values():
             self._messages.leave(topic)
+        self._outgoing = Nowhere(self.file)
+        self.write = self._outgoing.write
 
     # Out
 

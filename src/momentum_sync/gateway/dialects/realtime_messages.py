@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import msgspec
@@ -44,13 +45,19 @@ class Messages:
         limits: bounds.
     """
 
-    __slots__ = ("_keys", "_limits", "_member", "_members")
+    __slots__ = ("_keys", "_limits", "_members", "_weak_member")
 
     def __init__(self, members: TopicMembers, member: Member, limits: SocketLimits) -> None:
         self._members = members
-        self._member = member
+        self._weak_member = weakref.ref(member)  # which refers to this object
         self._limits = limits
         self._keys: dict[str, str] = {}
+
+    @property
+    def _member(self) -> Member:
+        member = self._weak_member()
+        assert member is not None
+        return member
 
     def join(self, topic: Topic) -> bytes | None:
         """Have the connection get a topic's messages. Return the JSON of its presence, if the client wants that."""
