@@ -7,9 +7,11 @@ import gc
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,7 +35,7 @@ from benchmarks import (
 )
 from benchmarks.chart import svg
 from benchmarks.machine import LOAD_CORES, described, pin
-from benchmarks.report import Bench, Line, markdown, table
+from benchmarks.report import Bench, Line, line_of, markdown, replaced, table
 
 MEASURES: dict[str, ModuleType] = {
     "fan_out": fan_out,
@@ -68,7 +70,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small round, to see that all of it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, with those of each round")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw them, as SVG")
-    parser.add_argument("--write", action="store_true", help="bring docs/performance.{json,svg,md} up to date")
+    parser.add_argument(
+        "--write", action="store_true",
+        help="bring docs/performance.{json,svg,md} up to date, or the lines of the named measures",
+    )  # fmt: skip
     parser.add_argument(
         "--beside", type=Path, metavar="CHECKOUT", help="compare quick rounds with those of another version"
     )
@@ -76,8 +81,11 @@ def main() -> None:
     if given.beside is not None:
         beside.compare(given.beside.resolve(), given.what or list(MEASURES), rounds=given.rounds)
         return
-    if given.write and (given.what or given.quick):
-        parser.error("--write is for all measures at their size: the page would lose the others")
+    if given.write and given.quick:
+        parser.error("--write is for measures at their size")
+    page = _Page.read() if given.write and given.what else None
+    if page is not None and page.machine != described():
+        parser.error(f"the page is of another machine, {page.machine}: measure everything")
     pin(LOAD_CORES)
     console = Console(stderr=True)
     bench = Bench(rounds=given.rounds, quick=given.quick, console=console)
@@ -95,22 +103,15 @@ def main() -> None:
                 console.print_exception()
         gc.collect()  # measures switch it off, and sockets of one must not stay open in the next
         console.print(table(lines[before:]))
-    when = datetime.now(UTC).date().isoformat()
-    numbers = {
-        "machine": described(),
-        "date": when,
-        "failed": failed,
-        "lines": [line.as_json() for line in lines],
-    }
-    text = json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
+    today = datetime.now(UTC).date().isoformat()
+    text = _Page(described(), today, lines).as_json(failed)
     if given.json:
         given.json.write_text(text, encoding="utf-8")
     if given.picture:
         given.picture.write_text(svg(lines), encoding="utf-8")
     if given.write and not failed:
-        (DOCS / "performance.json").write_text(text, encoding="utf-8")
-        (DOCS / "performance.svg").write_text(svg(lines), encoding="utf-8")
-        _replace(DOCS / "performance.md", f"Measured on {when}, {described()}.\n\n{markdown(lines)}")
+        written = _Page(described(), today, lines) if page is None else page.updated(today, lines)
+        written.write()
     Console().print(table(lines))
     if failed:
         kept = ""
@@ -123,7 +124,38 @@ def main() -> None:
         raise SystemExit(f"Could not measure {', '.join(failed)}: see above.{kept}")
 
 
-def _replace(page: Path, table: str) -> None:
+class _Page(NamedTuple):
+    """The measures of docs/performance.md."""
+
+    machine: str
+    date: str
+    lines: Sequence[Line]
+
+    @classmethod
+    def read(cls) -> _Page:
+        read = json.loads((DOCS / "performance.json").read_text(encoding="utf-8"))
+        return cls(read["machine"], read["date"], [line_of(line) for line in read["lines"]])
+
+    def updated(self, today: str, lines: Sequence[Line]) -> _Page:
+        first = self.date.split(" to ")[0]
+        return self._replace(
+            date=first if first == today else f"{first} to {today}", lines=replaced(self.lines, lines)
+        )  # fmt: skip
+
+    def as_json(self, failed: Sequence[str]) -> str:
+        numbers = {
+            "machine": self.machine, "date": self.date, "failed": failed,
+            "lines": [line.as_json() for line in self.lines],
+        }  # fmt: skip
+        return json.dumps(numbers, indent=1, ensure_ascii=False) + "\n"
+
+    def write(self) -> None:
+        (DOCS / "performance.json").write_text(self.as_json([]), encoding="utf-8")
+        (DOCS / "performance.svg").write_text(svg(self.lines), encoding="utf-8")
+        _put(DOCS / "performance.md", f"Measured on {self.date}, {self.machine}.\n\n{markdown(self.lines)}")
+
+
+def _put(page: Path, table: str) -> None:
     """Put the table between its marks on the page."""
     marks = "<!-- script/bench --write -->", "<!-- end -->"
     old = page.read_text(encoding="utf-8")

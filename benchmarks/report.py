@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -70,6 +71,21 @@ class Line:
             "most": self.most,
             "reached": self.reached,
         }
+
+
+def line_of(read: Mapping[str, Any]) -> Line:
+    """Return the line of an object that `Line.as_json` has made."""
+    return Line(
+        read["what"], read["unit"], read["values"], read["beside"] or "", read["beside_values"], read["least"],
+        read["most"],
+    )  # fmt: skip
+
+
+def replaced(lines: Sequence[Line], by: Sequence[Line]) -> list[Line]:
+    """Return the lines, those that were measured again in their places, and new ones at the end."""
+    again = {(line.what, line.beside): line for line in by}
+    found = [again.pop((line.what, line.beside), line) for line in lines]
+    return [*found, *again.values()]
 
 
 class Bench:

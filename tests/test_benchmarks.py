@@ -95,6 +95,37 @@ def test_a_measure_that_fails_does_not_cost_the_others(
     assert "nobody answers" in capsys.readouterr().err
 
 
+def test_measures_that_are_named_bring_their_own_lines_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"one": 1.0, "two": 2.0}
+
+    def of(name: str) -> SimpleNamespace:
+        return SimpleNamespace(measure=lambda _: iter([Line(name, "µs", [values[name]], "floor", [1.0], most=3.0)]))
+
+    monkeypatch.setattr(program, "MEASURES", {name: of(name) for name in values})
+    monkeypatch.setattr(program, "DOCS", tmp_path)
+    monkeypatch.setattr(program, "pin", lambda _: None)
+    (tmp_path / "performance.md").write_text(
+        "before <!-- script/bench --write --> <!-- end --> after", encoding="utf-8"
+    )
+    monkeypatch.setattr(sys, "argv", ["bench", "--write"])
+    program.main()
+    values.update(one=5.0, two=6.0)
+    monkeypatch.setattr(sys, "argv", ["bench", "two", "--write"])
+    program.main()
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "| one | 1 µs | 1 (floor) | 1.00 | ≤ 3 | reached |\n| two | 6 µs | 1 (floor) | 6.00 |" in page
+    assert page.startswith("before <!--")
+    assert page.endswith("<!-- end --> after")
+    numbers = json.loads((tmp_path / "performance.json").read_text(encoding="utf-8"))
+    assert [line["value"] for line in numbers["lines"]] == [1.0, 6.0]
+    monkeypatch.setattr(program, "described", lambda: "another machine")
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "measure everything" in capsys.readouterr().err
+
+
 MEASURED = ["latency", "throughput", "connects", "compare", "big_transaction", "triggers", "topics"]
 
 
