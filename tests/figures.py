@@ -76,7 +76,9 @@ def figures(checkout: Path) -> dict[str, str]:
     sections = [
         each for each in public if re.search(r"^\s*(Args|Raises|Example):", ast.get_docstring(each) or "", re.M)
     ]
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (checkout / "tests").rglob("*.py"))
+    tests = "\n".join(
+        path.read_text(encoding="utf-8") for path in (checkout / "tests").rglob("*.py") if "clients" not in path.parts
+    )
     patched = re.findall(r"""setattr\(\s*[\w.]+,\s*["'](_\w+)["']""", tests)
 
     constants = sum(len(re.findall(r"^_?[A-Z][A-Z0-9_]+(?:: [^=]+)? = ", text, re.M)) for text in texts)

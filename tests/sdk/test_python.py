@@ -212,7 +212,7 @@ async def test_what_does_not_come_back_from_json_is_not_kept(server: Server, use
 async def test_a_message_that_is_too_large_is_told_and_the_stream_goes_on(
     server: Server, db: Sql, user: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(connection, "MOST_BYTES", 20_000)
     told: list[ClientError] = []
     async with asyncio.timeout(60), Client(server.url, sign(user), on_error=told.append) as client:
         events = client.events()

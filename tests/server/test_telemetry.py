@@ -218,10 +218,10 @@ def test_all_processes_choose_the_same_events_and_ids() -> None:
 
 
 def test_what_is_never_logged_is_forgotten() -> None:
-    spans = EventSpans(1.0, lambda span: None, lambda: 0.0, "a")
-    spans.published("e", [_event(offset) for offset in range(3_000)])
     taken: list[OurSpan] = []
-    spans._take = taken.append
+    spans = EventSpans(1.0, taken.append, lambda: 0.0, "a")
+    spans.published("e", [_event(offset) for offset in range(3_000)])
+    taken.clear()
     spans.logged(3_000)
     assert len(taken) == 1_000
 

@@ -120,7 +120,7 @@ def test_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_connections_than_may_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit = tmp_path / "somaxconn"
-    monkeypatch.setattr(configuration, "_SOMAXCONN", limit)
+    monkeypatch.setattr(configuration, "SOMAXCONN", limit)
     assert found(given())["backlog"].level is Level.OK, "another system than Linux"
     limit.write_text("4096\n", encoding="ascii")
     finding = found(given(max_connections=4097))["backlog"]

@@ -6,11 +6,9 @@ import json
 from collections import deque
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.eventlog import row_index
 from momentum_sync.eventlog.event import Event, row_channel
 from momentum_sync.eventlog.row_index import Route, RowIndex, values_of
 from momentum_sync.eventlog.window import Window
@@ -63,27 +61,26 @@ def test_the_window_finds_what_a_plain_list_has(
     durable: int,
     after: int,
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_index, "_SLICE", 3)  # so that look-ups meet columns that are indexed in part
-        window = Window(limit)
-        window.restart(first=1, ceiling=0)
-        events: list[Event] = []
-        for offset, (channel, kind, record, old, asks) in enumerate(history, 1):
-            events.append(event(offset, channel, kind, record, old))
-            window.add(events[-1])
-            window.durable(min(durable, offset))
-            if asks:
-                begin = max(after, window.first - 1)
-                page = window.after(begin, asked, most=1_000_000)
-                wanted = [e for e in events if e.offset > begin and any(is_found(e, lookup) for lookup in asked)]
-                # More may come, of the same tables, as long as the index is not complete.
-                assert [e for e in page.events if any(is_found(e, lookup) for lookup in asked)] == wanted
-                assert page.events == sorted(page.events, key=lambda e: e.offset)
-                assert page.through == len(events)
-        for _ in range(10):
-            page = window.after(window.first - 1, asked, most=1_000_000)
-        exact = [e for e in events if e.offset >= window.first and any(_may_be_found(e, lookup) for lookup in asked)]
-        assert page.events == exact, "and nothing else, once it is"
+    # So that look-ups meet columns that are indexed in part.
+    window = Window(limit, RowIndex(at_once=3))
+    window.restart(first=1, ceiling=0)
+    events: list[Event] = []
+    for offset, (channel, kind, record, old, asks) in enumerate(history, 1):
+        events.append(event(offset, channel, kind, record, old))
+        window.add(events[-1])
+        window.durable(min(durable, offset))
+        if asks:
+            begin = max(after, window.first - 1)
+            page = window.after(begin, asked, most=1_000_000)
+            wanted = [e for e in events if e.offset > begin and any(is_found(e, lookup) for lookup in asked)]
+            # More may come, of the same tables, as long as the index is not complete.
+            assert [e for e in page.events if any(is_found(e, lookup) for lookup in asked)] == wanted
+            assert page.events == sorted(page.events, key=lambda e: e.offset)
+            assert page.through == len(events)
+    for _ in range(10):
+        page = window.after(window.first - 1, asked, most=1_000_000)
+    exact = [e for e in events if e.offset >= window.first and any(_may_be_found(e, lookup) for lookup in asked)]
+    assert page.events == exact, "and nothing else, once it is"
 
 
 def _may_be_found(change: Event, lookup: str | Route) -> bool:
@@ -96,26 +93,24 @@ def _may_be_found(change: Event, lookup: str | Route) -> bool:
     return any(isinstance(value, str) and len(value) > 100 for value in values)
 
 
-def filled(count: int) -> tuple[RowIndex, deque[tuple[Event, int]]]:
-    index, held = RowIndex(), deque[tuple[Event, int]]()
+def filled(count: int, index: RowIndex) -> tuple[RowIndex, deque[tuple[Event, int]]]:
+    held = deque[tuple[Event, int]]()
     for number in range(1, count + 1):
         held.append((event(number, TABLES[0], "INSERT", {"owner": str(number % 5)}, {}), 1))
         index.add(TABLES[0], held[-1])
     return index, held
 
 
-def test_a_column_is_indexed_a_slice_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_index, "_SLICE", 4)
-    index, held = filled(10)
+def test_a_column_is_indexed_a_slice_at_a_time() -> None:
+    index, held = filled(10, RowIndex(at_once=4))
     route = Route(TABLES[0], "owner", "text", "1")
     assert [index.find(route, held).covered for _ in range(4)] == [4, 8, 10, 10]
     (found,) = index.find(route, held).lists
     assert [entry[0].offset for entry in found] == [1, 6]
 
 
-def test_further_columns_are_not_indexed_until_another_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_index, "_IDLE", 3)
-    index, held = filled(2)
+def test_further_columns_are_not_indexed_until_another_is_idle() -> None:
+    index, held = filled(2, RowIndex(idle=3))
     for number in range(4):
         assert index.find(Route(TABLES[0], f"c{number}", "text", "a"), held).covered == 2
     fifth = Route(TABLES[0], "c5", "text", "a")

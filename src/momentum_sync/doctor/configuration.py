@@ -17,7 +17,7 @@ AREA = "settings"
 _LEAST_SECRET_BYTES = 32  # RFC 7518, section 3.2, for HS256
 _FILES_BESIDE_SOCKETS = 200  # connections of the database, logs, the event loop
 _LEAST_DISK_BYTES = 5 * 1024**3
-_SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
 def invalid(error: Unsuitable, *, ends_checks: bool) -> Finding:
@@ -148,7 +148,7 @@ def _files(settings: Settings) -> Finding:
 
 def _backlog(settings: Settings) -> Finding:
     try:
-        most = int(_SOMAXCONN.read_text(encoding="ascii"))
+        most = int(SOMAXCONN.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return Finding(AREA, "backlog", Level.OK, "the kernel names no limit for connections that wait to be accepted")
     if most >= settings.max_connections:

@@ -42,8 +42,6 @@ Held = tuple[Event, int]
 """An event in the window, and the highest transaction id up to it."""
 
 _MOST_COLUMNS = 4  # of one table: a client may filter by any
-_IDLE = 20_000  # changes after which a column that was not looked up gives up its place
-_SLICE = 2_000  # changes that one look-up indexes, in about 10 ms
 _LONGEST = 100  # characters of a value that is a key of its own
 _NESTED = (list, dict)
 _decode = msgspec.json.decode
@@ -164,9 +162,16 @@ class Found(NamedTuple):
 
 
 class RowIndex:
-    """The indexed columns of the window. `add` and `evict` are called in the order of the events."""
+    """The indexed columns of the window. `add` and `evict` are called in the order of the events.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: changes that one look-up indexes; 2,000 take about 10 ms.
+        idle: changes after which a column that was not looked up gives up its place.
+    """
+
+    def __init__(self, *, at_once: int = 2_000, idle: int = 20_000) -> None:
+        self._at_once = at_once
+        self._idle = idle
         self._tables: dict[str, _Table] = {}
 
     def clear(self) -> None:
@@ -200,14 +205,14 @@ class RowIndex:
         key = (route.column, route.type_name)
         column = table.columns.get(key)
         if column is None:
-            for other, idle in list(table.columns.items()):
-                if table.count - idle.used > _IDLE:
+            for other, unused in list(table.columns.items()):
+                if table.count - unused.used > self._idle:
                     del table.columns[other]
             if len(table.columns) >= _MOST_COLUMNS:
                 return Found([], 0)
             column = table.columns[key] = _Column(*key, table.count)
         column.used = table.count
         if column.covered < len(held):
-            for entry in list(islice(reversed(held), column.covered, column.covered + _SLICE)):
+            for entry in list(islice(reversed(held), column.covered, column.covered + self._at_once)):
                 column.add(entry, newest=False)
         return Found([each for each in (column.held(route.value), column.any) if each], column.covered)

@@ -20,13 +20,18 @@ from momentum_sync.eventlog.row_index import Held, Route, RowIndex
 
 
 class Window:
-    """Events in order of their offsets. `limit` is in bytes; events that the log does not have yet stay beyond it."""
+    """Events in order of their offsets.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: bytes; events that the log does not have yet stay beyond it.
+        rows: the index of changes of rows.
+    """
+
+    def __init__(self, limit: int, rows: RowIndex | None = None) -> None:
         self._limit = limit
         self._events: deque[Held] = deque()
         self._by_key: dict[str, deque[Held]] = {}
-        self._rows = RowIndex()
+        self._rows = rows or RowIndex()
         self._size = 0
         self._ceiling = 0
         self._durable = 0

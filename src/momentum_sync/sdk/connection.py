@@ -39,7 +39,7 @@ SDK = f"python-{__version__}"
 PATH = "/functions/v1/realtime-momentum-sync"
 # The server takes as many in the address of a connection.
 _MOST_CHANNELS = 500
-_MOST_BYTES = 64 * 1024 * 1024
+MOST_BYTES = 64 * 1024 * 1024
 _OPEN_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 2.0
 _ANSWER_TIMEOUT_S = 15.0
@@ -146,7 +146,7 @@ async def connect(address: str, token: str) -> Connection:
             address,
             additional_headers={"Authorization": f"Bearer {token}"},
             compression=None,
-            max_size=_MOST_BYTES,
+            max_size=MOST_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
             close_timeout=_CLOSE_TIMEOUT_S,
             ping_interval=None,  # the server's heartbeats do this
@@ -177,7 +177,7 @@ def _rejected(status: int, body: bytes) -> Rejected | Ended:
 def _lost(error: websockets.ConnectionClosed) -> ClientError:
     # A 1009 that the server sent first is only echoed here, and means that a message of this client was too large.
     if error.sent is not None and error.sent.code == Close.TOO_BIG.code and not error.rcvd_then_sent:
-        return MessageTooLarge(f"A message exceeds {_MOST_BYTES} bytes; the client continues with a new snapshot.")
+        return MessageTooLarge(f"A message exceeds {MOST_BYTES} bytes; the client continues with a new snapshot.")
     if error.rcvd is None:
         return ConnectionLost("The connection was lost.")
     code, reason = error.rcvd.code, error.rcvd.reason or "closed"
