@@ -176,6 +176,7 @@ def _session(socket: WebSocketProtocol) -> Conversation:
         Cursor(str(_USER), MOMENTUM.schema.per_user_channels), GATEWAY.native, GATEWAY.limits.sockets, heartbeat=25.0,
         now=0.0, at=0.0,
     )  # fmt: skip
+    session.attach(socket)
     granted = Granted([f"notifications:{_USER}", "cache_invalidation"])
     session.begin(granted, Position("abcdef01", 0, 0), None, 0.0, 0.0)
     return session

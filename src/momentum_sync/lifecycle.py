@@ -7,7 +7,7 @@ import faulthandler
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from math import ceil
@@ -160,11 +160,24 @@ async def keep_house(
         await asyncio.sleep(pause)
 
 
-async def collect_garbage(limits: LifecycleLimits) -> None:
-    """Run a full garbage collection at intervals, in place of those that CPython would run, until cancelled."""
+async def collect_garbage(
+    unfreed: Callable[[], int], limits: LifecycleLimits, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Run full garbage collections in place of those that CPython would run, until cancelled.
+
+    One comes every hour, and one when many closed connections have not been freed, which none should need.
+
+    Args:
+        unfreed: returns their number.
+        limits: bounds.
+        clock: returns monotonic seconds.
+    """
+    due, kept = clock() + limits.garbage_s, 0
     while True:
-        await asyncio.sleep(limits.garbage_s)
-        gc.collect()
+        await asyncio.sleep(limits.garbage_look_s)
+        if clock() >= due or unfreed() - kept >= limits.garbage_connections:
+            gc.collect()
+            due, kept = clock() + limits.garbage_s, unfreed()
 
 
 def postpone_full_collections() -> None:

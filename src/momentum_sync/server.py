@@ -156,7 +156,6 @@ async def server(
             samples, event_metrics, telemetry, spans,
         )  # fmt: skip
         await stack.enter_async_context(writing_metrics(samples, event_metrics, stopped, limits.lifecycle))
-        await stack.enter_async_context(background(collect_garbage(limits.lifecycle), stopped))
         health = HealthLog(settings.role, parts.feed, limits.lifecycle)
         await stack.enter_async_context(background(health.run(), stopped))
         match settings.role:
@@ -206,6 +205,10 @@ async def _run_capture(parts: _Parts, capture: Capture) -> None:
     await parts.stack.enter_async_context(background(housekeeping, parts.stopped))
 
 
+async def _collect_garbage(parts: _Parts, unfreed: Callable[[], int]) -> None:
+    await parts.stack.enter_async_context(background(collect_garbage(unfreed, parts.limits.lifecycle), parts.stopped))
+
+
 async def _broker(parts: _Parts) -> Broker:
     """Return a connection to NATS, which is made in the background."""
     settings = parts.settings
@@ -227,6 +230,7 @@ async def _capture_alone(parts: _Parts, conninfo: str) -> Running:
     capture = _capture(parts, conninfo)
     feed.report(lambda: capture.status()._replace(problem=None if broker.is_connected else _NO_BROKER))
     await _run_capture(parts, capture)
+    await _collect_garbage(parts, lambda: 0)
     scrape = Scrape(
         {
             **feed_readings(feed, captures_only=True),
@@ -311,6 +315,7 @@ async def _clients(
     await stack.enter_async_context(background(sessions.run(gateway.files, lambda: gateway.feed.position), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
+    await _collect_garbage(parts, lambda: gateway.unfreed)
     bound = Bound(
         settings.host, settings.port, settings.max_connections, settings.own_port, reuse=settings.reuse_port
     )  # fmt: skip

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 import websockets
+from websockets.protocol import Protocol, Side
 
 from faults.listening import start_server
 from momentum_sync import server as servers
@@ -164,12 +165,31 @@ def test_closed_connections_leave_nothing_for_the_garbage_collector(start: Start
 
 
 async def _come_and_go(start: Start, user: UUID) -> None:
-    ours = (WebSocketProtocol, Delivery, Frames, native.Session, RealtimeSession, Messages)
-    joins = ["1", "1", "realtime:room", "phx_join", {"config": {}}]
+    ours = (WebSocketProtocol, Delivery, Frames, native.Session, RealtimeSession, Messages, Protocol)
+    joins = [
+        json.dumps(["1", str(ref), "realtime:room", "phx_join", {"config": {}, "access_token": token}])
+        for ref, token in enumerate((sign(user), sign(user), "none"))
+    ]
 
     def left() -> list[str]:
         # The type, not isinstance: that one asks a weak proxy for what may be gone.
-        return [type(each).__name__ for each in gc.get_objects() if issubclass(type(each), ours)]
+        found = [each for each in gc.get_objects() if issubclass(type(each), ours)]
+        return [type(each).__name__ for each in found if not isinstance(each, Protocol) or each.side is Side.SERVER]
+
+    async def ends(how: str) -> None:
+        """Have a connection end without a close frame."""
+        client = await websockets.connect(
+            server.ws + "/ws", additional_headers={"Authorization": f"Bearer {sign(user)}"}
+        )
+        await client.recv()
+        match how:
+            case "aborted":
+                client.transport.abort()
+            case "half closed":
+                client.transport.write_eof()
+            case "broken":
+                client.transport.write(b"\xff" * 20)
+        await client.wait_closed()
 
     async with start() as server:
         gc.collect()
@@ -182,16 +202,14 @@ async def _come_and_go(start: Start, user: UUID) -> None:
                 async with server.connect(
                     None, path="/realtime/v1/websocket", vsn="2.0.0", apikey=sign(user), client_id="page"
                 ) as client:
-                    for _ in range(2):
-                        await client.send(json.dumps(joins))
-                    await client.socket.recv()
+                    for join in joins:
+                        await client.send(join)
+                        await client.socket.recv()
                 with pytest.raises(websockets.InvalidStatus):
                     async with server.connect("nobody's token"):
                         pass
-                silent = await websockets.connect(
-                    server.ws + "/ws", additional_headers={"Authorization": f"Bearer {sign(user)}"}
-                )
-                silent.transport.abort()
+                for how in ("aborted", "half closed", "broken"):
+                    await ends(how)
             async with asyncio.timeout(TIMEOUT_S):
                 while left():
                     await asyncio.sleep(0.05)

@@ -147,6 +147,7 @@ class CallerPool:
             return await question.answer
         finally:
             timer.cancel()
+            del question, late  # an error refers to this frame by its traceback, and would refer to itself
 
     async def until_visible(self) -> AsyncIterator[None]:
         """Yield, with pauses between, until the caller stops: for work that waits for a commit to become visible.
@@ -245,6 +246,7 @@ class _Shared:
                     await self._answer(batch[half:])
                 else:
                     _fail(batch, error)
+                    batch.clear()  # as in `ask`
             return
 
 
@@ -302,6 +304,7 @@ class _SlowCallers:
         except Exception as error:
             _fail([question], error)
         finally:
+            del question  # as in `ask`
             self._tasks.discard(task)
             self._busy.discard(claims)
             if waiting:

@@ -85,8 +85,12 @@ class Frames:
         self._protocol.receive_data(data)
 
     def release(self) -> None:
-        """End the parser: it and the protocol refer to each other, and only a garbage collection would free them."""
+        """End the parser: it and the protocol refer to each other, and only a garbage collection would free them.
+
+        So does the error with which it ended, by its traceback.
+        """
         self._protocol.parser.close()
+        self._protocol.parser_exc = None
 
     def receive_eof(self) -> None:
         """Note that the client sends nothing more."""

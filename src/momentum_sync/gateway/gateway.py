@@ -54,6 +54,7 @@ class Gateway:
 
     Attributes:
         draining: whether the server is stopping and takes no new connections.
+        unfreed: the number of connections that were closed, and whose objects are still there.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Gateway:
         self.native = NativeDialect(application.commands(reads), application.encoders)
         self.send_buffer = options.send_buffer
         self.draining = False
+        self.unfreed = 0
         self.connects = TokenBuckets(limits.users.connects)
         self.requests = TokenBuckets(limits.users.requests)
         self.frames = TokenBuckets(limits.users.frames)

@@ -99,6 +99,7 @@ class BoundedHttp(HttpToolsProtocol):
         protocol = type(self).websocket(self.server_state, self.loop)
         self.transport.set_protocol(protocol)
         protocol.upgraded(self.transport, handshake, rest)
+        del self.parser  # it refers to this object; uvicorn does the same when a connection is lost
 
     # The parser's callbacks
 

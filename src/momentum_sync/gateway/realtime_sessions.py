@@ -62,7 +62,10 @@ class _Batches(Generic[Question, Answer]):
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
         self._begin()
-        return await answer
+        try:
+            return await answer
+        finally:
+            del answer  # an error refers to this frame by its traceback, and would refer to itself
 
     async def run_all(self, questions: Iterable[Question]) -> None:
         """Process all questions and discard the answers. Failures are logged."""

@@ -95,6 +95,7 @@ class WebSocketProtocol(WebSocket):
         self._enter(ConnectionState.CLOSED)
         if self._opening is not None:  # its answers are of no use; it may have ended
             self._opening.cancel()
+            self._opening = None  # its error refers to this object
         self._delivery.lost()
         for timer in (self._ticker, self._aborter):
             if timer is not None:
@@ -104,6 +105,12 @@ class WebSocketProtocol(WebSocket):
             self.gateway.hub.leave(self)
             observe.disconnected(self._frames.closed_with)
         self._frames.release()
+        self.gateway.unfreed += 1
+
+    def __del__(self) -> None:
+        """Count what was closed and is freed."""
+        if self._state is ConnectionState.CLOSED:
+            self.gateway.unfreed -= 1
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes within the bounds."""

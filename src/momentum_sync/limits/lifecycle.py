@@ -55,6 +55,12 @@ class LifecycleLimits:
     garbage_s: float = 3600.0
     """Interval of full garbage collections."""
 
+    garbage_look_s: float = 5.0
+    """Interval at which it is decided whether one is due."""
+
+    garbage_connections: int = 2_000
+    """Closed connections that were not freed, after which one is."""
+
     health_s: float = 1.0
     """Interval at which health is checked for changes to log."""
 

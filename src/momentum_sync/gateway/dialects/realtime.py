@@ -136,8 +136,7 @@ class RealtimeSession:
         self._is_lost = True
         for topic in self.topics.values():
             self._messages.leave(topic)
-        self._outgoing = Nowhere(self.file)
-        self.write = self._outgoing.write
+        self.attach(Nowhere(self.file))
 
     # Out
 
