@@ -101,3 +101,102 @@ def test_a_document_that_not_every_reader_can_take_is_a_string(text: str, is_doc
     assert (found == text.encode()) is is_document
     if not is_document:
         assert json.loads(found) == text
+
+
+BOOLEAN = ColumnType(name="bool", kind=Kind.BOOLEAN)
+TIMESTAMP = ColumnType(name="timestamp", kind=Kind.TIMESTAMP)
+TIMESTAMPTZ = ColumnType(name="timestamptz", kind=Kind.TIMESTAMPTZ)
+VECTOR = ColumnType(name="int2vector", kind=Kind.ARRAY, element=NUMBER, delimiter=" ")
+NOTHING = ColumnType(name="nothing", kind=Kind.COMPOSITE)
+PAIRS = ColumnType(name="pairs", kind=Kind.COMPOSITE, fields=(("first", PAIR), ("all", ARRAYS["pair"])))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("t", BOOLEAN, b"true"),
+        ("f", BOOLEAN, b"false"),
+        ("-0.50", NUMBER, b"-0.50"),
+        ("1e+20", NUMBER, b"1e+20"),
+        ("1.5E-7", NUMBER, b"1.5E-7"),
+        ("NaN", NUMBER, b'"NaN"'),
+        ("-Infinity", NUMBER, b'"-Infinity"'),
+        ("01", NUMBER, b'"01"'),
+        ("1x", NUMBER, b'"1x"'),
+        ('a "b"', TEXT, b'"a \\"b\\""'),
+        ("2026-11-30 08:27:36.5", TIMESTAMP, b'"2026-11-30T08:27:36.5"'),
+        ("0044-03-15 12:00:00 BC", TIMESTAMP, b'"0044-03-15T12:00:00 BC"'),
+        ("infinity", TIMESTAMP, b'"infinity"'),
+        ("in finity", TIMESTAMP, b'"in finity"'),
+        ("2026-11-30 08:27:36.5+00", TIMESTAMPTZ, b'"2026-11-30T08:27:36.5+00:00"'),
+        ("2026-11-30 08:27:36-05", TIMESTAMPTZ, b'"2026-11-30T08:27:36-05:00"'),
+        ("2026-11-30 08:27:36+05:30", TIMESTAMPTZ, b'"2026-11-30T08:27:36+05:30"'),
+        ("0044-03-15 12:00:00+00 BC", TIMESTAMPTZ, b'"0044-03-15T12:00:00+00:00 BC"'),
+        ("-infinity", TIMESTAMPTZ, b'"-infinity"'),
+        ("- infinity", TIMESTAMPTZ, b'"- infinity"'),
+        ("{}", ARRAYS["int4"], b"[]"),
+        ("{1,NULL,3}", ARRAYS["int4"], b"[1,null,3]"),
+        ("{{1,2},{3,4}}", ARRAYS["int4"], b"[[1,2],[3,4]]"),
+        ("{{{1}},{{2}}}", ARRAYS["int4"], b"[[[1]],[[2]]]"),
+        ("[0:1]={7,8}", ARRAYS["int4"], b"[7,8]"),
+        ("[-1:0][+5:6]={{1,2},{3,4}}", ARRAYS["int4"], b"[[1,2],[3,4]]"),
+        ('{a,"NULL","b,c","d\\"e","f\\\\g","",null}', ARRAYS["text"], b'["a","NULL","b,c","d\\"e","f\\\\g","","null"]'),
+        ('{"a\nb","\\\nc"}', ARRAYS["text"], b'["a\\nb","\\nc"]'),
+        ('{"(1,a)","(,)"}', ARRAYS["pair"], b'[{"a":1,"b":"a"},{"a":null,"b":null}]'),
+        ("1 2 3", VECTOR, b"[1,2,3]"),
+        ("", VECTOR, b"[]"),
+        ("()", NOTHING, b"{}"),
+        ("(1,a)", PAIR, b'{"a":1,"b":"a"}'),
+        ("(,)", PAIR, b'{"a":null,"b":null}'),
+        ('(1,"")', PAIR, b'{"a":1,"b":""}'),
+        ('(1,"a ""b"", (c)\\\\ \\"d")', PAIR, b'{"a":1,"b":"a \\"b\\", (c)\\\\ \\"d"}'),
+        ('(1,a"b,c"\\,d)', PAIR, b'{"a":1,"b":"ab,c,d"}'),
+        ('(1,"a\n\\\nb")', PAIR, b'{"a":1,"b":"a\\n\\nb"}'),
+        (
+            '("(1,a)","{""(2,\\\\""b c\\\\"")""}")', PAIRS,
+            b'{"first":{"a":1,"b":"a"},"all":[{"a":2,"b":"b c"}]}',
+        ),
+        ('{"\\ud83d":1}', ColumnType(name="json", kind=Kind.JSON), b'"{\\"\\\\ud83d\\":1}"'),
+        ('[1, {"a" : null}]', ColumnType(name="jsonb", kind=Kind.JSON), b'[1, {"a" : null}]'),
+    ],
+)  # fmt: skip
+def test_a_value_becomes_the_json_that_to_jsonb_makes_of_it(text: str, kind: ColumnType, expected: bytes) -> None:
+    assert to_json(text, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("x", BOOLEAN, "a boolean is neither t nor f"),
+        ("", BOOLEAN, "a boolean is neither t nor f"),
+        ("1", ARRAYS["int4"], "an array of _int4 does not begin with a brace"),
+        ("{1}{2}", ARRAYS["int4"], "text follows an array of _int4"),
+        ("{1", ARRAYS["int4"], "an array of _int4 is truncated"),
+        ("{1,", ARRAYS["int4"], "an array of _int4 has a malformed element"),
+        ("{1}x", ARRAYS["int4"], "text follows an array of _int4"),
+        ("1,a)", PAIR, "a value of pair is not in parentheses"),
+        ("(1,a", PAIR, "a value of pair is not in parentheses"),
+        ("()", PAIR, "a value of pair has 1 attributes, not 2"),
+        ("(1,a,b)", PAIR, "a value of pair has 3 attributes, not 2"),
+        ('(1,"a)', PAIR, "a value of pair has a malformed attribute"),
+        ("{" * 258 + "}" * 258, ARRAYS["int4"], "a value of _int4 is nested too deep"),
+    ],
+)
+def test_text_that_is_no_value_is_refused_with_a_reason(text: str, kind: ColumnType, said: str) -> None:
+    with pytest.raises(MalformedValue) as refused:
+        to_json(text, kind)
+    assert str(refused.value) == said
+
+
+def test_values_are_nested_up_to_a_limit() -> None:
+    deep = ARRAYS["int4"]
+    assert to_json("{" * 255 + "1" + "}" * 255, deep) == b"[" * 255 + b"1" + b"]" * 255
+    with pytest.raises(MalformedValue):
+        to_json("{" * 257 + "1" + "}" * 257, deep)
+    one = ColumnType(name="one", kind=Kind.COMPOSITE, fields=(("n", NUMBER),))
+    assert to_json("(1)", one, 2) == b'{"n":1}'
+    assert to_json("{1}", deep, 2) == b"[1]"
+    assert to_json("1 2", VECTOR, 2) == b"[1,2]"
+    for text, kind in (("(1)", one), ("{1}", deep), ('{"1"}', deep), ("1 2", VECTOR)):
+        with pytest.raises(MalformedValue, match="a value of int4 is nested too deep"):
+            to_json(text, kind, 1)

@@ -81,7 +81,7 @@ def to_json(text: str, kind: ColumnType, levels: int = _MOST_LEVELS) -> bytes:
     Raises:
         MalformedValue: the text is no value of the type.
     """
-    if not levels:
+    if levels <= 0:
         raise MalformedValue(f"a value of {kind.name} is nested too deep")
     match kind.kind:
         case Kind.TEXT:
