@@ -38,7 +38,7 @@ TESTS = {
     "database/visibility": ["test_visibility"],
     "eventlog/envelope": ["test_event", "test_sequencer"],
     "eventlog/event": ["test_event"],
-    "eventlog/feed": ["test_hub", "test_pipeline"],
+    "eventlog/feed": ["test_feed"],
     "eventlog/follower": ["test_follower"],
     "eventlog/position": ["test_event"],
     "eventlog/resume": ["test_event"],

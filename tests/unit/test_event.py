@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from momentum_sync.eventlog.envelope import (
     is_deeper,
     open_envelope,
 )
-from momentum_sync.eventlog.event import Event, key_of
+from momentum_sync.eventlog.event import Event, is_row_channel, key_of, relation_of, row_channel, topic_channel
 from momentum_sync.eventlog.position import Position, SnapshotBoundary
 from momentum_sync.eventlog.resume import ResumeRefused, check_position, parse_position
 
@@ -266,3 +267,22 @@ def test_a_refusal_says_why(refused: bytes, said: str) -> None:
 
 def test_a_backslash_before_u0000_is_text() -> None:
     assert open_envelope(content(event={"a": "\\u0000"})).body == b'{"a": "\\\\u0000"}'
+
+
+def test_channels_of_rows_and_of_topics() -> None:
+    assert row_channel(16_384) == "momentum:rows:16384"
+    assert is_row_channel("momentum:rows:16384")
+    assert not is_row_channel("topic:momentum:rows:1")
+    assert relation_of(built({}, (row_channel(16_384), "c"))) == 16_384
+    assert relation_of(built({}, ("c", row_channel(16_384)))) is None
+    assert relation_of(built({}, ())) is None
+    assert topic_channel("room", is_private=True) == "topic:room"
+    assert topic_channel("room", is_private=False) == "public_topic:room"
+
+
+def test_cache_keys_count_with_their_objects() -> None:
+    channels = (f"cache_invalidation:{uuid4()}", next(iter(SCHEMA.per_user_channels)))
+    plain = built({"user_id": "u", "cache_keys": []}, channels)
+    more = built({"user_id": "u", "cache_keys": ["a", "bcd"]}, channels)
+    assert more.cache_keys == ("a", "bcd")
+    assert more.size - plain.size == len(more.body) - len(plain.body) + 4 + 2 * 57

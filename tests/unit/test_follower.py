@@ -12,6 +12,7 @@ from momentum_sync.eventlog.event import Event
 from momentum_sync.eventlog.feed import Beginning, LocalFeed
 from momentum_sync.eventlog.follower import FeedMessage, Follower
 from momentum_sync.eventlog.log_read import LogRead
+from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.status import UNKNOWN_SLOT, CaptureState, FeedStatus, Triggers
 from momentum_sync.eventlog.window import Window
 from momentum_sync.limits import FeedLimits
@@ -506,3 +507,94 @@ def test_random_histories(seed: int) -> None:
         assert reads < 1_000
     assert (feed.epoch, feed.offset) == (history.epoch, history.first + len(history.log) - 1)
     assert feed.lsn >= 10 * history.place + 1
+
+
+def test_before_anything_it_is_at_no_position_and_alone() -> None:
+    world = World(FeedLimits(silence_s=3.0))
+    status = FeedStatus(CaptureState.STARTING, 0.0, UNKNOWN_SLOT, Triggers([], []))
+    assert world.status(0.0)._replace(problem=None) == status
+    wanted = [world.follower.wants_read]
+    assert world.follower.reading() == Position("", 0, 0)
+    wanted.append(world.follower.wants_read)
+    world.follower.want_read()
+    wanted.append(world.follower.wants_read)
+    assert wanted == [True, False, True]
+    world.follower.fork()
+    assert world.follower.reading() == Position("", 0, 0)
+
+
+def test_silence_begins_after_its_limit(world: World) -> None:
+    world.hear(message(offset=2, status=LIVE), at=10.0)
+    silence_s = FeedLimits().silence_s
+    assert not world.follower.is_silent(10.0 + silence_s)
+    assert world.follower.is_silent(10.0 + silence_s + 0.01)
+    world.measured(10.0)
+    assert world.status(10.0).problem is None
+    assert world.status(10.0, is_connected=False).problem != world.status(10.1 + silence_s).problem
+    assert world.status(10.1 + silence_s).problem is not None
+    late = world.status(10.1 + silence_s)
+    assert (late.lag, late.slot, late.triggers) == (0.0, UNKNOWN_SLOT, Triggers([], [])), "the last status is long past"
+
+
+def test_a_message_of_events_that_were_seen_is_kept_for_its_position_alone(world: World) -> None:
+    world.hear(message([event(3)], lsn=31))
+    world.hear(message([event(3)], offset=3, lsn=35))
+    assert (world.got.got, world.got.reached) == ([3], 35)
+    world.read(log_read(3, [event(3)], lsn=36))
+    assert (world.got.got, world.got.reached) == ([3], 36)
+
+
+@pytest.mark.parametrize(("spare", "got"), [(0, [1, 2, 3, 4]), (-1, [1, 2, 3])])
+def test_the_budget_of_events_behind_a_gap_is_exact(spare: int, got: list[int]) -> None:
+    events = [event(offset) for offset in (2, 3, 4)]
+    world = World(FeedLimits(ahead_bytes=sum(each.size for each in events) + spare))
+    world.read(log_read(0))
+    for _ in range(2):  # what was kept and taken gives its room back
+        for each in events:
+            world.hear(message([each], lsn=10 * each.offset))
+        world.read(log_read(0, []))
+    world.read(log_read(1, [event(1)], lsn=11))
+    assert world.got.got == got
+
+
+def test_an_epoch_that_is_live_stays_live(world: World) -> None:
+    world.measured(1.0)
+    world.read(log_read(2, [], live=False), at=1.0)
+    assert world.status(1.0).state is CaptureState.LIVE
+    world.read(log_read(1, epoch=EPOCH, live=False), at=1.0)  # from a copy, in the same epoch
+    world.measured(1.0)
+    assert world.status(1.0).state is CaptureState.LIVE
+    world.read(log_read(1, epoch=NEXT, live=False), at=1.0)
+    world.measured(1.0)
+    assert world.status(1.0).state is CaptureState.CATCHING_UP
+    world.read(log_read(1, [], epoch=NEXT, live=True), at=1.0)
+    assert world.status(1.0).state is CaptureState.LIVE
+
+
+def test_another_history_forgets_what_was_kept_and_needed(world: World) -> None:
+    world.hear(message([event(9)], lsn=91))
+    world.read(log_read(3, epoch=NEXT))
+    assert not world.follower.wants_read, "nothing above the offset 3 is known of it"
+    world.hear(message([event(4)], epoch=NEXT))
+    assert world.got.got == [4]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(9, 9), (1, 5)])
+def test_the_highest_fence_counts_within_an_epoch(given: int, kept: int) -> None:
+    world = World()
+    world.read(log_read(2, fence=5))
+    world.read(log_read(3, [event(3)], fence=given))
+    assert world.feed.fence == kept
+
+
+def test_how_late_a_feed_may_be() -> None:
+    world = World(FeedLimits(away_s=5.0, report_s=1.0))
+    world.read(log_read(2, lsn=20), at=0.0)
+    world.hear(message(offset=2, status=LIVE._replace(state=CaptureState.BROKEN)), at=0.0)
+    for took, state in (
+        (2.0, CaptureState.LIVE), (2.01, CaptureState.BROKEN), (5.0, CaptureState.BROKEN), (5.01, CaptureState.WAITING),
+    ):  # fmt: skip
+        world.measured(0.0, took=took)
+        assert world.status(0.0).state is state, took
+    world.measured(0.0, took=0.0)
+    assert world.status(0.0).lag == LIVE.lag
