@@ -1,4 +1,4 @@
-"""The feed within one process: what its subscribers are told, in which order, and what it remembers."""
+"""The feed within one process: calls to its subscribers, their order, and the transactions that it remembers."""
 
 from __future__ import annotations
 
