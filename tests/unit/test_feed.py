@@ -24,7 +24,7 @@ def event(offset: int, *, xid: int = 100, user: str = "u", channel: str = "c", a
 
 
 class Told:
-    """A subscriber that writes down what it is told."""
+    """A subscriber that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[object] = []
