@@ -155,6 +155,11 @@ def refused_origin(origin: str) -> None:
     _log.warning("origin refused", origin=origin[:200], setting=f"MOMENTUM_ALLOWED_ORIGINS={origin[:200]}")
 
 
+def no_ring(error: OSError) -> None:
+    """Log that each client is written to with a system call of its own."""
+    _log.info("io_uring not available", error=described(error), see="momentum-sync doctor")
+
+
 def stopping(connections: int) -> None:
     """Log that the server stops and closes its connections."""
     _log.info("stopping", connections=connections)

@@ -21,6 +21,7 @@ from momentum_sync.gateway.direct_files import DirectFiles
 from momentum_sync.gateway.fan_out import FanOut
 from momentum_sync.gateway.gateway import Gateway, GatewayOptions
 from momentum_sync.gateway.hub import Hub
+from momentum_sync.gateway.io_uring import Ring, open_ring
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.gateway.receipts import Receipts
 from momentum_sync.gateway.row_watches import RowSource, RowWatches
@@ -32,7 +33,7 @@ from momentum_sync.identity.event_filter import EventFilter
 from momentum_sync.identity.keys import Authenticator
 from momentum_sync.identity.row_rights import RowRights
 from momentum_sync.identity.topic_rights import TopicRights
-from momentum_sync.limits import Limits
+from momentum_sync.limits import DeliveryLimits, Limits
 from momentum_sync.settings import Settings
 from momentum_sync.telemetry.spans import EventSpans
 from momentum_sync.token_settings import token_rules
@@ -68,7 +69,7 @@ def make_gateway(
     policies: CompiledPolicies,
 ) -> Gateway:
     """Make a gateway. Nothing runs yet."""
-    feed, files = source.feed, DirectFiles(os.write)
+    feed, files = source.feed, DirectFiles(os.write, _ring(settings, limits.delivery))
 
     def up_to_date() -> bool:
         # Revocations and changed policies arrive through the feed: while it lags, cached grants may be outdated.
@@ -104,6 +105,16 @@ def make_gateway(
         ),
         receipts=Receipts(limits.receipts.most, lambda: feed.generation),
     )  # fmt: skip
+
+
+def _ring(settings: Settings, limits: DeliveryLimits) -> Ring | None:
+    if settings.io_uring == "off":
+        return None
+    try:
+        return open_ring(limits.ring_entries, limits.ring_bytes)
+    except OSError as error:
+        observe.no_ring(error)
+        return None
 
 
 def _hub(

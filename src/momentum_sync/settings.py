@@ -161,6 +161,10 @@ class Settings(BaseSettings):
     max_connections_per_user: int = Field(50, ge=1)
     """Concurrent WebSockets of one user."""
 
+    io_uring: str = Field("auto", pattern="^(auto|off)$")
+    """`auto`: write a frame for many clients with one system call, where Linux has io_uring and allows it; `off`:
+    with one for each client."""
+
     pool_size: int = Field(8, ge=1)
     """Database connections of each process for HTTP requests. It opens up to 8 more for snapshots, grants and event
     checks, 8 for the log, and 3 for capture and metrics."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -28,8 +30,8 @@ SOCKET = "/realtime/v1/websocket"
 class Socket:
     """A client of Supabase's protocol, version 2.0.0. Frames are `[join_ref, ref, topic, event, payload]`."""
 
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
+    def __init__(self, connection: ClientConnection) -> None:
+        self.socket = connection
         self.refs = 0
         self.notices: list[str] = []
 
@@ -82,11 +84,13 @@ class Socket:
 
 
 @asynccontextmanager
-async def connected(server: Server, key: str = ANON_KEY, **query: str) -> AsyncIterator[Socket]:
+async def connected(
+    server: Server, key: str = ANON_KEY, *, sock: socket.socket | None = None, **query: str
+) -> AsyncIterator[Socket]:
     parts = {"apikey": key, "vsn": "2.0.0", **query}
     url = f"{server.ws}{SOCKET}?" + "&".join(f"{name}={value}" for name, value in parts.items())
-    async with websockets.connect(url, open_timeout=TIMEOUT_S, max_queue=None) as socket:
-        yield Socket(socket)
+    async with websockets.connect(url, open_timeout=TIMEOUT_S, max_queue=None, sock=sock) as connection:
+        yield Socket(connection)
 
 
 async def test_a_change_comes_to_the_owner_alone(server: Server, todos: Sql) -> None:
@@ -537,6 +541,30 @@ async def test_a_client_that_does_not_read_catches_up(start: Start, todos: Sql) 
         client.socket.transport.resume_reading()
         found = [(await client.change())["data"]["record"]["id"] for _ in range(count + 1)]
         assert found == list(range(1, count + 2))
+
+
+@pytest.mark.parametrize("io_uring", ["auto", "off"])
+async def test_of_many_with_equal_frames_one_that_does_not_read_catches_up(
+    start: Start, todos: Sql, io_uring: str
+) -> None:
+    todos.execute("alter table public.todos disable row level security")
+    one, count = uuid4(), 100
+    async with start(send_buffer_bytes=16_384, io_uring=io_uring) as server, AsyncExitStack() as stack:
+        small = stack.enter_context(socket.socket())
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        small.connect((urlsplit(server.ws).hostname, urlsplit(server.ws).port))
+        clients = [await stack.enter_async_context(connected(server)) for _ in range(20)]
+        slow = await stack.enter_async_context(connected(server, sock=small))
+        for client in (slow, *clients):
+            await client.live(TODOS, token=sign(one))
+        slow.socket.transport.pause_reading()
+        for number in range(count):
+            todos.execute("insert into public.todos values (%s, %s, repeat('x', 10000))", (number, one))
+        wanted = list(range(count))
+        for client in clients:
+            assert [(await client.change())["data"]["record"]["id"] for _ in wanted] == wanted
+        slow.socket.transport.resume_reading()
+        assert [(await slow.change())["data"]["record"]["id"] for _ in wanted] == wanted
 
 
 async def test_one_user_may_use_several_tokens_on_one_socket(server: Server, todos: Sql) -> None:

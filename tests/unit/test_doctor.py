@@ -128,6 +128,23 @@ def test_more_connections_than_may_wait_to_be_accepted(monkeypatch: pytest.Monke
     assert found(given(max_connections=4096))["backlog"].level is Level.OK
 
 
+def test_whether_one_system_call_writes_to_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ring(error: OSError | None) -> None:
+        def open_ring(entries: int, largest: int) -> None:
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(configuration, "open_ring", open_ring)
+
+    ring(None)
+    assert found(given())["io_uring"].level is Level.OK
+    assert found(given(io_uring="off"))["io_uring"].found == "MOMENTUM_IO_URING=off"
+    ring(PermissionError(1, "Operation not permitted"))
+    finding = found(given())["io_uring"]
+    assert (finding.level, finding.found) == (Level.NOTE, "not available here: Operation not permitted")
+    assert "seccomp" in finding.fix
+
+
 def test_the_disk_matters_where_the_database_is_embedded(tmp_path: Path) -> None:
     settings = read(data_dir=str(tmp_path / "not" / "there"))
     assert "GiB free" in found(settings)["disk"].found

@@ -9,10 +9,11 @@ it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 CLOSED = -1
+_FEW = 16  # files, for fewer of which a system call each costs less than filling a ring
 
 
 class DirectFile:
@@ -105,15 +106,28 @@ class Owners(Generic[Owner]):
         return self._numbers[:place] + self._numbers[place + 1 :]
 
 
+class Ring(Protocol):
+    """Writes to many files with one system call, as `momentum_sync.gateway.io_uring` does."""
+
+    @property
+    def largest(self) -> int:
+        """Return the bytes of the largest frame."""
+
+    def write(self, descriptors: array[int], data: bytes) -> Sequence[tuple[int, int]]:
+        """Write, and return the places of files that have not taken everything, each with the bytes taken."""
+
+
 class DirectFiles:
     """The files of all connections of a gateway.
 
     Args:
         write: writes to a file descriptor and returns how many bytes it has taken, as `os.write` does.
+        ring: writes to many; None where the system has none.
     """
 
-    def __init__(self, write: Callable[[int, bytes], int]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[int, bytes], int], ring: Ring | None = None) -> None:
+        self._write_one = write
+        self._ring = ring
         self._descriptors = array("i")
         self._unused: list[int] = []
 
@@ -121,20 +135,30 @@ class DirectFiles:
         """Return a new file, which is closed."""
         return DirectFile(self._descriptors, self._unused)
 
-    def write(self, numbers: Iterable[int], data: bytes) -> list[tuple[int, bytes | memoryview]]:
+    def write(self, numbers: array[int], data: bytes) -> list[tuple[int, bytes | memoryview]]:
         """Write whole WebSocket frames to the files of these numbers.
 
         Returns:
             Numbers of the files that have not taken everything, each with the rest for its connection to write.
         """
-        descriptors, write, size = self._descriptors, self._write, len(data)
-        unwritten: list[tuple[int, bytes | memoryview]] = []
-        for number in numbers:
+        short = self._write(numbers, data)
+        return [(numbers[place], memoryview(data)[sent:] if sent else data) for place, sent in short]
+
+    def _write(self, numbers: array[int], data: bytes) -> Sequence[tuple[int, int]]:
+        ring = self._ring
+        if ring is None or len(numbers) < _FEW or len(data) > ring.largest:
+            return self._write_each(numbers, data)
+        return ring.write(array("i", map(self._descriptors.__getitem__, numbers)), data)
+
+    def _write_each(self, numbers: array[int], data: bytes) -> list[tuple[int, int]]:
+        descriptors, write, size = self._descriptors, self._write_one, len(data)
+        short: list[tuple[int, int]] = []
+        for place, number in enumerate(numbers):
             descriptor = descriptors[number]
             try:
                 sent = 0 if descriptor == CLOSED else write(descriptor, data)
             except OSError:  # full, or broken: the connection tries again, and finds out
                 sent = 0
             if sent != size:
-                unwritten.append((number, memoryview(data)[sent:] if sent else data))
-        return unwritten
+                short.append((place, sent))
+        return short

@@ -148,6 +148,12 @@ class DeliveryLimits:
     admitted_at_once: int = 16
     """Connections that resume at the same time when the send budget has room again."""
 
+    ring_entries: int = 4096
+    """Writes of one frame that are handed to the kernel with one system call, where it has io_uring; a power of two."""
+
+    ring_bytes: int = 128 * 1024
+    """Bytes of the largest frame that is written so. Larger ones are written to one connection after the other."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketLimits:
