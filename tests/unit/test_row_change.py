@@ -81,6 +81,8 @@ def test_columns_that_the_table_has_no_longer_are_not_shown() -> None:
     assert table(True, False).shown_of(change) == frozenset({"id"})
     older = parse_change(body(columns=[*UPDATE["columns"], {"name": "gone", "type": "text"}]))
     assert table(True, True).shown_of(older) == frozenset({"id", "a"})
+    assert table(True, False).shown_of(older) == frozenset({"id"}), "a column that the role may not select is not shown"
+    assert table(False, True).shown_of(older) == frozenset({"a"})
     retyped = parse_change(body(columns=[{"name": "id", "type": "int8"}, {"name": "a", "type": "text"}]))
     assert table(True, True).shown_of(retyped) == frozenset({"a"})
 
@@ -103,6 +105,9 @@ def table(*selectable: bool) -> RowTable:
 
 
 def test_columns_of_a_table() -> None:
+    whole = table(True, True)
+    assert (whole.oid, whole.schema, whole.name) == (1, "public", "t")
+    assert (whole.secured, whole.policies, whole.identity) == (True, ("true", "true"), {"id"})
     assert table(True, True).shown is None
     assert table(True, False).shown == frozenset({"id"})
     assert table(True, True).key == {"id"}
@@ -111,6 +116,17 @@ def test_columns_of_a_table() -> None:
     found = table(True, True).column("a")
     assert found is not None
     assert (found.type_name, found.type_sql, found.is_key) == ("text", "text", False)
+
+
+def test_a_delete_can_be_checked_if_the_identity_has_what_the_policies_read() -> None:
+    keyed = table(True, True)
+    assert not keyed.checks_deletes
+    assert msgspec.structs.replace(keyed, secured=False).checks_deletes
+    assert msgspec.structs.replace(keyed, needed=frozenset({"id"})).checks_deletes
+    assert msgspec.structs.replace(keyed, identity=frozenset({"id", "a"})).checks_deletes
+    row = msgspec.structs.replace(keyed, needed=None)
+    assert not row.checks_deletes
+    assert msgspec.structs.replace(row, identity=frozenset({"id", "a"})).checks_deletes
 
 
 def test_a_row_can_be_checked_if_it_has_what_the_policies_read() -> None:

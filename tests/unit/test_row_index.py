@@ -142,3 +142,77 @@ def test_a_restarted_window_has_nothing() -> None:
     assert len(window.after(0, [route], most=1).events) == 1
     window.restart(first=1, ceiling=0)
     assert window.after(0, [route], most=1).events == []
+
+
+def test_a_column_with_long_values_tells_them_apart_from_100_characters_on_no_longer() -> None:
+    index, longest = RowIndex(), "l" * 100
+    held = deque[tuple[Event, int]]()
+    for number, value in enumerate((longest, "m" * 100, longest + "l", "m" * 101), 1):
+        held.append((event(number, TABLES[0], "INSERT", {"owner": value}, {}), 1))
+    offsets = [
+        [
+            [entry[0].offset for entry in each]
+            for each in index.find(Route(TABLES[0], "owner", "text", value), held).lists
+        ]
+        for value in (longest, longest + "l", "n")
+    ]
+    assert offsets == [[[1], [3, 4]], [[3, 4]], [[3, 4]]]
+
+
+def test_changes_with_a_value_before_and_after_are_found_by_both_in_order() -> None:
+    """Those added as they come, and those from before the first look-up."""
+    index, held = filled(0, RowIndex())
+    route = {value: Route(TABLES[0], "state", "int4", value) for value in (1, 2, 3)}
+    for offset, (old, new) in enumerate([(1, 2), (2, 1), (1, 1), (3, 2), (2, 3), (3, 3)], 1):
+        held.append((event(offset, TABLES[0], "UPDATE", {"state": new}, {"state": old}), 1))
+        index.add(TABLES[0], held[-1])
+        if offset == 3:
+            index.find(route[1], held)
+
+    def offsets(value: int) -> list[int]:
+        (found,) = index.find(route[value], held).lists
+        return [entry[0].offset for entry in found]
+
+    assert [offsets(value) for value in (1, 2, 3)] == [[1, 2, 3], [1, 2, 4, 5], [4, 5, 6]]
+    for left in (5, 4, 3):
+        index.evict(TABLES[0], held.popleft()[0], left)
+    assert index.find(route[1], held).lists == []
+    assert [offsets(value) for value in (2, 3)] == [[4, 5], [4, 5, 6]]
+    for left in (2, 1, 0):
+        index.evict(TABLES[0], held.popleft()[0], left)
+    assert [index.find(route[value], held) for value in (1, 2, 3)] == [([], 0)] * 3
+
+
+def test_the_oldest_changes_are_dropped_from_the_part_that_is_indexed_only() -> None:
+    index, held = filled(6, RowIndex(at_once=2))
+    route = Route(TABLES[0], "owner", "text", "1")
+
+    def found() -> tuple[list[list[int]], int]:
+        lists, covered = index.find(route, held)
+        return [[entry[0].offset for entry in each] for each in lists], covered
+
+    assert found() == ([[6]], 2)
+    for left in (5, 4, 3, 2):
+        index.evict(TABLES[0], held.popleft()[0], left)
+        index.evict(TABLES[1], held[0][0], 0)
+    assert found() == ([[6]], 2)
+    index.evict(TABLES[0], held.popleft()[0], 1)
+    assert found() == ([[6]], 1)
+    index.evict(TABLES[0], held.popleft()[0], 0)
+    assert found() == ([], 0)
+
+
+def test_a_column_gives_up_its_place_only_after_more_changes_than_it_may_be_idle_for() -> None:
+    index, held = filled(5, RowIndex(idle=2))
+    routes = [Route(TABLES[0], f"c{number}", "text", "a") for number in range(5)]
+    for route in routes[:4]:
+        index.find(route, held)
+    for wanted in (0, 0, 8):
+        held.append((event(len(held) + 1, TABLES[0], "INSERT", {}, {}), 1))
+        index.add(TABLES[0], held[-1])
+        if wanted == 0:
+            for route in routes[1:4]:
+                index.find(route, held)
+        assert index.find(routes[4], held).covered == wanted
+    assert index.find(routes[3], held).covered == 8, "looked up a change ago, so it has kept its place"
+    assert index.find(routes[0], held).covered == 0

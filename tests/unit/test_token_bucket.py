@@ -55,3 +55,47 @@ def test_beyond_the_most_keys_another_key_has_no_bucket_until_one_is_forgotten()
     assert not buckets.take("c", 1.9)
     assert buckets.take("c", 2.0)
     assert len(buckets) == 1
+
+
+def test_a_full_bucket_is_as_a_new_one() -> None:
+    bucket = TokenBucket(RATE, 10.0)
+    assert bucket.is_full(10.0)
+    bucket.take(10.0, 2)
+    assert [bucket.is_full(now) for now in (10.0, 10.9, 11.0, 12.0)] == [False, False, True, True]
+
+
+def test_tokens_used_elsewhere_are_debited_up_to_a_burst_below_nothing() -> None:
+    bucket = TokenBucket(RATE, 0.0)
+    bucket.debit(0.0, 2)
+    assert [bucket.take(0.0) for _ in range(2)] == [True, False]
+    bucket.debit(0.5, 1)
+    assert not bucket.take(0.5), "the token that came back is used"
+    bucket.debit(0.5, 100)
+    assert [bucket.take(now) for now in (2.0, 2.5)] == [False, True], "three are owed, and come back within 1.5 s"
+
+
+def test_a_debit_counts_for_its_key_alone() -> None:
+    buckets = TokenBuckets(RATE)
+    buckets.debit("a", 0.0, 3)
+    assert [buckets.take(key, 0.0) for key in "ab"] == [False, True]
+    assert buckets.take("a", 0.5)
+    few = TokenBuckets(RATE, most=1)
+    assert few.take("a", 0.0)
+    few.debit("b", 0.0, 1)
+    assert len(few) == 1, "a key without a bucket has nothing to debit"
+
+
+def test_what_was_taken_is_told_once_of_keys_that_took_a_share_of_the_rate() -> None:
+    buckets = TokenBuckets(Rate(burst=10, per_second=4))
+    assert buckets.take("before", 0.0, 9)
+    assert buckets.taken(0.0) == {}
+    buckets.record()
+    for key, counts in {"a": (1, 2), "b": (1,), "c": (2,), "d": (0,), "e": (11,)}.items():
+        for count in counts:
+            buckets.take(key, 0.0, count)
+    buckets.debit("f", 0.0, 5)
+    assert buckets.taken(0.5) == {"a": 3, "c": 2}
+    assert buckets.taken(0.5) == {}
+    buckets.take("b", 0.0)
+    buckets.take("d", 0.0, 0)
+    assert buckets.taken(0.0) == {"b": 1}
