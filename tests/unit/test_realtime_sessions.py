@@ -73,6 +73,64 @@ async def test_each_session_is_pinged_once_an_interval_and_few_at_once(monkeypat
     assert max(after - before for before, after in itertools.pairwise(counts)) <= 8
 
 
+class Busy(Pinged):
+    """A session that gets events all the time."""
+
+    def ping_if_due(self) -> bool:
+        self.data.clear()
+        return True
+
+
+async def test_many_busy_clients_are_pinged_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that end during a round are pinged no more."""
+    pings: list[int] = []
+    slept: list[tuple[float, int]] = []
+    sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits(ping_s=1.0, pings_per_s=100))
+    files = DirectFiles(os.write)
+    every = [Busy(number, pings, files.add()) for number in range(400)]
+    for session in every:
+        sessions.begin(cast(LiveSession, session))
+
+    async def sleep(seconds: float) -> None:
+        slept.append((seconds, len(pings)))
+        if len(pings) == 1_000:  # in the middle of the third round
+            for session in every[:200]:
+                sessions.end(cast(LiveSession, session))
+        if len(pings) == 1_300:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sessions.run(files, lambda: Position("e", 5, 1))
+    after = {pinged: sum(seconds for seconds, so_far in slept if so_far <= pinged) for _, pinged in slept}
+    assert [round(after[count], 2) for count in (400, 800, 1_000, 1_100, 1_300)] == [1, 5, 7, 9, 12]
+    assert sorted(pings[:400]) == sorted(pings[400:800]) == list(range(400))
+    assert min(pings[1_000:]) == 200
+    counts = [0, *[count for _, count in slept]]
+    assert max(later - earlier for earlier, later in itertools.pairwise(counts)) <= 8
+
+
+async def test_the_interval_of_pings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sent since the last ping that was answered may arrive twice."""
+    pings: list[int] = []
+    slept: list[float] = []
+    limits = ResumeLimits(ping_s=1.0, pings_per_s=10, longest_ping_s=3.0)
+    sessions = RealtimeSessions(cast(SessionRecords, None), limits)
+    files = DirectFiles(os.write)
+    for number in range(100):
+        sessions.begin(cast(LiveSession, Busy(number, pings, files.add())))
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(pings) == 300:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sessions.run(files, lambda: Position("e", 5, 1))
+    assert round(sum(slept), 3) == 1.0 + 3.0 + 3.0
+
+
 class Failing(Pinged):
     """A session that fails when it is looked at, or written to, and perhaps also when it is dropped."""
 

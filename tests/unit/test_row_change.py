@@ -107,7 +107,7 @@ def table(*selectable: bool) -> RowTable:
 def test_columns_of_a_table() -> None:
     whole = table(True, True)
     assert (whole.oid, whole.schema, whole.name) == (1, "public", "t")
-    assert (whole.secured, whole.policies, whole.identity) == (True, ("true", "true"), {"id"})
+    assert (whole.secured, whole.policies, whole.identity) == (True, ("true", "true"), frozenset({"id"}))
     assert table(True, True).shown is None
     assert table(True, False).shown == frozenset({"id"})
     assert table(True, True).key == {"id"}

@@ -36,7 +36,7 @@ from momentum_sync.wire.messages import ping_frame
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
-_SLICES = 50  # at most, of the sessions that are pinged together
+_SLICES = 50  # at most for each `ping_s`, of the sessions that are pinged together
 _TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -281,18 +281,25 @@ class RealtimeSessions:
             files: the files of all connections.
             position: returns the feed's position.
         """
-        due = 0.0
+        limits, save_at, pinged = self._limits, 0.0, 0
         while True:
+            # A ping, its answer and saving that cost as much as an event, so many busy clients are pinged less often.
+            interval = max(limits.ping_s, min(pinged / limits.pings_per_s, limits.longest_ping_s))
+            pinged = 0
             # Spread over the interval: thousands of pings at once would delay the events that come meanwhile.
-            sessions = list(self._live.values())
-            slices = max(1, min(_SLICES, len(sessions)))
+            numbers = list(self._live)
+            slices = max(1, min(round(_SLICES * interval / limits.ping_s), len(numbers)))
             for place in range(slices):
-                _ping([session for session in sessions[place::slices] if _is_due(session)], files, position)
-                await asyncio.sleep(self._limits.ping_s / slices)
-            at = time.monotonic()
-            if at >= due:
-                due = at + self._limits.save_s
-                await self._save_changed(at)
+                live = [self._live[number] for number in numbers[place::slices] if number in self._live]
+                due = [session for session in live if _is_due(session)]
+                _ping(due, files, position)
+                pinged += len(due)
+                del live, due  # an ended connection is freed at once
+                await asyncio.sleep(interval / slices)
+                at = time.monotonic()
+                if at >= save_at:
+                    save_at = at + limits.save_s
+                    await self._save_changed(at)
 
     async def flush(self) -> None:
         """Save everything, because the server stops."""

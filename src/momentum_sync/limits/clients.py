@@ -243,6 +243,12 @@ class ResumeLimits:
     ping_s: float = 1.0
     """Interval of pings after events. What was sent since the last one that was answered may arrive twice."""
 
+    pings_per_s: int = 500
+    """Pings of a process a second, above which the interval is longer, up to `longest_ping_s`."""
+
+    longest_ping_s: float = 5.0
+    """Interval of pings after events with as many clients as that, 2,500, and more."""
+
     save_s: float = 5.0
     """Interval at which positions are saved. After a crash of the server, events since then may arrive twice."""
 
