@@ -53,7 +53,7 @@ TESTS = {
     "gateway/cursor": ["test_cursor"],
     "gateway/dialects/native": ["test_native"],
     "gateway/dialects/realtime": ["test_realtime", "test_realtime_messages", "test_realtime_private"],
-    "gateway/dialects/realtime_answers": ["test_realtime", "test_realtime_messages", "test_realtime_private"],
+    "gateway/dialects/realtime_answers": ["test_realtime_answers"],
     "gateway/dialects/realtime_errors": ["test_realtime", "test_realtime_private"],
     "gateway/dialects/realtime_messages": ["test_realtime_messages", "test_realtime_private"],
     "gateway/dialects/realtime_place": ["test_realtime_place"],

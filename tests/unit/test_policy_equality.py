@@ -14,6 +14,7 @@ OWN = "(( SELECT auth.uid() AS uid) = user_id)"
 ROLE = "( SELECT public.momentum_caller_role() AS momentum_caller_role)"
 INLINE = "((auth.jwt() -> 'app_metadata'::text) ->> 'role'::text)"
 ADMIN = f"({ROLE} = 'admin'::text)"
+UUID_TEXT = "5f0c7a52-0000-4000-8000-00000000000a"
 ASSIGNED = """(({role} = 'coach'::text) AND (user_id IN ( SELECT i.user_id
    FROM public.coach_interventions i
   WHERE (i.assigned_coach_id = ( SELECT auth.uid() AS uid)))))""".replace("{role}", ROLE)
@@ -129,11 +130,31 @@ def test_an_alias_is_not_taken_for_the_table_outside() -> None:
     assert are_equal(related, described(inner.format("j", table)), SCHEMA, table)
 
 
-def test_a_comparison_that_takes_long_is_not_made() -> None:
-    many = [f"(user_id = '00000000-0000-4000-8000-{number:012}'::uuid)" for number in range(8)]
-    one, other = " OR ".join(many * 40), " OR ".join(reversed(many * 40))
-    assert are_equal(described(one), described(one), SCHEMA, "daily_engagement_scores")
-    assert not are_equal(described(one), described(other), SCHEMA, "daily_engagement_scores")
+MANY = [f"(user_id = '00000000-0000-4000-8000-{number:012}'::uuid)" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("policies", "is_compared"),
+    [
+        (MANY, True),
+        (MANY * 5, False),
+        ([f"(NOT {policy})" for policy in MANY], False),
+        ([" AND ".join(MANY)], False),
+        ([" AND ".join(MANY[:4]), *MANY[4:]], True),
+    ],
+)
+def test_a_comparison_that_takes_long_is_not_made(policies: list[str], is_compared: bool) -> None:
+    """With 8 atoms, 30 conditions in both are the most."""
+    one, other = described(*policies), described(*reversed(policies), "false")
+    assert are_equal(one, one, SCHEMA, "daily_engagement_scores")
+    assert are_equal(one, other, SCHEMA, "daily_engagement_scores") is is_compared
+
+
+def test_columns_are_read_as_the_table_has_them() -> None:
+    """Then a value counts, not how it is written."""
+    one, other = (described(f"(user_id = '{text}'::uuid)") for text in (UUID_TEXT, UUID_TEXT.upper()))
+    assert are_equal(one, other, SCHEMA, "daily_engagement_scores")
+    assert not are_equal(one, other, SCHEMA, "another")
 
 
 def test_more_conditions_than_are_tried_are_not_equal() -> None:
