@@ -1,8 +1,9 @@
 """One event to many sockets: frames per second of one core, beside a C program that only calls send().
 
-Every event is committed alone, and the next one when all clients have it, so that no two frames share a send. Both are
-counted by the CPU time of the sending process: for the server, everything from the WAL to the log. They alternate every
-few seconds, because the cost of system calls on a virtual machine changes by half within minutes.
+Every event is committed alone, and the next one when all clients have it, so that no client gets two frames with one
+send. Both are counted by the CPU time of the sending process: for the server, everything from the WAL to the log. They
+alternate every few seconds, because the cost of system calls on a virtual machine changes by half within minutes. The
+server is measured with io_uring, if the system allows that, and without.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ PAD = 74
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Measure 1,000 and 5,000 sockets."""
+    """Measure 1,000 and 5,000 sockets, and without io_uring 1,000."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")
     prepare_process()
-    for sockets in bench.sizes(1000, 5000):
+    sizes = bench.sizes(1000, 5000)
+    for sockets, io_uring, how in (*((size, "auto", "") for size in sizes), (sizes[0], "off", ", without io_uring")):
         events, turns = (2, 1) if bench.quick else (FRAMES // sockets, TURNS)
         with (
             environment(sockets) as (conninfo, folder),
-            serving(conninfo, folder) as server,
+            serving(conninfo, folder, "--io-uring", io_uring) as server,
             everyone(server, sockets) as clients,
             Floor(compiler, folder, sockets, warm_up(conninfo, clients)) as floor,
         ):
             run(conninfo, server, clients, events)
             floor.run(events)
             ours, beside = [], []
-            for _ in bench.rounds(f"fan-out to {sockets:,} sockets, in {turns} turns with its floor"):
+            for _ in bench.rounds(f"fan-out to {sockets:,} sockets{how}, in {turns} turns with its floor"):
                 spent = [(run(conninfo, server, clients, events), floor.run(events)) for _ in range(turns)]
                 ours.append(turns * events * sockets / sum(seconds for seconds, _ in spent))
                 beside.append(turns * events * sockets / sum(seconds for _, seconds in spent))
-        yield Line(
-            f"fan-out of one event to {sockets:,} sockets", "frames/s", ours, "send() in C", beside, least=0.75
-        )  # fmt: skip
+        what, least = f"fan-out of one event to {sockets:,} sockets{how}", 0.75 if io_uring == "auto" else None
+        yield Line(what, "frames/s", ours, "send() in C", beside, least=least)
 
 
 def everyone(server: Server, sockets: int, client: str = "c") -> LoadClients:
