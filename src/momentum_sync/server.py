@@ -312,7 +312,9 @@ async def _clients(
     mount_index(api, pages=settings.pages)
     if capture is not None:
         await _run_capture(parts, capture)
-    await stack.enter_async_context(background(sessions.run(gateway.files, lambda: gateway.feed.position), stopped))
+    pings = sessions.pings.run(gateway.files, lambda: gateway.feed.position)
+    await stack.enter_async_context(background(pings, stopped))
+    await stack.enter_async_context(background(sessions.run_saves(), stopped))
     stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
     await _collect_garbage(parts, lambda: gateway.unfreed)

@@ -143,6 +143,8 @@ def test_whether_one_system_call_writes_to_many(monkeypatch: pytest.MonkeyPatch)
     finding = found(given())["io_uring"]
     assert (finding.level, finding.found) == (Level.NOTE, "not available here: Operation not permitted")
     assert "seccomp" in finding.fix
+    ring(OSError(38, "Function not implemented"))
+    assert found(given())["io_uring"].fix == "", "nothing can be done"
 
 
 def test_the_disk_matters_where_the_database_is_embedded(tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
-"""One frame to many sockets with one system call: whole to the sockets with room, and otherwise told how much."""
+"""One frame to many sockets with one system call: whole to the sockets with room, and otherwise told how much.
+
+The tests run on the kernel's own io_uring, where it is allowed, and on an imitated one, whose counts begin shortly
+before they wrap, and which can be told to fail.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
+import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -13,25 +19,126 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
-from momentum_sync.gateway.io_uring import Short, open_ring, system_call
+from momentum_sync.gateway.io_uring import LEAST_BYTES, Ring, Short, open_ring
 
 FRAME = b"\x81\x05hello"
 LARGEST = 1 << 20
+SETUP, ENTER = 425, 426
+FEATURES = 1 << 0 | 1 << 11
+NOT_YET = 1 << 32
+
+
+class ImitatedKernel:
+    """The system calls of io_uring, as far as they are used: each entry is sent at once, in order.
+
+    Attributes:
+        features: what it says that it can do.
+        takes: entries that it takes of each call.
+        refuses: the error of `io_uring_enter`; 0 for none.
+        is_wrong: it tells of partial writes that nothing was written, as Linux 5.19 does.
+        interrupts: an exception is raised after the writes, as by a signal handler.
+    """
+
+    HEADS, ORDER, COMPLETIONS = 0, 64, 1 << 16
+
+    def __init__(self, begin: int = NOT_YET - 5) -> None:
+        self.features = FEATURES
+        self.takes = 1 << 20
+        self.refuses = 0
+        self.is_wrong = False
+        self.interrupts = False
+        self.calls = 0
+        self._begin = begin
+
+    def __call__(self, number: int, *arguments: object) -> int:
+        if number == SETUP:
+            entries, parameters = arguments
+            assert isinstance(entries, int)
+            return self._set_up(entries, parameters)
+        assert number == ENTER
+        self.calls += 1
+        count = arguments[1]
+        assert isinstance(count, int)
+        if self.refuses:
+            ctypes.set_errno(self.refuses)
+            return -1
+        for _ in range(min(count, self.takes)):
+            self._send()
+        if self.interrupts:
+            raise KeyboardInterrupt
+        return min(count, self.takes)
+
+    def _set_up(self, entries: int, parameters: object) -> int:
+        self._entries = entries
+        file = os.memfd_create("ring")
+        os.truncate(file, 0x10000000 + entries * 64)
+        self._shared = mmap.mmap(file, self.COMPLETIONS + 2 * entries * 16)
+        self._sqes = mmap.mmap(file, entries * 64, offset=0x10000000)
+        for place in (0, 4, 8, 12):
+            struct.pack_into("=I", self._shared, place, self._begin)
+        assert isinstance(parameters, ctypes.Array)
+        struct.pack_into(
+            "=10I8IQ8IQ", parameters, 0, entries, 2 * entries, 0, 0, 0, self.features, 0, 0, 0, 0,
+            0, 4, 0, 0, 0, 0, self.ORDER, 0, 0, 8, 12, 0, 0, 0, self.COMPLETIONS, 0, 0, 0,
+        )  # fmt: skip
+        return file
+
+    def _word(self, place: int) -> int:
+        found: int = struct.unpack_from("=I", self._shared, place)[0]
+        return found
+
+    def _send(self) -> None:
+        head, tail = self._word(0), self._word(4)
+        assert head != tail, "an entry is filled"
+        (slot,) = struct.unpack_from("=I", self._shared, self.ORDER + head % self._entries * 4)
+        struct.pack_into("=I", self._shared, 0, (head + 1) % NOT_YET)
+        opcode, flags, _, file, _, address, length, how, data = struct.unpack_from("=BBHiQQIIQ", self._sqes, slot * 64)
+        assert (opcode, flags, how) == (26, 1 << 6, socket.MSG_DONTWAIT | socket.MSG_WAITALL | socket.MSG_NOSIGNAL)
+        try:
+            with socket.socket(fileno=os.dup(file)) as sends:
+                sent = sends.send(ctypes.string_at(address, length), socket.MSG_DONTWAIT)
+        except OSError as error:
+            assert error.errno is not None
+            sent = -error.errno
+        if sent != length:
+            completed = self._word(12)
+            result = -errno.EAGAIN if self.is_wrong and sent > 0 else sent
+            place = self.COMPLETIONS + completed % (2 * self._entries) * 16
+            struct.pack_into("=QiI", self._shared, place, data, result, 0)
+            struct.pack_into("=I", self._shared, 12, (completed + 1) % NOT_YET)
 
 
 def is_allowed() -> bool:
     try:
-        open_ring(1, 4096)
+        open_ring(1, LEAST_BYTES)
     except OSError:
         return False
     return True
 
 
-needs_ring = pytest.mark.skipif(not is_allowed(), reason="the system has no io_uring, or forbids it")
+KERNELS = ["imitated", *(["real"] if is_allowed() else [])]
+Open = Callable[[int, int], Ring]
+
+
+@pytest.fixture(params=KERNELS)
+def opened_by(request: pytest.FixtureRequest) -> Open:
+    """Return what opens a ring of so many entries and bytes."""
+    if request.param == "real":
+        return open_ring
+    return lambda entries, largest: open_ring(entries, largest, ImitatedKernel())
+
+
+def test_a_system_that_does_not_forbid_it_has_it() -> None:
+    """So the tests above run on a real one wherever that is possible."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    disabled = Path("/proc/sys/kernel/io_uring_disabled")
+    version = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if "Seccomp:\t0" in status and version >= (6, 6) and disabled.read_text(encoding="ascii").strip() == "0":
+        assert is_allowed()
 
 
 class Sockets:
@@ -96,36 +203,39 @@ def connect() -> Iterator[Connect]:
         yield lambda count, **how: Sockets(stack, count, **how)
 
 
-@needs_ring
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 30])
-def test_a_frame_comes_once_to_each_socket_however_often_the_ring_goes_round(connect: Connect, count: int) -> None:
-    ring, sockets = open_ring(8, LARGEST), connect(count)
+def test_a_frame_comes_once_to_each_socket_however_often_the_ring_goes_round(
+    opened_by: Open, connect: Connect, count: int
+) -> None:
+    ring, sockets = opened_by(8, LARGEST), connect(count)
     for turn in range(20):
         data = FRAME * (1 + turn % 3)
         assert ring.write(sockets.descriptors, data) == []
         assert sockets.read() == [data] * count
 
 
-@needs_ring
-def test_sockets_that_take_nothing_stop_none_after_them(connect: Connect) -> None:
+def test_sockets_that_take_nothing_stop_none_after_them(opened_by: Open, connect: Connect) -> None:
     """Closed, broken and full, in the same call."""
-    ring, sockets = open_ring(8, LARGEST), connect(20)
+    ring, sockets = opened_by(8, LARGEST), connect(20)
     closed, broken, full = 3, 8, 15
     sockets.descriptors[closed] = -1
     sockets.clients[broken].shutdown(socket.SHUT_RD)
-    while not (short := ring.write(sockets.descriptors[full : full + 1], b"x" * 4096)):
-        pass
-    while short[0].sent:
-        short = ring.write(sockets.descriptors[full : full + 1], b"x")
+    for size in (4096, 1):
+        for _ in range(10_000):
+            short = ring.write(sockets.descriptors[full : full + 1], b"x" * size)
+            if short and not short[0].sent:
+                break
+    assert short == [Short(0, 0)]
     assert ring.write(sockets.descriptors, FRAME) == [Short(closed, 0), Short(broken, 0), Short(full, 0)]
     whole = {*range(20)} - {closed, broken, full}
     assert {place for place, found in enumerate(sockets.read()) if found == FRAME} == whole
 
 
-@needs_ring
 @pytest.mark.parametrize("blocking", [False, True], ids=["non-blocking", "blocking"])
-def test_a_socket_without_room_for_all_takes_a_part_and_is_not_waited_for(connect: Connect, blocking: bool) -> None:
-    ring, sockets = open_ring(8, LARGEST), connect(3, room=4096, blocking=blocking)
+def test_a_socket_without_room_for_all_takes_a_part_and_is_not_waited_for(
+    opened_by: Open, connect: Connect, blocking: bool
+) -> None:
+    ring, sockets = opened_by(8, LARGEST), connect(3, room=4096, blocking=blocking)
     data = os.urandom(LARGEST)
     short = ring.write(sockets.descriptors, data)
     assert [each.place for each in short] == [0, 1, 2]
@@ -134,38 +244,53 @@ def test_a_socket_without_room_for_all_takes_a_part_and_is_not_waited_for(connec
     assert sockets.read() == [b""] * 3, "nothing of the rest comes later"
 
 
-@needs_ring
-def test_of_tcp_sockets_too(connect: Connect) -> None:
+def test_of_tcp_sockets_too(opened_by: Open) -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         client = stack.enter_context(socket.create_connection(listener.getsockname()))
         server = stack.enter_context(listener.accept()[0])
         server.setblocking(False)
-        ring = open_ring(8, 16 << 20)
+        ring = opened_by(8, 16 << 20)
         assert ring.write(array("i", [server.fileno()]), FRAME) == []
         assert client.recv(100) == FRAME
         ((place, sent),) = ring.write(array("i", [server.fileno()]), b"x" * (16 << 20))
         assert (place, 0 < sent < 16 << 20) == (0, True)
 
 
-@needs_ring
 def test_writes_that_the_kernel_did_not_take_are_left_to_the_connections(connect: Connect) -> None:
     """Without memory, it takes fewer than it was given. The ring works on afterwards."""
-    real, short_of_memory = system_call(), [False]
-
-    def call(number: int, first: int, count: object, *rest: object) -> int:
-        if short_of_memory[0] and isinstance(count, int):
-            count //= 2
-        return real(number, first, count, *rest)
-
-    ring, sockets = open_ring(8, LARGEST, call), connect(6)
-    for _ in range(5):
-        short_of_memory[0] = True
-        assert ring.write(sockets.descriptors, FRAME)[-3:] == [Short(place, 0) for place in (3, 4, 5)]
-        short_of_memory[0] = False
-        assert sockets.read()[3:] == [b""] * 3
+    kernel = ImitatedKernel(0)
+    ring, sockets = open_ring(1024, LARGEST, kernel), connect(6)
+    for taken in (3, 0, 5, 2) * 5:
+        kernel.takes = taken
+        assert ring.write(sockets.descriptors, FRAME) == [Short(place, 0) for place in range(taken, 6)]
+        assert sockets.read() == [FRAME] * taken + [b""] * (6 - taken)
+        kernel.takes = 8
         assert ring.write(sockets.descriptors, FRAME) == []
         assert sockets.read() == [FRAME] * 6
+
+
+def test_an_exception_in_the_middle_of_a_call_disturbs_no_later_one(connect: Connect) -> None:
+    """What the interrupted call has done is not known, but nothing of it counts for the frames after it."""
+    kernel = ImitatedKernel()
+    ring, sockets = open_ring(8, LARGEST, kernel), connect(7)
+    working, broken = sockets.descriptors, array("i", [-1] * 7)
+    for taken in (7, 3, 0) * 3:
+        kernel.takes, kernel.interrupts = taken, True
+        with pytest.raises(KeyboardInterrupt):
+            ring.write(broken, FRAME)
+        kernel.takes, kernel.interrupts = 8, False
+        assert ring.write(working, FRAME) == []
+        assert sockets.read() == [FRAME] * 7
+        assert ring.write(broken, FRAME) == [Short(place, 0) for place in range(7)]
+
+
+def test_one_call_writes_to_all(connect: Connect) -> None:
+    kernel = ImitatedKernel(0)
+    ring, sockets = open_ring(64, LARGEST, kernel), connect(50)
+    before = kernel.calls
+    assert ring.write(sockets.descriptors, FRAME) == []
+    assert kernel.calls == before + 1
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.ENOMEM])
@@ -179,18 +304,29 @@ def test_a_system_that_forbids_it_says_so(number: int) -> None:
     assert found.value.errno == number
 
 
-def test_an_old_kernel_is_not_used() -> None:
-    """One without the features leaves them zero."""
-    opened: list[int] = []
-
-    def call(*arguments: object) -> int:
-        opened.append(os.open(os.devnull, os.O_RDONLY))
-        return opened[0]
-
+@pytest.mark.parametrize("features", [0, 1 << 0, 1 << 11])
+def test_an_old_kernel_is_not_used(features: int) -> None:
+    kernel, before = ImitatedKernel(), open_files()
+    kernel.features = features
     with pytest.raises(OSError, match="too old"):
-        open_ring(8, LARGEST, call)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(opened[0])
+        open_ring(8, LARGEST, kernel)
+    del kernel
+    assert open_files() == before
+
+
+def test_a_system_that_forbids_to_enter_the_ring_says_so() -> None:
+    kernel = ImitatedKernel()
+    kernel.refuses = errno.EPERM
+    with pytest.raises(PermissionError):
+        open_ring(8, LARGEST, kernel)
+
+
+def test_a_kernel_that_tells_partial_writes_wrong_is_not_used() -> None:
+    """A client would get what was written twice. No feature tells such a kernel from others."""
+    kernel = ImitatedKernel()
+    kernel.is_wrong = True
+    with pytest.raises(OSError, match="partial"):
+        open_ring(8, LARGEST, kernel)
 
 
 def test_another_system_than_linux_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,24 +336,24 @@ def test_another_system_than_linux_has_none(monkeypatch: pytest.MonkeyPatch) -> 
         open_ring(8, LARGEST)
 
 
-@needs_ring
-def test_a_ring_is_given_back() -> None:
+def test_a_ring_is_given_back(opened_by: Open) -> None:
     before = open_files()
-    rings = [open_ring(8, 4096) for _ in range(5)]
+    rings = [opened_by(8, LEAST_BYTES) for _ in range(5)]
     assert open_files() > before
     del rings
     assert open_files() == before
 
 
-@needs_ring
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3000), st.sets(st.integers(0, 39), max_size=5)), max_size=8)
 )
-def test_any_history(turns: list[tuple[int, int, set[int]]]) -> None:
+def test_any_history(kernel: str, turns: list[tuple[int, int, set[int]]]) -> None:
     """A ring and a loop of `os.write` leave the same to do, and the same bytes arrive, in order."""
     with ExitStack() as stack:
         by_ring, by_loop = (Sockets(stack, 40, room=4096) for _ in range(2))
-        ring = open_ring(16, LARGEST)
+        ring = open_ring(16, LARGEST, ImitatedKernel() if kernel == "imitated" else None)
         for count, size, reading in turns:
             data = os.urandom(size)
             found = []
@@ -229,8 +365,7 @@ def test_any_history(turns: list[tuple[int, int, set[int]]]) -> None:
         assert by_ring.read() == by_loop.read()
 
 
-@needs_ring
-def test_few_sockets_and_large_frames_are_written_to_one_by_one(connect: Connect) -> None:
+def test_few_sockets_and_large_frames_are_written_to_one_by_one(opened_by: Open, connect: Connect) -> None:
     written: list[int] = []
 
     def write(descriptor: int, data: bytes) -> int:
@@ -238,11 +373,11 @@ def test_few_sockets_and_large_frames_are_written_to_one_by_one(connect: Connect
         return os.write(descriptor, data)
 
     sockets = connect(20)
-    files = DirectFiles(write, open_ring(8, 4096))
+    files = DirectFiles(write, opened_by(8, LEAST_BYTES))
     group = opened(files, sockets.descriptors)
-    assert files.write(numbers(group), b"x" * 4096) == []
+    assert files.write(numbers(group), b"x" * LEAST_BYTES) == []
     assert written == []
-    assert files.write(numbers(group), b"x" * 4097) == []
+    assert files.write(numbers(group), b"x" * (LEAST_BYTES + 1)) == []
     assert written == [*sockets.descriptors]
     written.clear()
     assert files.write(numbers(group[:15]), FRAME) == []

@@ -1,10 +1,8 @@
-"""Sessions of a gateway: their numbers, and their pings, which are spread and written together."""
+"""Sessions of a gateway: their numbers, and when they are saved."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -16,167 +14,9 @@ from momentum_sync.eventlog.position import Position
 from momentum_sync.eventlog.session_records import SavedSession, SessionRecords
 from momentum_sync.gateway.dialects.realtime_resume import Key, Ledger
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
-from momentum_sync.gateway.direct_files import DirectFile, DirectFiles
 from momentum_sync.gateway.realtime_sessions import RealtimeSessions
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
-
-
-class Pinged:
-    """A session without a key, which is never saved."""
-
-    def __init__(self, number: int, pings: list[int], file: DirectFile) -> None:
-        self.ledger = Ledger(number)
-        self.ledger.pinged = number % 7
-        self.file = file
-        self.data: list[bytes | memoryview] = []
-        self.write: Callable[[bytes | memoryview], None] = self.data.append
-        self._pings = pings
-
-    def ping_if_due(self) -> bool:
-        return self.ledger.session % 2 == 0
-
-    def note_ping(self, number: int, position: Position | None) -> None:
-        assert self.data == [], "it is noted before it is written"
-        self.ledger.note_ping(number, position, ("a",))
-        self._pings.append(self.ledger.session)
-
-
-async def test_each_session_is_pinged_once_an_interval_and_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    pings: list[int] = []
-    slept: list[tuple[float, int]] = []
-    sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits(ping_s=1.0))
-    files = DirectFiles(os.write)
-    all_of_them = [Pinged(number, pings, files.add()) for number in range(400)]
-    for session in all_of_them:
-        sessions.begin(cast(LiveSession, session))
-
-    async def sleep(seconds: float) -> None:
-        slept.append((seconds, len(pings)))
-        if sum(each for each, _ in slept) >= 0.999:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    with pytest.raises(asyncio.CancelledError):
-        await sessions.run(files, lambda: Position("e", 5, 1))
-    assert sorted(pings) == list(range(0, 400, 2))
-    for session in all_of_them:
-        due = session.ledger.session in pings
-        payloads = [bytes(data)[2:] for data in session.data]
-        assert payloads == ([str(session.ledger.pinged).encode()] if due else [])
-        if due:
-            assert session.ledger.pinged > session.ledger.session % 7, "the numbers of a client's pings ascend"
-            session.ledger.begin("a", Position("e", 1, 1))
-            assert session.ledger.pong(payloads[0])[0] == session.ledger.pinged
-            assert session.ledger.cursors == {"a": Position("e", 5, 1)}
-    counts = [0, *[count for _, count in slept]]
-    assert max(after - before for before, after in itertools.pairwise(counts)) <= 8
-
-
-class Busy(Pinged):
-    """A session that gets events all the time."""
-
-    def ping_if_due(self) -> bool:
-        self.data.clear()
-        return True
-
-
-async def test_many_busy_clients_are_pinged_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions that end during a round are pinged no more."""
-    pings: list[int] = []
-    slept: list[tuple[float, int]] = []
-    sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits(ping_s=1.0, pings_per_s=100))
-    files = DirectFiles(os.write)
-    every = [Busy(number, pings, files.add()) for number in range(400)]
-    for session in every:
-        sessions.begin(cast(LiveSession, session))
-
-    async def sleep(seconds: float) -> None:
-        slept.append((seconds, len(pings)))
-        if len(pings) == 1_000:  # in the middle of the third round
-            for session in every[:200]:
-                sessions.end(cast(LiveSession, session))
-        if len(pings) == 1_300:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    with pytest.raises(asyncio.CancelledError):
-        await sessions.run(files, lambda: Position("e", 5, 1))
-    after = {pinged: sum(seconds for seconds, so_far in slept if so_far <= pinged) for _, pinged in slept}
-    assert [round(after[count], 2) for count in (400, 800, 1_000, 1_100, 1_300)] == [1, 5, 7, 9, 12]
-    assert sorted(pings[:400]) == sorted(pings[400:800]) == list(range(400))
-    assert min(pings[1_000:]) == 200
-    counts = [0, *[count for _, count in slept]]
-    assert max(later - earlier for earlier, later in itertools.pairwise(counts)) <= 8
-
-
-async def test_the_interval_of_pings_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was sent since the last ping that was answered may arrive twice."""
-    pings: list[int] = []
-    slept: list[float] = []
-    limits = ResumeLimits(ping_s=1.0, pings_per_s=10, longest_ping_s=3.0)
-    sessions = RealtimeSessions(cast(SessionRecords, None), limits)
-    files = DirectFiles(os.write)
-    for number in range(100):
-        sessions.begin(cast(LiveSession, Busy(number, pings, files.add())))
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        if len(pings) == 300:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    with pytest.raises(asyncio.CancelledError):
-        await sessions.run(files, lambda: Position("e", 5, 1))
-    assert round(sum(slept), 3) == 1.0 + 3.0 + 3.0
-
-
-class Failing(Pinged):
-    """A session that fails when it is looked at, or written to, and perhaps also when it is dropped."""
-
-    def __init__(self, number: int, file: DirectFile, *, at_once: bool, stays: bool) -> None:
-        super().__init__(number, [], file)
-        self._at_once = at_once
-        self._stays = stays
-        self.dropped: list[Close] = []
-        self.write = self._fail
-
-    def _fail(self, _: bytes | memoryview) -> None:
-        raise ZeroDivisionError
-
-    def ping_if_due(self) -> bool:
-        if self._at_once:
-            raise ZeroDivisionError
-        return True
-
-    def drop(self, why: Close) -> None:
-        self.dropped.append(why)
-        if self._stays:
-            raise ZeroDivisionError
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("stays", [True, False])
-async def test_a_session_that_fails_is_dropped_and_the_others_are_pinged(
-    monkeypatch: pytest.MonkeyPatch, at_once: bool, stays: bool
-) -> None:
-    sessions = RealtimeSessions(cast(SessionRecords, None), ResumeLimits())
-    files, pings = DirectFiles(os.write), list[int]()
-    failing = Failing(0, files.add(), at_once=at_once, stays=stays)
-    others = [Pinged(number, pings, files.add()) for number in (2, 4)]
-    for session in (failing, *others):
-        sessions.begin(cast(LiveSession, session))
-    rounds = iter(range(3))
-
-    async def sleep(_: float) -> None:
-        if next(rounds) == 2:
-            raise asyncio.CancelledError
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    with pytest.raises(asyncio.CancelledError):
-        await sessions.run(files, lambda: Position("e", 5, 1))
-    assert failing.dropped == [Close.RESTART]
-    assert [len(session.data) for session in others] == [1, 1]
 
 
 class NoRecords:
@@ -193,11 +33,11 @@ class NoRecords:
         pass
 
 
-class Answering(Pinged):
+class Answering:
     """A session whose client answers each ping."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number, [], DirectFiles(os.write).add())
+        self.ledger = Ledger(number)
         self.probed = 0
         self.dropped: list[Close] = []
 
@@ -255,14 +95,50 @@ async def test_a_session_whose_number_was_given_again_is_saved_no_longer() -> No
     assert (before.probed, after.probed) == (0, 1)
 
 
+class Staying(Answering):
+    """A session that cannot be dropped."""
+
+    def drop(self, why: Close) -> None:
+        super().drop(why)
+        raise ZeroDivisionError
+
+
 async def test_a_session_begins_though_the_one_before_it_cannot_be_dropped() -> None:
     sessions = RealtimeSessions(cast(SessionRecords, Saving()), ResumeLimits(batch_s=0.0))
-    before = Failing(7, DirectFiles(os.write).add(), at_once=False, stays=True)
+    before = Staying(7)
     sessions.begin(cast(LiveSession, before))
     after = Answering(7)
     sessions.begin(cast(LiveSession, after))
     assert before.dropped == [Close.RESTART]
     assert await sessions.rename(after.ledger, Key("b", False))
+
+
+async def test_positions_are_saved_at_intervals_if_they_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, slept, real = Saving(), list[tuple[float, int]](), asyncio.sleep
+    sessions = RealtimeSessions(cast(SessionRecords, records), ResumeLimits(batch_s=0.0, save_s=5.0))
+    session, without_key = Answering(7), Answering(8)
+    for each in (session, without_key):
+        sessions.begin(cast(LiveSession, each))
+        each.ledger.begin("a", Position("e", 1, 1))
+    await sessions.rename(session.ledger, Key("a", False))
+
+    async def sleep(seconds: float) -> None:
+        if seconds < 1.0:  # of a batch
+            await real(seconds)
+            return
+        slept.append((seconds, len(records.saved)))
+        if len(slept) == 2:
+            session.ledger.begin("b", Position("e", 2, 1))
+        if len(slept) == 4:
+            sessions.end(cast(LiveSession, session))
+        if len(slept) == 6:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sessions.run_saves()
+    assert slept == [(5.0, saved) for saved in (1, 1, 2, 2, 3, 3)]
+    assert {number for number, _ in records.saved} == {7}
 
 
 class Numbers:

@@ -1,4 +1,4 @@
-"""The sessions of a gateway's clients of Supabase's protocol: numbered, settled, pinged and saved.
+"""The sessions of a gateway's clients of Supabase's protocol: numbered, settled and saved.
 
 All database work is shared: sockets that open together take their numbers in one query, first joins that arrive
 together are settled in one transaction, and positions are saved together, every few seconds.
@@ -29,14 +29,12 @@ from momentum_sync.gateway.dialects.realtime_resume import (
     settle,
 )
 from momentum_sync.gateway.dialects.realtime_services import LiveSession
-from momentum_sync.gateway.direct_files import DirectFiles, Owners
+from momentum_sync.gateway.realtime_pings import Pings
 from momentum_sync.limits import ResumeLimits
 from momentum_sync.wire.close import Close
-from momentum_sync.wire.messages import ping_frame
 
 _BATCH = 1_000  # sessions in one query
 _MOST_CURSORS = 200  # topics that a session inherits
-_SLICES = 50  # at most for each `ping_s`, of the sessions that are pinged together
 _TOUCH_S = 600.0  # how often a quiet session is saved, so that its record does not expire
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -133,11 +131,15 @@ class RealtimeSessions:
     Args:
         records: the records in the database.
         limits: bounds.
+
+    Attributes:
+        pings: pings them.
     """
 
     def __init__(self, records: SessionRecords, limits: ResumeLimits) -> None:
         self._records = records
         self._limits = limits
+        self.pings = Pings(limits)
         self._live: dict[int, LiveSession] = {}
         self._by_key: dict[str, set[int]] = {}  # of the live ones that have a key
         self._ended: dict[int, Ledger] = {}
@@ -162,6 +164,7 @@ class RealtimeSessions:
         self._ended.pop(number, None)
         self._saved.pop(number, None)
         self._live[number] = session
+        self.pings.add(session)
         if earlier is not None:
             try:
                 earlier.drop(Close.RESTART)
@@ -173,7 +176,7 @@ class RealtimeSessions:
         ledger = session.ledger
         if not self._is_live(ledger):
             return
-        del self._live[ledger.session]
+        self.pings.remove(self._live.pop(ledger.session))
         if ledger.key is not None:
             self._unindex(ledger, ledger.key)
             ledger.ended()
@@ -274,32 +277,11 @@ class RealtimeSessions:
         """Save a session now. Return whether it still exists: another one may have continued it."""
         return await self._saves.ask(ledger)
 
-    async def run(self, files: DirectFiles, position: Callable[[], Position]) -> None:
-        """Ping and save at intervals, for ever.
-
-        Args:
-            files: the files of all connections.
-            position: returns the feed's position.
-        """
-        limits, save_at, pinged = self._limits, 0.0, 0
+    async def run_saves(self) -> None:
+        """Save at intervals, for ever."""
         while True:
-            # A ping, its answer and saving that cost as much as an event, so many busy clients are pinged less often.
-            interval = max(limits.ping_s, min(pinged / limits.pings_per_s, limits.longest_ping_s))
-            pinged = 0
-            # Spread over the interval: thousands of pings at once would delay the events that come meanwhile.
-            numbers = list(self._live)
-            slices = max(1, min(round(_SLICES * interval / limits.ping_s), len(numbers)))
-            for place in range(slices):
-                live = [self._live[number] for number in numbers[place::slices] if number in self._live]
-                due = [session for session in live if _is_due(session)]
-                _ping(due, files, position)
-                pinged += len(due)
-                del live, due  # an ended connection is freed at once
-                await asyncio.sleep(interval / slices)
-                at = time.monotonic()
-                if at >= save_at:
-                    save_at = at + limits.save_s
-                    await self._save_changed(at)
+            await asyncio.sleep(self._limits.save_s)
+            await self._save_changed(time.monotonic())
 
     async def flush(self) -> None:
         """Save everything, because the server stops."""
@@ -405,38 +387,6 @@ class RealtimeSessions:
         if ledger is not None and ledger.key is not None and ledger.key.digest == row.identity:
             return ledger.record()
         return Record(row.session, row.ref, row.cursors, bool(row.is_recent))
-
-
-def _ping(due: Sequence[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> None:
-    """Send one ping to sessions that have all been written everything up to the feed's position."""
-    if not due:
-        return
-    number, here, owners = 1 + max(session.ledger.pinged for session in due), position(), Owners(due)
-    for session in due:
-        session.note_ping(number, here)
-    for unwritten, rest in files.write(owners.numbers(), ping_frame(str(number).encode())):
-        try:
-            owners[unwritten].write(rest)
-        except Exception as error:
-            _drop(owners[unwritten], error)
-
-
-def _is_due(session: LiveSession) -> bool:
-    """Return whether a ping is due that may be written along with others'."""
-    try:
-        return session.ping_if_due()
-    except Exception as error:
-        _drop(session, error)
-        return False
-
-
-def _drop(session: LiveSession, error: Exception) -> None:
-    """Close a connection that failed, so that it resumes, and go on with the others."""
-    observe.failed("a ping", error)
-    try:
-        session.drop(Close.RESTART)
-    except Exception as worse:
-        observe.failed("the end of a connection", worse)
 
 
 def _begun(claim: _Claim, verdict: Verdict) -> dict[str, Position]:

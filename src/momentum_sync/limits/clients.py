@@ -244,10 +244,10 @@ class ResumeLimits:
     """Interval of pings after events. What was sent since the last one that was answered may arrive twice."""
 
     pings_per_s: int = 500
-    """Pings of a process a second, above which the interval is longer, up to `longest_ping_s`."""
+    """Pings of a process a second. More in one interval make the next one longer, up to `longest_ping_s`."""
 
     longest_ping_s: float = 5.0
-    """Interval of pings after events with as many clients as that, 2,500, and more."""
+    """Longest interval of pings after events. 2,500 clients that get events reach it."""
 
     save_s: float = 5.0
     """Interval at which positions are saved. After a crash of the server, events since then may arrive twice."""

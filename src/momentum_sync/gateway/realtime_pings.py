@@ -1,0 +1,111 @@
+"""Pings of the sessions of Supabase's clients after events.
+
+The answer to a ping says that the client has everything that was written before it. What was written since may arrive
+twice after a reconnect, so a session is pinged about each second in which it got events. A ping, its answer and saving
+that cost as much as an event, so with many busy clients the interval is longer, within bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from momentum_sync import observe
+from momentum_sync.eventlog.position import Position
+from momentum_sync.gateway.dialects.realtime_services import LiveSession
+from momentum_sync.gateway.direct_files import DirectFiles, Owners
+from momentum_sync.limits import ResumeLimits
+from momentum_sync.wire.close import Close
+from momentum_sync.wire.messages import ping_frame
+
+_SLOTS = 50
+
+
+class Pings:
+    """The open sessions, each in one of the slots in which they are pinged together.
+
+    Thousands of pings at once would delay the events that come meanwhile, so the slots are spread over the interval.
+    A session keeps its slot, whichever others begin and end: no interval of its own is longer than that of all.
+
+    Args:
+        limits: bounds.
+    """
+
+    def __init__(self, limits: ResumeLimits) -> None:
+        self._limits = limits
+        self._slots: list[dict[int, LiveSession]] = [{} for _ in range(_SLOTS)]
+
+    def add(self, session: LiveSession) -> None:
+        """Ping a session from now on."""
+        number = session.ledger.session
+        self._slots[number % _SLOTS][number] = session
+
+    def remove(self, session: LiveSession) -> None:
+        """Ping a session no more."""
+        number = session.ledger.session
+        del self._slots[number % _SLOTS][number]
+
+    async def run(self, files: DirectFiles, position: Callable[[], Position]) -> None:
+        """Ping at intervals, for ever.
+
+        Args:
+            files: the files of all connections.
+            position: returns the feed's position.
+        """
+        limits, interval = self._limits, self._limits.ping_s
+        while True:
+            pinged, pause = 0, 0.0
+            for slot in self._slots:
+                pause += interval / _SLOTS
+                if slot:  # few sessions do not wake the process 50 times a second
+                    await asyncio.sleep(pause)
+                    pause = 0.0
+                    pinged += _ping_due(slot.values(), files, position)
+            await asyncio.sleep(pause)
+            interval = max(limits.ping_s, min(pinged / limits.pings_per_s, limits.longest_ping_s))
+
+
+def _ping_due(sessions: Iterable[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> int:
+    """Ping the sessions for which that is due. Return how many those are."""
+    at_once = 0
+    due: list[LiveSession] = []
+    for session in list(sessions):  # one that fails ends
+        number = session.ledger.pinged
+        if _is_due(session):
+            due.append(session)
+        elif session.ledger.pinged != number:
+            at_once += 1
+    _ping(due, files, position)
+    return at_once + len(due)
+
+
+def _ping(due: Sequence[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> None:
+    """Send one ping to sessions that have all been written everything up to the feed's position."""
+    if not due:
+        return
+    number, here, owners = 1 + max(session.ledger.pinged for session in due), position(), Owners(due)
+    for session in due:
+        session.note_ping(number, here)
+    for unwritten, rest in files.write(owners.numbers(), ping_frame(str(number).encode())):
+        try:
+            owners[unwritten].write(rest)
+        except Exception as error:
+            _drop(owners[unwritten], error)
+
+
+def _is_due(session: LiveSession) -> bool:
+    """Return whether a ping is due that may be written along with others'."""
+    try:
+        return session.ping_if_due()
+    except Exception as error:
+        _drop(session, error)
+        return False
+
+
+def _drop(session: LiveSession, error: Exception) -> None:
+    """Close a connection that failed, so that it resumes, and go on with the others."""
+    observe.failed("a ping", error)
+    try:
+        session.drop(Close.RESTART)
+    except Exception as worse:
+        observe.failed("the end of a connection", worse)
