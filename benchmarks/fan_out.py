@@ -33,7 +33,7 @@ PAD = 74
 
 
 def measure(bench: Bench) -> Iterator[Line]:
-    """Measure 1,000 and 5,000 sockets, and without io_uring 1,000."""
+    """Measure 1,000 and 5,000 sockets, and 1,000 without io_uring."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise SystemExit("The floor is a C program, and there is no cc. On Debian: apt-get install gcc libc6-dev")

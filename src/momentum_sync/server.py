@@ -313,9 +313,9 @@ async def _clients(
     if capture is not None:
         await _run_capture(parts, capture)
     pings = sessions.pings.run(gateway.files, lambda: gateway.feed.position)
+    stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await stack.enter_async_context(background(pings, stopped))
     await stack.enter_async_context(background(sessions.run_saves(), stopped))
-    stack.push_async_callback(sessions.flush)  # when the sockets are closed
     await _keep_receipts(parts, gateway)
     await _collect_garbage(parts, lambda: gateway.unfreed)
     bound = Bound(

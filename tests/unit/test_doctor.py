@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,13 @@ def test_whether_one_system_call_writes_to_many(monkeypatch: pytest.MonkeyPatch)
     assert (finding.level, finding.found) == (Level.NOTE, "not available here: Operation not permitted")
     assert "seccomp" in finding.fix
     ring(OSError(38, "Function not implemented"))
+    assert "seccomp" in found(given())["io_uring"].fix, "a profile may answer so, too"
+    ring(OSError(95, "the kernel's io_uring is too old"))
     assert found(given())["io_uring"].fix == "", "nothing can be done"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    ring(OSError(38, "Function not implemented"))
+    assert found(given())["io_uring"].fix == ""
+    assert "io_uring" not in found(given(role="capture", nats_url="nats://n:4222", database_url="postgresql://d/d"))
 
 
 def test_the_disk_matters_where_the_database_is_embedded(tmp_path: Path) -> None:

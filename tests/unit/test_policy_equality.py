@@ -151,7 +151,7 @@ def test_a_comparison_that_takes_long_is_not_made(policies: list[str], is_compar
 
 
 def test_columns_are_read_as_the_table_has_them() -> None:
-    """Then a value counts, not how it is written."""
+    """Literals are compared as values of the column's type, not as text."""
     one, other = (described(f"(user_id = '{text}'::uuid)") for text in (UUID_TEXT, UUID_TEXT.upper()))
     assert are_equal(one, other, SCHEMA, "daily_engagement_scores")
     assert not are_equal(one, other, SCHEMA, "another")

@@ -144,7 +144,7 @@ def test_a_restarted_window_has_nothing() -> None:
     assert window.after(0, [route], most=1).events == []
 
 
-def test_a_column_with_long_values_tells_them_apart_from_100_characters_on_no_longer() -> None:
+def test_values_longer_than_100_characters_share_an_index_entry() -> None:
     index, longest = RowIndex(), "l" * 100
     held = deque[tuple[Event, int]]()
     for number, value in enumerate((longest, "m" * 100, longest + "l", "m" * 101), 1):

@@ -57,7 +57,7 @@ def test_beyond_the_most_keys_another_key_has_no_bucket_until_one_is_forgotten()
     assert len(buckets) == 1
 
 
-def test_a_full_bucket_is_as_a_new_one() -> None:
+def test_a_full_bucket_equals_a_new_one() -> None:
     bucket = TokenBucket(RATE, 10.0)
     assert bucket.is_full(10.0)
     bucket.take(10.0, 2)
@@ -85,7 +85,7 @@ def test_a_debit_counts_for_its_key_alone() -> None:
     assert len(few) == 1, "a key without a bucket has nothing to debit"
 
 
-def test_what_was_taken_is_told_once_of_keys_that_took_a_share_of_the_rate() -> None:
+def test_usage_is_reported_once_for_keys_above_a_share_of_the_rate() -> None:
     buckets = TokenBuckets(Rate(burst=10, per_second=4))
     assert buckets.take("before", 0.0, 9)
     assert buckets.taken(0.0) == {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 CLOSED = -1
-_FEW = 16  # files, for fewer of which a system call each costs less than filling a ring
+_FEW = 16  # files; for fewer, a system call each is cheaper than filling a ring
 
 
 class DirectFile:
@@ -111,10 +111,10 @@ class Ring(Protocol):
 
     @property
     def largest(self) -> int:
-        """Return the bytes of the largest frame."""
+        """Return the size of the largest frame in bytes."""
 
     def write(self, descriptors: array[int], data: bytes) -> Sequence[tuple[int, int]]:
-        """Write, and return the places of files that have not taken everything, each with the bytes taken."""
+        """Write to all. Return the index of each incomplete write, and the bytes that were taken."""
 
 
 class DirectFiles:

@@ -3,9 +3,9 @@
 `os.write` for each of a thousand sockets enters the kernel a thousand times. A ring is memory that the kernel shares
 with the process: an entry of 64 bytes for each write, of which only the file descriptor and the length change from
 frame to frame, so that two assignments fill the entries of all sockets. The sockets are written to in order, none is
-waited for, and all writes are done when the call returns. Where the system forbids io_uring, as containers often do
-(the default seccomp profiles of Docker and Kubernetes), or has one that tells partial writes wrong (Linux 5.19 and
-6.0), there is no ring.
+waited for, and all writes are done when the call returns. There is no ring where the system forbids io_uring, as
+containers often do (Docker's default seccomp profile, `RuntimeDefault` of Kubernetes), or misreports partial writes
+(Linux 5.19 and 6.0).
 
 The layout of the memory, the numbers of the calls and the flags are those of `linux/io_uring.h`.
 """
@@ -24,12 +24,12 @@ from array import array
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-_SETUP, _ENTER = 425, 426  # system calls, with the same numbers on x86-64, arm64 and all architectures since
+_SETUP, _ENTER = 425, 426  # system calls, with the same numbers on all architectures but alpha and MIPS
 _NEEDED: Final = 1 << 0 | 1 << 11  # features: both queues in one mapping, completions that can be skipped
 _SQES_OFFSET: Final = 0x10000000
 _SEND: Final = 26
 _SKIP_SUCCESS: Final = 1 << 6  # only writes that are not done in full have a completion
-# MSG_WAITALL has a partial write count as not done in full; MSG_DONTWAIT has nothing wait for room, not even the rest.
+# With MSG_WAITALL, a partial write counts as failed, so it has a completion. With MSG_DONTWAIT, none waits for room.
 _FLAGS: Final = 0x40 | 0x100 | 0x4000  # MSG_DONTWAIT, MSG_WAITALL, MSG_NOSIGNAL
 _ENTRY = struct.Struct(
     "=BBHiQQIIQ24x"
@@ -60,7 +60,7 @@ class Short(NamedTuple):
 
 
 class _Queues(NamedTuple):
-    """Places in the shared memory, in words of 4 bytes; the completions in bytes."""
+    """Offsets of the queues in words of 4 bytes; `completions` in bytes, and `completed`, their number."""
 
     head: int
     tail: int
@@ -72,7 +72,7 @@ class _Queues(NamedTuple):
 
 
 class Ring:
-    """A ring. Make one with `open_ring`, and write in one thread at a time.
+    """A ring, opened by `open_ring`. Only one thread may write at a time.
 
     Args:
         descriptor: its file descriptor.
@@ -122,7 +122,7 @@ class Ring:
         short: list[Short] = []
         place = 0
         while place < len(sockets):
-            # An exception within an earlier call may have left entries and completions: those are withdrawn.
+            # An exception within an earlier call may have left entries: they are withdrawn.
             start = self._words[self._queues.tail] = self._words[self._queues.head]
             slot = start % self._entries
             part = sockets[place : place + self._entries - slot]
@@ -135,7 +135,8 @@ class Ring:
     def _submit(self, start: int, count: int) -> list[Short]:
         """Have the kernel do `count` writes, whose entries are filled, and return those not done in full."""
         words, queues = self._words, self._queues
-        head = words[queues.completed_tail]
+        # And completions: a full queue would swallow all later ones.
+        head = words[queues.completed_head] = words[queues.completed_tail]
         words[queues.tail] = (start + count) & _MASK
         self._call(_ENTER, self._descriptor, count, 0, 0, None, 0)
         short = []
@@ -146,7 +147,7 @@ class Ring:
             short.append(Short(slot - start % self._entries, max(0, result)))
             head = (head + 1) & _MASK
         words[queues.completed_head] = head
-        # Without memory for the requests, the kernel takes fewer. The connections of the rest write.
+        # Without memory, the kernel accepts fewer entries. Their connections write the remaining frames.
         done = (words[queues.head] - start) & _MASK
         short.extend(Short(place, 0) for place in range(done, count))
         return short
@@ -165,10 +166,10 @@ def system_call() -> SystemCall:
 
 
 def open_ring(entries: int, largest: int, call: SystemCall | None = None) -> Ring:
-    """Make a ring, and try it out. It is given back when nothing refers to it.
+    """Open a ring and test it. It is closed when nothing refers to it.
 
     Args:
-        entries: writes a system call, a power of two.
+        entries: writes per system call, a power of two.
         largest: bytes of the largest frame, at least `LEAST_BYTES`.
         call: makes a system call; None: that of the C library.
 
@@ -183,7 +184,7 @@ def open_ring(entries: int, largest: int, call: SystemCall | None = None) -> Rin
     (features,) = struct.unpack_from("=I", parameters, _FEATURES_AT)
     if features & _NEEDED != _NEEDED:
         os.close(descriptor)
-        raise OSError(errno.ENOSYS, "the kernel's io_uring is too old")
+        raise OSError(errno.EOPNOTSUPP, "the kernel's io_uring is too old")
     ring = Ring(descriptor, bytes(parameters), largest, call)
     _try_out(ring)
     return ring
@@ -195,19 +196,20 @@ def _last_error() -> OSError:
 
 
 def _try_out(ring: Ring) -> None:
-    """Raise OSError unless a write that fits is done, and of one that does not fit the right part is told.
+    """Raise OSError unless a full write succeeds and a partial write reports the right length.
 
-    Linux 5.19 and 6.0 tell of a partial write that nothing was written, and no feature tells them from others.
+    Linux 5.19 and 6.0 report 0 bytes for a partial write, and no feature flag identifies them.
     """
     one, other = socket.socketpair()
     with one, other:
         one.setblocking(False)
+        other.setblocking(False)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         ctypes.set_errno(0)
         first = ring.write(array("i", [one.fileno()]), b"x")
-        if first and ctypes.get_errno():  # such as a profile that forbids this call alone
-            raise _last_error()
+        if first:  # a profile may forbid this call alone, or this kind of entry
+            raise _last_error() if ctypes.get_errno() else OSError(errno.EOPNOTSUPP, "io_uring does not send")
         second = ring.write(array("i", [one.fileno()]), _TRIED)
         came = len(other.recv(2 * len(_TRIED)))
-        if first or len(second) != 1 or came != 1 + second[0].sent or not 0 < second[0].sent < len(_TRIED):
-            raise OSError(errno.ENOSYS, "the kernel's io_uring does not tell partial writes right")
+        if len(second) != 1 or came != 1 + second[0].sent or not 0 < second[0].sent < len(_TRIED):
+            raise OSError(errno.EOPNOTSUPP, "the kernel's io_uring misreports partial writes")

@@ -1,8 +1,8 @@
 """Pings of the sessions of Supabase's clients after events.
 
-The answer to a ping says that the client has everything that was written before it. What was written since may arrive
-twice after a reconnect, so a session is pinged about each second in which it got events. A ping, its answer and saving
-that cost as much as an event, so with many busy clients the interval is longer, within bounds.
+A pong confirms that the client has everything written before the ping. What was written later may arrive twice after a
+reconnect, so a session that got events is pinged about once a second. A ping, its pong and the saved position cost as
+much as an event, so with many busy clients the interval grows, within bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pings:
     """The open sessions, each in one of the slots in which they are pinged together.
 
     Thousands of pings at once would delay the events that come meanwhile, so the slots are spread over the interval.
-    A session keeps its slot, whichever others begin and end: no interval of its own is longer than that of all.
+    A session keeps its slot while others begin and end, so its gaps are no longer than the intervals.
 
     Args:
         limits: bounds.
@@ -41,7 +41,7 @@ class Pings:
         self._slots[number % _SLOTS][number] = session
 
     def remove(self, session: LiveSession) -> None:
-        """Ping a session no more."""
+        """Stop pinging a session."""
         number = session.ledger.session
         del self._slots[number % _SLOTS][number]
 
@@ -54,15 +54,19 @@ class Pings:
         """
         limits, interval = self._limits, self._limits.ping_s
         while True:
-            pinged, pause = 0, 0.0
-            for slot in self._slots:
-                pause += interval / _SLOTS
-                if slot:  # few sessions do not wake the process 50 times a second
-                    await asyncio.sleep(pause)
-                    pause = 0.0
-                    pinged += _ping_due(slot.values(), files, position)
-            await asyncio.sleep(pause)
+            pinged = await self._run_once(interval, files, position)
             interval = max(limits.ping_s, min(pinged / limits.pings_per_s, limits.longest_ping_s))
+
+    async def _run_once(self, interval: float, files: DirectFiles, position: Callable[[], Position]) -> int:
+        """Ping each slot once. Return the number of pings."""
+        pinged, passed = 0, 0
+        for place, slot in enumerate(self._slots, 1):
+            if slot or place == _SLOTS:  # empty slots do not wake the process 50 times a second
+                await asyncio.sleep((place - passed) * interval / _SLOTS)
+                for each in self._slots[passed:place]:  # sessions may have begun meanwhile in those that were empty
+                    pinged += _ping_due(each.values(), files, position)
+                passed = place
+        return pinged
 
 
 def _ping_due(sessions: Iterable[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> int:

@@ -133,7 +133,7 @@ class RealtimeSessions:
         limits: bounds.
 
     Attributes:
-        pings: pings them.
+        pings: sends pings to the open sessions.
     """
 
     def __init__(self, records: SessionRecords, limits: ResumeLimits) -> None:

@@ -241,13 +241,13 @@ class ResumeLimits:
     """Bounds of the resume of Supabase's clients."""
 
     ping_s: float = 1.0
-    """Interval of pings after events. What was sent since the last one that was answered may arrive twice."""
+    """Shortest interval of pings after events. What was sent after the last one that was answered may arrive twice."""
 
     pings_per_s: int = 500
-    """Pings of a process a second. More in one interval make the next one longer, up to `longest_ping_s`."""
+    """Pings per second above which the next interval is longer, up to `longest_ping_s`."""
 
     longest_ping_s: float = 5.0
-    """Longest interval of pings after events. 2,500 clients that get events reach it."""
+    """Longest interval of pings after events, reached with 2,500 busy clients."""
 
     save_s: float = 5.0
     """Interval at which positions are saved. After a crash of the server, events since then may arrive twice."""
