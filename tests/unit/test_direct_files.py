@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from momentum_sync.gateway.direct_files import CLOSED, DirectFile, DirectFiles, Owners
+from momentum_sync.gateway.direct_files import CLOSED, DirectFile, DirectFiles, Owners, Ring
+from momentum_sync.gateway.io_uring import LEAST_BYTES, open_ring
+from tests.unit.imitated_kernel import ImitatedKernel
 
 FRAME = b"\x81\x05hello"
 
@@ -39,9 +41,9 @@ class Connection(NamedTuple):
 class Room:
     """Connections, opened as they are needed."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, ring: Ring | None = None) -> None:
         self._stack = stack
-        self.files = DirectFiles(os.write)
+        self.files = DirectFiles(os.write, ring)
 
     def write(
         self, owners: Owners[Connection], data: bytes = FRAME, left_out: Connection | None = None
@@ -141,14 +143,19 @@ def test_owners_keep_their_files() -> None:
         assert list(owners.numbers()) == []
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "remove", "forget", "open", "close", "write"]), st.integers(0, 9))))
-def test_any_history(steps: list[tuple[str, int]]) -> None:
+STEPS = ["add", "remove", "forget", "open", "close", "write"]
+
+
+@pytest.mark.parametrize("has_ring", [False, True])
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9))))
+def test_any_history(has_ring: bool, steps: list[tuple[str, int]]) -> None:
     """Each frame comes once to each open member of the group, and to no other connection."""
     with ExitStack() as stack:
-        room = Room(stack)
-        group: Owners[Connection] = Owners()
-        known: dict[int, Connection] = {}
-        grouped: set[int] = set()
+        room = Room(stack, open_ring(32, LEAST_BYTES, ImitatedKernel()) if has_ring else None)
+        # So many that they are written to with one system call.
+        known: dict[int, Connection] = {100 + number: room.open() for number in range(16)}
+        group: Owners[Connection] = Owners(known.values())
+        grouped = set(known)
         for step, name in steps:
             connection = known.get(name)
             if connection is None:
@@ -174,3 +181,20 @@ def test_any_history(steps: list[tuple[str, int]]) -> None:
                     assert got == opened
             del connection
             assert len(group) == len(grouped)
+
+
+def test_a_file_that_was_closed_and_opened_is_written_to_as_it_is_now() -> None:
+    """The descriptors of a group are kept between two frames, but not beyond a change."""
+    with ExitStack() as stack:
+        room = Room(stack, open_ring(32, LEAST_BYTES, ImitatedKernel()))
+        connections = [room.open() for _ in range(16)]
+        group = Owners(connections)
+        numbers = group.numbers()
+        assert room.files.write(numbers, FRAME) == []
+        connections[3].file.close()
+        assert room.files.write(numbers, FRAME) == [(connections[3].file.number, FRAME)]
+        connections[3].file.open(connections[3].server.fileno())
+        assert room.files.write(numbers, FRAME) == []
+        assert [each.read() for each in connections] == [
+            FRAME * (2 if each is connections[3] else 3) for each in connections
+        ]

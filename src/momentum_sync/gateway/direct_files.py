@@ -19,36 +19,31 @@ _FEW = 16  # files; for fewer, a system call each is cheaper than filling a ring
 class DirectFile:
     """The file of one connection, open while it may be written to directly.
 
-    Args:
-        descriptors: see the attribute.
-        unused: numbers that no file has.
-
     Attributes:
-        descriptors: the file descriptors by number, or `CLOSED`.
+        descriptors: the file descriptors of all connections by number, or `CLOSED`.
         number: its place, which no other file has as long as this object exists.
     """
 
-    __slots__ = ("_unused", "descriptors", "number")
+    __slots__ = ("_files", "descriptors", "number")
 
-    def __init__(self, descriptors: array[int], unused: list[int]) -> None:
-        if not unused:
-            unused.append(len(descriptors))
-            descriptors.append(CLOSED)
-        self.number = unused.pop()
-        self.descriptors = descriptors
-        self._unused = unused
+    def __init__(self, files: DirectFiles) -> None:
+        self.number = files.take_number()
+        self.descriptors = files.descriptors
+        self._files = files
 
     def open(self, descriptor: int) -> None:
         """Have frames written to a file descriptor. Nothing else may wait to be written to it."""
         self.descriptors[self.number] = descriptor
+        self._files.changed()
 
     def close(self) -> None:
         """Have nothing more written."""
         self.descriptors[self.number] = CLOSED
+        self._files.changed()
 
     def __del__(self) -> None:
         self.close()
-        self._unused.append(self.number)
+        self._files.give_back(self.number)
 
 
 class HasFile(Protocol):
@@ -123,17 +118,36 @@ class DirectFiles:
     Args:
         write: writes to a file descriptor and returns how many bytes it has taken, as `os.write` does.
         ring: writes to many; None where the system has none.
+
+    Attributes:
+        descriptors: the file descriptors by number, or `CLOSED`.
     """
 
     def __init__(self, write: Callable[[int, bytes], int], ring: Ring | None = None) -> None:
         self._write_one = write
         self._ring = ring
-        self._descriptors = array("i")
-        self._unused: list[int] = []
+        self.descriptors = array("i")
+        self._unused: list[int] = []  # numbers that no file has
+        self._last: tuple[array[int], array[int]] | None = None  # numbers, and their descriptors
 
     def add(self) -> DirectFile:
         """Return a new file, which is closed."""
-        return DirectFile(self._descriptors, self._unused)
+        return DirectFile(self)
+
+    def take_number(self) -> int:
+        """Return a number that no other file has."""
+        if not self._unused:
+            self._unused.append(len(self.descriptors))
+            self.descriptors.append(CLOSED)
+        return self._unused.pop()
+
+    def give_back(self, number: int) -> None:
+        """Let the number of a closed file be taken again."""
+        self._unused.append(number)
+
+    def changed(self) -> None:
+        """Note that a file was opened or closed."""
+        self._last = None
 
     def write(self, numbers: array[int], data: bytes) -> list[tuple[int, bytes | memoryview]]:
         """Write whole WebSocket frames to the files of these numbers.
@@ -148,10 +162,13 @@ class DirectFiles:
         ring = self._ring
         if ring is None or len(numbers) < _FEW or len(data) > ring.largest:
             return self._write_each(numbers, data)
-        return ring.write(array("i", map(self._descriptors.__getitem__, numbers)), data)
+        last = self._last
+        if last is None or last[0] is not numbers:  # most often, it is the same group again
+            last = self._last = numbers, array("i", map(self.descriptors.__getitem__, numbers))
+        return ring.write(last[1], data)
 
     def _write_each(self, numbers: array[int], data: bytes) -> list[tuple[int, int]]:
-        descriptors, write, size = self._descriptors, self._write_one, len(data)
+        descriptors, write, size = self.descriptors, self._write_one, len(data)
         short: list[tuple[int, int]] = []
         for place, number in enumerate(numbers):
             descriptor = descriptors[number]

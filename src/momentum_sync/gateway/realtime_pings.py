@@ -52,21 +52,20 @@ class Pings:
             files: the files of all connections.
             position: returns the feed's position.
         """
-        limits, interval = self._limits, self._limits.ping_s
+        limits = self._limits
+        shortest, longest = limits.ping_s / _SLOTS, limits.longest_ping_s / _SLOTS
+        pause = shortest
         while True:
-            pinged = await self._run_once(interval, files, position)
-            interval = max(limits.ping_s, min(pinged / limits.pings_per_s, limits.longest_ping_s))
-
-    async def _run_once(self, interval: float, files: DirectFiles, position: Callable[[], Position]) -> int:
-        """Ping each slot once. Return the number of pings."""
-        pinged, passed = 0, 0
-        for place, slot in enumerate(self._slots, 1):
-            if slot or place == _SLOTS:  # empty slots do not wake the process 50 times a second
-                await asyncio.sleep((place - passed) * interval / _SLOTS)
-                for each in self._slots[passed:place]:  # sessions may have begun meanwhile in those that were empty
-                    pinged += _ping_due(each.values(), files, position)
-                passed = place
-        return pinged
+            passed, waits = 0, 0.0
+            for place, slot in enumerate(self._slots, 1):
+                waits += pause
+                if slot or place == _SLOTS:  # empty slots do not wake the process 50 times a second
+                    await asyncio.sleep(waits)
+                    pinged = 0
+                    for each in self._slots[passed:place]:  # sessions may have begun meanwhile in those that were empty
+                        pinged += _ping_due(each.values(), files, position)
+                    pause = max(shortest, min(pinged / limits.pings_per_s, longest))
+                    passed, waits = place, 0.0
 
 
 def _ping_due(sessions: Iterable[LiveSession], files: DirectFiles, position: Callable[[], Position]) -> int:

@@ -244,7 +244,7 @@ class ResumeLimits:
     """Shortest interval of pings after events. What was sent after the last one that was answered may arrive twice."""
 
     pings_per_s: int = 500
-    """Pings per second above which the next interval is longer, up to `longest_ping_s`."""
+    """Pings per second above which the interval is longer, up to `longest_ping_s`."""
 
     longest_ping_s: float = 5.0
     """Longest interval of pings after events, reached with 2,500 busy clients."""
