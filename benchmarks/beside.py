@@ -6,6 +6,7 @@ clone of the repository at the other version; it runs in this one's virtual envi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -41,7 +42,7 @@ def measure(checkout: Path, what: str) -> list[Line]:
 
 
 def compare(other: Path, what: Sequence[str], *, rounds: int) -> None:
-    """Print the medians of both, and this one's as a ratio of the other's. Lines are compared by their place."""
+    """Print the medians of both, and this one's as a ratio of the other's. Lines that only one has are left out."""
     if not (other / "benchmarks" / "__main__.py").exists():
         raise SystemExit(f"{other} is not a checkout of this repository.")
     print(f"{f'median of {rounds}':58}{other.name:>12}{'here':>12}{'ratio':>8}", flush=True)
@@ -51,8 +52,16 @@ def compare(other: Path, what: Sequence[str], *, rounds: int) -> None:
             print(f"… {each} ({number + 1}/{rounds})", file=sys.stderr, flush=True)
             there.append(measure(other, each))
             here.append(measure(ROOT, each))
-        for before, now in zip(zip(*there, strict=True), zip(*here, strict=True), strict=True):
-            was = statistics.median(line.value for line in before)
-            found = statistics.median(line.value for line in now)
+        before, now = _by_name(there), _by_name(here)
+        for name in [name for name in now if name in before]:
+            was = statistics.median(line.value for line in before[name])
+            found = statistics.median(line.value for line in now[name])
             ratio = f"{found / was:8.3f}" if was else " " * 8
-            print(f"{now[0].what[:57]:58}{was:12,.5g}{found:12,.5g}{ratio}  {now[0].unit}", flush=True)
+            print(f"{name[:57]:58}{was:12,.5g}{found:12,.5g}{ratio}  {now[name][0].unit}", flush=True)
+
+
+def _by_name(rounds: Sequence[Sequence[Line]]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in itertools.chain.from_iterable(rounds):
+        found.setdefault(line.what, []).append(line)
+    return found
