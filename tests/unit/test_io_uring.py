@@ -44,7 +44,7 @@ Open = Callable[[int, int], Ring]
 
 @pytest.fixture(params=KERNELS)
 def opened_by(request: pytest.FixtureRequest) -> Open:
-    """Return what opens a ring of so many entries and bytes."""
+    """Return a function that opens a ring, given its entries and the bytes of the largest frame."""
     if request.param == "real":
         return open_ring
     return lambda entries, largest: open_ring(entries, largest, ImitatedKernel())
@@ -189,7 +189,7 @@ def test_writes_that_the_kernel_did_not_take_are_left_to_the_connections(connect
 
 
 def test_an_exception_in_the_middle_of_a_call_disturbs_no_later_one(connect: Connect) -> None:
-    """What the interrupted call has done is not known, but nothing of it counts for the frames after it."""
+    """Nothing of the interrupted call counts for later frames."""
     kernel = ImitatedKernel()
     ring, sockets = open_ring(8, LARGEST, kernel), connect(7)
     working, broken = sockets.descriptors, array("i", [-1] * 7)

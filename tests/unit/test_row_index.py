@@ -160,7 +160,7 @@ def test_values_longer_than_100_characters_share_an_index_entry() -> None:
 
 
 def test_changes_with_a_value_before_and_after_are_found_by_both_in_order() -> None:
-    """Those added as they come, and those from before the first look-up."""
+    """Both those from before the first look-up and later ones."""
     index, held = filled(0, RowIndex())
     route = {value: Route(TABLES[0], "state", "int4", value) for value in (1, 2, 3)}
     for offset, (old, new) in enumerate([(1, 2), (2, 1), (1, 1), (3, 2), (2, 3), (3, 3)], 1):
