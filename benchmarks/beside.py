@@ -42,7 +42,7 @@ def measure(checkout: Path, what: str) -> list[Line]:
 
 
 def compare(other: Path, what: Sequence[str], *, rounds: int) -> None:
-    """Print the medians of both, and this one's as a ratio of the other's. Lines that only one has are left out."""
+    """Print the medians of both, and this one's as a ratio of the other's. Name the lines that only one has."""
     if not (other / "benchmarks" / "__main__.py").exists():
         raise SystemExit(f"{other} is not a checkout of this repository.")
     print(f"{f'median of {rounds}':58}{other.name:>12}{'here':>12}{'ratio':>8}", flush=True)
@@ -53,7 +53,10 @@ def compare(other: Path, what: Sequence[str], *, rounds: int) -> None:
             there.append(measure(other, each))
             here.append(measure(ROOT, each))
         before, now = _by_name(there), _by_name(here)
-        for name in [name for name in now if name in before]:
+        for name in {**before, **now}:
+            if name not in before or name not in now:
+                print(f"{name[:57]:58}only {'here' if name in now else other.name}", flush=True)
+                continue
             was = statistics.median(line.value for line in before[name])
             found = statistics.median(line.value for line in now[name])
             ratio = f"{found / was:8.3f}" if was else " " * 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -198,3 +199,30 @@ def test_a_file_that_was_closed_and_opened_is_written_to_as_it_is_now() -> None:
         assert [each.read() for each in connections] == [
             FRAME * (2 if each is connections[3] else 3) for each in connections
         ]
+
+
+class Recording:
+    """A ring that writes nothing, and keeps what it was given."""
+
+    largest = 1000
+
+    def __init__(self) -> None:
+        self.given: list[array[int]] = []
+
+    def write(self, descriptors: array[int], data: bytes) -> list[tuple[int, int]]:
+        self.given.append(descriptors)
+        return []
+
+
+def test_descriptors_are_looked_up_once_for_many_frames_to_a_group() -> None:
+    ring = Recording()
+    files = DirectFiles(os.write, ring)
+    group = [files.add() for _ in range(16)]
+    numbers = array("i", [file.number for file in group])
+    for _ in range(3):
+        files.write(numbers, FRAME)
+    group[5].open(7)
+    files.write(numbers, FRAME)
+    first, second, third, fourth = ring.given
+    assert first is second is third
+    assert [*fourth] == [7 if file is group[5] else CLOSED for file in group]
