@@ -121,6 +121,23 @@ def test_further_columns_are_not_indexed_until_another_is_idle() -> None:
     assert index.find(fifth, held).covered == 6
 
 
+def test_two_look_ups_in_a_column_that_is_indexed_in_part_miss_nothing() -> None:
+    """Each adds to the lists that the other has found."""
+    window = Window(1_000_000, RowIndex(at_once=1))
+    window.restart(first=1, ceiling=0)
+    events = [event(number, TABLES[0], "INSERT", {"owner": value}, {}) for number, value in enumerate("aLbaLb", 1)]
+    events += [event(number, TABLES[0], "TRUNCATE", {}, {}) for number in range(7, 10)]
+    for each in events:
+        window.add(each)
+    asked = [Route(TABLES[0], "owner", "text", value) for value in "ab"]
+    for _ in range(10):
+        found = window.after(0, asked, most=1_000_000).events
+        assert [each for each in found if any(is_found(each, lookup) for lookup in asked)] == [
+            each for each in events if each.offset not in (2, 5)
+        ]
+    assert len(found) == 7, "nothing else, once the index is complete"
+
+
 def test_another_type_is_another_column() -> None:
     window = Window(1_000_000)
     window.restart(first=1, ceiling=0)

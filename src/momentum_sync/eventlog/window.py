@@ -16,7 +16,7 @@ from itertools import islice
 from momentum_sync.database.visibility import Snapshot
 from momentum_sync.eventlog.event import Event, is_row_channel
 from momentum_sync.eventlog.page import Page
-from momentum_sync.eventlog.row_index import Held, Route, RowIndex
+from momentum_sync.eventlog.row_index import Found, Held, Route, RowIndex
 
 
 class Window:
@@ -132,27 +132,31 @@ class Window:
 
     def _following(self, offset: int, keys: Sequence[str | Route]) -> Iterator[Event]:
         last = offset
-        lists = [] if offset == self.last else [held for key in keys for held in self._lists(offset, key)]
+        lists = [] if offset == self.last else list(self._lists(offset, keys))
         for event in lists[0] if len(lists) == 1 else merge(*lists, key=_number):
             if event.offset > last:
                 last = event.offset
                 yield event
 
-    def _lists(self, offset: int, key: str | Route) -> Iterator[Iterator[Event]]:
-        """Yield iterators over the events on a key or route after an offset, and perhaps others of the table."""
-        held = self._by_key.get(key if isinstance(key, str) else key.channel)
-        if held is None:
-            return
-        if isinstance(key, str):
-            yield _held_after(offset, held)
-            return
-        found = self._rows.find(key, held)
-        for each in found.lists:
-            yield _held_after(offset, each)
-        missing = len(held) - found.covered
-        start = bisect_right(held, offset, key=_offset) if missing else 0
-        if start < missing:
-            yield (event for event, _ in islice(held, start, missing))
+    def _lists(self, offset: int, keys: Sequence[str | Route]) -> Iterator[Iterator[Event]]:
+        """Yield iterators over the events on any of the keys after an offset, and perhaps others of their tables."""
+        looked_up: list[tuple[deque[Held], Found]] = []
+        for key in keys:
+            held = self._by_key.get(key if isinstance(key, str) else key.channel)
+            if held is None:
+                continue
+            if isinstance(key, str):
+                yield _held_after(offset, held)
+            else:
+                looked_up.append((held, self._rows.find(key, held)))
+        # A look-up adds to lists that others have found, too, so no iterator over them begins before the last one.
+        for held, found in looked_up:
+            for each in found.lists:
+                yield _held_after(offset, each)
+            missing = len(held) - found.covered
+            start = bisect_right(held, offset, key=_offset) if missing else 0
+            if start < missing:
+                yield (event for event, _ in islice(held, start, missing))
 
     def reaches(self, snapshot: Snapshot) -> bool:
         """Return whether every event that the snapshot does not see is still held."""
